@@ -1,0 +1,319 @@
+"""DES's JSON and headers, encoded and decoded: the one home of every assumed spelling.
+
+Documented by the vendor: ``startjob`` and ``queryrunstatus`` (paths, answers), the shape of
+``StartJobBody`` and ``JobRunParameterValue``, the type numbers 2, 3 and 4, and the word
+``required``. Marked ASSUMED below: what no public page says. A wrong guess about QueryJobs is
+bypassed with a schema file, which is read by the same tolerant reader.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from deslaunch.errors import SchemaError
+from deslaunch.model import AUTO, Job, JobParameter, RunStatus, StartedRun
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from deslaunch.model import Auto
+
+START_JOB: Final = "api/v1/startjob"
+QUERY_RUN_STATUS: Final = "api/v1/queryrunstatus"
+QUERY_JOBS: Final = "api/v1/queryjobs"  # ASSUMED: path and method
+QUERY_JOBS_BODY: Final = b"{}"  # ASSUMED
+TOKEN: Final = "authorisation/token"  # noqa: S105  # a path, not a secret
+
+STRING: Final = 1  # ASSUMED: the vendor's example shows 2, 3 and 4 only
+INTEGER: Final = 2
+DECIMAL: Final = 3
+DATETIME: Final = 4
+
+TYPE_NAMES: Final[Mapping[int, str]] = {
+    STRING: "string",
+    INTEGER: "integer",
+    DECIMAL: "decimal",
+    DATETIME: "datetime",
+}
+
+# ASSUMED: QueryJobs may name a type instead of numbering it.
+_TYPE_NUMBERS: Final = {name: number for number, name in TYPE_NAMES.items()} | {
+    "int": INTEGER,
+    "long": INTEGER,
+    "date": DATETIME,
+}
+
+# ASSUMED: all of these but "required", compared without regard to case.
+_JOB_LISTS: Final = ("jobs", "items", "results")
+_JOB_ID: Final = ("jobid", "id")
+_JOB_NAME: Final = ("name", "jobname")
+_PARAMETERS: Final = ("jobrunparameters", "parameters")
+_PARAMETER_NAME: Final = ("name", "parametername")
+_TYPE: Final = ("type", "datatype", "jobrunparametertype")
+_REQUIRED: Final = ("required", "isrequired")
+_NULLABLE: Final = ("nullable", "supportsnull", "isnullable", "allownull")
+_AUTO: Final = ("supportsautovalue", "supportsauto", "allowautovalue", "autovalue")
+_DESCRIPTION: Final = ("description",)
+
+ANSWER_LIMIT: Final = 4096
+"""Characters of an answer that are kept."""
+
+_RETRY_AFTER_LIMIT: Final = 1e9  # seconds: 31 years, and no infinity from 400 digits
+
+_GUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_JOB_RUN_ID: Final = re.compile(rb'"jobRunId"\s*:\s*"(%s)"' % _GUID.pattern.encode(), re.IGNORECASE)
+
+
+def is_guid(text: object) -> bool:
+    """Tell whether ``text`` is a GUID in the form 8-4-4-4-12, in either case."""
+    return isinstance(text, str) and _GUID.fullmatch(text) is not None
+
+
+def parameter_value(type_number: int | None, value: str | Auto | None) -> dict[str, Any]:
+    """Return the JobRunParameterValue of one value.
+
+    Args:
+        type_number: JobRunParameterType, or None to leave it to DES (a string).
+        value: the text, None for null, or ``AUTO``.
+    """
+    encoded: dict[str, Any] = {} if type_number is None else {"type": type_number}
+    encoded["valueStringEncoded"] = None if value is AUTO else value
+
+    if value is AUTO:
+        encoded["useAutoValue"] = True
+
+    return encoded
+
+
+def start_job_body(job_id: str, parameters: Mapping[str, Any]) -> bytes:
+    """Return the StartJobBody of encoded parameter values, as JSON in UTF-8."""
+    return orjson.dumps({"jobId": job_id, "parameters": parameters})
+
+
+def run_status_body(job_run_id: str) -> bytes:
+    """Return the body that queryrunstatus takes. ASSUMED."""
+    return orjson.dumps({"jobRunId": job_run_id})
+
+
+def decode_started(body: bytes) -> StartedRun | None:
+    """Read a StartJobResponse.
+
+    Returns:
+        The run, its jobId in lower case; None where the body is no JSON object with the GUIDs
+        ``jobId`` and ``jobRunId``.
+    """
+    answer = _object_or_none(body)
+
+    if answer is None:
+        return None
+
+    job_id, job_run_id = answer.get("jobId"), answer.get("jobRunId")
+
+    if not (is_guid(job_id) and is_guid(job_run_id)):
+        return None
+
+    return StartedRun(str(job_id).lower(), str(job_run_id))
+
+
+def job_run_id_in(body: bytes) -> str | None:
+    """Return the first jobRunId in an answer that is unusable, even no whole JSON, or None."""
+    found = _JOB_RUN_ID.search(body)
+    return found[1].decode() if found is not None else None
+
+
+def decode_run_status(body: bytes) -> RunStatus | None:
+    """Read a QueryJobRunStatusResponse; None where it lacks ``jobRunId`` or ``finished``."""
+    answer = _object_or_none(body)
+
+    if answer is None or not isinstance(answer.get("finished"), bool):
+        return None
+
+    if not is_guid(answer.get("jobRunId")):
+        return None
+
+    files = answer.get("outputFiles")
+    return RunStatus(
+        job_id=(_text_or_none(answer.get("jobId")) or "").lower(),
+        job_run_id=answer["jobRunId"],
+        finished=answer["finished"],
+        success=answer.get("success") is True,
+        status=_text_or_none(answer.get("status")),
+        created_utc=_text_or_none(answer.get("createdUtc")),
+        finished_utc=_text_or_none(answer.get("finishedUtc")),
+        output_files=tuple(files) if isinstance(files, list) else (),
+    )
+
+
+def decode_jobs(body: bytes, *, source: str) -> list[Job]:
+    """Read the jobs of a QueryJobs answer, or of a schema file in the same form.
+
+    Keys are compared without regard to case, unknown keys are ignored, and the parameters may
+    be a list or an object keyed by name.
+
+    Args:
+        body: JSON, UTF-8.
+        source: what the bytes are, for the error's text.
+
+    Raises:
+        SchemaError: the shape can't be read; the message shows what came.
+    """
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError as exc:
+        raise _unreadable(source, f"no JSON ({exc})", body) from exc
+
+    jobs = answer if isinstance(answer, list) else _first(answer, _JOB_LISTS)
+
+    if not isinstance(jobs, list):
+        raise _unreadable(source, 'no list under "jobs"', body)
+
+    return [_decode_job(job, source) for job in jobs]
+
+
+def _decode_job(job: Any, source: str) -> Job:
+    job_id = _first(job, _JOB_ID)
+
+    if not is_guid(job_id):
+        raise _unreadable(source, "a job without a GUID as jobId", _json(job))
+
+    declared = _first(job, _PARAMETERS)
+    return Job(
+        job_id=str(job_id).lower(),
+        name=_text_or_none(_first(job, _JOB_NAME)) or "",
+        parameters=tuple(_decode_parameters(declared, source)),
+    )
+
+
+def _decode_parameters(declared: Any, source: str) -> Iterator[JobParameter]:
+    if isinstance(declared, dict):
+        declared = [{"name": name, **_object(spec)} for name, spec in declared.items()]
+
+    if not isinstance(declared, list | None):
+        raise _unreadable(source, "parameters neither list nor object", _json(declared))
+
+    for spec in declared or ():
+        name = _first(spec, _PARAMETER_NAME)
+
+        if not isinstance(name, str) or not name:
+            raise _unreadable(source, "a parameter without a name", _json(spec))
+
+        yield JobParameter(
+            name=name,
+            type=_decode_type(_first(spec, _TYPE)),
+            required=_first(spec, _REQUIRED) is True,
+            nullable=_first(spec, _NULLABLE) is True,
+            supports_auto=_first(spec, _AUTO) is True,
+            description=_text_or_none(_first(spec, _DESCRIPTION)) or "",
+        )
+
+
+def _decode_type(declared: Any) -> int | None:
+    if isinstance(declared, str):
+        return _TYPE_NUMBERS.get(declared.lower())
+
+    return declared if type(declared) is int else None
+
+
+def encode_jobs(jobs: list[Job]) -> list[dict[str, Any]]:
+    """Return jobs in QueryJobs' own form, so that what is cached can be read back."""
+    return [
+        {
+            "jobId": job.job_id,
+            "name": job.name,
+            "jobRunParameters": [
+                {
+                    "name": parameter.name,
+                    "type": parameter.type,
+                    "required": parameter.required,
+                    "nullable": parameter.nullable,
+                    "supportsAutoValue": parameter.supports_auto,
+                    "description": parameter.description,
+                }
+                for parameter in job.parameters
+            ],
+        }
+        for job in jobs
+    ]
+
+
+def retry_after(header: str | None, *, now: datetime) -> float | None:
+    """Return the seconds that a Retry-After header asks for, at least 0; None if unreadable.
+
+    Args:
+        header: the header's text: seconds, or an HTTP date.
+        now: the time, with a time zone, from which a date is counted.
+    """
+    if header is None:
+        return None
+
+    if header.strip().isascii() and header.strip().isdigit():
+        return min(float(header), _RETRY_AFTER_LIMIT)
+
+    try:
+        date = parsedate_to_datetime(header)
+    except (ValueError, OverflowError):
+        return None
+
+    if date.tzinfo is None:
+        date = date.replace(tzinfo=UTC)
+
+    return max(0.0, (date - now).total_seconds())
+
+
+def kept_text(body: bytes) -> str:
+    """Return what is kept of an answer: its text, at most 4,096 characters."""
+    return body[: 4 * ANSWER_LIMIT].decode("utf-8", "replace")[:ANSWER_LIMIT]
+
+
+def error_text(body: str) -> str:
+    """Return one readable line of an ErrorResponse, whose fields are not documented."""
+    answer = _object_or_none(body.encode("utf-8", "replace"))
+    message = _first(answer, ("message", "error", "detail", "title")) if answer else None
+    text = message if isinstance(message, str) else body
+    return " ".join(text.split())[:500]
+
+
+def _first(answer: Any, spellings: tuple[str, ...]) -> Any:
+    """Return the value of the first spelling that an object has, whatever its case."""
+    if not isinstance(answer, dict):
+        return None
+
+    folded = {str(key).lower(): value for key, value in answer.items()}
+    return next((folded[spelling] for spelling in spellings if spelling in folded), None)
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _object_or_none(body: bytes) -> dict[str, Any] | None:
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return None
+
+    return answer if isinstance(answer, dict) else None
+
+
+def _text_or_none(value: Any) -> str | None:
+    return value[:ANSWER_LIMIT] if isinstance(value, str) else None
+
+
+def _json(part: Any) -> bytes:
+    """Return a part of an answer as JSON, or nothing: orjson reads deeper than it writes."""
+    try:
+        return orjson.dumps(part)
+    except orjson.JSONEncodeError:
+        return b""
+
+
+def _unreadable(source: str, why: str, body: bytes) -> SchemaError:
+    return SchemaError(
+        f"{source} can't be read: {why}; it begins: {kept_text(body)[:200]!r}",
+        hint='write the parameters to a file {"jobs": [...]} and pass it with --schema FILE',
+    )
