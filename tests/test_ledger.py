@@ -1,0 +1,1051 @@
+"""The ledger: what is on disk when, what a reader finds after every kind of damage."""
+
+# ruff: noqa: ASYNC240  # a test looks at its small files itself
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import gc
+import io
+import os
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import tracemalloc
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+
+from deslaunch import durable, ledger, records
+from deslaunch.errors import (
+    LedgerDamaged,
+    LedgerError,
+    LedgerExists,
+    LedgerForeign,
+    LedgerLocked,
+    LedgerWriteFailed,
+)
+from deslaunch.ledger import Ledger
+from deslaunch.model import RowState, StartRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from deslaunch.records import Record
+    from deslaunch.replay import Replay
+
+UTC = "2026-11-01T02:03:04.567Z"
+MANIFEST = {"path": "m", "sha256": "a", "rows": 9}
+BODY = {"JobId": "j", "Parameters": []}
+
+
+def clock() -> str:
+    return UTC
+
+
+class CountingDisk:
+    """The system's disk, counting; it can fail, write short, or hold a sync back."""
+
+    def __init__(self, *, fail_write: int = 0, fail_sync: int = 0, chunk: int | None = None):
+        self.fail_write = fail_write
+        self.fail_sync = fail_sync
+        self.chunk = chunk
+        self.writes: list[bytes] = []
+        self.syncs = 0
+        self.syncing = threading.Event()
+        self.go = threading.Event()
+        self.go.set()
+
+    def write(self, fd: int, data: bytes | memoryview) -> int:
+        self.writes.append(bytes(data))
+
+        if len(self.writes) == self.fail_write:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        return os.write(fd, data if self.chunk is None else data[: self.chunk])
+
+    def sync(self, fd: int) -> None:
+        self.syncs += 1
+        self.syncing.set()
+        assert self.go.wait(20)
+
+        if self.syncs == self.fail_sync:
+            raise OSError(errno.EIO, "Input/output error")
+
+        os.fsync(fd)
+
+
+class Unsynced(CountingDisk):
+    """A disk for tests that open a file at each of its bytes."""
+
+    def sync(self, fd: int) -> None:
+        self.syncs += 1
+
+
+def header(**changes: Any) -> Record:
+    built = records.batch(
+        batch_id="b",
+        manifest=MANIFEST,
+        format="csv",
+        job_id=None,
+        target=None,
+        allow=[],
+        skip_invalid=False,
+        version="0",
+    )
+    return {**built, **changes}
+
+
+def session(pid: int = 4711, host: str = "h") -> Record:
+    return records.session(pid=pid, host=host, manifest=MANIFEST, targets={}, options={})
+
+
+def sending(key: str, attempt: int = 1, *, with_body: bool = True) -> Record:
+    body = b'{"JobId":"j","Parameters":[]}'
+    request = StartRequest(key, 1, 2, "default", "j", "d", body, auto=False)
+    return records.sending(request, attempt, with_body=with_body)
+
+
+def started(key: str, attempt: int = 1) -> Record:
+    return records.started(key, attempt, job_run_id=f"run-{key}")
+
+
+def lines_of(*history: Record) -> list[bytes]:
+    return [records.encode(record, UTC) for record in history]
+
+
+SHORT = lines_of(
+    header(),
+    session(),
+    sending("k1"),
+    started("k1"),
+    sending("k2"),
+    records.unsent("k2", 1, error="e"),
+)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "n.ledger.jsonl"
+
+
+@contextlib.contextmanager
+def unprivileged() -> Iterator[None]:
+    """Give up root's right to write everywhere, in this process, for a while."""
+    if os.geteuid():
+        yield
+        return
+
+    os.seteuid(65534)
+
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def seen(replay: Replay) -> dict[str, tuple[RowState, int, str | None]]:
+    return {
+        key: (state.state, state.attempts, state.job_run_id) for key, state in replay.states.items()
+    }
+
+
+def folder_of(path: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        found.name: (found.read_bytes(), found.stat().st_mtime_ns)
+        for found in path.parent.iterdir()
+    }
+
+
+def read(data: bytes) -> tuple[Replay, ledger.Tail]:
+    return ledger.replay_of(io.BytesIO(data))
+
+
+async def held(path: Path) -> bool | None:
+    return await asyncio.to_thread(durable.is_held, path)
+
+
+async def look(path: Path) -> ledger.Snapshot:
+    return await asyncio.to_thread(ledger.snapshot, path)
+
+
+async def reopened(path: Path) -> Replay:
+    async with await Ledger.open(path, clock=clock) as found:
+        return found.replay
+
+
+# Writing.
+
+
+async def test_create_append_open(path: Path) -> None:
+    disk = CountingDisk()
+
+    async with await Ledger.create(path, disk=disk, clock=clock) as made:
+        await made.append(header())
+        await made.append(session())
+        await made.append(sending("k1"))
+        await made.append(started("k1"))
+        found = seen(made.replay)
+        assert "open, 0 waiting" in repr(made)
+
+    assert path.read_bytes() == b"".join(SHORT[:4])
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert found == {"k1": (RowState.STARTED, 1, "run-k1")}
+    again = await reopened(path)
+    assert (seen(again), again.header["batchId"]) == (found, "b")
+
+
+async def test_many_producers_one_file_in_the_order_of_their_appends(path: Path) -> None:
+    disk = CountingDisk(chunk=1000)
+    order: list[str] = []
+
+    async with await Ledger.create(path, disk=disk, clock=clock) as made:
+        await made.append(header())
+
+        async def produce(name: int) -> None:
+            for number in range(20):
+                key = f"{name}-{number}"
+                order.append(key)
+                waiting = made.append(sending(key, with_body=False))
+                await waiting
+                assert made.replay.states[key].state is RowState.UNKNOWN
+                order.append(key)
+                made.append(started(key))  # queued, not awaited
+
+        await asyncio.gather(*(produce(name) for name in range(32)))
+
+    keys = [records.decode(line)["key"] for line in path.read_bytes().splitlines(keepends=True)[1:]]
+    assert keys == order
+    assert disk.syncs < 200, "so many records must share their syncs"
+    assert set(seen(await reopened(path)).values()) == {
+        (RowState.STARTED, 1, f"run-{key}") for key in set(order)
+    }
+
+
+async def test_a_group_is_one_write_and_one_sync(path: Path) -> None:
+    disk = CountingDisk()
+
+    async with await Ledger.create(path, disk=disk, clock=clock) as made:
+        await made.append(header())
+        disk.go.clear()
+        disk.syncing.clear()
+        first = made.append(session())
+        await asyncio.to_thread(disk.syncing.wait, 20)
+        rest = [made.append(sending(f"k{number}")) for number in range(50)]
+        counted = len(disk.writes), disk.syncs
+        disk.go.set()
+        await asyncio.gather(first, *rest)
+        assert (counted, len(disk.writes), disk.syncs) == ((2, 2), 3, 3)
+        assert disk.writes[2].count(b"\n") == 50
+
+
+async def test_a_future_is_done_only_after_the_sync(path: Path) -> None:
+    disk = CountingDisk()
+
+    async with await Ledger.create(path, disk=disk, clock=clock) as made:
+        await made.append(header())
+        disk.go.clear()
+        disk.syncing.clear()
+        waiting = made.append(sending("k1"))
+        await asyncio.to_thread(disk.syncing.wait, 20)
+        await anyio.wait_all_tasks_blocked()
+        assert path.read_bytes().endswith(SHORT[2]), "written"
+        assert (waiting.done(), made.replay.get("k1")) == (False, None), "but not on disk"
+        told: list[object] = []
+        waiting.add_done_callback(lambda _: told.append(made.replay.states["k1"].state))
+        disk.go.set()
+        await waiting
+        await asyncio.sleep(0)
+        assert told == [RowState.UNKNOWN]
+
+
+async def test_aclose_waits_for_all_that_was_queued(path: Path) -> None:
+    disk = CountingDisk()
+    made = await Ledger.create(path, disk=disk, clock=clock)
+    await made.append(header())
+    disk.go.clear()
+    waiting = [made.append(session()), made.append(sending("k1"))]
+    closing = asyncio.create_task(made.aclose())
+    await anyio.wait_all_tasks_blocked()
+    assert not closing.done()
+    late = made.append(started("k1"))
+    disk.go.set()
+    await closing
+    await asyncio.gather(*waiting)
+
+    with pytest.raises(LedgerWriteFailed, match="closed"):
+        await late
+
+    assert path.read_bytes() == b"".join(SHORT[:3])
+    await made.aclose()
+    assert "closed" in repr(made)
+    (await Ledger.open(path))._file.close()  # the lock was given up
+
+
+@pytest.mark.parametrize("scoped", [True, False])
+async def test_a_cancelled_aclose_still_writes_and_gives_up_the_lock(
+    path: Path, scoped: bool
+) -> None:
+    disk = CountingDisk()
+    made = await Ledger.create(path, disk=disk, clock=clock)
+    await made.append(header())
+    disk.go.clear()
+    disk.syncing.clear()
+    waiting = made.append(session())
+
+    async def close() -> None:
+        if not scoped:
+            await made.aclose()
+
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await made.aclose()
+
+    closing = asyncio.create_task(close())
+    await asyncio.to_thread(disk.syncing.wait, 20)
+
+    if not scoped:
+        closing.cancel()
+
+    await anyio.wait_all_tasks_blocked()
+    assert not closing.done()
+    disk.go.set()
+
+    with contextlib.suppress(asyncio.CancelledError):
+        await closing
+
+    assert closing.cancelled() is not scoped
+    await waiting
+    assert (await reopened(path)).session is not None
+
+
+async def test_a_cancelled_waiter_loses_no_record(path: Path) -> None:
+    disk = CountingDisk()
+
+    async with await Ledger.create(path, disk=disk, clock=clock) as made:
+        await made.append(header())
+        disk.go.clear()
+
+        async def wait(record: Record) -> None:
+            await made.append(record)
+
+        tasks = [asyncio.create_task(wait(sending(f"k{n}"))) for n in range(4)]
+        await anyio.wait_all_tasks_blocked()
+
+        for task in tasks[:3]:
+            task.cancel()
+
+        disk.go.set()
+        await tasks[3]
+        await made.append(started("k0"))
+
+    assert list(seen(await reopened(path))) == ["k0", "k1", "k2", "k3"]
+
+
+async def test_a_cancelled_committer_leaves_nobody_waiting(path: Path) -> None:
+    disk = CountingDisk()
+
+    async with await Ledger.create(path, disk=disk, clock=clock) as made:
+        await made.append(header())
+        disk.go.clear()
+        disk.syncing.clear()
+        first = made.append(session())
+        await asyncio.to_thread(disk.syncing.wait, 20)
+        second = made.append(sending("k1"))
+        assert made._committing is not None  # what the loop's end would cancel
+        made._committing.cancel()
+
+        for waiting in (first, second, made.append(sending("k2"))):
+            with pytest.raises(LedgerWriteFailed):
+                await waiting
+
+        disk.go.set()
+
+    assert path.read_bytes() == b"".join(SHORT[:2])
+
+
+async def test_a_cancelled_open_gives_up_the_lock(path: Path) -> None:
+    path.write_bytes(b"".join(SHORT)[:-1])  # opening ends the last line: a write and a sync
+    disk = CountingDisk()
+    disk.go.clear()
+    opening = asyncio.create_task(Ledger.open(path, disk=disk))
+    await asyncio.to_thread(disk.syncing.wait, 20)
+    opening.cancel()
+    await asyncio.wait({opening})
+    assert opening.cancelled()
+    disk.go.set()
+
+    with anyio.fail_after(10):
+        while await held(path):  # noqa: ASYNC110  # the lock belongs to a thread
+            await asyncio.sleep(0)
+
+    await reopened(path)
+
+
+@pytest.mark.parametrize(
+    ("fault", "kept"),
+    [
+        pytest.param({"fail_write": 2}, 1, id="write"),
+        pytest.param({"fail_sync": 2}, 2, id="sync"),
+        pytest.param({"fail_write": 7, "chunk": 200}, None, id="in-the-middle-of-a-record"),
+    ],
+)
+async def test_a_failed_write_ends_it_for_all(
+    path: Path, fault: dict[str, int], kept: int | None
+) -> None:
+    complaints: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    disk = CountingDisk(**fault)
+
+    async with await Ledger.create(path, disk=disk, clock=clock) as made:
+        await made.append(header())
+        disk.go.clear()
+        group = [made.append(session()), *(made.append(sending(f"k{n}")) for n in range(9))]
+        await anyio.wait_all_tasks_blocked()
+        queued = [made.append(started("k1")), made.append(started("k2"))]
+        disk.go.set()
+        assert await asyncio.wait(group) == (set(group), set())
+        calls = len(disk.writes), disk.syncs
+        later = made.append(sending("k9"))
+
+        for waiting in (*group, *queued, later):
+            with pytest.raises(LedgerWriteFailed, match=r"No space|Input/output"):
+                await waiting
+
+            assert isinstance(getattr(waiting.exception(), "__cause__", None), OSError)
+
+        made.append(started("k3"))  # nobody waits for it
+        assert (len(disk.writes), disk.syncs) == calls
+        assert seen(made.replay) == {}
+        assert "failed" in repr(made)
+
+        del group, queued, later, waiting
+    gc.collect()
+    assert complaints == []
+
+    if kept is not None:
+        assert path.read_bytes().startswith(b"".join(SHORT[:kept]))
+
+    read(path.read_bytes())
+
+
+async def test_a_failure_that_is_no_os_error_leaves_nobody_waiting(path: Path) -> None:
+    class Broken(CountingDisk):
+        def sync(self, fd: int) -> None:
+            super().sync(fd)
+
+            if self.syncs > 1:
+                raise RuntimeError("a bug")
+
+    async with await Ledger.create(path, disk=Broken(), clock=clock) as made:
+        await made.append(header())
+
+        for record in (session(), sending("k1")):
+            with anyio.fail_after(10), pytest.raises(LedgerWriteFailed, match="a bug"):
+                await made.append(record)
+
+
+@pytest.mark.parametrize(
+    ("record", "error"),
+    [
+        pytest.param({"record": "started", "key": "k1", "attempt": 1}, ValueError, id="no-run"),
+        pytest.param(records.end({"a": object()}), TypeError, id="no-json"),  # type: ignore[dict-item]
+        pytest.param(records.unsent("k", 1, error="x" * (1 << 24)), ValueError, id="too-long"),
+    ],
+)
+async def test_what_could_not_be_read_back_is_not_written(
+    path: Path, record: Record, error: type[Exception]
+) -> None:
+    async with await Ledger.create(path, clock=clock) as made:
+        await made.append(header())
+
+        with pytest.raises(error):
+            made.append(record)
+
+        await made.append(session())
+
+    assert path.read_bytes() == b"".join(SHORT[:2])
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+async def test_a_ledger_that_is_taken_away_stops_the_launch(path: Path, how: str) -> None:
+    async with await Ledger.create(path, clock=clock) as made:
+        await made.append(header())
+
+        if how == "moved":
+            path.rename(path.with_name("other"))
+        else:
+            path.unlink()
+
+        if how == "replaced":
+            path.write_bytes(b"".join(SHORT))
+
+        with pytest.raises(LedgerWriteFailed, match="moved, removed or replaced"):
+            await made.append(session())
+
+    assert (path.read_bytes() if path.exists() else None) == (
+        b"".join(SHORT) if how == "replaced" else None
+    )
+
+
+# Opening, refusing.
+
+
+async def test_create_refuses_a_begun_batch_and_changes_nothing(path: Path) -> None:
+    path.write_bytes(b"".join(SHORT) + b'{"record":"sen')
+    before = folder_of(path)
+
+    with pytest.raises(LedgerExists, match="exists"):
+        await Ledger.create(path)
+
+    assert folder_of(path) == before
+    assert not await held(path)
+
+
+async def test_open_refuses_what_is_not_there(path: Path) -> None:
+    with pytest.raises(LedgerError, match="no such ledger"):
+        await Ledger.open(path)
+
+    with pytest.raises(LedgerError, match="can't be used"):
+        await Ledger.create(path / "deeper")
+
+    with pytest.raises(LedgerError, match="no such ledger"):
+        await asyncio.to_thread(ledger.snapshot, path)
+
+    assert list(path.parent.iterdir()) == []
+
+
+def newer_line() -> bytes:
+    head = b'{"record":"batch","ledger":"deslaunch/2","batchId":"b"'
+    return records._sealed(head)  # a line of a version that is to come
+
+
+NO_LEDGERS = {
+    "text": b"Dear all,\nhere is the list.\n",
+    "text-without-newline": b"x",
+    "newline": b"\n",
+    "csv": b"jobId,a\n1,2\n",
+    "binary": bytes(range(256)) * 40,
+    "begins-with-zeros": b"\0" * 4096 + b"an image of a disk" + b"\0" * 4096,
+    "mp4": b"\0\0\0\x18ftypmp42" + b"\0" * 100,
+    "other-jsonl": b'{"a":1}\n{"b":2}\n',
+    "own-jsonl-without-checksums": b'{"record":"batch","ledger":"deslaunch/1"}\n{"record":"end"}\n',
+    "newer-with-other-checksums": (
+        b'{"record":"batch","ledger":"deslaunch/2","sum":"0"}\n{"record":"x","sum":"1"}\n'
+    ),
+    "newer-with-other-checksums-one-line": b'{"record":"batch","ledger":"deslaunch/2","s":"0"}\n',
+    "newer": newer_line(),
+    "newer-with-a-torn-tail": newer_line() + b'{"rec',
+    "header-with-a-hole": SHORT[0][:40] + b"\0" * 40 + SHORT[0][80:-1],
+    "headless": b"".join(SHORT[1:]),
+}
+
+
+@pytest.mark.parametrize("data", NO_LEDGERS.values(), ids=list(NO_LEDGERS))
+@pytest.mark.parametrize(
+    "use", [Ledger.open, Ledger.create, look], ids=["open", "create", "status"]
+)
+async def test_a_file_that_is_no_ledger_is_never_changed(
+    path: Path, data: bytes, use: Callable[[Path], Awaitable[object]]
+) -> None:
+    path.write_bytes(data)
+    before = folder_of(path)
+
+    with pytest.raises((LedgerForeign, LedgerDamaged), match=r"n\.ledger\.jsonl: "):
+        await use(path)
+
+    assert folder_of(path) == before
+    assert not await held(path)
+
+
+NEWBORN = {
+    "empty": b"",
+    "all-zeros": b"\0" * 9000,
+    "one-byte": SHORT[0][:1],
+    "cut-before-the-version": SHORT[0][:20],
+    "cut-later": SHORT[0][:90],
+    "cut-and-filled-up": SHORT[0][:90] + b"\0" * 4000,
+    "only-the-newline-and-a-brace-are-missing": SHORT[0][:-2],
+}
+
+
+@pytest.mark.parametrize("data", NEWBORN.values(), ids=list(NEWBORN))
+async def test_a_header_cut_short_counts_as_absent(path: Path, data: bytes) -> None:
+    path.write_bytes(data)
+    before = folder_of(path)
+
+    with pytest.raises(LedgerForeign, match="no batch was begun"):
+        await Ledger.open(path)
+
+    assert await asyncio.to_thread(ledger.peek, path) is None
+    assert folder_of(path) == before
+
+    async with await Ledger.create(path, clock=clock) as made:
+        assert made.replay.header == {}
+        await made.append(header())
+
+    assert path.read_bytes() == SHORT[0]
+    torn = path.with_name(f"{path.name}.torn")
+    assert (torn.read_bytes() if torn.exists() else b"") == data
+
+
+async def test_a_header_without_its_newline_is_a_header(path: Path) -> None:
+    path.write_bytes(SHORT[0][:-1])
+
+    with pytest.raises(LedgerExists):
+        await Ledger.create(path)
+
+    assert (await reopened(path)).header["batchId"] == "b"
+    assert path.read_bytes() == SHORT[0]
+
+
+async def test_two_headers_are_damage(path: Path) -> None:
+    path.write_bytes(b"".join(SHORT + SHORT))
+    before = folder_of(path)
+
+    for use in (Ledger.open, Ledger.create):
+        with pytest.raises(LedgerDamaged, match="second header") as caught:
+            await use(path)
+
+        assert caught.value.offset == len(b"".join(SHORT))
+
+    assert folder_of(path) == before
+
+
+async def test_an_unknown_kind_refuses_to_resume_but_can_be_looked_at(path: Path) -> None:
+    line = records.encode({"record": "telepathy"}, UTC)
+    path.write_bytes(b"".join(SHORT) + line + b"torn")
+    before = folder_of(path)
+
+    with pytest.raises(LedgerForeign, match="telepathy"):
+        await Ledger.open(path)
+
+    found = await asyncio.to_thread(ledger.snapshot, path)
+    assert (found.torn, found.live, list(found.replay.states)) == (True, False, ["k1", "k2"])
+    assert folder_of(path) == before
+
+
+@pytest.mark.parametrize("at", [1, 3, 5])
+async def test_a_record_that_lacks_a_field_is_damage(path: Path, at: int) -> None:
+    bad = records.encode({"record": "started", "key": "k1", "attempt": 1}, UTC)
+    path.write_bytes(b"".join([*SHORT[:at], bad, *SHORT[at:]]))
+    before = folder_of(path)
+
+    with pytest.raises(LedgerDamaged, match="jobRunId") as caught:
+        await Ledger.open(path)
+
+    assert caught.value.offset == len(b"".join(SHORT[:at]))
+    assert folder_of(path) == before
+
+
+# Torn and flipped.
+
+
+def test_cut_at_every_byte(path: Path) -> None:
+    whole = b"".join(SHORT)
+    ends = [len(b"".join(SHORT[:n])) for n in range(len(SHORT) + 1)]
+    torn_path = path.with_name(f"{path.name}.torn")
+
+    for size in range(ends[1], len(whole)):
+        path.write_bytes(whole[:size])
+        torn_path.unlink(missing_ok=True)
+        good = max(n for n, end in enumerate(ends) if end <= size)
+        lacks_newline = size + 1 in ends
+        good += lacks_newline
+        expected = seen(read(b"".join(SHORT[:good]))[0])
+        file, replay = ledger._open(path, Unsynced())
+        file.append(SHORT[1])
+        file.close()
+        assert seen(replay) == expected
+        assert path.read_bytes() == b"".join(SHORT[:good]) + SHORT[1]
+        cut = b"" if lacks_newline else whole[ends[good] : size]
+        assert (torn_path.read_bytes() if torn_path.exists() else b"") == cut
+        assert seen(read(path.read_bytes())[0]) == expected
+
+
+async def test_a_torn_tail_is_healed_and_written_on(path: Path) -> None:
+    path.write_bytes(b"".join(SHORT[:5])[:-9])
+
+    async with await Ledger.open(path, clock=clock) as found:
+        assert seen(found.replay) == {"k1": (RowState.STARTED, 1, "run-k1")}
+        await found.append(sending("k2"))
+
+    assert path.read_bytes() == b"".join(SHORT[:5])
+    torn = path.with_name(f"{path.name}.torn")
+    assert torn.read_bytes() == SHORT[4][:-9]
+    assert stat.S_IMODE(torn.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("fault", [{"fail_sync": 1}, {"fail_sync": 2}], ids=["copy", "cut"])
+async def test_a_tail_is_cut_only_once_its_copy_is_on_disk(
+    path: Path, fault: dict[str, int]
+) -> None:
+    data = b"".join(SHORT) + b"torn"
+    path.write_bytes(data)
+
+    with pytest.raises(LedgerError, match="Input/output"):
+        await Ledger.open(path, disk=CountingDisk(**fault))
+
+    torn = path.with_name(f"{path.name}.torn")
+    assert (path.read_bytes() == data) is not torn.exists()
+    assert not await held(path)
+    await reopened(path)
+    assert path.read_bytes() == b"".join(SHORT)
+    assert torn.read_bytes() == b"torn"
+
+
+@pytest.mark.parametrize("zeros", [1, 17, 511, 4096, 70_000])
+@pytest.mark.parametrize("rest", [0, 5], ids=["after-a-line", "in-a-line"])
+async def test_a_tail_filled_up_with_zeros(path: Path, zeros: int, rest: int) -> None:
+    tail = SHORT[5][:rest] + b"\0" * zeros
+    path.write_bytes(b"".join(SHORT[:5]) + tail)
+    replay = await reopened(path)
+    assert replay.states["k2"].state is RowState.UNKNOWN
+    assert path.read_bytes() == b"".join(SHORT[:5])
+    assert path.with_name(f"{path.name}.torn").read_bytes() == tail
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+async def test_good_records_behind_zeros_are_damage(path: Path, end: bytes) -> None:
+    path.write_bytes(b"".join(SHORT[:4]) + b"\0" * 4096 + end + SHORT[4])
+    before = folder_of(path)
+
+    with pytest.raises(LedgerDamaged) as caught:
+        await Ledger.open(path)
+
+    assert caught.value.offset == len(b"".join(SHORT[:4]))
+    assert folder_of(path) == before
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x20, 0x80, 0xFF])
+def test_a_changed_byte_is_never_a_silently_different_replay(flip: int) -> None:
+    whole = b"".join(SHORT)
+    starts = [len(b"".join(SHORT[:n])) for n in range(len(SHORT))]
+    shorter = seen(read(b"".join(SHORT[:-1]))[0])
+
+    for position in range(len(whole)):
+        spoilt = bytearray(whole)
+        spoilt[position] ^= flip
+        line = max(start for start in starts if start <= position)
+
+        if position == len(whole) - 1 or line == starts[-1]:
+            replay, tail = read(bytes(spoilt))
+            assert (tail.torn, tail.offset, seen(replay)) == (True, line, shorter)
+        else:
+            with pytest.raises(LedgerDamaged) as caught:
+                read(bytes(spoilt))
+
+            assert caught.value.offset == line
+
+
+@pytest.mark.parametrize("size", range(2, 40, 7))
+def test_lines_lost_from_the_middle_are_damage_where_bytes_are_missing(size: int) -> None:
+    whole = b"".join(SHORT)
+
+    for position in range(0, len(whole) - len(SHORT[-1]) - size, 3):
+        spoilt = whole[:position] + whole[position + size :]
+
+        with pytest.raises((LedgerDamaged, LedgerForeign)):
+            read(spoilt)
+
+
+async def test_a_huge_zero_tail_takes_little_memory(path: Path) -> None:
+    path.write_bytes(b"".join(SHORT))
+    os.truncate(path, 100 << 20)
+    tracemalloc.start()
+
+    try:
+        found = await asyncio.to_thread(ledger.snapshot, path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+    assert (found.torn, list(found.replay.states)) == (True, ["k1", "k2"])
+    assert peak < 4 * records.LINE_LIMIT
+
+
+async def test_the_longest_line_is_read_back(path: Path) -> None:
+    room = records.LINE_LIMIT - len(records.encode(records.unsent("k", 1, error=""), UTC))
+
+    async with await Ledger.create(path, clock=clock) as made:
+        await made.append(header())
+        await made.append(records.unsent("k", 1, error="x" * room))
+        await made.append(session())
+
+    assert (await reopened(path)).session is not None
+
+
+def test_a_hidden_record_is_searched_for_in_bounded_time() -> None:
+    line = records.START * 1_000_000 + b"\n"
+    replay, tail = read(b"".join(SHORT) + line)
+    assert (tail.torn, len(replay.states)) == (True, 2)
+
+
+# Locks.
+
+HOLD = """
+import asyncio, os, socket, sys
+from pathlib import Path
+from deslaunch import records
+from deslaunch.ledger import Ledger
+
+async def main():
+    async with await Ledger.open(Path(sys.argv[1])) as held:
+        if sys.argv[2] == "session":
+            manifest = {"path": "m", "sha256": "a", "rows": 9}
+            await held.append(records.session(
+                pid=os.getpid(), host=socket.gethostname(), manifest=manifest,
+                targets={}, options={}))
+        print("held", flush=True)
+        await asyncio.to_thread(sys.stdin.read)
+
+asyncio.run(main())
+"""
+
+
+@contextlib.contextmanager
+def holding(path: Path, how: str) -> Iterator[int]:
+    command = [sys.executable, "-c", HOLD, str(path), how]
+
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+
+        try:
+            yield process.pid
+        finally:
+            process.kill()
+
+
+def test_a_held_ledger_names_its_holder_and_can_be_looked_at(path: Path) -> None:
+    path.write_bytes(b"".join(SHORT[:5]))
+
+    with holding(path, "session") as pid:
+        found = [ledger.snapshot(path).live]
+
+        for use in (Ledger.open, Ledger.create):
+            with pytest.raises(LedgerLocked) as caught:
+                asyncio.run(use(path))
+
+            assert f"process {pid} on {socket.gethostname()}" in str(caught.value)
+
+    found.append(ledger.snapshot(path).live)
+    assert found == [True, False]
+
+
+def test_a_holder_that_has_not_said_who_it_is(path: Path) -> None:
+    path.write_bytes(b"".join(SHORT) + lines_of(records.end({}))[0])
+
+    with holding(path, "silently"), pytest.raises(LedgerLocked, match="another process"):
+        asyncio.run(Ledger.open(path))
+
+
+def test_a_locked_ledger_is_locked_whatever_it_holds(path: Path) -> None:
+    path.write_bytes(b"no ledger\n")
+
+    with durable.AppendFile(path), pytest.raises(LedgerLocked, match="another process"):
+        asyncio.run(Ledger.open(path))
+
+
+async def test_one_process_cannot_open_it_twice(path: Path) -> None:
+    async with await Ledger.create(path, clock=clock) as made:
+        await made.append(header())
+
+        for use in (Ledger.open, Ledger.create):
+            with pytest.raises(LedgerLocked):
+                await use(path)
+
+        await made.append(session())
+
+
+async def test_a_linked_ledger_is_the_same_ledger(path: Path) -> None:
+    real = path.with_name("real")
+    real.write_bytes(b"".join(SHORT[:5]) + b"torn")
+    path.symlink_to(real)
+
+    async with await Ledger.open(path, clock=clock) as found:
+        with pytest.raises(LedgerLocked):
+            await Ledger.open(real)
+
+        await found.append(records.unsent("k2", 1, error="e"))
+
+    assert path.is_symlink()
+    assert real.read_bytes() == b"".join(SHORT)
+
+
+async def test_devices_are_refused(path: Path) -> None:
+    path.symlink_to(os.devnull)
+
+    for use in (Ledger.open, Ledger.create):
+        with pytest.raises(LedgerError, match="regular"):
+            await use(path)
+
+
+# Looking without touching.
+
+
+async def test_a_snapshot_takes_no_lock_and_changes_nothing(path: Path) -> None:
+    path.write_bytes(b"".join(SHORT)[:-5])
+    before = folder_of(path)
+
+    async with contextlib.AsyncExitStack() as stack:
+        found = await asyncio.to_thread(ledger.snapshot, path)
+        held = await stack.enter_async_context(await Ledger.open(path))
+        assert (found.torn, found.live) == (True, False)
+        assert before == before | {path.name: (b"".join(SHORT)[:-5], before[path.name][1])}
+        again = await asyncio.to_thread(ledger.snapshot, path)
+        assert (again.torn, again.live) == (False, True)
+        await held.append(session())
+
+
+async def test_a_snapshot_between_two_bytes_of_an_append_sees_no_damage(path: Path) -> None:
+    path.write_bytes(b"".join(SHORT))
+    found: list[tuple[bool, int]] = []
+
+    class Watched(CountingDisk):
+        def write(self, fd: int, data: bytes | memoryview) -> int:
+            shot = ledger.snapshot(path)
+            found.append((shot.live, len(shot.replay.states)))
+            return super().write(fd, data)
+
+    async with await Ledger.open(path, disk=Watched(chunk=1), clock=clock) as held:
+        await asyncio.gather(held.append(sending("k3")), held.append(started("k3")))
+
+    assert len(found) > 200
+    assert set(found) == {(True, 2), (True, 3)}
+
+
+def test_lines_that_come_during_the_reading_are_left_for_the_next(path: Path) -> None:
+    path.write_bytes(b"".join(SHORT)[:-5])
+    tail = ledger.Tail()
+
+    with path.open("rb", buffering=0) as raw, path.open("ab") as writer:
+        reading = ledger.read_records(raw, tail)
+        kinds = [next(reading)[1]["record"]]
+        writer.write(SHORT[5][-5:] + SHORT[2])
+        writer.flush()
+        kinds += [record["record"] for _, record in reading]
+
+    assert kinds == ["batch", "session", "sending", "started", "sending"]
+    assert tail.torn
+
+
+def test_a_tail_that_is_healed_during_the_reading_is_no_damage(path: Path) -> None:
+    head, tail = b"".join(SHORT[:5]), b"x" * 5000
+
+    class Healed(io.FileIO):
+        healed = False
+
+        def readline(self, size: int | None = -1, /) -> bytes:
+            if self.tell() >= len(head) and not self.healed:
+                self.healed = True
+                first = super().read(100) or b""
+                path.write_bytes(head + SHORT[5] * 60)
+                return first + super().readline()
+
+            return super().readline(size)
+
+    path.write_bytes(head + tail)
+
+    with Healed(path) as stream:
+        replay, found = ledger.steady_replay_of(stream)
+        assert (len(replay.states), found.torn, stream.healed) == (2, False, True)
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder that an unprivileged user can reach; pytest's own are private."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+def test_a_folder_that_can_only_be_read(public_folder: Path) -> None:
+    path = public_folder / "n.ledger.jsonl"
+    path.write_bytes(b"".join(SHORT) + b"torn")
+    path.chmod(0o666)
+    public_folder.chmod(0o555)
+    before = folder_of(path)
+
+    with unprivileged():
+        assert ledger.snapshot(path).torn
+
+        with pytest.raises(LedgerError, match="can't be used: Permission denied"):
+            asyncio.run(Ledger.open(path))  # the tail could not be set aside
+
+        with pytest.raises(LedgerError, match="can't be used: Permission denied"):
+            asyncio.run(Ledger.create(path.with_name("other")))
+
+        assert not durable.is_held(path)
+
+    public_folder.chmod(0o755)
+    assert folder_of(path) == before
+
+
+def test_a_ledger_that_can_only_be_read(public_folder: Path) -> None:
+    path = public_folder / "n.ledger.jsonl"
+    path.write_bytes(b"".join(SHORT))
+    path.chmod(0o444)
+    public_folder.chmod(0o555)
+
+    with unprivileged():
+        assert len(ledger.snapshot(path).replay.states) == 2
+
+        with pytest.raises(LedgerError, match="can't be used: Permission denied"):
+            asyncio.run(Ledger.open(path))
+
+    public_folder.chmod(0o755)
+
+
+def test_the_records_of_a_ledger_are_read_without_its_lock(path: Path) -> None:
+    path.write_bytes(b"".join(SHORT[:3])[:-1])
+
+    kinds = [record["record"] for record in ledger.records_of(path)]
+
+    assert kinds == ["batch", "session", "sending"]
+
+
+KILLED = """
+import asyncio, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_ledger import header, started
+from deslaunch.ledger import Ledger
+
+async def main():
+    async with await Ledger.create(Path(sys.argv[1])) as made:
+        await made.append(header())
+        number = 0
+
+        while True:
+            number += 1
+            waiting = [made.append(started(f"{number}-{n}")) for n in range(50)]
+            await asyncio.gather(*waiting)
+            os.write(1, b"%d\\n" % number)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("groups", [1, 20])
+def test_what_was_told_before_a_kill_is_there_after_it(path: Path, groups: int) -> None:
+    command = [sys.executable, "-c", KILLED, str(path), str(Path(__file__).parent)]
+
+    with subprocess.Popen(command, stdout=-1) as process:
+        assert process.stdout is not None
+        told = [int(process.stdout.readline()) for _ in range(groups)]
+        process.kill()
+        told += [int(line) for line in process.stdout.read().split(b"\n")[:-1] if line]
+
+    kept = ledger.snapshot(path).replay.states
+    assert {f"{number}-{n}" for number in told for n in range(50)} <= set(kept)
+    assert told == list(range(1, len(told) + 1))
