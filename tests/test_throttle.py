@@ -1,0 +1,385 @@
+"""When a target's rows may start: tables of what happened, and a machine that looks for locks."""
+
+from __future__ import annotations
+
+from itertools import chain, count, repeat
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
+
+from deslaunch.errors import DesError, Misconfigured, NotSent, Redirected, Throttled
+from deslaunch.model import Stop, StopReason
+from deslaunch.throttle import Gate, Pacer, Pause, Throttle
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def waits() -> Iterator[float]:
+    return chain([1.0, 2.0, 4.0, 8.0, 16.0, 32.0], repeat(60.0))
+
+
+def throttle(give_up_after: float = 900.0) -> Throttle:
+    return Throttle("acme", waits=waits, give_up_after=give_up_after)
+
+
+def throttled(seconds: float | None = None) -> Throttled:
+    return Throttled("slow down", status=429, retry_after=seconds)
+
+
+def unsent() -> NotSent:
+    return NotSent("refused")
+
+
+def play(found: Throttle, script: str) -> list[object]:  # noqa: C901  # one line a word
+    """Play a script and return what came out: ``?k`` asks, ``+k`` begins, ``-`` ends.
+
+    ``ok`` is final, ``5xx`` an answer that is not, ``lost`` no answer; ``429@t`` and
+    ``429:s@t`` (Retry-After s) are throttles, ``unsent@t`` no contact, at the time t; ``open@t``
+    tries to end the pause; ``hold`` and ``release`` are a token's renewal.
+    """
+    out: list[object] = []
+
+    for word in script.split():
+        what, _, time = word.partition("@")
+        now = float(time or 0)
+        name, _, seconds = what.partition(":")
+
+        if name[0] in "?+":
+            out += [found.admits(name[1:])] if name[0] == "?" else []
+            found.begin(name[1:]) if name[0] == "+" else None
+        elif name == "-":
+            found.end()
+        elif name in {"ok", "5xx"}:
+            found.answered(final=name == "ok")
+        elif name == "lost":
+            out.append(found.lost("reset"))
+        elif name == "429":
+            out.append(found.held_back(throttled(float(seconds) if seconds else None), now))
+        elif name == "unsent":
+            out.append(found.held_back(unsent(), now))
+        elif name == "open":
+            out.append(found.reopen(now))
+        elif name == "hold":
+            found.hold()
+        elif name == "release":
+            found.release()
+        else:
+            raise AssertionError(word)
+
+    return [
+        result.seconds
+        if isinstance(result, Pause)
+        else result.reason
+        if isinstance(result, Stop)
+        else result
+        for result in out
+    ]
+
+
+T, F, N = True, False, None
+
+SCRIPTS: dict[str, tuple[str, list[object], Gate]] = {
+    # first contact
+    "first-contact-is-alone": ("?a +a ?b ?a", [T, F, F], Gate.ALONE),
+    "the-rest-follow-a-final-answer": ("+a ok - ?b +b ?c", [T, T], Gate.OPEN),
+    "the-rest-follow-before-the-slot-is-free": ("+a ok ?b", [T], Gate.OPEN),
+    "a-5xx-keeps-the-others-out": ("+a 5xx - ?b ?a", [F, T], Gate.ALONE),
+    "a-5xx-twice-keeps-the-others-out": ("+a 5xx - +a 5xx - ?b ?a", [F, T], Gate.ALONE),
+    "a-5xx-then-started": ("+a 5xx - +a ok - ?b", [T], Gate.OPEN),
+    "first-contact-lost": ("+a lost - ?b ?a", [StopReason.FIRST_CONTACT, F, F], Gate.STOPPED),
+    "5xx-then-lost": ("+a 5xx - +a lost -", [StopReason.FIRST_CONTACT], Gate.STOPPED),
+    "lost-after-the-introduction": ("+a ok - +b lost - ?c", [N, T], Gate.OPEN),
+    # pauses
+    "throttled-first": ("+a 429:5@0 - ?a ?b", [6.0, F, F], Gate.PAUSED),
+    "pause-ends": ("+a 429:5@0 - open@5 open@6 ?b", [6.0, F, T, T], Gate.ALONE),
+    "pause-ends-once": ("+a 429:5@0 - open@6 open@6", [6.0, T, F], Gate.ALONE),
+    "a-timer-a-hair-early": ("+a 429:5@0 - open@5.9999999", [6.0, T], Gate.ALONE),
+    "no-retry-after": ("+a 429@0 - open@1 +a 429@1 -", [1.0, T, 2.0], Gate.PAUSED),
+    "other-rows-in-flight": (
+        "+a ok - +a +b +c 429@0 - 429@0 - open@1 ?d - ?d +d ?e",
+        [1.0, N, T, F, T, F],
+        Gate.ALONE,
+    ),
+    "a-probe-opens": ("+a ok - +a 429@0 - open@1 +b ok - ?c +c ?d", [1.0, T, T, T], Gate.OPEN),
+    "a-5xx-opens-after-a-pause": ("+a ok - +a 429@0 - open@1 +b 5xx - ?c", [1.0, T, T], Gate.OPEN),
+    "a-lost-probe-lets-the-next-try": (
+        "+a ok - +a 429@0 - open@1 +b lost ?c - ?c +c ?d",
+        [1.0, T, N, F, T, F],
+        Gate.ALONE,
+    ),
+    "an-answer-in-a-pause-does-not-end-it": (
+        "+a ok - +a +b 429:5@0 - ok - ?c open@6 ?c",
+        [6.0, F, T, T],
+        Gate.ALONE,
+    ),
+    "success-begins-the-waits-anew": (
+        "+a ok - +a 429@0 - open@1 +a ok - +a 429@2 - ",
+        [1.0, T, 1.0],
+        Gate.PAUSED,
+    ),
+    "pauses-in-a-row-grow": (
+        "+a ok - +a 429@0 - open@1 +a 429@1 - open@3 +a 429@3 -",
+        [1.0, T, 2.0, T, 4.0],
+        Gate.PAUSED,
+    ),
+    "prolonged": ("+a ok - +a +b 429:5@0 429:9@1 open@6 open@10", [6.0, 9.0, F, T], Gate.ALONE),
+    "never-shortened": (
+        "+a ok - +a +b 429:50@0 429:5@1 open@6 open@51",
+        [51.0, N, F, T],
+        Gate.ALONE,
+    ),
+    "never-shortened-by-none": ("+a ok - +a +b 429:50@0 429@1 open@2", [51.0, N, F], Gate.PAUSED),
+    "never-shortened-by-no-contact": (
+        "+a ok - +a +b 429:50@0 unsent@1 open@2",
+        [51.0, N, F],
+        Gate.PAUSED,
+    ),
+    "retry-after-of-nothing": ("+a ok - +a 429:0@0 open@0 open@1", [1.0, F, T], Gate.ALONE),
+    # giving up
+    "told-to-wait-too-long": ("+a ok - +a 429:900@0", [StopReason.THROTTLED], Gate.STOPPED),
+    "told-to-wait-long": ("+a ok - +a 429:899@0", [900.0], Gate.PAUSED),
+    "prolonged-too-long": (
+        "+a ok - +a +b 429:5@0 429:900@1",
+        [6.0, StopReason.THROTTLED],
+        Gate.STOPPED,
+    ),
+    "paused-too-long-in-all": (
+        "+a ok - +a 429:500@0 - open@501 +a 429:500@501",
+        [501.0, T, StopReason.THROTTLED],
+        Gate.STOPPED,
+    ),
+    "paused-long-with-a-success-between": (
+        "+a ok - +a 429:500@0 - open@501 +a ok - +a 429:500@501",
+        [501.0, T, 501.0],
+        Gate.PAUSED,
+    ),
+    "paused-long-with-a-5xx-between-at-first-contact": (
+        "+a 429:500@0 - open@501 +a 5xx - +a 429:500@501",
+        [501.0, T, 501.0],
+        Gate.PAUSED,
+    ),
+    "unreachable-too-long": (
+        "+a ok - +a 429:500@0 - open@501 +a 429:398@501 - open@900 +a unsent@900",
+        [501.0, T, 399.0, T, StopReason.UNREACHABLE],
+        Gate.STOPPED,
+    ),
+    # never reached
+    "never-reached": (
+        "+a unsent@0 - open@1 +b unsent@1 - open@3 +a unsent@3 - ?a",
+        [1.0, T, 2.0, T, StopReason.UNREACHABLE, F],
+        Gate.STOPPED,
+    ),
+    "reached-once": (
+        "+a 5xx - +a unsent@0 - open@1 +a unsent@1 - open@3 +a unsent@3 -",
+        [1.0, T, 2.0, T, 4.0],
+        Gate.PAUSED,
+    ),
+    "a-throttle-is-a-contact": (
+        "+a 429@0 - open@1 +a unsent@1 - open@3 +a unsent@3 -",
+        [1.0, T, 2.0, T, 4.0],
+        Gate.PAUSED,
+    ),
+    # a token's renewal
+    "held": ("+a ok - hold ?a release ?a", [F, T], Gate.OPEN),
+    "held-twice": ("+a ok - hold hold release ?a release ?a", [F, T], Gate.OPEN),
+    "released-too-often": ("+a ok - release hold ?a release ?a", [F, T], Gate.OPEN),
+    "ended-too-often": ("+a - - ?a +a ?b", [T, F], Gate.ALONE),
+    "held-at-first-contact": ("+a 5xx hold - ?a ?b release ?b ?a", [F, F, F, T], Gate.ALONE),
+    # after the end
+    "nothing-after-a-stop": (
+        "+a +b lost ok 5xx lost 429@0 unsent@0 open@99 ?c",
+        [StopReason.FIRST_CONTACT, N, N, N, F, F],
+        Gate.STOPPED,
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("script", "expected", "gate"), [pytest.param(*case, id=name) for name, case in SCRIPTS.items()]
+)
+def test_scripts(script: str, expected: list[object], gate: Gate) -> None:
+    found = throttle()
+    assert (play(found, script), found.gate) == (expected, gate)
+    assert found.stopped is (gate is Gate.STOPPED)
+    assert gate.value in repr(found)
+
+
+@pytest.mark.parametrize("error", [Misconfigured("bad certificate"), Redirected("302", status=302)])
+@pytest.mark.parametrize("script", ["+a", "+a ok - +a", "+a ok - +a +b 429:5@0"])
+def test_a_wrong_configuration_stops(error: DesError, script: str) -> None:
+    found = throttle()
+    play(found, script)
+    stop = found.held_back(error, 0.0)
+    assert stop == Stop(StopReason.CONFIGURATION, str(error), "acme")
+    assert found.stopped
+    assert found.held_back(error, 0.0) is None
+
+
+def test_a_stop_says_when_to_resume() -> None:
+    stop = throttle(60.0).held_back(throttled(3600.0), 0.0)
+    assert isinstance(stop, Stop)
+    assert (stop.target, stop.resume_after) == ("acme", 3601.0)
+    assert "more than 60 s" in stop.message
+
+
+@given(st.floats(0, 800), st.floats(0, 1e9))
+@settings(max_examples=200, deadline=None)
+def test_no_pause_ends_before_its_retry_after(seconds: float, now: float) -> None:
+    found = throttle()
+    pause = found.held_back(throttled(seconds), now)
+    assert isinstance(pause, Pause)
+    assert pause.seconds >= seconds
+    assert not found.reopen(now + seconds - 0.001)
+    assert found.reopen(now + pause.seconds)  # a timer of just this length ends it
+
+
+class ThrottleMachine(RuleBasedStateMachine):
+    """Whatever happens, no two rows start alone, and no gate stays shut for ever."""
+
+    flying = Bundle("flying")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.found = throttle(give_up_after=300.0)
+        self.rows = [f"r{n}" for n in range(6)]
+        self.names = count(6)
+        self.in_flight = 0
+        self.alone: str | None = None
+        self.told = 0.0
+        self.holds = 0
+
+    @rule(target=flying, wanted=st.integers(0, 5))
+    def start(self, wanted: int) -> str:
+        """Start a row as the engine does: one that is admitted, if there is one."""
+        key = self.rows[wanted % len(self.rows)] if self.rows else ""
+
+        if not key or not self.found.admits(key):
+            return ""
+
+        if self.found.gate is Gate.ALONE:
+            assert self.in_flight == 0, "a row that starts alone must be alone"
+
+        assert not self.found.stopped
+        assert not self.holds
+        self.rows.remove(key)
+        self.found.begin(key)
+        self.in_flight += 1
+        return key
+
+    def land(self, key: str, *, over: bool) -> None:
+        self.found.end()
+        self.in_flight -= 1
+        self.rows.append(f"r{next(self.names)}" if over else key)
+
+    @rule(key=consumes(flying), final=st.booleans())
+    def answer(self, key: str, final: bool) -> None:
+        if key:
+            self.found.answered(final=final)
+            self.land(key, over=final)
+
+    @rule(key=consumes(flying))
+    def lose(self, key: str) -> None:
+        if key:
+            self.found.lost("reset")
+            self.land(key, over=True)
+
+    @rule(key=consumes(flying), seconds=st.none() | st.floats(0, 100))
+    def slow_down(self, key: str, seconds: float | None) -> None:
+        if key:
+            decided = self.found.held_back(throttled(seconds), self.now)
+            self.land(key, over=False)
+
+            if not isinstance(decided, Stop):
+                self.told = max(self.told, self.now + (seconds or 0.0))
+
+    @rule(key=consumes(flying))
+    def not_sent(self, key: str) -> None:
+        if key:
+            self.found.held_back(unsent(), self.now)
+            self.land(key, over=False)
+
+    @rule(seconds=st.floats(0, 50))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+        if self.found.reopen(self.now):
+            assert self.now >= self.told - 0.001, "a Retry-After was shortened"
+
+    @rule()
+    def renew(self) -> None:
+        self.found.hold()
+        self.holds += 1
+
+    @rule()
+    def renewed(self) -> None:
+        if self.holds:
+            self.found.release()
+            self.holds -= 1
+
+    @invariant()
+    def never_dead_locked(self) -> None:
+        if self.found.stopped:
+            assert not any(self.found.admits(key) for key in self.rows)
+            return
+
+        if not self.holds and not self.in_flight and self.found.gate is not Gate.PAUSED:
+            assert any(self.found.admits(key) for key in self.rows), "dead-locked"  # all are here
+
+    def teardown(self) -> None:
+        """When all has landed and the pause is over, somebody may start."""
+        for _ in range(self.holds):
+            self.found.release()
+
+        for _ in range(self.in_flight):
+            self.found.end()
+
+        self.rows += [f"r{n}" for n in range(next(self.names))]
+        self.found.reopen(self.now + 1e6)
+        assert self.found.stopped or any(self.found.admits(key) for key in self.rows)
+
+
+TestThrottleMachine = ThrottleMachine.TestCase
+TestThrottleMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+# Starts a second.
+
+
+@given(
+    st.floats(0.1, 500),
+    st.lists(st.floats(0, 0.3) | st.just(0.0), min_size=1, max_size=200),
+    st.floats(0, 1e6),
+)
+@settings(max_examples=150, deadline=None)
+def test_never_more_than_the_rate_and_one(rate: float, gaps: list[float], now: float) -> None:
+    pacer = Pacer(rate)
+    turns = []
+
+    for gap in gaps:
+        now += gap
+        wait = pacer.wait(now)
+        assert wait >= 0
+        turns.append(now + wait)
+
+    assert turns == sorted(turns)
+
+    for first in range(len(turns)):
+        later = first + int(rate) + 1
+        assert later >= len(turns) or turns[later] - turns[first] > 1 - 1e-6
+
+
+def test_waits_for_one_moment_grow_evenly() -> None:
+    pacer = Pacer(4.0)
+    assert [pacer.wait(10.0) for _ in range(4)] == [0.0, 0.25, 0.5, 0.75]
+    assert pacer.wait(100.0) == 0.0, "no debt"
+    assert pacer.wait(100.0) == 0.25, "and no savings"
+
+
+def test_no_rate_is_no_wait() -> None:
+    pacer = Pacer(None)
+    assert {pacer.wait(0.0) for _ in range(100)} == {0.0}
