@@ -1,0 +1,222 @@
+"""Start thousands of DES job runs from one manifest, and know what became of every row.
+
+::
+
+    async with deslaunch.DesClient(base_url, token=deslaunch.EnvToken()) as des:
+        summary = await deslaunch.launch("night.csv", des, ledger="night.ledger.jsonl")
+
+Names are imported when they are first used: the command line answers ``--help`` without
+loading the HTTP client.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from deslaunch._version import VERSION as __version__  # noqa: N811  # the field's own name for it
+
+if TYPE_CHECKING:
+    from deslaunch.client import DesClient
+    from deslaunch.config import LaunchOptions
+    from deslaunch.errors import (
+        ConfigurationError,
+        CredentialsRefused,
+        DesError,
+        DeslaunchError,
+        Interrupted,
+        InvalidManifest,
+        LedgerDamaged,
+        LedgerError,
+        LedgerExists,
+        LedgerForeign,
+        LedgerLocked,
+        LedgerWriteFailed,
+        ManifestChanged,
+        ManifestConflict,
+        ManifestError,
+        Misconfigured,
+        NotSent,
+        OutcomeUnknown,
+        QueryFailed,
+        Redirected,
+        Rejected,
+        SchemaError,
+        ServerError,
+        Throttled,
+        Unauthorized,
+    )
+    from deslaunch.findings import Finding
+    from deslaunch.launcher import Batch, CheckReport, check, launch, open_batch, resolve, resume
+    from deslaunch.ledger import Snapshot, snapshot
+    from deslaunch.model import (
+        AUTO,
+        Draining,
+        Event,
+        Job,
+        JobParameter,
+        Outcome,
+        RetryPlanned,
+        Row,
+        RowEnded,
+        RowProblem,
+        RowState,
+        RunStatus,
+        StartedRun,
+        Stop,
+        Stopped,
+        StopReason,
+        Summary,
+        TargetPaused,
+        TokenRenewed,
+        TypedValue,
+    )
+    from deslaunch.results import Results, UnknownRow, unknown_rows
+    from deslaunch.session import Interrupt
+    from deslaunch.tokens import CommandToken, EnvToken, FileToken, StaticToken, TokenSource
+
+_HOMES = {
+    "client": ("DesClient",),
+    "config": ("LaunchOptions",),
+    "errors": (
+        "ConfigurationError",
+        "CredentialsRefused",
+        "DesError",
+        "DeslaunchError",
+        "Interrupted",
+        "InvalidManifest",
+        "LedgerDamaged",
+        "LedgerError",
+        "LedgerExists",
+        "LedgerForeign",
+        "LedgerLocked",
+        "LedgerWriteFailed",
+        "ManifestChanged",
+        "ManifestConflict",
+        "ManifestError",
+        "Misconfigured",
+        "NotSent",
+        "OutcomeUnknown",
+        "QueryFailed",
+        "Redirected",
+        "Rejected",
+        "SchemaError",
+        "ServerError",
+        "Throttled",
+        "Unauthorized",
+    ),
+    "findings": ("Finding",),
+    "launcher": ("Batch", "CheckReport", "check", "launch", "open_batch", "resolve", "resume"),
+    "ledger": ("Snapshot", "snapshot"),
+    "model": (
+        "AUTO",
+        "Draining",
+        "Event",
+        "Job",
+        "JobParameter",
+        "Outcome",
+        "RetryPlanned",
+        "Row",
+        "RowEnded",
+        "RowProblem",
+        "RowState",
+        "RunStatus",
+        "StartedRun",
+        "Stop",
+        "StopReason",
+        "Stopped",
+        "Summary",
+        "TargetPaused",
+        "TokenRenewed",
+        "TypedValue",
+    ),
+    "results": ("Results", "UnknownRow", "unknown_rows"),
+    "session": ("Interrupt",),
+    "tokens": ("CommandToken", "EnvToken", "FileToken", "StaticToken", "TokenSource"),
+}
+
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOME_OF.get(name)
+
+    if home is None:
+        raise AttributeError(f"module 'deslaunch' has no attribute {name!r}")
+
+    return getattr(import_module(f"deslaunch.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+__all__ = [
+    "AUTO",
+    "Batch",
+    "CheckReport",
+    "CommandToken",
+    "ConfigurationError",
+    "CredentialsRefused",
+    "DesClient",
+    "DesError",
+    "DeslaunchError",
+    "Draining",
+    "EnvToken",
+    "Event",
+    "FileToken",
+    "Finding",
+    "Interrupt",
+    "Interrupted",
+    "InvalidManifest",
+    "Job",
+    "JobParameter",
+    "LaunchOptions",
+    "LedgerDamaged",
+    "LedgerError",
+    "LedgerExists",
+    "LedgerForeign",
+    "LedgerLocked",
+    "LedgerWriteFailed",
+    "ManifestChanged",
+    "ManifestConflict",
+    "ManifestError",
+    "Misconfigured",
+    "NotSent",
+    "Outcome",
+    "OutcomeUnknown",
+    "QueryFailed",
+    "Redirected",
+    "Rejected",
+    "Results",
+    "RetryPlanned",
+    "Row",
+    "RowEnded",
+    "RowProblem",
+    "RowState",
+    "RunStatus",
+    "SchemaError",
+    "ServerError",
+    "Snapshot",
+    "StartedRun",
+    "StaticToken",
+    "Stop",
+    "StopReason",
+    "Stopped",
+    "Summary",
+    "TargetPaused",
+    "Throttled",
+    "TokenRenewed",
+    "TokenSource",
+    "TypedValue",
+    "Unauthorized",
+    "UnknownRow",
+    "__version__",
+    "check",
+    "launch",
+    "open_batch",
+    "resolve",
+    "resume",
+    "snapshot",
+    "unknown_rows",
+]
