@@ -1,0 +1,171 @@
+"""From rows to starts: keys, schemas, and what the rows of one batch must not share.
+
+Pure. The same intake serves a manifest's validation, its second reading, and the rows that a
+library's caller hands over one by one: so what was validated is what is sent.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from deslaunch.keys import KeyRing, Repeat, row_digest
+from deslaunch.model import Row, RowProblem, StartRequest, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from deslaunch.schema import Schemas
+
+Problems = tuple[RowProblem, ...]
+
+
+class InvalidRow(NamedTuple):
+    """A row that can't be started.
+
+    Attributes:
+        key: its key, or None where it has none of its own.
+        number: data row, from 1; 0 where the problem precedes all rows.
+        line: physical line, from 1.
+        problems: why, at least one.
+        row: the row itself, or None where it could not be read.
+        by_schema: a schema is among the reasons; with a fresher one the row may be valid.
+    """
+
+    key: str | None
+    number: int
+    line: int
+    problems: Problems
+    row: Row | None = None
+    by_schema: bool = False
+
+
+class Intake:
+    """Takes in the rows of one batch, each once and in order.
+
+    Args:
+        schemas: the jobs of all targets.
+        file: the manifest as it was named, for problems.
+        targets: what rows may name; None for anything.
+        allow_duplicates: rows that say exactly the same are all started.
+        allow_repeated_auto: a job's feed may be moved on by several rows of the batch.
+    """
+
+    def __init__(
+        self,
+        schemas: Schemas,
+        *,
+        file: str,
+        targets: Collection[str] | None,
+        allow_duplicates: bool,
+        allow_repeated_auto: bool,
+    ) -> None:
+        self._schemas = schemas
+        self._file = file
+        self._targets = targets
+        self._allow_repeated_auto = allow_repeated_auto
+        self._ring = KeyRing(allow_duplicates=allow_duplicates)
+        self._auto_rows: dict[tuple[str, str], int] = {}
+
+    def take(self, item: Row | Problems) -> StartRequest | InvalidRow:
+        """Return the start that a row asks for, or why there is none.
+
+        Args:
+            item: a row as it was read, or the problems for which it could not be read.
+        """
+        if not isinstance(item, Row):
+            return InvalidRow(None, item[0].row, item[0].line, item)
+
+        digest = row_digest(item)
+        key = self._ring.claim(item, digest)
+
+        if isinstance(key, Repeat):
+            return self._repeated(item, key, digest)
+
+        return self._checked(item, key, digest)
+
+    def again(self, invalid: InvalidRow) -> StartRequest | InvalidRow:
+        """Check a row once more, after its target's schema was fetched anew."""
+        if invalid.row is None or invalid.key is None:
+            return invalid
+
+        return self._checked(invalid.row, invalid.key, row_digest(invalid.row))
+
+    def _checked(self, row: Row, key: str, digest: str) -> StartRequest | InvalidRow:
+        request = self._request(row, key, digest)
+
+        if not isinstance(request, StartRequest):
+            return self._unfit(row, key, request)
+
+        if request.auto and not self._allow_repeated_auto:
+            first = self._auto_rows.setdefault((row.target, row.job_id), row.number)
+
+            if first != row.number:
+                return InvalidRow(key, row.number, row.line, (self._race(row, first),), row)
+
+        return request
+
+    def _request(self, row: Row, key: str, digest: str) -> StartRequest | Problems:
+        schema = self._schemas.find(row.target, row.job_id)
+
+        if schema is None and not self._is_target(row.target):
+            return (self._target_problem(row),)
+
+        if schema is None:
+            return (self._schemas.unknown_job(row, file=self._file),)
+
+        return schema.request(row, key=key, digest=digest, file=self._file)
+
+    def _unfit(self, row: Row, key: str | None, problems: Problems) -> InvalidRow:
+        by_schema = self._is_target(row.target)
+        return InvalidRow(key, row.number, row.line, problems, row, by_schema=by_schema)
+
+    def _is_target(self, target: str) -> bool:
+        return self._targets is None or target in self._targets
+
+    def _repeated(self, row: Row, repeat: Repeat, digest: str) -> InvalidRow:
+        """Report a repeat together with whatever else is wrong with it."""
+        checked = self._request(row, repeat.key, digest)
+        problem = self._repeat_problem(row, repeat)
+
+        if isinstance(checked, StartRequest):
+            return InvalidRow(None, row.number, row.line, (problem,), row)
+
+        return self._unfit(row, None, (problem, *checked))
+
+    def _repeat_problem(self, row: Row, repeat: Repeat) -> RowProblem:
+        if repeat.explicit:
+            expected = "a key of its own"
+            message = f"key {repeat.key!r} is row {repeat.first_row}'s: give this row another"
+        else:
+            expected = "a row that says something else"
+            message = (
+                f"the row says the same as row {repeat.first_row}, and would start the run "
+                "twice: remove it, or pass --allow-duplicates"
+            )
+
+        column = "key" if repeat.explicit else ""
+        return RowProblem(self._file, row.line, row.number, column, expected, repeat.key, message)
+
+    def _target_problem(self, row: Row) -> RowProblem:
+        known = ", ".join(sorted(self._targets or ()))
+        return RowProblem(
+            self._file,
+            row.line,
+            row.number,
+            "target",
+            f"a configured target: {known}",
+            shown(row.target),
+            f"there is no target {shown(row.target)!r}: configure it, or name one of {known}",
+        )
+
+    def _race(self, row: Row, first: int) -> RowProblem:
+        return RowProblem(
+            self._file,
+            row.line,
+            row.number,
+            "",
+            "one auto-value row for each job",
+            f"a second one, after row {first}",
+            f"row {first} uses an auto value of this job too, and the two runs would race for "
+            "the same data: put them into separate batches, or pass --allow-repeated-auto",
+        )
