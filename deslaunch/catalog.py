@@ -1,0 +1,183 @@
+"""The jobs of a batch's targets: from a schema file, the cache, or QueryJobs.
+
+A cached answer saves a request at the start of a launch. It never condemns a row: before a row
+is called invalid, or a job unknown, :meth:`Catalog.refresh` asks DES anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Protocol
+
+from deslaunch.errors import CredentialsRefused, DesError, SchemaError
+from deslaunch.schema import Schemas
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from deslaunch.model import Job
+    from deslaunch.schema_cache import CachedJobs, SchemaCache
+
+
+class JobQuery(Protocol):
+    """The part of a client that the catalog needs."""
+
+    @property
+    def base_url(self) -> str:
+        """The target's base URL."""
+        ...
+
+    async def query_jobs(self) -> list[Job]:
+        """Return the organisation's jobs.
+
+        Raises:
+            DesError: no answer, or none that can be used.
+            CredentialsRefused: no token that DES accepts.
+            SchemaError: an answer that can't be read.
+        """
+        ...
+
+
+class Catalog:
+    """Gives the schemas of those targets that rows name.
+
+    Args:
+        clients: by target.
+        cache: where answers are kept, or None for nowhere.
+        schema_file: jobs that stand for every target's; then DES is never asked.
+        max_age: how old a cached answer may be.
+        offline: an older one serves where DES can't be asked; for a check, never for a launch.
+        now: the time, with a time zone.
+
+    Attributes:
+        schemas: what was loaded so far.
+        warnings: what a person should know of how it was loaded.
+    """
+
+    def __init__(
+        self,
+        clients: Mapping[str, JobQuery],
+        *,
+        cache: SchemaCache | None = None,
+        schema_file: Sequence[Job] | None = None,
+        max_age: timedelta = timedelta(hours=24),
+        offline: bool = False,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self.schemas = Schemas()
+        self.warnings: list[str] = []
+        self._clients = clients
+        self._cache = cache
+        self._schema_file = schema_file
+        self._max_age = max_age
+        self._offline = offline
+        self._now = now
+        self._cached: dict[str, CachedJobs] = {}
+        self._loaded: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<Catalog loaded={sorted(self._loaded)} cached={sorted(self._cached)}>"
+
+    @property
+    def targets(self) -> frozenset[str] | None:
+        """The targets that rows may name; None for any (a check by a schema file alone)."""
+        return frozenset(self._clients) if self._clients else None
+
+    def needs(self, target: str) -> bool:
+        """Tell whether a target that rows may name was not loaded yet."""
+        return target not in self._loaded and (not self._clients or target in self._clients)
+
+    async def load(self, targets: Iterable[str]) -> None:
+        """Load the jobs of targets that rows name; known ones cost nothing.
+
+        Raises:
+            DesError: DES could not be asked, and no cached answer may stand in.
+            CredentialsRefused: no token that DES accepts.
+            SchemaError: DES's answer can't be read.
+        """
+        for target in filter(self.needs, targets):
+            if self._schema_file is not None:
+                self.schemas.put(target, self._schema_file)
+            elif not await self._load_cached(target):
+                await self._fetch_or_make_do(target)
+
+            self._loaded.add(target)
+
+    async def refresh(self) -> bool:
+        """Ask DES for all jobs that came from the cache.
+
+        Returns:
+            Whether any job is not what the cache said; False where nothing was cached.
+
+        Raises:
+            DesError: DES could not be asked.
+            CredentialsRefused: no token that DES accepts.
+            SchemaError: DES's answer can't be read.
+        """
+        changed: frozenset[str] = frozenset()
+
+        for target in list(self._cached):
+            changed |= await self._fetch(target)
+
+        return bool(changed)
+
+    async def renew(self, target: str) -> bool:
+        """Ask DES for one target's jobs anew, wherever the known ones came from.
+
+        Returns:
+            Whether any job is not what was known; False where a schema file stands for DES.
+
+        Raises:
+            DesError: DES could not be asked.
+            CredentialsRefused: no token that DES accepts.
+            SchemaError: DES's answer can't be read.
+        """
+        return self._schema_file is None and bool(await self._fetch(target))
+
+    async def _load_cached(self, target: str) -> bool:
+        cached = await self._from_cache(target)
+
+        if cached is None or not cached.is_fresh(self._now(), self._max_age):
+            return False
+
+        self._use(target, cached)
+        return True
+
+    async def _fetch_or_make_do(self, target: str) -> None:
+        try:
+            await self._fetch(target)
+        except (DesError, CredentialsRefused, SchemaError) as exc:
+            cached = await self._from_cache(target) if self._offline else None
+
+            if cached is None:
+                raise
+
+            hours = cached.age(self._now()) / timedelta(hours=1)
+            self._use(target, cached)
+            self.warnings.append(
+                f"the JobRunParameters of target {target} are {hours:,.1f} hours old, and could "
+                f"not be fetched anew: {exc}"
+            )
+
+    async def _from_cache(self, target: str) -> CachedJobs | None:
+        if self._cache is None:
+            return None
+
+        return await asyncio.to_thread(self._cache.load, target, self._clients[target].base_url)
+
+    def _use(self, target: str, cached: CachedJobs) -> None:
+        self._cached[target] = cached
+        self.schemas.put(target, cached.jobs)
+
+    async def _fetch(self, target: str) -> frozenset[str]:
+        client = self._clients[target]
+        jobs = await client.query_jobs()
+        self._cached.pop(target, None)
+
+        if self._cache is not None:
+            store = self._cache.store
+            warning = await asyncio.to_thread(store, target, client.base_url, jobs, self._now())
+            self.warnings += [warning] if warning else []
+
+        return self.schemas.put(target, jobs)
