@@ -124,11 +124,16 @@ class Reconciliation:
                 yield key, not state.in_manifest
 
     def _gone(self) -> Iterator[str]:
+        """Yield what was sent and is not there, also what left in an earlier session.
+
+        Else a changed row would pass in two steps: first it is taken out, then its new form is
+        put in.
+        """
         if self._same:
             return
 
         for key, state in self._replay.states.items():
-            if state.was_sent and state.in_manifest and key not in self._seen:
+            if state.was_sent and key not in self._seen:
                 yield key
 
     @staticmethod

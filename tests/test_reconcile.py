@@ -207,10 +207,14 @@ def test_a_new_row_may_be_a_gone_ones_changed_form(new: StartRequest | InvalidRo
     assert list(reconciliation.memberships()) == [("gone", False)]
 
 
-def test_a_row_that_left_before_was_accepted_then() -> None:
+def test_a_changed_row_does_not_pass_in_two_steps() -> None:
+    """First its old form is taken out, and a session later its new form is put in."""
     replay = ledger(*started("gone"), records.membership("gone", in_manifest=False))
 
-    check(replay, request("new"))
+    with pytest.raises(ManifestConflict) as caught:
+        check(replay, request("new"))
+
+    assert (caught.value.gone, caught.value.new) == (("gone",), ("new",))
 
 
 def test_a_key_that_comes_back_is_noted() -> None:
