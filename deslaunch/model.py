@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 DEFAULT_TARGET: Final = "default"
 GOT_LIMIT: Final = 120
 _SIGINT: Final = 2  # what an interrupt without a signal, a cancellation, counts as
+
+Format = Literal["jsonl", "csv"]
+"""The form of a manifest, and of results."""
 
 
 class Auto(Enum):
