@@ -1,0 +1,93 @@
+"""What a person found out about unknown or failed rows: one by one, or as a file.
+
+The file is CSV with a header line, or JSONL. ``key`` names the row; ``as`` is ``started`` or
+``notStarted``, as in the ledger's record; ``jobRunId`` goes with ``started``; ``note`` is kept.
+"""
+
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import orjson
+
+from deslaunch.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+_FIELDS: Final = frozenset({"key", "as", "jobRunId", "note"})
+
+
+class Finding(NamedTuple):
+    """One row that a person looked up.
+
+    Attributes:
+        key: the row's key.
+        job_run_id: the run that it started, a GUID; None: it started nothing, and the next
+            resume may send it.
+        note: the person's words.
+    """
+
+    key: str
+    job_run_id: str | None
+    note: str = ""
+
+
+def read_findings(path: Path, *, note: str = "") -> list[Finding]:
+    """Read a file of findings.
+
+    Args:
+        path: ``.csv``, else JSONL.
+        note: for findings that have none of their own.
+
+    Raises:
+        ConfigurationError: the file can't be read, or a finding says too little; the message
+            names its line.
+    """
+    rows = _csv_rows if path.suffix == ".csv" else _jsonl_rows
+
+    try:
+        return [_finding(row, f"{path}:{line}", note) for line, row in rows(path)]
+    except OSError as exc:
+        raise ConfigurationError(f"{path}: can't be read: {exc.strerror or exc}") from exc
+    except (UnicodeDecodeError, csv.Error, orjson.JSONDecodeError) as exc:
+        raise ConfigurationError(f"{path}: is no file of findings: {exc}") from exc
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.DictReader(stream, strict=True)
+
+        for row in reader:
+            yield reader.line_num, {name: value for name, value in row.items() if value}
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.strip():
+                yield number, orjson.loads(line)
+
+
+def _finding(row: Mapping[str, Any], where: str, note: str) -> Finding:
+    if not isinstance(row, dict) or not isinstance(row.get("key"), str):
+        raise ConfigurationError(f"{where}: a finding needs a key")
+
+    unknown = sorted(map(str, row.keys() - _FIELDS))
+
+    if unknown:
+        raise ConfigurationError(
+            f"{where}: unknown field {unknown[0]!r}; a finding has key, as, jobRunId and note"
+        )
+
+    verdict, job_run_id = row.get("as"), row.get("jobRunId")
+
+    if (verdict, job_run_id is None) not in {("started", False), ("notStarted", True)}:
+        raise ConfigurationError(
+            f"{where}: expected as=started with a jobRunId, or as=notStarted without one; got "
+            f"as={verdict!r} and jobRunId={job_run_id!r}"
+        )
+
+    return Finding(row["key"], job_run_id, str(row.get("note") or note))

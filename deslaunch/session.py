@@ -1,0 +1,296 @@
+"""One launcher at work on one ledger: what it records first, its engine, its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import socket
+import time
+import uuid
+from contextlib import asynccontextmanager
+from functools import partial
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from deslaunch import records
+from deslaunch._version import VERSION
+from deslaunch.engine import Engine, EngineSettings, SystemClock
+from deslaunch.errors import Interrupted, LedgerWriteFailed
+from deslaunch.model import RowEnded, RowState, Stop, StopReason
+from deslaunch.retry import Retry5xx, RetryPolicy
+from deslaunch.sources import Sifter
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+
+    from deslaunch.client import DesClient
+    from deslaunch.config import Settings
+    from deslaunch.ledger import Ledger
+    from deslaunch.model import Event, Outcome, StartRequest, Summary
+    from deslaunch.records import Record
+    from deslaunch.sources import Doubts, ManifestSource, RowsSource
+
+
+class Interrupt:
+    """Ends a launch from outside: the first call drains it, the second gives up what is left."""
+
+    def __init__(self) -> None:
+        self._engine: Engine | None = None
+        self._calls = 0
+        self._signal = 0
+
+    def __call__(self, signum: int = 0) -> None:
+        """End the launch.
+
+        Args:
+            signum: the signal's number, for the exit code; 0 for none.
+        """
+        self._calls += 1
+        self._signal = self._signal or signum
+
+        if self._engine is None:
+            return
+
+        if self._calls == 1:
+            self._engine.drain(self._stop())
+        else:
+            self._engine.abandon()
+
+    @property
+    def attached(self) -> bool:
+        """A launch is so far that starts may have been sent."""
+        return self._engine is not None
+
+    def poll(self) -> None:
+        """Raise if the end came before anything was sent.
+
+        Raises:
+            Interrupted: it did.
+        """
+        if self._calls:
+            raise Interrupted("interrupted; nothing was sent", signum=self._signal)
+
+    def attach(self, engine: Engine) -> None:
+        """Let later calls reach the engine, and an earlier one too."""
+        self._engine = engine
+
+        if self._calls:
+            engine.drain(self._stop())
+
+    def _stop(self) -> Stop:
+        return Stop(StopReason.INTERRUPTED, "interrupted", signal=self._signal)
+
+
+@asynccontextmanager
+async def held(opening: Coroutine[Any, Any, Ledger]) -> AsyncIterator[Ledger]:
+    """Hold a ledger for the time of a block; what is queued at its end is written."""
+    journal = await opening
+
+    try:
+        yield journal
+    finally:
+        with anyio.CancelScope(shield=True):
+            await journal.aclose()
+
+
+def keep(journal: Ledger, record: Record) -> None:
+    """Queue a record that the next one awaited will carry to disk; its failure fails that too."""
+    journal.append(record).add_done_callback(lambda future: future.exception())
+
+
+def header(settings: Settings, manifest: Mapping[str, Any] | None, format: str | None) -> Record:  # noqa: A002
+    """Return the record with which a batch begins.
+
+    Args:
+        settings: the batch's allowances and defaults.
+        manifest: path, sha256 and rows; None for rows that come from a program.
+        format: the manifest's.
+    """
+    return records.batch(
+        batch_id=str(uuid.uuid4()),
+        manifest=manifest,
+        format=format,
+        job_id=settings.job_id,
+        target=settings.target,
+        allow=settings.allow,
+        skip_invalid=settings.skip_invalid,
+        version=VERSION,
+    )
+
+
+def session_record(
+    settings: Settings, manifest: Mapping[str, Any] | None, clients: Mapping[str, DesClient]
+) -> Record:
+    """Return the record with which a session begins.
+
+    Args:
+        settings: what this session is told.
+        manifest: path, sha256 and rows as it was read now, or None.
+        clients: by target.
+    """
+    return records.session(
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        manifest=manifest,
+        targets={
+            name: {"baseUrl": client.base_url, "orgId": None} for name, client in clients.items()
+        },
+        options={"timeout": _longest_timeout(clients), **settings.tuning()},
+    )
+
+
+class Session:
+    """One launcher at work on one ledger."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        clients: Mapping[str, DesClient],
+        settings: Settings,
+        on_event: Callable[[Event], None] | None,
+        interrupt: Interrupt,
+    ) -> None:
+        self._ledger = ledger
+        self._clients = clients
+        self._settings = settings
+        self._emit = on_event or (lambda _: None)
+        self._interrupt = interrupt
+        self._engine: Engine | None = None
+        self._error: Exception | None = None
+
+    async def run(self, source: ManifestSource | RowsSource) -> Summary:
+        """Send the source's starts, and record the end of the session.
+
+        Raises:
+            LedgerWriteFailed: a record could not be written; it names the unrecorded runs.
+            Exception: whatever the caller's rows or listener raised, once the end is recorded.
+        """
+        began = time.monotonic()
+        engine = Engine(
+            source,
+            self._clients,
+            self._ledger,
+            self._engine_settings(),
+            ended=partial(self._ended, source.doubts),
+            emit=self._emit,
+            clock=SystemClock(),
+            rng=random.Random(),  # noqa: S311  # jitter is no secret
+        )
+        self._engine = engine
+        self._interrupt.attach(engine)
+
+        try:
+            await drained_if_cancelled(engine)
+        finally:
+            with anyio.CancelScope(shield=True):
+                try:
+                    await source.aclose()
+                finally:
+                    await self._end(engine, time.monotonic() - began)
+
+        if self._error is not None:
+            raise self._error
+
+        return self._summary(engine, time.monotonic() - began)
+
+    async def _end(self, engine: Engine, seconds: float) -> None:
+        """Record the counts with which the session ends.
+
+        Raises:
+            LedgerWriteFailed: this, or an earlier record, could not be written.
+        """
+        counts = self._summary(engine, seconds).as_dict()
+        kept = {name: int(counts[name]) for name in _COUNTS}
+
+        try:
+            await self._ledger.append(records.end(kept))
+        except LedgerWriteFailed as exc:
+            raise LedgerWriteFailed(
+                str(exc), hint=exc.hint, unrecorded=engine.unrecorded
+            ) from exc.__cause__
+
+    def _summary(self, engine: Engine, seconds: float) -> Summary:
+        return self._ledger.replay.summary(
+            ledger=str(self._ledger.path),
+            seconds=seconds,
+            stops=engine.stops,
+            unrecorded=engine.unrecorded,
+        )
+
+    def sifter(self, *, report_known: bool = False) -> Sifter:
+        """Return what holds rows against this session's ledger."""
+        return Sifter(
+            self._ledger,
+            self._settings,
+            ended=self._passed_over,
+            report_known=report_known,
+        )
+
+    def _passed_over(self, outcome: Outcome) -> None:
+        """Report a row that did not go through the engine; a listener's error ends the session."""
+        try:
+            self._emit(RowEnded(outcome))
+        except Exception as exc:  # noqa: BLE001  # a listener may raise anything
+            self._error = self._error or exc
+            assert self._engine is not None
+            self._engine.drain()
+
+    def _ended(self, doubts: Doubts, request: StartRequest) -> None:
+        outcome = self._ledger.replay.outcome(request.key)
+
+        if outcome.state is RowState.REJECTED and outcome.status == HTTPStatus.BAD_REQUEST:
+            doubts.note(request.target, request.job_id)
+
+        self._emit(RowEnded(outcome))
+
+    def _engine_settings(self) -> EngineSettings:
+        settings = self._settings
+        return EngineSettings(
+            slots=settings.concurrency,
+            rate=settings.rate,
+            retry=RetryPolicy(
+                max_attempts=settings.max_attempts,
+                max_wait=settings.max_wait,
+                retry_5xx=Retry5xx(settings.retry_5xx or "default"),
+            ),
+            give_up_after=settings.give_up_after,
+            drain_timeout=settings.drain_timeout or _longest_timeout(self._clients),
+        )
+
+
+def _longest_timeout(clients: Mapping[str, DesClient]) -> float:
+    return max(client.timeout for client in clients.values())
+
+
+_COUNTS: Final = (
+    "started",
+    "failed",
+    "rejected",
+    "unknown",
+    "invalid",
+    "pending",
+    "possibleDuplicates",
+)
+
+
+async def drained_if_cancelled(engine: Engine) -> None:
+    """Run the engine; a cancellation drains it, a second one gives up what is in flight."""
+    work = asyncio.ensure_future(engine.run())
+
+    try:
+        await asyncio.shield(work)
+    except asyncio.CancelledError:
+        engine.drain(Stop(StopReason.INTERRUPTED, "cancelled"))
+
+        with anyio.CancelScope(shield=True):
+            while not work.done():
+                try:
+                    await asyncio.wait([work])
+                except asyncio.CancelledError:
+                    engine.abandon()
+
+        work.exception()  # the cancellation goes on; an error of the work is seen, not logged
+        raise
