@@ -1,0 +1,361 @@
+"""What became of every row, told from a ledger and its manifest, in manifest order.
+
+Nothing here locks or changes a ledger, so that a batch at work can be looked at.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+from deslaunch import durable
+from deslaunch.errors import ManifestError
+from deslaunch.keys import KeyRing, Repeat, row_digest
+from deslaunch.ledger import records_of
+from deslaunch.manifest import Manifest, ManifestOptions
+from deslaunch.model import Row, RowState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import BinaryIO
+
+    from deslaunch.ledger import Snapshot
+    from deslaunch.model import Format, Summary
+    from deslaunch.replay import KeyState
+
+COLUMNS: Final = (
+    "key",
+    "row",
+    "target",
+    "jobId",
+    "state",
+    "jobRunId",
+    "attempts",
+    "status",
+    "error",
+    "possibleDuplicate",
+    "sentUtc",
+    "answeredUtc",
+)
+
+Result = dict[str, Any]
+"""One row's result, with the keys of ``COLUMNS``."""
+
+
+class Results:
+    """The rows of one batch, each once.
+
+    Iterate over it, as often as needed. Rows of the manifest that the ledger does not know yet
+    are pending; rows that were sent and have left the manifest come last.
+
+    Args:
+        found: the ledger.
+        manifest: where the manifest is now; default: where the last session found it.
+
+    Attributes:
+        warning: why the rows are the ledger's own, in its order, and pending ones may be
+            missing; ``""`` where the manifest was found.
+    """
+
+    def __init__(self, found: Snapshot, *, manifest: Path | None = None) -> None:
+        self._found = found
+        self._manifest = self._find(manifest)
+        self.warning = "" if self._manifest or self._said is None else self._missing(manifest)
+
+    def __iter__(self) -> Iterator[Result]:
+        if self._manifest is None:
+            yield from self._of_ledger()
+        else:
+            yield from self._of_manifest(self._manifest)
+
+    @property
+    def _said(self) -> Mapping[str, Any] | None:
+        return self._found.replay.manifest
+
+    def _find(self, given: Path | None) -> Manifest | None:
+        """Return the manifest, if it is the one that the last session read."""
+        if self._said is None:
+            return None
+
+        header = self._found.replay.header
+        path = given or Path(self._said["path"])
+        options = ManifestOptions(
+            format=header["format"], job_id=header["jobId"], target=header["target"]
+        )
+        return Manifest(path, options) if _sha256(path) == self._said["sha256"] else None
+
+    def _missing(self, given: Path | None) -> str:
+        assert self._said is not None
+        path = given or self._said["path"]
+        return (
+            f"{path} is not there, or not what the last session read: rows that were never "
+            "sent are missing, and the order is the ledger's"
+        )
+
+    def _of_ledger(self) -> Iterator[Result]:
+        replay = self._found.replay
+
+        for key, state in replay.states.items():
+            if state.in_manifest or state.was_sent:
+                yield self._keyed(key, state)
+
+        for number, record in replay.unkeyed_invalid.items():
+            yield _unkeyed(number, record)
+
+    def _of_manifest(self, manifest: Manifest) -> Iterator[Result]:
+        ring = KeyRing(allow_duplicates="duplicates" in self._found.replay.header["allow"])
+
+        for item in manifest.first_pass():
+            if isinstance(item, Row):
+                yield self._of_row(item, ring)
+            elif item[0].row in self._found.replay.unkeyed_invalid:
+                yield _unkeyed(item[0].row, self._found.replay.unkeyed_invalid[item[0].row])
+
+        for key, state in self._found.replay.states.items():
+            if state.was_sent and not state.in_manifest:
+                yield self._keyed(key, state)
+
+    def _of_row(self, row: Row, ring: KeyRing) -> Result:
+        key = ring.claim(row, row_digest(row))
+        replay = self._found.replay
+
+        if isinstance(key, Repeat):
+            return _unkeyed(row.number, replay.unkeyed_invalid.get(row.number, {}), row)
+
+        state = replay.get(key)
+        return _pending(key, row) if state is None else self._keyed(key, state, row)
+
+    def _keyed(self, key: str, state: KeyState, row: Row | None = None) -> Result:
+        return {
+            "key": key,
+            "row": row.number if row else state.row,
+            "target": row.target if row else state.target,
+            "jobId": row.job_id if row else state.job_id,
+            "state": str(state.live_state if self._found.live else state.state),
+            "jobRunId": state.job_run_id,
+            "attempts": state.attempts,
+            "status": state.status,
+            "error": state.error,
+            "possibleDuplicate": state.possible_duplicate,
+            "sentUtc": state.sent_utc,
+            "answeredUtc": state.answered_utc,
+        }
+
+
+def _pending(key: str, row: Row) -> Result:
+    return {
+        **dict.fromkeys(COLUMNS),
+        "key": key,
+        "row": row.number,
+        "target": row.target,
+        "jobId": row.job_id,
+        "state": str(RowState.PENDING),
+        "attempts": 0,
+        "error": "",
+        "possibleDuplicate": False,
+    }
+
+
+def _unkeyed(number: int, record: Mapping[str, Any], row: Row | None = None) -> Result:
+    problems = (problem["message"] for problem in record.get("problems", ()))
+    return {
+        **dict.fromkeys(COLUMNS),
+        "row": number,
+        "target": row.target if row else None,
+        "jobId": row.job_id if row else None,
+        "state": str(RowState.INVALID),
+        "attempts": 0,
+        "error": "; ".join(problems),
+        "possibleDuplicate": False,
+    }
+
+
+def _sha256(path: Path) -> str | None:
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def encode_results(results: Iterable[Result], form: Format) -> Iterator[bytes]:
+    """Yield the lines of results as JSONL, or as CSV with a header line, UTF-8."""
+    if form == "jsonl":
+        for result in results:
+            yield orjson.dumps(result, option=orjson.OPT_APPEND_NEWLINE)
+
+        return
+
+    line = io.StringIO()
+    writer = csv.writer(line)
+    writer.writerow(COLUMNS)
+
+    for result in results:
+        writer.writerow(_cell(result[column]) for column in COLUMNS)
+        yield line.getvalue().encode()
+        line.seek(0)
+        line.truncate()
+
+    yield line.getvalue().encode()
+
+
+def _cell(value: object) -> object:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def write_results(results: Iterable[Result], form: Format, path: Path) -> None:
+    """Write results to a file.
+
+    After return the whole file is on disk; after an error the old one is there unchanged.
+
+    Raises:
+        ManifestError: the file can't be written, or the manifest can't be read.
+    """
+    try:
+        with durable.replacing(path) as stream:
+            _write(results, form, stream)
+    except OSError as exc:
+        raise ManifestError(f"{path}: can't be written: {exc.strerror or exc}") from exc
+
+
+def _write(results: Iterable[Result], form: Format, stream: BinaryIO) -> None:
+    stream.writelines(encode_results(results, form))
+
+
+def summary_of(found: Snapshot) -> Summary:
+    """Return the counts of a whole batch as its ledger stands."""
+    replay = found.replay
+    began = (replay.session or {}).get("utc")
+    return replay.summary(
+        ledger=str(found.path), seconds=_between(began, replay.last_utc), live=found.live
+    )
+
+
+def _between(began: str | None, ended: str | None) -> float:
+    if began is None or ended is None:
+        return 0.0
+
+    return (datetime.fromisoformat(ended) - datetime.fromisoformat(began)).total_seconds()
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownRow:
+    """What a person needs to look an unknown row up in the DES web interface.
+
+    Attributes:
+        key: the row's key.
+        row: data row, from 1.
+        target: the target's name.
+        job_id: the job's GUID.
+        parameters: as they were sent.
+        from_utc: the run, if there is one, was created after this time, RFC 3339.
+        to_utc: and before this one: the answer's loss, or the end of the attempt's time.
+        cause: why the outcome is unknown.
+        job_run_id: a jobRunId that came with an answer which could not be relied on, or None.
+    """
+
+    key: str
+    row: int
+    target: str
+    job_id: str
+    parameters: Mapping[str, Any]
+    from_utc: str
+    to_utc: str
+    cause: str
+    job_run_id: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the row in the documented form of ``status --json``."""
+        return {
+            "key": self.key,
+            "row": self.row,
+            "target": self.target,
+            "jobId": self.job_id,
+            "parameters": dict(self.parameters),
+            "fromUtc": self.from_utc,
+            "toUtc": self.to_utc,
+            "cause": self.cause,
+            "jobRunId": self.job_run_id,
+        }
+
+
+def unknown_rows(found: Snapshot) -> Iterator[UnknownRow]:
+    """Yield the unknown rows of a batch, in the order in which they were first sent.
+
+    Raises:
+        LedgerError: the ledger can't be read any more.
+    """
+    traces = {
+        key: _Trace(key, state.target)
+        for key, state in found.replay.states.items()
+        if (state.live_state if found.live else state.state) is RowState.UNKNOWN
+    }
+
+    if not traces:
+        return
+
+    for record in records_of(found.path):
+        trace = traces.get(record.get("key", ""))
+
+        if trace is not None:
+            trace.take(record)
+
+    options = (found.replay.session or {}).get("options", {})
+    yield from (trace.row(options.get("timeout", 0)) for trace in traces.values())
+
+
+class _Trace:
+    """What the records say of one row's doubts."""
+
+    def __init__(self, key: str, target: str) -> None:
+        self._key = key
+        self._target = target
+        self._sent: Mapping[str, Any] = {}
+        self._parameters: Mapping[str, Any] = {}
+        self._open: dict[int, Mapping[str, Any]] = {}
+        self._doubts: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = []
+
+    def take(self, record: Mapping[str, Any]) -> None:
+        """Take in the row's next record."""
+        kind = record["record"]
+
+        if kind == "sending":
+            self._sent = self._open[record["attempt"]] = record
+            self._parameters = record.get("body", {}).get("parameters", self._parameters)
+        elif kind == "resolved":
+            self._open.clear()
+            self._doubts.clear()
+        elif "attempt" in record:
+            sent = self._open.pop(record["attempt"], self._sent)
+
+            if kind == "unknown":
+                self._doubts.append((sent, record))
+
+    def row(self, timeout: float) -> UnknownRow:
+        """Return the row with one window around all its doubts."""
+        doubts = [*self._doubts, *((sent, {}) for sent in self._open.values())]
+        doubts.sort(key=lambda doubt: doubt[0]["attempt"])
+        first, (last, ending) = doubts[0], doubts[-1]
+        return UnknownRow(
+            key=self._key,
+            row=self._sent["row"],
+            target=self._target,
+            job_id=self._sent["jobId"],
+            parameters=self._parameters,
+            from_utc=first[0]["utc"],
+            to_utc=ending.get("utc") or _later(last["utc"], timeout),
+            cause=first[1].get("cause") or "no answer was recorded before the launcher ended",
+            job_run_id=first[1].get("jobRunId"),
+        )
+
+
+def _later(utc: str, seconds: float) -> str:
+    time = datetime.fromisoformat(utc) + timedelta(seconds=seconds)
+    return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")
