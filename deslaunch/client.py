@@ -1,0 +1,677 @@
+"""DES over HTTP: one request, one verdict.
+
+What became of a request is decided from two pieces of evidence, in this order: a reply that
+was parsed, and whether aiohttp's trace hook ``on_request_headers_sent`` fired, which it does
+before any byte leaves. An exception's class only words the message, and tells an unreachable
+server from a misconfigured one. Nothing here sends a start twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import ipaddress
+import math
+import ssl as ssl_module
+from datetime import UTC, datetime
+from decimal import Decimal
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from deslaunch import wire
+from deslaunch._version import VERSION
+from deslaunch.errors import (
+    ConfigurationError,
+    CredentialsRefused,
+    DesError,
+    Misconfigured,
+    NotSent,
+    OutcomeUnknown,
+    QueryFailed,
+    Redirected,
+    Rejected,
+    SchemaError,
+    ServerError,
+    Throttled,
+    Unauthorized,
+)
+from deslaunch.model import Auto, Evidence, TypedValue
+from deslaunch.tokens import StaticToken, TokenKeeper
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from types import SimpleNamespace, TracebackType
+
+    from deslaunch.model import Job, RunStatus, StartedRun, StartRequest
+    from deslaunch.tokens import Token, TokenSource
+
+Value = str | int | Decimal | datetime | TypedValue | Auto | None
+"""What :meth:`DesClient.start_job` takes as a parameter's value; ``bool`` is an ``int``."""
+
+KEEPALIVE: Final = 2.0
+"""Seconds that an idle connection is kept: shorter than any server's own limit, because a
+start on a connection that the server closed meanwhile ends unknown."""
+
+_MIB: Final = 1024 * 1024
+
+
+class _Call(NamedTuple):
+    """One of DES's operations.
+
+    Attributes:
+        path: below the base URL.
+        lost: what it means that a request was sent and no usable answer came.
+        limit: bytes of an answer that are read.
+    """
+
+    path: str
+    lost: type[OutcomeUnknown | QueryFailed]
+    limit: int = _MIB
+
+
+_START: Final = _Call(wire.START_JOB, OutcomeUnknown)
+_QUERY_JOBS: Final = _Call(wire.QUERY_JOBS, QueryFailed, 16 * _MIB)
+_QUERY_RUN_STATUS: Final = _Call(wire.QUERY_RUN_STATUS, QueryFailed)
+_CALLS: Final = (_START, _QUERY_JOBS, _QUERY_RUN_STATUS)
+
+_VERDICTS: Final[Mapping[int, type[DesError] | None]] = {
+    301: Redirected,
+    302: Redirected,
+    307: Redirected,
+    308: Redirected,
+    408: None,  # the server, or a gateway at 504 and 524, gave up waiting: nobody knows for what
+    425: Throttled,
+    429: Throttled,
+    504: None,
+    524: None,
+}
+_VERDICTS_BY_HUNDRED: Final[Mapping[int, type[DesError]]] = {4: Rejected, 5: ServerError}
+
+_TEXTS: Final[Mapping[type[DesError], str]] = {
+    Redirected: "DES answered with the redirect",
+    Throttled: "DES asked to wait with",
+}
+_HINTS: Final[Mapping[type[DesError], str]] = {
+    NotSent: "check the base URL and the way to it; nothing was started",
+    Misconfigured: "check the base URL, and which CA signed the certificate there",
+    Redirected: "set the base URL to where DES itself answers",
+    OutcomeUnknown: "look in DES whether the run exists before you start it again",
+}
+
+
+class _Reply(NamedTuple):
+    """An answer whose status line and headers were read.
+
+    Attributes:
+        status: HTTP status.
+        headers: case-insensitive.
+        body: what came of the body.
+        flaw: why that is not all of it, or None.
+        generation: number of the token that was sent.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    flaw: Exception | None
+    generation: int
+
+
+class _BodyTooLong(Exception):
+    """The body is longer than what is read of one."""
+
+
+class _Fault(NamedTuple):
+    """One line of the table that translates what aiohttp raises before anything is sent.
+
+    Attributes:
+        kind: the exception's class, or that of the operating system's error within.
+        verdict: what to raise.
+        text: what happened.
+    """
+
+    kind: type[Exception] | tuple[type[Exception], ...]
+    verdict: type[NotSent]
+    text: str
+
+
+_UNSENT: Final = (
+    _Fault(
+        (ssl_module.SSLEOFError, ssl_module.SSLZeroReturnError),
+        NotSent,
+        "the connection broke off during the TLS handshake",
+    ),
+    _Fault(
+        (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch),
+        Misconfigured,
+        "the server's certificate is not trusted",
+    ),
+    _Fault(
+        aiohttp.ClientConnectorSSLError,
+        Misconfigured,
+        "the server and this client agree on no TLS connection",
+    ),
+    _Fault(
+        (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError),
+        Misconfigured,
+        "the URL can't be used",
+    ),
+    _Fault(aiohttp.ClientConnectorDNSError, NotSent, "the host's name can't be looked up"),
+    _Fault(aiohttp.ClientProxyConnectionError, NotSent, "the proxy can't be connected to"),
+    _Fault(aiohttp.ClientHttpProxyError, NotSent, "the proxy refused to connect to DES"),
+    _Fault(TimeoutError, NotSent, "no connection was made in time"),
+    _Fault(aiohttp.ClientConnectorError, NotSent, "DES can't be connected to"),
+    _Fault(Exception, NotSent, "nothing was sent"),
+)
+
+_SENT: Final = (
+    (TimeoutError, "no whole answer came in time"),
+    (aiohttp.ClientResponseError, "what came back is no HTTP"),
+    (Exception, "the connection broke off before an answer came"),
+)
+
+
+class DesClient:
+    """One organisation's DES, as an async context manager.
+
+    It makes its own HTTP session, since its verdicts rest on how that is set up.
+
+    Args:
+        base_url: ``https://…``, with a path where DES lives below one. ``http://`` only for
+            loopback addresses.
+        token: where tokens come from, or the token itself.
+        timeout: seconds for one request in all, more than 0.
+        connect_timeout: seconds to resolve, connect and shake hands, more than 0.
+        allow_http: also allow ``http://`` for other hosts, where anyone on the way can read
+            the token.
+        ssl: TLS settings, a private CA's for example; default: the system's CAs.
+        proxy: ``http://[user:password@]host:port``. The environment's proxies are not used.
+        now: the time, with a time zone, from which a Retry-After date is counted.
+
+    Raises:
+        ConfigurationError: an argument is out of its range; the message shows no password.
+        CredentialsRefused: ``token`` is a text that can't be a token.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        token: TokenSource | str,
+        timeout: float = 60,
+        connect_timeout: float = 10,
+        allow_http: bool = False,
+        ssl: ssl_module.SSLContext | None = None,
+        proxy: str | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._base = _base_url(base_url, allow_http=allow_http)
+        self._urls = {call.path: self._base / call.path for call in _CALLS}
+        self._timeout = aiohttp.ClientTimeout(
+            total=_seconds("timeout", timeout),
+            connect=_seconds("connect_timeout", connect_timeout),
+        )
+        self._ssl = ssl
+        self._proxy, self._proxy_headers = _proxy(proxy)
+        self._now = now
+        self._tokens = TokenKeeper(StaticToken(token) if isinstance(token, str) else token)
+        self._headers: CIMultiDict[str] = CIMultiDict()
+        self._authorized = 0  # the token's generation in these headers
+        self._session: aiohttp.ClientSession | None = None
+
+    def __repr__(self) -> str:
+        state = "closed" if self._session is None else "open"
+        return f"<DesClient {self.base_url} {state}>"
+
+    @property
+    def base_url(self) -> str:
+        """The base URL, without a trailing slash."""
+        return str(self._base).rstrip("/")
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that one request gets in all."""
+        return self._timeout.total or 0.0
+
+    async def __aenter__(self) -> Self:
+        if self._session is not None:
+            raise RuntimeError("this DesClient is open already")
+
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=0, keepalive_timeout=KEEPALIVE, ssl=self._ssl or True
+            ),
+            headers=self._fixed_headers(),
+            timeout=self._timeout,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            proxy=self._proxy,
+            trace_configs=[_trace_config()],
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        session, self._session = self._session, None
+
+        if session is not None:
+            await session.close()
+
+    async def start(self, request: StartRequest, evidence: Evidence | None = None) -> StartedRun:
+        """Send one start, once.
+
+        Cancelled, it raises ``CancelledError`` as ever; ``evidence`` then tells whether the
+        run may exist.
+
+        Args:
+            request: what to start; its body is sent as it is.
+            evidence: where to note that bytes may have left.
+
+        Raises:
+            NotSent: no byte left; ``Misconfigured`` where trying again is of no use.
+            Throttled: DES asked to wait.
+            ServerError: DES answered 5XX.
+            Rejected: DES said no; ``Unauthorized`` and ``Redirected`` are kinds of it.
+            OutcomeUnknown: it was sent, and no usable answer came.
+            CredentialsRefused: there is no token; nothing was sent.
+        """
+        return await self._start(request.job_id, request.body, evidence or Evidence())
+
+    async def renew(self, refused: Unauthorized) -> None:
+        """Replace the token that DES refused; all who ask at the same time share one renewal.
+
+        Raises:
+            CredentialsRefused: there is no newer token.
+        """
+        await self._tokens.renew(refused.generation)
+
+    async def start_job(self, job_id: str, parameters: Mapping[str, Value]) -> StartedRun:
+        """Start one run of a job: one attempt, no ledger, no retry.
+
+        Args:
+            job_id: GUID of the job.
+            parameters: name to value; ``None`` is null, ``AUTO`` the auto value, and a
+                ``TypedValue`` is sent as it is. A float has lost digits before it comes here
+                and is refused: pass a Decimal.
+
+        Raises:
+            TypeError: a value is a float, or of another type that has no encoding.
+            ValueError: ``job_id`` is no GUID, or a Decimal is no finite number.
+            DesError: as for :meth:`start`; after ``OutcomeUnknown`` and ``ServerError`` the
+                run may exist.
+            CredentialsRefused: there is no token; nothing was sent.
+        """
+        if not wire.is_guid(job_id):
+            raise ValueError(f"a job id is a GUID, not {job_id!r}")
+
+        encoded = {name: _encoded(name, value) for name, value in parameters.items()}
+        job_id = job_id.lower()
+        return await self._start(job_id, wire.start_job_body(job_id, encoded), Evidence())
+
+    async def query_jobs(self) -> list[Job]:
+        """Return the organisation's jobs, with the parameters that each declares.
+
+        A refused token is renewed once; nothing else is asked twice.
+
+        Raises:
+            SchemaError: DES's answer can't be read.
+            QueryFailed: no usable answer came.
+            NotSent: no byte left.
+            Throttled: DES asked to wait.
+            ServerError: DES answered 5XX.
+            Rejected: DES said no.
+            CredentialsRefused: there is no token that DES accepts.
+        """
+        reply = await self._query(_QUERY_JOBS, wire.QUERY_JOBS_BODY)
+
+        try:
+            return wire.decode_jobs(reply.body, source="DES's answer to QueryJobs")
+        except SchemaError as exc:
+            raise SchemaError(self._tokens.scrub(str(exc)), hint=exc.hint) from exc.__cause__
+
+    async def query_run_status(self, job_run_id: str) -> RunStatus:
+        """Return how one run is getting on.
+
+        A refused token is renewed once; nothing else is asked twice.
+
+        Raises:
+            QueryFailed: no usable answer came.
+            NotSent: no byte left.
+            Throttled: DES asked to wait.
+            ServerError: DES answered 5XX.
+            Rejected: DES said no.
+            CredentialsRefused: there is no token that DES accepts.
+        """
+        reply = await self._query(_QUERY_RUN_STATUS, wire.run_status_body(job_run_id))
+        status = wire.decode_run_status(reply.body)
+
+        if status is None or status.job_run_id.lower() != job_run_id.lower():
+            raise self._error(QueryFailed, reply, "DES's answer is not this run's status")
+
+        return status
+
+    async def _start(self, job_id: str, body: bytes, evidence: Evidence) -> StartedRun:
+        reply = await self._exchange(_START, body, evidence)
+
+        if reply.status != HTTPStatus.OK or reply.flaw is not None:
+            raise self._verdict(_START, reply) from self._cause(reply.flaw)
+
+        run = wire.decode_started(reply.body)
+
+        if run is None or run.job_id != job_id:
+            why = "is no StartJobResponse" if run is None else "names another job"
+            raise self._error(OutcomeUnknown, reply, f"DES answered 200, and its answer {why}")
+
+        return run
+
+    async def _query(self, call: _Call, body: bytes) -> _Reply:
+        try:
+            return await self._ask(call, body)
+        except Unauthorized as exc:
+            refused = exc
+
+        await self.renew(refused)
+
+        try:
+            return await self._ask(call, body)
+        except Unauthorized as exc:
+            raise CredentialsRefused(
+                "DES refused the token, and then the renewed one",
+                hint="check that the token is for this organisation and base URL",
+            ) from exc
+
+    async def _ask(self, call: _Call, body: bytes) -> _Reply:
+        reply = await self._exchange(call, body, Evidence())
+
+        if reply.status != HTTPStatus.OK or reply.flaw is not None:
+            raise self._verdict(call, reply) from self._cause(reply.flaw)
+
+        return reply
+
+    async def _exchange(self, call: _Call, body: bytes, evidence: Evidence) -> _Reply:
+        """Send one request and return the reply, once its status and headers were read."""
+        session = self._opened()
+        token, generation = await self._tokens.current()
+        headers = self._headers_of(token, generation)
+
+        try:
+            response = await session.post(
+                self._urls[call.path],
+                data=body,
+                headers=headers,
+                allow_redirects=False,
+                proxy_headers=self._proxy_headers,
+                trace_request_ctx=evidence,
+            )
+        except Exception as exc:  # noqa: BLE001  # an unforeseen one leaves a start unknown, too
+            raise self._translated(call, exc, sent=evidence.sent) from self._cause(exc)
+
+        content, flaw = await _read(response, call.limit)
+        return _Reply(response.status, response.headers, content, flaw, generation)
+
+    def _opened(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("this DesClient is not open; use it inside 'async with'")
+
+        return self._session
+
+    def _headers_of(self, token: Token, generation: int) -> CIMultiDict[str]:
+        """Return what differs from one token to the next, built once for each."""
+        if self._authorized != generation:
+            self._headers = CIMultiDict(Authorization=f"Bearer {token.text}")
+            self._authorized = generation
+
+        return self._headers
+
+    def _fixed_headers(self) -> dict[str, str]:
+        headers = {
+            "Accept": "application/json",
+            "Accept-Encoding": "identity",  # a small gzip can unpack to more than memory holds
+            "Content-Type": "application/json",
+            "User-Agent": f"deslaunch/{VERSION}",
+        }
+
+        if self._proxy_headers is not None and self._base.scheme == "http":
+            headers |= self._proxy_headers
+
+        return headers
+
+    def _translated(self, call: _Call, exc: Exception, *, sent: bool) -> DesError:
+        """Return what a failed exchange means."""
+        if sent:
+            text = next(text for kind, text in _SENT if isinstance(exc, kind))
+            text = f"the request was sent to {self.base_url}, and {text}"
+            return call.lost(text, hint=_HINTS.get(call.lost, ""))
+
+        within = getattr(exc, "os_error", None)
+        fault = next(f for f in _UNSENT if isinstance(exc, f.kind) or isinstance(within, f.kind))
+        text = f"{self.base_url}: {fault.text}{_detail(exc)}"
+        return fault.verdict(text, hint=_HINTS[fault.verdict])
+
+    def _cause(self, exc: BaseException | None) -> BaseException | None:
+        """Return ``exc`` to be chained, or None where its text quotes a token."""
+        link = exc
+
+        while link is not None:
+            if self._tokens.scrub(str(link)) != str(link):
+                return None
+
+            link = link.__cause__ or link.__context__
+
+        return exc
+
+    def _verdict(self, call: _Call, reply: _Reply) -> DesError:
+        """Return what a reply means that is no whole answer with status 200."""
+        if reply.status == HTTPStatus.UNAUTHORIZED:
+            return self._unauthorized(reply)
+
+        kind = _kind(reply) or call.lost
+        text = f"{_TEXTS.get(kind, 'DES answered')} {reply.status}"
+
+        if kind is Redirected:
+            text += _where(reply)
+
+        if kind is call.lost and reply.flaw is not None:
+            text += ", and its answer was cut off"
+
+        return self._error(kind, reply, text)
+
+    def _unauthorized(self, reply: _Reply) -> Unauthorized:
+        answer = self._kept(reply)
+        text = _sentence("DES refused the token (401)", answer)
+        return Unauthorized(text, generation=reply.generation, answer=answer)
+
+    def _error(self, kind: type[DesError], reply: _Reply, text: str) -> DesError:
+        answer = self._kept(reply)
+        return kind(
+            _sentence(self._tokens.scrub(text), answer),
+            hint=_HINTS.get(kind, ""),
+            status=reply.status,
+            answer=answer,
+            retry_after=wire.retry_after(reply.headers.get("Retry-After"), now=self._now()),
+            job_run_id=wire.job_run_id_in(reply.body),
+        )
+
+    def _kept(self, reply: _Reply) -> str:
+        """Return what is kept of an answer; scrubbed first, so that no half token stays."""
+        text = reply.body[:_MIB].decode("utf-8", "replace")
+        return self._tokens.scrub(text)[: wire.ANSWER_LIMIT]
+
+
+def _detail(exc: Exception) -> str:
+    """Return what the system, or the proxy, said of a connection that was not made."""
+    if isinstance(exc, aiohttp.ClientHttpProxyError):
+        return f" ({exc.message})"
+
+    within = getattr(exc, "os_error", None)
+    return f" ({str(within) or type(within).__name__})" if within is not None else ""
+
+
+def _sentence(text: str, answer: str) -> str:
+    said = wire.error_text(answer)
+    return f"{text}: {said}" if said else text
+
+
+def _where(reply: _Reply) -> str:
+    """Return where a redirect leads: the origin alone, as the rest may hold secrets."""
+    try:
+        return f" to {URL(reply.headers.get('Location', '')).origin()}"
+    except ValueError:
+        return ""
+
+
+def _kind(reply: _Reply) -> type[DesError] | None:
+    """Return the verdict on a reply's status, or None where it leaves the outcome unknown."""
+    if reply.status == HTTPStatus.SERVICE_UNAVAILABLE and "Retry-After" in reply.headers:
+        return Throttled
+
+    return _VERDICTS.get(reply.status, _VERDICTS_BY_HUNDRED.get(reply.status // 100))
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> tuple[bytes, Exception | None]:
+    """Return what came of a body, and why that is not all of it.
+
+    The verdict of most statuses stands without the body, so a fault is returned, not raised.
+    """
+    body = bytearray()
+
+    try:
+        while chunk := await response.content.readany():
+            body += chunk
+
+            if len(body) > limit:
+                return bytes(body[:limit]), _BodyTooLong(f"the answer is over {limit} bytes long")
+    except Exception as exc:  # noqa: BLE001  # whatever it is, the status was read
+        return bytes(body), exc
+    finally:
+        # Also after the whole answer: where it came before the upload ended, aiohttp would keep
+        # the connection and wait for it for ever. One that is done is in the pool by now.
+        response.close()
+
+    return bytes(body), None
+
+
+async def _note_sent(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
+    context.trace_request_ctx.sent = True
+
+
+def _trace_config() -> aiohttp.TraceConfig:
+    config = aiohttp.TraceConfig()
+    config.on_request_headers_sent.append(_note_sent)
+    return config
+
+
+def _encoded(name: str, value: Value) -> dict[str, Any]:
+    """Return the JobRunParameterValue of a Python value."""
+    match value:
+        case None | Auto() | str():
+            return wire.parameter_value(None, value)
+        case TypedValue(number, text):
+            return wire.parameter_value(number, text)
+        case bool():
+            return wire.parameter_value(None, "true" if value else "false")
+        case int():
+            return wire.parameter_value(wire.INTEGER, f"{value:d}")
+        case Decimal() if value.is_finite():
+            return wire.parameter_value(wire.DECIMAL, f"{value:f}")
+        case Decimal():
+            raise ValueError(f"{name}: {value} is no finite number")
+        case datetime():
+            return wire.parameter_value(wire.DATETIME, _iso(value))
+        case _:
+            raise TypeError(f"{name}: a value can't be of type {type(value).__name__}")
+
+
+def _iso(value: datetime) -> str:
+    text = value.isoformat()
+    return f"{text[:-6]}Z" if text.endswith("+00:00") else text
+
+
+def _seconds(name: str, value: float) -> float:
+    if not (math.isfinite(value) and value > 0):
+        raise ConfigurationError(f"{name} must be more than 0 seconds, not {value}")
+
+    return value
+
+
+def _base_url(text: str, *, allow_http: bool) -> URL:
+    """Return a base URL that is fit to send a token to.
+
+    Raises:
+        ConfigurationError: it is not; the message shows no password and no query.
+    """
+    text = text.strip()
+
+    if "@" in text:  # whatever it parses to: a password may hold a slash
+        raise ConfigurationError(
+            "the base URL holds a user name or password",
+            hint="remove what stands before the '@': DES takes nothing but a token",
+        )
+
+    if "?" in text or "#" in text:
+        raise ConfigurationError(
+            "the base URL holds a query or fragment", hint="cut it off at the '?' or '#'"
+        )
+
+    url = _parsed(text)
+
+    if url is None or url.scheme not in {"http", "https"} or not url.host:
+        raise ConfigurationError(
+            f"the base URL {text!r} can't be used", hint="write https:// and the host's name"
+        )
+
+    if url.scheme == "http" and not (allow_http or _is_loopback(url.host)):
+        raise ConfigurationError(
+            f"the base URL {text!r} would send the token in the clear",
+            hint="write https://, or allow http with --allow-http",
+        )
+
+    return url
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _proxy(text: str | None) -> tuple[URL | None, dict[str, str] | None]:
+    """Return a proxy's URL without credentials, and the header that carries them.
+
+    aiohttp would take both in the URL, and quote it in its errors.
+
+    Raises:
+        ConfigurationError: it can't be used; the message shows nothing of it.
+    """
+    if text is None:
+        return None, None
+
+    url = _parsed(text)
+
+    if url is None or url.scheme not in {"http", "https"} or not url.host:
+        raise ConfigurationError(
+            "the proxy's URL can't be used", hint="write http://host:port or http://user:password@…"
+        )
+
+    if url.user is None:
+        return url, None
+
+    pair = f"{url.user}:{url.password or ''}".encode()
+    header = f"Basic {base64.b64encode(pair).decode()}"
+    return url.with_user(None), {"Proxy-Authorization": header}
+
+
+def _parsed(text: str) -> URL | None:
+    try:
+        return URL(text)
+    except ValueError:
+        return None  # not chained: its text may quote a password
