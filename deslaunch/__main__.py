@@ -1,0 +1,5 @@
+"""``python -m deslaunch``."""
+
+from deslaunch.cli import run
+
+run()

@@ -1,0 +1,820 @@
+"""The command line: argv → settings → launcher, and exceptions → exit codes.
+
+Everything heavy is imported by the command that needs it, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import shutil
+import signal
+import sys
+import tempfile
+import traceback
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from urllib.parse import urlsplit
+from urllib.request import getproxies_environment, proxy_bypass
+
+import click
+
+from deslaunch._version import VERSION
+from deslaunch.errors import (
+    ConfigurationError,
+    CredentialsRefused,
+    DesError,
+    DeslaunchError,
+    Interrupted,
+    LedgerError,
+    ManifestChanged,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
+
+    from deslaunch.client import DesClient
+    from deslaunch.config import Credentials, LaunchOptions
+    from deslaunch.console import Console
+    from deslaunch.launcher import CheckReport
+    from deslaunch.model import Event, Summary
+    from deslaunch.session import Interrupt
+    from deslaunch.tokens import TokenSource
+
+EXIT_CODES: Final = """\b
+Exit codes:
+  0  every row is started
+  1  a bug in deslaunch
+  2  usage, configuration, or an invalid manifest: nothing was sent
+  3  finished, some rows failed, were rejected or invalid
+  4  finished, some rows are unknown
+  5  stopped before the end; resume goes on
+  6  credentials refused; the remaining rows are pending
+  7  the ledger exists, is locked, damaged, foreign, or can't be written
+  130, 143  interrupted; drained; resume goes on"""
+
+# The first class that an error is an instance of gives the exit code.
+_EXIT_CODES: Final[tuple[tuple[type[DeslaunchError], int], ...]] = (
+    (LedgerError, 7),
+    (CredentialsRefused, 6),
+    (DesError, 5),
+    (ManifestChanged, 5),
+    (DeslaunchError, 2),
+)
+
+_EXIT_BUG: Final = 1
+
+
+class _Command(click.Command):
+    """A command whose examples and exit codes keep their lines in ``--help``."""
+
+    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.epilog = "\n\n".join(part for part in (_as_examples(examples), EXIT_CODES) if part)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; end it as a pipe's writer ends where nobody reads any more."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
+
+
+def _as_examples(text: str) -> str:
+    return "\b\nExamples:\n" + text if text else ""
+
+
+def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return one decorator for several options, shown in the order in which they are given."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+
+        return command
+
+    return add
+
+
+_FILE: Final = click.Path(path_type=Path)
+_FORMAT: Final = click.Choice(["jsonl", "csv"])
+
+
+def _tuning(name: str, **kwargs: Any) -> Callable[[Any], Any]:
+    """Return an option that has an environment variable, ``DESLAUNCH_`` and its name."""
+    variable = f"DESLAUNCH_{name.removeprefix('--').replace('-', '_').upper()}"
+    return click.option(name, envvar=variable, show_envvar=True, **kwargs)
+
+
+_output = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+    click.option("--quiet", is_flag=True, help="Say only what must not be missed."),
+    click.option("--verbose", is_flag=True, help="Say what becomes of every row."),
+)
+
+_connection = _options(
+    click.option(
+        "--base-url", metavar="URL", help="DES's base URL. Default: the variable DES_BASE_URL."
+    ),
+    click.option("--allow-http", is_flag=True, help="Allow http:// for hosts but loopback."),
+    _tuning(
+        "--timeout",
+        type=float,
+        default=60.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="For one attempt in all.",
+    ),
+    _tuning(
+        "--connect-timeout",
+        type=float,
+        default=10.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="To connect.",
+    ),
+)
+
+_schema = _options(
+    click.option("--schema", type=_FILE, help="Jobs in QueryJobs' form; DES is not asked."),
+    _tuning(
+        "--schema-max-age",
+        type=float,
+        default=24.0,
+        show_default=True,
+        metavar="HOURS",
+        help="Ask DES for older JobRunParameters.",
+    ),
+)
+
+_rows = _options(
+    click.option("--format", type=_FORMAT, help="Where the manifest's name does not tell."),
+    click.option("--job-id", metavar="GUID", help="For rows that name no job."),
+    click.option("--target", metavar="NAME", help="For rows that name no target."),
+    click.option("--allow-duplicates", is_flag=True, default=None, help="Start equal rows, each."),
+    click.option(
+        "--allow-repeated-auto",
+        is_flag=True,
+        default=None,
+        help="Start several auto-value rows of one job.",
+    ),
+)
+
+_skip_invalid = click.option(
+    "--skip-invalid", is_flag=True, default=None, help="Launch the valid rows all the same."
+)
+
+_launching = _options(
+    _tuning(
+        "--concurrency",
+        type=int,
+        default=16,
+        show_default=True,
+        metavar="N",
+        help="Slots: starts in flight.",
+    ),
+    _tuning("--rate", type=float, metavar="R", help="Starts a second at most."),
+    _tuning(
+        "--max-attempts",
+        type=int,
+        default=5,
+        show_default=True,
+        metavar="N",
+        help="5XX answers that make a row failed.",
+    ),
+    _tuning(
+        "--max-wait",
+        type=float,
+        default=60.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Cap of a computed wait.",
+    ),
+    _tuning(
+        "--give-up-after",
+        type=float,
+        default=900.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Stop a target that stays paused for so long.",
+    ),
+    _tuning(
+        "--drain-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="For rows in flight after an interrupt. Default: --timeout.",
+    ),
+    _tuning(
+        "--max-errors",
+        default="50%",
+        show_default=True,
+        metavar="N|N%",
+        help="Rows without a run that stop a target; a share once 200 rows have ended.",
+    ),
+    click.option(
+        "--retry-5xx",
+        type=click.Choice(["all", "none"]),
+        help="Send 504 and 524 again like any 5XX, or none at all.",
+    ),
+    click.option("--yes", is_flag=True, help="Never ask."),
+)
+
+_resuming = _options(
+    click.option("--retry-rejected", is_flag=True, help="Send what DES refused, unchanged."),
+    click.option(
+        "--retry-unknown", is_flag=True, help="Send what may have started: it may run twice."
+    ),
+    click.option(
+        "--accept-new-rows", is_flag=True, help="New rows are no changed forms of lost ones."
+    ),
+)
+
+
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES,
+)
+@click.version_option(VERSION, prog_name="deslaunch")
+def command_line() -> None:
+    """Start thousands of DES job runs from one manifest, and know what became of every row.
+
+    The base URL comes from DES_BASE_URL; the token from DES_TOKEN, DES_TOKEN_FILE or
+    DES_TOKEN_COMMAND, never from the command line.
+    """
+
+
+def _command(name: str, examples: str) -> Callable[[Callable[..., int]], click.Command]:
+    return command_line.command(name, cls=_Command, examples=examples)
+
+
+@_command(
+    "check",
+    examples="  deslaunch check night.csv\n  deslaunch check night.csv --schema jobs.json --json",
+)
+@click.argument("manifest")
+@_options(_rows, _connection, _schema, _output)
+def check(manifest: str, **given: Any) -> int:
+    """Check every row of MANIFEST, and send nothing. "-" reads stdin."""
+    from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
+
+    console = _console(given)
+
+    async def work(interrupt: Interrupt) -> int:
+        client = _client(given) if given["schema"] is None else None
+
+        async with AsyncExitStack() as stack:
+            path = await asyncio.to_thread(_on_disk, manifest, given["format"], stack)
+            report = await launcher.check(
+                path,
+                await stack.enter_async_context(client) if client else None,
+                schema=given["schema"],
+                cache=_cache(),
+                interrupt=interrupt,
+                shown_as="<stdin>" if manifest == "-" else None,
+                **_chosen(given, _OF_CHECK),
+            )
+
+        _print_report(console, report, as_json=given["as_json"])
+        return report.exit_code
+
+    return _run(work)
+
+
+def _print_report(console: Console, report: CheckReport, *, as_json: bool) -> None:
+    for warning in report.warnings:
+        console.warn(warning)
+
+    if as_json:
+        console.json(report.as_dict())
+        return
+
+    console.problems(report.problems, report.problem_count)
+    console.say(f"{report.rows:,} rows: {report.valid:,} valid, {report.invalid:,} invalid")
+
+
+@_command(
+    "run",
+    examples=(
+        "  deslaunch run night.csv\n"
+        "  deslaunch run night.csv --ledger /var/lib/exports/night.jsonl --concurrency 64\n"
+        "  generate | deslaunch run - --format jsonl --ledger night.ledger.jsonl"
+    ),
+)
+@click.argument("manifest")
+@click.option("--ledger", type=_FILE, help="Default: MANIFEST's stem + .ledger.jsonl, beside it.")
+@click.option("--resume", is_flag=True, help="Go on where this very manifest was begun.")
+@_options(_rows, _skip_invalid, _connection, _schema, _launching, _resuming, _output)
+def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
+    """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required."""
+    from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
+
+    if manifest == "-" and (ledger is None or given["format"] is None):
+        raise click.UsageError("a manifest from stdin needs --ledger PATH and --format")
+
+    async def launch(
+        client: DesClient, interrupt: Interrupt, progress: Callable[[Event], None]
+    ) -> Summary:
+        return await launcher.launch(
+            await asyncio.to_thread(_kept, manifest, ledger, resume=given["resume"]),
+            client,
+            ledger=ledger,
+            resume=given["resume"],
+            schema=given["schema"],
+            cache=_cache(),
+            on_event=progress,
+            interrupt=interrupt,
+            **_chosen(given, _OF_LAUNCH),
+        )
+
+    return _launch(given, launch)
+
+
+def _kept(manifest: str, ledger: Path | None, *, resume: bool) -> Path:
+    """Return where the manifest is on disk; one from stdin is kept beside its ledger."""
+    from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
+
+    if manifest != "-":
+        return Path(manifest)
+
+    assert ledger is not None
+    return launcher.keep_rows(sys.stdin.buffer, ledger, resume=resume)
+
+
+@_command(
+    "resume",
+    examples=(
+        "  deslaunch resume night.ledger.jsonl\n"
+        "  deslaunch resume night.ledger.jsonl --manifest moved/night.csv"
+    ),
+)
+@click.argument("ledger", type=_FILE)
+@click.option("--manifest", type=_FILE, help="Where the manifest is now, if it was moved.")
+@_options(_rows, _skip_invalid, _connection, _schema, _launching, _resuming, _output)
+def resume(ledger: Path, manifest: Path | None, **given: Any) -> int:
+    """Go on with the batch of LEDGER: what is pending or failed, never what is unknown."""
+    from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
+
+    async def launch(
+        client: DesClient, interrupt: Interrupt, progress: Callable[[Event], None]
+    ) -> Summary:
+        return await launcher.resume(
+            ledger,
+            client,
+            manifest=manifest,
+            schema=given["schema"],
+            cache=_cache(),
+            on_event=progress,
+            interrupt=interrupt,
+            **_chosen(given, _OF_LAUNCH),
+        )
+
+    return _launch(given, launch)
+
+
+def _launch(
+    given: Mapping[str, Any],
+    launch: Callable[[DesClient, Interrupt, Callable[[Event], None]], Coroutine[Any, Any, Summary]],
+) -> int:
+    """Launch with a progress line, and print the summary and the next command."""
+    from deslaunch.console import Progress  # noqa: PLC0415  # not needed for --help
+
+    console = _console(given)
+
+    async def work(interrupt: Interrupt) -> int:
+        async with _client(given, needs_token=True) as client:
+            with Progress(console) as progress:
+                summary = await launch(client, interrupt, progress)
+
+        if progress.is_idle and not summary.stops:
+            console.say("nothing was left to send")
+
+        console.summary(summary)
+
+        if given["as_json"]:
+            console.json(summary.as_dict())
+
+        console.next_command(summary, _repeated(given))
+        return summary.exit_code
+
+    return _run(work)
+
+
+@_command("status", examples="  deslaunch status night.ledger.jsonl --json")
+@click.argument("ledger", type=_FILE)
+@_output
+def status(ledger: Path, **given: Any) -> int:
+    """Say how the batch of LEDGER stands, and list its unknown rows."""
+    from deslaunch.ledger import snapshot  # noqa: PLC0415  # not needed for --help
+    from deslaunch.results import summary_of, unknown_rows  # noqa: PLC0415
+
+    console = _console(given)
+    found = snapshot(ledger)
+    summary = summary_of(found)
+
+    if given["as_json"]:
+        console.json(summary.as_dict())
+        return 0
+
+    for line in console.lines_of(summary):
+        console.data(line)
+
+    console.unknown_rows(unknown_rows(found))
+
+    if not found.live:
+        console.next_command(summary)
+
+    return 0
+
+
+@_command(
+    "results",
+    examples=(
+        "  deslaunch results night.ledger.jsonl -o night.results.csv\n"
+        "  deslaunch results night.ledger.jsonl --format jsonl | jq -r .jobRunId"
+    ),
+)
+@click.argument("ledger", type=_FILE)
+@click.option("-o", "--output", type=_FILE, help="Default: stdout.")
+@click.option("--format", type=_FORMAT, help="Default: by the output's name, else csv.")
+@click.option("--manifest", type=_FILE, help="Where the manifest is now, if it was moved.")
+@_output
+def results(
+    ledger: Path,
+    output: Path | None,
+    format: Literal["jsonl", "csv"] | None,  # noqa: A002  # the option's name
+    manifest: Path | None,
+    **given: Any,
+) -> int:
+    """Write what became of every row, in manifest order."""
+    from deslaunch.ledger import snapshot  # noqa: PLC0415  # not needed for --help
+    from deslaunch.results import Results, encode_results, write_results  # noqa: PLC0415
+
+    console = _console(given)
+    found = Results(snapshot(ledger), manifest=manifest)
+    form = format or ("jsonl" if output and output.suffix in {".jsonl", ".ndjson"} else "csv")
+
+    if found.warning:
+        console.warn(found.warning)
+
+    if output is None:
+        console.data_bytes(encode_results(found, form))
+    else:
+        write_results(found, form, output)
+        console.say(f"the results are in {output}")
+
+    return 0
+
+
+@_command(
+    "resolve",
+    examples=(
+        "  deslaunch resolve night.ledger.jsonl KEY --not-started --note 'not in DES, 8:40'\n"
+        "  deslaunch resolve night.ledger.jsonl KEY --started JOBRUNID\n"
+        "  deslaunch resolve night.ledger.jsonl --from findings.csv"
+    ),
+)
+@click.argument("ledger", type=_FILE)
+@click.argument("keys", metavar="[KEY]...", nargs=-1)
+@click.option("--started", metavar="JOBRUNID", help="The row started this run.")
+@click.option("--not-started", is_flag=True, help="The rows started nothing.")
+@click.option("--from", "file", type=_FILE, help="CSV or JSONL: key, as, jobRunId, note.")
+@click.option("--note", default="", help="Kept with each finding.")
+@_output
+def resolve(
+    ledger: Path,
+    keys: tuple[str, ...],
+    started: str | None,
+    not_started: bool,  # noqa: FBT001  # click passes a flag's value by name
+    file: Path | None,
+    note: str,
+    **given: Any,
+) -> int:
+    """Record what a person found out about unknown or failed rows of LEDGER."""
+    from deslaunch import findings, launcher  # noqa: PLC0415  # aiohttp is slow to import
+
+    _check_resolve(keys, started, file, not_started=not_started)
+    console = _console(given)
+    found = (
+        [findings.Finding(key, started, note) for key in keys]
+        if file is None
+        else findings.read_findings(file, note=note)
+    )
+    summary = asyncio.run(launcher.resolve(ledger, found))
+    console.summary(summary)
+
+    if given["as_json"]:
+        console.json(summary.as_dict())
+
+    console.next_command(summary)
+    return 0
+
+
+def _check_resolve(
+    keys: tuple[str, ...], started: str | None, file: Path | None, *, not_started: bool
+) -> None:
+    if file is not None and (keys or started or not_started):
+        raise click.UsageError("--from stands alone: the file names keys and findings")
+
+    if file is None and (not keys or (started is not None) is not_started is False):
+        raise click.UsageError("name at least one KEY, and --started JOBRUNID or --not-started")
+
+    if started is not None and len(keys) > 1:
+        raise click.UsageError("--started takes one KEY: two rows never share a run")
+
+
+@_command("jobs", examples="  deslaunch jobs\n  deslaunch jobs --json > jobs.json")
+@_options(_connection, _output)
+def jobs(**given: Any) -> int:
+    """List the organisation's jobs and their JobRunParameters.
+
+    What --json prints is what --schema reads.
+    """
+    from deslaunch import wire  # noqa: PLC0415  # not needed for --help
+
+    console = _console(given)
+
+    async def work(_: Interrupt) -> int:
+        async with _client(given, needs_token=True) as client:
+            found = await client.query_jobs()
+
+        if given["as_json"]:
+            console.json({"jobs": wire.encode_jobs(found)})
+        else:
+            console.jobs(found)
+
+        return 0
+
+    return _run(work)
+
+
+@_command(
+    "simulate",
+    examples=(
+        "  deslaunch simulate --port 8080 --log runs.jsonl\n"
+        "  DESLAUNCH_SIMULATE_TOKENS='one two' deslaunch simulate --faults faults.json"
+    ),
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Default: a free one.")
+@click.option("--jobs", "jobs_file", type=_FILE, help="Default: two real templates.")
+@click.option("--faults", type=_FILE, help="A fault script.")
+@click.option("--log", type=_FILE, help="Every run is appended here before it is answered.")
+def simulate(
+    host: str, port: int, jobs_file: Path | None, faults: Path | None, log: Path | None
+) -> int:
+    """Run a local DES that starts nothing, and print its base URL.
+
+    It accepts the tokens that DESLAUNCH_SIMULATE_TOKENS lists (default: simulated).
+    """
+    from deslaunch import simulator  # noqa: PLC0415  # not needed for --help
+
+    console = _console({})
+    tokens = os.environ.get("DESLAUNCH_SIMULATE_TOKENS", "simulated").split()
+
+    async def work() -> int:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+
+        made = simulator.Simulator(
+            jobs=simulator.load_jobs(jobs_file) if jobs_file else simulator.DEFAULT_JOBS,
+            script=simulator.load_script(faults) if faults else None,
+            log=log,
+            tokens=tokens,
+            host=host,
+            port=port,
+        )
+        await simulator.serve(made, console.data, stop)
+        return 0
+
+    try:
+        return _in_loop(work())
+    except (simulator.SimulatorError, OSError) as exc:
+        raise ConfigurationError(f"the simulator can't start: {exc}") from exc
+
+
+# What the commands share.
+
+_OF_CHECK: Final = (
+    "format",
+    "job_id",
+    "target",
+    "allow_duplicates",
+    "allow_repeated_auto",
+    "schema_max_age",
+)
+_OF_LAUNCH: Final = (
+    *_OF_CHECK,
+    "skip_invalid",
+    "concurrency",
+    "rate",
+    "max_attempts",
+    "max_wait",
+    "give_up_after",
+    "drain_timeout",
+    "max_errors",
+    "retry_5xx",
+    "retry_rejected",
+    "retry_unknown",
+    "accept_new_rows",
+)
+
+
+def _chosen(given: Mapping[str, Any], names: Sequence[str]) -> LaunchOptions:
+    """Return the options that are the library's; what was not given is left out."""
+    chosen: Any = {name: given[name] for name in names if given[name] is not None}
+
+    if given["base_url"] is not None:
+        chosen["allow_new_origin"] = True  # the user names where the batch goes on
+
+    return cast("LaunchOptions", chosen)
+
+
+def _repeated(given: Mapping[str, Any]) -> list[str]:
+    """Return the options that a resume must be given again: the ledger does not keep them."""
+    words = []
+
+    for name in ("base_url", "schema"):
+        if given[name] is not None:
+            words += [f"--{name.replace('_', '-')}", str(given[name])]
+
+    return [*words, "--allow-http"] if given["allow_http"] else words
+
+
+def _console(given: Mapping[str, Any]) -> Console:
+    from deslaunch.console import Console  # noqa: PLC0415  # not needed for --help
+
+    return Console(quiet=given.get("quiet", False), verbose=given.get("verbose", False))
+
+
+def _cache() -> str | None:
+    return os.environ.get("DESLAUNCH_CACHE_DIR") or None
+
+
+def _client(given: Mapping[str, Any], *, needs_token: bool = False) -> DesClient:
+    """Return the client that options and environment describe.
+
+    Raises:
+        ConfigurationError: no base URL, two token sources, or none where one is needed.
+    """
+    from deslaunch.client import DesClient  # noqa: PLC0415  # aiohttp is slow to import
+    from deslaunch.config import target_from_environment  # noqa: PLC0415
+
+    found = target_from_environment(os.environ, base_url=given["base_url"])
+
+    if found.base_url is None:
+        raise ConfigurationError(
+            "there is no base URL of DES", hint="set DES_BASE_URL, or pass --base-url URL"
+        )
+
+    if needs_token and not found.credentials:
+        raise ConfigurationError(
+            "there is no token", hint="set DES_TOKEN, DES_TOKEN_FILE or DES_TOKEN_COMMAND"
+        )
+
+    return DesClient(
+        found.base_url,
+        token=_token_source(found.credentials),
+        timeout=given["timeout"],
+        connect_timeout=given["connect_timeout"],
+        allow_http=given["allow_http"],
+        proxy=_proxy(found.base_url),
+    )
+
+
+def _proxy(base_url: str) -> str | None:
+    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for a URL, or None."""
+    parts = urlsplit(base_url)
+    proxies = getproxies_environment()
+    bypassed = proxy_bypass(parts.hostname or "", proxies)
+    return None if bypassed else proxies.get(parts.scheme)
+
+
+def _token_source(credentials: Credentials) -> TokenSource:
+    from deslaunch import tokens  # noqa: PLC0415  # not needed for --help
+
+    if credentials.token_file is not None:
+        return tokens.FileToken(credentials.token_file)
+
+    if credentials.token_command is not None:
+        return tokens.CommandToken(credentials.token_command)
+
+    return tokens.EnvToken()
+
+
+def _on_disk(manifest: str, form: str | None, stack: AsyncExitStack) -> Path:
+    """Return the manifest's path; one from stdin is kept for the time of a check."""
+    if manifest != "-":
+        return Path(manifest)
+
+    if form is None:
+        raise click.UsageError("a manifest from stdin needs --format")
+
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deslaunch-"))
+    path = Path(folder, f"stdin.{form}")
+
+    with path.open("wb") as kept:
+        shutil.copyfileobj(sys.stdin.buffer, kept)
+
+    return path
+
+
+def _run(work: Callable[[Interrupt], Coroutine[Any, Any, int]]) -> int:
+    """Run a command's work, with SIGINT and SIGTERM as its interrupts.
+
+    The first signal drains a launch, the second gives up what is in flight. Before anything
+    can have been sent, the first one ends the command.
+    """
+    from deslaunch.session import Interrupt  # noqa: PLC0415  # aiohttp is slow to import
+
+    interrupt = Interrupt()
+    signals: list[int] = []
+
+    async def main() -> int:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def on_signal(number: int) -> None:
+            signals.append(number)
+
+            if interrupt.attached:
+                interrupt(number)
+            else:
+                task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
+
+        return await work(interrupt)
+
+    try:
+        return _in_loop(main())
+    except asyncio.CancelledError:
+        raise Interrupted("interrupted", signum=signals[0]) from None
+
+
+def _in_loop(work: Coroutine[Any, Any, int]) -> int:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(work)
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415  # other Pythons do without it
+    except ImportError:
+        return None
+
+    return uvloop.new_event_loop
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the arguments; default: the process's own.
+    """
+    if sys.platform == "win32":
+        click.echo("error: deslaunch runs on Linux and macOS only", err=True)
+        return 2
+
+    try:
+        return int(command_line.main(args=argv, prog_name="deslaunch", standalone_mode=False) or 0)
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    except DeslaunchError as exc:
+        return _refused(exc, sys.argv[1:] if argv is None else argv)
+    except Exception:  # noqa: BLE001  # the last stop of a bug
+        traceback.print_exc()
+        click.echo("error: this is a bug in deslaunch; please report it", err=True)
+        return _EXIT_BUG
+
+
+def _refused(error: DeslaunchError, argv: Sequence[str]) -> int:
+    """Print an error that ended a command before anything was sent; return the exit code."""
+    console = _console({})
+    console.error(error)
+
+    if isinstance(error, DesError | CredentialsRefused | Interrupted):
+        console.insist(f"nothing was sent; go on with: deslaunch {shlex.join(argv)}")
+
+    return _exit_code(error)
+
+
+def _exit_code(error: DeslaunchError) -> int:
+    if isinstance(error, Interrupted):
+        return 128 + (error.signum or signal.SIGINT)
+
+    return next(code for kind, code in _EXIT_CODES if isinstance(error, kind))
+
+
+def run() -> None:
+    """Run one command and end the process: the entry point."""
+    sys.exit(main())

@@ -1,0 +1,377 @@
+"""The one printer: what a person or a script reads. Data on stdout, all else on stderr."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, Self, TextIO
+
+import orjson
+
+from deslaunch import wire
+from deslaunch.errors import InvalidManifest, LedgerWriteFailed, ManifestConflict
+from deslaunch.model import (
+    Draining,
+    RetryPlanned,
+    RowEnded,
+    RowState,
+    Stopped,
+    StopReason,
+    TargetPaused,
+    TokenRenewed,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from rich.status import Status
+
+    from deslaunch.errors import DeslaunchError
+    from deslaunch.model import Event, Job, JobParameter, Outcome, RowProblem, Stop, Summary
+    from deslaunch.results import UnknownRow
+
+SHOWN_PROBLEMS: Final = 100
+SHOWN_KEYS: Final = 20
+REPORT_EVERY: Final = 10.0
+"""Seconds between two lines of progress where nobody sees a terminal."""
+
+_NAMES: Final = {
+    RowState.STARTED: "started",
+    RowState.FAILED: "failed",
+    RowState.REJECTED: "rejected",
+    RowState.UNKNOWN: "unknown",
+    RowState.INVALID: "invalid",
+}
+
+
+class Console:
+    """Writes to the two streams of a command.
+
+    Args:
+        out: for data.
+        err: for all else.
+        quiet: say only what must not be missed.
+        verbose: say what became of every row.
+    """
+
+    def __init__(
+        self,
+        *,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+        quiet: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        self._out = out or sys.stdout
+        self._err = err or sys.stderr
+        self.quiet = quiet
+        self.verbose = verbose
+
+    @property
+    def is_terminal(self) -> bool:
+        """A person sees what goes to stderr."""
+        return self._err.isatty()
+
+    def data(self, text: str) -> None:
+        """Print a line of data."""
+        print(text, file=self._out, flush=True)
+
+    def data_bytes(self, lines: Iterable[bytes]) -> None:
+        """Print lines of data that are encoded already."""
+        self._out.flush()
+        self._out.buffer.writelines(lines)
+        self._out.buffer.flush()
+
+    def json(self, value: Mapping[str, Any]) -> None:
+        """Print one JSON object."""
+        self.data(orjson.dumps(value).decode())
+
+    def say(self, text: str) -> None:
+        """Tell what a person wants to know, unless told to be quiet."""
+        if not self.quiet:
+            self.insist(text)
+
+    def insist(self, text: str) -> None:
+        """Tell what must not be missed."""
+        print(text, file=self._err, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self.insist(f"warning: {text}")
+
+    def error(self, error: DeslaunchError) -> None:
+        """Print an error, what it lists, and what to do next."""
+        if isinstance(error, InvalidManifest):
+            self.problems(error.problems, error.count)
+
+        self.insist(f"error: {error}")
+
+        if isinstance(error, ManifestConflict):
+            self._keys("changed", error.changed)
+            self._keys("gone", error.gone)
+            self._keys("new", error.new)
+
+        if isinstance(error, LedgerWriteFailed):
+            self._unrecorded(error.unrecorded)
+
+        if error.hint:
+            self.insist(f"  {error.hint}")
+
+    def problems(self, problems: Sequence[RowProblem], count: int) -> None:
+        """Print the problems of a manifest, a line each."""
+        for problem in problems[:SHOWN_PROBLEMS]:
+            self.insist(str(problem))
+
+        if count > SHOWN_PROBLEMS:
+            self.insist(f"… and {count - SHOWN_PROBLEMS:,} problems more")
+
+    def _keys(self, what: str, keys: Sequence[str]) -> None:
+        for key in keys[:SHOWN_KEYS]:
+            self.insist(f"  {what}: {key}")
+
+        if len(keys) > SHOWN_KEYS:
+            self.insist(f"  {what}: … and {len(keys) - SHOWN_KEYS:,} more")
+
+    def _unrecorded(self, unrecorded: Sequence[tuple[str, str]]) -> None:
+        if unrecorded:
+            self.insist("DES started these runs, and the ledger may not have them: once it can")
+            self.insist("be written, 'deslaunch resolve LEDGER KEY --started JOBRUNID' tells it.")
+
+        for key, job_run_id in unrecorded:
+            self.insist(f"{key}\t{job_run_id}")
+
+    @staticmethod
+    def lines_of(summary: Summary) -> Iterator[str]:
+        """Yield a batch's summary, a line at a time."""
+        return summary_lines(summary)
+
+    def summary(self, summary: Summary) -> None:
+        """Print the counts of a batch."""
+        for line in summary_lines(summary):
+            self.say(line)
+
+        if self.quiet:
+            for line in _warnings_of(summary):
+                self.insist(line)
+
+    def next_command(self, summary: Summary, repeat: Sequence[str] = ()) -> None:
+        """Print the exact command to go on with, if there is anything left to do.
+
+        Args:
+            summary: of the batch.
+            repeat: options that the command must be given again.
+        """
+        for line in next_commands(summary, repeat):
+            self.insist(line)
+
+    def unknown_rows(self, rows: Iterable[UnknownRow]) -> None:
+        """Print what a person needs to look unknown rows up in the DES web interface."""
+        for row in rows:
+            target = f" target {row.target}" if row.target != "default" else ""
+            self.data(f"unknown: key {row.key} row {row.row}{target}")
+            self.data(f"  job {row.job_id}")
+            self.data(f"  parameters {parameters_text(row.parameters)}")
+            self.data(f"  look for a run created from {row.from_utc} to {row.to_utc}")
+            self.data(f"  because {row.cause}")
+
+            if row.job_run_id:
+                self.data(f"  an answer named the jobRunId {row.job_run_id}")
+
+    def jobs(self, jobs: Iterable[Job]) -> None:
+        """Print jobs, each with the parameters that its runs take."""
+        for job in jobs:
+            self.data(f"{job.job_id}  {job.name}")
+
+            for parameter in job.parameters:
+                self.data(f"  {parameter_text(parameter)}")
+
+
+def parameters_text(parameters: Mapping[str, Any]) -> str:
+    """Return parameters as they were sent, in one line."""
+    return ", ".join(f"{name}={_value_text(value)}" for name, value in parameters.items()) or "-"
+
+
+def _value_text(value: Any) -> str:
+    if not isinstance(value, dict):
+        return "null" if value is None else str(value)
+
+    if value.get("useAutoValue"):
+        return "auto"
+
+    text = value.get("valueStringEncoded")
+    return "null" if text is None else str(text)
+
+
+def parameter_text(parameter: JobParameter) -> str:
+    """Return a parameter's declaration in one line."""
+    number = parameter.type
+    kind = "string" if number is None else wire.TYPE_NAMES.get(number, f"type {number}")
+    traits = {
+        "required": parameter.required,
+        "null allowed": parameter.nullable,
+        "auto value allowed": parameter.supports_auto,
+    }
+    words = ", ".join([kind, *(name for name, holds in traits.items() if holds)])
+    return f"{parameter.name}: {words}" + (
+        f" ({parameter.description})" if parameter.description else ""
+    )
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def summary_lines(summary: Summary) -> Iterator[str]:
+    """Yield a batch's summary, a line at a time."""
+    counts = {
+        "started": summary.started,
+        "failed": summary.failed,
+        "rejected": summary.rejected,
+        "unknown": summary.unknown,
+        "invalid": summary.invalid,
+        "pending": summary.pending,
+        "in flight": summary.in_flight,
+    }
+    said = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    rows, attempts = counted(summary.rows, "row"), counted(summary.attempts, "attempt")
+    yield f"{rows}: {said or 'nothing to do'}; {attempts}"
+    yield from _warnings_of(summary)
+
+
+def _warnings_of(summary: Summary) -> Iterator[str]:
+    """Yield what must be said even where quiet was asked for."""
+    if summary.unknown:
+        yield f"{summary.unknown:,} unknown: each may have started a run, and none is sent again"
+
+    if summary.possible_duplicates:
+        yield (
+            f"{summary.possible_duplicates:,} possible duplicates: started, and an earlier attempt "
+            "was answered 5XX or not at all"
+        )
+
+
+def stop_text(stop: Stop) -> str:
+    """Return why a target, or the session, ended early, in one line."""
+    whose = f"target {stop.target} stopped" if stop.target else "stopped"
+    after = "" if stop.resume_after is None else f"; resume after {stop.resume_after:,.0f} s"
+    return f"{whose}: {stop.message}{after}"
+
+
+def next_commands(summary: Summary, repeat: Sequence[str] = ()) -> Iterator[str]:
+    """Yield the commands with which a batch goes on, a line each; none where all is done."""
+    ledger = shlex.quote(summary.ledger)
+    resume = f"deslaunch resume {ledger}{''.join(f' {shlex.quote(word)}' for word in repeat)}"
+    credentials = any(stop.reason is StopReason.CREDENTIALS for stop in summary.stops)
+
+    if summary.pending:
+        token = " with a new token" if credentials else ""
+        yield f"go on{token}: {resume}"
+    elif summary.failed:
+        yield f"try the failed rows again: {resume}"
+
+    if summary.unknown:
+        yield f"look the unknown rows up: deslaunch status {ledger}"
+        yield f"tell what each one did: deslaunch resolve {ledger} KEY --started JOBRUNID"
+        yield f"or that it did nothing: deslaunch resolve {ledger} KEY --not-started"
+
+    if summary.rejected or summary.invalid:
+        yield f"see what is wrong with each row: deslaunch results {ledger}"
+
+
+class Progress:
+    """Tells what a launch does while it does it.
+
+    On a terminal one line that changes; elsewhere a line every ten seconds. Pauses, stops and
+    renewed tokens get a line of their own.
+
+    Args:
+        console: where to tell it.
+        clock: seconds of a clock that only goes forward.
+    """
+
+    def __init__(self, console: Console, clock: Any = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._counts: Counter[RowState] = Counter()
+        self._retries = 0
+        self._began = self._reported = clock()
+        self._status: Status | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """No row has ended yet, and none was sent again."""
+        return not self._counts and not self._retries
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not (self._console.quiet or self._console.verbose):
+            self._status = _live_status()
+            self._status.start()
+
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take in an event."""
+        match event:
+            case RowEnded(outcome):
+                self._counts[outcome.state] += 1
+                self._row(outcome)
+                self._report()
+            case RetryPlanned():
+                self._retries += 1
+                self._detail(f"row {event.key}: HTTP {event.status}, again in {event.wait:.1f} s")
+            case TargetPaused(target, cause, seconds):
+                self._console.say(f"target {target}: all rows wait {seconds:.1f} s: {cause}")
+            case TokenRenewed(target):
+                self._console.say(f"target {target}: the token was renewed")
+            case Draining(in_flight, timeout) if in_flight:
+                rows = counted(in_flight, "row")
+                self._console.say(f"waiting for the answers of {rows}, {timeout:g} s at most")
+            case Stopped(stop):
+                self._console.insist(stop_text(stop))
+
+    def _row(self, outcome: Outcome) -> None:
+        if self._console.verbose:
+            result = outcome.job_run_id or outcome.error
+            self._detail(f"row {outcome.row} key {outcome.key}: {outcome.state} {result}")
+
+    def _detail(self, text: str) -> None:
+        if self._console.verbose:
+            self._console.insist(text)
+
+    def _report(self) -> None:
+        now = self._clock()
+        due = now - self._reported >= (0.1 if self._status is not None else REPORT_EVERY)
+
+        if not due:
+            return
+
+        self._reported = now
+        text = self._text(now)
+
+        if self._status is not None:
+            self._status.update(text)
+        else:
+            self._console.say(text)
+
+    def _text(self, now: float) -> str:
+        ended = sum(self._counts.values())
+        rate = ended / max(now - self._began, 0.001)
+        said = ", ".join(
+            f"{self._counts[state]:,} {name}"
+            for state, name in _NAMES.items()
+            if self._counts[state]
+        )
+        return f"{ended:,} rows ended ({said}), {self._retries:,} retries, {rate:,.0f} rows/s"
+
+
+def _live_status() -> Status:
+    from rich.console import Console as RichConsole  # noqa: PLC0415  # only a terminal needs it
+
+    return RichConsole(stderr=True).status("starting")

@@ -1,0 +1,117 @@
+"""The deslaunch command as a process, and the simulator as another: what the tests of the
+command line share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+DESLAUNCH = str(Path(sys.executable).with_name("deslaunch"))
+POS_USAGE = "43f87799-62c6-4001-92f9-6b3df816a6d6"
+TOKEN = "s3cret/tok+en=="
+OTHER_TOKEN = "0ther/s3cret+tok=="
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder, a simulator at work in it, and the environment that leads to it."""
+
+    folder: Path
+    environment: dict[str, str]
+
+    def start(self, *arguments: str, token: str | None = TOKEN) -> subprocess.Popen[str]:
+        """Start a command."""
+        environment = self.environment | ({"DES_TOKEN": token} if token else {})
+        return subprocess.Popen(
+            [DESLAUNCH, *arguments],
+            cwd=self.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(
+        self, *arguments: str, token: str | None = TOKEN, stdin: str | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end."""
+        environment = self.environment | ({"DES_TOKEN": token} if token else {})
+        return subprocess.run(
+            [DESLAUNCH, *arguments],
+            cwd=self.folder,
+            env=environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    def json(self, *arguments: str) -> Any:
+        """Return what a command prints with --json."""
+        return json.loads(self.run(*arguments, "--json").stdout)
+
+    def manifest(self, count: int, name: str = "night.jsonl", *, first: int = 1) -> Path:
+        """Write a manifest of distinct rows; row n asks for DBGenFrom n."""
+        path = self.folder / name
+        rows = (
+            {"key": f"row-{n}", "jobId": POS_USAGE, "parameters": {"DBGenFrom": n}}
+            for n in range(first, first + count)
+        )
+        path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        return path
+
+    @property
+    def log(self) -> list[dict[str, Any]]:
+        """The runs that the simulator started: the judge."""
+        path = self.folder / "runs.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    @property
+    def logged_rows(self) -> list[int]:
+        """The rows that were started, in the log's order; a row stands for each of its runs."""
+        return [int(run["parameters"]["DBGenFrom"]["valueStringEncoded"]) for run in self.log]
+
+
+@contextmanager
+def workplace(
+    folder: Path, script: Mapping[str, Any] | None = None, tokens: str = TOKEN
+) -> Iterator[Workplace]:
+    """Run a simulator in a process of its own, and give a place to work with it."""
+    (folder / "faults.json").write_text(json.dumps(script or {}))
+    environment = _clean_environment(folder) | {"DESLAUNCH_SIMULATE_TOKENS": tokens}
+    simulator = subprocess.Popen(
+        [DESLAUNCH, "simulate", "--faults", "faults.json", "--log", "runs.jsonl"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    try:
+        assert simulator.stdout is not None
+        base_url = simulator.stdout.readline().strip()
+        yield Workplace(folder, _clean_environment(folder) | {"DES_BASE_URL": base_url})
+    finally:
+        simulator.terminate()
+        simulator.communicate(timeout=10)
+
+
+def _clean_environment(folder: Path) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DES_", "DESLAUNCH_"))
+    }
+    return kept | {"DESLAUNCH_CACHE_DIR": str(folder / "cache"), "NO_COLOR": "1"}

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+import pytest
+
+from deslaunch.console import (
+    Console,
+    Progress,
+    next_commands,
+    parameter_text,
+    parameters_text,
+    stop_text,
+    summary_lines,
+)
+from deslaunch.errors import InvalidManifest, LedgerWriteFailed, ManifestConflict
+from deslaunch.model import (
+    Draining,
+    JobParameter,
+    Outcome,
+    RetryPlanned,
+    RowEnded,
+    RowProblem,
+    RowState,
+    Stop,
+    Stopped,
+    StopReason,
+    Summary,
+    TargetPaused,
+    TokenRenewed,
+)
+
+
+def a_summary(**counts: Any) -> Summary:
+    zero: dict[str, Any] = dict.fromkeys(
+        (
+            "rows",
+            "started",
+            "failed",
+            "rejected",
+            "unknown",
+            "invalid",
+            "pending",
+            "in_flight",
+            "possible_duplicates",
+            "attempts",
+        ),
+        0,
+    )
+    return Summary(**(zero | {"seconds": 1.0, "ledger": "the night.jsonl"} | counts))
+
+
+class Streams:
+    def __init__(self, **options: bool) -> None:
+        self.out = io.StringIO()
+        self.err = io.StringIO()
+        self.console = Console(out=self.out, err=self.err, **options)
+
+    @property
+    def said(self) -> tuple[str, str]:
+        return self.out.getvalue(), self.err.getvalue()
+
+
+def test_data_goes_to_stdout_and_all_else_to_stderr() -> None:
+    streams = Streams()
+
+    streams.console.data("data")
+    streams.console.json({"a": 1})
+    streams.console.say("news")
+    streams.console.warn("careful")
+
+    assert streams.said == ('data\n{"a":1}\n', "news\nwarning: careful\n")
+
+
+def test_quiet_keeps_what_must_not_be_missed() -> None:
+    streams = Streams(quiet=True)
+
+    streams.console.summary(a_summary(rows=3, started=2, unknown=1, possible_duplicates=1))
+
+    assert streams.said == (
+        "",
+        (
+            "1 unknown: each may have started a run, and none is sent again\n"
+            "1 possible duplicates: started, and an earlier attempt was answered 5XX or not at "
+            "all\n"
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "commands"),
+    [
+        pytest.param({"rows": 2, "started": 2}, [], id="all started"),
+        pytest.param(
+            {"rows": 2, "pending": 2},
+            ["go on: deslaunch resume 'the night.jsonl' --base-url https://x"],
+            id="pending",
+        ),
+        pytest.param(
+            {
+                "rows": 2,
+                "pending": 2,
+                "stops": (Stop(StopReason.CREDENTIALS, "refused", "default"),),
+            },
+            ["go on with a new token: deslaunch resume 'the night.jsonl' --base-url https://x"],
+            id="credentials",
+        ),
+        pytest.param(
+            {"rows": 2, "failed": 2},
+            ["try the failed rows again: deslaunch resume 'the night.jsonl' --base-url https://x"],
+            id="failed",
+        ),
+        pytest.param(
+            {"rows": 2, "unknown": 1, "rejected": 1},
+            [
+                "look the unknown rows up: deslaunch status 'the night.jsonl'",
+                (
+                    "tell what each one did: "
+                    "deslaunch resolve 'the night.jsonl' KEY --started JOBRUNID"
+                ),
+                "or that it did nothing: deslaunch resolve 'the night.jsonl' KEY --not-started",
+                "see what is wrong with each row: deslaunch results 'the night.jsonl'",
+            ],
+            id="unknown and rejected",
+        ),
+    ],
+)
+def test_the_next_commands_can_be_copied(counts: dict[str, Any], commands: list[str]) -> None:
+    assert list(next_commands(a_summary(**counts), ["--base-url", "https://x"])) == commands
+
+
+def test_the_summary_names_counts() -> None:
+    stop = Stop(StopReason.THROTTLED, "asked to wait", "acme", resume_after=3600)
+
+    lines = list(summary_lines(a_summary(rows=3, started=1, pending=2, attempts=4, stops=(stop,))))
+
+    assert lines == [
+        "3 rows: 1 started, 2 pending; 4 attempts",
+    ]
+    assert stop_text(stop) == "target acme stopped: asked to wait; resume after 3,600 s"
+    assert next(summary_lines(a_summary())) == "0 rows: nothing to do; 0 attempts"
+    assert stop_text(Stop(StopReason.INTERRUPTED, "interrupted")) == "stopped: interrupted"
+
+
+def a_problem(line: int) -> RowProblem:
+    return RowProblem("night.csv", line, line, "DBGenFrom", "an integer", "x", "no integer")
+
+
+def test_an_invalid_manifest_lists_its_first_problems() -> None:
+    streams = Streams()
+    problems = [a_problem(line) for line in range(2, 150)]
+
+    streams.console.error(InvalidManifest("bad", problems=problems, count=500, hint="mend it"))
+
+    lines = streams.said[1].splitlines()
+    assert lines[0] == "night.csv:2, column DBGenFrom: no integer"
+    assert lines[100:] == ["… and 400 problems more", "error: bad", "  mend it"]
+
+
+def test_a_conflict_lists_its_keys() -> None:
+    streams = Streams()
+    gone = [f"g{n}" for n in range(22)]
+
+    streams.console.error(ManifestConflict("conflict", changed=["c"], gone=gone, new=["n"]))
+
+    lines = streams.said[1].splitlines()
+    assert lines[:3] == ["error: conflict", "  changed: c", "  gone: g0"]
+    assert lines[-2:] == ["  gone: … and 2 more", "  new: n"]
+
+
+def test_unrecorded_runs_are_printed_one_a_line() -> None:
+    streams = Streams(quiet=True)
+
+    streams.console.error(LedgerWriteFailed("full", unrecorded=[("k1", "r1"), ("k2", "r2")]))
+
+    assert streams.said[1].splitlines()[-2:] == ["k1\tr1", "k2\tr2"]
+
+
+def test_parameters_read_like_a_sentence() -> None:
+    assert parameters_text({}) == "-"
+    assert (
+        parameters_text(
+            {
+                "a": {"type": 2, "valueStringEncoded": "1"},
+                "b": {"valueStringEncoded": None},
+                "c": {"valueStringEncoded": None, "useAutoValue": True},
+                "d": None,
+            }
+        )
+        == "a=1, b=null, c=auto, d=null"
+    )
+    assert parameter_text(JobParameter("x", None)) == "x: string"
+    assert parameter_text(JobParameter("x", 9, required=True, description="why")) == (
+        "x: type 9, required (why)"
+    )
+
+
+class Ticks:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def ended(state: RowState, **more: Any) -> RowEnded:
+    return RowEnded(Outcome("k", 7, "default", None, state, **more))
+
+
+def test_progress_without_a_terminal_is_a_line_every_ten_seconds() -> None:
+    streams, clock = Streams(), Ticks()
+
+    with Progress(streams.console, clock) as progress:
+        for second in range(25):
+            clock.now = float(second)
+            progress(ended(RowState.STARTED))
+
+    assert streams.said[1].splitlines() == [
+        "11 rows ended (11 started), 0 retries, 1 rows/s",
+        "21 rows ended (21 started), 0 retries, 1 rows/s",
+    ]
+
+
+def test_progress_tells_why_a_launch_waits() -> None:
+    streams = Streams()
+    progress = Progress(streams.console, Ticks())
+
+    progress(TargetPaused("acme", "HTTP 503", 8.0))
+    progress(TokenRenewed("acme"))
+    progress(Draining(5, 60.0))
+    progress(Draining(0, 60.0))
+    progress(RetryPlanned("k", "acme", 500, 1.0))
+    progress(Stopped(Stop(StopReason.INTERRUPTED, "interrupted")))
+
+    assert streams.said[1].splitlines() == [
+        "target acme: all rows wait 8.0 s: HTTP 503",
+        "target acme: the token was renewed",
+        "waiting for the answers of 5 rows, 60 s at most",
+        "stopped: interrupted",
+    ]
+
+
+def test_verbose_tells_of_every_row() -> None:
+    streams = Streams(verbose=True)
+    progress = Progress(streams.console, Ticks())
+
+    progress(ended(RowState.STARTED, job_run_id="r"))
+    progress(ended(RowState.REJECTED, error="no"))
+    progress(RetryPlanned("k", "default", 500, 1.0))
+
+    assert streams.said[1].splitlines() == [
+        "row 7 key k: started r",
+        "row 7 key k: rejected no",
+        "row k: HTTP 500, again in 1.0 s",
+    ]
+
+
+def test_a_console_writes_where_the_process_does(capfd: pytest.CaptureFixture[str]) -> None:
+    Console().data_bytes([b"a\n", b"b\n"])
+    Console().say("news")
+
+    assert capfd.readouterr() == ("a\nb\n", "news\n")
+    assert not Console(err=sys.stderr).is_terminal
