@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
 from deslaunch.errors import ConfigurationError
+from deslaunch.health import ErrorLimit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ class LaunchOptions(TypedDict, total=False):
     max_wait: float
     give_up_after: float
     drain_timeout: float | None
+    max_errors: int | str
     retry_5xx: Literal["all", "none"] | None
     retry_rejected: bool
     retry_unknown: bool
@@ -60,6 +62,8 @@ class Settings:
         give_up_after: seconds that a target may stay paused, above 0.
         drain_timeout: seconds that rows in flight get once the launch is told to end, above
             0; None for the time that one attempt gets.
+        max_errors: rows of a target that may end without a run before it stops: a number, or a
+            share such as ``"50%"`` once 200 rows have ended.
         retry_5xx: ``"all"``: 504 and 524 are sent again like other 5XX; ``"none"``: every 5XX
             makes its row unknown; None: 504 and 524 do.
         retry_rejected: send again what DES refused, unchanged.
@@ -84,6 +88,7 @@ class Settings:
     max_wait: float = 60.0
     give_up_after: float = 900.0
     drain_timeout: float | None = None
+    max_errors: int | str = "50%"
     retry_5xx: Literal["all", "none"] | None = None
     retry_rejected: bool = False
     retry_unknown: bool = False
@@ -98,6 +103,8 @@ class Settings:
     schema_max_age: float = 24.0
 
     def __post_init__(self) -> None:
+        ErrorLimit.parse(str(self.max_errors))
+
         for name, (holds, expected) in _RANGES.items():
             value = getattr(self, name)
 
@@ -111,6 +118,11 @@ class Settings:
             if value is not None and value not in choices:
                 option = f"--{name.replace('_', '-')}"
                 raise ConfigurationError(f"{option} takes {' or '.join(choices)}, got {value!r}")
+
+    @property
+    def error_limit(self) -> ErrorLimit:
+        """What ``max_errors`` means."""
+        return ErrorLimit.parse(str(self.max_errors))
 
     @property
     def allow(self) -> list[str]:

@@ -33,10 +33,12 @@ from deslaunch.errors import (
     Throttled,
     Unauthorized,
 )
+from deslaunch.health import ErrorLimit, Health
 from deslaunch.model import (
     Draining,
     Evidence,
     RetryPlanned,
+    RowState,
     Stop,
     Stopped,
     StopReason,
@@ -165,6 +167,7 @@ class EngineSettings:
         retry: the rules for 5XX answers.
         give_up_after: seconds that a target may stay paused, above 0.
         drain_timeout: seconds that rows in flight get after :meth:`Engine.drain`.
+        error_limit: rows of a target that may end without a run.
     """
 
     slots: int = 16
@@ -172,6 +175,7 @@ class EngineSettings:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     give_up_after: float = 900.0
     drain_timeout: float = 60.0
+    error_limit: ErrorLimit = field(default_factory=ErrorLimit)
 
 
 class Engine:
@@ -216,6 +220,7 @@ class Engine:
         self._rng = rng
         self._pacer = Pacer(settings.rate)
         self._throttles = {target: self._throttle(target) for target in starters}
+        self._health = {target: Health(target, settings.error_limit) for target in starters}
         self._fresh: deque[Start] = deque()
         self._ready: dict[str, deque[Start]] = {target: deque() for target in starters}
         self._parked = 0
@@ -329,7 +334,7 @@ class Engine:
             throttle = self._throttles[start.request.target]
 
             try:
-                if await self._paced(start, throttle):
+                if await self._paced(throttle):
                     await self._attempt(start, throttle)
                 else:
                     self._park(start, first=True)
@@ -431,7 +436,7 @@ class Engine:
             self._fail(exc)
         else:
             if run is not None:
-                throttle.answered(final=True)
+                throttle.started()
                 run_id = run.job_run_id
                 self._end(start, records.started(request.key, start.attempt, job_run_id=run_id))
 
@@ -451,25 +456,14 @@ class Engine:
         )
         start.with_body = False
 
-        if self._may_send(start, throttle, alone=alone):
+        if not self._draining and throttle.lets_go(alone=alone):
             return await self._starters[request.target].start(request, evidence)
 
         self._given_up(start, evidence, "held back before it was sent")
         self._again(start)
         return None
 
-    def _may_send(self, start: Start, throttle: Throttle, *, alone: bool) -> bool:
-        """Tell whether a row on its way may still be sent.
-
-        Args:
-            start: the row.
-            throttle: its target's.
-            alone: it took its slot as the target's only row.
-        """
-        still_alone = alone and throttle.gate is Gate.ALONE
-        return not self._draining and (still_alone or throttle.admits(start.request.key))
-
-    async def _paced(self, start: Start, throttle: Throttle) -> bool:
+    async def _paced(self, throttle: Throttle) -> bool:
         """Wait for the start's turn; tell whether it may be sent then."""
         seconds = self._pacer.wait(self._clock.now())
 
@@ -486,7 +480,7 @@ class Engine:
         finally:
             self._pacing.discard(worker)
 
-        return self._may_send(start, throttle, alone=alone)
+        return not self._draining and throttle.lets_go(alone=alone)
 
     def _given_up(self, start: Start, evidence: Evidence, cause: str) -> None:
         """Record a start without an answer: in doubt as soon as one byte may have left."""
@@ -672,7 +666,17 @@ class Engine:
 
     def _end(self, start: Start, record: Record) -> None:
         """Queue a final outcome; the row has ended once it is durable."""
-        self._keep(record, partial(self._ended, start.request))
+        self._keep(record, partial(self._is_durable, start.request, record))
+
+    def _is_durable(self, request: StartRequest, record: Record) -> None:
+        """Report an ended row, and stop its target if it is one bad row too many."""
+        self._ended(request)
+        stop = self._health[request.target].ended(
+            RowState(record["record"]), job_id=request.job_id, status=record.get("status")
+        )
+
+        if stop is not None and not self._draining:
+            self._stop(self._throttles[request.target].stop(stop.reason, stop.message))
 
     def _keep_answer(self, start: Start, error: DesError) -> None:
         self._keep(
@@ -762,6 +766,7 @@ class Engine:
     def _throttle(self, target: str) -> Throttle:
         return Throttle(
             target,
+            slots=self._settings.slots,
             waits=partial(target_waits, self._settings.retry.max_wait, self._rng),
             give_up_after=self._settings.give_up_after,
         )

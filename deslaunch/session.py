@@ -71,7 +71,7 @@ class Interrupt:
             Interrupted: it did.
         """
         if self._calls:
-            raise Interrupted("interrupted; nothing was sent", signum=self._signal)
+            raise Interrupted("interrupted", signum=self._signal)
 
     def attach(self, engine: Engine) -> None:
         """Let later calls reach the engine, and an earlier one too."""
@@ -257,6 +257,7 @@ class Session:
                 retry_5xx=Retry5xx(settings.retry_5xx or "default"),
             ),
             give_up_after=settings.give_up_after,
+            error_limit=settings.error_limit,
             drain_timeout=settings.drain_timeout or _longest_timeout(self._clients),
         )
 

@@ -54,15 +54,24 @@ class Throttle:
 
     Args:
         target: its name.
+        slots: starts in flight at most, at least 1. Each pause halves them; each start that
+            succeeds gives a part of one back.
         waits: makes the lengths of the pauses in a row for which DES names none, seconds.
         give_up_after: seconds that it may stay paused, above 0.
     """
 
     def __init__(
-        self, target: str, *, waits: Callable[[], Iterator[float]], give_up_after: float
+        self,
+        target: str,
+        *,
+        slots: int,
+        waits: Callable[[], Iterator[float]],
+        give_up_after: float,
     ) -> None:
         self.target = target
         self.gate = Gate.ALONE
+        self._most = slots
+        self._slots = float(slots)
         self._new_waits = waits
         self._give_up_after = give_up_after
         self._waits = waits()
@@ -76,7 +85,15 @@ class Throttle:
         self._pauses = 0
 
     def __repr__(self) -> str:
-        return f"<Throttle {self.target!r} {self.gate.value} in flight {self._in_flight}>"
+        return (
+            f"<Throttle {self.target!r} {self.gate.value} "
+            f"in flight {self._in_flight} of {self.slots}>"
+        )
+
+    @property
+    def slots(self) -> int:
+        """Starts that may be in flight now, at least 1."""
+        return int(self._slots)
 
     @property
     def stopped(self) -> bool:
@@ -89,9 +106,20 @@ class Throttle:
             return False
 
         if self.gate is Gate.OPEN:
-            return True
+            return self._in_flight < self.slots
 
         return self.gate is Gate.ALONE and not self._in_flight and self._contact in {None, key}
+
+    def lets_go(self, *, alone: bool) -> bool:
+        """Tell whether a row that was admitted, and not sent yet, may still be sent.
+
+        Args:
+            alone: it was admitted as the target's only row.
+        """
+        if self._holds:
+            return False
+
+        return self.gate is Gate.OPEN or (alone and self.gate is Gate.ALONE)
 
     def begin(self, key: str) -> None:
         """Note that the row ``key`` is on its way."""
@@ -111,6 +139,11 @@ class Throttle:
     def release(self) -> None:
         """End one :meth:`hold`."""
         self._holds = max(0, self._holds - 1)
+
+    def started(self) -> None:
+        """Take in a run that DES started."""
+        self._slots = min(self._most, self._slots + 1 / self._slots)
+        self.answered(final=True)
 
     def answered(self, *, final: bool) -> None:
         """Take in an answer of the service.
@@ -178,6 +211,7 @@ class Throttle:
 
     def _pause(self, error: DesError, now: float) -> Pause | Stop:
         self._pauses += 1
+        self._slots = max(1.0, self._slots / 2)
         seconds = self._seconds(error)
 
         if self._paused_since is None:

@@ -23,7 +23,7 @@ def waits() -> Iterator[float]:
 
 
 def throttle(give_up_after: float = 900.0) -> Throttle:
-    return Throttle("acme", waits=waits, give_up_after=give_up_after)
+    return Throttle("acme", slots=16, waits=waits, give_up_after=give_up_after)
 
 
 def throttled(seconds: float | None = None) -> Throttled:
