@@ -44,6 +44,7 @@ class Catalog:
 
     Args:
         clients: by target.
+        targets: what rows may name, where there is no client; default: the clients' targets.
         cache: where answers are kept, or None for nowhere.
         schema_file: jobs that stand for every target's; then DES is never asked.
         max_age: how old a cached answer may be.
@@ -51,6 +52,7 @@ class Catalog:
         now: the time, with a time zone.
 
     Attributes:
+        targets: what rows may name.
         schemas: what was loaded so far.
         warnings: what a person should know of how it was loaded.
     """
@@ -59,6 +61,7 @@ class Catalog:
         self,
         clients: Mapping[str, JobQuery],
         *,
+        targets: Iterable[str] = (),
         cache: SchemaCache | None = None,
         schema_file: Sequence[Job] | None = None,
         max_age: timedelta = timedelta(hours=24),
@@ -67,6 +70,7 @@ class Catalog:
     ) -> None:
         self.schemas = Schemas()
         self.warnings: list[str] = []
+        self.targets = frozenset(clients) | frozenset(targets)
         self._clients = clients
         self._cache = cache
         self._schema_file = schema_file
@@ -79,14 +83,9 @@ class Catalog:
     def __repr__(self) -> str:
         return f"<Catalog loaded={sorted(self._loaded)} cached={sorted(self._cached)}>"
 
-    @property
-    def targets(self) -> frozenset[str] | None:
-        """The targets that rows may name; None for any (a check by a schema file alone)."""
-        return frozenset(self._clients) if self._clients else None
-
     def needs(self, target: str) -> bool:
         """Tell whether a target that rows may name was not loaded yet."""
-        return target not in self._loaded and (not self._clients or target in self._clients)
+        return target in self.targets - self._loaded
 
     async def load(self, targets: Iterable[str]) -> None:
         """Load the jobs of targets that rows name; known ones cost nothing.

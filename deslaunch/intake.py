@@ -45,7 +45,7 @@ class Intake:
     Args:
         schemas: the jobs of all targets.
         file: the manifest as it was named, for problems.
-        targets: what rows may name; None for anything.
+        targets: what rows may name.
         allow_duplicates: rows that say exactly the same are all started.
         allow_repeated_auto: a job's feed may be moved on by several rows of the batch.
     """
@@ -55,7 +55,7 @@ class Intake:
         schemas: Schemas,
         *,
         file: str,
-        targets: Collection[str] | None,
+        targets: Collection[str],
         allow_duplicates: bool,
         allow_repeated_auto: bool,
     ) -> None:
@@ -64,7 +64,7 @@ class Intake:
         self._targets = targets
         self._allow_repeated_auto = allow_repeated_auto
         self._ring = KeyRing(allow_duplicates=allow_duplicates)
-        self._auto_rows: dict[tuple[str, str], int] = {}
+        self._auto_lines: dict[tuple[str, str], int] = {}
 
     def take(self, item: Row | Problems) -> StartRequest | InvalidRow:
         """Return the start that a row asks for, or why there is none.
@@ -97,9 +97,9 @@ class Intake:
             return self._unfit(row, key, request)
 
         if request.auto and not self._allow_repeated_auto:
-            first = self._auto_rows.setdefault((row.target, row.job_id), row.number)
+            first = self._auto_lines.setdefault((row.target, row.job_id), row.line)
 
-            if first != row.number:
+            if first != row.line:
                 return InvalidRow(key, row.number, row.line, (self._race(row, first),), row)
 
         return request
@@ -120,7 +120,7 @@ class Intake:
         return InvalidRow(key, row.number, row.line, problems, row, by_schema=by_schema)
 
     def _is_target(self, target: str) -> bool:
-        return self._targets is None or target in self._targets
+        return target in self._targets
 
     def _repeated(self, row: Row, repeat: Repeat, digest: str) -> InvalidRow:
         """Report a repeat together with whatever else is wrong with it."""
@@ -135,11 +135,13 @@ class Intake:
     def _repeat_problem(self, row: Row, repeat: Repeat) -> RowProblem:
         if repeat.explicit:
             expected = "a key of its own"
-            message = f"key {repeat.key!r} is row {repeat.first_row}'s: give this row another"
+            message = (
+                f"key {repeat.key!r} is that of line {repeat.first_line}: give this row another"
+            )
         else:
             expected = "a row that says something else"
             message = (
-                f"the row says the same as row {repeat.first_row}, and would start the run "
+                f"the row says the same as line {repeat.first_line}, and would start the run "
                 "twice: remove it, or pass --allow-duplicates"
             )
 
@@ -147,7 +149,7 @@ class Intake:
         return RowProblem(self._file, row.line, row.number, column, expected, repeat.key, message)
 
     def _target_problem(self, row: Row) -> RowProblem:
-        known = ", ".join(sorted(self._targets or ()))
+        known = ", ".join(sorted(self._targets))
         return RowProblem(
             self._file,
             row.line,
@@ -165,7 +167,7 @@ class Intake:
             row.number,
             "",
             "one auto-value row for each job",
-            f"a second one, after row {first}",
-            f"row {first} uses an auto value of this job too, and the two runs would race for "
+            f"a second one, after line {first}",
+            f"line {first} uses an auto value of this job too, and the two runs would race for "
             "the same data: put them into separate batches, or pass --allow-repeated-auto",
         )

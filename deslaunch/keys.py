@@ -60,12 +60,12 @@ class Repeat(NamedTuple):
 
     Attributes:
         key: the key that both rows have.
-        first_row: number of the data row that took the key first.
+        first_line: physical line of the row that took the key first.
         explicit: the manifest names the key itself, so allowing duplicates does not help.
     """
 
     key: str
-    first_row: int
+    first_line: int
     explicit: bool
 
 
@@ -80,11 +80,11 @@ class KeyRing:
 
     def __init__(self, *, allow_duplicates: bool) -> None:
         self._allow_duplicates = allow_duplicates
-        self._first_rows: dict[str, int] = {}
+        self._first_lines: dict[str, int] = {}
         self._counts: dict[str, int] = {}
 
     def __repr__(self) -> str:
-        return f"<KeyRing {len(self._first_rows)} keys, {len(self._counts)} repeated>"
+        return f"<KeyRing {len(self._first_lines)} keys, {len(self._counts)} repeated>"
 
     def claim(self, row: Row, digest: str) -> str | Repeat:
         """Return the row's key, or the repeat that it is.
@@ -100,12 +100,12 @@ class KeyRing:
         """
         key = digest if row.key is None else row.key
 
-        if key not in self._first_rows:
-            self._first_rows[key] = row.number
+        if key not in self._first_lines:
+            self._first_lines[key] = row.line
             return key
 
         if row.key is not None or not self._allow_duplicates:
-            return Repeat(key, self._first_rows[key], explicit=row.key is not None)
+            return Repeat(key, self._first_lines[key], explicit=row.key is not None)
 
         self._counts[key] = self._counts.get(key, 1) + 1
         return f"{key}{REPEAT_MARK}{self._counts[key]}"

@@ -522,6 +522,9 @@ async def resolve(ledger: StrPath, findings: Iterable[Finding]) -> Summary:
             _check_finding(journal, finding)
 
         for finding in found:
+            if _is_known(journal, finding):
+                continue
+
             await journal.append(
                 records.resolved(finding.key, job_run_id=finding.job_run_id, note=finding.note)
             )
@@ -538,7 +541,7 @@ def _check_finding(journal: Ledger, finding: Finding) -> None:
             hint="'deslaunch status' lists the keys of unknown rows",
         )
 
-    if state.state not in {RowState.UNKNOWN, RowState.FAILED}:
+    if state.state not in {RowState.UNKNOWN, RowState.FAILED} and not _is_known(journal, finding):
         raise ConfigurationError(
             f"the row with key {finding.key!r} is {state.state}; only unknown and failed rows "
             "are resolved"
@@ -548,6 +551,12 @@ def _check_finding(journal: Ledger, finding: Finding) -> None:
         raise ConfigurationError(
             f"a jobRunId is a GUID, got {finding.job_run_id!r} for key {finding.key!r}"
         )
+
+
+def _is_known(journal: Ledger, finding: Finding) -> bool:
+    """Tell whether the ledger says already what was found: a run may be told once too often."""
+    state = journal.replay.get(finding.key)
+    return state is not None and finding.job_run_id == state.job_run_id is not None
 
 
 def default_ledger(manifest: Path) -> Path:
@@ -648,6 +657,7 @@ async def _catalog(
     jobs = None if schema is None else await asyncio.to_thread(read_schema_file, Path(schema))
     return Catalog(
         clients,
+        targets=() if clients else [settings.target or DEFAULT_TARGET],
         cache=SchemaCache(Path(cache) if cache is not None else default_directory()),
         schema_file=jobs,
         max_age=timedelta(hours=settings.schema_max_age),

@@ -157,7 +157,10 @@ def replay_of(stream: BinaryIO) -> tuple[Replay, Tail]:
             raise _damaged(offset, f"a record of kind {record['record']!r}: {exc}") from exc
 
     if not replay.header and tail.torn and not _is_cut_header(stream):
-        raise LedgerForeign("the file is no deslaunch ledger", hint=_NEW_BATCH)
+        raise LedgerForeign(
+            "the file is no deslaunch ledger",
+            hint="name a ledger (is this its manifest?); a new batch needs a new --ledger",
+        )
 
     return replay, tail
 

@@ -107,6 +107,7 @@ class KeyState:
         target: the target's name.
         digest: digest of the row as it was last sent, or None.
         attempts: number of its last attempt, all sessions counted.
+        unsent: attempts of which no byte left.
         final: the last final state that no later start or resolution undid, or None.
         job_run_id: the run, once started.
         status: HTTP status of the last answer, or None.
@@ -133,6 +134,7 @@ class KeyState:
         "sent_utc",
         "status",
         "target",
+        "unsent",
     )
 
     def __init__(self) -> None:
@@ -141,6 +143,7 @@ class KeyState:
         self.target = DEFAULT_TARGET
         self.digest: str | None = None
         self.attempts = 0
+        self.unsent = 0
         self.final: RowState | None = None
         self.job_run_id: str | None = None
         self.status: int | None = None
@@ -158,6 +161,11 @@ class KeyState:
             f"<KeyState {self.state} attempts={self.attempts} open={self._open} "
             f"doubts={self._doubts} run={self.job_run_id}>"
         )
+
+    @property
+    def sent(self) -> int:
+        """Starts that were sent, or may have been."""
+        return self.attempts - self.unsent
 
     @property
     def state(self) -> RowState:
@@ -267,7 +275,7 @@ class Replay:
             "session": self._on_session,
             "sending": self._on_sending,
             "answered": self._on_settled,
-            "unsent": self._on_settled,
+            "unsent": self._on_unsent,
             "started": self._on_started,
             "rejected": self._on_final,
             "failed": self._on_final,
@@ -325,7 +333,7 @@ class Replay:
             job_id=state.job_id,
             state=state.state,
             job_run_id=state.job_run_id,
-            attempts=state.attempts,
+            attempts=state.sent,
             status=state.status,
             error=state.error,
             possible_duplicate=state.possible_duplicate,
@@ -358,7 +366,7 @@ class Replay:
         duplicates = attempts = gone = known = 0
 
         for state in self.states.values():
-            attempts += state.attempts
+            attempts += state.sent
             known += state.in_manifest
 
             if state.in_manifest or state.was_sent:
@@ -422,6 +430,11 @@ class Replay:
 
     def _on_settled(self, record: Record) -> None:
         self._settled(record)
+
+    def _on_unsent(self, record: Record) -> None:
+        state = self._state(record["key"])
+        state.settle(record)
+        state.unsent += 1
 
     def _on_started(self, record: Record) -> None:
         self._settled(record).start(record["jobRunId"])

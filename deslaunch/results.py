@@ -140,7 +140,7 @@ class Results:
             "jobId": row.job_id if row else state.job_id,
             "state": str(state.live_state if self._found.live else state.state),
             "jobRunId": state.job_run_id,
-            "attempts": state.attempts,
+            "attempts": state.sent,
             "status": state.status,
             "error": state.error,
             "possibleDuplicate": state.possible_duplicate,

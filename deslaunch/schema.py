@@ -540,8 +540,12 @@ def _noun(parameter: JobParameter) -> str:
 
 
 def _expected(parameter: JobParameter) -> str:
-    also = ["null"] * parameter.nullable + ["the auto value"] * parameter.supports_auto
-    return " or ".join([_noun(parameter), *also])
+    *forms, last = (
+        _noun(parameter),
+        *["null"] * parameter.nullable,
+        *["the auto value"] * parameter.supports_auto,
+    )
+    return f"{', '.join(forms)} or {last}" if forms else last
 
 
 def _type_label(number: int | None) -> str:

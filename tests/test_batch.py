@@ -241,7 +241,7 @@ async def test_rows_that_can_not_be_started_give_outcomes(place: Place) -> None:
     assert sorted(invalid) == [2, 3, 4, 5, 7, 8]
     assert all(outcome.problems and outcome.error for outcome in invalid.values())
     assert "float" in invalid[3].error
-    assert "row 1's" in invalid[4].error
+    assert "line 1:" in invalid[4].error
     assert "race" in invalid[7].error
     assert {problem.file for outcome in invalid.values() for problem in outcome.problems} == {
         "<rows>"

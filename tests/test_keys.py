@@ -119,13 +119,13 @@ def test_key_is_the_explicit_one_else_the_digest() -> None:
     assert repr(ring) == "<KeyRing 2 keys, 0 repeated>"
 
 
-def test_a_repeat_names_the_first_row() -> None:
+def test_a_repeat_names_the_first_line() -> None:
     ring = KeyRing(allow_duplicates=False)
     ring.claim(row(17), "d1")
 
     claims = [ring.claim(row(number), "d1") for number in (40, 41)]
 
-    assert claims == [Repeat("d1", 17, explicit=False)] * 2
+    assert claims == [Repeat("d1", row(17).line, explicit=False)] * 2
 
 
 def test_allowed_repeats_are_counted_apart() -> None:
@@ -144,14 +144,14 @@ def test_an_explicit_key_is_given_once(allow_duplicates: bool) -> None:
     ring = KeyRing(allow_duplicates=allow_duplicates)
     ring.claim(row(3, key="mine"), "d1")
 
-    assert ring.claim(row(9, key="mine"), "d2") == Repeat("mine", 3, explicit=True)
+    assert ring.claim(row(9, key="mine"), "d2") == Repeat("mine", row(3).line, explicit=True)
 
 
 def test_an_explicit_key_may_not_take_a_digest_that_is_taken() -> None:
     ring = KeyRing(allow_duplicates=True)
     ring.claim(row(1), "d1")
 
-    assert ring.claim(row(2, key="d1"), "d2") == Repeat("d1", 1, explicit=True)
+    assert ring.claim(row(2, key="d1"), "d2") == Repeat("d1", row(1).line, explicit=True)
 
 
 def test_keys_do_not_depend_on_rows_that_are_different() -> None:
