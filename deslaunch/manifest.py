@@ -73,6 +73,10 @@ def detect_format(path: Path, chosen: Format | None) -> Format:
     return found
 
 
+Stamp = tuple[int, int, int, int]
+"""Device, inode, size in bytes and time of the last change in nanoseconds, of a file."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
     """What the first pass saw.
@@ -83,12 +87,14 @@ class Fingerprint:
         whole: the rows are all there are; False where a problem of the file as a whole (a bad
             header, an open quote, damaged gzip) ended the reading early.
         blocks: digest of each block of the file, in order.
+        stamp: what tells cheaply that the file was not touched since.
     """
 
     sha256: str
     rows: int
     whole: bool
     blocks: tuple[bytes, ...]
+    stamp: Stamp
 
 
 class Manifest:
@@ -152,12 +158,14 @@ class Manifest:
         recorder = _Recorder()
         rows = self._reader()
         self._fingerprint = None
+        stamp = self._stamp()
         yield from self._items(rows, recorder)
         self._fingerprint = Fingerprint(
             sha256=recorder.sha256.hexdigest(),
             rows=rows.number,
             whole=rows.whole,
             blocks=tuple(recorder.blocks),
+            stamp=stamp,
         )
 
     def second_pass(self, fingerprint: Fingerprint) -> Iterator[Item]:
@@ -167,11 +175,41 @@ class Manifest:
             fingerprint: of a first pass with the same block size.
 
         Raises:
-            ManifestChanged: the file is not what the first pass read. No row of a block that
-                changed was yielded.
+            ManifestChanged: the file is not what the first pass read, or another file lies in
+                its place. No row of a block that changed was yielded.
             ManifestError: the file can't be opened or read.
         """
-        yield from self._items(self._reader(), _Verifier(self._name, fingerprint.blocks))
+        yield from self._items(self._reader(), _Verifier(self, fingerprint))
+
+    def check_in_place(self, fingerprint: Fingerprint, stamp: Stamp) -> Stamp:
+        """Hold the file that lies at the path now against what the first pass read.
+
+        Args:
+            fingerprint: of the first pass.
+            stamp: of the file when it was last known to be the same.
+
+        Returns:
+            The file's stamp now; one that was only touched is the same.
+
+        Raises:
+            ManifestChanged: it is another file, or changed.
+            ManifestError: it can't be read.
+        """
+        now = self._stamp()
+
+        if now != stamp:
+            for _ in self._blocks(_BlockVerifier(self._name, fingerprint.blocks)):
+                pass
+
+        return now
+
+    def _stamp(self) -> Stamp:
+        try:
+            found = self.path.stat()
+        except OSError as exc:
+            raise ManifestError(f"{self.path} can't be read: {exc.strerror or exc}") from exc
+
+        return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
     def _reader(self) -> RowReader:
         reader = CsvReader if self.format == "csv" else JsonlReader
@@ -221,8 +259,8 @@ class _Recorder:
         pass
 
 
-class _Verifier:
-    """Holds a second pass against the digests of the first."""
+class _BlockVerifier:
+    """Holds the blocks of a file against the digests of a first pass."""
 
     def __init__(self, name: str, blocks: tuple[bytes, ...]) -> None:
         self._name = name
@@ -246,7 +284,28 @@ class _Verifier:
         )
 
 
-_Witness = _Recorder | _Verifier
+class _Verifier(_BlockVerifier):
+    """Holds a second pass against the first, and the file at the path as well."""
+
+    def __init__(self, manifest: Manifest, fingerprint: Fingerprint) -> None:
+        super().__init__(manifest.name, fingerprint.blocks)
+        self._manifest = manifest
+        self._fingerprint = fingerprint
+        self._stamp = fingerprint.stamp
+
+    def saw(self, block: bytes) -> None:
+        super().saw(block)
+        self._check_in_place()
+
+    def saw_end(self) -> None:
+        super().saw_end()
+        self._check_in_place()
+
+    def _check_in_place(self) -> None:
+        self._stamp = self._manifest.check_in_place(self._fingerprint, self._stamp)
+
+
+_Witness = _Recorder | _BlockVerifier
 
 
 def _block_digest(block: bytes) -> bytes:
