@@ -9,6 +9,7 @@ server from a misconfigured one. Nothing here sends a start twice.
 from __future__ import annotations
 
 import base64
+import contextlib
 import ipaddress
 import math
 import ssl as ssl_module
@@ -336,6 +337,21 @@ class DesClient:
             return wire.decode_jobs(reply.body, source="DES's answer to QueryJobs")
         except SchemaError as exc:
             raise SchemaError(self._tokens.scrub(str(exc)), hint=exc.hint) from exc.__cause__
+
+    async def probe(self) -> None:
+        """Return if DES answers QueryJobs in any way that shows that it is there.
+
+        Whether it answers well does not matter, nor whether the token is good: a start will
+        tell.
+
+        Raises:
+            NotSent: no byte left.
+            Throttled: DES asks to wait.
+            ServerError: DES answered 5XX.
+            QueryFailed: no usable answer came.
+        """
+        with contextlib.suppress(Rejected, CredentialsRefused):
+            await self._ask(_QUERY_JOBS, wire.QUERY_JOBS_BODY)
 
     async def query_run_status(self, job_run_id: str) -> RunStatus:
         """Return how one run is getting on.

@@ -75,6 +75,14 @@ class Starter(Protocol):
         """
         ...
 
+    async def probe(self) -> None:
+        """Return if DES answers a request that starts nothing.
+
+        Raises:
+            DesError: it does not.
+        """
+        ...
+
     async def renew(self, refused: Unauthorized) -> None:
         """Replace the refused token, once for all rows that wait for it.
 
@@ -532,13 +540,7 @@ class Engine:
         else:
             self._keep_answer(start, error)
 
-        decided = throttle.held_back(error, self._clock.now())
-
-        if isinstance(decided, Stop):
-            self._stop(decided)
-        elif decided is not None:
-            self._pause(throttle, decided)
-
+        self._wait_or_stop(throttle, throttle.held_back(error, self._clock.now()))
         self._again(start)
 
     def _refused(self, start: Start, throttle: Throttle, error: DesError) -> None:
@@ -627,8 +629,25 @@ class Engine:
 
     async def _reopen_after(self, throttle: Throttle, seconds: float) -> None:
         await self._clock.sleep(seconds)
-        throttle.reopen(self._clock.now())
-        self._wake()
+
+        if not throttle.is_due(self._clock.now()):
+            return  # it was prolonged meanwhile
+
+        try:
+            await self._starters[throttle.target].probe()
+        except DesError as exc:
+            self._wait_or_stop(throttle, throttle.still_down(exc, self._clock.now()))
+        except Exception as exc:  # noqa: BLE001  # a fault of the starter must not lose rows
+            self._fail(exc)
+        else:
+            throttle.reopen()
+            self._wake()
+
+    def _wait_or_stop(self, throttle: Throttle, decided: Pause | Stop | None) -> None:
+        if isinstance(decided, Stop):
+            self._stop(decided)
+        elif decided is not None:
+            self._pause(throttle, decided)
 
     async def _abandon_later(self) -> None:
         await self._clock.sleep(self._settings.drain_timeout)

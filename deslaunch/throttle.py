@@ -4,8 +4,8 @@ Pure: times are passed in (seconds of any clock that only goes forward), decisio
 and the engine acts on them. One :class:`Throttle` per target is shared by all its rows.
 
 A target begins *alone*: one start, until the service has shown what it is. After a pause it is
-alone again: one start at a time probes it, and the rest follow once it answers. So neither a
-dead service nor one that comes back is met by a storm.
+probed by a query, which starts nothing, and then alone again: one start at a time, and the rest
+follow once one is answered. So neither a dead service nor one that comes back is met by a storm.
 """
 
 from __future__ import annotations
@@ -194,24 +194,39 @@ class Throttle:
         if self.gate is Gate.PAUSED:
             return self._prolong(error, now)
 
-        return self._pause(error, now)
+        self._slots = max(1.0, self._slots / 2)
+        return self._go_on_pausing(error, now)
 
-    def reopen(self, now: float) -> bool:
-        """End the pause if its time has come; one row at a time may probe the target."""
-        if self.gate is not Gate.PAUSED or now < self._reopens - _EARLY:
-            return False
+    def is_due(self, now: float) -> bool:
+        """Tell whether the pause has lasted as long as it was to: the target may be probed."""
+        return self.gate is Gate.PAUSED and now >= self._reopens - _EARLY
 
-        self.gate = Gate.ALONE
-        return True
+    def reopen(self) -> None:
+        """End the pause: one row at a time may be sent, until DES answers one."""
+        if self.gate is Gate.PAUSED:
+            self.gate = Gate.ALONE
+
+    def still_down(self, error: DesError, now: float) -> Pause | Stop | None:
+        """Take in a probe that failed: the pause goes on.
+
+        Returns:
+            The next part of the pause, or the end of the target.
+        """
+        if self.gate is not Gate.PAUSED:
+            return None
+
+        if isinstance(error, Misconfigured):
+            return self.stop(StopReason.CONFIGURATION, str(error))
+
+        return self._go_on_pausing(error, now)
 
     def stop(self, reason: StopReason, message: str, *, resume_after: float | None = None) -> Stop:
         """End the target for this session."""
         self.gate = Gate.STOPPED
         return Stop(reason, message, self.target, resume_after=resume_after)
 
-    def _pause(self, error: DesError, now: float) -> Pause | Stop:
+    def _go_on_pausing(self, error: DesError, now: float) -> Pause | Stop:
         self._pauses += 1
-        self._slots = max(1.0, self._slots / 2)
         seconds = self._seconds(error)
 
         if self._paused_since is None:

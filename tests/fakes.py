@@ -325,6 +325,8 @@ class FakeDes:
         renewal_fault: what a renewal raises, or None.
         latency: gives the seconds from a start to its answer, or None for at once.
         waiting: by key, the starts that wait for :meth:`answer`.
+        probes: target and time of each probe, in order.
+        probe_script: by target, the verdicts of its probes; after the last, an answer.
     """
 
     clock: VirtualClock
@@ -340,6 +342,8 @@ class FakeDes:
     renewal_fault: Exception | None = None
     latency: Callable[[], float] | None = None
     waiting: dict[str, asyncio.Future[Verdict]] = field(default_factory=dict)
+    probes: list[tuple[str, float]] = field(default_factory=list)
+    probe_script: dict[str, list[Verdict]] = field(default_factory=dict)
 
     def keys(self) -> list[str]:
         """Return the keys of all starts that arrived, in order."""
@@ -386,6 +390,15 @@ class FakeStarter:
             raise Unauthorized("DES answered 401", generation=token)
 
         return self._answered(key, verdict)
+
+    async def probe(self) -> None:
+        des = self._des
+        des.probes.append((self._target, des.clock.now()))
+        script = des.probe_script.get(self._target)
+        verdict = script.pop(0) if script else "started"
+
+        if verdict != "started":
+            raise _error(verdict)
 
     def _answered(self, key: str, verdict: Verdict) -> StartedRun:
         if verdict != "started":

@@ -43,6 +43,7 @@ from deslaunch.errors import (
     Unauthorized,
 )
 from deslaunch.model import AUTO, DEFAULT_TARGET, Evidence, StartedRun, StartRequest, TypedValue
+from deslaunch.simulator import Simulator
 from deslaunch.tokens import Token
 
 if TYPE_CHECKING:
@@ -1391,3 +1392,34 @@ async def test_a_client_may_be_opened_again() -> None:
         for _ in range(2):
             async with client:
                 assert await client.start(request_of()) == StartedRun(JOB, RUN)
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [
+        pytest.param({}, None, id="an answer"),
+        pytest.param({"fault": "status", "status": 404}, None, id="QueryJobs is elsewhere"),
+        pytest.param({"fault": "status", "status": 401}, None, id="the token has expired"),
+        pytest.param({"fault": "status", "status": 503}, ServerError, id="still down"),
+        pytest.param(
+            {"fault": "status", "status": 429, "retryAfter": 9}, Throttled, id="still throttled"
+        ),
+        pytest.param({"fault": "close"}, QueryFailed, id="no answer"),
+    ],
+)
+async def test_a_probe_asks_whether_des_is_there(
+    script: dict[str, Any], error: type[DesError] | None
+) -> None:
+    faults = [{"on": "queryjobs", **script}] if script else []
+
+    async with (
+        Simulator(script={"faults": faults}) as simulator,
+        DesClient(simulator.base_url, token="t") as des,
+    ):
+        if error is None:
+            await des.probe()
+        else:
+            with pytest.raises(error):
+                await des.probe()
+
+        assert (simulator.count("queryjobs"), simulator.requests) == (1, 0)

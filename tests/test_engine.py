@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from deslaunch.engine import WAITING_PER_SLOT, Engine, EngineSettings, Start, SystemClock
 from deslaunch.errors import ManifestChanged, ManifestConflict, OutcomeUnknown
+from deslaunch.health import ErrorLimit
 from deslaunch.model import (
     DEFAULT_TARGET,
     Draining,
@@ -1342,3 +1343,77 @@ async def test_the_systems_clock_is_the_loops() -> None:
     await clock.sleep(0.0)
 
     assert before <= clock.now() <= asyncio.get_running_loop().time()
+
+
+# Probes, and bad ends in a row.
+
+
+async def test_a_paused_target_is_probed_before_any_row_is_sent() -> None:
+    bench = Bench(["a", "b", "c"], slots=3, script={"b": ["429"]}, retry=RetryPolicy(max_wait=8.0))
+    bench.des.probe_script = {DEFAULT_TARGET: ["unsent", "500"]}
+    await bench.finish()
+
+    probes = [at for _, at in bench.des.probes]
+    assert len(probes) == 3
+    assert max(bench.times("b")) >= probes[-1] > probes[0]
+    assert not [at for at in bench.times() if probes[0] <= at < probes[-1]]
+    assert bench.started() == {"a", "b", "c"}
+    assert len(bench.told(TargetPaused)) == 3
+
+
+async def test_a_target_whose_probes_fail_is_given_up() -> None:
+    bench = Bench(["a", "b"], slots=1, script={"b": ["429"]}, give_up_after=20.0)
+    bench.des.probe_script = {DEFAULT_TARGET: ["unsent"] * 50}
+    await bench.finish()
+
+    assert bench.stops() == [(StopReason.UNREACHABLE, DEFAULT_TARGET)]
+    assert bench.states("a", "b") == [RowState.STARTED, RowState.PENDING]
+    assert bench.des.keys() == ["a", "b"]
+
+
+async def test_a_fault_of_a_probe_ends_the_session() -> None:
+    bench = Bench(["a", "b"], script={"b": ["429"]})
+    bench.des.probe_script = {DEFAULT_TARGET: ["bug"]}
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        await bench.finish()
+
+    assert bench.states("a", "b") == [RowState.STARTED, RowState.PENDING]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "ended"),
+    [
+        pytest.param("lost", 5, id="unknown"),
+        pytest.param("500", 25, id="failed"),
+    ],
+)
+async def test_bad_ends_in_a_row_stop_the_target(verdict: str, ended: int) -> None:
+    rows = keys("r", 40)
+    script: dict[str, list[Any]] = {key: [verdict] for key in rows[1:]}
+    bench = Bench(rows, slots=1, script=script, retry=RetryPolicy(max_attempts=1))
+    await bench.finish()
+
+    assert bench.stops() == [(StopReason.TOO_MANY_ERRORS, DEFAULT_TARGET)]
+    assert len(bench.ended) == 1 + ended
+    assert bench.des.keys() == rows[: 1 + ended]
+
+
+async def test_one_target_is_stopped_by_its_errors_and_the_other_goes_on() -> None:
+    rows = [f"{target}/{number}" for number in range(1, 11) for target in ("acme", "bistro")]
+    script: dict[str, list[Any]] = {f"acme/{number}": ["lost"] for number in range(2, 11)}
+    bench = Bench(rows, slots=2, script=script, targets=["acme", "bistro"])
+    await bench.finish()
+
+    assert bench.stops() == [(StopReason.TOO_MANY_ERRORS, "acme")]
+    assert bench.started() == {"acme/1", *keys("bistro/", 10)}
+
+
+async def test_too_many_errors_stop_a_target_by_the_limit() -> None:
+    rows = keys("r", 10)
+    script: dict[str, list[Any]] = {key: ["400"] for key in rows[1::2]}
+    bench = Bench(rows, slots=1, script=script, error_limit=ErrorLimit.parse("2"))
+    await bench.finish()
+
+    assert bench.stops() == [(StopReason.TOO_MANY_ERRORS, DEFAULT_TARGET)]
+    assert bench.des.keys() == rows[:6]

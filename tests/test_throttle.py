@@ -26,6 +26,16 @@ def throttle(give_up_after: float = 900.0) -> Throttle:
     return Throttle("acme", slots=16, waits=waits, give_up_after=give_up_after)
 
 
+def reopened(found: Throttle, now: float) -> bool:
+    """End the pause of a target whose probe was answered, if it is due."""
+    due = found.is_due(now)
+
+    if due:
+        found.reopen()
+
+    return due
+
+
 def throttled(seconds: float | None = None) -> Throttled:
     return Throttled("slow down", status=429, retry_after=seconds)
 
@@ -62,7 +72,7 @@ def play(found: Throttle, script: str) -> list[object]:  # noqa: C901  # one lin
         elif name == "unsent":
             out.append(found.held_back(unsent(), now))
         elif name == "open":
-            out.append(found.reopen(now))
+            out.append(reopened(found, now))
         elif name == "hold":
             found.hold()
         elif name == "release":
@@ -233,8 +243,8 @@ def test_no_pause_ends_before_its_retry_after(seconds: float, now: float) -> Non
     pause = found.held_back(throttled(seconds), now)
     assert isinstance(pause, Pause)
     assert pause.seconds >= seconds
-    assert not found.reopen(now + seconds - 0.001)
-    assert found.reopen(now + pause.seconds)  # a timer of just this length ends it
+    assert not reopened(found, now + seconds - 0.001)
+    assert reopened(found, now + pause.seconds)  # a timer of just this length ends it
 
 
 class ThrottleMachine(RuleBasedStateMachine):
@@ -307,7 +317,7 @@ class ThrottleMachine(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-        if self.found.reopen(self.now):
+        if reopened(self.found, self.now):
             assert self.now >= self.told - 0.001, "a Retry-After was shortened"
 
     @rule()
@@ -339,7 +349,7 @@ class ThrottleMachine(RuleBasedStateMachine):
             self.found.end()
 
         self.rows += [f"r{n}" for n in range(next(self.names))]
-        self.found.reopen(self.now + 1e6)
+        reopened(self.found, self.now + 1e6)
         assert self.found.stopped or any(self.found.admits(key) for key in self.rows)
 
 
@@ -383,3 +393,94 @@ def test_waits_for_one_moment_grow_evenly() -> None:
 def test_no_rate_is_no_wait() -> None:
     pacer = Pacer(None)
     assert {pacer.wait(0.0) for _ in range(100)} == {0.0}
+
+
+# Slots that adapt, and probes.
+
+
+def opened(slots: int) -> Throttle:
+    found = Throttle("acme", slots=slots, waits=lambda: iter([1.0] * 99), give_up_after=900)
+    found.started()
+    return found
+
+
+def test_a_pause_halves_the_slots_once_however_many_rows_are_told_to_wait() -> None:
+    found = opened(16)
+
+    for _ in range(16):
+        found.held_back(throttled(), 0.0)
+
+    assert found.slots == 8
+    reopened(found, 1.0)
+    found.held_back(throttled(), 1.0)
+    assert found.slots == 4
+
+
+def test_slots_never_go_below_one_and_admit_no_more_than_they_are() -> None:
+    found = opened(2)
+
+    for now in range(5):
+        found.held_back(throttled(), float(now))
+        reopened(found, float(now + 1))
+
+    found.answered(final=True)
+    assert (found.slots, found.admits("a")) == (1, True)
+    found.begin("a")
+    assert not found.admits("b")
+    assert found.lets_go(alone=False)
+
+
+def test_slots_creep_back_with_success_up_to_what_they_were() -> None:
+    found = opened(8)
+    found.held_back(throttled(), 0.0)
+    reopened(found, 1.0)
+    grown = []
+
+    for _ in range(40):
+        found.started()
+        grown.append(found.slots)
+
+    assert grown[:5] == [4, 4, 4, 4, 5]
+    assert grown[-1] == 8
+    assert sorted(grown) == grown
+
+
+def test_a_failed_probe_prolongs_the_pause_and_halves_nothing_more() -> None:
+    found = opened(16)
+    found.held_back(unsent(), 0.0)
+
+    pause = found.still_down(unsent(), 1.0)
+
+    assert pause == Pause(1.0, "refused")
+    assert (found.slots, found.gate) == (8, Gate.PAUSED)
+    assert (found.is_due(1.9), found.is_due(2.0)) == (False, True)
+
+
+def test_probes_count_as_tries_to_reach_a_target() -> None:
+    found = Throttle("acme", slots=4, waits=lambda: iter([1.0] * 99), give_up_after=900)
+    found.held_back(unsent(), 0.0)
+
+    news = [found.still_down(unsent(), 1.0), found.still_down(unsent(), 2.0)]
+
+    assert isinstance(news[0], Pause)
+    assert isinstance(news[1], Stop)
+    assert news[1].reason is StopReason.UNREACHABLE
+    assert found.still_down(unsent(), 3.0) is None
+
+
+def test_a_misconfigured_probe_stops_the_target() -> None:
+    found = opened(4)
+    found.held_back(unsent(), 0.0)
+
+    stop = found.still_down(Misconfigured("bad certificate"), 1.0)
+
+    assert isinstance(stop, Stop)
+    assert stop.reason is StopReason.CONFIGURATION
+
+
+def test_an_open_target_is_not_due_and_its_probe_means_nothing() -> None:
+    found = opened(4)
+    found.reopen()
+
+    assert (found.is_due(99.0), found.still_down(unsent(), 99.0)) == (False, None)
+    assert found.gate is Gate.OPEN
