@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +27,12 @@ class Workplace:
 
     folder: Path
     environment: dict[str, str]
+    processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, *arguments: str, token: str | None = TOKEN) -> subprocess.Popen[str]:
         """Start a command."""
         environment = self.environment | ({"DES_TOKEN": token} if token else {})
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [DESLAUNCH, *arguments],
             cwd=self.folder,
             env=environment,
@@ -40,6 +41,8 @@ class Workplace:
             stderr=subprocess.PIPE,
             text=True,
         )
+        self.processes.append(process)
+        return process
 
     def run(
         self, *arguments: str, token: str | None = TOKEN, stdin: str | None = None
@@ -61,6 +64,13 @@ class Workplace:
         """Return what a command prints with --json."""
         return json.loads(self.run(*arguments, "--json").stdout)
 
+    def end(self) -> None:
+        """End what a failed test left running."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate(timeout=10)
+
     def manifest(self, count: int, name: str = "night.jsonl", *, first: int = 1) -> Path:
         """Write a manifest of distinct rows; row n asks for DBGenFrom n."""
         path = self.folder / name
@@ -75,8 +85,9 @@ class Workplace:
     def log(self) -> list[dict[str, Any]]:
         """The runs that the simulator started: the judge."""
         path = self.folder / "runs.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        text = path.read_text() if path.exists() else ""
+        whole, _, _ = text.rpartition("\n")  # the last line may be half written
+        return [json.loads(line) for line in whole.splitlines()]
 
     @property
     def logged_rows(self) -> list[int]:
@@ -102,7 +113,12 @@ def workplace(
     try:
         assert simulator.stdout is not None
         base_url = simulator.stdout.readline().strip()
-        yield Workplace(folder, _clean_environment(folder) | {"DES_BASE_URL": base_url})
+        place = Workplace(folder, _clean_environment(folder) | {"DES_BASE_URL": base_url})
+
+        try:
+            yield place
+        finally:
+            place.end()
     finally:
         simulator.terminate()
         simulator.communicate(timeout=10)
