@@ -683,7 +683,7 @@ async def test_a_service_that_is_not_there_is_tried_three_times(place: Place) ->
 
     assert counts(stopped) == {"pending": 8}
     assert reasons(stopped) == [StopReason.UNREACHABLE]
-    assert kinds == {"batch": 1, "session": 1, "sending": 3, "unsent": 3, "pause": 2, "end": 1}
+    assert kinds == {"batch": 1, "session": 1, "sending": 1, "unsent": 1, "pause": 2, "end": 1}
     assert counts(resumed) == {"started": 8}
     assert runs_of(simulator) == once(range(1, 9))
 
