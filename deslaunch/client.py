@@ -342,15 +342,13 @@ class DesClient:
         """Return if DES answers QueryJobs in any way that shows that it is there.
 
         Whether it answers well does not matter, nor whether the token is good: a start will
-        tell.
+        tell, and QueryJobs may be the one thing of DES that does not work.
 
         Raises:
             NotSent: no byte left.
             Throttled: DES asks to wait.
-            ServerError: DES answered 5XX.
-            QueryFailed: no usable answer came.
         """
-        with contextlib.suppress(Rejected, CredentialsRefused):
+        with contextlib.suppress(Rejected, ServerError, QueryFailed, CredentialsRefused):
             await self._ask(_QUERY_JOBS, wire.QUERY_JOBS_BODY)
 
     async def query_run_status(self, job_run_id: str) -> RunStatus:

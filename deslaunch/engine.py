@@ -55,6 +55,8 @@ if TYPE_CHECKING:
     from deslaunch.records import Record
     from deslaunch.retry import Jitter
 
+_SHORTEST_SLEEP: Final = 0.001  # uvloop's timers know milliseconds; a shorter one would spin
+
 WAITING_PER_SLOT: Final = 4
 """Rows a slot that may wait for a retry or a pause before reading stops."""
 
@@ -234,6 +236,8 @@ class Engine:
         self._parked = 0
         self._asleep: set[Start] = set()
         self._in_flight = 0
+        self._awaited = 0
+        self._sitting_out: set[str] = set()
         self._pacing: set[asyncio.Task[Any]] = set()
         self._generations = dict.fromkeys(starters, 0)
         self._exhausted = False
@@ -291,8 +295,7 @@ class Engine:
         for worker in self._pacing:
             worker.cancel()
 
-        awaited = self._in_flight - len(self._pacing)
-        self._tell(Draining(awaited, self._settings.drain_timeout))
+        self._tell(Draining(self._awaited, self._settings.drain_timeout))
         self._wake()
 
         if self._group is not None and self._in_flight:
@@ -313,6 +316,11 @@ class Engine:
                 self._fresh.extend(starts)
                 self._wake()
                 await self._until_room()
+        except asyncio.CancelledError as exc:
+            if _is_cancelled():
+                raise
+
+            self._fail(_as_error(exc))  # the caller's rows raised it: that is no end of them
         except ManifestConflict as exc:
             self._fail(exc)
         except ManifestError as exc:
@@ -465,11 +473,19 @@ class Engine:
         start.with_body = False
 
         if not self._draining and throttle.lets_go(alone=alone):
-            return await self._starters[request.target].start(request, evidence)
+            return await self._answer(request, evidence)
 
         self._given_up(start, evidence, "held back before it was sent")
         self._again(start)
         return None
+
+    async def _answer(self, request: StartRequest, evidence: Evidence) -> StartedRun:
+        self._awaited += 1
+
+        try:
+            return await self._starters[request.target].start(request, evidence)
+        finally:
+            self._awaited -= 1
 
     async def _paced(self, throttle: Throttle) -> bool:
         """Wait for the start's turn; tell whether it may be sent then."""
@@ -624,24 +640,32 @@ class Engine:
         self._keep(records.pause(throttle.target, cause=pause.cause, seconds=pause.seconds))
         self._tell(TargetPaused(throttle.target, pause.cause, pause.seconds))
 
-        if not self._draining:
-            self._help(self._reopen_after(throttle, pause.seconds))
+        if not self._draining and throttle.target not in self._sitting_out:
+            self._sitting_out.add(throttle.target)
+            self._help(self._sit_out(throttle))
 
-    async def _reopen_after(self, throttle: Throttle, seconds: float) -> None:
-        await self._clock.sleep(seconds)
+    async def _sit_out(self, throttle: Throttle) -> None:
+        """Wait until a pause is over and a probe is answered, however often it is prolonged."""
+        try:
+            while (rest := throttle.rest(self._clock.now())) is not None:
+                if rest:  # a timer may ring a little early, and a pause may grow meanwhile
+                    await self._clock.sleep(max(rest, _SHORTEST_SLEEP))
+                else:
+                    await self._probe(throttle)
+        except Exception as exc:  # noqa: BLE001  # a fault of the starter must not lose rows
+            self._fail(exc)
+        finally:
+            self._sitting_out.discard(throttle.target)
 
-        if not throttle.is_due(self._clock.now()):
-            return  # it was prolonged meanwhile
+        self._wake()
 
+    async def _probe(self, throttle: Throttle) -> None:
         try:
             await self._starters[throttle.target].probe()
         except DesError as exc:
             self._wait_or_stop(throttle, throttle.still_down(exc, self._clock.now()))
-        except Exception as exc:  # noqa: BLE001  # a fault of the starter must not lose rows
-            self._fail(exc)
         else:
-            throttle.reopen()
-            self._wake()
+            throttle.reopen(self._clock.now())
 
     def _wait_or_stop(self, throttle: Throttle, decided: Pause | Stop | None) -> None:
         if isinstance(decided, Stop):
@@ -789,3 +813,15 @@ class Engine:
             waits=partial(target_waits, self._settings.retry.max_wait, self._rng),
             give_up_after=self._settings.give_up_after,
         )
+
+
+def _is_cancelled() -> bool:
+    """Tell whether this task was cancelled, and not only what it awaited."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _as_error(exc: asyncio.CancelledError) -> Exception:
+    error = RuntimeError("the rows broke off with a cancellation of their own")
+    error.__cause__ = exc
+    return error

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     from deslaunch.errors import DesError
 
-_EARLY: Final = 1e-6  # seconds that a timer may fire early; without it a pause might never end
 TRIES_TO_REACH: Final = 3
 """Tries after which a target that never answered is given up."""
 
@@ -197,13 +196,13 @@ class Throttle:
         self._slots = max(1.0, self._slots / 2)
         return self._go_on_pausing(error, now)
 
-    def is_due(self, now: float) -> bool:
-        """Tell whether the pause has lasted as long as it was to: the target may be probed."""
-        return self.gate is Gate.PAUSED and now >= self._reopens - _EARLY
+    def rest(self, now: float) -> float | None:
+        """Return the seconds until the pause ends, 0 once it is over; None for no pause."""
+        return max(0.0, self._reopens - now) if self.gate is Gate.PAUSED else None
 
-    def reopen(self) -> None:
-        """End the pause: one row at a time may be sent, until DES answers one."""
-        if self.gate is Gate.PAUSED:
+    def reopen(self, now: float) -> None:
+        """End a pause that is over: one row at a time may be sent, until DES answers one."""
+        if self.rest(now) == 0.0:
             self.gate = Gate.ALONE
 
     def still_down(self, error: DesError, now: float) -> Pause | Stop | None:
@@ -237,9 +236,14 @@ class Throttle:
         if stop is not None:
             return stop
 
+        reopens = now + seconds
+
+        if self.gate is Gate.PAUSED:  # a row in flight may have been told to wait for longer
+            reopens = max(reopens, self._reopens)
+
         self.gate = Gate.PAUSED
-        self._reopens = now + seconds
-        return Pause(seconds, str(error))
+        self._reopens = reopens
+        return Pause(reopens - now, str(error))
 
     def _prolong(self, error: DesError, now: float) -> Pause | Stop | None:
         """Lengthen a pause where a row in flight was told to wait longer."""

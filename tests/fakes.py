@@ -93,8 +93,9 @@ def _is_blocked(task: asyncio.Task[Any]) -> bool:
 class VirtualClock:
     """Time that passes when a test says so."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, early: float = 0.0) -> None:
         self.time = 0.0
+        self.early = early  # seconds by which timers ring before their time
         self._numbers = count()
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
 
@@ -102,6 +103,7 @@ class VirtualClock:
         return self.time
 
     async def sleep(self, seconds: float) -> None:
+        seconds = max(0.0, seconds - self.early)
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         heappush(self._sleepers, (self.time + seconds, next(self._numbers), future))
         await future
@@ -237,6 +239,7 @@ class FakeSource:
         self, starts: Iterable[Start | Exception], *, chunk: int = 1, endless: bool = False
     ) -> None:
         self.given = 0
+        self.breaks_off: BaseException | None = None
         self._starts = iter(starts)
         self._chunk = chunk
         self._endless = endless
@@ -253,6 +256,9 @@ class FakeSource:
 
             if len(chunk) == self._chunk:
                 return chunk
+
+        if not chunk and self.breaks_off is not None:
+            raise self.breaks_off
 
         if not chunk and self._endless:
             await asyncio.get_running_loop().create_future()

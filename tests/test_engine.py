@@ -71,9 +71,10 @@ class Bench:
         script: dict[str, list[Any]] | None = None,
         targets: Iterable[str] = (DEFAULT_TARGET,),
         rng: Jitter | None = None,
+        early: float = 0.0,
         **tuning: Any,
     ) -> None:
-        self.clock = VirtualClock()
+        self.clock = VirtualClock(early=early)
         self.journal = journal or FakeJournal()
         self.des = FakeDes(self.clock, self.journal, script=script or {})
         self.source = FakeSource(map(start, rows), chunk=chunk, endless=endless)
@@ -1417,3 +1418,39 @@ async def test_too_many_errors_stop_a_target_by_the_limit() -> None:
 
     assert bench.stops() == [(StopReason.TOO_MANY_ERRORS, DEFAULT_TARGET)]
     assert bench.des.keys() == rows[:6]
+
+
+async def test_a_timer_that_rings_early_does_not_lose_the_end_of_a_pause() -> None:
+    """uvloop's clock and timers know milliseconds only, and may ring before their time."""
+    bench = Bench(["a", "b", "c"], slots=1, script={"b": ["429", "429 for 30"]}, early=0.0004)
+    await bench.finish()
+
+    assert bench.started() == {"a", "b", "c"}
+    assert len(bench.des.probes) == 2
+
+
+async def test_a_pause_that_grows_during_its_probe_is_not_cut_short() -> None:
+    bench = Bench(["a", "b", "c"], slots=3, script={"b": ["429"]})
+    bench.des.held = True
+    await bench.begin()
+    await bench.answer("a")
+    await bench.answer("b", "429")
+    await bench.clock.advance(0.5)
+    await bench.answer("c", "429 for 90")
+    bench.des.held = False
+    await bench.finish()
+
+    assert min(at for at in bench.times() if at > 0.5) >= 90.5
+    assert bench.started() == {"a", "b", "c"}
+
+
+async def test_rows_that_break_off_with_a_cancellation_are_no_end_of_them() -> None:
+    cancelled = asyncio.CancelledError()
+    bench = Bench(["a"])
+    bench.source.breaks_off = cancelled
+
+    with pytest.raises(RuntimeError, match="broke off with a cancellation") as caught:
+        await bench.finish()
+
+    assert caught.value.__cause__ is cancelled
+    assert bench.state("a") in {RowState.PENDING, RowState.STARTED}

@@ -28,12 +28,9 @@ def throttle(give_up_after: float = 900.0) -> Throttle:
 
 def reopened(found: Throttle, now: float) -> bool:
     """End the pause of a target whose probe was answered, if it is due."""
-    due = found.is_due(now)
-
-    if due:
-        found.reopen()
-
-    return due
+    paused = found.gate is Gate.PAUSED
+    found.reopen(now)
+    return paused and found.gate is Gate.ALONE
 
 
 def throttled(seconds: float | None = None) -> Throttled:
@@ -107,7 +104,7 @@ SCRIPTS: dict[str, tuple[str, list[object], Gate]] = {
     "throttled-first": ("+a 429:5@0 - ?a ?b", [6.0, F, F], Gate.PAUSED),
     "pause-ends": ("+a 429:5@0 - open@5 open@6 ?b", [6.0, F, T, T], Gate.ALONE),
     "pause-ends-once": ("+a 429:5@0 - open@6 open@6", [6.0, T, F], Gate.ALONE),
-    "a-timer-a-hair-early": ("+a 429:5@0 - open@5.9999999", [6.0, T], Gate.ALONE),
+    "a-timer-a-hair-early": ("+a 429:5@0 - open@5.9999 open@6", [6.0, F, T], Gate.ALONE),
     "no-retry-after": ("+a 429@0 - open@1 +a 429@1 -", [1.0, T, 2.0], Gate.PAUSED),
     "other-rows-in-flight": (
         "+a ok - +a +b +c 429@0 - 429@0 - open@1 ?d - ?d +d ?e",
@@ -453,7 +450,7 @@ def test_a_failed_probe_prolongs_the_pause_and_halves_nothing_more() -> None:
 
     assert pause == Pause(1.0, "refused")
     assert (found.slots, found.gate) == (8, Gate.PAUSED)
-    assert (found.is_due(1.9), found.is_due(2.0)) == (False, True)
+    assert (found.rest(1.5), found.rest(2.0)) == (0.5, 0.0)
 
 
 def test_probes_count_as_tries_to_reach_a_target() -> None:
@@ -480,7 +477,20 @@ def test_a_misconfigured_probe_stops_the_target() -> None:
 
 def test_an_open_target_is_not_due_and_its_probe_means_nothing() -> None:
     found = opened(4)
-    found.reopen()
+    found.reopen(99.0)
 
-    assert (found.is_due(99.0), found.still_down(unsent(), 99.0)) == (False, None)
+    assert (found.rest(99.0), found.still_down(unsent(), 99.0)) == (None, None)
     assert found.gate is Gate.OPEN
+
+
+def test_a_pause_that_grew_during_a_probe_is_not_shortened_by_it() -> None:
+    found = opened(4)
+    found.held_back(throttled(10.0), 0.0)
+    found.held_back(throttled(300.0), 11.5)  # a row in flight, while the probe is on its way
+
+    found.reopen(12.0)
+    assert found.gate is Gate.PAUSED
+    pause = found.still_down(unsent(), 12.0)
+
+    assert isinstance(pause, Pause)
+    assert pause.seconds == found.rest(12.0) == 299.5
