@@ -45,6 +45,9 @@ COLUMNS: Final = (
     "answeredUtc",
 )
 
+CLOCKS_APART: Final = 300.0
+"""Seconds that the clocks of this machine and of DES may differ, where a run is looked for."""
+
 Result = dict[str, Any]
 """One row's result, with the keys of ``COLUMNS``."""
 
@@ -255,8 +258,10 @@ class UnknownRow:
         target: the target's name.
         job_id: the job's GUID.
         parameters: as they were sent.
-        from_utc: the run, if there is one, was created after this time, RFC 3339.
-        to_utc: and before this one: the answer's loss, or the end of the attempt's time.
+        from_utc: begin of the time in which to look for its run, RFC 3339: when it was sent,
+            and some minutes earlier, since two clocks are compared.
+        to_utc: end of that time: when the attempt's time was over or the loss of its answer was
+            noticed, and some minutes later. What a gateway held back may run later still.
         cause: why the outcome is unknown.
         job_run_id: a jobRunId that came with an answer which could not be relied on, or None.
     """
@@ -349,13 +354,16 @@ class _Trace:
             target=self._target,
             job_id=self._sent["jobId"],
             parameters=self._parameters,
-            from_utc=first[0]["utc"],
-            to_utc=ending.get("utc") or _later(last["utc"], timeout),
+            from_utc=_moved(first[0]["utc"], -CLOCKS_APART),
+            to_utc=max(
+                _moved(last["utc"], timeout + CLOCKS_APART),
+                _moved(ending.get("utc", last["utc"]), CLOCKS_APART),
+            ),
             cause=first[1].get("cause") or "no answer was recorded before the launcher ended",
             job_run_id=first[1].get("jobRunId"),
         )
 
 
-def _later(utc: str, seconds: float) -> str:
+def _moved(utc: str, seconds: float) -> str:
     time = datetime.fromisoformat(utc) + timedelta(seconds=seconds)
     return time.isoformat(timespec="milliseconds").replace("+00:00", "Z")

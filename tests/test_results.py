@@ -214,16 +214,27 @@ def test_unknown_rows_tell_what_to_look_for(folder: Folder) -> None:
         "target": "default",
         "jobId": JOB,
         "parameters": {"A": {"type": 2, "valueStringEncoded": "1"}},
-        "fromUtc": UTC.format(4),
-        "toUtc": "2026-11-24T01:03:03.004Z",
+        "fromUtc": "2026-11-24T00:57:03.004Z",
+        "toUtc": "2026-11-24T01:08:03.004Z",
         "cause": "no answer was recorded before the launcher ended",
         "jobRunId": None,
     }
     assert (second["fromUtc"], second["toUtc"], second["cause"]) == (
-        UTC.format(11),
-        UTC.format(12),
+        "2026-11-24T00:57:03.011Z",
+        "2026-11-24T01:08:03.011Z",
         "no answer in time",
     )
+
+
+def test_a_loss_that_was_noticed_late_moves_the_end_of_the_window(folder: Folder) -> None:
+    """A session with a short time for an attempt can still wait long, before a second signal."""
+    folder.write(records.sending(request_of("k6", 6), 1, with_body=True))
+    late = records.encode(records.unknown("k6", 1, cause="given up"), "2026-11-24T02:00:00.000Z")
+    folder.ledger.write_bytes(folder.ledger.read_bytes() + late)
+
+    row = list(unknown_rows(folder.found))[-1]
+
+    assert (row.from_utc, row.to_utc) == ("2026-11-24T00:57:03.011Z", "2026-11-24T02:05:00.000Z")
 
 
 def test_a_doubt_is_looked_up_where_it_arose(folder: Folder) -> None:
@@ -239,7 +250,7 @@ def test_a_doubt_is_looked_up_where_it_arose(folder: Folder) -> None:
 
     assert (row.key, row.from_utc, row.cause, row.job_run_id) == (
         "k6",
-        UTC.format(11),
+        "2026-11-24T00:57:03.011Z",
         "other job",
         RUN,
     )
