@@ -10,7 +10,7 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
-from deslaunch.errors import CredentialsRefused, DesError, SchemaError
+from deslaunch.errors import CredentialsRefused, DesError, QueryFailed, Rejected, SchemaError
 from deslaunch.schema import Schemas
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class Catalog:
 
     async def _fetch(self, target: str) -> frozenset[str]:
         client = self._clients[target]
-        jobs = await client.query_jobs()
+        jobs = await _query(client)
         self._cached.pop(target, None)
 
         if self._cache is not None:
@@ -180,3 +180,14 @@ class Catalog:
             self.warnings += [warning] if warning else []
 
         return self.schemas.put(target, jobs)
+
+
+async def _query(client: JobQuery) -> list[Job]:
+    """Ask DES for its jobs; where QueryJobs itself may be wrong, say that there is a way out."""
+    try:
+        return await client.query_jobs()
+    except (Rejected, QueryFailed) as exc:
+        exc.advise(
+            "check the base URL; or leave DES out of it and pass the jobs with --schema FILE"
+        )
+        raise

@@ -31,6 +31,7 @@ from deslaunch.errors import (
     LedgerError,
     ManifestChanged,
 )
+from deslaunch.model import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -53,7 +54,7 @@ Exit codes:
   5  stopped before the end; resume goes on
   6  credentials refused; the remaining rows are pending
   7  the ledger exists, is locked, damaged, foreign, or can't be written
-  130, 143  interrupted; drained; resume goes on"""
+  129, 130, 143  interrupted; drained; resume goes on"""
 
 # The first class that an error is an instance of gives the exit code.
 _EXIT_CODES: Final[tuple[tuple[type[DeslaunchError], int], ...]] = (
@@ -109,10 +110,14 @@ def _tuning(name: str, **kwargs: Any) -> Callable[[Any], Any]:
     return click.option(name, envvar=variable, show_envvar=True, **kwargs)
 
 
-_output = _options(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+_volume = _options(
     click.option("--quiet", is_flag=True, help="Say only what must not be missed."),
     click.option("--verbose", is_flag=True, help="Say what becomes of every row."),
+)
+
+_output = _options(
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
+    _volume,
 )
 
 _connection = _options(
@@ -292,7 +297,8 @@ def _print_report(console: Console, report: CheckReport, *, as_json: bool) -> No
         return
 
     console.problems(report.problems, report.problem_count)
-    console.say(f"{report.rows:,} rows: {report.valid:,} valid, {report.invalid:,} invalid")
+    rows = counted(report.rows, "row")
+    console.say(f"{rows}: {report.valid:,} valid, {report.invalid:,} invalid")
 
 
 @_command(
@@ -389,7 +395,10 @@ def _launch(
                 summary = await launch(client, interrupt, progress)
 
         if progress.is_idle and not summary.stops:
-            console.say("nothing was left to send")
+            console.say("nothing was left to send; a new batch needs a new --ledger")
+
+        if given["retry_unknown"] and summary.unknown:
+            console.say("--retry-unknown leaves auto-value rows: each run of one moves the feed on")
 
         console.summary(summary)
 
@@ -424,7 +433,7 @@ def status(ledger: Path, **given: Any) -> int:
     console.unknown_rows(unknown_rows(found))
 
     if not found.live:
-        console.next_command(summary)
+        console.next_command(summary, is_status=True)
 
     return 0
 
@@ -440,7 +449,7 @@ def status(ledger: Path, **given: Any) -> int:
 @click.option("-o", "--output", type=_FILE, help="Default: stdout.")
 @click.option("--format", type=_FORMAT, help="Default: by the output's name, else csv.")
 @click.option("--manifest", type=_FILE, help="Where the manifest is now, if it was moved.")
-@_output
+@_volume
 def results(
     ledger: Path,
     output: Path | None,
@@ -725,7 +734,7 @@ def _on_disk(manifest: str, form: str | None, stack: AsyncExitStack) -> Path:
 
 
 def _run(work: Callable[[Interrupt], Coroutine[Any, Any, int]]) -> int:
-    """Run a command's work, with SIGINT and SIGTERM as its interrupts.
+    """Run a command's work, with SIGINT, SIGTERM and SIGHUP as its interrupts.
 
     The first signal drains a launch, the second gives up what is in flight. Before anything
     can have been sent, the first one ends the command.
@@ -747,7 +756,7 @@ def _run(work: Callable[[Interrupt], Coroutine[Any, Any, int]]) -> int:
             else:
                 task.cancel()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in _interrupts():
             asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
 
         return await work(interrupt)
@@ -756,6 +765,12 @@ def _run(work: Callable[[Interrupt], Coroutine[Any, Any, int]]) -> int:
         return _in_loop(main())
     except asyncio.CancelledError:
         raise Interrupted("interrupted", signum=signals[0]) from None
+
+
+def _interrupts() -> list[signal.Signals]:
+    """Return the signals that end a command; a hang-up does not where nohup had it ignored."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([] if ignored else [signal.SIGHUP])]
 
 
 def _in_loop(work: Coroutine[Any, Any, int]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 import sys
 import time
@@ -21,6 +23,7 @@ from deslaunch.model import (
     StopReason,
     TargetPaused,
     TokenRenewed,
+    counted,
 )
 
 if TYPE_CHECKING:
@@ -76,7 +79,7 @@ class Console:
 
     def data(self, text: str) -> None:
         """Print a line of data."""
-        print(text, file=self._out, flush=True)
+        _print(text, self._out)
 
     def data_bytes(self, lines: Iterable[bytes]) -> None:
         """Print lines of data that are encoded already."""
@@ -95,7 +98,7 @@ class Console:
 
     def insist(self, text: str) -> None:
         """Tell what must not be missed."""
-        print(text, file=self._err, flush=True)
+        _print(text, self._err)
 
     def warn(self, text: str) -> None:
         """Print a warning."""
@@ -125,7 +128,7 @@ class Console:
             self.insist(str(problem))
 
         if count > SHOWN_PROBLEMS:
-            self.insist(f"… and {count - SHOWN_PROBLEMS:,} problems more")
+            self.insist(f"… and {counted(count - SHOWN_PROBLEMS, 'problem')} more")
 
     def _keys(self, what: str, keys: Sequence[str]) -> None:
         for key in keys[:SHOWN_KEYS]:
@@ -136,8 +139,7 @@ class Console:
 
     def _unrecorded(self, unrecorded: Sequence[tuple[str, str]]) -> None:
         if unrecorded:
-            self.insist("DES started these runs, and the ledger may not have them: once it can")
-            self.insist("be written, 'deslaunch resolve LEDGER KEY --started JOBRUNID' tells it.")
+            self.insist("DES started these runs, and the ledger may not have them (key, jobRunId):")
 
         for key, job_run_id in unrecorded:
             self.insist(f"{key}\t{job_run_id}")
@@ -156,14 +158,11 @@ class Console:
             for line in _warnings_of(summary):
                 self.insist(line)
 
-    def next_command(self, summary: Summary, repeat: Sequence[str] = ()) -> None:
-        """Print the exact command to go on with, if there is anything left to do.
-
-        Args:
-            summary: of the batch.
-            repeat: options that the command must be given again.
-        """
-        for line in next_commands(summary, repeat):
+    def next_command(
+        self, summary: Summary, repeat: Sequence[str] = (), *, is_status: bool = False
+    ) -> None:
+        """Print the exact commands to go on with; see :func:`next_commands`."""
+        for line in next_commands(summary, repeat, is_status=is_status):
             self.insist(line)
 
     def unknown_rows(self, rows: Iterable[UnknownRow]) -> None:
@@ -173,7 +172,8 @@ class Console:
             self.data(f"unknown: key {row.key} row {row.row}{target}")
             self.data(f"  job {row.job_id}")
             self.data(f"  parameters {parameters_text(row.parameters)}")
-            self.data(f"  look for a run created from {row.from_utc} to {row.to_utc}")
+            self.data(f"  look for a run created from {row.from_utc} to {row.to_utc},")
+            self.data("  or later, if a gateway held it back")
             self.data(f"  because {row.cause}")
 
             if row.job_run_id:
@@ -186,6 +186,17 @@ class Console:
 
             for parameter in job.parameters:
                 self.data(f"  {parameter_text(parameter)}")
+
+
+def _print(text: str, stream: TextIO) -> None:
+    """Print a line; where the terminal has gone, nobody is there to miss it."""
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as exc:
+        if exc.errno != errno.EIO:
+            raise
+
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def parameters_text(parameters: Mapping[str, Any]) -> str:
@@ -219,11 +230,6 @@ def parameter_text(parameter: JobParameter) -> str:
     )
 
 
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, in the plural unless it is one."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
-
-
 def summary_lines(summary: Summary) -> Iterator[str]:
     """Yield a batch's summary, a line at a time."""
     counts = {
@@ -248,8 +254,8 @@ def _warnings_of(summary: Summary) -> Iterator[str]:
 
     if summary.possible_duplicates:
         yield (
-            f"{summary.possible_duplicates:,} possible duplicates: started, and an earlier attempt "
-            "was answered 5XX or not at all"
+            f"{counted(summary.possible_duplicates, 'possible duplicate')}: started, and an "
+            "earlier attempt was answered 5XX or not at all"
         )
 
 
@@ -260,8 +266,16 @@ def stop_text(stop: Stop) -> str:
     return f"{whose}: {stop.message}{after}"
 
 
-def next_commands(summary: Summary, repeat: Sequence[str] = ()) -> Iterator[str]:
-    """Yield the commands with which a batch goes on, a line each; none where all is done."""
+def next_commands(
+    summary: Summary, repeat: Sequence[str] = (), *, is_status: bool = False
+) -> Iterator[str]:
+    """Yield the commands with which a batch goes on, a line each; none where all is done.
+
+    Args:
+        summary: of the batch.
+        repeat: options that a resume must be given again.
+        is_status: the unknown rows have just been listed.
+    """
     ledger = shlex.quote(summary.ledger)
     resume = f"deslaunch resume {ledger}{''.join(f' {shlex.quote(word)}' for word in repeat)}"
     credentials = any(stop.reason is StopReason.CREDENTIALS for stop in summary.stops)
@@ -272,13 +286,18 @@ def next_commands(summary: Summary, repeat: Sequence[str] = ()) -> Iterator[str]
     elif summary.failed:
         yield f"try the failed rows again: {resume}"
 
-    if summary.unknown:
+    if summary.unknown and not is_status:
         yield f"look the unknown rows up: deslaunch status {ledger}"
+
+    if summary.unknown:
         yield f"tell what each one did: deslaunch resolve {ledger} KEY --started JOBRUNID"
         yield f"or that it did nothing: deslaunch resolve {ledger} KEY --not-started"
 
     if summary.rejected or summary.invalid:
         yield f"see what is wrong with each row: deslaunch results {ledger}"
+
+    if summary.rejected:
+        yield f"send what DES refused again, once DES is mended: {resume} --retry-rejected"
 
 
 class Progress:
@@ -332,7 +351,8 @@ class Progress:
                 self._console.say(f"target {target}: the token was renewed")
             case Draining(in_flight, timeout) if in_flight:
                 rows = counted(in_flight, "row")
-                self._console.say(f"waiting for the answers of {rows}, {timeout:g} s at most")
+                self._console.say(f"waiting for the answers of {rows}, {timeout:g} s at most;")
+                self._console.say("  a second interrupt gives them up as unknown")
             case Stopped(stop):
                 self._console.insist(stop_text(stop))
 
@@ -368,7 +388,8 @@ class Progress:
             for state, name in _NAMES.items()
             if self._counts[state]
         )
-        return f"{ended:,} rows ended ({said}), {self._retries:,} retries, {rate:,.0f} rows/s"
+        rows = counted(ended, "row")
+        return f"{rows} ended ({said}), {self._retries:,} sent again, {rate:,.0f} rows/s"
 
 
 def _live_status() -> Status:

@@ -53,7 +53,14 @@ class DeslaunchError(Exception):
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
-        self.hint = hint
+        self.hint = ""
+        self.advise(hint)
+
+    def advise(self, hint: str) -> None:
+        """Say what to do next, unless that was said already; a traceback shows it too."""
+        if hint and not self.hint:
+            self.hint = hint
+            self.add_note(hint)
 
 
 class ConfigurationError(DeslaunchError):

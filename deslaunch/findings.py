@@ -1,7 +1,8 @@
 """What a person found out about unknown or failed rows: one by one, or as a file.
 
 The file is CSV with a header line, or JSONL. ``key`` names the row; ``as`` is ``started`` or
-``notStarted``, as in the ledger's record; ``jobRunId`` goes with ``started``; ``note`` is kept.
+``not-started`` (or ``notStarted``, as in the ledger's record); ``jobRunId`` goes with ``started``;
+``note`` is kept.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from deslaunch.errors import ConfigurationError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
+
+# The second spelling is the command line's.
+_VERDICTS: Final = {("started", False), ("notStarted", True), ("not-started", True)}
 
 _FIELDS: Final = frozenset({"key", "as", "jobRunId", "note"})
 
@@ -84,9 +88,9 @@ def _finding(row: Mapping[str, Any], where: str, note: str) -> Finding:
 
     verdict, job_run_id = row.get("as"), row.get("jobRunId")
 
-    if (verdict, job_run_id is None) not in {("started", False), ("notStarted", True)}:
+    if (verdict, job_run_id is None) not in _VERDICTS:
         raise ConfigurationError(
-            f"{where}: expected as=started with a jobRunId, or as=notStarted without one; got "
+            f"{where}: expected as=started with a jobRunId, or as=not-started without one; got "
             f"as={verdict!r} and jobRunId={job_run_id!r}"
         )
 

@@ -115,7 +115,10 @@ class Health:
         self._forbidden.append(job_id)
 
         if self._ended == 1:
-            return self._stop(StopReason.CONFIGURATION, "its first answer was 403 (forbidden)")
+            return self._stop(
+                StopReason.CONFIGURATION,
+                "its first answer was 403 (forbidden): is the token for this organisation?",
+            )
 
         if len(self._forbidden) >= FORBIDDEN_IN_A_ROW and len(set(self._forbidden)) > 1:
             rows = len(self._forbidden)

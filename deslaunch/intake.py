@@ -155,9 +155,9 @@ class Intake:
             row.line,
             row.number,
             "target",
-            f"a configured target: {known}",
+            f"a target that is known: {known}",
             shown(row.target),
-            f"there is no target {shown(row.target)!r}: configure it, or name one of {known}",
+            f"there is no target {shown(row.target)!r}: leave it out, or name one of {known}",
         )
 
     def _race(self, row: Row, first: int) -> RowProblem:

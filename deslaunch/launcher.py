@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import shlex
 import shutil
 from collections import Counter, deque
 from collections.abc import AsyncIterable, Iterable, Mapping
@@ -38,7 +39,7 @@ from deslaunch.errors import (
 )
 from deslaunch.ledger import Ledger, locked, peek
 from deslaunch.manifest import Manifest, ManifestOptions
-from deslaunch.model import DEFAULT_TARGET, RowEnded, RowState
+from deslaunch.model import DEFAULT_TARGET, RowEnded, RowState, counted
 from deslaunch.reconcile import Reconciliation
 from deslaunch.schema_cache import SchemaCache, default_directory, read_schema_file
 from deslaunch.session import Interrupt, Session, header, held, keep, session_record
@@ -538,7 +539,7 @@ def _check_finding(journal: Ledger, finding: Finding) -> None:
     if state is None:
         raise ConfigurationError(
             f"{journal.path} has no row with key {finding.key!r}",
-            hint="'deslaunch status' lists the keys of unknown rows",
+            hint=f"the keys of unknown rows: deslaunch status {_quoted(journal.path)}",
         )
 
     if state.state not in {RowState.UNKNOWN, RowState.FAILED} and not _is_known(journal, finding):
@@ -600,7 +601,7 @@ def _kept_already(stream: BinaryIO, path: Path, found: Snapshot, *, resume: bool
     if not resume:
         raise LedgerExists(
             f"{found.path}: the ledger exists",
-            hint=f"go on with: deslaunch resume {found.path}; or name another --ledger",
+            hint=f"go on with: deslaunch resume {_quoted(found.path)}; or name another --ledger",
         )
 
     digest = hashlib.sha256()
@@ -692,7 +693,8 @@ async def _validated(
 
     if found.problem_count and not settings.skip_invalid:
         raise InvalidManifest(
-            f"{file.path}: {found.invalid} of {found.rows} rows can't be started; nothing was sent",
+            f"{file.path}: {found.invalid:,} of {counted(found.rows, 'row')} can't be started; "
+            "nothing was sent",
             problems=found.problems,
             count=found.problem_count,
             hint="mend the rows, or pass --skip-invalid to launch the others",
@@ -814,8 +816,13 @@ def _exists(found: Snapshot, manifest: Path) -> DeslaunchError:
 
     return LedgerExists(
         f"{found.path}: this manifest was begun already; nothing was sent",
-        hint=f"go on with: deslaunch resume {found.path}",
+        hint=f"go on with: deslaunch resume {_quoted(found.path)}; a new batch of the same rows "
+        "needs a new --ledger",
     )
+
+
+def _quoted(path: Path) -> str:
+    return shlex.quote(str(path))
 
 
 def _foreign(ledger: Path, manifest: Path) -> LedgerForeign:
@@ -823,5 +830,5 @@ def _foreign(ledger: Path, manifest: Path) -> LedgerForeign:
         f"{ledger}: the ledger belongs to another manifest than {manifest} as it is now; "
         "nothing was sent",
         hint="a new batch needs a new --ledger; a manifest that was changed on purpose goes on "
-        f"with: deslaunch resume {ledger} --manifest {manifest}",
+        f"with: deslaunch resume {_quoted(ledger)} --manifest {_quoted(manifest)}",
     )

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shlex
 import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -497,7 +498,8 @@ class Ledger:
         reason = (exc.strerror if isinstance(exc, OSError) else None) or str(exc) or repr(exc)
         self._failure = LedgerWriteFailed(
             f"{self.path}: the ledger can't be written: {reason}",
-            hint="make room or mend the disk, then resume: rows without a record are 'unknown'",
+            hint="make room or mend the disk, then: deslaunch resume "
+            f"{shlex.quote(str(self.path))}",
         )
         self._failure.__cause__ = exc
         waiting = [*group, *self._queue]
@@ -622,7 +624,7 @@ def locked(path: Path, replay: Replay) -> LedgerLocked:
     holder = "another process" if session is None else _holder(session)
     return LedgerLocked(
         f"{path}: the ledger is held by {holder}",
-        hint="wait until it has ended; 'deslaunch status' shows how far it is",
+        hint=f"wait until it has ended; how far it is: deslaunch status {shlex.quote(str(path))}",
     )
 
 

@@ -207,7 +207,7 @@ class Manifest:
         try:
             found = self.path.stat()
         except OSError as exc:
-            raise ManifestError(f"{self.path} can't be read: {exc.strerror or exc}") from exc
+            raise self._unreadable(exc) from exc
 
         return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -230,9 +230,15 @@ class Manifest:
                     witness.saw(block)
                     yield block
         except OSError as exc:
-            raise ManifestError(f"{self.path} can't be read: {exc.strerror or exc}") from exc
+            raise self._unreadable(exc) from exc
 
         witness.saw_end()
+
+    def _unreadable(self, exc: OSError) -> ManifestError:
+        return ManifestError(
+            f"{self.path} can't be read: {exc.strerror or exc}",
+            hint="check the path; a resume takes --manifest PATH where it was moved",
+        )
 
     def _opened(self) -> BinaryIO:
         if self.path.exists() and not (self.path.is_file() or self.path.is_dir()):

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 
 DEFAULT_TARGET: Final = "default"
 GOT_LIMIT: Final = 120
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is one."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 _SIGINT: Final = 2  # what an interrupt without a signal, a cancellation, counts as
 
 Format = Literal["jsonl", "csv"]

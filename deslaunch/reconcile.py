@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from deslaunch.errors import ManifestConflict
 from deslaunch.keys import row_digest
-from deslaunch.model import RowState, StartRequest
+from deslaunch.model import RowState, StartRequest, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,8 +96,8 @@ class Reconciliation:
         """
         if self._changed:
             raise ManifestConflict(
-                f"{self._changed_count} rows were sent and say something else now, the first "
-                f"with key {self._changed[0]!r}",
+                f"{counted(self._changed_count, 'row')} that had been sent now said something "
+                f"else, the first with key {self._changed[0]!r}",
                 changed=self._changed,
                 hint="give the changed rows keys of their own, or restore what they said",
             )
@@ -106,9 +106,9 @@ class Reconciliation:
 
         if gone and self._new and not accept_new_rows:
             raise ManifestConflict(
-                f"{len(gone)} rows that were sent are gone from the manifest, and "
-                f"{self._new_count} rows are new: a new row may be the changed form of one that "
-                "was started already",
+                f"the manifest has lost {counted(len(gone), 'row')} of those that were sent, and "
+                f"gained {counted(self._new_count, 'row')}: a new row may be the changed form of "
+                "one that was started already",
                 gone=gone[:LISTED],
                 new=self._new,
                 hint="if the new rows are really new, pass --accept-new-rows",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shlex
 import socket
 import time
 import uuid
@@ -209,7 +210,10 @@ class Session:
             await self._ledger.append(records.end(kept))
         except LedgerWriteFailed as exc:
             raise LedgerWriteFailed(
-                str(exc), hint=exc.hint, unrecorded=engine.unrecorded
+                str(exc),
+                hint=f"{exc.hint}; tell the ledger of the runs above, if any: deslaunch resolve "
+                f"{shlex.quote(str(self._ledger.path))} KEY --started JOBRUNID",
+                unrecorded=engine.unrecorded,
             ) from exc.__cause__
 
     def _summary(self, engine: Engine, seconds: float) -> Summary:

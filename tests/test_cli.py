@@ -374,6 +374,7 @@ class TestSignals:
         [
             pytest.param(signal.SIGINT, 130, id="SIGINT"),
             pytest.param(signal.SIGTERM, 143, id="SIGTERM"),
+            pytest.param(signal.SIGHUP, 129, id="SIGHUP"),
         ],
     )
     def test_the_first_signal_drains(self, tmp_path: Path, number: int, code: int) -> None:
@@ -393,6 +394,24 @@ class TestSignals:
 
             assert resumed.returncode == 0
             assert sorted(place.logged_rows) == list(range(1, 1001))
+
+    def test_a_hang_up_that_nohup_has_ignored_is_ignored(self, tmp_path: Path) -> None:
+        with workplace(tmp_path, {"latency": 0.05}) as place:
+            place.manifest(200)
+            launch = subprocess.Popen(
+                ["nohup", DESLAUNCH, "run", "night.jsonl"],
+                cwd=place.folder,
+                env=place.environment | {"DES_TOKEN": TOKEN},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            wait_for_runs(place, 50)
+            launch.send_signal(signal.SIGHUP)
+            launch.communicate(timeout=20)
+
+            assert launch.returncode == 0
+            assert sorted(place.logged_rows) == list(range(1, 201))
 
     def test_the_second_signal_gives_up_what_is_in_flight(self, tmp_path: Path) -> None:
         script = {"faults": [{"fault": "hang-after-start", "from": 2, "to": 1000}]}

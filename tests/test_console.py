@@ -83,7 +83,7 @@ def test_quiet_keeps_what_must_not_be_missed() -> None:
         "",
         (
             "1 unknown: each may have started a run, and none is sent again\n"
-            "1 possible duplicates: started, and an earlier attempt was answered 5XX or not at "
+            "1 possible duplicate: started, and an earlier attempt was answered 5XX or not at "
             "all\n"
         ),
     )
@@ -122,6 +122,10 @@ def test_quiet_keeps_what_must_not_be_missed() -> None:
                 ),
                 "or that it did nothing: deslaunch resolve 'the night.jsonl' KEY --not-started",
                 "see what is wrong with each row: deslaunch results 'the night.jsonl'",
+                (
+                    "send what DES refused again, once DES is mended: deslaunch resume "
+                    "'the night.jsonl' --base-url https://x --retry-rejected"
+                ),
             ],
             id="unknown and rejected",
         ),
@@ -218,8 +222,8 @@ def test_progress_without_a_terminal_is_a_line_every_ten_seconds() -> None:
             progress(ended(RowState.STARTED))
 
     assert streams.said[1].splitlines() == [
-        "11 rows ended (11 started), 0 retries, 1 rows/s",
-        "21 rows ended (21 started), 0 retries, 1 rows/s",
+        "11 rows ended (11 started), 0 sent again, 1 rows/s",
+        "21 rows ended (21 started), 0 sent again, 1 rows/s",
     ]
 
 
@@ -237,7 +241,8 @@ def test_progress_tells_why_a_launch_waits() -> None:
     assert streams.said[1].splitlines() == [
         "target acme: all rows wait 8.0 s: HTTP 503",
         "target acme: the token was renewed",
-        "waiting for the answers of 5 rows, 60 s at most",
+        "waiting for the answers of 5 rows, 60 s at most;",
+        "  a second interrupt gives them up as unknown",
         "stopped: interrupted",
     ]
 

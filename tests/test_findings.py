@@ -24,7 +24,7 @@ def write(folder: Path, name: str, text: str) -> Path:
     [
         pytest.param(
             "found.csv",
-            f"key,as,jobRunId,note\na,started,{RUN},seen\nb,notStarted,,\n",
+            f"key,as,jobRunId,note\na,started,{RUN},seen\nb,not-started,,\n",
             id="csv",
         ),
         pytest.param(

@@ -842,7 +842,7 @@ async def test_a_started_row_that_says_something_else_is_a_conflict(place: Place
         await place.launch(des)
         place.write([row(1), row(2, parameters={"DBGenFrom": 77}), row(3)])
 
-        with pytest.raises(ManifestConflict, match="say something else") as refused:
+        with pytest.raises(ManifestConflict, match="said something else") as refused:
             await place.resume(des, accept_new_rows=True)
 
     assert refused.value.changed == ("r2",)

@@ -152,7 +152,7 @@ def test_a_sent_row_that_says_something_else_is_refused(history: list[dict[str, 
     error = refused(ledger(*history), request("k", "2"), accept=True)
 
     assert (error.changed, error.gone, error.new) == (("k",), (), ())
-    assert str(error).startswith("1 rows were sent")
+    assert str(error).startswith("1 row that had been sent")
 
 
 def test_a_sent_row_that_is_invalid_now_says_something_else() -> None:
@@ -243,6 +243,6 @@ def test_a_conflict_counts_all_and_lists_the_first() -> None:
     changed = refused(ledger(*gone), *(request(key, "2") for key in many))
 
     assert (len(error.gone), len(error.new), len(changed.changed)) == (LISTED, LISTED, LISTED)
-    assert "1005 rows that were sent" in str(error)
-    assert "1005 rows are new" in str(error)
-    assert "1005 rows were sent" in str(changed)
+    assert "lost 1,005 rows" in str(error)
+    assert "gained 1,005 rows" in str(error)
+    assert "1,005 rows that had been sent" in str(changed)
