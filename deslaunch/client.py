@@ -190,7 +190,8 @@ class DesClient:
             the token.
         ssl: TLS settings, a private CA's for example; default: the system's CAs.
         proxy: ``http://[user:password@]host:port``. The environment's proxies are not used.
-        now: the time, with a time zone, from which a Retry-After date is counted.
+        now: the time, with a time zone, from which a Retry-After date is counted where the
+            answer has no Date of its own.
 
     Raises:
         ConfigurationError: an argument is out of its range; the message shows no password.
@@ -510,7 +511,10 @@ class DesClient:
             hint=_HINTS.get(kind, ""),
             status=reply.status,
             answer=answer,
-            retry_after=wire.retry_after(reply.headers.get("Retry-After"), now=self._now()),
+            retry_after=wire.retry_after(
+                reply.headers.get("Retry-After"),
+                now=wire.http_date(reply.headers.get("Date")) or self._now(),
+            ),
             job_run_id=wire.job_run_id_in(reply.body),
         )
 

@@ -254,15 +254,18 @@ def retry_after(header: str | None, *, now: datetime) -> float | None:
     if header.strip().isascii() and header.strip().isdigit():
         return min(float(header), _RETRY_AFTER_LIMIT)
 
+    date = http_date(header)
+    return None if date is None else max(0.0, (date - now).total_seconds())
+
+
+def http_date(header: str | None) -> datetime | None:
+    """Return the time that an HTTP date names, with a time zone; None if unreadable."""
     try:
-        date = parsedate_to_datetime(header)
+        date = parsedate_to_datetime(header or "")
     except (ValueError, OverflowError):
         return None
 
-    if date.tzinfo is None:
-        date = date.replace(tzinfo=UTC)
-
-    return max(0.0, (date - now).total_seconds())
+    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
 def kept_text(body: bytes) -> str:

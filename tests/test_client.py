@@ -1423,3 +1423,25 @@ async def test_a_probe_asks_whether_des_is_there(
                 await des.probe()
 
         assert (simulator.count("queryjobs"), simulator.requests) == (1, 0)
+
+
+async def test_a_date_to_wait_for_is_counted_by_the_clock_that_named_it() -> None:
+    """Our clock may be minutes ahead; a wait is never shortened for that."""
+    dates = "Date: Tue, 24 Nov 2026 10:00:00 GMT\r\nRetry-After: Tue, 24 Nov 2026 10:02:00 GMT"
+    answer = f"HTTP/1.1 429 Too Many\r\n{dates}\r\nContent-Length: 0\r\n\r\n".encode()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    ahead = datetime(2026, 11, 24, 10, 5, tzinfo=UTC)
+
+    async with server, DesClient(f"http://127.0.0.1:{port}", token="t", now=lambda: ahead) as des:
+        with pytest.raises(Throttled) as caught:
+            await des.start_job(JOB, {})
+
+    assert caught.value.retry_after == 120.0

@@ -501,3 +501,21 @@ def test_an_answer_is_kept_as_text_to_a_limit(body: bytes, text: str) -> None:
 )
 def test_an_error_is_one_readable_line(body: str, text: str) -> None:
     assert wire.error_text(body) == text
+
+
+@pytest.mark.parametrize(
+    ("header", "read"),
+    [
+        pytest.param(
+            "Tue, 24 Nov 2026 10:00:00 GMT", datetime(2026, 11, 24, 10, tzinfo=UTC), id="GMT"
+        ),
+        pytest.param(
+            "Tue, 24 Nov 2026 10:00:00", datetime(2026, 11, 24, 10, tzinfo=UTC), id="naive"
+        ),
+        pytest.param("soon", None, id="no date"),
+        pytest.param("", None, id="empty"),
+        pytest.param(None, None, id="none"),
+    ],
+)
+def test_http_date(header: str | None, read: datetime | None) -> None:
+    assert wire.http_date(header) == read
