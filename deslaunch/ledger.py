@@ -595,18 +595,23 @@ def _open_checked(
 def _heal(file: durable.AppendFile, tail: Tail) -> None:
     """Set an unreadable tail aside, or end the last line, so that a record can follow."""
     if tail.torn:
-        with file.reading() as stream:
-            stream.seek(tail.offset)
-
-            torn = file.path.with_name(f"{file.path.name}.torn")
-
-            with durable.replacing(torn, disk=file.disk) as copy:
-                shutil.copyfileobj(stream, copy)
-
+        _set_aside(file, tail.offset)
         file.cut(tail.offset)
 
     if tail.open_line:
         file.append(b"\n")
+
+
+def _set_aside(file: durable.AppendFile, offset: int) -> None:
+    """Copy a tail behind those that were set aside before: one may name a run."""
+    torn = file.path.with_name(f"{file.path.name}.torn")
+
+    with file.reading() as tail, durable.replacing(torn, disk=file.disk) as copy:
+        with contextlib.suppress(FileNotFoundError), torn.open("rb") as before:
+            shutil.copyfileobj(before, copy)
+
+        tail.seek(offset)
+        shutil.copyfileobj(tail, copy)
 
 
 def _locked(path: Path) -> LedgerLocked:

@@ -1049,3 +1049,18 @@ def test_what_was_told_before_a_kill_is_there_after_it(path: Path, groups: int) 
     kept = ledger.snapshot(path).replay.states
     assert {f"{number}-{n}" for number in told for n in range(50)} <= set(kept)
     assert told == list(range(1, len(told) + 1))
+
+
+async def test_a_second_torn_tail_is_kept_behind_the_first(path: Path) -> None:
+    """Either may hold the only trace of a run."""
+    for tail in (b'{"first', b'{"second'):
+        path.write_bytes((path.read_bytes() if path.exists() else b"".join(SHORT)) + tail)
+        await reopened_for_writing(path)
+
+    assert path.with_name(f"{path.name}.torn").read_bytes() == b'{"first{"second'
+    assert path.read_bytes() == b"".join(SHORT)
+
+
+async def reopened_for_writing(path: Path) -> None:
+    async with await Ledger.open(path, clock=clock):
+        pass
