@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
@@ -97,8 +98,9 @@ class Console:
             self.insist(text)
 
     def insist(self, text: str) -> None:
-        """Tell what must not be missed."""
-        _print(text, self._err)
+        """Tell what must not be missed; a launch goes on although nobody listens any more."""
+        with contextlib.suppress(BrokenPipeError):
+            _print(text, self._err)
 
     def warn(self, text: str) -> None:
         """Print a warning."""
@@ -257,6 +259,13 @@ def _warnings_of(summary: Summary) -> Iterator[str]:
             f"{counted(summary.possible_duplicates, 'possible duplicate')}: started, and an "
             "earlier attempt was answered 5XX or not at all"
         )
+
+    if summary.shared_runs:
+        keys = [key for _, found in summary.shared_runs for key in found]
+        more = " …" if len(keys) > SHOWN_KEYS else ""
+        runs = len(summary.shared_runs)
+        stand = "jobRunId stands" if runs == 1 else "jobRunIds stand"
+        yield f"{runs:,} {stand} at more than one row: {', '.join(keys[:SHOWN_KEYS])}{more}"
 
 
 def stop_text(stop: Stop) -> str:

@@ -390,6 +390,7 @@ class Summary:
         ledger: path of the ledger.
         stops: why the session ended early, if it did.
         unrecorded: (key, jobRunId) that could not be written to the ledger.
+        shared_runs: each jobRunId that stands at more than one row, with the rows' keys.
     """
 
     rows: int
@@ -406,6 +407,7 @@ class Summary:
     ledger: str
     stops: tuple[Stop, ...] = field(default=())
     unrecorded: tuple[tuple[str, str], ...] = field(default=())
+    shared_runs: tuple[tuple[str, tuple[str, ...]], ...] = field(default=())
 
     @property
     def exit_code(self) -> int:

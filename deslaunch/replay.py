@@ -391,7 +391,37 @@ class Replay:
             ledger=ledger,
             stops=tuple(stops),
             unrecorded=tuple(unrecorded),
+            shared_runs=tuple(self.shared_runs()),
         )
+
+    def shared_runs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Yield each jobRunId that stands at more than one key, with the keys.
+
+        A look at hashes tells which ids can be such; for a million rows the ids themselves
+        would take far more memory.
+        """
+        hashes: set[int] = set()
+        keys: dict[str, list[str]] = {}
+
+        for state in self.states.values():
+            if state.job_run_id is not None:
+                run = state.job_run_id.lower()
+                known = len(hashes)
+                hashes.add(hash(run))
+
+                if len(hashes) == known:
+                    keys[run] = []
+
+        if not keys:
+            return
+
+        for key, state in self.states.items():
+            found = keys.get((state.job_run_id or "").lower())
+
+            if found is not None:
+                found.append(key)
+
+        yield from ((run, tuple(found)) for run, found in keys.items() if len(found) > 1)
 
     def _manifest_rows(self, known: int) -> int:
         """Return the rows of the manifest; a batch of an iterable has those that were read."""

@@ -118,8 +118,8 @@ class Results:
         for item in manifest.first_pass():
             if isinstance(item, Row):
                 yield self._of_row(item, ring)
-            elif item[0].row in self._found.replay.unkeyed_invalid:
-                yield _unkeyed(item[0].row, self._found.replay.unkeyed_invalid[item[0].row])
+            elif item[0].row:
+                yield self._of_unkeyed(item[0].row)
 
         for key, state in self._found.replay.states.items():
             if state.was_sent and not state.in_manifest:
@@ -130,10 +130,15 @@ class Results:
         replay = self._found.replay
 
         if isinstance(key, Repeat):
-            return _unkeyed(row.number, replay.unkeyed_invalid.get(row.number, {}), row)
+            return self._of_unkeyed(row.number, row)
 
         state = replay.get(key)
-        return _pending(key, row) if state is None else self._keyed(key, state, row)
+        return _pending(key, row.number, row) if state is None else self._keyed(key, state, row)
+
+    def _of_unkeyed(self, number: int, row: Row | None = None) -> Result:
+        """Return a row without a key of its own: invalid, or not come to yet."""
+        record = self._found.replay.unkeyed_invalid.get(number)
+        return _pending(None, number, row) if record is None else _unkeyed(number, record, row)
 
     def _keyed(self, key: str, state: KeyState, row: Row | None = None) -> Result:
         return {
@@ -152,13 +157,13 @@ class Results:
         }
 
 
-def _pending(key: str, row: Row) -> Result:
+def _pending(key: str | None, number: int, row: Row | None) -> Result:
     return {
         **dict.fromkeys(COLUMNS),
         "key": key,
-        "row": row.number,
-        "target": row.target,
-        "jobId": row.job_id,
+        "row": number,
+        "target": row.target if row else None,
+        "jobId": row.job_id if row else None,
         "state": str(RowState.PENDING),
         "attempts": 0,
         "error": "",

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import io
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -268,3 +271,65 @@ def test_a_console_writes_where_the_process_does(capfd: pytest.CaptureFixture[st
 
     assert capfd.readouterr() == ("a\nb\n", "news\n")
     assert not Console(err=sys.stderr).is_terminal
+
+
+@pytest.mark.parametrize(
+    ("shared", "said"),
+    [
+        pytest.param((), [], id="none"),
+        pytest.param(
+            (("r", ("a", "b")),), ["1 jobRunId stands at more than one row: a, b"], id="one"
+        ),
+        pytest.param(
+            (("r", ("a", "b")), ("s", ("c", "d"))),
+            ["2 jobRunIds stand at more than one row: a, b, c, d"],
+            id="two",
+        ),
+    ],
+)
+@pytest.mark.parametrize("quiet", [False, True])
+def test_runs_that_rows_share_are_told(shared: Any, said: list[str], quiet: bool) -> None:
+    streams = Streams(quiet=quiet)
+
+    streams.console.summary(a_summary(rows=4, started=4, shared_runs=shared))
+
+    assert [line for line in streams.said[1].splitlines() if "jobRunId" in line] == said
+
+
+def test_many_rows_that_share_a_run_are_cut_short() -> None:
+    keys = tuple(f"key-{number}" for number in range(30))
+
+    (line,) = list(summary_lines(a_summary(shared_runs=(("r", keys),))))[1:]
+
+    assert line.endswith("key-18, key-19 …")
+
+
+class _GoneTerminal(io.StringIO):
+    """What writing to a terminal is like once its window was closed."""
+
+    def __init__(self, number: int, file: int) -> None:
+        super().__init__()
+        self._number = number
+        self._file = file
+
+    def write(self, text: str) -> int:
+        raise OSError(self._number, "gone")
+
+    def fileno(self) -> int:
+        return self._file
+
+
+def test_a_terminal_that_has_gone_ends_nothing(tmp_path: Path) -> None:
+    with (tmp_path / "terminal").open("wb") as file:
+        console = Console(err=_GoneTerminal(errno.EIO, file.fileno()))
+
+        console.insist("careful")
+
+        assert os.fstat(file.fileno()).st_rdev == Path(os.devnull).stat().st_rdev
+
+
+def test_any_other_failure_of_a_stream_is_told(tmp_path: Path) -> None:
+    console = Console(err=_GoneTerminal(errno.ENOSPC, -1))
+
+    with pytest.raises(OSError, match="gone"):
+        console.insist("careful")

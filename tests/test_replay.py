@@ -697,3 +697,24 @@ class LedgerMachine(RuleBasedStateMachine):
 
 TestLedgerMachine = LedgerMachine.TestCase
 TestLedgerMachine.settings = settings(max_examples=40, stateful_step_count=25, deadline=None)
+
+
+# One run at two rows.
+
+
+def test_a_run_that_two_rows_were_given_is_known() -> None:
+    runs = {"a": "R1", "b": "r2", "c": "r1", "d": "r3", "e": "r2"}
+    history = [sending(1, key, row=row) for row, key in enumerate(runs, 1)]
+    history += [started(1, run, key) for key, run in runs.items()]
+
+    found = replay_of(history, header(5)).summary(ledger="l", seconds=0.0)
+
+    assert dict(found.shared_runs) == {"r1": ("a", "c"), "r2": ("b", "e")}
+    assert (found.started, found.exit_code) == (5, 0)
+    assert "shared" not in " ".join(found.as_dict())
+
+
+def test_a_run_that_one_row_was_given_twice_is_shared_by_nobody() -> None:
+    history = [sending(1), started(1, "r"), resolved("r"), sending(1, "other"), unknown(1, "other")]
+
+    assert list(replay_of(history).shared_runs()) == []

@@ -274,3 +274,14 @@ def test_the_summary_is_that_of_the_whole_ledger(folder: Folder) -> None:
         "ledger": str(folder.ledger),
         "exitCode": 5,
     }
+
+
+def test_rows_without_a_key_that_were_not_come_to_yet_are_pending(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, [line_of(1), "[]", line_of(1)])
+
+    assert [(r["row"], r["key"], r["state"]) for r in Results(folder.found)] == [
+        (1, "k1", "pending"),
+        (2, None, "pending"),
+        (3, None, "pending"),
+    ]
+    assert summary_of(folder.found).pending == 3
