@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import traceback
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import urlsplit
@@ -29,12 +29,13 @@ from deslaunch.errors import (
     DeslaunchError,
     Interrupted,
     LedgerError,
+    LedgerWriteFailed,
     ManifestChanged,
 )
 from deslaunch.model import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping, Sequence
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 
     from deslaunch.client import DesClient
     from deslaunch.config import Credentials, LaunchOptions
@@ -271,7 +272,6 @@ def check(manifest: str, **given: Any) -> int:
         client = _client(given) if given["schema"] is None else None
 
         async with AsyncExitStack() as stack:
-            path = await asyncio.to_thread(_on_disk, manifest, given["format"], stack)
             report = await launcher.check(
                 path,
                 await stack.enter_async_context(client) if client else None,
@@ -285,7 +285,8 @@ def check(manifest: str, **given: Any) -> int:
         _print_report(console, report, as_json=given["as_json"])
         return report.exit_code
 
-    return _run(work)
+    with _on_disk(manifest, given["format"]) as path:
+        return _run(work)
 
 
 def _print_report(console: Console, report: CheckReport, *, as_json: bool) -> None:
@@ -324,7 +325,7 @@ def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
         client: DesClient, interrupt: Interrupt, progress: Callable[[Event], None]
     ) -> Summary:
         return await launcher.launch(
-            await asyncio.to_thread(_kept, manifest, ledger, resume=given["resume"]),
+            path,
             client,
             ledger=ledger,
             resume=given["resume"],
@@ -335,18 +336,14 @@ def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
             **_chosen(given, _OF_LAUNCH),
         )
 
+    if manifest == "-":
+        assert ledger is not None
+
+        with launcher.kept_rows(sys.stdin.buffer, ledger, resume=given["resume"]) as path:
+            return _launch(given, launch)
+
+    path = Path(manifest)
     return _launch(given, launch)
-
-
-def _kept(manifest: str, ledger: Path | None, *, resume: bool) -> Path:
-    """Return where the manifest is on disk; one from stdin is kept beside its ledger."""
-    from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
-
-    if manifest != "-":
-        return Path(manifest)
-
-    assert ledger is not None
-    return launcher.keep_rows(sys.stdin.buffer, ledger, resume=resume)
 
 
 @_command(
@@ -392,7 +389,10 @@ def _launch(
     async def work(interrupt: Interrupt) -> int:
         async with _client(given, needs_token=True) as client:
             with Progress(console) as progress:
-                summary = await launch(client, interrupt, progress)
+                try:
+                    summary = await launch(client, interrupt, progress)
+                except LedgerWriteFailed as exc:
+                    return _failed_ledger(console, exc, as_json=given["as_json"])
 
         if progress.is_idle and not summary.stops:
             console.say("nothing was left to send; a new batch needs a new --ledger")
@@ -409,6 +409,18 @@ def _launch(
         return summary.exit_code
 
     return _run(work)
+
+
+def _failed_ledger(console: Console, error: LedgerWriteFailed, *, as_json: bool) -> int:
+    """Print what is known of a batch whose ledger can't be written any more."""
+    if error.summary is not None:
+        console.summary(error.summary)
+
+    if error.summary is not None and as_json:
+        console.json(error.summary.as_dict())
+
+    console.error(error)
+    return _exit_code(error)
 
 
 @_command("status", examples="  deslaunch status night.ledger.jsonl --json")
@@ -697,11 +709,15 @@ def _client(given: Mapping[str, Any], *, needs_token: bool = False) -> DesClient
 
 
 def _proxy(base_url: str) -> str | None:
-    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for a URL, or None."""
+    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for a URL, or None.
+
+    None for this machine's own addresses: what is sent to them in the clear must not leave it.
+    """
     parts = urlsplit(base_url)
+    host = parts.hostname or ""
     proxies = getproxies_environment()
-    bypassed = proxy_bypass(parts.hostname or "", proxies)
-    return None if bypassed else proxies.get(parts.scheme)
+    own = host == "localhost" or host.startswith("127.") or host == "::1"
+    return None if own or proxy_bypass(host, proxies) else proxies.get(parts.scheme)
 
 
 def _token_source(credentials: Credentials) -> TokenSource:
@@ -716,21 +732,26 @@ def _token_source(credentials: Credentials) -> TokenSource:
     return tokens.EnvToken()
 
 
-def _on_disk(manifest: str, form: str | None, stack: AsyncExitStack) -> Path:
-    """Return the manifest's path; one from stdin is kept for the time of a check."""
+@contextmanager
+def _on_disk(manifest: str, form: str | None) -> Iterator[Path]:
+    """Give the manifest's path; one from stdin is kept for the time of a check.
+
+    Stdin is read before there is an event loop: there, no signal could end the reading.
+    """
     if manifest != "-":
-        return Path(manifest)
+        yield Path(manifest)
+        return
 
     if form is None:
         raise click.UsageError("a manifest from stdin needs --format")
 
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="deslaunch-"))
-    path = Path(folder, f"stdin.{form}")
+    with tempfile.TemporaryDirectory(prefix="deslaunch-") as folder:
+        path = Path(folder, f"stdin.{form}")
 
-    with path.open("wb") as kept:
-        shutil.copyfileobj(sys.stdin.buffer, kept)
+        with path.open("wb") as kept:
+            shutil.copyfileobj(sys.stdin.buffer, kept)
 
-    return path
+        yield path
 
 
 def _run(work: Callable[[Interrupt], Coroutine[Any, Any, int]]) -> int:

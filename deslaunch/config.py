@@ -105,6 +105,9 @@ class Settings:
     def __post_init__(self) -> None:
         ErrorLimit.parse(str(self.max_errors))
 
+        if self.job_id is not None:
+            object.__setattr__(self, "job_id", self.job_id.lower())
+
         for name, (holds, expected) in _RANGES.items():
             value = getattr(self, name)
 

@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deslaunch.model import RowProblem
+    from deslaunch.model import RowProblem, Summary
 
 
 class DeslaunchError(Exception):
@@ -238,11 +238,18 @@ class LedgerWriteFailed(LedgerError):
     """A write or fsync of the ledger failed. It is final: nothing more is launched.
 
     Attributes:
-        unrecorded: (key, jobRunId) of runs that DES started and that are not on disk.
+        unrecorded: (key, jobRunId) of runs that DES started and that may not be on disk.
+        summary: the counts of what is on disk, where a launch was under way; else None.
     """
 
     def __init__(
-        self, message: str, *, unrecorded: Sequence[tuple[str, str]] = (), hint: str = ""
+        self,
+        message: str,
+        *,
+        unrecorded: Sequence[tuple[str, str]] = (),
+        summary: Summary | None = None,
+        hint: str = "",
     ) -> None:
         super().__init__(message, hint=hint)
         self.unrecorded = tuple(unrecorded)
+        self.summary = summary

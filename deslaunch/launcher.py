@@ -11,10 +11,9 @@ import asyncio
 import hashlib
 import os
 import shlex
-import shutil
 from collections import Counter, deque
 from collections.abc import AsyncIterable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
@@ -35,6 +34,7 @@ from deslaunch.errors import (
     LedgerError,
     LedgerExists,
     LedgerForeign,
+    LedgerLocked,
     ManifestChanged,
 )
 from deslaunch.ledger import Ledger, locked, peek
@@ -48,7 +48,7 @@ from deslaunch.validation import make_intake, validate
 from deslaunch.wire import is_guid
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from typing import BinaryIO
 
     from deslaunch.findings import Finding
@@ -522,14 +522,16 @@ async def resolve(ledger: StrPath, findings: Iterable[Finding]) -> Summary:
         for finding in found:
             _check_finding(journal, finding)
 
-        for finding in found:
-            if _is_known(journal, finding):
-                continue
-
-            await journal.append(
-                records.resolved(finding.key, job_run_id=finding.job_run_id, note=finding.note)
+        _check_runs(journal, found)
+        await asyncio.gather(
+            *(
+                journal.append(
+                    records.resolved(finding.key, job_run_id=finding.job_run_id, note=finding.note)
+                )
+                for finding in found
+                if not _is_known(journal, finding)
             )
-
+        )
         return journal.replay.summary(ledger=str(ledger), seconds=0.0)
 
 
@@ -554,10 +556,33 @@ def _check_finding(journal: Ledger, finding: Finding) -> None:
         )
 
 
+def _check_runs(journal: Ledger, findings: Iterable[Finding]) -> None:
+    """Refuse a run that would stand at two rows: one of them would never be started."""
+    states = journal.replay.states.items()
+    owners = {state.job_run_id.lower(): key for key, state in states if state.job_run_id}
+
+    for finding in findings:
+        run = (finding.job_run_id or "").lower()
+        owner = owners.setdefault(run, finding.key) if run else finding.key
+
+        if owner != finding.key:
+            raise ConfigurationError(
+                f"the run {finding.job_run_id} is that of the row with key {owner!r}; it can't be "
+                f"that of {finding.key!r} as well"
+            )
+
+
 def _is_known(journal: Ledger, finding: Finding) -> bool:
-    """Tell whether the ledger says already what was found: a run may be told once too often."""
+    """Tell whether the ledger says already what was found, so that it may be told again."""
     state = journal.replay.get(finding.key)
-    return state is not None and finding.job_run_id == state.job_run_id is not None
+
+    if state is None:
+        return False
+
+    if finding.job_run_id is None:
+        return state.state is RowState.PENDING
+
+    return finding.job_run_id == state.job_run_id
 
 
 def default_ledger(manifest: Path) -> Path:
@@ -567,10 +592,12 @@ def default_ledger(manifest: Path) -> Path:
     return manifest.with_name(f"{stem}.ledger.jsonl")
 
 
-def keep_rows(stream: BinaryIO, ledger: Path, *, resume: bool = False) -> Path:
+@contextmanager
+def kept_rows(stream: BinaryIO, ledger: Path, *, resume: bool = False) -> Iterator[Path]:
     """Keep the rows of a stream beside their ledger, so that a resume can read them again.
 
-    After return they are on disk, in ``<ledger>.manifest``, mode 0600.
+    In the block they are on disk, in ``<ledger>.manifest``, mode 0600, and no other launcher
+    can put others in their place.
 
     Args:
         stream: the rows.
@@ -580,21 +607,46 @@ def keep_rows(stream: BinaryIO, ledger: Path, *, resume: bool = False) -> Path:
     Raises:
         LedgerExists: a batch was begun in the ledger, and ``resume`` is not set.
         LedgerForeign: ``resume``, and the rows are not the ledger's.
+        LedgerLocked: another launcher is about to begin this batch.
         LedgerError: the rows can't be written.
     """
     path = kept_manifest(ledger)
     found = peek(ledger)
 
     if found is not None:
-        return _kept_already(stream, path, found, resume=resume)
+        yield _kept_already(stream, path, found, resume=resume)
+        return
 
+    with _kept_anew(stream, path):
+        yield path
+
+
+@contextmanager
+def _kept_anew(stream: BinaryIO, path: Path) -> Iterator[None]:
+    """Write the rows into a file that stays locked for the time of the block."""
     try:
-        with durable.replacing(path) as kept:
-            shutil.copyfileobj(stream, kept)
+        kept = durable.AppendFile(path, create=not path.exists())
+    except (BlockingIOError, FileExistsError) as exc:
+        raise LedgerLocked(
+            f"{path}: another launcher is about to begin this batch", hint="name another --ledger"
+        ) from exc
     except OSError as exc:
-        raise LedgerError(f"{path}: can't be written: {exc.strerror or exc}") from exc
+        raise _unkept(path, exc) from exc
 
-    return path
+    with kept:
+        try:
+            kept.cut(0)
+
+            while block := stream.read(1 << 20):
+                kept.append(block)
+        except OSError as exc:
+            raise _unkept(path, exc) from exc
+
+        yield
+
+
+def _unkept(path: Path, exc: OSError) -> LedgerError:
+    return LedgerError(f"{path}: can't be written: {exc.strerror or exc}")
 
 
 def _kept_already(stream: BinaryIO, path: Path, found: Snapshot, *, resume: bool) -> Path:
@@ -743,6 +795,9 @@ def _settings_of(header: Mapping[str, Any], options: LaunchOptions) -> Settings:
 
     for name, known in begun.items():
         asked: Any = options.get(name, known)
+
+        if name == "job_id" and asked is not None:
+            asked = asked.lower()
 
         if asked is not None and asked != known:
             option = f"--{name.replace('_', '-')}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import orjson
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 
 MAX_LINE: Final = 1 << 20
 """Bytes of a JSONL line, or of a CSV record with all its lines, newlines included."""
+
+MAX_HEADER_FAULTS: Final = 1_000
+"""Problems of a CSV's header that are told; a line of commas alone would have a million."""
 
 _LONG: Final = 19  # characters; an integer below has less than 64 bits
 _BACKSLASH: Final = ord("\\")
@@ -325,7 +329,8 @@ class CsvReader(RowReader):
         if names is None:
             raise Unreadable(_NO_HEADER)
 
-        faults = [self._damage] if self._damage else list(_header_faults(names))
+        found = [self._damage] if self._damage else _header_faults(names)
+        faults = list(islice(found, MAX_HEADER_FAULTS))
 
         if faults:
             raise Unreadable(*faults)

@@ -214,6 +214,7 @@ class Session:
                 hint=f"{exc.hint}; tell the ledger of the runs above, if any: deslaunch resolve "
                 f"{shlex.quote(str(self._ledger.path))} KEY --started JOBRUNID",
                 unrecorded=engine.unrecorded,
+                summary=self._summary(engine, seconds),
             ) from exc.__cause__
 
     def _summary(self, engine: Engine, seconds: float) -> Summary:

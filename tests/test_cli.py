@@ -279,6 +279,27 @@ class TestConfiguration:
         assert session is not None
         assert session["options"]["concurrency"] == 3
 
+    @pytest.mark.parametrize(
+        ("url", "proxy"),
+        [
+            pytest.param("https://des.invalid", "http://proxy:3128", id="https"),
+            pytest.param("http://des.invalid", None, id="http has no proxy here"),
+            pytest.param("https://inside.invalid", None, id="NO_PROXY"),
+            pytest.param("https://127.0.0.1:8080", None, id="loopback"),
+            pytest.param("https://localhost", None, id="localhost"),
+            pytest.param("https://[::1]:8080", None, id="loopback of IPv6"),
+        ],
+    )
+    def test_the_environments_proxy_is_used_but_for_this_machine(
+        self, url: str, proxy: str | None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+        monkeypatch.setenv("NO_PROXY", "inside.invalid")
+        monkeypatch.delenv("HTTP_PROXY", raising=False)
+        monkeypatch.delenv("http_proxy", raising=False)
+
+        assert cli._proxy(url) == proxy
+
     def test_plain_http_is_for_loopback(self, place: Workplace) -> None:
         place.manifest(1)
 
@@ -483,6 +504,79 @@ class TestCredentials:
             assert not any(TOKEN.encode() in content for content in written)
             assert not any(TOKEN in text for text in texts)
             assert any("token" in text for text in texts)
+
+
+class TestDisk:
+    def test_a_full_disk_leaves_counts_runs_and_a_command(self, place: Workplace) -> None:
+        place.manifest(300)
+        command = f"ulimit -f 40; exec {DESLAUNCH} run night.jsonl --json"
+
+        done = subprocess.run(
+            ["bash", "-c", command],
+            cwd=place.folder,
+            env=place.environment | {"DES_TOKEN": TOKEN},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+        summary = json.loads(done.stdout)
+        assert (done.returncode, summary["exitCode"]) == (7, 7)
+        assert "deslaunch resume night.ledger.jsonl" in done.stderr
+        assert "deslaunch resolve night.ledger.jsonl KEY --started JOBRUNID" in done.stderr
+        told = set(re.findall(r"^row-\d+\t(\S+)$", done.stderr, re.MULTILINE))
+        known = snapshot(place.folder / "night.ledger.jsonl").replay.states.values()
+        recorded = {state.job_run_id for state in known}
+        assert {run["jobRunId"] for run in place.log} <= told | recorded
+
+    def test_nobody_listens_to_stderr_any_more(self, place: Workplace) -> None:
+        place.manifest(100)
+        read, write = os.pipe()
+        os.close(read)
+
+        done = subprocess.run(
+            [DESLAUNCH, "run", "night.jsonl", "--verbose"],
+            cwd=place.folder,
+            env=place.environment | {"DES_TOKEN": TOKEN},
+            stderr=write,
+            check=False,
+        )
+
+        os.close(write)
+        assert (done.returncode, len(place.log)) == (0, 100)
+
+    def test_nobody_reads_the_results_to_their_end(self, place: Workplace) -> None:
+        place.manifest(100)
+        place.run("run", "night.jsonl")
+        command = f"{DESLAUNCH} results night.ledger.jsonl | true; echo ${{PIPESTATUS[0]}}"
+
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=place.folder, capture_output=True, text=True, check=True
+        )
+
+        assert (done.stdout.strip(), done.stderr) in {("141", ""), ("0", "")}
+
+    def test_stdin_that_stays_open_does_not_hold_up_a_signal(self, place: Workplace) -> None:
+        read, write = os.pipe()
+        victim = subprocess.Popen(
+            [DESLAUNCH, "check", "-", "--format", "jsonl"],
+            cwd=place.folder,
+            env=place.environment | {"DES_TOKEN": TOKEN},
+            stdin=read,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        place.processes.append(victim)
+        os.write(write, b"{}\n")
+
+        while victim.poll() is None:  # it may not have come to its reading yet
+            victim.send_signal(signal.SIGINT)
+            os.sched_yield()
+
+        os.close(read)
+        os.close(write)
+        victim.communicate()
+        assert victim.returncode in {130, -signal.SIGINT}
 
 
 class TestStartUp:

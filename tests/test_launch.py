@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import sys
@@ -758,6 +759,7 @@ async def test_a_row_resolved_as_started_is_done(place: Place) -> None:
         pytest.param([Finding("r2", None), Finding("r1", None)], "'r1' is started", id="started"),
         pytest.param([Finding("r2", None), Finding("r2", None)], "twice", id="twice"),
         pytest.param([Finding("r2", "the second")], "a jobRunId is a GUID", id="no GUID"),
+        pytest.param([Finding("r2", "run of r1")], "is that of the row with key 'r1'", id="r1's"),
     ],
 )
 async def test_a_finding_that_can_not_be_is_refused_with_all_others(
@@ -765,14 +767,32 @@ async def test_a_finding_that_can_not_be_is_refused_with_all_others(
 ) -> None:
     place.write(rows(3))
 
-    async with service(place, fault("close-after-start", 2)) as (_, des):
+    async with service(place, fault("close-after-start", 2)) as (simulator, des):
         await place.launch(des, concurrency=1)
+        [first, *_] = (run.job_run_id.upper() for run in simulator.runs)
+        findings = [
+            finding._replace(job_run_id=first) if finding.job_run_id == "run of r1" else finding
+            for finding in findings
+        ]
 
         with pytest.raises(ConfigurationError, match=message):
             await launcher.resolve(place.ledger, findings)
 
     assert place.records("resolved") == []
     assert place.is_free()
+
+
+async def test_findings_may_be_told_again(place: Place) -> None:
+    """After an interruption a person passes the same file once more."""
+    place.write(rows(3))
+
+    async with service(place, fault("close-after-start", 2)) as (simulator, des):
+        await place.launch(des, concurrency=1)
+        found = [Finding("r2", None), Finding("r1", simulator.runs[0].job_run_id)]
+        await launcher.resolve(place.ledger, found)
+        await launcher.resolve(place.ledger, found)
+
+    assert len(place.records("resolved")) == 1
 
 
 async def test_an_auto_row_in_doubt_is_freed_by_a_finding_alone(place: Place) -> None:
@@ -1706,12 +1726,25 @@ async def test_the_token_is_in_no_error_of_a_query(place: Place) -> None:
 def test_rows_of_a_stream_are_kept_beside_their_ledger(place: Place) -> None:
     place.manifest.write_bytes(b"x" * 100_000)
 
-    with place.manifest.open("rb") as stream:
-        kept = launcher.keep_rows(stream, place.ledger)
+    with place.manifest.open("rb") as stream, launcher.kept_rows(stream, place.ledger) as kept:
+        assert kept == launcher.kept_manifest(place.ledger)
+        assert kept.read_bytes() == b"x" * 100_000
+        assert kept.stat().st_mode & 0o777 == 0o600
 
-    assert kept == launcher.kept_manifest(place.ledger)
-    assert kept.read_bytes() == b"x" * 100_000
-    assert kept.stat().st_mode & 0o777 == 0o600
+
+def test_rows_that_are_kept_are_not_replaced_by_another_launchers(place: Place) -> None:
+    """Between its validation and its first record a batch has no ledger that tells of it."""
+    place.write(rows(2))
+    others = io.BytesIO(b"others")
+
+    with place.manifest.open("rb") as stream, launcher.kept_rows(stream, place.ledger) as kept:
+        with pytest.raises(LedgerLocked), launcher.kept_rows(others, place.ledger):
+            raise AssertionError
+
+        assert kept.read_bytes() == place.manifest.read_bytes()
+
+    with launcher.kept_rows(others, place.ledger) as kept:
+        assert kept.read_bytes() == b"others"
 
 
 async def test_the_kept_rows_of_a_batch_are_not_replaced(place: Place) -> None:
@@ -1720,19 +1753,33 @@ async def test_the_kept_rows_of_a_batch_are_not_replaced(place: Place) -> None:
     async with service(place) as (_, des):
         await place.launch(des)
 
-    with place.manifest.open("rb") as stream, pytest.raises(LedgerExists):
-        await asyncio.to_thread(launcher.keep_rows, stream, place.ledger)
+    assert await asyncio.to_thread(_keep, place, resume=False) is LedgerExists
+    assert await asyncio.to_thread(_keep, place, resume=True) is None
 
-    with place.manifest.open("rb") as stream:
-        kept = await asyncio.to_thread(launcher.keep_rows, stream, place.ledger, resume=True)
 
-    assert not kept.exists()
+def _keep(place: Place, *, resume: bool) -> type[LedgerError] | None:
+    try:
+        with (
+            place.manifest.open("rb") as stream,
+            launcher.kept_rows(stream, place.ledger, resume=resume) as kept,
+        ):
+            assert not kept.exists()
+    except LedgerError as exc:
+        return type(exc)
+
+    return None
 
 
 def test_rows_that_can_not_be_kept(place: Place) -> None:
     place.write(rows(1))
 
-    with place.manifest.open("rb") as stream, pytest.raises(LedgerError) as failed:
-        launcher.keep_rows(stream, place.folder / "nowhere" / "ledger.jsonl")
+    ledger = place.folder / "nowhere" / "ledger.jsonl"
+
+    with (
+        place.manifest.open("rb") as stream,
+        pytest.raises(LedgerError) as failed,
+        launcher.kept_rows(stream, ledger),
+    ):
+        raise AssertionError
 
     assert type(failed.value) is LedgerError
