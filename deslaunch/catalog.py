@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from deslaunch.errors import CredentialsRefused, DesError, QueryFailed, Rejected, SchemaError
+from deslaunch.model import counted
 from deslaunch.schema import Schemas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from deslaunch.model import Job
     from deslaunch.schema_cache import CachedJobs, SchemaCache
+
+
+_TWO_HOURS: Final = 120  # minutes
 
 
 class JobQuery(Protocol):
@@ -134,6 +138,12 @@ class Catalog:
         """
         return self._schema_file is None and bool(await self._fetch(target))
 
+    def notes(self) -> Iterator[str]:
+        """Yield how old the cached answers are that were used, one sentence each."""
+        for target, cached in self._cached.items():
+            age = _said_age(cached.age(self._now()))
+            yield f"the JobRunParameters of target {target} were fetched {age} ago"
+
     async def _load_cached(self, target: str) -> bool:
         cached = await self._from_cache(target)
 
@@ -152,11 +162,10 @@ class Catalog:
             if cached is None:
                 raise
 
-            hours = cached.age(self._now()) / timedelta(hours=1)
             self._use(target, cached)
             self.warnings.append(
-                f"the JobRunParameters of target {target} are {hours:,.1f} hours old, and could "
-                f"not be fetched anew: {exc}"
+                f"the JobRunParameters of target {target} are {_said_age(cached.age(self._now()))} "
+                f"old, and could not be fetched anew: {exc}"
             )
 
     async def _from_cache(self, target: str) -> CachedJobs | None:
@@ -180,6 +189,13 @@ class Catalog:
             self.warnings += [warning] if warning else []
 
         return self.schemas.put(target, jobs)
+
+
+def _said_age(age: timedelta) -> str:
+    """Return an age as a person says it: minutes below two hours, else hours."""
+    minutes = max(0, round(age / timedelta(minutes=1)))
+    whole_hours = round(age / timedelta(hours=1))
+    return counted(minutes, "minute") if minutes < _TWO_HOURS else counted(whole_hours, "hour")
 
 
 async def _query(client: JobQuery) -> list[Job]:

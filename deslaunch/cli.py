@@ -290,6 +290,9 @@ def check(manifest: str, **given: Any) -> int:
 
 
 def _print_report(console: Console, report: CheckReport, *, as_json: bool) -> None:
+    for note in report.notes:
+        console.say(note)
+
     for warning in report.warnings:
         console.warn(warning)
 
@@ -428,7 +431,8 @@ def _failed_ledger(console: Console, error: LedgerWriteFailed, *, as_json: bool)
 @_output
 def status(ledger: Path, **given: Any) -> int:
     """Say how the batch of LEDGER stands, and list its unknown rows."""
-    from deslaunch.ledger import snapshot  # noqa: PLC0415  # not needed for --help
+    from deslaunch.console import summary_lines  # noqa: PLC0415  # not needed for --help
+    from deslaunch.ledger import snapshot  # noqa: PLC0415
     from deslaunch.results import summary_of, unknown_rows  # noqa: PLC0415
 
     console = _console(given)
@@ -439,7 +443,7 @@ def status(ledger: Path, **given: Any) -> int:
         console.json(summary.as_dict())
         return 0
 
-    for line in console.lines_of(summary):
+    for line in summary_lines(summary):
         console.data(line)
 
     console.unknown_rows(unknown_rows(found))

@@ -17,6 +17,7 @@ from deslaunch import wire
 from deslaunch.errors import InvalidManifest, LedgerWriteFailed, ManifestConflict
 from deslaunch.model import (
     Draining,
+    Noted,
     RetryPlanned,
     RowEnded,
     RowState,
@@ -145,11 +146,6 @@ class Console:
 
         for key, job_run_id in unrecorded:
             self.insist(f"{key}\t{job_run_id}")
-
-    @staticmethod
-    def lines_of(summary: Summary) -> Iterator[str]:
-        """Yield a batch's summary, a line at a time."""
-        return summary_lines(summary)
 
     def summary(self, summary: Summary) -> None:
         """Print the counts of a batch."""
@@ -356,6 +352,8 @@ class Progress:
                 self._detail(f"row {event.key}: HTTP {event.status}, again in {event.wait:.1f} s")
             case TargetPaused(target, cause, seconds):
                 self._console.say(f"target {target}: all rows wait {seconds:.1f} s: {cause}")
+            case Noted(message, is_warning):
+                (self._console.warn if is_warning else self._console.say)(message)
             case TokenRenewed(target):
                 self._console.say(f"target {target}: the token was renewed")
             case Draining(in_flight, timeout) if in_flight:

@@ -39,7 +39,7 @@ from deslaunch.errors import (
 )
 from deslaunch.ledger import Ledger, locked, peek
 from deslaunch.manifest import Manifest, ManifestOptions
-from deslaunch.model import DEFAULT_TARGET, RowEnded, RowState, counted
+from deslaunch.model import DEFAULT_TARGET, Noted, RowEnded, RowState, counted
 from deslaunch.reconcile import Reconciliation
 from deslaunch.schema_cache import SchemaCache, default_directory, read_schema_file
 from deslaunch.session import Interrupt, Session, header, held, keep, session_record
@@ -75,7 +75,8 @@ class CheckReport:
         invalid: rows that could not.
         problems: the first 1,000 problems in manifest order.
         problem_count: how many problems there are in all.
-        warnings: what a person should know, one sentence each.
+        notes: how old cached JobRunParameters are, one sentence for each target.
+        warnings: what may be a mistake, one sentence each.
         unconfirmed: why a fresher schema could not be had, where a cached one found rows
             invalid; else None.
     """
@@ -85,6 +86,7 @@ class CheckReport:
     invalid: int
     problems: tuple[RowProblem, ...]
     problem_count: int
+    notes: tuple[str, ...]
     warnings: tuple[str, ...]
     unconfirmed: Exception | None = None
 
@@ -156,6 +158,7 @@ async def check(
         invalid=found.invalid,
         problems=tuple(found.problems),
         problem_count=found.problem_count,
+        notes=tuple(catalog.notes()),
         warnings=_warnings(catalog, found),
         unconfirmed=found.unconfirmed,
     )
@@ -281,6 +284,7 @@ async def _begin(ledger_path: Path, path: Path, task: _Task) -> Summary:
         manifest_said = await asyncio.to_thread(_said_of, path, valid.fingerprint)
         keep(journal, header(settings, manifest_said, file.format))
         keep(journal, session_record(settings, manifest_said, clients))
+        _tell(catalog, valid, task.on_event)
         session = Session(journal, clients, settings, task.on_event, task.interrupt)
         return await session.run(_second_reading(file, valid, catalog, settings, session))
 
@@ -319,6 +323,7 @@ async def _resume(ledger_path: Path, manifest: Path | None, task: _Task) -> Summ
             keep(journal, records.membership(key, in_manifest=in_manifest))
 
         keep(journal, session_record(settings, manifest_said, clients))
+        _tell(catalog, valid, task.on_event)
         session = Session(journal, clients, settings, task.on_event, task.interrupt)
         return await session.run(_second_reading(file, valid, catalog, settings, session))
 
@@ -761,6 +766,18 @@ def _second_reading(
     intake = make_intake(catalog, settings, file=file.name)
     items = file.second_pass(valid.fingerprint)
     return ManifestSource(items, intake, catalog, session.sifter())
+
+
+def _tell(catalog: Catalog, valid: Validation, emit: Callable[[Event], None] | None) -> None:
+    """Tell a listener what ``check`` would have said of a manifest that is launched now."""
+    if emit is None:
+        return
+
+    for note in catalog.notes():
+        emit(Noted(note, is_warning=False))
+
+    for warning in _warnings(catalog, valid):
+        emit(Noted(warning, is_warning=True))
 
 
 def _warnings(catalog: Catalog, found: Validation) -> tuple[str, ...]:

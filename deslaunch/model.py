@@ -348,6 +348,19 @@ class TokenRenewed:
 
 
 @dataclass(frozen=True, slots=True)
+class Noted:
+    """Something that a person may want to know before anything is sent.
+
+    Attributes:
+        message: one sentence.
+        is_warning: it may be a mistake.
+    """
+
+    message: str
+    is_warning: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Draining:
     """No new row is sent; those in flight are waited for.
 
@@ -367,7 +380,7 @@ class Stopped:
     stop: Stop
 
 
-Event = RowEnded | RetryPlanned | TargetPaused | TokenRenewed | Draining | Stopped
+Event = RowEnded | RetryPlanned | TargetPaused | TokenRenewed | Noted | Draining | Stopped
 """What a launch tells while it goes on."""
 
 

@@ -339,10 +339,6 @@ class Replay:
             possible_duplicate=state.possible_duplicate,
         )
 
-    def counted(self) -> Iterator[KeyState]:
-        """Yield the states that count: of the manifest's rows, and of all that was sent."""
-        return (state for state in self.states.values() if state.in_manifest or state.was_sent)
-
     def summary(
         self,
         *,

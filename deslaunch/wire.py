@@ -27,7 +27,6 @@ START_JOB: Final = "api/v1/startjob"
 QUERY_RUN_STATUS: Final = "api/v1/queryrunstatus"
 QUERY_JOBS: Final = "api/v1/queryjobs"  # ASSUMED: path and method
 QUERY_JOBS_BODY: Final = b"{}"  # ASSUMED
-TOKEN: Final = "authorisation/token"  # noqa: S105  # a path, not a secret
 
 STRING: Final = 1  # ASSUMED: the vendor's example shows 2, 3 and 4 only
 INTEGER: Final = 2

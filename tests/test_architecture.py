@@ -124,3 +124,22 @@ def test_every_public_name_can_be_imported() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         _ = deslaunch.nonsense
+
+
+SPEAKERS = {"client", "tokens", "simulator"}
+
+
+@pytest.mark.parametrize(
+    ("package", "users"),
+    [
+        pytest.param("aiohttp", SPEAKERS, id="aiohttp"),
+        pytest.param("backoff", {"retry"}, id="backoff"),
+        pytest.param("click", {"cli"}, id="click"),
+        pytest.param("rich", {"console"}, id="rich"),
+        pytest.param("uvloop", {"cli"}, id="uvloop"),
+    ],
+)
+def test_a_package_is_used_where_it_belongs(package: str, users: set[str]) -> None:
+    found = {name_of(path) for path in MODULES if package in set(imports(path))}
+
+    assert found <= users

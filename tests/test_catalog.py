@@ -172,7 +172,7 @@ async def test_an_old_answer_serves_a_check_and_never_a_launch(
 
     assert types(checking) == [wire.INTEGER]
     assert len(checking.warnings) == 1
-    assert "50.0 hours old" in checking.warnings[0]
+    assert "50 hours old" in checking.warnings[0]
 
 
 async def test_with_nothing_kept_a_check_must_ask(place: Place) -> None:
@@ -326,3 +326,21 @@ async def test_the_allowances_are_the_settings(place: Place, tmp_path: Path) -> 
     found: Validation = await validate(manifest(tmp_path, ["1", "1"]), place.catalog(), settings)
 
     assert found.invalid == 0
+
+
+@pytest.mark.parametrize(
+    ("hours", "said"),
+    [
+        pytest.param(0.01, "1 minute", id="just now"),
+        pytest.param(0.5, "30 minutes", id="minutes"),
+        pytest.param(3.2, "3 hours", id="hours"),
+    ],
+)
+async def test_the_age_of_a_cached_answer_is_told(place: Place, hours: float, said: str) -> None:
+    await place.keep(timedelta(hours=hours))
+    catalog = place.catalog()
+    await catalog.load(["default"])
+
+    assert list(catalog.notes()) == [
+        f"the JobRunParameters of target default were fetched {said} ago"
+    ]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from deslaunch.keys import row_digest
 from deslaunch.model import AUTO, GOT_LIMIT, Row, RowProblem, TypedValue
-from deslaunch.readers import MAX_LINE, CsvReader, JsonlReader
+from deslaunch.readers import MAX_HEADER_FAULTS, MAX_LINE, CsvReader, JsonlReader
 from deslaunch.rows import MAX_TARGET, RowDefaults
 
 if TYPE_CHECKING:
@@ -351,6 +351,13 @@ def test_bad_header_is_a_problem_of_the_file(header: str, column: str, says: str
     assert (problem.row, problem.column) == (0, column)
     assert says in problem.message
     assert (reader.number, reader.whole) == (0, False)
+
+
+def test_a_header_of_commas_alone_has_no_million_problems() -> None:
+    reader, items = read("csv", "key" + "," * 5_000 + "\n")
+
+    (problems,) = items
+    assert (len(problems), reader.whole) == (MAX_HEADER_FAULTS, False)
 
 
 def test_every_problem_of_a_header_is_told() -> None:
