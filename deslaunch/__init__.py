@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from deslaunch._version import VERSION as __version__  # noqa: N811  # the field's own name for it
 
 if TYPE_CHECKING:
+    from deslaunch.batch import Batch, open_batch
     from deslaunch.client import DesClient
     from deslaunch.config import LaunchOptions
     from deslaunch.errors import (
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
         Unauthorized,
     )
     from deslaunch.findings import Finding
-    from deslaunch.launcher import Batch, CheckReport, check, launch, open_batch, resolve, resume
+    from deslaunch.launcher import CheckReport, check, launch, resume
     from deslaunch.ledger import Snapshot, snapshot
     from deslaunch.model import (
         AUTO,
@@ -72,11 +73,13 @@ if TYPE_CHECKING:
         TokenRenewed,
         TypedValue,
     )
+    from deslaunch.resolution import resolve
     from deslaunch.results import Results, UnknownRow, unknown_rows
     from deslaunch.session import Interrupt
     from deslaunch.tokens import CommandToken, EnvToken, FileToken, StaticToken, TokenSource
 
 _HOMES = {
+    "batch": ("Batch", "open_batch"),
     "client": ("DesClient",),
     "config": ("LaunchOptions",),
     "errors": (
@@ -107,7 +110,7 @@ _HOMES = {
         "Unauthorized",
     ),
     "findings": ("Finding",),
-    "launcher": ("Batch", "CheckReport", "check", "launch", "open_batch", "resolve", "resume"),
+    "launcher": ("CheckReport", "check", "launch", "resume"),
     "ledger": ("Snapshot", "snapshot"),
     "model": (
         "AUTO",
@@ -132,6 +135,7 @@ _HOMES = {
         "TokenRenewed",
         "TypedValue",
     ),
+    "resolution": ("resolve",),
     "results": ("Results", "UnknownRow", "unknown_rows"),
     "session": ("Interrupt",),
     "tokens": ("CommandToken", "EnvToken", "FileToken", "StaticToken", "TokenSource"),

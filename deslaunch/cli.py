@@ -341,8 +341,9 @@ def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
 
     if manifest == "-":
         assert ledger is not None
+        from deslaunch.kept_rows import kept_rows  # noqa: PLC0415  # not needed for --help
 
-        with launcher.kept_rows(sys.stdin.buffer, ledger, resume=given["resume"]) as path:
+        with kept_rows(sys.stdin.buffer, ledger, resume=given["resume"]) as path:
             return _launch(given, launch)
 
     path = Path(manifest)
@@ -518,7 +519,7 @@ def resolve(
     **given: Any,
 ) -> int:
     """Record what a person found out about unknown or failed rows of LEDGER."""
-    from deslaunch import findings, launcher  # noqa: PLC0415  # aiohttp is slow to import
+    from deslaunch import findings, resolution  # noqa: PLC0415  # aiohttp is slow to import
 
     _check_resolve(keys, started, file, not_started=not_started)
     console = _console(given)
@@ -527,7 +528,7 @@ def resolve(
         if file is None
         else findings.read_findings(file, note=note)
     )
-    summary = asyncio.run(launcher.resolve(ledger, found))
+    summary = asyncio.run(resolution.resolve(ledger, found))
     console.summary(summary)
 
     if given["as_json"]:

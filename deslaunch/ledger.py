@@ -635,3 +635,14 @@ def locked(path: Path, replay: Replay) -> LedgerLocked:
 
 def _holder(session: Record) -> str:
     return f"process {session['pid']} on {session['host']}, at work since {session['utc']}"
+
+
+def foreign(ledger: Path, manifest: Path) -> LedgerForeign:
+    """Return the error for a ledger that was begun with another manifest."""
+    return LedgerForeign(
+        f"{ledger}: the ledger belongs to another manifest than {manifest} as it is now; "
+        "nothing was sent",
+        hint="a new batch needs a new --ledger; a manifest that was changed on purpose goes on "
+        f"with: deslaunch resume {shlex.quote(str(ledger))} "
+        f"--manifest {shlex.quote(str(manifest))}",
+    )

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from deslaunch.config import LaunchOptions
     from deslaunch.model import Event, Summary
     from deslaunch.session import Interrupt
+    from deslaunch.terms import Clients
 
 JOB: Final = POS_USAGE_EXPORT
 TOKEN: Final = "tOken-of-one-organisation/0123456789"
@@ -138,7 +139,7 @@ class Place:
 
     async def launch(
         self,
-        des: launcher.Clients,
+        des: Clients,
         *,
         resume: bool = False,
         schema: Path | None = None,
@@ -159,7 +160,7 @@ class Place:
 
     async def resume(
         self,
-        des: launcher.Clients,
+        des: Clients,
         *,
         manifest: Path | None = None,
         on_event: Callable[[Event], None] | None = None,

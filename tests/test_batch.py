@@ -29,7 +29,7 @@ from stage import (
     service,
 )
 
-from deslaunch import launcher
+from deslaunch import batch as batches
 from deslaunch.errors import (
     ConfigurationError,
     LedgerExists,
@@ -51,10 +51,11 @@ if TYPE_CHECKING:
 
     from stage import Said
 
+    from deslaunch.batch import Batch
     from deslaunch.client import DesClient
-    from deslaunch.launcher import Batch, Clients
     from deslaunch.model import Event, Outcome
     from deslaunch.simulator import Simulator
+    from deslaunch.terms import Clients
 
     Runner = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
@@ -89,7 +90,7 @@ class Feed:
 def open_batch(
     place: Place, said: Any, des: Clients, **options: Any
 ) -> AbstractAsyncContextManager[Batch]:
-    return launcher.open_batch(
+    return batches.open_batch(
         said, des, ledger=place.ledger, cache=place.cache, **quick({}), **options
     )
 
@@ -291,7 +292,7 @@ async def test_a_cached_schema_condemns_no_row(place: Place) -> None:
 async def _with_cache_of(
     place: Place, other: Place, said: list[Said], des: DesClient
 ) -> tuple[Batch, list[Outcome]]:
-    async with launcher.open_batch(
+    async with batches.open_batch(
         said, des, ledger=other.ledger, cache=place.cache, **quick({})
     ) as batch:
         outcomes = await collected(batch)

@@ -31,7 +31,7 @@ from stage import (
     service,
 )
 
-from deslaunch import launcher
+from deslaunch import launcher, resolution
 from deslaunch.client import DesClient
 from deslaunch.errors import (
     ConfigurationError,
@@ -50,6 +50,7 @@ from deslaunch.errors import (
     NotSent,
 )
 from deslaunch.findings import Finding
+from deslaunch.kept_rows import kept_manifest, kept_rows
 from deslaunch.ledger import peek
 from deslaunch.model import (
     Draining,
@@ -571,7 +572,7 @@ async def test_a_ledger_that_another_process_holds_is_locked_and_the_holder_name
                 await attempt
 
         with pytest.raises(LedgerLocked):
-            await launcher.resolve(place.ledger, [Finding("r1", None)])
+            await resolution.resolve(place.ledger, [Finding("r1", None)])
 
         simulator.release()
         assert await other.wait() == 0
@@ -727,7 +728,7 @@ async def test_a_row_resolved_as_not_started_is_sent_again_without_a_mark(place:
 
     async with service(place, fault("close", 2)) as (simulator, des):
         await place.launch(des, concurrency=1)
-        resolved = await launcher.resolve(place.ledger, [Finding("r2", None, "looked")])
+        resolved = await resolution.resolve(place.ledger, [Finding("r2", None, "looked")])
         resumed = await place.resume(des)
 
     assert counts(resolved) == {"started": 2, "pending": 1}
@@ -742,7 +743,7 @@ async def test_a_row_resolved_as_started_is_done(place: Place) -> None:
     async with service(place, fault("close-after-start", 2)) as (simulator, des):
         await place.launch(des, concurrency=1)
         lost = next(run for run in simulator.runs if run.request == 2)
-        resolved = await launcher.resolve(place.ledger, [Finding("r2", lost.job_run_id)])
+        resolved = await resolution.resolve(place.ledger, [Finding("r2", lost.job_run_id)])
         resumed = await place.resume(des, retry_unknown=True)
 
     assert counts(resolved) == counts(resumed) == {"started": 3}
@@ -776,7 +777,7 @@ async def test_a_finding_that_can_not_be_is_refused_with_all_others(
         ]
 
         with pytest.raises(ConfigurationError, match=message):
-            await launcher.resolve(place.ledger, findings)
+            await resolution.resolve(place.ledger, findings)
 
     assert place.records("resolved") == []
     assert place.is_free()
@@ -789,8 +790,8 @@ async def test_findings_may_be_told_again(place: Place) -> None:
     async with service(place, fault("close-after-start", 2)) as (simulator, des):
         await place.launch(des, concurrency=1)
         found = [Finding("r2", None), Finding("r1", simulator.runs[0].job_run_id)]
-        await launcher.resolve(place.ledger, found)
-        await launcher.resolve(place.ledger, found)
+        await resolution.resolve(place.ledger, found)
+        await resolution.resolve(place.ledger, found)
 
     assert len(place.records("resolved")) == 1
 
@@ -802,7 +803,7 @@ async def test_an_auto_row_in_doubt_is_freed_by_a_finding_alone(place: Place) ->
         first = await place.launch(des, concurrency=1)
         asked = await place.resume(des, retry_unknown=True)
         sent = simulator.requests
-        await launcher.resolve(place.ledger, [Finding("auto", None)])
+        await resolution.resolve(place.ledger, [Finding("auto", None)])
         freed = await place.resume(des)
 
     assert counts(first) == counts(asked) == {"started": 1, "unknown": 1}
@@ -1726,8 +1727,8 @@ async def test_the_token_is_in_no_error_of_a_query(place: Place) -> None:
 def test_rows_of_a_stream_are_kept_beside_their_ledger(place: Place) -> None:
     place.manifest.write_bytes(b"x" * 100_000)
 
-    with place.manifest.open("rb") as stream, launcher.kept_rows(stream, place.ledger) as kept:
-        assert kept == launcher.kept_manifest(place.ledger)
+    with place.manifest.open("rb") as stream, kept_rows(stream, place.ledger) as kept:
+        assert kept == kept_manifest(place.ledger)
         assert kept.read_bytes() == b"x" * 100_000
         assert kept.stat().st_mode & 0o777 == 0o600
 
@@ -1737,13 +1738,13 @@ def test_rows_that_are_kept_are_not_replaced_by_another_launchers(place: Place) 
     place.write(rows(2))
     others = io.BytesIO(b"others")
 
-    with place.manifest.open("rb") as stream, launcher.kept_rows(stream, place.ledger) as kept:
-        with pytest.raises(LedgerLocked), launcher.kept_rows(others, place.ledger):
+    with place.manifest.open("rb") as stream, kept_rows(stream, place.ledger) as kept:
+        with pytest.raises(LedgerLocked), kept_rows(others, place.ledger):
             raise AssertionError
 
         assert kept.read_bytes() == place.manifest.read_bytes()
 
-    with launcher.kept_rows(others, place.ledger) as kept:
+    with kept_rows(others, place.ledger) as kept:
         assert kept.read_bytes() == b"others"
 
 
@@ -1761,7 +1762,7 @@ def _keep(place: Place, *, resume: bool) -> type[LedgerError] | None:
     try:
         with (
             place.manifest.open("rb") as stream,
-            launcher.kept_rows(stream, place.ledger, resume=resume) as kept,
+            kept_rows(stream, place.ledger, resume=resume) as kept,
         ):
             assert not kept.exists()
     except LedgerError as exc:
@@ -1778,7 +1779,7 @@ def test_rows_that_can_not_be_kept(place: Place) -> None:
     with (
         place.manifest.open("rb") as stream,
         pytest.raises(LedgerError) as failed,
-        launcher.kept_rows(stream, ledger),
+        kept_rows(stream, ledger),
     ):
         raise AssertionError
 
