@@ -37,6 +37,10 @@ architecture: $(VENV)/.test ## Check which module imports which
 unit: $(VENV)/.test ## Run the tests
 	$(BIN)/pytest
 
+.PHONY: torture
+torture: $(VENV)/.test ## Attack it for a quarter of an hour, and show what held (Linux, strace)
+	@PYTHONPATH=tests $(BIN)/python -m torture $(TORTURE)
+
 .PHONY: format
 format: $(VENV)/.test ## Format the code
 	$(BIN)/ruff check --fix .
