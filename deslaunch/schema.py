@@ -479,7 +479,7 @@ def _fault_of_text(parameter: JobParameter, text: str) -> _Fault | None:
         return None
 
     # Spaces come with spreadsheets, and no form but a string's allows them.
-    if text != text.strip() and kind is not None and not kind.advice(text.strip()):
+    if kind is not None and not kind.advice(text.strip()):
         advice = "remove the white space around it"
 
     message = f"{parameter.name} takes {_noun(parameter)}, not {_quoted(text)}: {advice}"
@@ -576,13 +576,18 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def _one_line(text: str) -> str:
+    """Return text fit for any terminal and any encoder: it may hold whatever a row holds."""
+    return text if text.isprintable() else repr(text)[1:-1]
+
+
 def _problem(row: Row, file: str, column: str, fault: _Fault) -> RowProblem:
     return RowProblem(
         file=file,
         line=row.line,
         row=row.number,
-        column=_encodable(column),
+        column=_one_line(column),
         expected=fault.expected,
-        got=_encodable(fault.got),
+        got=_one_line(fault.got),
         message=fault.message,
     )

@@ -156,7 +156,6 @@ class Throttle:
 
         if self.gate is Gate.ALONE and self._introduced:
             self.gate = Gate.OPEN
-            self._contact = None
 
         if self._pauses and self.gate in {Gate.OPEN, Gate.ALONE}:
             self._paused_since = None
@@ -265,7 +264,7 @@ class Throttle:
         return jittered
 
     def _given_up(self, error: DesError, seconds: float, now: float) -> Stop | None:
-        since = now if self._paused_since is None else self._paused_since
+        assert self._paused_since is not None
 
         if isinstance(error, NotSent) and not self._reached and self._pauses >= TRIES_TO_REACH:
             return self.stop(
@@ -273,7 +272,7 @@ class Throttle:
                 f"could not be reached in {self._pauses} tries: {error}",
             )
 
-        if now + seconds - since <= self._give_up_after:
+        if now + seconds - self._paused_since <= self._give_up_after:
             return None
 
         reason = StopReason.UNREACHABLE if isinstance(error, NotSent) else StopReason.THROTTLED

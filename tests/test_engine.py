@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
@@ -14,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deslaunch.engine import WAITING_PER_SLOT, Engine, EngineSettings, Start, SystemClock
-from deslaunch.errors import ManifestChanged, ManifestConflict, OutcomeUnknown
+from deslaunch.errors import ManifestChanged, ManifestConflict, OutcomeUnknown, Rejected
 from deslaunch.health import ErrorLimit
 from deslaunch.model import (
     DEFAULT_TARGET,
@@ -1454,3 +1455,287 @@ async def test_rows_that_break_off_with_a_cancellation_are_no_end_of_them() -> N
 
     assert caught.value.__cause__ is cancelled
     assert bench.state("a") in {RowState.PENDING, RowState.STARTED}
+
+
+# What mutation testing asked for.
+
+
+class BrokenJitter:
+    """Fails where a wait is drawn."""
+
+    def uniform(self, a: float, b: float) -> float:
+        raise RuntimeError("no dice")
+
+
+class LateSource:
+    """Has nothing, but says so late."""
+
+    def __init__(self) -> None:
+        self.over = asyncio.Event()
+
+    async def read(self) -> list[Start]:
+        await self.over.wait()
+        return []
+
+
+async def test_the_systems_clock_does_not_return_early() -> None:
+    sleeping = asyncio.create_task(SystemClock().sleep(3600.0))
+    await anyio.wait_all_tasks_blocked()
+    asleep = not sleeping.done()
+    sleeping.cancel()
+
+    assert asleep
+
+
+async def test_a_source_that_ends_late_ends_the_session() -> None:
+    bench = Bench([])
+    source = LateSource()
+    bench.engine._source = source
+    await bench.begin()
+    source.over.set()
+    await bench.finish()
+
+    assert bench.stops() == []
+
+
+async def test_an_engine_counts_all_that_waits() -> None:
+    bench = Bench(["first", "a", "b"], slots=1, script={"a": ["503"], "b": ["429 for 30"]})
+    await bench.begin()
+    assert repr(bench.engine) == "<Engine at work: 0 in flight, 2 waiting>"
+    await bench.finish()
+
+
+async def test_a_wait_that_cannot_be_drawn_ends_the_session() -> None:
+    bench = Bench(["a"], script={"a": ["503"]}, rng=BrokenJitter())
+
+    with pytest.raises(RuntimeError, match="no dice"):
+        await bench.finish()
+
+    assert bench.journal.trail() == ["sending a 1", "answered a 1"]
+
+
+async def test_a_drain_after_the_end_does_nothing() -> None:
+    bench = Bench(["a"])
+    await bench.finish()
+    bench.engine.drain()
+
+    assert bench.told(Draining) == [Draining(0, 60.0)]
+
+
+async def test_giving_up_is_a_drain_too() -> None:
+    bench = Bench(["a", "b"], slots=1)
+    bench.des.held = True
+    await bench.begin()
+    bench.engine.abandon()
+    await bench.finish()
+
+    assert bench.told(Draining) == [Draining(1, 60.0)]
+    assert bench.journal.records[-1]["cause"] == "given up before an answer"
+    assert bench.states("a", "b") == [RowState.UNKNOWN, RowState.PENDING]
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["paused-before", "paused-after"])
+async def test_a_drain_sends_no_probe(late: bool) -> None:
+    bench = Bench(["first", "a", "b"], slots=2)
+    bench.des.held = True
+    await bench.begin()
+    await bench.answer("first")
+
+    if late:
+        bench.engine.drain(INTERRUPTED)
+        await bench.answer("a", "429 for 30")
+    else:
+        await bench.answer("a", "429 for 30")
+        bench.engine.drain(INTERRUPTED)
+
+    await bench.journal.settle()
+    await bench.clock.advance(50.0)
+    await bench.answer("b")
+    await bench.finish()
+
+    assert (bench.des.probes, bench.states("a", "b")) == ([], [RowState.PENDING, RowState.STARTED])
+
+
+async def test_a_drain_awaits_a_row_that_had_waited_for_its_turn() -> None:
+    bench = Bench(["a", "b"], slots=1, rate=1.0)
+    await bench.begin()
+    bench.des.held = True
+    await bench.clock.advance(1.0)
+    await bench.journal.settle()
+    bench.engine.drain(INTERRUPTED)
+    await bench.journal.settle()
+    await bench.answer("b")
+    await bench.finish()
+
+    assert bench.started() == {"a", "b"}
+
+
+async def test_a_refused_token_is_a_contact() -> None:
+    bench = Bench(["a"], script={"a": ["401", "unsent", "unsent", "unsent"]})
+    await bench.finish()
+
+    assert (bench.stops(), bench.started()) == ([], {"a"})
+
+
+async def test_a_first_403_stops_the_target() -> None:
+    refused = Rejected("DES answered 403", status=403)
+    bench = Bench(["a", "b"], slots=1, script={"a": [refused]})
+    await bench.finish()
+
+    assert bench.stops() == [(StopReason.CONFIGURATION, DEFAULT_TARGET)]
+    assert bench.states("a", "b") == [RowState.REJECTED, RowState.PENDING]
+
+
+async def test_a_retry_is_recorded_and_told_whole() -> None:
+    bench = Bench(["a"], script={"a": ["500", "503"]})
+    await bench.finish()
+    answered = [record for record in bench.journal.records if record["record"] == "answered"]
+
+    assert [(record["status"], record["error"]) for record in answered] == [
+        (500, "oops"),
+        (503, "DES answered 503"),
+    ]
+    assert bench.told(RetryPlanned) == [
+        RetryPlanned("a", DEFAULT_TARGET, 500, 1.0),
+        RetryPlanned("a", DEFAULT_TARGET, 503, 2.0),
+    ]
+
+
+async def test_a_pause_is_recorded_and_told_whole() -> None:
+    bench = Bench(["a"], script={"a": ["unsent"]})
+    await bench.finish()
+    unsent, pause = bench.journal.records[1:3]
+
+    assert (unsent["record"], unsent["error"]) == ("unsent", "refused")
+    assert (pause["target"], pause["cause"], pause["seconds"]) == (DEFAULT_TARGET, "refused", 1.0)
+    assert bench.told(TargetPaused) == [TargetPaused(DEFAULT_TARGET, "refused", 1.0)]
+
+
+async def test_an_outcome_that_is_not_written_ends_the_session() -> None:
+    bench = Bench(["a"], journal=FakeJournal(fail_at=2))
+    await bench.finish()
+
+    [stop] = bench.engine.stops
+    assert (stop.reason, stop.message) == (StopReason.LEDGER, "the disk is full")
+    assert bench.engine.unrecorded == [("a", "run 1 of a")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "script", "reason", "message"),
+    [
+        pytest.param(
+            [ManifestChanged("it was changed")],
+            [],
+            StopReason.MANIFEST_CHANGED,
+            "it was changed",
+            id="manifest",
+        ),
+        pytest.param(
+            ["a"], ["no token"], StopReason.CREDENTIALS, "there is no token", id="no-token"
+        ),
+        pytest.param(
+            ["a"],
+            ["401", "401"],
+            StopReason.CREDENTIALS,
+            "DES refused the new token as well",
+            id="new-token-refused",
+        ),
+        pytest.param(
+            ["a"],
+            ["lost"],
+            StopReason.FIRST_CONTACT,
+            "the first start got no usable answer: no answer",
+            id="lost",
+        ),
+        pytest.param(["a"], ["bad url"], StopReason.CONFIGURATION, "bad URL", id="bad-url"),
+    ],
+)
+async def test_a_stop_says_why(
+    rows: list[str | Exception], script: list[str], reason: StopReason, message: str
+) -> None:
+    bench = Bench(rows, script={"a": list(script)})
+    await bench.finish()
+
+    assert [(stop.reason, stop.message) for stop in bench.engine.stops] == [(reason, message)]
+
+
+async def test_a_token_that_is_not_renewed_says_why() -> None:
+    bench = Bench(["a"], script={"a": ["401"]})
+    bench.des.no_newer = {DEFAULT_TARGET}
+    await bench.finish()
+
+    [stop] = bench.engine.stops
+    assert (stop.reason, stop.message) == (StopReason.CREDENTIALS, "there is no newer token")
+
+
+async def test_a_row_without_a_token_is_recorded_as_unsent() -> None:
+    bench = Bench(["a"], script={"a": ["no token"]})
+    await bench.finish()
+    last = bench.journal.records[-1]
+
+    assert (last["record"], last["error"]) == ("unsent", "there is no token")
+
+
+async def test_403_over_several_jobs_stops_the_target() -> None:
+    refused = Rejected("DES answered 403", status=403)
+    rows = [Start(request(key)._replace(job_id=f"job {key}")) for key in keys("r", 7)]
+    bench = Bench(rows, slots=1, script={key: [refused] for key in keys("r", 7)[1:]})
+    await bench.finish()
+
+    assert bench.stops() == [(StopReason.CONFIGURATION, DEFAULT_TARGET)]
+    assert bench.des.keys() == keys("r", 6)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "expected"),
+    [
+        pytest.param("400", ("rejected", 400, "bad", None), id="rejected"),
+        pytest.param(
+            Rejected("DES answered 404", status=404),
+            ("rejected", 404, "DES answered 404", None),
+            id="rejected-without-an-answer",
+        ),
+        pytest.param(
+            OutcomeUnknown("DES answered 504", status=504),
+            ("unknown", 504, None, "DES answered 504"),
+            id="unknown",
+        ),
+        pytest.param(
+            "bug", ("unsent", None, "the starter failed with RuntimeError", None), id="bug"
+        ),
+    ],
+)
+async def test_an_end_is_recorded_whole(
+    verdict: str | Exception, expected: tuple[str, int | None, str | None, str | None]
+) -> None:
+    bench = Bench(["first", "a"], slots=1, script={"a": [verdict]})
+
+    with contextlib.suppress(RuntimeError):
+        await bench.finish()
+
+    last = bench.journal.records[-1]
+    found = (last["record"], last.get("status"), last.get("error"), last.get("cause"))
+    assert found == expected
+
+
+@pytest.mark.parametrize("verdict", ["401", "503"])
+async def test_a_drain_neither_renews_nor_plans(verdict: str) -> None:
+    bench = Bench(["first", "a", "b"], slots=2)
+    bench.des.held = True
+    await bench.begin()
+    await bench.answer("first")
+    bench.engine.drain(INTERRUPTED)
+    await bench.answer("a", verdict)
+    await bench.answer("b")
+    await bench.finish()
+
+    assert (bench.des.renewals.total(), bench.told(RetryPlanned)) == (0, [])
+    assert bench.states("a", "b") == [RowState.PENDING, RowState.STARTED]
+
+
+async def test_what_des_said_to_an_unknown_start_is_recorded() -> None:
+    odd = OutcomeUnknown("DES answered 200 without a run", status=200, answer="<html>")
+    bench = Bench(["first", "a"], slots=1, script={"a": [odd]})
+    await bench.finish()
+
+    assert bench.journal.records[-1]["answer"] == "<html>"

@@ -94,3 +94,49 @@ def test_the_stop_says_what_it_counted() -> None:
     assert stop == Stop(ERRORS, "2 of 2 rows ended without a run, and --max-errors is 1", "acme")
     assert repr(health) == "<Health of 'acme': 2 of 2 rows without a run>"
     assert str(ErrorLimit()) == "50%"
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason", "message"),
+    [
+        pytest.param(
+            "3",
+            CONFIGURATION,
+            "its first answer was 403 (forbidden): is the token for this organisation?",
+            id="403 as the first answer",
+        ),
+        pytest.param(
+            "s333334",
+            CONFIGURATION,
+            "6 rows in a row were answered 403 (forbidden), over several jobs",
+            id="403 over two jobs",
+        ),
+        pytest.param(
+            "uuuuu",
+            ERRORS,
+            "5 rows became unknown with none started between them",
+            id="unknown in a row",
+        ),
+        pytest.param(
+            "f" * 25,
+            ERRORS,
+            "25 rows became failed with none started between them",
+            id="failed in a row",
+        ),
+        pytest.param(
+            "f" * 24 + "rf",
+            ERRORS,
+            "25 rows became failed with none started between them",
+            id="failed from the first, a refusal between",
+        ),
+    ],
+)
+def test_the_stop_says_what_went_wrong(rows: str, reason: StopReason, message: str) -> None:
+    health = Health("acme", NO_LIMIT)
+    stops = [
+        health.ended(state, job_id="other" if letter == "4" else "job", status=status)
+        for letter in rows
+        for state, status in [STATES[letter]]
+    ]
+
+    assert stops == [*[None] * (len(rows) - 1), Stop(reason, message, "acme")]

@@ -16,7 +16,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import tracemalloc
+from datetime import UTC as ZULU
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -793,6 +796,8 @@ def test_a_hidden_record_is_searched_for_in_bounded_time() -> None:
 
 HOLD = """
 import asyncio, os, socket, sys
+from datetime import UTC as ZULU
+from datetime import datetime, timedelta
 from pathlib import Path
 from deslaunch import records
 from deslaunch.ledger import Ledger
@@ -1016,6 +1021,8 @@ def test_the_records_of_a_ledger_are_read_without_its_lock(path: Path) -> None:
 
 KILLED = """
 import asyncio, os, sys
+from datetime import UTC as ZULU
+from datetime import datetime, timedelta
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_ledger import header, started
@@ -1064,3 +1071,220 @@ async def test_a_second_torn_tail_is_kept_behind_the_first(path: Path) -> None:
 async def reopened_for_writing(path: Path) -> None:
     async with await Ledger.open(path, clock=clock):
         pass
+
+
+# What mutation testing asked for.
+
+
+def test_a_good_record_behind_a_torn_one_in_the_same_line_is_damage() -> None:
+    torn = b"\0" * 16 + SHORT[3][:40]
+
+    with pytest.raises(LedgerDamaged) as caught:
+        read(b"".join(SHORT[:3]) + torn + SHORT[4])
+
+    assert caught.value.offset == len(b"".join(SHORT[:3]))
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "rest", "reason"),
+    [
+        pytest.param(2, b"x\n", SHORT[2], "the line does not end with its checksum", id="before"),
+        pytest.param(2, b"x", SHORT[2], "the checksum does not match", id="around"),
+        pytest.param(
+            2,
+            SHORT[2].replace(b"k1", b"k9") + b"x\n",
+            SHORT[3],
+            "the checksum does not match",
+            id="the-first-reason-counts",
+        ),
+    ],
+)
+def test_damage_says_where_and_why(good: int, bad: bytes, rest: bytes, reason: str) -> None:
+    before = b"".join(SHORT[:good])
+
+    with pytest.raises(LedgerDamaged) as caught:
+        read(before + bad + rest)
+
+    assert (str(caught.value), caught.value.hint) == (
+        f"the ledger is damaged at byte {len(before)}: {reason}, and readable records follow",
+        "restore the file from a copy; nothing was sent",
+    )
+
+
+def test_a_file_that_is_none_says_what_to_do() -> None:
+    with pytest.raises(LedgerForeign) as caught:
+        read(b"jobId,a\n1,2\n")
+
+    assert (str(caught.value), caught.value.hint) == (
+        "the file is no deslaunch ledger",
+        "name a ledger (is this its manifest?); a new batch needs a new --ledger",
+    )
+
+
+def test_the_time_is_utc_wherever_the_machine_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as changed:
+        changed.setenv("TZ", "XXX-11")
+        time.tzset()
+        said = ledger.utc_now()
+        now = datetime.now(ZULU)
+
+    time.tzset()
+    told = datetime.fromisoformat(said)
+    assert (len(said), said[-1], abs(now - told) < timedelta(minutes=1)) == (24, "Z", True)
+
+
+REFUSALS: dict[str, tuple[bytes | None, str, str]] = {
+    "absent": (None, "{path}: there is no such ledger", "check the path"),
+    "empty": (
+        b"",
+        "{path}: the ledger holds no whole header: no batch was begun",
+        "start the batch with 'deslaunch run'",
+    ),
+    "unknown-kinds": (
+        SHORT[0] + b"".join(lines_of({"record": "yoga"}, {"record": "aura"})),
+        "{path}: records of a kind that this version does not know: aura, yoga",
+        "resume with the version of deslaunch that wrote them",
+    ),
+    "foreign": (
+        b"csv\n",
+        "{path}: the file is no deslaunch ledger",
+        "name a ledger (is this its manifest?); a new batch needs a new --ledger",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("data", "message", "hint"), [pytest.param(*case, id=name) for name, case in REFUSALS.items()]
+)
+async def test_what_is_not_opened_says_why_and_what_to_do(
+    path: Path, data: bytes | None, message: str, hint: str
+) -> None:
+    if data is not None:
+        path.write_bytes(data)
+
+    with pytest.raises(LedgerError) as caught:
+        await Ledger.open(path)
+
+    assert (str(caught.value), caught.value.hint) == (message.format(path=path), hint)
+
+
+async def test_what_exists_is_not_created_again_and_says_what_to_do(path: Path) -> None:
+    path.write_bytes(b"".join(SHORT))
+
+    with pytest.raises(LedgerExists) as caught:
+        await Ledger.create(path)
+
+    assert (str(caught.value), caught.value.hint) == (
+        f"{path}: the ledger exists",
+        "start a new batch with another --ledger",
+    )
+
+
+async def test_what_cannot_be_used_says_why(path: Path) -> None:
+    path.write_bytes(b"")
+
+    for use in (Ledger.open, Ledger.create, look):
+        with pytest.raises(LedgerError) as caught:
+            await use(path / "deeper")
+
+        assert (str(caught.value), caught.value.hint) == (
+            f"{path / 'deeper'}: can't be used: Not a directory",
+            "check the file and its folder",
+        )
+
+
+@pytest.mark.parametrize(
+    ("history", "holder"),
+    [
+        pytest.param(SHORT[:1], "another process", id="no-session"),
+        pytest.param(SHORT, f"process 4711 on h, at work since {UTC}", id="a-session"),
+        pytest.param([*SHORT, *lines_of(records.end({}))], "another process", id="an-ended-one"),
+    ],
+)
+def test_a_held_ledger_says_who_holds_it(path: Path, history: list[bytes], holder: str) -> None:
+    path = path.with_name("a night.jsonl")
+    path.write_bytes(b"".join(history))
+
+    with durable.AppendFile(path), pytest.raises(LedgerLocked) as caught:
+        asyncio.run(Ledger.open(path))
+
+    assert (str(caught.value), caught.value.hint) == (
+        f"{path}: the ledger is held by {holder}",
+        f"wait until it has ended; how far it is: deslaunch status '{path}'",
+    )
+
+
+def test_a_ledger_of_another_manifest_says_how_to_go_on() -> None:
+    error = ledger.foreign(Path("a night.jsonl"), Path("a list.csv"))
+
+    assert (str(error), error.hint) == (
+        (
+            "a night.jsonl: the ledger belongs to another manifest than a list.csv as it is now; "
+            "nothing was sent"
+        ),
+        (
+            "a new batch needs a new --ledger; a manifest that was changed on purpose goes on "
+            "with: deslaunch resume 'a night.jsonl' --manifest 'a list.csv'"
+        ),
+    )
+
+
+async def test_a_failed_write_says_what_to_mend(path: Path) -> None:
+    path = path.with_name("a night.jsonl")
+
+    async with await Ledger.create(path, disk=CountingDisk(fail_write=1), clock=clock) as made:
+        with pytest.raises(LedgerWriteFailed) as caught:
+            await made.append(header())
+
+        assert repr(made) == f"<Ledger {str(path)!r} failed, 0 waiting>"
+
+    assert (str(caught.value), caught.value.hint) == (
+        f"{path}: the ledger can't be written: No space left on device",
+        f"make room or mend the disk, then: deslaunch resume '{path}'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("history", "alive"),
+    [
+        pytest.param([], False, id="no-session"),
+        pytest.param([session(os.getpid(), socket.gethostname())], True, id="at-work"),
+        pytest.param([session(os.getpid(), "elsewhere")], False, id="on-another-machine"),
+        pytest.param(
+            [session(os.getpid(), socket.gethostname()), records.end({})], False, id="ended"
+        ),
+    ],
+)
+def test_who_is_alive_is_guessed_from_the_last_session(history: list[Record], alive: bool) -> None:
+    replay, _ = read(b"".join(lines_of(header(), *history)))
+
+    assert ledger._looks_alive(replay) is alive
+
+
+async def test_a_closed_ledger_says_so(path: Path) -> None:
+    made = await Ledger.create(path, clock=clock)
+    await made.append(header())
+    await made.aclose()
+
+    assert repr(made) == f"<Ledger {str(path)!r} closed, 0 waiting>"
+
+    with pytest.raises(LedgerWriteFailed) as caught:
+        await made.append(session())
+
+    assert str(caught.value) == f"{path}: the ledger is closed"
+
+
+async def test_a_snapshot_names_its_file_or_what_is_wrong_with_it(path: Path) -> None:
+    with pytest.raises(LedgerError, match="there is no such ledger") as caught:
+        await look(path)
+
+    assert str(caught.value) == f"{path}: there is no such ledger"
+    path.write_bytes(b"")
+
+    with pytest.raises(LedgerForeign) as caught:
+        await look(path)
+
+    assert str(caught.value).startswith(f"{path}: the ledger holds no whole header")
+    path.write_bytes(b"".join(SHORT))
+    found = await look(path)
+    assert (found.path, found.live, found.torn) == (path, False, False)

@@ -545,6 +545,20 @@ def test_a_name_that_utf8_cant_carry_is_shown_all_the_same() -> None:
     orjson.dumps(problem.as_dict())
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        pytest.param("DBGen\nFrom", r"DBGen\nFrom", id="line-break"),
+        pytest.param("\x1b[2JDBGenFrom", r"\x1b[2JDBGenFrom", id="terminal-escape"),
+    ],
+)
+def test_a_name_cannot_break_the_line_that_tells_of_it(name: str, told: str) -> None:
+    [_, problem] = refused({name: "1"})
+
+    assert (problem.column, problem.got) == (told, told)
+    assert str(problem).isprintable()
+
+
 def test_a_problem_does_not_depend_on_the_rows_before() -> None:
     schema = JobSchema(SALES)
     results = [
@@ -728,3 +742,244 @@ def test_warnings_of_all_jobs_are_put_together() -> None:
     assert [(w.job_id, w.count) for w in schemas.warnings] == [(JOB_ID, 2), (OTHER_ID, 2)]
     schemas.forget_warnings()
     assert schemas.warnings == ()
+
+
+# What mutation testing asked for: each sentence, whole.
+
+
+@pytest.mark.parametrize(
+    ("type_number", "text", "message"),
+    [
+        pytest.param(
+            wire.INTEGER,
+            "9223372036854775808",
+            "P takes an integer, not '9223372036854775808': "
+            "it must lie between -9223372036854775808 and 9223372036854775807",
+            id="integer-over-64-bits",
+        ),
+        pytest.param(
+            wire.INTEGER,
+            " 1",
+            "P takes an integer, not ' 1': remove the white space around it",
+            id="white-space-around-a-good-text",
+        ),
+        pytest.param(
+            wire.INTEGER,
+            " x",
+            "P takes an integer, not ' x': write digits only, such as 1200",
+            id="white-space-around-a-bad-text",
+        ),
+        pytest.param(
+            wire.DECIMAL,
+            "1,5",
+            "P takes a decimal, not '1,5': write digits with a point, such as 12.50, "
+            "no exponent and no thousands separators",
+            id="decimal",
+        ),
+        pytest.param(
+            wire.DATETIME,
+            "31.1.2026",
+            "P takes a datetime, not '31.1.2026': write 2026-01-31 or 2026-01-31T06:16:47Z",
+            id="datetime",
+        ),
+        pytest.param(
+            wire.DATETIME,
+            "2026-02-30",
+            "P takes a datetime, not '2026-02-30': there is no such day in the calendar",
+            id="no-such-day",
+        ),
+        pytest.param(
+            wire.STRING,
+            "\ud800 ",
+            r"P takes a text, not '\ud800 ': half of a surrogate pair can't be sent",
+            id="half-a-pair",
+        ),
+        pytest.param(
+            wire.INTEGER,
+            "x" * 40,
+            f"P takes an integer, not '{'x' * 40}': write digits only, such as 1200",
+            id="as-long-as-is-quoted",
+        ),
+        pytest.param(
+            wire.INTEGER,
+            "x" * 41,
+            f"P takes an integer, not '{'x' * 39}…': write digits only, such as 1200",
+            id="longer-than-is-quoted",
+        ),
+    ],
+)
+def test_the_whole_message_of_a_wrong_text(type_number: int, text: str, message: str) -> None:
+    [problem] = refused({"P": text}, one(type_number=type_number))
+
+    assert problem.message == message
+
+
+def test_an_empty_text_is_shown_as_one() -> None:
+    [problem] = refused({"P": ""}, one(type_number=wire.INTEGER))
+
+    assert (problem.expected, problem.got) == ("an integer", '""')
+
+
+@pytest.mark.parametrize(
+    ("nullable", "auto", "expected"),
+    [
+        pytest.param(False, False, "an integer", id="text"),
+        pytest.param(True, False, "an integer or null", id="null"),
+        pytest.param(False, True, "an integer or the auto value", id="auto"),
+        pytest.param(True, True, "an integer, null or the auto value", id="all"),
+    ],
+)
+def test_what_is_expected_names_every_form(nullable: bool, auto: bool, expected: str) -> None:
+    [problem] = refused({"P": "x"}, one(type_number=wire.INTEGER, nullable=nullable, auto=auto))
+
+    assert problem.expected == expected
+
+
+def test_a_job_without_parameters_expects_none() -> None:
+    [problem] = refused({"P": "1"}, Job(JOB_ID, "", ()))
+
+    assert (problem.expected, problem.got) == ("no parameters", "P")
+
+
+def test_eight_names_are_listed_whole_and_the_ninth_is_counted() -> None:
+    eight, nine = (
+        Job(JOB_ID, "J", tuple(JobParameter(f"P{n}", wire.INTEGER) for n in range(number)))
+        for number in (8, 9)
+    )
+    names = "P0, P1, P2, P3, P4, P5, P6, P7"
+
+    assert refused({"?": "1"}, eight)[0].expected == f"one of {names}"
+    assert refused({"?": "1"}, nine)[0].expected == f"one of {names} and 1 more"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        pytest.param(
+            "TradingDate",
+            "2026-01-31T06:16:47",
+            "a datetime without a zone means what DES takes it for; add Z or an offset",
+            id="naive",
+        ),
+        pytest.param(
+            "Legacy", "x", "the job declares no type; values are sent unchecked", id="no-type"
+        ),
+        pytest.param(
+            "Closed", "x", "type 7 is not known; values are sent unchecked", id="unknown-type"
+        ),
+    ],
+)
+def test_the_whole_message_of_a_warning(name: str, value: str, message: str) -> None:
+    schema = JobSchema(SALES)
+
+    for number in (17, 18):
+        parameters: dict[str, ParameterValue] = {"DBGenFrom": "1", name: value}
+        schema.request(row(parameters, number=number), key="k", digest="", file=f"{number}.csv")
+
+    [warning] = schema.warnings
+    assert (warning.job_id, warning.parameter, warning.message) == (JOB_ID, name, message)
+    assert (warning.count, warning.file, warning.line) == (2, "17.csv", 18)
+    assert str(warning) == f"{name}: {message} (2 values, the first in 17.csv:18)"
+
+
+@pytest.mark.parametrize(
+    ("job_id", "target", "message"),
+    [
+        pytest.param(
+            f"{JOB_ID[:-3]}000",
+            "default",
+            f"target default has no job {JOB_ID[:-3]}000: did you mean {JOB_ID}?",
+            id="three-slips",
+        ),
+        pytest.param(
+            f"{JOB_ID[:-4]}0000",
+            "default",
+            f"target default has no job {JOB_ID[:-4]}0000: its jobs are {JOB_ID} (Nightly sales)",
+            id="four-slips",
+        ),
+        pytest.param(
+            JOB_ID,
+            "acme",
+            f"target acme has no job {JOB_ID}: target default has it; name that target in the row",
+            id="another-target",
+        ),
+        pytest.param(
+            OTHER_ID,
+            "acme",
+            f"target acme has no job {OTHER_ID}: it has no jobs at all; "
+            "see whether its token is for the right organisation",
+            id="no-jobs",
+        ),
+    ],
+)
+def test_the_whole_message_of_an_unknown_job(job_id: str, target: str, message: str) -> None:
+    schemas = Schemas()
+    schemas.put("default", [SALES])
+    schemas.put("acme", [])
+
+    problem = schemas.unknown_job(row({}, job_id=job_id, target=target), file=FILE)
+
+    jobs = f"{JOB_ID} (Nightly sales)" if target == "default" else ""
+    assert problem == RowProblem(
+        file=FILE,
+        line=18,
+        row=17,
+        column="jobId",
+        expected=f"a job of target {target}: {jobs}",
+        got=job_id,
+        message=message,
+    )
+
+
+def test_a_careful_request_is_as_complete_as_a_plain_one() -> None:
+    assert sent({"DBGenFrom": AUTO, "DBGenTo": "0"}) == StartRequest(
+        key="k",
+        row=17,
+        line=18,
+        target="default",
+        job_id=JOB_ID,
+        digest=DIGEST,
+        body=b'{"jobId":"43f87799-62c6-4001-92f9-6b3df816a6d6","parameters":{'
+        b'"DBGenFrom":{"type":2,"valueStringEncoded":null,"useAutoValue":true},'
+        b'"DBGenTo":{"type":2,"valueStringEncoded":"0"}}}',
+        auto=True,
+    )
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        pytest.param({"DBGenFrom": "1"}, id="texts"),
+        pytest.param({"DBGenFrom": TypedValue(2, "1"), "Price": "1.50"}, id="typed"),
+        pytest.param({"DBGenFrom": TypedValue(None, "1")}, id="typed-without-type"),
+    ],
+)
+def test_plain_values_take_the_plain_path_every_time(
+    parameters: dict[str, ParameterValue],
+) -> None:
+    schema, body = JobSchema(SALES), sent(parameters).body
+
+    assert [schema._plain_body(parameters) for _ in range(3)] == [body] * 3
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        pytest.param({"DBGenFrom": AUTO}, id="auto"),
+        pytest.param({"DBGenFrom": TypedValue(3, "1")}, id="another-type"),
+        pytest.param({"DBGenTo": "1"}, id="required-missing"),
+        pytest.param({"DBGenFrom": "1", "Legacy": "x"}, id="no-type"),
+        pytest.param({"DBGenFrom": "1", "?": "x"}, id="unknown-name"),
+    ],
+)
+def test_what_needs_care_is_declined(parameters: dict[str, ParameterValue]) -> None:
+    assert JobSchema(SALES)._plain_body(parameters) is None
+
+
+def test_a_job_of_a_target_that_is_not_known_is_explained() -> None:
+    problem = Schemas().unknown_job(row({}, target="acme"), file=FILE)
+
+    assert problem.message == (
+        f"target acme has no job {JOB_ID}: it has no jobs at all; "
+        "see whether its token is for the right organisation"
+    )

@@ -494,3 +494,74 @@ def test_a_pause_that_grew_during_a_probe_is_not_shortened_by_it() -> None:
 
     assert isinstance(pause, Pause)
     assert pause.seconds == found.rest(12.0) == 299.5
+
+
+# What mutation testing asked for.
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        pytest.param(
+            "+a ok - +a +b 429@0 - ok - open@1 +c 429@1",
+            [1.0, T, 2.0],
+            id="an-answer-in-a-pause-does-not-begin-the-waits-anew",
+        ),
+        pytest.param("+a ok - +a +b 429:5@0 429:5@1", [6.0, N], id="prolonged-by-nothing"),
+    ],
+)
+def test_waits_in_a_pause(script: str, expected: list[object]) -> None:
+    assert play(throttle(), script) == expected
+
+
+@pytest.mark.parametrize(
+    ("script", "alone", "others"),
+    [
+        pytest.param("+a", T, F, id="alone"),
+        pytest.param("+a ok", T, T, id="open"),
+        pytest.param("+a 429@0", F, F, id="paused"),
+        pytest.param("+a lost", F, F, id="stopped"),
+        pytest.param("+a hold", F, F, id="alone-and-held"),
+        pytest.param("+a ok hold", F, F, id="open-and-held"),
+        pytest.param("+a ok hold release", T, T, id="open-and-released"),
+    ],
+)
+def test_a_row_that_was_admitted_is_let_go(script: str, alone: bool, others: bool) -> None:
+    found = throttle()
+    play(found, script)
+
+    assert (found.lets_go(alone=True), found.lets_go(alone=False)) == (alone, others)
+
+
+def test_a_lost_first_contact_says_what_was_lost() -> None:
+    message = "the first start got no usable answer: reset"
+    assert throttle().lost("reset") == Stop(StopReason.FIRST_CONTACT, message, "acme")
+
+
+def test_a_target_that_was_never_reached_says_how_often_it_was_tried() -> None:
+    found = throttle()
+    found.held_back(unsent(), 0.0)
+    found.still_down(unsent(), 1.0)
+
+    message = "could not be reached in 3 tries: refused"
+    assert found.still_down(unsent(), 3.0) == Stop(StopReason.UNREACHABLE, message, "acme")
+
+
+def test_a_misconfigured_probe_says_what_is_wrong() -> None:
+    found = opened(4)
+    found.held_back(unsent(), 0.0)
+
+    stop = found.still_down(Misconfigured("bad certificate"), 1.0)
+
+    assert stop == Stop(StopReason.CONFIGURATION, "bad certificate", "acme")
+
+
+def test_a_pause_that_is_prolonged_says_why() -> None:
+    found = opened(4)
+    found.held_back(throttled(5.0), 0.0)
+    longer = found.held_back(Throttled("slower", status=429, retry_after=60.0), 1.0)
+    stop = found.held_back(Throttled("much slower", status=503, retry_after=901.0), 2.0)
+
+    message = "would stay paused for more than 900 s: much slower"
+    assert longer == Pause(60.0, "slower")
+    assert stop == Stop(StopReason.THROTTLED, message, "acme", resume_after=901.0)
