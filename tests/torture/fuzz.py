@@ -237,7 +237,7 @@ def _check_problems(taken: InvalidRow) -> None:
     for problem in taken.problems:
         assert isinstance(problem, RowProblem)
         json.dumps(problem.as_dict(), ensure_ascii=False).encode()
-        assert "\n" not in str(problem)
+        assert str(problem).isprintable()
 
 
 async def manifests(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
@@ -298,9 +298,7 @@ def _zeros_in_gzip(path: Path) -> None:
 
 
 def _lines_in_gzip(path: Path) -> None:
-    with gzip.open(path, "wb", 1) as file:
-        for _ in range(_GIGABYTE >> 22):
-            file.write(b"\n" * (1 << 22))
+    path.write_bytes(gzip.compress(b"\n" * (64 << 20), 1))
 
 
 def _text(content: bytes) -> Callable[[Path], None]:
@@ -316,9 +314,9 @@ GIANTS: Final[dict[str, tuple[str, Callable[[Path], None], int]]] = {
     "a header of 1 GB": ("m.csv", _full_line, 2),
     "a quote that is never closed": ("m.csv", _open_quote, 2),
     "1 GB of zeros in gzip": ("m.csv.gz", _zeros_in_gzip, 2),
-    "1 GB of line ends in gzip": ("m.jsonl.gz", _lines_in_gzip, 0),
+    "64 million line ends in gzip": ("m.jsonl.gz", _lines_in_gzip, 0),
     "a million columns": ("m.csv", _text(b"key" + b"," * 1_000_000 + b"\n1\n"), 2),
-    "half a million columns": (
+    "180,000 columns": (
         "m.csv",
         _text(",".join(f"{n:x}" for n in range(180_000)).encode() + b"\n" + b"," * 179_999),
         2,
