@@ -302,7 +302,7 @@ def is_held(path: Path) -> bool | None:
     place = _place_of_locks(path)
 
     try:
-        locks = Path("/proc/locks").read_text(encoding="ascii")
+        locks = Path("/proc/locks").read_text(encoding="utf-8")
     except OSError:
         return None
 
@@ -332,7 +332,7 @@ def _place_of_locks(path: Path) -> str:
 
 
 def _fields(path: Path) -> dict[str, str]:
-    lines = path.read_text(encoding="ascii").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     return {name: text.strip() for name, _, text in (line.partition(":") for line in lines)}
 
 
