@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import shlex
@@ -100,8 +99,10 @@ class Console:
 
     def insist(self, text: str) -> None:
         """Tell what must not be missed; a launch goes on although nobody listens any more."""
-        with contextlib.suppress(BrokenPipeError):
+        try:
             _print(text, self._err)
+        except BrokenPipeError:
+            _mute(self._err)
 
     def warn(self, text: str) -> None:
         """Print a warning."""
@@ -194,7 +195,12 @@ def _print(text: str, stream: TextIO) -> None:
         if exc.errno != errno.EIO:
             raise
 
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        _mute(stream)
+
+
+def _mute(stream: TextIO) -> None:
+    """Send a stream nowhere: what it still holds would else fail when the process ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def parameters_text(parameters: Mapping[str, Any]) -> str:
