@@ -70,7 +70,7 @@ def script(rows: int, seed: int) -> dict[str, Any]:
 
 async def launch(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     """Launch through all faults, resume until nothing is pending, and count."""
-    rows, batches = (300, 1) if fast else (5000, 2)
+    rows, batches = (200, 1) if fast else (5000, 2)
     tally = Tally(f"launch through hell, {rows:,} rows")
 
     async def one(number: int) -> None:

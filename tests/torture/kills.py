@@ -73,7 +73,7 @@ async def at_every_call(folder: Path, *, fast: bool, rng: random.Random) -> Tall
             tally.cases += 1
             await place.conclude(tally, case, most_unknown=slots)
 
-    step, widths = (5, (SLOTS,)) if fast else (1, (1, SLOTS))
+    step, widths = (6, (SLOTS,)) if fast else (1, (1, SLOTS))
     kinds = [(call, slots) for call in ("write", "fdatasync") for slots in widths]
     numbers = range(1, MOST_CALLS, step)
     await side_by_side(partial(one, call, slots, n) for n in numbers for call, slots in kinds)
@@ -109,9 +109,9 @@ async def inside_writes(folder: Path, *, fast: bool, rng: random.Random) -> Tall
             await place.conclude(tally, case, most_unknown=SLOTS)
 
     shares = (0.5,) if fast else (0.01, 0.5, 0.99)
-    modes = (("torn", shares), ("power", (0.0, *shares)))
+    modes = (("torn", shares), ("power", shares if fast else (0.0, *shares)))
     kinds = [(mode, share) for mode, chosen in modes for share in chosen]
-    numbers = range(1, MOST_CALLS, 12 if fast else 1)
+    numbers = range(1, MOST_CALLS, 16 if fast else 1)
     await side_by_side(partial(one, mode, share, n) for n in numbers for mode, share in kinds)
     tally.expect(len(survived) == len(kinds), f"some never survived: only {survived}")
     return tally
@@ -166,7 +166,7 @@ def _check_order(tally: Tally, trace: str, place: Arena) -> int:
 async def at_random(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     """Kill at random moments, again and again."""
     tally = Tally("random kills, 2,000-row batches")
-    wanted = 5 if fast else 200
+    wanted = 3 if fast else 200
     done = 0
 
     async def one(number: int) -> None:

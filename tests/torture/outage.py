@@ -67,13 +67,13 @@ class Failing(Simulator):
 
 async def outages(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     """Take the service away in three ways, from a launch with 64 slots."""
-    seconds = 3.0 if fast else 30.0
+    seconds = 2.0 if fast else 30.0
     tally = Tally(f"outage of {seconds:.0f} s, {SLOTS} slots")
 
     async with asyncio.TaskGroup() as group:
         for way in _WAYS:
             group.create_task(
-                _outage(tally, folder / way, way, seconds, ROWS // 5 if fast else ROWS)
+                _outage(tally, folder / way, way, seconds, ROWS // 10 if fast else ROWS)
             )
 
     return tally

@@ -63,7 +63,7 @@ async def interrupts(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             most = None if hanging else doubts
             await place.conclude(tally, case, *(options if hanging else ()), most_unknown=most)
 
-    await side_by_side(partial(one, number) for number in range(6 if fast else 90))
+    await side_by_side(partial(one, number) for number in range(4 if fast else 90))
     return tally
 
 
