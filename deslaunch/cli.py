@@ -718,11 +718,13 @@ def _proxy(base_url: str) -> str | None:
 
     None for this machine's own addresses: what is sent to them in the clear must not leave it.
     """
+    from deslaunch.client import is_loopback  # noqa: PLC0415  # aiohttp is slow to import
+
     parts = urlsplit(base_url)
     host = parts.hostname or ""
     proxies = getproxies_environment()
-    own = host == "localhost" or host.startswith("127.") or host == "::1"
-    return None if own or proxy_bypass(host, proxies) else proxies.get(parts.scheme)
+    direct = is_loopback(host) or proxy_bypass(host, proxies)
+    return None if direct else proxies.get(parts.scheme)
 
 
 def _token_source(credentials: Credentials) -> TokenSource:

@@ -646,7 +646,7 @@ def _base_url(text: str, *, allow_http: bool) -> URL:
             f"the base URL {text!r} can't be used", hint="write https:// and the host's name"
         )
 
-    if url.scheme == "http" and not (allow_http or _is_loopback(url.host)):
+    if url.scheme == "http" and not (allow_http or is_loopback(url.host)):
         raise ConfigurationError(
             f"the base URL {text!r} would send the token in the clear",
             hint="write https://, or allow http with --allow-http",
@@ -655,7 +655,8 @@ def _base_url(text: str, *, allow_http: bool) -> URL:
     return url
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Tell whether a host is this machine's own, by its address or as ``localhost``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -8,7 +8,6 @@ draining it: rows in flight are waited for, and recorded.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import shlex
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from deslaunch.errors import (
     ManifestChanged,
 )
 from deslaunch.ledger import Ledger, foreign, locked, peek
-from deslaunch.manifest import Manifest
+from deslaunch.manifest import Manifest, sha256_of
 from deslaunch.model import Noted, counted
 from deslaunch.reconcile import Reconciliation
 from deslaunch.session import Interrupt, Session, header, held, keep, session_record
@@ -413,15 +412,7 @@ def _recorded_manifest(journal: Ledger) -> Path:
 
 def _is_same(said: Mapping[str, Any] | None, path: Path) -> bool:
     """Tell whether a manifest is, to the byte, the one that a session read."""
-    if said is None:
-        return False
-
-    try:
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-            return bool(digest == said["sha256"])
-    except OSError:
-        return False
+    return said is not None and sha256_of(path) == said["sha256"]
 
 
 def _check_same(found: Snapshot, manifest: Path) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b, sha256
+from hashlib import blake2b, file_digest, sha256
 from io import BytesIO
 from itertools import chain
 from typing import TYPE_CHECKING, Final
@@ -75,6 +75,15 @@ def detect_format(path: Path, chosen: Format | None) -> Format:
 
 Stamp = tuple[int, int, int, int]
 """Device, inode, size in bytes and time of the last change in nanoseconds, of a file."""
+
+
+def sha256_of(path: Path) -> str | None:
+    """Return the hex SHA-256 of a file as it lies on disk; None where it can't be read."""
+    try:
+        with path.open("rb") as stream:
+            return file_digest(stream, "sha256").hexdigest()
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ Nothing here locks or changes a ledger, so that a batch at work can be looked at
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,7 +18,7 @@ from deslaunch import durable
 from deslaunch.errors import ManifestError
 from deslaunch.keys import KeyRing, Repeat, row_digest
 from deslaunch.ledger import records_of
-from deslaunch.manifest import Manifest, ManifestOptions
+from deslaunch.manifest import Manifest, ManifestOptions, sha256_of
 from deslaunch.model import Row, RowState
 
 if TYPE_CHECKING:
@@ -92,7 +91,7 @@ class Results:
         options = ManifestOptions(
             format=header["format"], job_id=header["jobId"], target=header["target"]
         )
-        return Manifest(path, options) if _sha256(path) == self._said["sha256"] else None
+        return Manifest(path, options) if sha256_of(path) == self._said["sha256"] else None
 
     def _missing(self, given: Path | None) -> str:
         assert self._said is not None
@@ -185,14 +184,6 @@ def _unkeyed(number: int, record: Mapping[str, Any], row: Row | None = None) -> 
     }
 
 
-def _sha256(path: Path) -> str | None:
-    try:
-        with path.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return None
-
-
 def encode_results(results: Iterable[Result], form: Format) -> Iterator[bytes]:
     """Yield the lines of results as JSONL, or as CSV with a header line, UTF-8."""
     if form == "jsonl":
@@ -282,7 +273,7 @@ class UnknownRow:
     job_run_id: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the row in the documented form of ``status --json``."""
+        """Return the row with the names that the ledger gives its fields."""
         return {
             "key": self.key,
             "row": self.row,
