@@ -17,7 +17,7 @@ from deslaunch.ledger import peek, snapshot
 from deslaunch.results import summary_of
 from deslaunch.simulator import DEFAULT_JOBS, POS_USAGE_EXPORT, Simulator
 
-from .witness import judge
+from .witness import duplicates_in, judge
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
@@ -178,6 +178,8 @@ class Arena:
         tally.expect(found == dict(states), f"{case}: told {found}, the witness reads {states}")
         tally.expect(sum(states.values()) == len(self.keys), f"{case}: rows are missing")
         tally.expect(not states["pending"], f"{case}: {states['pending']} rows still pending")
+        told_twice, twice = told.get("possibleDuplicates"), duplicates_in(self.ledger)
+        tally.expect(told_twice == twice, f"{case}: {told_twice} duplicates told, {twice} read")
         return states
 
     async def at_rest(self) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from .arena import QUICK, Arena, arena, side_by_side
 from .tally import Tally
-from .witness import unknown_in
+from .witness import duplicates_in, key_of, unknown_in
 
 if TYPE_CHECKING:
     import random
-    from collections import Counter
     from pathlib import Path
 
 TOKENS: Final = tuple(f"tOken-{number}-of-one-organisation" for number in range(1, 9))
@@ -58,6 +58,10 @@ def script(rows: int, seed: int) -> dict[str, Any]:
             *(
                 {"fault": "status", "status": status, "share": 0.004, **some}
                 for status in (504, 524, 408, 403, 400, 409, 422, 404)
+            ),
+            *(
+                {"fault": "status", "status": status, "start": True, "share": 0.01, **some}
+                for status in (500, 502, 504)
             ),
             *({"fault": kind, "share": 0.003, **some} for kind in _LOSSES),
             *({"fault": kind, "share": 0.002, **some} for kind in _SLOW_LOSSES),
@@ -111,12 +115,16 @@ async def _batch(tally: Tally, place: Arena, case: str) -> None:
     told = sorted((code, codes.count(code)) for code in set(codes))
     sessions = ", ".join(f"{count} times exit {code}" for code, count in told)
     states = await place.conclude(tally, case, *HARD, *LENIENT, most_unknown=None)
-    _note(tally, case, states, sessions)
+    _note(tally, place, case, states, sessions)
 
 
-def _note(tally: Tally, case: str, states: Counter[str], sessions: str) -> None:
+def _note(tally: Tally, place: Arena, case: str, states: Counter[str], sessions: str) -> None:
     counts = ", ".join(f"{count:,} {state}" for state, count in states.most_common() if count)
-    tally.note(f"{case}: {counts}; sessions: {sessions}")
+    twice = sum(times > 1 for times in Counter(map(key_of, place.simulator.runs)).values())
+    marked = duplicates_in(place.ledger)
+    tally.expect(twice <= marked, f"{case}: {twice} rows have two runs, {marked} are marked")
+    told = f"{twice} rows with two runs, {marked:,} marked as possible duplicates"
+    tally.note(f"{case}: {counts}; {told}; sessions: {sessions}")
 
 
 def _spoil_rows(place: Arena) -> None:

@@ -91,6 +91,11 @@ def read(path: Path) -> dict[str, Story]:
     return stories
 
 
+def duplicates_in(path: Path) -> int:
+    """Return how many started rows may have a second run."""
+    return sum(bool(story.runs) and story.marked for story in read(path).values())
+
+
 def unknown_in(path: Path) -> set[str]:
     return {key for key, story in read(path).items() if story.state == "unknown"}
 
