@@ -1,9 +1,11 @@
 """DES over HTTP: one request, one verdict.
 
 What became of a request is decided from two pieces of evidence, in this order: a reply that
-was parsed, and whether aiohttp's trace hook ``on_request_headers_sent`` fired, which it does
-before any byte leaves. An exception's class only words the message, and tells an unreachable
-server from a misconfigured one. Nothing here sends a start twice.
+was parsed, and whether bytes may have left. They may from the moment the request is handed to
+aiohttp, except while its connector is seen to look for a connection: so a version of aiohttp
+that hides its connector from us makes outcomes unknown, and never makes a start seem unsent. An
+exception's class only words the message, and tells an unreachable server from a misconfigured
+one. Nothing here sends a start twice.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from yarl import URL
 
 from deslaunch import wire
 from deslaunch._version import VERSION
+from deslaunch.deadlines import Deadlines
 from deslaunch.errors import (
     ConfigurationError,
     CredentialsRefused,
@@ -41,11 +44,13 @@ from deslaunch.errors import (
 )
 from deslaunch.model import Auto, Evidence, TypedValue
 from deslaunch.tokens import StaticToken, TokenKeeper
+from deslaunch.transport import EVIDENCE, Connector, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from types import SimpleNamespace, TracebackType
+    from types import TracebackType
 
+    from deslaunch.deadlines import Limit
     from deslaunch.model import Job, RunStatus, StartedRun, StartRequest
     from deslaunch.tokens import Token, TokenSource
 
@@ -168,6 +173,9 @@ _UNSENT: Final = (
     _Fault(Exception, NotSent, "nothing was sent"),
 )
 
+_BEFORE_CONNECTING: Final = (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)
+"""What aiohttp raises of a request before it asks its connector."""
+
 _SENT: Final = (
     (TimeoutError, "no whole answer came in time"),
     (aiohttp.ClientResponseError, "what came back is no HTTP"),
@@ -212,10 +220,9 @@ class DesClient:
     ) -> None:
         self._base = _base_url(base_url, allow_http=allow_http)
         self._urls = {call.path: self._base / call.path for call in _CALLS}
-        self._timeout = aiohttp.ClientTimeout(
-            total=_seconds("timeout", timeout),
-            connect=_seconds("connect_timeout", connect_timeout),
-        )
+        self._timeout = _seconds("timeout", timeout)
+        self._connect_timeout = _seconds("connect_timeout", connect_timeout)
+        self._deadlines = Deadlines(self._timeout)
         self._ssl = ssl
         self._proxy, self._proxy_headers = _proxy(proxy)
         self._now = now
@@ -236,23 +243,21 @@ class DesClient:
     @property
     def timeout(self) -> float:
         """Seconds that one request gets in all."""
-        return self._timeout.total or 0.0
+        return self._timeout
 
     async def __aenter__(self) -> Self:
         if self._session is not None:
             raise RuntimeError("this DesClient is open already")
 
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                limit=0, keepalive_timeout=KEEPALIVE, ssl=self._ssl or True
-            ),
+            connector=Connector(limit=0, keepalive_timeout=KEEPALIVE, ssl=self._ssl or True),
+            request_class=Request,
             headers=self._fixed_headers(),
-            timeout=self._timeout,
+            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
             proxy=self._proxy,
-            trace_configs=[_trace_config()],
         )
         return self
 
@@ -266,6 +271,8 @@ class DesClient:
 
         if session is not None:
             await session.close()
+
+        self._deadlines.close()
 
     async def start(self, request: StartRequest, evidence: Evidence | None = None) -> StartedRun:
         """Send one start, once.
@@ -416,20 +423,27 @@ class DesClient:
         session = self._opened()
         token, generation = await self._tokens.current()
         headers = self._headers_of(token, generation)
+        limit = self._deadlines.begin()
+        EVIDENCE.set(evidence)
+        evidence.sent = True  # as far as is known from here on
 
         try:
-            response = await session.post(
-                self._urls[call.path],
-                data=body,
-                headers=headers,
-                allow_redirects=False,
-                proxy_headers=self._proxy_headers,
-                trace_request_ctx=evidence,
-            )
-        except Exception as exc:  # noqa: BLE001  # an unforeseen one leaves a start unknown, too
-            raise self._translated(call, exc, sent=evidence.sent) from self._cause(exc)
+            with limit:
+                response = await session.post(
+                    self._urls[call.path],
+                    data=body,
+                    headers=headers,
+                    allow_redirects=False,
+                    proxy_headers=self._proxy_headers,
+                )
 
-        content, flaw = await _read(response, call.limit)
+            content, flaw = await _read(response, limit, call.limit)
+        except Exception as exc:  # noqa: BLE001  # an unforeseen one leaves a start unknown, too
+            sent = evidence.sent = evidence.sent and not isinstance(exc, _BEFORE_CONNECTING)
+            raise self._translated(call, exc, sent=sent) from self._cause(exc)
+        finally:
+            self._deadlines.end(limit)
+
         return _Reply(response.status, response.headers, content, flaw, generation)
 
     def _opened(self) -> aiohttp.ClientSession:
@@ -554,7 +568,9 @@ def _kind(reply: _Reply) -> type[DesError] | None:
     return _VERDICTS.get(reply.status, _VERDICTS_BY_HUNDRED.get(reply.status // 100))
 
 
-async def _read(response: aiohttp.ClientResponse, limit: int) -> tuple[bytes, Exception | None]:
+async def _read(
+    response: aiohttp.ClientResponse, limit: Limit, most: int
+) -> tuple[bytes, Exception | None]:
     """Return what came of a body, and why that is not all of it.
 
     The verdict of most statuses stands without the body, so a fault is returned, not raised.
@@ -562,29 +578,22 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> tuple[bytes, Ex
     body = bytearray()
 
     try:
-        while chunk := await response.content.readany():
-            body += chunk
+        with limit:
+            while not response.content.at_eof():
+                body += await response.content.readany()
 
-            if len(body) > limit:
-                return bytes(body[:limit]), _BodyTooLong(f"the answer is over {limit} bytes long")
+                if len(body) > most:
+                    fault = _BodyTooLong(f"the answer is over {most} bytes long")
+                    return bytes(body[:most]), fault
     except Exception as exc:  # noqa: BLE001  # whatever it is, the status was read
         return bytes(body), exc
     finally:
         # Also after the whole answer: where it came before the upload ended, aiohttp would keep
         # the connection and wait for it for ever. One that is done is in the pool by now.
-        response.close()
+        if response.connection is not None:
+            response.close()
 
     return bytes(body), None
-
-
-async def _note_sent(_: aiohttp.ClientSession, context: SimpleNamespace, __: object) -> None:
-    context.trace_request_ctx.sent = True
-
-
-def _trace_config() -> aiohttp.TraceConfig:
-    config = aiohttp.TraceConfig()
-    config.on_request_headers_sent.append(_note_sent)
-    return config
 
 
 def _encoded(name: str, value: Value) -> dict[str, Any]:

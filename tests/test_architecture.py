@@ -126,7 +126,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = deslaunch.nonsense
 
 
-SPEAKERS = {"client", "tokens", "simulator"}
+SPEAKERS = {"client", "tokens", "transport", "simulator"}
 
 
 @pytest.mark.parametrize(

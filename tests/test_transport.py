@@ -1,0 +1,130 @@
+"""How a request leaves: what the connector tells, and what goes over the wire."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+import aiohttp
+import pytest
+from test_client import JOB, OK, RUN, Peer, Step, client_of, request_of
+
+from deslaunch import client as client_module
+from deslaunch.client import DesClient
+from deslaunch.errors import Misconfigured, OutcomeUnknown
+from deslaunch.model import Evidence, StartRequest
+from deslaunch.transport import SMALL, Request
+
+if TYPE_CHECKING:
+    from test_client import Script
+
+JUST_SMALL: Final = b"a" * SMALL
+
+
+class Counting(Request):
+    """Counts the bodies that went aiohttp's own way."""
+
+    tasks = 0
+
+    async def write_bytes(self, *args: object, **kwargs: object) -> None:
+        type(self).tasks += 1
+        await super().write_bytes(*args, **kwargs)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("body", "tasks"),
+    [
+        pytest.param(b"{}", 0, id="small"),
+        pytest.param(JUST_SMALL, 0, id="just small"),
+        pytest.param(JUST_SMALL + b"a", 1, id="large"),
+        pytest.param(JUST_SMALL * 40, 1, id="larger than the write buffer"),
+    ],
+)
+async def test_a_body_arrives_as_it_is_whichever_way_it_goes(
+    body: bytes, tasks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "Request", Counting)
+    monkeypatch.setattr(Counting, "tasks", 0)
+
+    async with Peer([[OK]]).listening() as peer, client_of(peer) as client:
+        for _ in range(2):
+            assert (await client.start(request_of(body))).job_run_id == RUN
+
+    assert (peer.bodies, peer.connections, Counting.tasks) == ([body] * 2, 1, 2 * tasks)
+
+
+async def test_the_headers_are_those_that_are_meant() -> None:
+    async with Peer([[OK]]).listening() as peer, client_of(peer) as client:
+        await client.start(request_of(b"{}"))
+
+    first, *lines = peer.heads[0].decode().split("\r\n")
+    names = [line.partition(":")[0] for line in lines if line]
+    assert first == "POST /api/v1/startjob HTTP/1.1"
+    assert sorted(names) == [
+        "Accept",
+        "Accept-Encoding",
+        "Authorization",
+        "Content-Length",
+        "Content-Type",
+        "Host",
+        "User-Agent",
+    ]
+
+
+async def test_an_aiohttp_that_does_not_ask_our_connector_makes_a_loss_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What can't be seen counts as sent: a start is never taken for unsent by mistake."""
+    monkeypatch.setattr(client_module, "Connector", aiohttp.TCPConnector)
+    scripts: list[Script] = [[Step.FIN]]
+    evidence = Evidence()
+
+    async with Peer(scripts).listening() as peer, client_of(peer) as client:
+        with pytest.raises(OutcomeUnknown):
+            await client.start(request_of(), evidence)
+
+    assert (evidence.sent, len(peer.heads)) == (True, 1)
+
+
+async def test_an_unusable_url_is_known_to_have_sent_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def post(*_: object, **__: object) -> None:
+        raise aiohttp.InvalidURL("https://")
+
+    evidence = Evidence()
+
+    async with DesClient("https://des.example", token="a-token") as client:
+        monkeypatch.setattr(aiohttp.ClientSession, "post", post)
+
+        with pytest.raises(Misconfigured):
+            await client.start(StartRequest("k", 1, 1, "default", JOB, "", b"{}", False), evidence)
+
+    assert not evidence.sent
+
+
+async def test_requests_side_by_side_do_not_share_their_evidence() -> None:
+    """One waits for its connection while the other waits for its answer."""
+    peer = Peer([[Step.STALL]])
+    sent, connecting = Evidence(), Evidence()
+
+    async with (
+        peer.listening(),
+        Peer([[Step.STALL]], handshake=True).listening() as shy,
+        client_of(peer) as client,
+        client_of(shy, scheme="https") as other,
+    ):
+        tasks = [
+            asyncio.create_task(client.start(request_of(), sent)),
+            asyncio.create_task(other.start(request_of(), connecting)),
+        ]
+        await peer.arrived.wait()
+        await shy.arrived.wait()
+        found = (sent.sent, connecting.sent)
+
+        for task in tasks:
+            task.cancel()
+
+        await asyncio.wait(tasks)
+
+    assert found == (True, False)
