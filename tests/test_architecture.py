@@ -46,6 +46,7 @@ PURE = {
     "retry",
     "rows",
     "schema",
+    "sieve",
     "throttle",
     "wire",
 }
