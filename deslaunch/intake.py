@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from deslaunch.keys import KeyRing, Repeat, row_digest
+from deslaunch.keys import NO_SUSPECTS, KeyRing, Repeat, row_digest
 from deslaunch.model import Row, RowProblem, StartRequest, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable, Iterator
 
+    from deslaunch.keys import FirstLook, Suspects
     from deslaunch.schema import Schemas
 
 Problems = tuple[RowProblem, ...]
@@ -48,6 +49,7 @@ class Intake:
         targets: what rows may name.
         allow_duplicates: rows that say exactly the same are all started.
         allow_repeated_auto: a job's feed may be moved on by several rows of the batch.
+        suspects: rows that may share their key, as a first look at the same rows found.
     """
 
     def __init__(
@@ -58,13 +60,45 @@ class Intake:
         targets: Collection[str],
         allow_duplicates: bool,
         allow_repeated_auto: bool,
+        suspects: Suspects = None,
     ) -> None:
         self._schemas = schemas
         self._file = file
         self._targets = targets
         self._allow_repeated_auto = allow_repeated_auto
-        self._ring = KeyRing(allow_duplicates=allow_duplicates)
+        self._suspects = suspects
+        self._ring = KeyRing(allow_duplicates=allow_duplicates, suspects=suspects)
         self._auto_lines: dict[tuple[str, str], int] = {}
+
+    @property
+    def sees_no_repeats(self) -> bool:
+        """No row can be found to share its key."""
+        return self._suspects == NO_SUSPECTS
+
+    def check(self, items: Iterable[Row | Problems], look: FirstLook) -> Iterator[InvalidRow]:
+        """Yield the rows that can't be started: what :meth:`take` finds, in less time.
+
+        Only for an intake that sees no repeats.
+
+        Args:
+            items: the next rows.
+            look: sees each of them too.
+        """
+        find = self._schemas.find
+
+        for item in items:
+            texts = None
+
+            if isinstance(item, Row):
+                schema = find(item.target, item.job_id)
+                texts = None if schema is None else schema.plain_texts(item.parameters)
+                look.see(item, texts)
+
+            if texts is None:
+                taken = self.take(item)
+
+                if isinstance(taken, InvalidRow):
+                    yield taken
 
     def take(self, item: Row | Problems) -> StartRequest | InvalidRow:
         """Return the start that a row asks for, or why there is none.

@@ -366,7 +366,7 @@ async def _validated(
 def _second_reading(
     file: Manifest, valid: Validation, catalog: Catalog, settings: Settings, session: Session
 ) -> ManifestSource:
-    intake = make_intake(catalog, settings, file=file.name)
+    intake = make_intake(catalog, settings, file=file.name, suspects=valid.suspects)
     items = file.second_pass(valid.fingerprint)
     return ManifestSource(items, intake, catalog, session.sifter())
 

@@ -394,18 +394,21 @@ def _refuse_foreign(head: bytes) -> None:
         raise Unreadable(Fault("", "UTF-8 text", head[:4], message))
 
 
-def _lines(content: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield physical lines with their newline; the end of a line over ``MAX_LINE`` is dropped.
+def _lines(content: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield physical lines with their newline, those of a block at a time.
 
-    A line that was cut is still longer than ``MAX_LINE``.
+    The end of a line over ``MAX_LINE`` is dropped; such a line is still longer than that.
     """
     rest = b""
 
     for block in content:
         lines = BytesIO(rest + block).readlines()
         rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
-        yield from lines
+
+        if lines:
+            yield lines
+
         rest = rest[: MAX_LINE + 1]
 
     if rest:
-        yield rest
+        yield [rest]

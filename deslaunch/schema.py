@@ -36,6 +36,7 @@ from operator import ne
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from deslaunch import wire
+from deslaunch.keys import SEPARATOR
 from deslaunch.model import AUTO, RowProblem, StartRequest, TypedValue, shown
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ _DAY: Final = (
 _PLAIN_DATETIME: Final = re.compile(rf"[12][0-9]{{3}}-{_DAY}(?:{_TIME}{_ZONE})?")
 _PLAIN_STRING: Final = re.compile(r'[^"\\\x00-\x1f\ud800-\udfff]*')
 
-_SEPARATOR: Final = "\0"  # in no plain text
 _SHAPES: Final = 256  # rows of any further shape are looked at carefully
 
 _INT64_MAX: Final = 2**63 - 1
@@ -192,7 +192,7 @@ class _Shape(NamedTuple):
     def body(self, values: Collection[ParameterValue]) -> bytes | None:
         """Return the body; None where a value needs care."""
         try:
-            texts = _SEPARATOR.join(values)  # type: ignore[arg-type]  # a wrong one is caught
+            texts = SEPARATOR.join(values)  # type: ignore[arg-type]  # a wrong one is caught
         except TypeError:
             return self._body_of_typed(values)
 
@@ -256,16 +256,36 @@ class JobSchema:
         job_id, auto = self.job.job_id, False
         return StartRequest(key, row.number, row.line, row.target, job_id, digest, body, auto)
 
+    def plain_texts(self, parameters: Mapping[str, ParameterValue]) -> str | None:
+        """Return the values, joined by :data:`~deslaunch.keys.SEPARATOR`, where they are fit.
+
+        Returns:
+            None where they are not all plain valid texts: a careful look is due.
+        """
+        shape = self._shape(parameters)
+
+        if shape is None:
+            return None
+
+        try:
+            texts = SEPARATOR.join(parameters.values())  # type: ignore[arg-type]  # that raises
+        except TypeError:
+            return None
+
+        return texts if shape.pattern.fullmatch(texts) else None
+
     def _plain_body(self, parameters: Mapping[str, ParameterValue]) -> bytes | None:
         """Return the body where all values are plain valid texts; None to look carefully."""
+        shape = self._shape(parameters)
+        return None if shape is None else shape.body(parameters.values())
+
+    def _shape(self, parameters: Mapping[str, ParameterValue]) -> _Shape | None:
         names = tuple(parameters)
 
         try:
-            shape = self._shapes[names]
+            return self._shapes[names]
         except KeyError:
-            shape = self._new_shape(names)
-
-        return None if shape is None else shape.body(parameters.values())
+            return self._new_shape(names)
 
     def _new_shape(self, names: tuple[str, ...]) -> _Shape | None:
         if len(self._shapes) >= _SHAPES:
@@ -283,7 +303,7 @@ class JobSchema:
         if len(kinds) < len(names) or not required.issubset(names):
             return None
 
-        pattern = re.compile(_SEPARATOR.join(f"({kind.plain.pattern})" for kind in kinds))
+        pattern = re.compile(SEPARATOR.join(f"({kind.plain.pattern})" for kind in kinds))
         return _Shape(pattern, _template(self.job.job_id, names, types), types)
 
     def _careful_request(
@@ -434,7 +454,7 @@ def _kept_or_compiled(schema: JobSchema | None, job: Job) -> JobSchema:
 def _template(job_id: str, names: Iterable[str], types: Iterable[int | None]) -> str:
     """Return a body with ``%s`` for each text: encoded by wire, so that no spelling differs."""
     encoded = {
-        name: wire.parameter_value(number, _SEPARATOR)
+        name: wire.parameter_value(number, SEPARATOR)
         for name, number in zip(names, types, strict=True)
     }
     body = wire.start_job_body(job_id, encoded).decode().replace("%", "%%")

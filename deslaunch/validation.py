@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from deslaunch.errors import CredentialsRefused, DesError, SchemaError
+from deslaunch.errors import CredentialsRefused, DesError, ManifestChanged, SchemaError
 from deslaunch.intake import Intake, InvalidRow
+from deslaunch.keys import NO_SUSPECTS, FirstLook
 from deslaunch.model import Row
 
 if TYPE_CHECKING:
@@ -16,13 +18,22 @@ if TYPE_CHECKING:
 
     from deslaunch.catalog import Catalog
     from deslaunch.config import Settings
+    from deslaunch.keys import Suspects
     from deslaunch.manifest import Fingerprint, Manifest
     from deslaunch.model import RowProblem, StartRequest
     from deslaunch.rows import Item
 
+    Observer = Callable[[StartRequest | InvalidRow], None]
+
 KEPT_PROBLEMS: Final = 1_000
 CHUNK: Final = 256
-"""Rows that are read and checked in one visit to a worker thread."""
+"""Rows that are in memory at a time."""
+
+_CHUNKS_A_VISIT: Final = 16
+"""Chunks that are checked in one visit to a worker thread, before an interrupt is looked for."""
+
+_READINGS: Final = 4
+"""A file at rest takes two."""
 
 
 @dataclass(slots=True)
@@ -35,12 +46,14 @@ class Validation:
         valid: rows that can be started.
         problems: the first 1,000 problems in manifest order.
         problem_count: how many there are in all.
+        suspects: the rows that may share their key with another.
         by_schema: a schema is among the reasons.
         unconfirmed: why a fresher schema could not be had, where a cached one found rows
             invalid; else None.
     """
 
     fingerprint: Fingerprint
+    suspects: Suspects
     rows: int = 0
     valid: int = 0
     problems: list[RowProblem] = field(default_factory=list)
@@ -59,14 +72,24 @@ class Validation:
         return self.fingerprint.whole
 
 
-def make_intake(catalog: Catalog, settings: Settings, *, file: str) -> Intake:
-    """Return an intake with a batch's allowances."""
+def make_intake(
+    catalog: Catalog, settings: Settings, *, file: str, suspects: Suspects = None
+) -> Intake:
+    """Return an intake with a batch's allowances.
+
+    Args:
+        catalog: the jobs.
+        settings: the allowances.
+        file: how problems name the file.
+        suspects: the rows that may share their key; None where nothing is known of that.
+    """
     return Intake(
         catalog.schemas,
         file=file,
         targets=catalog.targets,
         allow_duplicates=settings.allow_duplicates,
         allow_repeated_auto=settings.allow_repeated_auto,
+        suspects=suspects,
     )
 
 
@@ -75,7 +98,7 @@ async def validate(
     catalog: Catalog,
     settings: Settings,
     *,
-    observe: Callable[[], Callable[[StartRequest | InvalidRow], None]] | None = None,
+    observe: Callable[[], Observer] | None = None,
     poll: Callable[[], None] = lambda: None,
 ) -> Validation:
     """Check every row of a manifest.
@@ -95,8 +118,8 @@ async def validate(
         SchemaError: DES's answer can't be read.
         ManifestError: the file can't be read.
     """
-    first = _Pass(manifest, catalog, settings, observe, poll)
-    found = await first.run()
+    read = partial(_read, manifest, catalog, settings, observe, poll)
+    found = await read()
 
     if not found.by_schema:
         return found
@@ -107,7 +130,35 @@ async def validate(
         found.unconfirmed = exc
         return found
 
-    return await _Pass(manifest, catalog, settings, observe, poll).run() if changed else found
+    return await read(found.suspects) if changed else found
+
+
+async def _read(
+    manifest: Manifest,
+    catalog: Catalog,
+    settings: Settings,
+    observe: Callable[[], Observer] | None,
+    poll: Callable[[], None],
+    suspects: Suspects = NO_SUSPECTS,
+) -> Validation:
+    """Read a manifest, and once more where rows turned out to share a key, or may.
+
+    Raises:
+        ManifestChanged: it turned out otherwise each time.
+    """
+    for _ in range(_READINGS):
+        intake = make_intake(catalog, settings, file=manifest.name, suspects=suspects)
+        see = observe() if observe is not None else None
+        found = await _Pass(manifest, catalog, intake, see, poll).run()
+
+        if found.suspects == suspects:
+            return found
+
+        suspects = found.suspects
+
+    raise ManifestChanged(
+        f"{manifest.path} changes while it is validated", hint="launch it once it is at rest"
+    )
 
 
 class _Pass:
@@ -115,42 +166,73 @@ class _Pass:
         self,
         manifest: Manifest,
         catalog: Catalog,
-        settings: Settings,
-        observe: Callable[[], Callable[[StartRequest | InvalidRow], None]] | None,
+        intake: Intake,
+        see: Observer | None,
         poll: Callable[[], None],
     ) -> None:
         self._manifest = manifest
         self._catalog = catalog
         self._poll = poll
-        self._see = observe() if observe is not None else None
-        self._intake = make_intake(catalog, settings, file=manifest.name)
+        self._see = see
+        self._intake = intake
+        self._look = FirstLook()
         self._valid = self._problem_count = 0
         self._problems: list[RowProblem] = []
         self._by_schema = False
+        self._ended = False
 
     async def run(self) -> Validation:
         self._catalog.schemas.forget_warnings()
         items = self._manifest.first_pass()
 
-        while chunk := await asyncio.to_thread(read_chunk, items):
+        while not self._ended:
+            chunk = await asyncio.to_thread(self._go_on, items)
             self._poll()
-            await self._catalog.load(targets_of(chunk))
-            await asyncio.to_thread(self._take_all, chunk)
 
-        self._poll()
+            if chunk:
+                await self._catalog.load(targets_of(chunk))
+                await asyncio.to_thread(self._take_all, chunk)
+
         return self._validation()
 
+    def _go_on(self, items: Iterator[Item]) -> list[Item]:
+        """Check rows for a while; return the next ones if their targets must be loaded first."""
+        for _ in range(_CHUNKS_A_VISIT):
+            chunk = read_chunk(items)
+
+            if not chunk:
+                self._ended = True
+            elif any(map(self._catalog.needs, targets_of(chunk))):
+                return chunk
+
+            self._take_all(chunk)
+
+        return []
+
     def _take_all(self, chunk: Sequence[Item]) -> None:
+        if self._see is None and self._intake.sees_no_repeats:
+            invalid = list(self._intake.check(chunk, self._look))
+        else:
+            invalid = list(self._shown(chunk, self._see))
+
+        self._valid += len(chunk) - len(invalid)
+
+        for row in invalid:
+            self._note(row)
+
+    def _shown(self, chunk: Sequence[Item], see: Observer | None) -> Iterator[InvalidRow]:
+        """Let an observer see all rows; yield the invalid ones."""
         for item in chunk:
             taken = self._intake.take(item)
 
-            if isinstance(taken, InvalidRow):
-                self._note(taken)
-            else:
-                self._valid += 1
+            if isinstance(item, Row):
+                self._look.see(item)
 
-            if self._see is not None:
-                self._see(taken)
+            if see is not None:
+                see(taken)
+
+            if isinstance(taken, InvalidRow):
+                yield taken
 
     def _note(self, row: InvalidRow) -> None:
         self._problem_count += len(row.problems)
@@ -161,6 +243,7 @@ class _Pass:
         fingerprint = self._manifest.fingerprint
         return Validation(
             fingerprint=fingerprint,
+            suspects=self._look.suspects,
             rows=fingerprint.rows,
             valid=self._valid,
             problems=self._problems,

@@ -8,13 +8,14 @@ import pytest
 
 from deslaunch import wire
 from deslaunch.intake import Intake, InvalidRow
-from deslaunch.keys import row_digest
+from deslaunch.keys import NO_SUSPECTS, FirstLook, row_digest
 from deslaunch.model import AUTO, Job, JobParameter, Row, RowProblem, StartRequest
 from deslaunch.schema import Schemas
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from deslaunch.keys import Suspects
     from deslaunch.model import ParameterValue
 
 JOB = "11111111-1111-4111-8111-111111111111"
@@ -28,6 +29,7 @@ def intake(
     targets: Collection[str] = ("default", "acme"),
     allow_duplicates: bool = False,
     allow_repeated_auto: bool = False,
+    suspects: Suspects = None,
 ) -> Intake:
     schemas = Schemas()
     schemas.put("default", [Job(JOB, "Job", PARAMETERS), Job(OTHER_JOB, "Other", PARAMETERS)])
@@ -38,6 +40,7 @@ def intake(
         targets=targets,
         allow_duplicates=allow_duplicates,
         allow_repeated_auto=allow_repeated_auto,
+        suspects=suspects,
     )
 
 
@@ -210,3 +213,32 @@ def test_no_fresher_schema_frees_a_repeat() -> None:
     repeat = invalid(batch.take(row(2)))
 
     assert batch.again(repeat) is repeat
+
+
+def test_a_quick_check_finds_what_taking_finds() -> None:
+    unreadable = (RowProblem("night.csv", 9, 8, "", "a row", "x", "mend it"),)
+    rows: list[Row | tuple[RowProblem, ...]] = [
+        row(1),
+        row(2, "x"),
+        row(3, None, key="k"),
+        row(4, AUTO),
+        row(5, AUTO),
+        row(6, target="nobody"),
+        row(7, job_id=NO_JOB),
+        unreadable,
+        row(9, "2", More="1"),
+    ]
+    taken = map(intake(suspects=NO_SUSPECTS).take, rows)
+    look = FirstLook()
+
+    checked = list(intake(suspects=NO_SUSPECTS).check(rows, look))
+
+    assert checked == [one for one in taken if isinstance(one, InvalidRow)]
+    assert [one.number for one in checked] == [2, 3, 5, 6, 7, 8, 9]
+    assert repr(look) == "<FirstLook at 8 rows>"
+
+
+def test_an_intake_tells_whether_it_would_see_a_repeat() -> None:
+    told = [intake(suspects=suspects).sees_no_repeats for suspects in (None, NO_SUSPECTS)]
+
+    assert (told, intake(suspects=frozenset({1})).sees_no_repeats) == ([False, True], False)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deslaunch.keys import KeyRing, Repeat, row_digest
+from deslaunch.keys import NO_SUSPECTS, SEPARATOR, FirstLook, KeyRing, Repeat, hint, row_digest
 from deslaunch.model import AUTO, Row, TypedValue
 
 if TYPE_CHECKING:
@@ -162,3 +162,79 @@ def test_keys_do_not_depend_on_rows_that_are_different() -> None:
     assert [before.claim(row(n), "d1") for n in (1, 2)] == [
         after.claim(row(n), "d1") for n in (2, 3)
     ]
+
+
+# A first look
+
+
+digest_of_one = row_digest(row(a="1"))
+values = st.sampled_from(["1", "2", None, AUTO, TypedValue(2, "1"), TypedValue(None, None), "True"])
+rows = st.builds(
+    lambda key, target, said: Row(1, 1, key, target, JOB, dict(said)),
+    st.sampled_from([None, None, "k", "l", digest_of_one]),
+    st.sampled_from(["default", "acme"]),
+    st.lists(st.tuples(st.sampled_from(["a", "b", "c"]), values), max_size=3),
+)
+
+
+@given(st.lists(rows, max_size=12), st.booleans())
+def test_a_ring_that_knows_the_suspects_gives_the_same_keys(
+    batch: list[Row], allow_duplicates: bool
+) -> None:
+    batch = [one._replace(number=at, line=at + 1) for at, one in enumerate(batch, 1)]
+    look = FirstLook()
+
+    for one in batch:
+        look.see(one)
+
+    knowing = KeyRing(allow_duplicates=allow_duplicates, suspects=look.suspects)
+    exact = KeyRing(allow_duplicates=allow_duplicates)
+    digests = list(map(row_digest, batch))
+
+    assert list(map(knowing.claim, batch, digests)) == list(map(exact.claim, batch, digests))
+
+
+@given(rows, rows)
+def test_rows_of_equal_keys_share_their_hint(one: Row, other: Row) -> None:
+    ring = KeyRing(allow_duplicates=False)
+    ring.claim(one, row_digest(one))
+    same = isinstance(ring.claim(other, row_digest(other)), Repeat)
+    by_digest = digest_of_one in (one.key, other.key) and one.key != other.key
+
+    assert by_digest or (hint(one) == hint(other)) == same
+
+
+@given(st.dictionaries(st.sampled_from("abc"), texts.map(lambda text: text.replace("\0", ""))))
+def test_a_hint_is_the_same_where_the_texts_are_known(
+    parameters: dict[str, ParameterValue],
+) -> None:
+    one = row()._replace(parameters=parameters)
+    other = row()._replace(parameters=dict(reversed(parameters.items())))
+    known = SEPARATOR.join(map(str, parameters.values()))
+
+    assert hint(one, known) == hint(one) == hint(other)
+
+
+def test_rows_of_their_own_take_no_memory_in_the_ring() -> None:
+    look, batch = FirstLook(), [row(number, a=str(number)) for number in range(2_000)]
+
+    for one in batch:
+        look.see(one)
+
+    ring = KeyRing(allow_duplicates=True, suspects=look.suspects)
+    keys = [ring.claim(one, row_digest(one)) for one in batch]
+
+    assert (look.suspects, keys) == (NO_SUSPECTS, [row_digest(one) for one in batch])
+    assert (repr(look), repr(ring)) == (
+        "<FirstLook at 2000 rows>",
+        "<KeyRing 0 keys, 0 repeated>",
+    )
+
+
+def test_a_key_that_may_be_a_digest_makes_every_row_suspect() -> None:
+    look = FirstLook()
+    look.see(row(1, key=digest_of_one))
+    before = look.suspects
+    look.see(row(2, a="1"))
+
+    assert (before, look.suspects) == (NO_SUSPECTS, None)

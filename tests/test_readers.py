@@ -32,7 +32,7 @@ def read(format_: Format, content: bytes | str, **defaults: str) -> tuple[RowRea
     """Return a reader that has read all of a content, and what it gave."""
     reader = (CsvReader if format_ == "csv" else JsonlReader)("night", RowDefaults(**defaults))
     raw = content.encode() if isinstance(content, str) else content
-    return reader, list(reader.items(iter(io.BytesIO(raw))))
+    return reader, list(reader.items([io.BytesIO(raw).readlines()]))
 
 
 def items_of(format_: Format, content: bytes | str, **defaults: str) -> list[Item]:
@@ -552,13 +552,12 @@ def json_lines(draw: st.DrawFn) -> str:
 @given(line=json_lines())
 def test_the_fast_path_says_what_the_exact_one_says(line: str) -> None:
     assume(not any(0xD800 <= ord(char) < 0xE000 for char in line))
+    fast = JsonlReader("f", RowDefaults())._all_plain([line.encode()])
     reader = JsonlReader("f", RowDefaults())
-    fast = reader._fast(line.encode())
-    reader.number = 1
-    exact = reader._exact(line.encode())
+    exact = list(reader._one_by_one([line.encode()]))
 
     assert fast is None or fast == exact
-    assert isinstance(exact, Row) or fast is None
+    assert isinstance(exact[0], Row) or fast is None
 
 
 @pytest.mark.parametrize(
@@ -577,6 +576,82 @@ def test_the_fast_path_says_what_the_exact_one_says(line: str) -> None:
 def test_the_fast_path_is_taken_where_it_loses_nothing(parameters: str, taken_fast: bool) -> None:
     reader = JsonlReader("f", RowDefaults(job_id=JOB))
 
-    row = reader._fast(f'{{"parameters": {parameters}}}'.encode())
+    rows = reader._all_plain([f'{{"parameters": {parameters}}}'.encode()] * 2)
 
-    assert (row is not None) == taken_fast
+    assert (rows is not None) == taken_fast
+
+
+GOOD = f'{{"jobId": "{JOB}", "parameters": {{"a": 1}}}}'
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        pytest.param([f"{GOOD}, {GOOD}", GOOD], id="two rows in one line"),
+        pytest.param([GOOD[:-1], '"key": "k"}', f"{GOOD}, {GOOD}"], id="a row in two lines"),
+        pytest.param([GOOD[:-1], '"key": "k"}', f"{GOOD}, 0, {GOOD}"], id="and a zero"),
+        pytest.param([f"{GOOD}, 0, {GOOD}", ""], id="two rows and a zero, then a blank"),
+        pytest.param(['{"key": [1', "2]}", f"{GOOD}, {GOOD}"], id="an array in two lines"),
+        pytest.param([f"{GOOD}, 0", GOOD], id="a zero too many"),
+    ],
+)
+def test_lines_are_no_rows_where_only_together_they_would_be(lines: list[str]) -> None:
+    items = items_of("jsonl", "\n".join([GOOD, *lines, GOOD]) + "\n")
+    rows = [item for item in items if isinstance(item, Row)]
+
+    assert [row.line for row in rows] == [
+        at for at, line in enumerate([GOOD, *lines, GOOD], 1) if line == GOOD
+    ]
+
+
+@st.composite
+def csv_texts(draw: st.DrawFn) -> str:
+    """Draw CSV whose rows are mostly plain, with what needs care here and there."""
+    cells = st.sampled_from([JOB, "1", "x y", "", " ", "é", '"q"', '"a,b"', '"a\nb"', "\\N", "\\q"])
+    rows = draw(st.lists(st.lists(cells, min_size=1, max_size=3), max_size=6))
+    newline = draw(st.sampled_from(["\n", "\r\n"]))
+    end = draw(st.sampled_from(["", newline, newline * 2, '"', "\r"]))
+    return newline.join(["jobId,a,b", *map(",".join, rows)]) + end
+
+
+@given(text=csv_texts(), size=st.integers(1, 5))
+def test_plain_csv_says_what_the_csv_module_says(text: str, size: int) -> None:
+    lines = io.BytesIO(text.encode()).readlines()
+    blocks = [lines[at : at + size] for at in range(0, len(lines), size)]
+    careful = CsvReader("f", RowDefaults())
+    careful._all_plain = lambda columns: None  # type: ignore[method-assign]
+    reader = CsvReader("f", RowDefaults())
+
+    assert list(reader.items(blocks)) == list(careful.items([lines]))
+    assert (reader.number, reader.whole) == (careful.number, careful.whole)
+
+
+def test_plain_lines_after_quoted_ones_are_read_plainly_again() -> None:
+    plain: list[int] = []
+
+    class Counting(CsvReader):
+        def _numbered(self, records: list[str], columns: Any) -> list[Row] | None:
+            plain.append(len(records))
+            return super()._numbered(records, columns)
+
+    head, row = b"jobId,a\n", f"{JOB},1\n".encode()
+    quoted = f'{JOB},"1\n2"\n'.encode().splitlines(keepends=True)
+    rows = list(Counting("f", RowDefaults()).items([[head, row], quoted[:1], quoted[1:], [row]]))
+
+    assert plain == [1, 1]
+    assert [isinstance(item, Row) and item.line for item in rows] == [2, 3, 5]
+
+
+@pytest.mark.parametrize("format_", ["csv", "jsonl"])
+def test_a_field_of_any_length_is_judged_alike_beside_short_ones(format_: Format) -> None:
+    long = "a" * 140_000
+    content = (
+        f"jobId,a\n{JOB},1\n{JOB},{long}\n"
+        if format_ == "csv"
+        else "".join(f'{{"jobId":"{JOB}","parameters":{{"a":"{text}"}}}}\n' for text in (1, long))
+    )
+
+    first, second = items_of(format_, content)
+
+    assert isinstance(first, Row)
+    assert isinstance(second, Row) == (format_ == "jsonl")

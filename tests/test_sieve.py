@@ -57,3 +57,24 @@ def test_a_sieve_with_room_need_not_grow(room: int) -> None:
 
     assert sieve._slots is slots
     assert sys.getsizeof(slots) <= 22 * room + 9_000
+
+
+@given(st.lists(hashes), st.integers(1, 9))
+def test_many_at_once_are_what_they_are_one_by_one(added: list[int], size: int) -> None:
+    one_by_one, together = Sieve(), Sieve()
+
+    for number in added:
+        one_by_one.add(number)
+
+    for at in range(0, len(added), size):
+        together.add_all(added[at : at + size])
+
+    assert (together.suspects, len(together)) == (one_by_one.suspects, len(one_by_one))
+
+
+def test_it_grows_while_many_are_added() -> None:
+    sieve = Sieve()
+    sieve.add_all(range(1, 20_001))
+    sieve.add_all(range(1, 20_001))
+
+    assert repr(sieve) == "<Sieve of 20000 hashes, 20000 suspects>"
