@@ -6,6 +6,7 @@ Everything heavy is imported by the command that needs it, so that ``--help`` an
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import shlex
 import shutil
@@ -67,6 +68,9 @@ _EXIT_CODES: Final[tuple[tuple[type[DeslaunchError], int], ...]] = (
 )
 
 _EXIT_BUG: Final = 1
+
+_COLLECT_AFTER: Final = 50_000
+"""Objects that are made, more than go, before a search for cycles: a launch makes few of them."""
 
 
 class _Command(click.Command):
@@ -802,6 +806,9 @@ def _interrupts() -> list[signal.Signals]:
 
 
 def _in_loop(work: Coroutine[Any, Any, int]) -> int:
+    gc.freeze()  # what was imported stays: no collection needs to look at it again
+    gc.set_threshold(_COLLECT_AFTER)
+
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(work)
 

@@ -350,7 +350,7 @@ class Engine:
             throttle = self._throttles[start.request.target]
 
             try:
-                if await self._paced(throttle):
+                if not self._pacer.paces or await self._paced(throttle):
                     await self._attempt(start, throttle)
                 else:
                     self._park(start, first=True)
@@ -383,9 +383,7 @@ class Engine:
     def _take(self) -> Start | None:
         start = self._take_parked() or self._take_fresh()
 
-        if self._has_room():  # rows may have been parked or dropped: nothing else would tell
-            self._room.set()
-
+        self._tell_of_room()  # rows may have been parked or dropped: nothing else would tell
         return start
 
     def _take_fresh(self) -> Start | None:
@@ -472,14 +470,11 @@ class Engine:
         )
         start.with_body = False
 
-        if not self._draining and throttle.lets_go(alone=alone):
-            return await self._answer(request, evidence)
+        if self._draining or not throttle.lets_go(alone=alone):
+            self._given_up(start, evidence, "held back before it was sent")
+            self._again(start)
+            return None
 
-        self._given_up(start, evidence, "held back before it was sent")
-        self._again(start)
-        return None
-
-    async def _answer(self, request: StartRequest, evidence: Evidence) -> StartedRun:
         self._awaited += 1
 
         try:
@@ -702,7 +697,10 @@ class Engine:
             self._changed.set()
             self._changed = asyncio.Event()
 
-        if self._has_room():
+        self._tell_of_room()
+
+    def _tell_of_room(self) -> None:
+        if not self._room.is_set() and self._has_room():
             self._room.set()
 
     # Records.

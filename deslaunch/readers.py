@@ -163,7 +163,7 @@ class JsonlReader(RowReader):
         except (orjson.JSONDecodeError, orjson.JSONEncodeError):  # the latter: nested too deep
             return None
 
-        if not complete or values[1::2] != [0] * (len(lines) - 1):
+        if not complete or len(values) != 2 * len(lines) - 1:
             return None
 
         return self._numbered(values[::2])

@@ -141,7 +141,9 @@ class Throttle:
 
     def started(self) -> None:
         """Take in a run that DES started."""
-        self._slots = min(self._most, self._slots + 1 / self._slots)
+        if self._slots < self._most:
+            self._slots = min(self._most, self._slots + 1 / self._slots)
+
         self.answered(final=True)
 
     def answered(self, *, final: bool) -> None:
@@ -293,6 +295,11 @@ class Pacer:
     def __init__(self, rate: float | None) -> None:
         self._interval = 0.0 if rate is None else 1.0 / rate
         self._next = float("-inf")
+
+    @property
+    def paces(self) -> bool:
+        """There is a limit."""
+        return self._interval > 0
 
     def wait(self, now: float) -> float:
         """Take the next start's turn and return the seconds until it comes."""
