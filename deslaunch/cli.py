@@ -499,6 +499,38 @@ def results(
 
 
 @_command(
+    "report",
+    examples=(
+        "  deslaunch report night.ledger.jsonl -o report.html\n"
+        "  deslaunch report shard-*.ledger.jsonl -o night.report.html"
+    ),
+)
+@click.argument("ledgers", metavar="LEDGER...", type=_FILE, nargs=-1, required=True)
+@click.option("-o", "--output", type=_FILE, required=True, help="The page, an .html file.")
+@click.option("--manifest", type=_FILE, help="Where the manifest is now, if it was moved.")
+@_volume
+def report(ledgers: tuple[Path, ...], output: Path, manifest: Path | None, **given: Any) -> int:
+    """Write a page for a browser: counts, times, causes, what to do, and every row.
+
+    One file that loads nothing from anywhere; several LEDGERs are put together. Needs Jinja2,
+    which the extra "report" brings.
+    """
+    try:
+        from deslaunch.report import write_report  # noqa: PLC0415  # an extra brings what it needs
+    except ModuleNotFoundError as exc:
+        if exc.name not in {"jinja2", "markupsafe"}:
+            raise
+
+        raise ConfigurationError(
+            "a report needs Jinja2: install it with: pip install 'deslaunch[report]'"
+        ) from exc
+
+    write_report(ledgers, output, manifest=manifest)
+    _console(given).say(f"the report is in {output}")
+    return 0
+
+
+@_command(
     "resolve",
     examples=(
         "  deslaunch resolve night.ledger.jsonl KEY --not-started --note 'not in DES, 8:40'\n"

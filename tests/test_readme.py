@@ -279,7 +279,9 @@ def options_of(*command: str) -> set[str]:
     return set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", ended.stdout, re.MULTILINE))
 
 
-COMMANDS: Final = ("check", "run", "resume", "status", "results", "resolve", "jobs", "simulate")
+COMMANDS: Final = (
+    *("check", "run", "resume", "status", "results", "report", "resolve", "jobs", "simulate"),
+)
 UNTOLD: Final = {"--help", "--yes"}
 
 
