@@ -127,6 +127,8 @@ class Tab:
 
     async def print(self, path: Path) -> None:
         """Write the page as it is printed."""
+        dark = {"name": "prefers-color-scheme", "value": "dark"}
+        await self.call("Emulation.setEmulatedMedia", media="print", features=[dark])
         document = await self.call("Page.printToPDF", printBackground=False)
         path.write_bytes(base64.b64decode(document["data"]))
 

@@ -462,7 +462,7 @@ def test_a_spread_names_percentiles_and_draws_bars() -> None:
     assert found.percentiles[-1] == ("the slowest", "1.8 s")
     assert found.bars[0][:4] == ("0 ms", "1 ms", 1, "20 %")
     assert round(found.bars[0][4], 3) == 33.333
-    assert found.bars[6] == ("10 ms", "15 ms", 3, "60 %", 100)
+    assert found.bars[6] == ("10 ms", "15 ms", 3, "60 %", 100.0)
     assert found.bars[-1][:4] == ("1.5 s", "2 s", 1, "20 %")
 
 

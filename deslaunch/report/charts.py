@@ -158,8 +158,8 @@ def _started(timeline: Timeline, axis: Axis) -> Lane:
     peak = max(counts["started"] for _, counts in timeline.counts())
     per, unit = _rate(peak, timeline.width)
     top, grid = _grid(peak * per / timeline.width)
-    note = f"{counted(timeline.total('started'), 'start')}"
-    note += f", at most {_number(peak * per / timeline.width)} {unit}" if peak else ""
+    note = counted(timeline.total("started"), "start")
+    note += f", at most {_number(peak * per / timeline.width)} {unit}" if peak > 1 else ""
     path = _bars(timeline, axis, "started", top * timeline.width / per)
     return Lane("started", f"Starts {unit}", note, path, grid)
 
@@ -189,7 +189,9 @@ def _number(value: float) -> str:
 def _events(timeline: Timeline, axis: Axis, name: str) -> Lane:
     peak = max(counts[name] for _, counts in timeline.counts())
     total = timeline.total(name)
-    note = f"{total:,}, at most {peak:,} in {duration(timeline.width)}"
+    note = (
+        f"{total:,}, at most {peak:,} in {duration(timeline.width)}" if peak > 1 else f"{total:,}"
+    )
     return Lane(name, _NAMES[name], note, _bars(timeline, axis, name, peak))
 
 
