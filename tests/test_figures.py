@@ -296,6 +296,16 @@ class TestFigures:
         assert [(s.begin - ZERO, s.end - ZERO) for s in figures.launches.kept] == [(0, 7_000)]
         assert figures.timeline.buckets == {}
 
+    def test_no_answer_comes_to_what_an_earlier_launcher_sent(self, path: Path) -> None:
+        def write(writer: Clockwork) -> None:
+            writer.at(1, records.sending(request_of(1, "a"), 1, with_body=True))
+            writer.session(100)
+            writer.at(101, records.rejected("a", 1, status=400, error="no"))
+
+        figures, _ = read(path, write)
+
+        assert (figures.timeline.total("rejected"), figures.answers.count) == (1, 0)
+
     def test_watched_runs_count_as_they_were_last_seen(self, path: Path) -> None:
         def write(writer: Clockwork) -> None:
             writer.at(1, {**run_status("a", RUN, 0, 1), "finished": False})

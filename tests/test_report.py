@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import re
 import subprocess
 import sys
@@ -77,9 +78,13 @@ def page_of(*ledgers: Path) -> tuple[str, Page]:
     return html, Page(html)
 
 
+def packed(text: str) -> bytes:
+    return b85decode(text.translate(str.maketrans(",.:", "<&>")))
+
+
 def unpacked(text: str) -> dict[str, list[Any]]:
     """Return the table that a page holds, as the page's script reads it."""
-    data = gzip.decompress(b85decode(text.translate(str.maketrans(",.:", "<&>"))))
+    data = gzip.decompress(packed(text))
     size = int.from_bytes(data[:4], "big")
     head, at = json.loads(data[4 : 4 + size]), 4 + size
     found = {}
@@ -335,6 +340,11 @@ class TestTable:
 
         assert unpacked(text)["id"] == values
 
+    def test_it_does_not_say_when_it_was_packed(self) -> None:
+        text, _ = encoded([Column("n", "N", "number", [1])])
+
+        assert packed(text)[4:8] == bytes(4)
+
     def test_numbers_may_be_missing(self) -> None:
         values = [None, 5, 3, None, 1_790_000_000_000]
         text, _ = encoded([Column("n", "N", "number", values)])
@@ -357,6 +367,24 @@ class TestTable:
         assert len(text) <= len(whole) // 2
         assert 300 < rows < 1_000
         assert unpacked(text)["key"] == values[:rows]
+
+    @pytest.mark.parametrize(
+        ("sent", "answered", "took"),
+        [
+            pytest.param(utc_of(1), utc_of(1.25), 250, id="answered"),
+            pytest.param(utc_of(2), utc_of(1.25), None, id="only an earlier attempt was"),
+            pytest.param(utc_of(2), None, None, id="not answered"),
+            pytest.param(None, None, None, id="not sent"),
+        ],
+    )
+    def test_an_answer_is_timed_by_its_own_attempt(
+        self, sent: str | None, answered: str | None, took: int | None
+    ) -> None:
+        rows = TableRows()
+        rows.take(result_of(1, "started", sentUtc=sent, answeredUtc=answered), None)
+
+        columns = {column.name: column.values for column in rows.columns(["a"])}
+        assert columns["took"] == [took]
 
     def test_of_too_many_rows_those_that_need_a_look_are_kept(self) -> None:
         rows = TableRows(limit=4)
@@ -399,11 +427,11 @@ class TestManyRows:
         assert len(html.encode()) < LIMIT
         assert len(table_in(html)["row"]) == 100_000
 
-    def test_different_texts_without_end_do_not_burst_it(self, tmp_path: Path) -> None:
-        rows = TableRows()
+    def test_different_texts_without_end_do_not_burst_it(self) -> None:
+        rows, rng = TableRows(), random.Random(5)
 
         for number in range(TABLE_ROWS):
-            error = f"{number * 2_654_435_761 % 4_294_967_296:08x}" * 40
+            error = f"{rng.getrandbits(800):0200x}"
             rows.take(result_of(number, "failed", error=error), None)
 
         text, held = encoded(rows.columns(["a"]))
@@ -440,6 +468,13 @@ class TestAxis:
 
             assert 1 <= len(ticks) <= 6
             assert all(b - a >= 19 for a, b in pairwise(places))
+
+    def test_marks_are_apart_also_beside_a_cut(self) -> None:
+        axis = Axis([(0, 100_000), (500_000_000, 500_003_000), (900_000_000, 900_100_000)])
+        places = [tick.at for tick in axis.ticks()]
+
+        assert len(axis.cuts) == 2
+        assert all(b - a >= 19 for a, b in pairwise(places))
 
     def test_marks_say_what_the_step_needs(self) -> None:
         begin = ms_of(BEGAN.isoformat())

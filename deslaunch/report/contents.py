@@ -6,7 +6,7 @@ import shlex
 from collections import Counter
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from deslaunch.console import next_commands, parameters_text, summary_lines
 from deslaunch.figures import Cause, Causes, Figures, ms_of
@@ -153,6 +153,24 @@ def contents_of(ledgers: Sequence[Path], manifest: Path | None = None) -> Conten
     )
 
 
+class _Shown(NamedTuple):
+    """A row as the table shows it, and where it came in the ledgers."""
+
+    order: int
+    row: int | None
+    key: str | None
+    ledger: int
+    target: str | None
+    job: str | None
+    state: str | None
+    run_id: str | None
+    attempts: int
+    said: str | None
+    sent: int | None
+    took: int | None
+    run: str | None
+
+
 class TableRows:
     """The rows of the table, by column.
 
@@ -191,40 +209,40 @@ class TableRows:
         """Return the table; a column that would say the same of every row is left out."""
         urgent = self._urgent
         rows = [*urgent, *self._started[: self._limit - len(urgent)]]
-        rows.sort(key=lambda row: row["order"])
-        targets = {row["target"] for row in rows} - {DEFAULT_TARGET, None}
+        rows.sort(key=lambda row: row.order)
+        names = [shown(ledger) for ledger in ledgers]
+        targets = {row.target for row in rows} - {DEFAULT_TARGET, None}
         absent = {
             "ledger": len(ledgers) == 1,
             "target": not targets,
             "run": not self._watched,
         }
 
-        for row in rows:
-            row["ledger"] = shown(ledgers[row["ledger"]])
-
+        values = {name: [getattr(row, name) for row in rows] for name, _, _ in _COLUMNS}
+        values["ledger"] = [names[row.ledger] for row in rows]
         return [
-            Column(name, label, kind, [row[name] for row in rows])
+            Column(name, label, kind, values[name])
             for name, label, kind in _COLUMNS
             if not absent.get(name)
         ]
 
     def _shown(self, result: Result, run: RunEnd | None) -> _Shown:
         sent, answered = result["sentUtc"], result["answeredUtc"]
-        return {
-            "order": self.count,
-            "row": result["row"] or None,
-            "key": _text(result["key"]),
-            "ledger": self._ledger,
-            "target": self._name(result["target"]),
-            "job": self._name(result["jobId"]),
-            "state": self._name(_state(result)),
-            "run id": _text(result["jobRunId"]),
-            "attempts": result["attempts"],
-            "said": self._word(_said(result)),
-            "sent": None if sent is None else ms_of(sent),
-            "took": _took(sent, answered),
-            "run": None if run is None else self._word(_run_text(run)),
-        }
+        return _Shown(
+            order=self.count,
+            row=result["row"] or None,
+            key=_text(result["key"]),
+            ledger=self._ledger,
+            target=self._name(result["target"]),
+            job=self._name(result["jobId"]),
+            state=self._name(_state(result)),
+            run_id=_text(result["jobRunId"]),
+            attempts=result["attempts"],
+            said=self._word(_said(result)),
+            sent=None if sent is None else ms_of(sent),
+            took=_took(sent, answered),
+            run=None if run is None else self._word(_run_text(run)),
+        )
 
     def _name(self, text: str | None) -> str | None:
         """Return a short text that many rows share, once in memory."""
@@ -249,8 +267,6 @@ class TableRows:
         return known
 
 
-_Shown = dict[str, Any]
-
 _COLUMNS: Final = (
     ("row", "Row", "number"),
     ("key", "Key", "text"),
@@ -258,7 +274,7 @@ _COLUMNS: Final = (
     ("target", "Target", "text"),
     ("job", "Job", "text"),
     ("state", "State", "text"),
-    ("run id", "jobRunId", "text"),
+    ("run_id", "jobRunId", "text"),
     ("attempts", "Attempts", "number"),
     ("said", "What was said", "text"),
     ("sent", "Last sent (UTC)", "time"),

@@ -25,6 +25,7 @@ _ID: Final = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{1
 _DASHED: Final = 36
 _ID_SIZE: Final = 16
 _ZERO: Final = bytes(_ID_SIZE)
+_PIECE: Final = 4 << 14  # whole groups of four bytes
 _TO_SAFE: Final = bytes.maketrans(b"<&>", b",.:")
 
 
@@ -73,7 +74,13 @@ def _text(columns: Sequence[Column], rows: int) -> str:
 
     head = orjson.dumps({"rows": rows, "columns": said})
     data = b"".join((len(head).to_bytes(4, "big"), head, *ids))
-    return base64.b85encode(gzip.compress(data, 9, mtime=0)).translate(_TO_SAFE).decode()
+    return _base85(gzip.compress(data, 9, mtime=0))
+
+
+def _base85(data: bytes) -> str:
+    """Return data in base 85, piece by piece: the encoder takes many times a piece's memory."""
+    pieces = (base64.b85encode(data[at : at + _PIECE]) for at in range(0, len(data), _PIECE))
+    return b"".join(pieces).translate(_TO_SAFE).decode()
 
 
 def _packed(column: Column, values: Sequence[Any]) -> tuple[dict[str, Any], bytes]:
