@@ -41,6 +41,9 @@ FLAGS: Final = (
     *("--remote-debugging-port=0", "--remote-allow-origins=*"),
 )
 WIDTH_OF_PAGE: Final = "document.documentElement.scrollWidth"
+TABLE: Final = "document.querySelector('.rows tbody').innerText.trim()"
+FIRST_CELL: Final = "document.querySelector('.rows td').innerText"
+HINT: Final = "document.querySelector('.rows time').title"
 READY: Final = "!document.querySelector('.controls') || !document.querySelector('.controls').hidden"
 
 
@@ -77,6 +80,11 @@ class Tab:
             self.said.append(str(params)[:300])
         elif method == "Page.javascriptDialogOpening":
             self.said.append("a script ran that is not the page's own")
+
+    def expect(self, what: str, found: str, expected: str) -> None:
+        """Keep it as wrong where a text does not end as expected."""
+        if not found.endswith(expected):
+            self.said.append(f"{what}: {found[:100]!r} does not end with {expected[:100]!r}")
 
     async def value(self, expression: str) -> Any:
         """Return what an expression is in the page."""
@@ -194,8 +202,7 @@ async def look(folder: Path, chromium: str) -> list[str]:
                     print(f"{words}: {seconds:.2f} s until it can be searched")
 
         await _search(tab, folder)
-        await tab.open(folder / "night.html", WIDE, dark=False, script=False)
-        await tab.shoot(folder / "night-without-script.png")
+        await _use(tab, folder)
         await tab.open(folder / "night10.html", WIDE, dark=False)
         await tab.print(folder / "night10.pdf")
         return tab.said
@@ -221,6 +228,25 @@ async def _search(tab: Tab, folder: Path) -> None:
         f"the first search took {time.monotonic() - began:.2f} s, the wait for more keys included"
     )
     await tab.shoot(folder / "night-searched.png", top=await tab.top_of("rows"), height=900)
+
+
+async def _use(tab: Tab, folder: Path) -> None:
+    """Hold what the script shows against what the page says without it, then sort and turn."""
+    await tab.open(folder / "night.html", WIDE, dark=False, script=False)
+    await tab.shoot(folder / "night-without-script.png")
+    plain = await tab.value(TABLE)
+    await tab.open(folder / "night.html", WIDE, dark=False)
+    tab.expect("the first page", await tab.value(TABLE), plain)
+    await tab.value("document.querySelector('.rows th button').click()")
+    await tab.value("document.querySelector('.rows th button').click()")
+    tab.expect("the last row first", await tab.value(FIRST_CELL), "100,000")
+    await tab.value("document.querySelector('[data-page=last]').click()")
+    tab.expect("the last page", await tab.value(FIRST_CELL), "100")
+    await tab.value("document.getElementById('state').value = 'unknown'")
+    await tab.value("document.getElementById('state').dispatchEvent(new Event('change'))")
+    count = "document.getElementById('count').textContent"
+    tab.expect("the unknown rows", await tab.value(count), "3 of 100,000 rows")
+    tab.expect("the local time", await tab.value(HINT), "where you are")
 
 
 def main() -> int:
