@@ -137,7 +137,9 @@ class TestPage:
         assert "2 rows may have started a run: look them up, see below." in page.text
         assert f"deslaunch resolve --started JOBRUNID {night} store-000007-pos" in page.text
         assert f"deslaunch resolve --not-started {night} store-000012-pos" in page.text
+        assert f"look the unknown rows up deslaunch status {night} " in page.text
         assert f"deslaunch resume {night} --retry-rejected" in page.text
+        assert "KEY" not in page.text
 
     def test_an_unknown_row_can_be_looked_up(self, night: Path) -> None:
         _, page = page_of(night)

@@ -401,6 +401,8 @@ def _warnings(summary: Summary, warning: str) -> Iterable[str]:
 
 
 def _commands(summary: Summary) -> Iterable[Command]:
-    for line in next_commands(summary, is_status=True):
+    for line in next_commands(summary):
         why, _, rest = line.partition(_SENTENCE)
-        yield Command(why, f"deslaunch {rest}")
+
+        if not rest.startswith("resolve "):  # each unknown row has its own, with its key
+            yield Command(why, f"deslaunch {rest}")
