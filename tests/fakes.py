@@ -329,7 +329,7 @@ class FakeDes:
         no_newer: targets whose source has no newer token.
         renewal: what a renewal waits for, or None.
         renewal_fault: what a renewal raises, or None.
-        latency: gives the seconds from a start to its answer, or None for at once.
+        latency: gives the seconds from a start or a probe to its answer, or None for at once.
         waiting: by key, the starts that wait for :meth:`answer`.
         probes: target and time of each probe, in order.
         probe_script: by target, the verdicts of its probes; after the last, an answer.
@@ -400,6 +400,10 @@ class FakeStarter:
     async def probe(self) -> None:
         des = self._des
         des.probes.append((self._target, des.clock.now()))
+
+        if des.latency is not None:
+            await des.clock.sleep(des.latency())
+
         script = des.probe_script.get(self._target)
         verdict = script.pop(0) if script else "started"
 

@@ -1739,3 +1739,92 @@ async def test_what_des_said_to_an_unknown_start_is_recorded() -> None:
     await bench.finish()
 
     assert bench.journal.records[-1]["answer"] == "<html>"
+
+
+def test_what_an_engine_does_where_nothing_is_said() -> None:
+    assert EngineSettings() == EngineSettings(
+        slots=16,
+        rate=None,
+        retry=RetryPolicy(),
+        give_up_after=900.0,
+        drain_timeout=60.0,
+        error_limit=ErrorLimit(),
+    )
+    assert WAITING_PER_SLOT == 4
+
+
+async def test_giving_up_before_the_run_reads_nothing() -> None:
+    bench = Bench(["a"])
+    bench.engine.abandon()
+    await bench.finish()
+
+    assert (bench.source.given, bench.journal.records) == (0, [])
+
+
+async def test_no_more_is_read_ahead_than_the_slots_will_need() -> None:
+    bench = Bench(keys("r", 40), slots=3)
+    bench.des.held = True
+    await bench.begin()
+    await bench.answer("r1")
+    in_flight, given = len(bench.des.waiting), bench.source.given
+    bench.des.held = False
+
+    for key in list(bench.des.waiting):
+        await bench.answer(key)
+
+    await bench.finish()
+
+    assert in_flight == 3
+    assert given <= (WAITING_PER_SLOT + 1) * 3
+
+
+async def test_a_row_that_waited_for_its_turn_comes_back_ahead_of_later_ones() -> None:
+    rows = ["first", "a", "b", "c", "d"]
+    bench = Bench(rows, slots=2, rate=1.0, script={"a": ["429 for 30"]})
+    await bench.finish()
+
+    assert bench.des.keys() == ["first", "a", "b", "a", "c", "d"]
+
+
+async def test_a_first_contact_that_is_retried_waits_for_its_turn() -> None:
+    bench = Bench(["a"], script={"a": ["503"]}, rate=0.1)
+    await bench.begin()
+    await bench.clock.advance(10.0)
+
+    assert bench.times() == [0.0, 10.0]
+
+    await bench.finish()
+
+
+async def test_an_intent_that_is_not_written_ends_the_session() -> None:
+    bench = Bench(["a"], journal=FakeJournal(fail_at=1))
+    await bench.finish()
+
+    [stop] = bench.engine.stops
+    assert (stop.reason, stop.message) == (StopReason.LEDGER, "the disk is full")
+    assert (bench.engine.unrecorded, bench.des.keys()) == ([], [])
+
+
+async def test_a_pause_that_is_prolonged_is_probed_once() -> None:
+    bench = Bench(["first", "a", "b"], slots=2)
+    bench.des.held = True
+    await bench.begin()
+    await bench.answer("first")
+    await bench.answer("a", "429 for 30")
+    await bench.answer("b", "429 for 90")
+    bench.des.held = False
+    bench.des.latency = lambda: 0.5
+    await bench.finish()
+
+    assert bench.des.probes == [(DEFAULT_TARGET, 90.0)]
+
+
+async def test_a_retry_that_was_made_leaves_nothing_behind() -> None:
+    bench = Bench(keys("r", 9), slots=3, script={key: ["503"] for key in keys("r", 9)})
+    await bench.begin()
+    await bench.clock.advance(2.0)
+
+    assert len(bench.told(RetryPlanned)) == 9
+    assert not bench.engine._helpers
+
+    await bench.finish()

@@ -78,6 +78,15 @@ def test_decisions(
     assert found is expected
 
 
+def test_what_is_done_where_nothing_is_said() -> None:
+    assert RetryPolicy() == RetryPolicy(max_attempts=5, max_wait=60.0, retry_5xx=DEFAULT)
+
+
+@pytest.mark.parametrize("member", [*Retry5xx, *Decision])
+def test_a_value_is_its_name(member: Retry5xx | Decision) -> None:
+    assert member.value == member.name.lower()
+
+
 @pytest.mark.parametrize("attempts", [1, 2, 7])
 def test_the_last_attempt_fails(attempts: int) -> None:
     policy = RetryPolicy(max_attempts=attempts)

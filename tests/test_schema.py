@@ -983,3 +983,27 @@ def test_a_job_of_a_target_that_is_not_known_is_explained() -> None:
         f"target acme has no job {JOB_ID}: it has no jobs at all; "
         "see whether its token is for the right organisation"
     )
+
+
+def test_what_another_type_is_held_against() -> None:
+    [problem] = refused({"DBGenFrom": TypedValue(3, "1")})
+
+    assert (problem.expected, problem.got) == ("type 2 (integer)", "type 3 (decimal)")
+
+
+def test_a_value_of_an_unknown_type_is_a_text() -> None:
+    [problem] = refused({"DBGenFrom": "1", "Closed": None})
+
+    assert problem.expected == "a text"
+
+
+def test_each_unknown_job_has_its_own_problem() -> None:
+    schemas = Schemas()
+    schemas.put("default", [SALES])
+    schemas.put("acme", [SALES])
+    places = [("default", OTHER_ID), ("acme", OTHER_ID), ("acme", f"{OTHER_ID[:-1]}0")]
+
+    assert [unknown(schemas, job_id, target).message for target, job_id in places] == [
+        f"target {target} has no job {job_id}: its jobs are {JOB_ID} (Nightly sales)"
+        for target, job_id in places
+    ]
