@@ -41,6 +41,10 @@ unit: $(VENV)/.test ## Run the tests
 torture: $(VENV)/.test ## Attack it for a quarter of an hour, and show what held (Linux, strace)
 	@PYTHONPATH=tests $(BIN)/python -m torture $(TORTURE)
 
+.PHONY: mutants
+mutants: $(VENV)/.test ## Break the core one line at a time, and show that tests notice
+	@PYTHONPATH=tests $(BIN)/python -m mutants $(MUTANTS)
+
 .PHONY: format
 format: $(VENV)/.test ## Format the code
 	$(BIN)/ruff check --fix .

@@ -901,6 +901,7 @@ async def test_a_drain_sends_nothing_whose_intent_still_waits_for_the_disk() -> 
 
     assert bench.des.keys() == []
     assert bench.journal.trail() == ["sending a 1", "unsent a 1"]
+    assert bench.journal.records[-1]["error"] == "held back before it was sent"
     assert bench.state("a") is RowState.PENDING
 
 
@@ -1417,7 +1418,9 @@ async def test_too_many_errors_stop_a_target_by_the_limit() -> None:
     bench = Bench(rows, slots=1, script=script, error_limit=ErrorLimit.parse("2"))
     await bench.finish()
 
-    assert bench.stops() == [(StopReason.TOO_MANY_ERRORS, DEFAULT_TARGET)]
+    [stop] = bench.engine.stops
+    assert (stop.reason, stop.target) == (StopReason.TOO_MANY_ERRORS, DEFAULT_TARGET)
+    assert stop.message == "3 of 6 rows ended without a run, and --max-errors is 2"
     assert bench.des.keys() == rows[:6]
 
 
