@@ -1453,9 +1453,10 @@ async def test_rows_that_break_off_with_a_cancellation_are_no_end_of_them() -> N
     bench = Bench(["a"])
     bench.source.breaks_off = cancelled
 
-    with pytest.raises(RuntimeError, match="broke off with a cancellation") as caught:
+    with pytest.raises(RuntimeError) as caught:
         await bench.finish()
 
+    assert str(caught.value) == "the rows broke off with a cancellation of their own"
     assert caught.value.__cause__ is cancelled
     assert bench.state("a") in {RowState.PENDING, RowState.STARTED}
 
@@ -1831,3 +1832,20 @@ async def test_a_retry_that_was_made_leaves_nothing_behind() -> None:
     assert not bench.engine._helpers
 
     await bench.finish()
+
+
+async def test_a_stop_that_comes_with_the_disk_ends_what_waits_for_nothing_else() -> None:
+    rows = ["acme/0", "acme/1", "acme/2"]
+    limit = ErrorLimit.parse("0")
+    bench = Bench(rows, slots=2, targets=["acme", "default"], error_limit=limit)
+    bench.des.held = True
+    await bench.begin()
+    await bench.answer("acme/0")
+    await bench.answer("acme/2", "503")
+    bench.journal.held = True
+    await bench.answer("acme/1", "400")
+    bench.journal.release()
+    await bench.finish()
+
+    assert bench.stops() == [(StopReason.TOO_MANY_ERRORS, "acme")]
+    assert (bench.states("acme/2"), bench.clock.now()) == ([RowState.PENDING], 0.0)

@@ -9,7 +9,7 @@ from mutants import survivors
 from mutants.bench import KILLED, SURVIVED, TIMEOUT
 from mutants.mutant import Mutant, mutants_of
 from mutants.tally import Tally, table
-from mutants.trial import Coverage, Unfit, trial
+from mutants.trial import Copy, Coverage, Unfit, trial
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -207,3 +207,19 @@ async def test_tests_that_fail_from_the_first_judge_nothing(tmp_path: Path) -> N
 
     with pytest.raises(Unfit, match="before anything is broken"):
         await trial("mini", copies, ["tests/test_mini.py"], processes=1, project=project)
+
+
+HANGS = "def test_hangs():\n    while True:\n        pass\n"
+
+
+@pytest.mark.slow
+async def test_a_test_that_hangs_is_ended_by_its_limit(tmp_path: Path) -> None:
+    project = made_project(tmp_path / "project", HANGS)
+    copy = Copy(project, tmp_path / "copy", "mini", ["tests/test_mini.py"])
+
+    async with copy.bench() as bench:
+        assert bench.stdin is not None
+        assert bench.stdout is not None
+        bench.stdin.write(b'{"tests/test_mini.py::test_hangs": 0.2}\n')
+
+        assert await bench.stdout.readline() == b"timeout\n"

@@ -565,3 +565,8 @@ def test_a_pause_that_is_prolonged_says_why() -> None:
     message = "would stay paused for more than 900 s: much slower"
     assert longer == Pause(60.0, "slower")
     assert stop == Stop(StopReason.THROTTLED, message, "acme", resume_after=901.0)
+
+
+@pytest.mark.parametrize("gate", list(Gate))
+def test_a_gates_value_is_its_name(gate: Gate) -> None:
+    assert gate.value == gate.name.lower()
