@@ -952,6 +952,11 @@ def test_a_careful_request_is_as_complete_as_a_plain_one() -> None:
         pytest.param({"DBGenFrom": "1"}, id="texts"),
         pytest.param({"DBGenFrom": TypedValue(2, "1"), "Price": "1.50"}, id="typed"),
         pytest.param({"DBGenFrom": TypedValue(None, "1")}, id="typed-without-type"),
+        pytest.param({"DBGenFrom": "-1", "Shop": "Café 7"}, id="string"),
+        pytest.param({"DBGenFrom": "1", "TradingDate": "2026-02-28"}, id="a-day-of-any-month"),
+        pytest.param({"DBGenFrom": "1", "TradingDate": "2026-04-30"}, id="a-thirtieth"),
+        pytest.param({"DBGenFrom": "1", "TradingDate": "2026-12-31"}, id="a-thirty-first"),
+        pytest.param({"DBGenFrom": "1", "TradingDate": "2026-01-31T06:16:47Z"}, id="a-time"),
     ],
 )
 def test_plain_values_take_the_plain_path_every_time(
@@ -1007,3 +1012,8 @@ def test_each_unknown_job_has_its_own_problem() -> None:
         f"target {target} has no job {job_id}: its jobs are {JOB_ID} (Nightly sales)"
         for target, job_id in places
     ]
+
+
+@pytest.mark.parametrize("kind", list(WarningKind))
+def test_a_kinds_value_is_its_name(kind: WarningKind) -> None:
+    assert kind.value == kind.name.lower()
