@@ -37,6 +37,7 @@ class Covered:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        _clear_caches(self._path)
         self._coverage.switch_context(item.nodeid)
         began = time.monotonic()
         result = yield
@@ -48,6 +49,14 @@ class Covered:
         self._coverage.stop()
         lines = self._coverage.get_data().contexts_by_lineno(self._path)
         return {"seconds": self._seconds, "lines": lines}
+
+
+def _clear_caches(path: str) -> None:
+    """Forget answers to earlier tests: a test needs the lines behind them as well."""
+    for module in list(sys.modules.values()):
+        if getattr(module, "__file__", None) == path:
+            for value in vars(module).values():
+                getattr(value, "cache_clear", int)()
 
 
 def main(path: str, answer: str, *files: str) -> int:
