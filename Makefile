@@ -45,6 +45,10 @@ torture: $(VENV)/.test ## Attack it for a quarter of an hour, and show what held
 mutants: $(VENV)/.test ## Break the core one line at a time, and show that tests notice
 	@PYTHONPATH=tests $(BIN)/python -m mutants $(MUTANTS)
 
+.PHONY: bench
+bench: $(VENV)/.test ## Measure it beside what else sends requests (Linux, nginx with Lua)
+	@PYTHONPATH=tests $(BIN)/python -m bench $(BENCH)
+
 .PHONY: format
 format: $(VENV)/.test ## Format the code
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,24 @@
+"""How fast deslaunch is, beside what else sends many requests. ``python -m bench --help``.
+
+========= =========================================================================
+module    role
+========= =========================================================================
+server    nginx with Lua: one worker that answers starts and counts them
+ground    the rows, the schema, the environment and the files that all contenders share
+process   one or more processes side by side: seconds, CPU time, peak memory
+bare      a contender: the fastest loop that aiohttp and uvloop allow
+naive     a contender: the loop that one writes first
+rivals    all contenders, each as the commands that it is
+race      contenders in turn, round by round
+appends   the ledger alone
+made      ledgers of a million rows, written after the documented format
+alone     check, replay and the ledger, each without a server
+memory    peaks of resident memory for growing batches
+figures   what was measured, by name, and its median
+goals     ratios of figures, what they should be, and whether they are
+report    tables for the terminal and for the README
+chart     the chart, as SVG
+========= =========================================================================
+
+A benchmark is no test: nothing here fails because something is slow.
+"""
