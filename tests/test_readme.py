@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
+from bench import report
+from bench.chart import svg
+from bench.figures import Figures
 from commands import DESLAUNCH, TOKEN, workplace
 
 from deslaunch.keys import row_digest
@@ -283,13 +286,15 @@ COMMANDS: Final = (
     *("check", "run", "resume", "status", "results", "report", "resolve", "jobs", "simulate"),
 )
 UNTOLD: Final = {"--help", "--yes"}
+OF_OTHERS: Final = {"--parallel", "--publish", "--quick"}
+"""Options of curl and of the bench."""
 
 
 def test_every_option_that_the_page_names_is_one() -> None:
     known = set[str]().union(*(options_of(command) for command in COMMANDS), {"--version"})
     named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README))
 
-    assert named - known == set()
+    assert named - known - OF_OTHERS == set()
 
 
 def test_the_page_names_every_option_of_a_launch() -> None:
@@ -327,3 +332,12 @@ def test_the_page_and_the_help_name_the_same_exit_codes() -> None:
     of_help = re.findall(r"^ +(\d[\d, ]*?)  \w", text, re.MULTILINE)
 
     assert first_cells(section("Exit codes")) == of_help
+
+
+def test_the_page_and_its_chart_show_what_was_measured() -> None:
+    bench = ROOT / "tests/bench"
+    told = json.loads((bench / "bench.json").read_text(encoding="utf-8"))
+    figures = Figures.read(told["figures"], told["missing"])
+
+    assert report.with_section(README, told) == README
+    assert (bench / "bench.svg").read_text(encoding="utf-8") == svg(figures)

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from . import report
 from .alone import appends, checks, replays
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
 HERE: Final = Path(__file__).parent
 README: Final = HERE.parent.parent / "README.md"
+_DISK: Final = Path("/var/tmp")  # where /tmp is memory, nothing would be synced
+_APPENDS: Final = 10
+"""Times the rows that a contender starts: so many the ledger alone gets."""
+
 PARTS: Final = ("instant", "latency", "disk", "ledger", "check", "replay", "memory")
 
 
@@ -47,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(reason, file=sys.stderr)
         return 2
 
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _end)
+
     with _scratch(given.keep) as folder, serving(folder / "server") as server:
         course = Course(server, folder, given.rows, given.rounds, _tell)
         alone = (folder, given.rows_memory, given.rounds, figures, _tell)
@@ -54,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "instant": partial(race, INSTANT, course, figures),
             "latency": partial(race, LATENCY, course, figures),
             "disk": partial(race, SLOW_DISK, course, figures),
-            "ledger": partial(appends, *alone),
+            "ledger": partial(appends, folder, _APPENDS * given.rows, given.rounds, figures, _tell),
             "check": partial(checks, *alone),
             "replay": partial(replays, *alone),
             "memory": partial(peaks, server, folder, given.rows_memory, figures, _tell),
@@ -112,8 +120,13 @@ def _scratch(keep: Path | None) -> Iterator[Path]:
         yield keep.absolute()
         return
 
-    with tempfile.TemporaryDirectory(prefix="bench-") as made:
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=_DISK) as made:
         yield Path(made)
+
+
+def _end(signum: int, _: object) -> NoReturn:
+    """End like a command that is interrupted, so that what was started ends too."""
+    sys.exit(128 + signum)
 
 
 def _tell(line: str) -> None:

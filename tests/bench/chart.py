@@ -66,9 +66,10 @@ _BARS: Final = (
 
 
 def bars(figures: Figures) -> list[Bar]:
-    """Return the bars of what was measured."""
+    """Return the bars of what was measured, the shortest first."""
     found = ((label, figures.find(name), ours) for label, name, ours in _BARS)
-    return [Bar(label, value, ours) for label, value, ours in found if value is not None]
+    known = [Bar(label, value, ours) for label, value, ours in found if value is not None]
+    return sorted(known, key=lambda bar: bar.value)
 
 
 def svg(figures: Figures) -> str:
@@ -83,7 +84,9 @@ def svg(figures: Figures) -> str:
         f"<style>\n{_STYLE}\n</style>",
         f'<rect class="page" x="0.5" y="0.5" width="{_WIDTH - 1}" height="{height - 1}" rx="8"/>',
         _text(_PAD, 34, "title", "Starts a second, and how many at once"),
-        _text(_PAD, 55, "note", "deslaunch checks every row and keeps a durable ledger"),
+        _text(
+            _PAD, 55, "note", "whole processes; only deslaunch checks the rows and keeps a ledger"
+        ),
         *_axis(height),
         *_drawn(drawn, longest),
         "</svg>",

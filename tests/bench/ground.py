@@ -92,11 +92,11 @@ class Ground:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment that leads a contender to the service, and not to a terminal."""
+        """The environment that leads a contender to the service, and through no proxy."""
         clean = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("DES_", "DESLAUNCH_"))
+            if not name.startswith(("DES_", "DESLAUNCH_")) and not name.lower().endswith("_proxy")
         }
         return clean | {
             "DES_BASE_URL": self.base_url,

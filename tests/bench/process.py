@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import tempfile
 import threading
@@ -84,6 +85,7 @@ def _started(
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=said,
+        process_group=0,
     )
 
 
@@ -94,9 +96,10 @@ def _ended(child: subprocess.Popen[bytes]) -> struct_rusage:
 
 
 def _kill(children: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Kill those that have not ended, with all that they started."""
     for child in children:
         if child.returncode is None:
-            child.kill()
+            os.killpg(child.pid, signal.SIGKILL)
 
 
 def _shown(child: subprocess.Popen[bytes]) -> str:

@@ -26,7 +26,7 @@ _RIVALS: Final = (
 _VARIANTS: Final = (
     ("deslaunch", "-20ms", "deslaunch, 20 ms latency"),
     ("bare", "-20ms", "bare loop, 20 ms latency"),
-    ("deslaunch", "-disk", "deslaunch, a disk that syncs in 10 ms"),
+    ("deslaunch", "-disk", "deslaunch, each sync 10 ms longer"),
 )
 _NOTHING: Final = "-"
 
@@ -58,12 +58,9 @@ def memory_table(figures: Figures) -> str:
 
 def text(figures: Figures) -> str:
     """Return all tables for a terminal."""
-    alone = [
-        f"the ledger alone, 64 producers: {_cell(figures.find('ledger'), ' rows/s')}",
-        *(f"{name}: not available: {reason}" for name, reason in figures.missing.items()),
-    ]
+    missing = [f"{name}: not available: {reason}" for name, reason in figures.missing.items()]
     tables = (goals_table(figures), rates_table(figures), memory_table(figures))
-    return "\n\n".join((*tables, "\n".join(alone)))
+    return "\n\n".join((*tables, "\n".join((_ledger(figures), *missing))))
 
 
 def section(told: Mapping[str, Any]) -> str:
@@ -71,13 +68,12 @@ def section(told: Mapping[str, Any]) -> str:
     figures = Figures.read(told["figures"], told["missing"])
     machine = told["machine"]
     where = (
-        f"Measured on {told['utc'][:10]}: {machine['cpus']} of {machine['cpu']}, "
+        f"Measured on {told['utc'][:10]}: {machine['cpus']} cores of {machine['cpu']}, "
         f"CPython {machine['python']}, aiohttp {machine['aiohttp']}, uvloop {machine['uvloop']}; "
         f"{told['rows']:,} rows, the median of {told['rounds']} rounds."
     )
-    ledger = f"The ledger alone takes {_cell(figures.find('ledger'), ' rows/s')} from 64 producers."
     tables = (goals_table(figures), rates_table(figures), memory_table(figures))
-    return "\n\n".join((where, *tables, ledger))
+    return "\n\n".join((where, *tables, _ledger(figures)))
 
 
 def with_section(page: str, told: Mapping[str, Any]) -> str:
@@ -93,6 +89,10 @@ def with_section(page: str, told: Mapping[str, Any]) -> str:
         raise ValueError(f"the page has no lines {BEGIN!r} and {END!r}")
 
     return f"{before}{begin}\n{section(told)}\n\n{end}{after}"
+
+
+def _ledger(figures: Figures) -> str:
+    return f"The ledger alone, fed by 64 producers: {_cell(figures.find('ledger'), ' rows/s')}."
 
 
 def _rates(figures: Figures, name: str, suffix: str, label: str) -> tuple[str, ...]:
