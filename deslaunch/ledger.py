@@ -14,13 +14,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import shlex
 import shutil
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -34,7 +37,9 @@ from deslaunch.errors import (
     LedgerLocked,
     LedgerWriteFailed,
 )
+from deslaunch.readback import Readback
 from deslaunch.replay import Replay, check
+from deslaunch.states import KeyStates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,8 +48,9 @@ if TYPE_CHECKING:
     from typing import BinaryIO, Self
 
     from deslaunch.records import Record
+    from deslaunch.states import Fetch
 
-    Opened = tuple[durable.AppendFile, Replay]
+    Opened = tuple[durable.AppendFile, Replay, Readback]
     Waiting = tuple[Record, bytes, asyncio.Future[None]]
 
 _NEW_BATCH: Final = "start a new batch with another --ledger"
@@ -55,7 +61,13 @@ _CHUNK: Final = 1 << 20
 
 def utc_now() -> str:
     """Return the time as the ledger writes it: RFC 3339, milliseconds, Z."""
-    return f"{datetime.now(UTC).replace(tzinfo=None).isoformat(timespec='milliseconds')}Z"
+    return _utc(time.time_ns() // 1_000_000)
+
+
+@lru_cache(maxsize=1)  # many records are written in one millisecond
+def _utc(milliseconds: int) -> str:
+    seconds, rest = divmod(milliseconds, 1000)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03}Z"
 
 
 @dataclass(slots=True)
@@ -124,14 +136,24 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes]]:
     """Yield the lines that are there now, not those that a launcher adds meanwhile.
 
     A line that is half written when the end is reached would else be read in two parts, and
-    look like damage.
+    look like damage. A line that is too long for a record comes in pieces.
     """
+    rest = b""
     size = stream.seek(0, os.SEEK_END)
     offset = stream.seek(0)
 
-    while line := stream.readline(min(records.LINE_LIMIT, size - offset)):
-        yield offset, line
-        offset += len(line)
+    while block := stream.read(min(_CHUNK, min(records.LINE_LIMIT, size - offset) - len(rest))):
+        block = rest + block
+        end = len(block) if len(block) == records.LINE_LIMIT else 0
+        end = block.rfind(b"\n") + 1 or end
+        rest = block[end:]
+
+        for line in io.BytesIO(block[:end]):
+            yield offset, line
+            offset += len(line)
+
+    if rest:
+        yield offset, rest
 
 
 def _damaged(offset: int, why: str) -> LedgerDamaged:
@@ -142,18 +164,22 @@ def _damaged(offset: int, why: str) -> LedgerDamaged:
     )
 
 
-def replay_of(stream: BinaryIO) -> tuple[Replay, Tail]:
+def replay_of(stream: BinaryIO, fetch: Fetch | None = None) -> tuple[Replay, Tail]:
     """Replay a ledger from its start. A replay without a header means: no batch was begun.
+
+    Args:
+        stream: the ledger.
+        fetch: reads a record back, so that the replay need not hold it; None holds all.
 
     Raises:
         LedgerDamaged: a line in the middle can't be read, or a record says nothing usable.
         LedgerForeign: the file is no ledger of this version.
     """
-    replay, tail = Replay(), Tail()
+    replay, tail = Replay(KeyStates(fetch)), Tail()
 
     for offset, record in read_records(stream, tail):
         try:
-            replay.apply(record)
+            replay.apply(record, offset)
         except (KeyError, TypeError, ValueError) as exc:
             raise _damaged(offset, f"a record of kind {record['record']!r}: {exc}") from exc
 
@@ -244,7 +270,7 @@ def peek(path: Path) -> Snapshot | None:
 
     with stream, _explained(path):
         held = durable.is_held(path)
-        replay, tail = steady_replay_of(stream)
+        replay, tail = steady_replay_of(stream, Readback(path, stream.fileno()))
         held = durable.is_held(path) or held  # a launcher may come or go during the reading
 
     if not replay.header:
@@ -270,10 +296,14 @@ def _unusable(path: Path, exc: OSError) -> LedgerError:
     return LedgerError(f"{path}: can't be used: {reason}", hint="check the file and its folder")
 
 
-def steady_replay_of(stream: BinaryIO) -> tuple[Replay, Tail]:
+def steady_replay_of(stream: BinaryIO, fetch: Fetch | None = None) -> tuple[Replay, Tail]:
     """Replay a ledger that a launcher may be changing: bad news counts if the file stood still.
 
     A torn tail that is cut off and written over while it is read would else look like damage.
+
+    Args:
+        stream: the ledger.
+        fetch: reads a record back, so that the replay need not hold it; None holds all.
 
     Raises:
         LedgerDamaged: a line in the middle can't be read.
@@ -283,12 +313,12 @@ def steady_replay_of(stream: BinaryIO) -> tuple[Replay, Tail]:
         before = _shape(stream)
 
         try:
-            return replay_of(stream)
+            return replay_of(stream, fetch)
         except (LedgerDamaged, LedgerForeign):
             if _shape(stream) == before:
                 raise
 
-    return replay_of(stream)
+    return replay_of(stream, fetch)
 
 
 def _shape(stream: BinaryIO) -> tuple[int, int]:
@@ -345,11 +375,17 @@ class Ledger:
     """
 
     def __init__(
-        self, file: durable.AppendFile, replay: Replay, *, clock: Callable[[], str] = utc_now
+        self,
+        file: durable.AppendFile,
+        replay: Replay,
+        readback: Readback,
+        *,
+        clock: Callable[[], str] = utc_now,
     ) -> None:
         self.path = file.path
         self.replay = replay
         self._file = file
+        self._readback = readback
         self._clock = clock
         self._queue: list[Waiting] = []
         self._committing: asyncio.Task[None] | None = None
@@ -390,8 +426,7 @@ class Ledger:
             LedgerForeign: the file is there and is no ledger.
             LedgerError: it can't be made.
         """
-        file, replay = await _opened(_create, path, disk)
-        return cls(file, replay, clock=clock)
+        return cls(*await _opened(_create, path, disk), clock=clock)
 
     @classmethod
     async def open(
@@ -409,8 +444,7 @@ class Ledger:
             LedgerForeign: it is no ledger, a newer one's, or holds a kind that must be known.
             LedgerError: it is not there or can't be opened.
         """
-        file, replay = await _opened(_open, path, disk)
-        return cls(file, replay, clock=clock)
+        return cls(*await _opened(_open, path, disk), clock=clock)
 
     def append(self, record: Record) -> asyncio.Future[None]:
         """Queue a record behind all that were appended before.
@@ -483,11 +517,14 @@ class Ledger:
             self._committing = None
 
     async def _commit(self, group: list[Waiting]) -> None:
-        lines = b"".join(line for _, line, _ in group)
+        lines = b"".join([line for _, line, _ in group])
+        offset = self._file.size
         await asyncio.get_running_loop().run_in_executor(self._thread, self._file.append, lines)
 
-        for record, _, _ in group:
-            self.replay.apply(record)
+        for record, line, _ in group:
+            self._readback.keep(offset, record)  # its row's outcome is asked for in a moment
+            self.replay.take(record, offset)
+            offset += len(line)
 
         for _, _, future in group:
             if not future.done():  # its waiter may have been cancelled
@@ -536,13 +573,26 @@ def _give_up(opening: asyncio.Task[Opened]) -> None:
 
 def _create(path: Path, disk: durable.Disk) -> Opened:
     try:
-        return durable.AppendFile(path, create=True, disk=disk), Replay()
+        file = durable.AppendFile(path, create=True, disk=disk)
     except (FileExistsError, BlockingIOError):
         pass  # it is there, or another launcher made it a moment ago
     except OSError as exc:
         raise _unusable(path, exc) from exc
+    else:
+        return _empty(file)
 
     return _open_checked(path, disk, _check_absent)
+
+
+def _empty(file: durable.AppendFile) -> Opened:
+    try:
+        with _explained(file.path), file.reading() as stream:
+            readback = Readback(file.path, stream.fileno())
+    except BaseException:
+        file.close()
+        raise
+
+    return file, Replay(KeyStates(readback)), readback
 
 
 def _open(path: Path, disk: durable.Disk) -> Opened:
@@ -578,7 +628,8 @@ def _open_checked(
 
         try:
             with file.reading() as stream:
-                replay, tail = replay_of(stream)
+                readback = Readback(path, stream.fileno())
+                replay, tail = replay_of(stream, readback)
 
             check_replay(path, replay)
             _heal(file, tail)
@@ -589,7 +640,7 @@ def _open_checked(
             file.close()
             raise
 
-        return file, replay
+        return file, replay, readback
 
 
 def _heal(file: durable.AppendFile, tail: Tail) -> None:

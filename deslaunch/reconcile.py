@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from deslaunch.intake import InvalidRow
-    from deslaunch.replay import KeyState, Replay
+    from deslaunch.replay import Replay
+    from deslaunch.states import KeyState
 
 LISTED: Final = 1_000
 """Keys of each list that a conflict keeps."""
@@ -64,7 +65,7 @@ class Reconciliation:
     def __init__(self, replay: Replay, *, same_manifest: bool) -> None:
         self._replay = replay
         self._same = same_manifest
-        self._seen: set[str] = set()
+        self._seen = bytearray(len(replay.states))
         self._changed: list[str] = []
         self._new: list[str] = []
         self._changed_count = self._new_count = 0
@@ -81,7 +82,7 @@ class Reconciliation:
             self._note(self._new, taken.key)
             return
 
-        self._seen.add(taken.key)
+        self._seen[state.number] = True
 
         if state.was_sent and state.digest != _digest(taken):
             self._changed_count += 1
@@ -119,9 +120,9 @@ class Reconciliation:
         if self._same:
             return
 
-        for key, state in self._replay.states.items():
-            if state.in_manifest != (key in self._seen):
-                yield key, not state.in_manifest
+        for state, seen in zip(self._replay.states.in_order(), self._seen, strict=True):
+            if state.in_manifest != seen:
+                yield state.key, not state.in_manifest
 
     def _gone(self) -> Iterator[str]:
         """Yield what was sent and is not there, also what left in an earlier session.
@@ -132,9 +133,9 @@ class Reconciliation:
         if self._same:
             return
 
-        for key, state in self._replay.states.items():
-            if state.was_sent and key not in self._seen:
-                yield key
+        for state, seen in zip(self._replay.states.in_order(), self._seen, strict=True):
+            if state.was_sent and not seen:
+                yield state.key
 
     @staticmethod
     def _note(keys: list[str], key: str) -> None:

@@ -95,7 +95,7 @@ def decode(line: bytes) -> Record:
     """
     ending = line[-_ENDING:]
 
-    if not (ending.startswith(b',"crc":"') and ending.endswith(b'"}\n')):
+    if ending[:8] != b',"crc":"' or ending[-3:] != b'"}\n':
         raise BadRecord("the line does not end with its checksum")
 
     head = line[:-_ENDING]

@@ -11,20 +11,21 @@ a doubt); the last final record with no later start or resolution; *pending*.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from operator import itemgetter
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 from deslaunch.errors import LedgerForeign
-from deslaunch.model import DEFAULT_TARGET, Outcome, RowState, Summary
+from deslaunch.model import Outcome, RowState, Summary
 from deslaunch.records import VERSION
+from deslaunch.states import KeyStates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from deslaunch.model import Stop
     from deslaunch.records import Record
-
-_FIRST_SERVER_ERROR: Final = 500
+    from deslaunch.states import KeyState, Mention
 
 _Types = type | tuple[type, ...]
 _TEXT: Final = (str, NoneType)
@@ -67,6 +68,13 @@ _REQUIRED: Final[dict[str, dict[str, _Types]]] = {
 }
 """What the replay reads of each kind. Anything else in a record may be missing or new."""
 
+_PLAIN: Final = {
+    kind: (itemgetter(*fields), (*fields.values(),))
+    for kind, fields in _REQUIRED.items()
+    if kind in {"sending", "started"}
+}
+"""Of the kinds that most records are of: how to take all the fields, and their types."""
+
 
 def check(record: Record) -> None:
     """Refuse a record from which no state can be told.
@@ -74,6 +82,26 @@ def check(record: Record) -> None:
     Raises:
         ValueError: a field that its kind needs is missing or garbled; the message says which.
     """
+    if not _is_plain(record):
+        _check_kind(record)
+
+
+def _is_plain(record: Record) -> bool:
+    """Tell at a glance that a record of the commonest kinds has what it needs."""
+    plain = _PLAIN.get(record["record"])
+
+    if plain is None:
+        return False
+
+    try:
+        said = plain[0](record)
+    except KeyError:
+        return False
+
+    return (*map(type, said),) == plain[1] and said[-1] != ""
+
+
+def _check_kind(record: Record) -> None:
     kind = record["record"]
     required = _REQUIRED.get(kind)
 
@@ -98,158 +126,11 @@ def _check_fields(record: Mapping[str, Any], required: Mapping[str, _Types]) -> 
             raise ValueError(f"no usable {name!r}")
 
 
-class KeyState:
-    """What the records say of one key.
-
-    Attributes:
-        row: data row of its last record that named one.
-        job_id: GUID, lower case, or None.
-        target: the target's name.
-        digest: digest of the row as it was last sent, or None.
-        attempts: number of its last attempt, all sessions counted.
-        unsent: attempts of which no byte left.
-        final: the last final state that no later start or resolution undid, or None.
-        job_run_id: the run, once started.
-        status: HTTP status of the last answer, or None.
-        error: what the last answer said, or ``""``.
-        sent_utc: when the last attempt was recorded, or None.
-        answered_utc: when the last outcome was recorded, or None.
-        in_manifest: the key stands in the manifest of the last session.
-    """
-
-    __slots__ = (
-        "_doubts",
-        "_left_open",
-        "_open",
-        "_server_errors",
-        "answered_utc",
-        "attempts",
-        "digest",
-        "error",
-        "final",
-        "in_manifest",
-        "job_id",
-        "job_run_id",
-        "row",
-        "sent_utc",
-        "status",
-        "target",
-        "unsent",
-    )
-
-    def __init__(self) -> None:
-        self.row = 0
-        self.job_id: str | None = None
-        self.target = DEFAULT_TARGET
-        self.digest: str | None = None
-        self.attempts = 0
-        self.unsent = 0
-        self.final: RowState | None = None
-        self.job_run_id: str | None = None
-        self.status: int | None = None
-        self.error = ""
-        self.sent_utc: str | None = None
-        self.answered_utc: str | None = None
-        self.in_manifest = True
-        self._open: tuple[int, ...] = ()
-        self._doubts: tuple[int, ...] = ()
-        self._server_errors = 0
-        self._left_open = 0
-
-    def __repr__(self) -> str:
-        return (
-            f"<KeyState {self.state} attempts={self.attempts} open={self._open} "
-            f"doubts={self._doubts} run={self.job_run_id}>"
-        )
-
-    @property
-    def sent(self) -> int:
-        """Starts that were sent, or may have been."""
-        return self.attempts - self.unsent
-
-    @property
-    def state(self) -> RowState:
-        """The row's state in a batch at rest."""
-        if self.job_run_id is not None:
-            return RowState.STARTED
-
-        if self._open or self._doubts:
-            return RowState.UNKNOWN
-
-        return self.final or RowState.PENDING
-
-    @property
-    def live_state(self) -> RowState:
-        """The row's state while a launcher holds the ledger."""
-        in_flight = self.job_run_id is None and max(self._open, default=0) > self._left_open
-        return RowState.IN_FLIGHT if in_flight else self.state
-
-    @property
-    def possible_duplicate(self) -> bool:
-        """Started, and an earlier attempt may have started a run as well."""
-        return self.job_run_id is not None and bool(
-            self._server_errors or self._open or self._doubts
-        )
-
-    @property
-    def was_sent(self) -> bool:
-        """A run of this key exists, or may exist."""
-        return self.state in {RowState.STARTED, RowState.UNKNOWN}
-
-    def settle(self, record: Record) -> None:
-        """Close the record's attempt and keep what was answered."""
-        attempt = record["attempt"]
-        self._open = tuple(number for number in self._open if number != attempt)
-        self.status = record.get("status")
-        self.error = record.get("error") or record.get("cause") or ""
-        self.answered_utc = record["utc"]
-
-        if record["record"] != "unknown" and (self.status or 0) >= _FIRST_SERVER_ERROR:
-            self._server_errors += 1
-
-    def send(self, record: Record) -> None:
-        """Open an attempt: from here until its outcome the row is in doubt."""
-        self.row = record["row"]
-        self.job_id = record["jobId"]
-        self.target = record.get("target", DEFAULT_TARGET)
-        self.digest = record["digest"]
-        self.attempts = max(self.attempts, record["attempt"])
-        self.final = None
-        self.sent_utc = record["utc"]
-        self._open = (*self._open, record["attempt"])
-
-    def leave_open(self) -> None:
-        """Take it that no answer will come: another session has begun."""
-        self._left_open = self.attempts
-
-    def doubt(self, record: Record) -> None:
-        """Keep the record's attempt in doubt for good."""
-        self._doubts = (*self._doubts, record["attempt"])
-
-    def start(self, job_run_id: str) -> None:
-        """Keep the first run that is known of the key."""
-        self.job_run_id = self.job_run_id or job_run_id
-
-    def resolve_started(self, job_run_id: str) -> None:
-        """Take a person's word that one attempt, of those that may have, started a run."""
-        if self._doubts:
-            self._doubts = self._doubts[:-1]
-        elif self._open:
-            self._open = self._open[:-1]
-        elif self._server_errors:
-            self._server_errors -= 1
-
-        self.start(job_run_id)
-
-    def resolve_not_started(self) -> None:
-        """Take a person's word that nothing was started so far."""
-        self._open = self._doubts = ()
-        self._server_errors = 0
-        self.final = None
-
-
 class Replay:
     """The fold of a ledger's records.
+
+    Args:
+        states: where to keep what is said of each key, empty; by default in memory.
 
     Attributes:
         header: the batch's header.
@@ -261,16 +142,17 @@ class Replay:
         unreadable: kinds that this version does not know and that are not optional.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, states: KeyStates | None = None) -> None:
         self.header: Record = {}
         self.session: Record | None = None
         self.last_utc: str | None = None
         self.ended = False
-        self.states: dict[str, KeyState] = {}
+        self.states = KeyStates() if states is None else states
         self.unkeyed_invalid: dict[int, Record] = {}
         self.unreadable: set[str] = set()
-        self._open: set[str] = set()
-        self._handlers: dict[str, Callable[[Record], None]] = {
+        self._runs = 0
+        self._shared: tuple[int, tuple[tuple[str, tuple[str, ...]], ...]] = (0, ())
+        self._handlers: dict[str, Callable[[Record, Mention], KeyState | None]] = {
             "batch": self._on_second_header,
             "session": self._on_session,
             "sending": self._on_sending,
@@ -290,25 +172,44 @@ class Replay:
     def __repr__(self) -> str:
         return f"<Replay of {len(self.states)} keys, {len(self.unkeyed_invalid)} without a key>"
 
-    def apply(self, record: Record) -> None:
+    def apply(self, record: Record, offset: int = -1) -> None:
         """Take in the next record.
 
         Args:
             record: with its time.
+            offset: where it stands in the ledger; -1 where it can't be read back.
 
         Raises:
             LedgerForeign: the header is no header, or a newer version's.
             ValueError: a field is missing or garbled, or it is a second header.
         """
+        if self.header:
+            check(record)
+
+        self.take(record, offset)
+
+    def take(self, record: Record, offset: int = -1) -> None:
+        """Take in the next record, which is known to pass :func:`check`.
+
+        Args:
+            record: with its time.
+            offset: where it stands in the ledger; -1 where it can't be read back.
+
+        Raises:
+            LedgerForeign: the header is no header, or a newer version's.
+            ValueError: it is a second header.
+        """
         if not self.header:
             self._on_header(record)
             return
 
-        check(record)
         handler = self._handlers.get(record["record"])
 
         if handler is not None:
-            handler(record)
+            state = handler(record, (offset, record))
+
+            if state is not None:
+                self.states.rest(state)
         elif record.get("optional") is not True:
             self.unreadable.add(record["record"])
 
@@ -316,7 +217,7 @@ class Replay:
 
     def get(self, key: str) -> KeyState | None:
         """Return what the records say of a key, or None where they say nothing."""
-        return self.states.get(key)
+        return self.states.find(key)
 
     @property
     def manifest(self) -> Mapping[str, Any] | None:
@@ -361,14 +262,14 @@ class Replay:
         counts[RowState.INVALID] = len(self.unkeyed_invalid)
         duplicates = attempts = gone = known = 0
 
-        for state in self.states.values():
-            attempts += state.sent
-            known += state.in_manifest
+        for state, keys in self.states.counted():
+            attempts += keys * state.sent
+            known += keys * state.in_manifest
 
             if state.in_manifest or state.was_sent:
-                counts[state.live_state if live else state.state] += 1
-                duplicates += state.possible_duplicate
-                gone += not state.in_manifest
+                counts[state.live_state if live else state.state] += keys
+                duplicates += keys * state.possible_duplicate
+                gone += keys * (not state.in_manifest)
 
         rows = self._manifest_rows(known + len(self.unkeyed_invalid)) + gone
         settled = sum(counts.values()) - counts[RowState.PENDING]
@@ -387,37 +288,36 @@ class Replay:
             ledger=ledger,
             stops=tuple(stops),
             unrecorded=tuple(unrecorded),
-            shared_runs=tuple(self.shared_runs()),
+            shared_runs=self.shared_runs(),
         )
 
-    def shared_runs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """Yield each jobRunId that stands at more than one key, with the keys.
+    def shared_runs(self) -> tuple[tuple[str, tuple[str, ...]], ...]:
+        """Return each jobRunId that stands at more than one key, with the keys.
 
-        A look at hashes tells which ids can be such; for a million rows the ids themselves
-        would take far more memory.
+        A look at hashes tells which ids can be such; only these are read back.
         """
-        hashes: set[int] = set()
+        if self._shared[0] != self._runs:
+            self._shared = (self._runs, tuple(self._repeated_runs()))
+
+        return self._shared[1]
+
+    def _repeated_runs(self) -> Iterator[tuple[str, tuple[str, ...]]]:
         keys: dict[str, list[str]] = {}
 
-        for state in self.states.values():
-            if state.job_run_id is not None:
-                run = state.job_run_id.lower()
-                known = len(hashes)
-                hashes.add(hash(run))
-
-                if len(hashes) == known:
-                    keys[run] = []
-
-        if not keys:
-            return
-
-        for key, state in self.states.items():
-            found = keys.get((state.job_run_id or "").lower())
-
-            if found is not None:
-                found.append(key)
+        for state in self.states.with_runs(self.states.repeated_runs()):
+            keys.setdefault(str(state.job_run_id).lower(), []).append(state.key)
 
         yield from ((run, tuple(found)) for run, found in keys.items() if len(found) > 1)
+
+    def keys_of_runs(self, runs: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """Yield (jobRunId in lower case, key) of each key that has one of these runs."""
+        sought = {run.lower() for run in runs}
+
+        for state in self.states.with_runs({self.states.run_hash(run) for run in sought}):
+            run = str(state.job_run_id).lower()
+
+            if run in sought:
+                yield run, state.key
 
     def _manifest_rows(self, known: int) -> int:
         """Return the rows of the manifest; a batch of an iterable has those that were read."""
@@ -433,81 +333,77 @@ class Replay:
 
         check(record)
         self.header = record
+        self.states.reserve((record["manifest"] or {"rows": 0})["rows"])
 
-    def _on_second_header(self, _record: Record) -> None:
+    def _on_second_header(self, _record: Record, _mention: Mention) -> None:
         raise ValueError("a second header: two ledgers in one file")
 
-    def _on_session(self, record: Record) -> None:
+    def _on_session(self, record: Record, _mention: Mention) -> None:
         known, read = self.manifest, record["manifest"]
 
         if known is None or read is None or known["sha256"] != read["sha256"]:
             self.unkeyed_invalid.clear()  # the session records anew what is still invalid
 
-        for key in self._open:
-            self.states[key].leave_open()
+        for state in self.states.objects():
+            state.leave_open()
 
-        self._open.clear()
         self.session = record
         self.ended = False
 
-    def _on_sending(self, record: Record) -> None:
-        self._state(record["key"]).send(record)
-        self._open.add(record["key"])
+    def _on_sending(self, record: Record, mention: Mention) -> None:
+        self.states.begin(record, mention)
 
-    def _on_settled(self, record: Record) -> None:
-        self._settled(record)
-
-    def _on_unsent(self, record: Record) -> None:
-        state = self._state(record["key"])
-        state.settle(record)
-        state.unsent += 1
-
-    def _on_started(self, record: Record) -> None:
-        self._settled(record).start(record["jobRunId"])
-
-    def _on_final(self, record: Record) -> None:
-        self._settled(record).final = RowState(record["record"])
-
-    def _on_unknown(self, record: Record) -> None:
-        self._settled(record).doubt(record)
-
-    def _settled(self, record: Record) -> KeyState:
-        state = self._state(record["key"])
-        state.settle(record)
-        self._open.discard(record["key"])
+    def _on_settled(self, record: Record, mention: Mention) -> KeyState:
+        state = self.states.change(record["key"])
+        state.settle(record, mention)
         return state
 
-    def _on_invalid(self, record: Record) -> None:
+    def _on_unsent(self, record: Record, mention: Mention) -> KeyState:
+        state = self._on_settled(record, mention)
+        state.unsent += 1
+        return state
+
+    def _on_started(self, record: Record, mention: Mention) -> KeyState | None:
+        self._runs += 1
+        return self.states.end(record, mention)
+
+    def _on_final(self, record: Record, mention: Mention) -> KeyState:
+        state = self._on_settled(record, mention)
+        state.final = RowState(record["record"])
+        return state
+
+    def _on_unknown(self, record: Record, mention: Mention) -> KeyState:
+        state = self._on_settled(record, mention)
+        state.doubt(record)
+        return state
+
+    def _on_invalid(self, record: Record, mention: Mention) -> KeyState | None:
         if record["key"] is None:
             self.unkeyed_invalid[record["row"]] = record
-            return
+            return None
 
-        state = self._state(record["key"])
-        state.row = record["row"]
-        state.final = RowState.INVALID
-        state.error = "; ".join(str(problem["message"]) for problem in record["problems"])
+        state = self.states.change(record["key"])
+        state.refuse(mention)
+        return state
 
-    def _on_resolved(self, record: Record) -> None:
-        state = self._state(record["key"])
+    def _on_resolved(self, record: Record, mention: Mention) -> KeyState:
+        state = self.states.change(record["key"])
 
         if record["as"] == "started":
-            state.resolve_started(record["jobRunId"])
+            state.resolve_started(mention)
+            self._runs += 1
         else:
             state.resolve_not_started()
 
-    def _on_membership(self, record: Record) -> None:
-        self._state(record["key"]).in_manifest = record["inManifest"]
+        return state
 
-    def _on_end(self, _record: Record) -> None:
+    def _on_membership(self, record: Record, _mention: Mention) -> KeyState:
+        state = self.states.change(record["key"])
+        state.in_manifest = record["inManifest"]
+        return state
+
+    def _on_end(self, _record: Record, _mention: Mention) -> None:
         self.ended = True
 
-    def _on_optional(self, _record: Record) -> None:
+    def _on_optional(self, _record: Record, _mention: Mention) -> None:
         """Known, and of no weight for any row's state."""
-
-    def _state(self, key: str) -> KeyState:
-        state = self.states.get(key)
-
-        if state is None:
-            state = self.states[key] = KeyState()
-
-        return state

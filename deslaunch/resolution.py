@@ -84,10 +84,10 @@ def _check_finding(journal: Ledger, finding: Finding) -> None:
 
 def _check_runs(journal: Ledger, findings: Iterable[Finding]) -> None:
     """Refuse a run that would stand at two rows: one of them would never be started."""
-    states = journal.replay.states.items()
-    owners = {state.job_run_id.lower(): key for key, state in states if state.job_run_id}
+    found = [finding for finding in findings if finding.job_run_id is not None]
+    owners = dict(journal.replay.keys_of_runs(str(finding.job_run_id) for finding in found))
 
-    for finding in findings:
+    for finding in found:
         run = (finding.job_run_id or "").lower()
         owner = owners.setdefault(run, finding.key) if run else finding.key
 

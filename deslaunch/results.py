@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from deslaunch.ledger import Snapshot
     from deslaunch.model import Format, Summary
-    from deslaunch.replay import KeyState
+    from deslaunch.states import KeyState
 
 COLUMNS: Final = (
     "key",
@@ -104,9 +104,9 @@ class Results:
     def _of_ledger(self) -> Iterator[Result]:
         replay = self._found.replay
 
-        for key, state in replay.states.items():
+        for state in replay.states.in_order():
             if state.in_manifest or state.was_sent:
-                yield self._keyed(key, state)
+                yield self._keyed(state)
 
         for number, record in replay.unkeyed_invalid.items():
             yield _unkeyed(number, record)
@@ -120,9 +120,9 @@ class Results:
             elif item[0].row:
                 yield self._of_unkeyed(item[0].row)
 
-        for key, state in self._found.replay.states.items():
+        for state in self._found.replay.states.in_order():
             if state.was_sent and not state.in_manifest:
-                yield self._keyed(key, state)
+                yield self._keyed(state)
 
     def _of_row(self, row: Row, ring: KeyRing) -> Result:
         key = ring.claim(row, row_digest(row))
@@ -132,16 +132,16 @@ class Results:
             return self._of_unkeyed(row.number, row)
 
         state = replay.get(key)
-        return _pending(key, row.number, row) if state is None else self._keyed(key, state, row)
+        return _pending(key, row.number, row) if state is None else self._keyed(state, row)
 
     def _of_unkeyed(self, number: int, row: Row | None = None) -> Result:
         """Return a row without a key of its own: invalid, or not come to yet."""
         record = self._found.replay.unkeyed_invalid.get(number)
         return _pending(None, number, row) if record is None else _unkeyed(number, record, row)
 
-    def _keyed(self, key: str, state: KeyState, row: Row | None = None) -> Result:
+    def _keyed(self, state: KeyState, row: Row | None = None) -> Result:
         return {
-            "key": key,
+            "key": state.key,
             "row": row.number if row else state.row,
             "target": row.target if row else state.target,
             "jobId": row.job_id if row else state.job_id,
@@ -294,8 +294,8 @@ def unknown_rows(found: Snapshot) -> Iterator[UnknownRow]:
         LedgerError: the ledger can't be read any more.
     """
     traces = {
-        key: _Trace(key, state.target)
-        for key, state in found.replay.states.items()
+        state.key: _Trace(state.key, state.target)
+        for state in found.replay.states.in_order()
         if (state.live_state if found.live else state.state) is RowState.UNKNOWN
     }
 

@@ -1,37 +1,39 @@
 """Tells which of many hashes came twice, in 16 bytes each or a little more.
 
-Pure. A set of a million Python integers takes eight times as much memory. Equal hashes are a
+Pure. A set of a million Python integers takes six times as much memory. Equal hashes are a
 suspicion only: whoever asks compares what was hashed.
 """
 
 from __future__ import annotations
 
 from array import array
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _LEAST: Final = 1 << 10
 _LARGE: Final = 1 << 20
-_BITS: Final = (1 << 64) - 1
 
 
 class Sieve:
-    """A set of 64-bit hashes in an open-addressing table that is at most three quarters full.
+    """A set of hashes in an open-addressing table that is at most three quarters full.
 
     Args:
         room: hashes that are expected; for more of them the table grows, which costs twice its
             memory for a moment.
+        bits: 64, or 32 for half the memory and more false suspicions.
 
     Attributes:
         suspects: the hashes that came more than once, as unsigned numbers.
     """
 
-    __slots__ = ("_free", "_mask", "_slots", "suspects")
+    __slots__ = ("_bits", "_free", "_mask", "_slots", "_type", "suspects")
 
-    def __init__(self, room: int = 0) -> None:
+    def __init__(self, room: int = 0, *, bits: Literal[32, 64] = 64) -> None:
         self.suspects: set[int] = set()
+        self._bits = (1 << bits) - 1
+        self._type = "Q" if bits == 64 else "I"  # noqa: PLR2004
         self._resize(max(_LEAST, 1 << (room * 4 // 3).bit_length()))
 
     def __len__(self) -> int:
@@ -44,9 +46,9 @@ class Sieve:
         """Add a hash; tell whether it was there already.
 
         Args:
-            hash: its lowest 64 bits count, so that it may be negative; 0 counts as 1.
+            hash: its lowest bits count, so that it may be negative; 0 counts as 1.
         """
-        hash = hash & _BITS or 1  # noqa: A001  # 0 marks a free slot
+        hash = hash & self._bits or 1  # noqa: A001  # 0 marks a free slot
         slots, mask = self._slots, self._mask
         at = hash & mask
 
@@ -67,10 +69,10 @@ class Sieve:
 
     def add_all(self, hashes: Iterable[int]) -> None:
         """Add many hashes in less time; each as :meth:`add` takes it."""
-        slots, mask = self._slots, self._mask
+        slots, mask, bits = self._slots, self._mask, self._bits
 
         for hash in hashes:  # noqa: A001  # what Python's hash() returned
-            hash = hash & _BITS or 1  # noqa: A001, PLW2901  # 0 marks a free slot
+            hash = hash & bits or 1  # noqa: A001, PLW2901  # 0 marks a free slot
             at = hash & mask
 
             while (found := slots[at]) and found != hash:
@@ -88,7 +90,7 @@ class Sieve:
                 slots, mask = self._slots, self._mask
 
     def _resize(self, size: int) -> None:
-        self._slots = array("Q", bytes(8)) * size
+        self._slots = array(self._type, [0]) * size
         self._mask = size - 1
         self._free = size * 3 // 4
 

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from deslaunch.config import Settings
     from deslaunch.ledger import Ledger
     from deslaunch.model import StartRequest
-    from deslaunch.replay import KeyState
     from deslaunch.rows import Item, RowDefaults
+    from deslaunch.states import KeyState
 
 ROWS: Final = "<rows>"
 """What problems name as the file of rows that come from no file."""

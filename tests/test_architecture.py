@@ -34,6 +34,7 @@ WRITES = {
 }
 WRITING_METHODS = {"write_bytes", "write_text"}
 PURE = {
+    "columns",
     "errors",
     "health",
     "intake",
@@ -47,6 +48,7 @@ PURE = {
     "rows",
     "schema",
     "sieve",
+    "states",
     "throttle",
     "wire",
 }

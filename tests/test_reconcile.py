@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from fakes import JOB, UTC, header
@@ -13,7 +13,10 @@ from deslaunch.intake import InvalidRow
 from deslaunch.keys import row_digest
 from deslaunch.model import Row, RowProblem, RowState, StartRequest
 from deslaunch.reconcile import LISTED, Reconciliation, should_send
-from deslaunch.replay import KeyState, Replay
+from deslaunch.replay import Replay
+
+if TYPE_CHECKING:
+    from deslaunch.states import KeyState
 
 PROBLEM: Final = RowProblem("night.csv", 2, 1, "From", "an integer", "x", "it is no integer")
 

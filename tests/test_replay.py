@@ -11,14 +11,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from deslaunch import ledger, records
+from deslaunch.columns import Columns
 from deslaunch.errors import LedgerForeign
 from deslaunch.model import RowProblem, RowState, StartRequest, Stop, StopReason
 from deslaunch.replay import Replay, check
+from deslaunch.states import KeyStates
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from deslaunch.records import Record
+    from deslaunch.states import KeyState
 
 UTC = "2026-11-01T02:03:04.567Z"
 GUID = "00000000-0000-0000-0000-000000000001"
@@ -93,6 +96,68 @@ def replay_of(history: Iterable[Record], first: Record | None = None) -> Replay:
         replay.apply(stamped(record))
 
     return replay
+
+
+HASHES: dict[str, Callable[[str], int]] = {
+    "all-collide": lambda _: 7,
+    "some-collide": lambda text: -(sum(text.encode()) % 3),
+    "none-collide": hash,
+}
+
+
+def packed_of(data: bytes, hashing: str) -> Replay:
+    """Replay from tables that are tiny at first, with what is packed read back from ``data``."""
+
+    def fetch(offset: int) -> Record:
+        return records.decode(data[offset : data.index(b"\n", offset) + 1])
+
+    replay = Replay(KeyStates(fetch, hash_of=HASHES[hashing], columns=Columns(least=2)))
+
+    for offset, record in ledger.read_records(io.BytesIO(data), ledger.Tail()):
+        replay.apply(record, offset)
+
+    return replay
+
+
+def facts(state: KeyState) -> dict[str, Any]:
+    return {name: getattr(state, name) for name in FACTS}
+
+
+FACTS = [
+    "answered_utc",
+    "attempts",
+    "digest",
+    "error",
+    "final",
+    "in_manifest",
+    "job_id",
+    "job_run_id",
+    "key",
+    "live_state",
+    "number",
+    "possible_duplicate",
+    "row",
+    "sent",
+    "sent_utc",
+    "state",
+    "status",
+    "target",
+    "unsent",
+    "was_sent",
+]
+
+
+def assert_same(packed: Replay, plain: Replay) -> None:
+    told = [facts(state) for state in plain.states.in_order()]
+    assert [facts(state) for state in packed.states.in_order()] == told
+    assert [facts(packed.states[state["key"]]) for state in told] == told
+    assert list(packed.states) == list(plain.states)
+    assert packed.shared_runs() == plain.shared_runs()
+    assert (summary(packed), summary(packed, live=True)) == (
+        summary(plain),
+        summary(plain, live=True),
+    )
+    assert packed.get("nobody") is None
 
 
 def summary(replay: Replay, *, live: bool = False) -> dict[str, Any]:
@@ -283,6 +348,23 @@ def test_every_prefix_counts_every_row_once_and_no_send_is_forgotten(name: str) 
 
         if length and history[length - 1]["record"] == "sending":
             assert replay.states["k"].state is U
+
+
+@pytest.mark.parametrize("hashing", HASHES)
+@pytest.mark.parametrize("name", HISTORIES)
+def test_what_is_packed_is_told_like_what_is_not(name: str, hashing: str) -> None:
+    """Three keys have the same history, each record of one followed by those of the others."""
+    history = [
+        {**record, "key": key} if record.get("key") == "k" else record
+        for record in HISTORIES[name][0]
+        for key in ("k", "l", "m")
+    ]
+    stamps = (f"2026-11-01T02:03:{second:02}.000Z" for second in range(60))
+    lines = [records.encode(record, next(stamps)) for record in (header(3), *history)]
+
+    for length in range(1, len(lines) + 1):
+        data = b"".join(lines[:length])
+        assert_same(packed_of(data, hashing), ledger.replay_of(io.BytesIO(data))[0])
 
 
 @pytest.mark.parametrize("optional", [None, False, 1, "true"])
@@ -660,6 +742,11 @@ class LedgerMachine(RuleBasedStateMachine):
             replay, tail = ledger.replay_of(io.BytesIO(self.data))
             assert (tail.torn, tail.offset) == (False, len(self.data))
             self.judge(replay)
+
+            for hashing in HASHES:
+                packed = packed_of(self.data, hashing)
+                self.judge(packed)
+                assert_same(packed, replay)
 
     def judge(self, replay: Replay) -> None:
         counts = dict.fromkeys(("started", "failed", "rejected", "unknown", "invalid"), 0)
