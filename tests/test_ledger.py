@@ -37,12 +37,13 @@ from deslaunch.errors import (
 )
 from deslaunch.ledger import Ledger
 from deslaunch.model import RowState, StartRequest
+from deslaunch.readback import Readback
+from deslaunch.replay import Replay
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from deslaunch.records import Record
-    from deslaunch.replay import Replay
 
 UTC = "2026-11-01T02:03:04.567Z"
 MANIFEST = {"path": "m", "sha256": "a", "rows": 9}
@@ -362,13 +363,15 @@ async def test_a_cancelled_committer_leaves_nobody_waiting(path: Path) -> None:
         first = made.append(session())
         await asyncio.to_thread(disk.syncing.wait, 20)
         second = made.append(sending("k1"))
-        assert made._committing is not None  # what the loop's end would cancel
-        made._committing.cancel()
+        committing = made._committing
+        assert committing is not None  # what the loop's end would cancel
+        committing.cancel()
 
         for waiting in (first, second, made.append(sending("k2"))):
             with pytest.raises(LedgerWriteFailed):
                 await waiting
 
+        assert committing.cancelled(), "the cancellation goes on"
         disk.go.set()
 
     assert path.read_bytes() == b"".join(SHORT[:2])
@@ -428,7 +431,7 @@ async def test_a_failed_write_ends_it_for_all(
         made.append(started("k3"))  # nobody waits for it
         assert (len(disk.writes), disk.syncs) == calls
         assert seen(made.replay) == {}
-        assert "failed" in repr(made)
+        assert "failed, 0 waiting" in repr(made)
 
         del group, queued, later, waiting
     gc.collect()
@@ -1288,3 +1291,128 @@ async def test_a_snapshot_names_its_file_or_what_is_wrong_with_it(path: Path) ->
     path.write_bytes(b"".join(SHORT))
     found = await look(path)
     assert (found.path, found.live, found.torn) == (path, False, False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        pytest.param(OSError("odd"), "odd", id="no-number"),
+        pytest.param(OSError(), "OSError()", id="no-text"),
+        pytest.param(RuntimeError(), "RuntimeError()", id="no-os-error"),
+    ],
+)
+async def test_a_failure_without_words_has_a_reason(
+    path: Path, fault: Exception, reason: str
+) -> None:
+    class Broken(CountingDisk):
+        def sync(self, fd: int) -> None:
+            raise fault
+
+    async with await Ledger.create(path, disk=Broken(), clock=clock) as made:
+        with pytest.raises(LedgerWriteFailed) as caught:
+            await made.append(header())
+
+    assert str(caught.value) == f"{path}: the ledger can't be written: {reason}"
+
+
+async def test_a_file_is_closed_behind_the_last_write_in_the_same_thread(path: Path) -> None:
+    told: list[tuple[str, str]] = []
+
+    class Watched(durable.AppendFile):
+        def close(self) -> None:
+            told.append(("close", threading.current_thread().name))
+            super().close()
+
+    class Slow(CountingDisk):
+        def sync(self, fd: int) -> None:
+            super().sync(fd)
+            told.append(("sync", threading.current_thread().name))
+
+    disk = Slow()
+    file = await asyncio.to_thread(Watched, path, create=True, disk=disk)
+    fd = await asyncio.to_thread(os.open, path, os.O_RDONLY)
+    made = Ledger(file, Replay(), Readback(path, fd), clock=clock)
+    os.close(fd)
+    disk.go.clear()
+    made.append(header())
+    await asyncio.to_thread(disk.syncing.wait, 20)
+    assert made._committing is not None
+    made._committing.cancel()  # so that closing does not wait for the write
+    closing = asyncio.create_task(made.aclose())
+    assert (await asyncio.wait({closing}, timeout=0.2))[0] == set()
+    disk.go.set()
+    await closing
+
+    assert told == [("sync", "deslaunch-ledger_0"), ("close", "deslaunch-ledger_0")]
+
+
+@pytest.mark.parametrize("data", [b"", SHORT[0]], ids=["no-header", "a-header"])
+def test_the_folder_of_a_file_without_a_header_is_synced(public_folder: Path, data: bytes) -> None:
+    """Whoever made it may have been killed before; to sync a folder it must be readable."""
+    path = public_folder / "n.ledger.jsonl"
+    path.write_bytes(data)
+    path.chmod(0o666)
+    public_folder.chmod(0o311)
+    use = Ledger.open if data else Ledger.create
+
+    with unprivileged():
+        if data:
+            asyncio.run(use(path))._file.close()
+        else:
+            with pytest.raises(LedgerError, match="can't be used: Permission denied"):
+                asyncio.run(use(path))
+
+    public_folder.chmod(0o755)
+    assert not durable.is_held(path)
+
+
+@pytest.mark.parametrize(("changes", "ends_well"), [(1, True), (5, True), (6, False)])
+def test_a_ledger_that_changes_while_it_is_read_is_read_again(
+    path: Path, changes: int, ends_well: bool
+) -> None:
+    bad = b"".join(SHORT[:3]) + b"x\n" + SHORT[3]
+
+    class Restless(io.FileIO):
+        """Damaged and changed each time it is read, for a while."""
+
+        left = changes
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            found = super().read(size) or b""
+
+            if found and self.left:
+                self.left -= 1
+                path.write_bytes((bad if self.left else b"".join(SHORT)) + b"y" * self.left)
+
+            return found
+
+    path.write_bytes(bad)
+
+    with Restless(path) as stream:
+        if ends_well:
+            replay, _ = ledger.steady_replay_of(stream)
+            assert seen(replay) == seen(read(b"".join(SHORT))[0])
+        else:
+            with pytest.raises(LedgerDamaged):
+                ledger.steady_replay_of(stream)
+
+
+async def test_a_retried_row_is_found_again_in_the_live_ledger(path: Path) -> None:
+    """What was packed is read back from the file that is still written."""
+    async with await Ledger.create(path, clock=clock) as made:
+        await made.append(header())
+
+        for number in range(3000):
+            key = f"k{number}"
+            made.append(sending(key))
+            made.append(records.answered(key, 1, status=503, error="busy"))
+
+        await made.append(session())
+        await made.append(sending("k7", 2, with_body=False))
+        await made.append(started("k7", 2))
+        found = made.replay.outcome("k7")
+        assert (found.attempts, found.job_run_id, found.possible_duplicate) == (2, "run-k7", True)
+        kept = seen(made.replay)
+
+    assert len(kept) == 3000
+    assert seen(await reopened(path)) == kept
