@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 _BLOCK: Final = 1 << 15
 _BLOCKS: Final = 16
-_RECORDS: Final = 1 << 10
+_WRITTEN: Final = 1 << 10
+_READ: Final = 8
 
 
 class Readback:
@@ -37,7 +38,8 @@ class Readback:
         self._path = path
         self._fd = os.dup(fd)
         self._blocks: dict[int, bytes] = {}
-        self._records: dict[int, Record] = {}
+        self._read: dict[int, Record] = {}
+        self._written: dict[int, Record] = {}
         self._older: dict[int, Record] = {}
         weakref.finalize(self, os.close, self._fd)
 
@@ -51,22 +53,24 @@ class Readback:
             LedgerDamaged: there is no readable record any more.
             LedgerError: the file can't be read.
         """
-        found = self._records.get(offset) or self._older.get(offset)
+        found = self._read.get(offset) or self._written.get(offset) or self._older.get(offset)
 
         if found is None:
-            found = self._read(offset)
-            self.keep(offset, found)
+            if len(self._read) >= _READ:
+                self._read.clear()
+
+            found = self._read[offset] = self._record(offset)
 
         return found
 
     def keep(self, offset: int, record: Record) -> None:
-        """Hold a record that was just read or written, for a while."""
-        self._records[offset] = record
+        """Hold a record that was just written, for a while."""
+        self._written[offset] = record
 
-        if len(self._records) >= _RECORDS:
-            self._records, self._older = {}, self._records
+        if len(self._written) >= _WRITTEN:
+            self._written, self._older = {}, self._written
 
-    def _read(self, offset: int) -> Record:
+    def _record(self, offset: int) -> Record:
         try:
             return records.decode(self._line(offset))
         except records.BadRecord:

@@ -73,7 +73,7 @@ def encode(record: Record, utc: str) -> bytes:
 
 
 def _sealed(head: bytes) -> bytes:
-    return head + _CHECKSUM % crc32(head)
+    return b'%b,"crc":"%08x"}\n' % (head, crc32(head))
 
 
 def _in_utf8(value: Any) -> Any:

@@ -16,14 +16,14 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
 from deslaunch.errors import LedgerForeign
-from deslaunch.model import Outcome, RowState, Summary
+from deslaunch.model import RowState, Summary
 from deslaunch.records import VERSION
 from deslaunch.states import KeyStates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from deslaunch.model import Stop
+    from deslaunch.model import Outcome, Stop
     from deslaunch.records import Record
     from deslaunch.states import KeyState, Mention
 
@@ -226,19 +226,7 @@ class Replay:
 
     def outcome(self, key: str) -> Outcome:
         """Return a keyed row's outcome as the ledger stands."""
-        state = self.states[key]
-        return Outcome(
-            key=key,
-            row=state.row,
-            target=state.target,
-            job_id=state.job_id,
-            state=state.state,
-            job_run_id=state.job_run_id,
-            attempts=state.sent,
-            status=state.status,
-            error=state.error,
-            possible_duplicate=state.possible_duplicate,
-        )
+        return self.states[key].outcome()
 
     def summary(
         self,

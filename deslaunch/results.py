@@ -120,8 +120,8 @@ class Results:
             elif item[0].row:
                 yield self._of_unkeyed(item[0].row)
 
-        for state in self._found.replay.states.in_order():
-            if state.was_sent and not state.in_manifest:
+        for state in self._found.replay.states.outside():
+            if state.was_sent:
                 yield self._keyed(state)
 
     def _of_row(self, row: Row, ring: KeyRing) -> Result:
@@ -140,17 +140,18 @@ class Results:
         return _pending(None, number, row) if record is None else _unkeyed(number, record, row)
 
     def _keyed(self, state: KeyState, row: Row | None = None) -> Result:
+        outcome = state.outcome()
         return {
-            "key": state.key,
-            "row": row.number if row else state.row,
-            "target": row.target if row else state.target,
-            "jobId": row.job_id if row else state.job_id,
-            "state": str(state.live_state if self._found.live else state.state),
-            "jobRunId": state.job_run_id,
-            "attempts": state.sent,
-            "status": state.status,
-            "error": state.error,
-            "possibleDuplicate": state.possible_duplicate,
+            "key": outcome.key,
+            "row": row.number if row else outcome.row,
+            "target": row.target if row else outcome.target,
+            "jobId": row.job_id if row else outcome.job_id,
+            "state": str(state.live_state if self._found.live else outcome.state),
+            "jobRunId": outcome.job_run_id,
+            "attempts": outcome.attempts,
+            "status": outcome.status,
+            "error": outcome.error,
+            "possibleDuplicate": outcome.possible_duplicate,
             "sentUtc": state.sent_utc,
             "answeredUtc": state.answered_utc,
         }

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from deslaunch.columns import Columns
-from deslaunch.model import DEFAULT_TARGET, RowState
+from deslaunch.model import DEFAULT_TARGET, Outcome, RowState
 from deslaunch.sieve import Sieve
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ _CODES: Final = {state: code for code, state in enumerate(_STATES)}
 _FINALS: Final = frozenset({RowState.FAILED, RowState.REJECTED, RowState.INVALID})
 _MOST_ATTEMPTS: Final = 1023
 _MOST_ERRORS: Final = 255
-_STARTED_AT_ONCE: Final = _CODES[RowState.STARTED] | 1 << 3 | 1 << 4
+_IN_MANIFEST: Final = 1 << 3
+_STARTED_AT_ONCE: Final = _CODES[RowState.STARTED] | _IN_MANIFEST | 1 << 4
 
 
 class KeyState:
@@ -106,7 +108,7 @@ class KeyState:
     def key(self) -> str:
         """The key."""
         if self._key is None:
-            self._key = str(self._said(self._placed)["key"])
+            self._key = str(self._said(self._told or self._placed)["key"])
 
         return self._key
 
@@ -148,12 +150,7 @@ class KeyState:
     @property
     def error(self) -> str:
         """What the last answer, or the row's last validation, found wrong, or ``""``."""
-        said = self._said(self._explained)
-
-        if "problems" in said:
-            return "; ".join(str(problem["message"]) for problem in said["problems"])
-
-        return said.get("error") or said.get("cause") or ""
+        return _error_of(self._said(self._explained))
 
     @property
     def job_run_id(self) -> str | None:
@@ -191,6 +188,25 @@ class KeyState:
     def was_sent(self) -> bool:
         """A run of this key exists, or may exist."""
         return self._run is not None or bool(self._open or self._doubts)
+
+    def outcome(self) -> Outcome:
+        """Return the row's outcome, with each record read at most once."""
+        sent, told = self._said(self._sent), self._said(self._told)
+        placed = sent if self._placed is self._sent else self._said(self._placed)
+        explained = told if self._explained is self._told else self._said(self._explained)
+        run = told if self._run is self._told else self._said(self._run)
+        return Outcome(
+            key=self.key,
+            row=placed.get("row", 0),
+            target=sent.get("target", DEFAULT_TARGET),
+            job_id=sent.get("jobId"),
+            state=self.state,
+            job_run_id=run.get("jobRunId"),
+            attempts=self.sent,
+            status=told.get("status"),
+            error=_error_of(explained),
+            possible_duplicate=self.possible_duplicate,
+        )
 
     def _said(self, mention: Mention | None) -> Mapping[str, Any]:
         if mention is None:
@@ -285,7 +301,7 @@ class KeyState:
         """Return what is counted of it as a word of 32 bits, not 0."""
         return (
             _CODES[self.state]
-            | self.in_manifest << 3
+            | _IN_MANIFEST * self.in_manifest
             | self.attempts << 4
             | self.unsent << 14
             | self._server_errors << 24
@@ -296,7 +312,7 @@ class KeyState:
         """Return what was packed; what its records say is read when it is asked for."""
         found = cls(number, None, fetch)
         state = _STATES[word & 7]
-        found.in_manifest = bool(word >> 3 & 1)
+        found.in_manifest = bool(word & _IN_MANIFEST)
         found.attempts = word >> 4 & _MOST_ATTEMPTS
         found.unsent = word >> 14 & _MOST_ATTEMPTS
         found._server_errors = word >> 24
@@ -321,6 +337,13 @@ class KeyState:
 
             if mention is not None and mention[0] >= 0:
                 setattr(self, name, light.setdefault(mention[0], (mention[0], None)))
+
+
+def _error_of(said: Mapping[str, Any]) -> str:
+    if "problems" in said:
+        return "; ".join(str(problem["message"]) for problem in said["problems"])
+
+    return said.get("error") or said.get("cause") or ""
 
 
 class KeyStates(Mapping[str, KeyState]):
@@ -373,6 +396,16 @@ class KeyStates(Mapping[str, KeyState]):
 
         for number in range(len(self)):
             yield self._unpacked(number) if self._columns.meta[number] else objects[number]
+
+    def outside(self) -> Iterator[KeyState]:
+        """Yield, in order, those that are not in the manifest of the last session."""
+        objects = {state.number: state for state in self.objects()}
+
+        for number, word in enumerate(islice(self._columns.meta, len(self))):
+            if not word and not objects[number].in_manifest:
+                yield objects[number]
+            elif word and not word & _IN_MANIFEST:
+                yield self._unpacked(number)
 
     def objects(self) -> Iterable[KeyState]:
         """Return those that are held as objects, all with an open attempt among them."""

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from deslaunch import ledger, records
 from deslaunch.columns import Columns
 from deslaunch.errors import LedgerForeign
-from deslaunch.model import RowProblem, RowState, StartRequest, Stop, StopReason
+from deslaunch.model import Outcome, RowProblem, RowState, StartRequest, Stop, StopReason
 from deslaunch.replay import Replay, check
 from deslaunch.states import KeyStates
 
@@ -147,11 +147,31 @@ FACTS = [
 ]
 
 
+def outcome_of(state: KeyState) -> Outcome:
+    return Outcome(
+        key=state.key,
+        row=state.row,
+        target=state.target,
+        job_id=state.job_id,
+        state=state.state,
+        job_run_id=state.job_run_id,
+        attempts=state.sent,
+        status=state.status,
+        error=state.error,
+        possible_duplicate=state.possible_duplicate,
+    )
+
+
 def assert_same(packed: Replay, plain: Replay) -> None:
     told = [facts(state) for state in plain.states.in_order()]
     assert [facts(state) for state in packed.states.in_order()] == told
     assert [facts(packed.states[state["key"]]) for state in told] == told
+    assert [packed.outcome(key) for key in plain.states] == [
+        outcome_of(state) for state in plain.states.in_order()
+    ]
     assert list(packed.states) == list(plain.states)
+    gone = [state["key"] for state in told if not state["in_manifest"]]
+    assert [state.key for state in packed.states.outside()] == gone
     assert packed.shared_runs() == plain.shared_runs()
     assert (summary(packed), summary(packed, live=True)) == (
         summary(plain),
