@@ -16,7 +16,7 @@ import orjson
 
 from deslaunch import durable
 from deslaunch.errors import ManifestError
-from deslaunch.keys import KeyRing, Repeat, row_digest
+from deslaunch.keys import NO_SUSPECTS, FirstLook, KeyRing, Repeat, row_digest
 from deslaunch.ledger import records_of
 from deslaunch.manifest import Manifest, ManifestOptions, sha256_of
 from deslaunch.model import Row, RowState
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import BinaryIO
 
+    from deslaunch.keys import Suspects
     from deslaunch.ledger import Snapshot
     from deslaunch.model import Format, Summary
     from deslaunch.states import KeyState
@@ -112,7 +113,10 @@ class Results:
             yield _unkeyed(number, record)
 
     def _of_manifest(self, manifest: Manifest) -> Iterator[Result]:
-        ring = KeyRing(allow_duplicates="duplicates" in self._found.replay.header["allow"])
+        ring = KeyRing(
+            allow_duplicates="duplicates" in self._found.replay.header["allow"],
+            suspects=self._suspects(manifest),
+        )
 
         for item in manifest.first_pass():
             if isinstance(item, Row):
@@ -123,6 +127,21 @@ class Results:
         for state in self._found.replay.states.outside():
             if state.was_sent:
                 yield self._keyed(state)
+
+    def _suspects(self, manifest: Manifest) -> Suspects:
+        """Return the rows that may share a key: none, unless the batch allowed for such."""
+        header = self._found.replay.header
+
+        if "duplicates" not in header["allow"] and not header["skipInvalid"]:
+            return NO_SUSPECTS
+
+        look = FirstLook()
+
+        for item in manifest.first_pass():
+            if isinstance(item, Row):
+                look.see(item)
+
+        return look.suspects
 
     def _of_row(self, row: Row, ring: KeyRing) -> Result:
         key = ring.claim(row, row_digest(row))

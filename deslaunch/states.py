@@ -427,8 +427,7 @@ class KeyStates(Mapping[str, KeyState]):
         """Return the hashes of the runs that stand, or may stand, at more than one key."""
         sieve = Sieve(len(self), bits=32)
 
-        for found in filter(None, self._columns.runs):
-            sieve.add(found)
+        sieve.add_all(filter(None, self._columns.runs))
 
         for state in self.objects():
             if state.job_run_id is not None:
