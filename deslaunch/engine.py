@@ -196,7 +196,7 @@ class Engine:
         starters: by target.
         journal: where records go.
         settings: slots, waits and limits.
-        ended: called with a start once its final outcome is durable.
+        ended: called with a start and its final record, once that is durable.
         emit: called with each event but the rows' ends.
         clock: time; the event loop's by default.
         rng: the source of jitter.
@@ -213,7 +213,7 @@ class Engine:
         journal: Journal,
         settings: EngineSettings,
         *,
-        ended: Callable[[StartRequest], None],
+        ended: Callable[[StartRequest, Record], None],
         emit: Callable[[Event], None],
         clock: Clock,
         rng: Jitter,
@@ -711,7 +711,7 @@ class Engine:
 
     def _is_durable(self, request: StartRequest, record: Record) -> None:
         """Report an ended row, and stop its target if it is one bad row too many."""
-        self._ended(request)
+        self._ended(request, record)
         stop = self._health[request.target].ended(
             RowState(record["record"]), job_id=request.job_id, status=record.get("status")
         )

@@ -1,7 +1,7 @@
 """The frozen values that travel from manifest to ledger.
 
-``Row`` and ``StartRequest`` are named tuples: one of each is made for every row, and a frozen
-dataclass costs three times as much to make.
+``Row``, ``StartRequest`` and ``Outcome`` are named tuples: one of each is made for every row, and
+a frozen dataclass costs three times as much to make.
 """
 
 from __future__ import annotations
@@ -237,8 +237,7 @@ class RunStatus:
     output_files: tuple[object, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one row in this session, on disk by the time it is seen.
 
     Attributes:

@@ -20,7 +20,7 @@ from deslaunch import records
 from deslaunch._version import VERSION
 from deslaunch.engine import Engine, EngineSettings, SystemClock
 from deslaunch.errors import Interrupted, LedgerWriteFailed
-from deslaunch.model import RowEnded, RowState, Stop, StopReason
+from deslaunch.model import Outcome, RowEnded, RowState, Stop, StopReason
 from deslaunch.retry import Retry5xx, RetryPolicy
 from deslaunch.sources import Sifter
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from deslaunch.client import DesClient
     from deslaunch.config import Settings
     from deslaunch.ledger import Ledger
-    from deslaunch.model import Event, Outcome, StartRequest, Summary
+    from deslaunch.model import Event, StartRequest, Summary
     from deslaunch.records import Record
     from deslaunch.sources import Doubts, ManifestSource, RowsSource
 
@@ -243,8 +243,8 @@ class Session:
             assert self._engine is not None
             self._engine.drain()
 
-    def _ended(self, doubts: Doubts, request: StartRequest) -> None:
-        outcome = self._ledger.replay.outcome(request.key)
+    def _ended(self, doubts: Doubts, request: StartRequest, record: Record) -> None:
+        outcome = _started_at_once(request, record) or self._ledger.replay.outcome(request.key)
 
         if outcome.state is RowState.REJECTED and outcome.status == HTTPStatus.BAD_REQUEST:
             doubts.note(request.target, request.job_id)
@@ -265,6 +265,25 @@ class Session:
             error_limit=settings.error_limit,
             drain_timeout=settings.drain_timeout or _longest_timeout(self._clients),
         )
+
+
+def _started_at_once(request: StartRequest, record: Record) -> Outcome | None:
+    """Return the outcome of a row whose first attempt ever started its run, else None.
+
+    It is what the ledger says, without the time to look there: nothing can have come before.
+    """
+    if record["record"] != "started" or record["attempt"] != 1:
+        return None
+
+    return Outcome(
+        request.key,
+        request.row,
+        request.target,
+        request.job_id,
+        RowState.STARTED,
+        record["jobRunId"],
+        attempts=1,
+    )
 
 
 def _longest_timeout(clients: Mapping[str, DesClient]) -> float:

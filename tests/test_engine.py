@@ -96,7 +96,8 @@ class Bench:
         )
         self.work: asyncio.Task[None] | None = None
 
-    def _row_ended(self, ended: StartRequest) -> None:
+    def _row_ended(self, ended: StartRequest, record: Record) -> None:
+        assert record["key"] == ended.key
         assert FINAL & set(self.journal.kinds(ended.key)), "told before it was durable"
         self.ended.append(ended.key)
         self.on_end(ended)

@@ -673,6 +673,30 @@ async def test_a_token_that_its_source_renews_stops_nothing(place: Place) -> Non
     assert any(isinstance(event, TokenRenewed) for event in heard)
 
 
+async def test_an_outcome_that_is_told_is_what_the_ledger_says(place: Place) -> None:
+    """Also that of a row which started at once, for which the ledger is not asked."""
+    place.write([*rows(20), {"key": "bad", "parameters": {"DBGenFrom": "x"}}])
+    heard: list[Event] = []
+    faults = [
+        {"fault": "status", "status": 503, "at": [3, 9]},
+        {"fault": "status", "status": 400, "at": [5]},
+        {"fault": "close-after-start", "at": [7]},
+    ]
+
+    async with service(place, {"faults": faults}) as (_, des):
+        await place.launch(des, on_event=heard.append, skip_invalid=True, max_wait=0.01)
+
+    found = await asyncio.to_thread(peek, place.ledger)
+    assert found is not None
+    told = [event.outcome for event in heard if isinstance(event, RowEnded)]
+    read = [found.replay.outcome(one.key) for one in told if one.key is not None]
+    states = Counter(one.state for one in told)
+    assert states == {"started": 18, "rejected": 1, "unknown": 1, "invalid": 1}
+    assert [one for one in told if one.state != "invalid"] == [
+        one for one in read if one.state != "invalid"
+    ]
+
+
 async def test_a_service_that_is_not_there_is_tried_three_times(place: Place) -> None:
     place.write(rows(8))
 
