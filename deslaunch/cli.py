@@ -754,7 +754,7 @@ def _proxy(base_url: str) -> str | None:
 
     None for this machine's own addresses: what is sent to them in the clear must not leave it.
     """
-    from deslaunch.client import is_loopback  # noqa: PLC0415  # aiohttp is slow to import
+    from deslaunch.urls import is_loopback  # noqa: PLC0415  # not needed for --help
 
     parts = urlsplit(base_url)
     host = parts.hostname or ""

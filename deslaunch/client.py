@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import ipaddress
 import math
 import ssl as ssl_module
 from datetime import UTC, datetime
@@ -45,6 +44,7 @@ from deslaunch.errors import (
 from deslaunch.model import Auto, Evidence, TypedValue
 from deslaunch.tokens import StaticToken, TokenKeeper
 from deslaunch.transport import EVIDENCE, Connector, Request
+from deslaunch.urls import parsed, safe_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -218,7 +218,7 @@ class DesClient:
         proxy: str | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._base = _base_url(base_url, allow_http=allow_http)
+        self._base = safe_url(base_url, allow_http=allow_http)
         self._urls = {call.path: self._base / call.path for call in _CALLS}
         self._timeout = _seconds("timeout", timeout)
         self._connect_timeout = _seconds("connect_timeout", connect_timeout)
@@ -629,49 +629,6 @@ def _seconds(name: str, value: float) -> float:
     return value
 
 
-def _base_url(text: str, *, allow_http: bool) -> URL:
-    """Return a base URL that is fit to send a token to.
-
-    Raises:
-        ConfigurationError: it is not; the message shows no password and no query.
-    """
-    text = text.strip()
-
-    if "@" in text:  # whatever it parses to: a password may hold a slash
-        raise ConfigurationError(
-            "the base URL holds a user name or password",
-            hint="remove what stands before the '@': DES takes nothing but a token",
-        )
-
-    if "?" in text or "#" in text:
-        raise ConfigurationError(
-            "the base URL holds a query or fragment", hint="cut it off at the '?' or '#'"
-        )
-
-    url = _parsed(text)
-
-    if url is None or url.scheme not in {"http", "https"} or not url.host:
-        raise ConfigurationError(
-            f"the base URL {text!r} can't be used", hint="write https:// and the host's name"
-        )
-
-    if url.scheme == "http" and not (allow_http or is_loopback(url.host)):
-        raise ConfigurationError(
-            f"the base URL {text!r} would send the token in the clear",
-            hint="write https://, or allow http with --allow-http",
-        )
-
-    return url
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether a host is this machine's own, by its address or as ``localhost``."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _proxy(text: str | None) -> tuple[URL | None, dict[str, str] | None]:
     """Return a proxy's URL without credentials, and the header that carries them.
 
@@ -683,7 +640,7 @@ def _proxy(text: str | None) -> tuple[URL | None, dict[str, str] | None]:
     if text is None:
         return None, None
 
-    url = _parsed(text)
+    url = parsed(text)
 
     if url is None or url.scheme not in {"http", "https"} or not url.host:
         raise ConfigurationError(
@@ -696,10 +653,3 @@ def _proxy(text: str | None) -> tuple[URL | None, dict[str, str] | None]:
     pair = f"{url.user}:{url.password or ''}".encode()
     header = f"Basic {base64.b64encode(pair).decode()}"
     return url.with_user(None), {"Proxy-Authorization": header}
-
-
-def _parsed(text: str) -> URL | None:
-    try:
-        return URL(text)
-    except ValueError:
-        return None  # not chained: its text may quote a password
