@@ -616,7 +616,8 @@ def jobs(**given: Any) -> int:
     "simulate",
     examples=(
         "  deslaunch simulate --port 8080 --log runs.jsonl\n"
-        "  DESLAUNCH_SIMULATE_TOKENS='one two' deslaunch simulate --faults faults.json"
+        "  DESLAUNCH_SIMULATE_TOKENS='one two' deslaunch simulate --faults faults.json\n"
+        "  DES_ORG_ID=BISTRO DES_PASSWORD=secret deslaunch simulate --oauth --token-seconds 60"
     ),
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -624,17 +625,36 @@ def jobs(**given: Any) -> int:
 @click.option("--jobs", "jobs_file", type=_FILE, help="Default: two real templates.")
 @click.option("--faults", type=_FILE, help="A fault script.")
 @click.option("--log", type=_FILE, help="Every run is appended here before it is answered.")
+@click.option("--oauth", is_flag=True, help="Accept only tokens of its own token endpoint.")
+@click.option(
+    "--token-seconds",
+    type=click.FloatRange(0, min_open=True),
+    default=28_800,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a token of the token endpoint is good.",
+)
 def simulate(
-    host: str, port: int, jobs_file: Path | None, faults: Path | None, log: Path | None
+    host: str,
+    port: int,
+    jobs_file: Path | None,
+    faults: Path | None,
+    log: Path | None,
+    oauth: bool,  # noqa: FBT001  # click passes a flag's value by name
+    token_seconds: float,
 ) -> int:
     """Run a local DES that starts nothing, and print its base URL.
 
-    It accepts the tokens that DESLAUNCH_SIMULATE_TOKENS lists (default: simulated).
+    It accepts the tokens that DESLAUNCH_SIMULATE_TOKENS lists (default: simulated). It is an
+    auth server too, which takes any login; but where DES_ORG_ID, DES_CLIENT_ID,
+    DES_CLIENT_SECRET, DES_USERNAME or DES_PASSWORD is set for it, only that one.
     """
     from deslaunch import simulator  # noqa: PLC0415  # not needed for --help
 
     console = _console({})
-    tokens = os.environ.get("DESLAUNCH_SIMULATE_TOKENS", "simulated").split()
+    tokens = os.environ.get("DESLAUNCH_SIMULATE_TOKENS", "" if oauth else "simulated").split()
+    fields = ("org_id", "client_id", "client_secret", "username", "password")
+    login = {name: os.environ.get(f"DES_{name.upper()}", "") for name in fields}
 
     async def work() -> int:
         stop = asyncio.Event()
@@ -648,6 +668,8 @@ def simulate(
             script=simulator.load_script(faults) if faults else None,
             log=log,
             tokens=tokens,
+            login={name: value for name, value in login.items() if value},
+            token_seconds=token_seconds,
             host=host,
             port=port,
         )

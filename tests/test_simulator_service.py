@@ -228,6 +228,44 @@ async def test_a_bad_grant_is_refused(form: dict[str, str], error: str) -> None:
         assert await grant(simulator, form) == (400, {"error": error})
 
 
+@pytest.mark.parametrize(
+    ("login", "answer"),
+    [
+        pytest.param({"client_secret": "x"}, (401, {"error": "invalid_client"}), id="client"),
+        pytest.param({"password": "x"}, (400, {"error": "invalid_grant"}), id="password"),
+        pytest.param({"org_id": "x"}, (400, {"error": "invalid_grant"}), id="organisation"),
+    ],
+)
+async def test_a_wrong_login_is_refused(login: dict[str, str], answer: Any) -> None:
+    async with Simulator(login=login) as simulator:
+        assert await grant(simulator, PASSWORD) == answer
+        assert (await grant(simulator, PASSWORD | login))[0] == 200
+
+
+async def test_a_refresh_token_is_good_for_its_client_only() -> None:
+    async with Simulator(login={"client_id": "c"}) as simulator:
+        _, first = await grant(simulator, PASSWORD)
+        form = {"grant_type": "refresh_token", "refresh_token": first["refresh_token"]}
+        other = await grant(simulator, form | {"client_id": "d"})
+        own = await grant(simulator, form | {"client_id": "c"})
+
+    assert (other, own[0]) == ((401, {"error": "invalid_client"}), 200)
+
+
+async def test_a_granted_token_expires_and_a_given_one_does_not() -> None:
+    now = 0.0
+
+    async with Simulator(token_seconds=60, clock=lambda: now) as simulator:
+        _, granted = await grant(simulator, PASSWORD)
+        tokens = (granted["access_token"], "t")
+        now = 59.9
+        statuses = [(await ask(simulator, token=token))[0] for token in tokens]
+        now = 60.0
+        statuses += [(await ask(simulator, token=token))[0] for token in tokens]
+
+    assert (granted["expires_in"], statuses) == (60, [200, 200, 401, 200])
+
+
 async def test_a_grant_must_be_form_encoded() -> None:
     async with Simulator() as simulator:
         status, _ = await ask(simulator, GRANT, PASSWORD, token=None)

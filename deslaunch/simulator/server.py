@@ -52,6 +52,9 @@ class Simulator:
         script: a fault script's JSON, as the package's docstring tells; None for no faults.
         log: path of the JSONL file to which runs are appended (mode 0600), or None.
         tokens: access tokens that are good from the start, the first one first.
+        login: form fields that a password grant must hold with these values, such as
+            ``{"username": "night", "password": "…"}``; others may hold anything.
+        token_seconds: for which a token of the token endpoint is good, more than 0.
         host: address to listen on.
         port: 0 for any free one.
         ssl: server-side TLS context, or None for plain HTTP.
@@ -73,6 +76,8 @@ class Simulator:
         script: Mapping[str, Any] | None = None,
         log: str | os.PathLike[str] | None = None,
         tokens: Iterable[str] = ("t",),
+        login: Mapping[str, str] | None = None,
+        token_seconds: float = 28_800,
         host: str = "127.0.0.1",
         port: int = 0,
         ssl: tls.SSLContext | None = None,
@@ -84,9 +89,16 @@ class Simulator:
         self.in_flight = 0
         self.peak = 0
         self._script = read_script({} if script is None else script)
-        self._tokens = Tokens(tokens, self._script)
+        self._tokens = Tokens(tokens, self._script, seconds=token_seconds, clock=clock)
         self._log = RunLog(log)
-        self._des = Des(jobs, self._tokens, self._log, finish_after=finish_after, clock=clock)
+        self._des = Des(
+            jobs,
+            self._tokens,
+            self._log,
+            login=login or {},
+            finish_after=finish_after,
+            clock=clock,
+        )
         self._host = host
         self._port = port
         self._ssl = ssl

@@ -22,11 +22,18 @@ if TYPE_CHECKING:
     from deslaunch.simulator.tokens import Tokens
 
 _PASSWORD_FIELDS: Final = ("client_id", "client_secret", "org_id", "username", "password")
-_TOKEN_SECONDS: Final = 28800
 
 
 class Des:
     """The four endpoints.
+
+    Args:
+        jobs: a jobs file's JSON.
+        tokens: who may call.
+        log: where runs are kept.
+        login: what a password grant must say; what it does not name may be anything.
+        finish_after: seconds from a run's start to its end.
+        clock: Unix time in seconds.
 
     Attributes:
         svc: base URL that a token's answer names; set once the simulator listens.
@@ -38,10 +45,12 @@ class Des:
         tokens: Tokens,
         log: RunLog,
         *,
+        login: Mapping[str, str],
         finish_after: float,
         clock: Callable[[], float],
     ) -> None:
         self.svc = ""
+        self._login = login
         self._jobs = read_jobs(jobs)
         self._jobs_answer = Answer.json(200, public_jobs(jobs))
         self._tokens = tokens
@@ -144,9 +153,20 @@ class Des:
         if not {"des", "offline_access"} <= set(form.get("scope", "").split()):
             raise _oauth_error("invalid_scope")
 
+        self._check_login(form)
         return self._token_answer(form["org_id"])
 
+    def _check_login(self, form: Mapping[str, str]) -> None:
+        wrong = {name for name, value in self._login.items() if form.get(name, value) != value}
+
+        if wrong & {"client_id", "client_secret"}:
+            raise Refused(401, "invalid_client", key="error")
+
+        if wrong:
+            raise _oauth_error("invalid_grant")
+
     def _grant_refresh(self, form: Mapping[str, str]) -> Answer:
+        self._check_login(form)
         org_id = self._tokens.spend_refresh(form.get("refresh_token", ""))
 
         if org_id is None:
@@ -158,7 +178,7 @@ class Des:
         granted = {
             "token_type": "Bearer",
             "access_token": self._tokens.issue(),
-            "expires_in": _TOKEN_SECONDS,
+            "expires_in": self._tokens.seconds,
             "refresh_token": self._tokens.issue_refresh(org_id),
             "svc": self.svc,
             "org_id": org_id,

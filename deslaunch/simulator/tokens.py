@@ -9,16 +9,33 @@ from typing import TYPE_CHECKING
 from deslaunch.simulator.errors import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from deslaunch.simulator.faults import Script
     from deslaunch.simulator.http import Request
 
 
 class Tokens:
-    """Access tokens, each with the number of starts left to it, and refresh tokens."""
+    """Access tokens, each with the number of starts left to it, and refresh tokens.
 
-    def __init__(self, accepted: Iterable[str], script: Script) -> None:
+    Args:
+        accepted: tokens that are good from the start, and don't expire by time.
+        script: after how many starts a token expires.
+        seconds: for which an issued token is good.
+        clock: Unix time in seconds.
+    """
+
+    def __init__(
+        self,
+        accepted: Iterable[str],
+        script: Script,
+        *,
+        seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.seconds = seconds
+        self._clock = clock
+        self._ends: dict[str, float] = {}
         self._budget = math.inf if script.expire_after is None else script.expire_after
         self._every = script.expire_all
         self._left: dict[str, float] = {}
@@ -38,6 +55,7 @@ class Tokens:
         """Return a new access token."""
         token = secrets.token_urlsafe(24)
         self.add(token)
+        self._ends[token] = self._clock() + self.seconds
         return token
 
     def revoke(self, token: str) -> None:
@@ -52,10 +70,13 @@ class Tokens:
         """
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
 
-        if scheme.lower() != "bearer" or self._left.get(token, 0) <= 0:
+        if scheme.lower() != "bearer" or not self._is_good(token):
             raise Refused(401, "the token is missing or invalid")
 
         return token
+
+    def _is_good(self, token: str) -> bool:
+        return self._left.get(token, 0) > 0 and self._clock() < self._ends.get(token, math.inf)
 
     def spend(self, token: str) -> None:
         """Count one start against an access token."""
