@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         TokenRenewed,
         TypedValue,
     )
+    from deslaunch.oauth import OAuthToken
     from deslaunch.resolution import resolve
     from deslaunch.results import Results, UnknownRow, unknown_rows
     from deslaunch.session import Interrupt
@@ -135,6 +136,7 @@ _HOMES = {
         "TokenRenewed",
         "TypedValue",
     ),
+    "oauth": ("OAuthToken",),
     "resolution": ("resolve",),
     "results": ("Results", "UnknownRow", "unknown_rows"),
     "session": ("Interrupt",),
@@ -190,6 +192,7 @@ __all__ = [
     "Misconfigured",
     "NotSent",
     "Noted",
+    "OAuthToken",
     "Outcome",
     "OutcomeUnknown",
     "QueryFailed",

@@ -142,7 +142,7 @@ async def open_batch(
 
         settings = settings_of(journal.replay.header, options) if exists else Settings(**options)
         clients = by_target(des, settings)
-        check_origins(journal.replay.session, clients, settings)
+        await check_origins(journal.replay.session, clients, settings)
         catalog = await load_catalog(clients, settings, schema, cache)
 
         if not exists:

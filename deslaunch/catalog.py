@@ -7,11 +7,19 @@ is called invalid, or a job unknown, :meth:`Catalog.refresh` asks DES anew.
 from __future__ import annotations
 
 import asyncio
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
-from deslaunch.errors import CredentialsRefused, DesError, QueryFailed, Rejected, SchemaError
-from deslaunch.model import counted
+from deslaunch.errors import (
+    CredentialsRefused,
+    DesError,
+    DeslaunchError,
+    QueryFailed,
+    Rejected,
+    SchemaError,
+)
+from deslaunch.model import DEFAULT_TARGET, counted
 from deslaunch.schema import Schemas
 
 if TYPE_CHECKING:
@@ -28,8 +36,8 @@ class JobQuery(Protocol):
     """The part of a client that the catalog needs."""
 
     @property
-    def base_url(self) -> str:
-        """The target's base URL."""
+    def home(self) -> str:
+        """What stays the same of the target: its base URL, or its organisation."""
         ...
 
     async def query_jobs(self) -> list[Job]:
@@ -58,6 +66,7 @@ class Catalog:
     Attributes:
         targets: what rows may name.
         schemas: what was loaded so far.
+        loaded: the targets whose jobs were loaded.
         warnings: what a person should know of how it was loaded.
     """
 
@@ -73,6 +82,7 @@ class Catalog:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.schemas = Schemas()
+        self.loaded: set[str] = set()
         self.warnings: list[str] = []
         self.targets = frozenset(clients) | frozenset(targets)
         self._clients = clients
@@ -82,14 +92,13 @@ class Catalog:
         self._offline = offline
         self._now = now
         self._cached: dict[str, CachedJobs] = {}
-        self._loaded: set[str] = set()
 
     def __repr__(self) -> str:
-        return f"<Catalog loaded={sorted(self._loaded)} cached={sorted(self._cached)}>"
+        return f"<Catalog loaded={sorted(self.loaded)} cached={sorted(self._cached)}>"
 
     def needs(self, target: str) -> bool:
         """Tell whether a target that rows may name was not loaded yet."""
-        return target in self.targets - self._loaded
+        return target in self.targets - self.loaded
 
     async def load(self, targets: Iterable[str]) -> None:
         """Load the jobs of targets that rows name; known ones cost nothing.
@@ -103,9 +112,10 @@ class Catalog:
             if self._schema_file is not None:
                 self.schemas.put(target, self._schema_file)
             elif not await self._load_cached(target):
-                await self._fetch_or_make_do(target)
+                with _named(target):
+                    await self._fetch_or_make_do(target)
 
-            self._loaded.add(target)
+            self.loaded.add(target)
 
     async def refresh(self) -> bool:
         """Ask DES for all jobs that came from the cache.
@@ -121,7 +131,8 @@ class Catalog:
         changed: frozenset[str] = frozenset()
 
         for target in list(self._cached):
-            changed |= await self._fetch(target)
+            with _named(target):
+                changed |= await self._fetch(target)
 
         return bool(changed)
 
@@ -172,7 +183,7 @@ class Catalog:
         if self._cache is None:
             return None
 
-        return await asyncio.to_thread(self._cache.load, target, self._clients[target].base_url)
+        return await asyncio.to_thread(self._cache.load, target, self._clients[target].home)
 
     def _use(self, target: str, cached: CachedJobs) -> None:
         self._cached[target] = cached
@@ -185,10 +196,22 @@ class Catalog:
 
         if self._cache is not None:
             store = self._cache.store
-            warning = await asyncio.to_thread(store, target, client.base_url, jobs, self._now())
+            warning = await asyncio.to_thread(store, target, client.home, jobs, self._now())
             self.warnings += [warning] if warning else []
 
         return self.schemas.put(target, jobs)
+
+
+@contextmanager
+def _named(target: str) -> Iterator[None]:
+    """Say in an error which target it is of, where there may be others."""
+    try:
+        yield
+    except DeslaunchError as exc:
+        if target != DEFAULT_TARGET:
+            exc.locate(f"target {target}")
+
+        raise
 
 
 def _said_age(age: timedelta) -> str:

@@ -42,7 +42,7 @@ from deslaunch.errors import (
     Unauthorized,
 )
 from deslaunch.model import Auto, Evidence, TypedValue
-from deslaunch.tokens import StaticToken, TokenKeeper
+from deslaunch.tokens import OrganisationTokens, StaticToken, TokenKeeper
 from deslaunch.transport import EVIDENCE, Connector, Request
 from deslaunch.urls import parsed, safe_url
 
@@ -167,9 +167,9 @@ _UNSENT: Final = (
     ),
     _Fault(aiohttp.ClientConnectorDNSError, NotSent, "the host's name can't be looked up"),
     _Fault(aiohttp.ClientProxyConnectionError, NotSent, "the proxy can't be connected to"),
-    _Fault(aiohttp.ClientHttpProxyError, NotSent, "the proxy refused to connect to DES"),
+    _Fault(aiohttp.ClientHttpProxyError, NotSent, "the proxy refused to connect"),
     _Fault(TimeoutError, NotSent, "no connection was made in time"),
-    _Fault(aiohttp.ClientConnectorError, NotSent, "DES can't be connected to"),
+    _Fault(aiohttp.ClientConnectorError, NotSent, "no connection can be made"),
     _Fault(Exception, NotSent, "nothing was sent"),
 )
 
@@ -190,14 +190,17 @@ class DesClient:
 
     Args:
         base_url: ``https://…``, with a path where DES lives below one. ``http://`` only for
-            loopback addresses.
+            loopback addresses. None where each token tells it: requests then go where the token
+            in use says, and move when it does.
         token: where tokens come from, or the token itself.
         timeout: seconds for one request in all, more than 0.
         connect_timeout: seconds to resolve, connect and shake hands, more than 0.
         allow_http: also allow ``http://`` for other hosts, where anyone on the way can read
             the token.
         ssl: TLS settings, a private CA's for example; default: the system's CAs.
-        proxy: ``http://[user:password@]host:port``. The environment's proxies are not used.
+        proxy: ``http://[user:password@]host:port``, or a function that gives it for a base URL.
+            The environment's proxies are not used.
+        concurrency: starts in flight at most, at least 1; None for as many as a launch has.
         now: the time, with a time zone, from which a Retry-After date is counted where the
             answer has no Date of its own.
 
@@ -208,37 +211,69 @@ class DesClient:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | None,
         *,
         token: TokenSource | str,
         timeout: float = 60,
         connect_timeout: float = 10,
         allow_http: bool = False,
         ssl: ssl_module.SSLContext | None = None,
-        proxy: str | None = None,
+        proxy: str | Callable[[str], str | None] | None = None,
+        concurrency: int | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self._base = safe_url(base_url, allow_http=allow_http)
-        self._urls = {call.path: self._base / call.path for call in _CALLS}
+        source = StaticToken(token) if isinstance(token, str) else token
+        self.org_id = source.org_id if isinstance(source, OrganisationTokens) else None
+        self.concurrency = concurrency
         self._timeout = _seconds("timeout", timeout)
         self._connect_timeout = _seconds("connect_timeout", connect_timeout)
         self._deadlines = Deadlines(self._timeout)
         self._ssl = ssl
-        self._proxy, self._proxy_headers = _proxy(proxy)
         self._now = now
-        self._tokens = TokenKeeper(StaticToken(token) if isinstance(token, str) else token)
+        self._tokens = TokenKeeper(source)
+        self._allow_http = allow_http
+        self._choose_proxy = proxy if callable(proxy) else lambda _: proxy
+        self._proxy, self._proxy_headers = split_proxy(None if callable(proxy) else proxy)
+        self._follows = base_url is None
+        self._base: URL | None = None
+        self._urls: dict[str, URL] = {}
         self._headers: CIMultiDict[str] = CIMultiDict()
         self._authorized = 0  # the token's generation in these headers
         self._session: aiohttp.ClientSession | None = None
 
+        if base_url is not None:
+            self._go_to(base_url)
+        elif self.org_id is None:
+            raise ConfigurationError(
+                "there is no base URL, and the tokens tell none",
+                hint="pass the base URL; only OAuthToken finds it by itself",
+            )
+
     def __repr__(self) -> str:
         state = "closed" if self._session is None else "open"
-        return f"<DesClient {self.base_url} {state}>"
+        return f"<DesClient {self.base_url or self.home} {state}>"
 
     @property
-    def base_url(self) -> str:
-        """The base URL, without a trailing slash."""
-        return str(self._base).rstrip("/")
+    def base_url(self) -> str | None:
+        """The base URL, without a trailing slash; None while no token has told it."""
+        return None if self._base is None else str(self._base).rstrip("/")
+
+    @property
+    def home(self) -> str:
+        """What stays the same of this DES: its base URL, or the organisation that may move."""
+        return f"organisation {self.org_id}" if self._follows else self.base_url or ""
+
+    async def locate(self) -> str:
+        """Return the base URL; where none is known yet, a token is fetched that tells it.
+
+        Raises:
+            CredentialsRefused: there is no token.
+            NotSent: there may be one later; ``Misconfigured`` where it tells no usable base URL.
+        """
+        if self._follows:
+            self._headers_of(*await self._tokens.current())
+
+        return self.base_url or ""
 
     @property
     def timeout(self) -> float:
@@ -257,7 +292,6 @@ class DesClient:
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
             trust_env=False,
-            proxy=self._proxy,
         )
         return self
 
@@ -299,6 +333,7 @@ class DesClient:
 
         Raises:
             CredentialsRefused: there is no newer token.
+            NotSent: the token's source could not be reached; the next request asks it again.
         """
         await self._tokens.renew(refused.generation)
 
@@ -434,6 +469,7 @@ class DesClient:
                     data=body,
                     headers=headers,
                     allow_redirects=False,
+                    proxy=self._proxy,
                     proxy_headers=self._proxy_headers,
                 )
 
@@ -455,23 +491,50 @@ class DesClient:
     def _headers_of(self, token: Token, generation: int) -> CIMultiDict[str]:
         """Return what differs from one token to the next, built once for each."""
         if self._authorized != generation:
+            self._follow(token)
             self._headers = CIMultiDict(Authorization=f"Bearer {token.text}")
             self._authorized = generation
 
+            if self._proxy_headers is not None and self._base and self._base.scheme == "http":
+                self._headers.update(self._proxy_headers)
+
         return self._headers
 
+    def _follow(self, token: Token) -> None:
+        """Go where a token is good, unless the base URL was given.
+
+        Raises:
+            Misconfigured: the token tells no base URL that is fit to be sent to.
+        """
+        if not self._follows:
+            return
+
+        if token.svc is None:
+            raise Misconfigured(
+                f"the token of organisation {self.org_id} tells no base URL",
+                hint="set the target's base URL",
+            )
+
+        try:
+            self._go_to(token.svc)
+        except ConfigurationError as exc:
+            raise Misconfigured(
+                f"the token of organisation {self.org_id} tells where DES is, and {exc}",
+                hint="ask who runs the auth server, or set the target's base URL",
+            ) from exc
+
+    def _go_to(self, base_url: str) -> None:
+        self._base = safe_url(base_url, allow_http=self._allow_http)
+        self._urls = {call.path: self._base / call.path for call in _CALLS}
+        self._proxy, self._proxy_headers = split_proxy(self._choose_proxy(self.base_url or ""))
+
     def _fixed_headers(self) -> dict[str, str]:
-        headers = {
+        return {
             "Accept": "application/json",
             "Accept-Encoding": "identity",  # a small gzip can unpack to more than memory holds
             "Content-Type": "application/json",
             "User-Agent": f"deslaunch/{VERSION}",
         }
-
-        if self._proxy_headers is not None and self._base.scheme == "http":
-            headers |= self._proxy_headers
-
-        return headers
 
     def _translated(self, call: _Call, exc: Exception, *, sent: bool) -> DesError:
         """Return what a failed exchange means."""
@@ -480,9 +543,8 @@ class DesClient:
             text = f"the request was sent to {self.base_url}, and {text}"
             return call.lost(text, hint=_HINTS.get(call.lost, ""))
 
-        within = getattr(exc, "os_error", None)
-        fault = next(f for f in _UNSENT if isinstance(exc, f.kind) or isinstance(within, f.kind))
-        text = f"{self.base_url}: {fault.text}{_detail(exc)}"
+        fault = fault_of(exc)
+        text = f"{self.base_url}: {fault.text}{detail_of(exc)}"
         return fault.verdict(text, hint=_HINTS[fault.verdict])
 
     def _cause(self, exc: BaseException | None) -> BaseException | None:
@@ -538,7 +600,13 @@ class DesClient:
         return self._tokens.scrub(text)[: wire.ANSWER_LIMIT]
 
 
-def _detail(exc: Exception) -> str:
+def fault_of(exc: Exception) -> _Fault:
+    """Return what it means that aiohttp raised ``exc`` before anything was sent."""
+    within = getattr(exc, "os_error", None)
+    return next(f for f in _UNSENT if isinstance(exc, f.kind) or isinstance(within, f.kind))
+
+
+def detail_of(exc: Exception) -> str:
     """Return what the system, or the proxy, said of a connection that was not made."""
     if isinstance(exc, aiohttp.ClientHttpProxyError):
         return f" ({exc.message})"
@@ -629,7 +697,7 @@ def _seconds(name: str, value: float) -> float:
     return value
 
 
-def _proxy(text: str | None) -> tuple[URL | None, dict[str, str] | None]:
+def split_proxy(text: str | None) -> tuple[URL | None, dict[str, str] | None]:
     """Return a proxy's URL without credentials, and the header that carries them.
 
     aiohttp would take both in the URL, and quote it in its errors.

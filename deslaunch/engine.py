@@ -90,6 +90,7 @@ class Starter(Protocol):
 
         Raises:
             CredentialsRefused: no newer token could be had.
+            NotSent: one may be had later.
         """
         ...
 
@@ -173,6 +174,7 @@ class EngineSettings:
 
     Attributes:
         slots: starts in flight at most, at least 1.
+        slots_of: the same of single targets, where they get fewer.
         rate: starts a second at most, above 0; None for no limit.
         retry: the rules for 5XX answers.
         give_up_after: seconds that a target may stay paused, above 0.
@@ -181,6 +183,7 @@ class EngineSettings:
     """
 
     slots: int = 16
+    slots_of: Mapping[str, int] = field(default_factory=dict)
     rate: float | None = None
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     give_up_after: float = 900.0
@@ -529,6 +532,8 @@ class Engine:
             await self._starters[throttle.target].renew(refused)
         except CredentialsRefused as exc:
             self._stop(throttle.stop(StopReason.CREDENTIALS, str(exc)))
+        except NotSent:
+            pass  # the row's next try meets it again, and pauses the target
         except Exception as exc:  # noqa: BLE001  # a fault of the starter ends the session
             self._fail(exc)
         else:
@@ -805,9 +810,10 @@ class Engine:
             self.drain()
 
     def _throttle(self, target: str) -> Throttle:
+        most = self._settings.slots
         return Throttle(
             target,
-            slots=self._settings.slots,
+            slots=min(most, self._settings.slots_of.get(target, most)),
             waits=partial(target_waits, self._settings.retry.max_wait, self._rng),
             give_up_after=self._settings.give_up_after,
         )

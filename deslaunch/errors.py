@@ -62,6 +62,10 @@ class DeslaunchError(Exception):
             self.hint = hint
             self.add_note(hint)
 
+    def locate(self, place: str) -> None:
+        """Say, in front of the message, where it happened."""
+        self.args = (f"{place}: {self}",)
+
 
 class ConfigurationError(DeslaunchError):
     """A setting is missing, malformed or contradicts another. Nothing was sent."""

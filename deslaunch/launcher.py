@@ -30,7 +30,14 @@ from deslaunch.model import Noted, counted
 from deslaunch.reconcile import Reconciliation
 from deslaunch.session import Interrupt, Session, header, held, keep, session_record
 from deslaunch.sources import ManifestSource
-from deslaunch.terms import by_target, check_origins, load_catalog, manifest_options, settings_of
+from deslaunch.terms import (
+    by_target,
+    check_origins,
+    in_use,
+    load_catalog,
+    manifest_options,
+    settings_of,
+)
 from deslaunch.validation import make_intake, validate
 
 if TYPE_CHECKING:
@@ -259,11 +266,12 @@ async def _begin(ledger_path: Path, path: Path, task: _Task) -> Summary:
     file = Manifest(path, manifest_options(settings))
     catalog = await load_catalog(clients, settings, task.schema, task.cache)
     valid = await _validated(file, catalog, settings, task.interrupt)
+    named = await in_use(clients, catalog)
 
     async with held(Ledger.create(ledger_path, disk=task.disk)) as journal:
         manifest_said = await asyncio.to_thread(_said_of, path, valid.fingerprint)
         keep(journal, header(settings, manifest_said, file.format))
-        keep(journal, session_record(settings, manifest_said, clients))
+        keep(journal, session_record(settings, manifest_said, named))
         _tell(catalog, valid, task.on_event)
         session = Session(journal, clients, settings, task.on_event, task.interrupt)
         return await session.run(_second_reading(file, valid, catalog, settings, session))
@@ -274,7 +282,7 @@ async def _resume(ledger_path: Path, manifest: Path | None, task: _Task) -> Summ
         replay = journal.replay
         settings = settings_of(replay.header, task.options)
         clients = by_target(task.des, settings)
-        check_origins(replay.session, clients, settings)
+        await check_origins(replay.session, clients, settings)
         path = manifest or _recorded_manifest(journal)
         file = Manifest(path, manifest_options(settings))
         catalog = await load_catalog(clients, settings, task.schema, task.cache)
@@ -297,12 +305,14 @@ async def _resume(ledger_path: Path, manifest: Path | None, task: _Task) -> Summ
         reconciliation = reconciliations[-1]
         reconciliation.check(accept_new_rows=settings.accept_new_rows)
 
+        named = await in_use(clients, catalog)
+
         # Ahead of the session's record: a kill between them must not make the manifest look
         # as if it had been held against the ledger.
         for key, in_manifest in list(reconciliation.memberships()):
             keep(journal, records.membership(key, in_manifest=in_manifest))
 
-        keep(journal, session_record(settings, manifest_said, clients))
+        keep(journal, session_record(settings, manifest_said, named))
         _tell(catalog, valid, task.on_event)
         session = Session(journal, clients, settings, task.on_event, task.interrupt)
         return await session.run(_second_reading(file, valid, catalog, settings, session))

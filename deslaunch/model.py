@@ -147,6 +147,25 @@ class StartedRun(NamedTuple):
     job_run_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The auth server's answer to a grant; its repr shows no token.
+
+    Attributes:
+        access_token: the bearer token.
+        refresh_token: buys the next one, once; or None.
+        expires_in: seconds that the access token is good for, above 0, or None.
+        svc: base URL of the organisation's DES, or None.
+        org_id: the organisation, or None.
+    """
+
+    access_token: str = field(repr=False)
+    refresh_token: str | None = field(default=None, repr=False)
+    expires_in: float | None = None
+    svc: str | None = None
+    org_id: str | None = None
+
+
 class Evidence:
     """What one attempt is known to have done; told by the client, asked after a cancellation.
 

@@ -137,7 +137,8 @@ def session_record(
         host=socket.gethostname(),
         manifest=manifest,
         targets={
-            name: {"baseUrl": client.base_url, "orgId": None} for name, client in clients.items()
+            name: {"baseUrl": client.base_url, "orgId": client.org_id}
+            for name, client in clients.items()
         },
         options={"timeout": _longest_timeout(clients), **settings.tuning()},
     )
@@ -255,6 +256,11 @@ class Session:
         settings = self._settings
         return EngineSettings(
             slots=settings.concurrency,
+            slots_of={
+                name: client.concurrency
+                for name, client in self._clients.items()
+                if client.concurrency is not None
+            },
             rate=settings.rate,
             retry=RetryPolicy(
                 max_attempts=settings.max_attempts,

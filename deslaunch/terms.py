@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 from deslaunch.catalog import Catalog
 from deslaunch.client import DesClient
 from deslaunch.config import LaunchOptions, Settings
-from deslaunch.errors import ConfigurationError
+from deslaunch.errors import ConfigurationError, CredentialsRefused, NotSent
 from deslaunch.manifest import ManifestOptions
 from deslaunch.model import DEFAULT_TARGET
 from deslaunch.schema_cache import SchemaCache, default_directory, read_schema_file
@@ -108,26 +109,66 @@ def settings_of(header: Mapping[str, Any], options: LaunchOptions) -> Settings:
     return replace(Settings(**options), **begun)
 
 
-def check_origins(
+async def check_origins(
     session: Mapping[str, Any] | None, clients: Mapping[str, DesClient], settings: Settings
 ) -> None:
     """Refuse to send the rest of a batch to another DES than before, unless that is wanted.
 
+    An organisation may move: there, ``svc`` is where its token says.
+
+    Args:
+        session: the last session's record, or None.
+        clients: by target.
+        settings: whether another origin is wanted.
+
     Raises:
-        ConfigurationError: a target's origin is not that of the last session.
+        ConfigurationError: a target's organisation or origin is not that of the last session.
+        CredentialsRefused: a target's origin can't be found out, as there is no token.
+        NotSent: the same, as the auth server can't be reached.
     """
-    if session is None or settings.allow_new_origin:
-        return
-
     for name, client in clients.items():
-        known = session["targets"].get(name, {}).get("baseUrl")
+        known = session["targets"].get(name, {}) if session is not None else {}
 
-        if known is not None and _origin(known) != _origin(client.base_url):
-            raise ConfigurationError(
-                f"target {name} was at {known} in the last session, and is at "
-                f"{client.base_url} now: its jobs may not be the same",
-                hint=f"if it moved, pass --base-url {client.base_url}",
-            )
+        if client.org_id is not None and known.get("orgId") is not None:
+            _check_organisation(name, known["orgId"], client.org_id)
+        elif known.get("baseUrl") is not None and not settings.allow_new_origin:
+            _check_origin(name, known["baseUrl"], await client.locate())
+
+
+def _check_organisation(target: str, known: str, now: str) -> None:
+    if known != now:
+        raise ConfigurationError(
+            f"target {target} was organisation {known} in the last session, and is {now} now",
+            hint="give the target its organisation back, or begin a new batch",
+        )
+
+
+def _check_origin(target: str, known: str, now: str) -> None:
+    if _origin(known) != _origin(now):
+        raise ConfigurationError(
+            f"target {target} was at {known} in the last session, and is at {now} now: "
+            "its jobs may not be the same",
+            hint=f"if it moved, pass --base-url {now}",
+        )
+
+
+async def in_use(clients: Mapping[str, DesClient], catalog: Catalog) -> Mapping[str, DesClient]:
+    """Return the clients of the targets that rows name, told where their DES is.
+
+    One that can't find that out is no hindrance to the others: it stops when it is sent to.
+    """
+    named = {name: client for name, client in clients.items() if name in catalog.loaded}
+
+    async with asyncio.TaskGroup() as group:
+        for client in named.values():
+            group.create_task(_located(client))
+
+    return named or clients
+
+
+async def _located(client: DesClient) -> None:
+    with suppress(CredentialsRefused, NotSent):
+        await client.locate()
 
 
 def _origin(url: str) -> tuple[str, str]:

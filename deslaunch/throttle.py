@@ -257,10 +257,10 @@ class Throttle:
         return self._given_up(error, seconds, now) or Pause(seconds, str(error))
 
     def _seconds(self, error: DesError) -> float:
-        """Return the pause's length: what DES asked for, never shortened, or the next wait."""
+        """Return the pause's length: what was asked for, never shortened, or the next wait."""
         jittered = next(self._waits)
 
-        if isinstance(error, Throttled) and error.retry_after is not None:
+        if error.retry_after is not None:
             return error.retry_after + min(1.0, jittered)
 
         return jittered

@@ -8,20 +8,22 @@ exception, and :meth:`TokenKeeper.scrub` cuts it out of what others say.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import re
 import signal
+import time
 from asyncio.subprocess import DEVNULL, PIPE, create_subprocess_exec
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
-from deslaunch.errors import ConfigurationError, CredentialsRefused, DeslaunchError
+from deslaunch.errors import ConfigurationError, CredentialsRefused, DeslaunchError, NotSent
 
 if TYPE_CHECKING:
     from asyncio.subprocess import Process
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 SCRUBBED: Final = "[token]"
 """What stands where a token was cut out."""
@@ -30,6 +32,8 @@ _VISIBLE: Final = re.compile(r"[!-~]+")
 _SECRET_LIKE: Final = re.compile(r"\S{20,}")
 _SHORTEST_CUT: Final = 8
 _LINE_LIMIT: Final = 200
+_RENEW_AHEAD: Final = 60.0
+"""Seconds before its end at which a token is renewed, but never in the first half of its life."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,8 @@ class Token:
 
     Attributes:
         text: visible ASCII, at least one character; surrounding white space was stripped.
+        svc: base URL of the DES that takes it, where the source tells.
+        expires_in: seconds that it is good for from now, above 0, where the source tells.
 
     Raises:
         CredentialsRefused: the text is empty, or holds a blank, a line break or another
@@ -45,6 +51,8 @@ class Token:
     """
 
     text: str = field(repr=False)
+    svc: str | None = None
+    expires_in: float | None = None
 
     def __post_init__(self) -> None:
         stripped = self.text.strip()
@@ -65,7 +73,22 @@ class TokenSource(Protocol):
     """Anything that can fetch the token which is valid now."""
 
     async def fetch(self) -> Token | str:
-        """Return the current token; called again after DES refused the one before."""
+        """Return the current token; called again after DES refused the one before.
+
+        Raises:
+            CredentialsRefused: there is none.
+            NotSent: there may be one later.
+        """
+        ...
+
+
+@runtime_checkable
+class OrganisationTokens(TokenSource, Protocol):
+    """A source of one organisation's tokens, each of which names its DES in ``svc``."""
+
+    @property
+    def org_id(self) -> str:
+        """The organisation."""
         ...
 
 
@@ -248,18 +271,24 @@ class TokenKeeper:
     remembers the generation it was sent with, so that a late 401 for an old token costs no
     second renewal.
 
+    A token whose source tells how long it lasts is renewed a minute ahead of its end, so that
+    DES need not refuse it first. Where that fails, it stays in use until DES does.
+
     Args:
         source: where tokens come from.
+        clock: seconds of a clock that only goes forward.
     """
 
-    def __init__(self, source: TokenSource) -> None:
+    def __init__(self, source: TokenSource, clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source
+        self._clock = clock
         self._lock = asyncio.Lock()
         self._token: Token | None = None
         self._generation = 0
+        self._renew_at = math.inf
         self._seen: dict[str, re.Pattern[str]] = {}
         self._failures = 0
-        self._failure: CredentialsRefused | None = None
+        self._failure: CredentialsRefused | NotSent | None = None
 
     def __repr__(self) -> str:
         return f"<TokenKeeper of {type(self._source).__name__}, generation {self._generation}>"
@@ -269,9 +298,12 @@ class TokenKeeper:
 
         Raises:
             CredentialsRefused: the source failed.
+            NotSent: the source could not be reached.
         """
         if self._token is None:
-            await self.renew(0)
+            await self.renew(self._generation)
+        elif self._clock() >= self._renew_at:
+            await self._renew_ahead()
 
         assert self._token is not None
         return self._token, self._generation
@@ -284,16 +316,31 @@ class TokenKeeper:
 
         Raises:
             CredentialsRefused: the source failed, or has no token but refused ones.
+            NotSent: the source could not be reached; :meth:`current` asks it again.
         """
+        try:
+            await self._renew(refused_generation)
+        except NotSent:
+            if self._generation == refused_generation:
+                self._token = None  # refused once, it is not to be sent again
+
+            raise
+
+    async def _renew_ahead(self) -> None:
+        try:
+            await self._renew(self._generation)
+        except (CredentialsRefused, NotSent):
+            self._renew_at = math.inf
+
+    async def _renew(self, generation: int) -> None:
         failures = self._failures
 
         async with self._lock:
-            if self._generation != refused_generation:
+            if self._generation != generation:
                 return
 
             if self._failure is not None and self._failures != failures:
-                failure = self._failure
-                raise CredentialsRefused(str(failure), hint=failure.hint) from failure
+                raise _same(self._failure) from self._failure
 
             await self._replace()
 
@@ -311,7 +358,7 @@ class TokenKeeper:
     async def _replace(self) -> None:
         try:
             token = await self._fetch()
-        except CredentialsRefused as exc:
+        except (CredentialsRefused, NotSent) as exc:
             self._failure = exc
             self._failures += 1
             raise
@@ -319,12 +366,13 @@ class TokenKeeper:
         self._seen[token.text] = _spellings(token.text)
         self._token = token
         self._generation += 1
+        self._renew_at = self._clock() + _until_renewal(token)
 
     async def _fetch(self) -> Token:
         try:
             fetched = await self._source.fetch()
             token = fetched if isinstance(fetched, Token) else Token(fetched)
-        except CredentialsRefused:
+        except (CredentialsRefused, NotSent):
             raise
         except DeslaunchError as exc:
             raise CredentialsRefused(str(exc), hint=exc.hint) from exc
@@ -339,6 +387,23 @@ class TokenKeeper:
             )
 
         return token
+
+
+def _same(failure: CredentialsRefused | NotSent) -> CredentialsRefused | NotSent:
+    """Return the failure anew, for another who waited for the same renewal."""
+    if isinstance(failure, NotSent):
+        after = failure.retry_after
+        return type(failure)(str(failure), hint=failure.hint, retry_after=after)
+
+    return CredentialsRefused(str(failure), hint=failure.hint)
+
+
+def _until_renewal(token: Token) -> float:
+    """Return the seconds after which a new token is renewed ahead of its end."""
+    if token.expires_in is None:
+        return math.inf
+
+    return max(token.expires_in / 2, token.expires_in - _RENEW_AHEAD)
 
 
 def _spellings(token: str) -> re.Pattern[str]:

@@ -12,11 +12,12 @@ import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
 
 import orjson
 
 from deslaunch.errors import SchemaError
-from deslaunch.model import AUTO, Job, JobParameter, RunStatus, StartedRun
+from deslaunch.model import AUTO, Grant, Job, JobParameter, RunStatus, StartedRun
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,6 +28,12 @@ START_JOB: Final = "api/v1/startjob"
 QUERY_RUN_STATUS: Final = "api/v1/queryrunstatus"
 QUERY_JOBS: Final = "api/v1/queryjobs"  # ASSUMED: path and method
 QUERY_JOBS_BODY: Final = b"{}"  # ASSUMED
+
+AUTH_URL: Final = "https://auth.powerepos.cloud"
+"""The public auth server."""
+
+GRANT: Final = "authorisation/token"
+_SCOPE: Final = "des offline_access"
 
 STRING: Final = 1  # ASSUMED: the vendor's example shows 2, 3 and 4 only
 INTEGER: Final = 2
@@ -61,6 +68,17 @@ _DESCRIPTION: Final = ("description",)
 
 ANSWER_LIMIT: Final = 4096
 """Characters of an answer that are kept."""
+
+_REFUSALS: Final = frozenset(
+    {
+        "invalid_client",
+        "invalid_grant",
+        "invalid_request",
+        "invalid_scope",
+        "unauthorized_client",
+        "unsupported_grant_type",
+    }
+)
 
 _RETRY_AFTER_LIMIT: Final = 1e9  # seconds: 31 years, and no infinity from 400 digits
 
@@ -97,6 +115,74 @@ def start_job_body(job_id: str, parameters: Mapping[str, Any]) -> bytes:
 def run_status_body(job_run_id: str) -> bytes:
     """Return the body that queryrunstatus takes. ASSUMED."""
     return orjson.dumps({"jobRunId": job_run_id})
+
+
+def password_grant(
+    *, client_id: str, client_secret: str, org_id: str, username: str, password: str
+) -> bytes:
+    """Return the form that buys a token for a password."""
+    return _form(
+        grant_type="password",
+        client_id=client_id,
+        client_secret=client_secret,
+        org_id=org_id,
+        username=username,
+        password=password,
+        scope=_SCOPE,
+    )
+
+
+def refresh_grant(*, client_id: str, client_secret: str, refresh_token: str) -> bytes:
+    """Return the form that buys a token for a refresh token. ASSUMED: that it names the client."""
+    return _form(
+        grant_type="refresh_token",
+        client_id=client_id,
+        client_secret=client_secret,
+        refresh_token=refresh_token,
+    )
+
+
+def decode_grant(body: bytes) -> Grant | None:
+    """Read a token's answer; None where it is no JSON object with an ``access_token``.
+
+    Only that field must be there: a lifetime that is no positive number is none, and a text
+    that is no text is left out.
+    """
+    answer = _object_or_none(body) or {}
+    access_token = _whole_text(answer.get("access_token"))
+
+    if access_token is None:
+        return None
+
+    return Grant(
+        access_token=access_token,
+        refresh_token=_whole_text(answer.get("refresh_token")),
+        expires_in=_seconds_or_none(answer.get("expires_in")),
+        svc=_whole_text(answer.get("svc")),
+        org_id=_whole_text(answer.get("org_id")),
+    )
+
+
+def refusal_code(body: bytes) -> str:
+    """Return the error code of a refused grant, or ``""``.
+
+    Only the codes of RFC 6749 are let through: what else stands there may quote a secret.
+    """
+    code = (_object_or_none(body) or {}).get("error")
+    return code if isinstance(code, str) and code in _REFUSALS else ""
+
+
+def _seconds_or_none(value: Any) -> float | None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and value > 0 else None
+
+
+def _whole_text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _form(**fields: str) -> bytes:
+    return urlencode(fields).encode()
 
 
 def decode_started(body: bytes) -> StartedRun | None:

@@ -50,6 +50,7 @@ PURE = {
     "sieve",
     "states",
     "throttle",
+    "urls",
     "wire",
 }
 IMPURE_IMPORTS = {
@@ -129,7 +130,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = deslaunch.nonsense
 
 
-SPEAKERS = {"client", "tokens", "transport", "simulator"}
+SPEAKERS = {"client", "oauth", "tokens", "transport", "simulator"}
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class FakeDes:
     """Answers QueryJobs with the same jobs each time, or with the same error."""
 
     answer: list[Job] | DeslaunchError
-    base_url: str = URL
+    home: str = URL
     asked: int = 0
 
     async def query_jobs(self) -> list[Job]:

@@ -877,7 +877,7 @@ async def test_what_a_proxy_says_is_told() -> None:
     ):
         error, _ = await refused(client)
 
-    assert str(error) == "https://des.example: the proxy refused to connect to DES (Who are you)"
+    assert str(error) == "https://des.example: the proxy refused to connect (Who are you)"
 
 
 async def test_a_proxy_that_refuses_connections_sent_nothing() -> None:
