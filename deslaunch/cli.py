@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies_environment, proxy_bypass
 
 import click
+from click.core import ParameterSource
 
 from deslaunch._version import VERSION
 from deslaunch.errors import (
@@ -33,18 +34,19 @@ from deslaunch.errors import (
     LedgerWriteFailed,
     ManifestChanged,
 )
-from deslaunch.model import counted
+from deslaunch.model import DEFAULT_TARGET, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 
     from deslaunch.client import DesClient
-    from deslaunch.config import Credentials, LaunchOptions
+    from deslaunch.config import LaunchOptions, TargetSettings
     from deslaunch.console import Console
     from deslaunch.launcher import CheckReport
     from deslaunch.model import Event, Summary
     from deslaunch.session import Interrupt
-    from deslaunch.tokens import TokenSource
+    from deslaunch.targets import Connection
+    from deslaunch.terms import Clients
 
 EXIT_CODES: Final = """\b
 Exit codes:
@@ -125,7 +127,32 @@ _output = _options(
     _volume,
 )
 
+
+def _load_env_file(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+    """Set the variables of a file that are not set; before any option looks for its own."""
+    if path is not None:
+        from deslaunch.env_file import read_env_file  # noqa: PLC0415  # not needed for --help
+
+        for name, value in read_env_file(path).items():
+            os.environ.setdefault(name, value)
+
+    return path
+
+
 _connection = _options(
+    _tuning(
+        "--config",
+        type=_FILE,
+        help="TOML file of targets. Default: config.toml in your "
+        "configuration folder of deslaunch.",
+    ),
+    click.option(
+        "--env-file",
+        type=_FILE,
+        is_eager=True,
+        callback=_load_env_file,
+        help="Set the variables in this file (NAME=value) that are not set already.",
+    ),
     click.option(
         "--base-url", metavar="URL", help="DES's base URL. Default: the variable DES_BASE_URL."
     ),
@@ -252,7 +279,9 @@ def command_line() -> None:
     """Start thousands of DES job runs from one manifest, and know what became of every row.
 
     The base URL comes from DES_BASE_URL; the token from DES_TOKEN, DES_TOKEN_FILE or
-    DES_TOKEN_COMMAND, never from the command line.
+    DES_TOKEN_COMMAND, never from the command line. With DES_ORG_ID, DES_CLIENT_ID,
+    DES_CLIENT_SECRET, DES_USERNAME and DES_PASSWORD set instead, the auth server gives tokens
+    and tells the base URL. For many organisations, name targets in a file: see --config.
     """
 
 
@@ -271,14 +300,13 @@ def check(manifest: str, **given: Any) -> int:
     from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
 
     console = _console(given)
+    clients = _clients(given) if given["schema"] is None else None
 
     async def work(interrupt: Interrupt) -> int:
-        client = _client(given) if given["schema"] is None else None
-
         async with AsyncExitStack() as stack:
             report = await launcher.check(
                 path,
-                await stack.enter_async_context(client) if client else None,
+                await _opened(stack, clients) if clients is not None else None,
                 schema=given["schema"],
                 cache=_cache(),
                 interrupt=interrupt,
@@ -329,11 +357,11 @@ def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
         raise click.UsageError("a manifest from stdin needs --ledger PATH and --format")
 
     async def launch(
-        client: DesClient, interrupt: Interrupt, progress: Callable[[Event], None]
+        clients: Clients, interrupt: Interrupt, progress: Callable[[Event], None]
     ) -> Summary:
         return await launcher.launch(
             path,
-            client,
+            clients,
             ledger=ledger,
             resume=given["resume"],
             schema=given["schema"],
@@ -369,11 +397,11 @@ def resume(ledger: Path, manifest: Path | None, **given: Any) -> int:
     from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
 
     async def launch(
-        client: DesClient, interrupt: Interrupt, progress: Callable[[Event], None]
+        clients: Clients, interrupt: Interrupt, progress: Callable[[Event], None]
     ) -> Summary:
         return await launcher.resume(
             ledger,
-            client,
+            clients,
             manifest=manifest,
             schema=given["schema"],
             cache=_cache(),
@@ -387,18 +415,21 @@ def resume(ledger: Path, manifest: Path | None, **given: Any) -> int:
 
 def _launch(
     given: Mapping[str, Any],
-    launch: Callable[[DesClient, Interrupt, Callable[[Event], None]], Coroutine[Any, Any, Summary]],
+    launch: Callable[[Clients, Interrupt, Callable[[Event], None]], Coroutine[Any, Any, Summary]],
 ) -> int:
     """Launch with a progress line, and print the summary and the next command."""
     from deslaunch.console import Progress  # noqa: PLC0415  # not needed for --help
 
     console = _console(given)
+    clients = _clients(given, needs_token=True)
 
     async def work(interrupt: Interrupt) -> int:
-        async with _client(given, needs_token=True) as client:
+        async with AsyncExitStack() as stack:
+            await _opened(stack, clients)
+
             with Progress(console) as progress:
                 try:
-                    summary = await launch(client, interrupt, progress)
+                    summary = await launch(clients, interrupt, progress)
                 except LedgerWriteFailed as exc:
                     return _failed_ledger(console, exc, as_json=given["as_json"])
 
@@ -587,7 +618,8 @@ def _check_resolve(
         raise click.UsageError("--started takes one KEY: two rows never share a run")
 
 
-@_command("jobs", examples="  deslaunch jobs\n  deslaunch jobs --json > jobs.json")
+@_command("jobs", examples="  deslaunch jobs\n  deslaunch jobs --target acme --json > jobs.json")
+@click.option("--target", metavar="NAME", help="Whose jobs, where there are several targets.")
 @_options(_connection, _output)
 def jobs(**given: Any) -> int:
     """List the organisation's jobs and their JobRunParameters.
@@ -597,9 +629,10 @@ def jobs(**given: Any) -> int:
     from deslaunch import wire  # noqa: PLC0415  # not needed for --help
 
     console = _console(given)
+    client = _only(_clients(given, needs_token=True), given["target"])
 
     async def work(_: Interrupt) -> int:
-        async with _client(given, needs_token=True) as client:
+        async with client:
             found = await client.query_jobs()
 
         if given["as_json"]:
@@ -608,6 +641,48 @@ def jobs(**given: Any) -> int:
             console.jobs(found)
 
         return 0
+
+    return _run(work)
+
+
+def _only(clients: Clients, name: str | None) -> DesClient:
+    """Return the client that is asked for; the only one, or the default, where none is named."""
+    named = _named(clients, name)
+    chosen = next(iter(named)) if name is None and len(named) == 1 else name or DEFAULT_TARGET
+
+    if chosen not in named:
+        raise ConfigurationError(
+            f"there is no target {chosen}", hint=f"pass --target and one of {', '.join(named)}"
+        )
+
+    return named[chosen]
+
+
+@_command("targets", examples="  deslaunch targets\n  deslaunch targets --config acme.toml --json")
+@_options(_connection, _output)
+def targets(**given: Any) -> int:
+    """Ask each target for a token and for its jobs, and say which of them work.
+
+    Nothing is started. It exits with 0 where all work, with 6 where a login or a token is
+    refused, else with 5 where there is no usable answer, else with 2.
+    """
+    from deslaunch.targets import check_targets  # noqa: PLC0415  # aiohttp is slow to import
+
+    console = _console(given)
+    clients = _clients(given, needs_token=True)
+
+    async def work(_: Interrupt) -> int:
+        async with AsyncExitStack() as stack:
+            reports = await check_targets(_named(await _opened(stack, clients)))
+
+        code = max(report.exit_code for report in reports)
+
+        if given["as_json"]:
+            console.json({"targets": [report.as_dict() for report in reports], "exitCode": code})
+        else:
+            console.targets(reports)
+
+        return code
 
     return _run(work)
 
@@ -723,7 +798,7 @@ def _repeated(given: Mapping[str, Any]) -> list[str]:
     """Return the options that a resume must be given again: the ledger does not keep them."""
     words = []
 
-    for name in ("base_url", "schema"):
+    for name in ("config", "env_file", "base_url", "schema"):
         if given[name] is not None:
             words += [f"--{name.replace('_', '-')}", str(given[name])]
 
@@ -740,35 +815,76 @@ def _cache() -> str | None:
     return os.environ.get("DESLAUNCH_CACHE_DIR") or None
 
 
-def _client(given: Mapping[str, Any], *, needs_token: bool = False) -> DesClient:
-    """Return the client that options and environment describe.
+def _clients(given: Mapping[str, Any], *, needs_token: bool = False) -> Clients:
+    """Return the clients that file, environment and options describe, not yet open.
+
+    Where there is no file, the one client is that of the rows that name no target, however
+    ``--target`` calls it.
 
     Raises:
         ConfigurationError: no base URL, two token sources, or none where one is needed.
     """
-    from deslaunch.client import DesClient  # noqa: PLC0415  # aiohttp is slow to import
-    from deslaunch.config import target_from_environment  # noqa: PLC0415
+    from deslaunch.config import merged_targets, target_from_environment  # noqa: PLC0415
+    from deslaunch.targets import client_of  # noqa: PLC0415  # aiohttp is slow to import
 
-    found = target_from_environment(os.environ, base_url=given["base_url"])
+    of_file = _config_of(given)
+    base_url = given["base_url"]
+    connection = _connection_of(given)
 
-    if found.base_url is None:
-        raise ConfigurationError(
-            "there is no base URL of DES", hint="set DES_BASE_URL, or pass --base-url URL"
-        )
+    if of_file:
+        merged = merged_targets(of_file, os.environ, base_url=base_url, target=given.get("target"))
+        return {name: client_of(target, connection) for name, target in merged.items()}
+
+    found = target_from_environment(os.environ, base_url=base_url)
+    client = client_of(found, connection)
 
     if needs_token and not found.credentials:
         raise ConfigurationError(
             "there is no token", hint="set DES_TOKEN, DES_TOKEN_FILE or DES_TOKEN_COMMAND"
         )
 
-    return DesClient(
-        found.base_url,
-        token=_token_source(found.credentials),
-        timeout=given["timeout"],
-        connect_timeout=given["connect_timeout"],
+    return client
+
+
+def _config_of(given: Mapping[str, Any]) -> dict[str, TargetSettings]:
+    """Return the targets of the file that is named, or else of the user's, if there is one."""
+    from deslaunch.config_file import default_config, read_config  # noqa: PLC0415  # not for --help
+
+    path = given["config"] or default_config()
+    exists = os.path.exists(path)  # noqa: PTH110  # Path's raises where a home is not ours
+    return read_config(path) if given["config"] is not None or exists else {}
+
+
+def _connection_of(given: Mapping[str, Any]) -> Connection:
+    """Return how to connect; a time-out that nobody gave leaves a target's own alone."""
+    from deslaunch.targets import Connection  # noqa: PLC0415  # aiohttp is slow to import
+
+    return Connection(
+        timeout=_unless_default("timeout", given),
+        connect_timeout=_unless_default("connect_timeout", given),
         allow_http=given["allow_http"],
-        proxy=_proxy(found.base_url),
+        proxy=_proxy,
     )
+
+
+def _unless_default(name: str, given: Mapping[str, Any]) -> Any:
+    source = click.get_current_context().get_parameter_source(name)
+    return None if source is ParameterSource.DEFAULT else given[name]
+
+
+def _named(clients: Clients, name: str | None = None) -> Mapping[str, DesClient]:
+    """Return clients by target; the one that has no name takes the one that it is given."""
+    from deslaunch.client import DesClient  # noqa: PLC0415  # aiohttp is slow to import
+
+    return {name or DEFAULT_TARGET: clients} if isinstance(clients, DesClient) else clients
+
+
+async def _opened(stack: AsyncExitStack, clients: Clients) -> Clients:
+    """Open one client, or each of several, until the stack is left."""
+    for client in _named(clients).values():
+        await stack.enter_async_context(client)
+
+    return clients
 
 
 def _proxy(base_url: str) -> str | None:
@@ -783,18 +899,6 @@ def _proxy(base_url: str) -> str | None:
     proxies = getproxies_environment()
     direct = is_loopback(host) or proxy_bypass(host, proxies)
     return None if direct else proxies.get(parts.scheme)
-
-
-def _token_source(credentials: Credentials) -> TokenSource:
-    from deslaunch import tokens  # noqa: PLC0415  # not needed for --help
-
-    if credentials.token_file is not None:
-        return tokens.FileToken(credentials.token_file)
-
-    if credentials.token_command is not None:
-        return tokens.CommandToken(credentials.token_command)
-
-    return tokens.EnvToken()
 
 
 @contextmanager

@@ -1,17 +1,21 @@
 """Settings: what tunes a launch, what it consents to, and where DES is.
 
-Defaults < environment < arguments. Values are checked here, once, so that everything below may
-rely on them.
+Defaults < configuration file < environment < arguments. Values are checked here, once, so that
+everything below may rely on them.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypedDict
 
-from deslaunch.errors import ConfigurationError
+from deslaunch.errors import ConfigurationError, CredentialsRefused
 from deslaunch.health import ErrorLimit
+from deslaunch.model import DEFAULT_TARGET
+from deslaunch.wire import AUTH_URL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -171,18 +175,86 @@ def _camel(name: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
-    """Where the default target's tokens come from; exactly one of them, or none.
+class Secret:
+    """Where a text is that must not be shown: in a variable, or else in a file.
 
     Attributes:
-        token: the token itself; its repr hides it.
-        token_file: path of a file that holds it.
-        token_command: argv of a command that prints it.
+        variable: name of an environment variable.
+        file: path of a file that holds the text, surrounding white space apart.
     """
 
-    token: str | None = None
+    variable: str | None = None
+    file: str | None = None
+
+    def read(self) -> str:
+        """Return the text as it is now.
+
+        Raises:
+            CredentialsRefused: it is not there.
+        """
+        if self.variable is not None:
+            text, place = os.environ.get(self.variable), f"variable {self.variable}"
+        else:
+            text, place = _content(self.file or ""), f"file {self.file}"
+
+        if not text:
+            raise CredentialsRefused(
+                f"the {place} holds nothing", hint="put there what the auth server asks for"
+            )
+
+        return text
+
+
+def _content(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except OSError as exc:
+        raise CredentialsRefused(
+            f"the file {path} can't be read: {exc.strerror}",
+            hint="check the file's path and permissions",
+        ) from exc
+    except UnicodeDecodeError:  # not chained: it holds the text
+        raise CredentialsRefused(
+            f"the file {path} is not in UTF-8", hint="save it as UTF-8"
+        ) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """What the auth server asks for before it gives a token.
+
+    Attributes:
+        org_id: the organisation.
+        client_id: of the program that asks.
+        client_secret: its secret.
+        username: who asks.
+        password: theirs.
+        auth_url: the auth server's base URL.
+    """
+
+    org_id: str
+    client_id: str
+    client_secret: Secret
+    username: Secret
+    password: Secret
+    auth_url: str = AUTH_URL
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Where a target's tokens come from; exactly one of them, or none.
+
+    Attributes:
+        token_env: name of a variable that holds the token.
+        token_file: path of a file that holds it.
+        token_command: argv of a command that prints it.
+        login: what the auth server gives it for.
+    """
+
+    token_env: str | None = None
     token_file: str | None = None
     token_command: tuple[str, ...] | None = None
+    login: Login | None = None
 
     def __bool__(self) -> bool:
         return any(getattr(self, field.name) is not None for field in fields(self))
@@ -194,15 +266,69 @@ class Credentials:
 
 @dataclass(frozen=True, slots=True)
 class TargetSettings:
-    """One target: a base URL and a token source.
+    """One target: a base URL and a token source, and what only it is told.
 
     Attributes:
-        base_url: DES's, or None where nothing names it.
+        base_url: DES's, or None where nothing names it, or each token does.
         credentials: where its tokens come from.
+        concurrency: its starts in flight at most, 1 to 1,024; None for as many as the launch.
+        timeout: seconds for one attempt in all, above 0; None for what the launch is told.
+        connect_timeout: seconds to connect, above 0; None for what the launch is told.
+        allow_http: ``http://`` may be used for other hosts than loopback.
     """
 
     base_url: str | None
     credentials: Credentials
+    concurrency: int | None = None
+    timeout: float | None = None
+    connect_timeout: float | None = None
+    allow_http: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is known where its DES is."""
+        return self.base_url is not None or self.credentials.login is not None
+
+
+def merged_targets(
+    of_file: Mapping[str, TargetSettings],
+    environment: Mapping[str, str],
+    *,
+    base_url: str | None = None,
+    target: str | None = None,
+) -> dict[str, TargetSettings]:
+    """Return the targets of a configuration file, with what environment and arguments say.
+
+    Args:
+        of_file: by name.
+        environment: what it says of a target is said of the default one, and wins.
+        base_url: an argument; that of ``target``, or of the default one; it wins over all.
+        target: the target of the rows that name none, or None for the default one.
+
+    Raises:
+        ConfigurationError: the environment contradicts itself, or ``base_url`` is of no target.
+    """
+    name = target or DEFAULT_TARGET
+    own = base_url if name == DEFAULT_TARGET else None
+    found = target_from_environment(environment, base_url=own)
+    known = of_file.get(DEFAULT_TARGET, found)
+    default = replace(
+        known,
+        base_url=found.base_url or known.base_url,
+        credentials=found.credentials or known.credentials,
+    )
+    merged = {**of_file, **({DEFAULT_TARGET: default} if default.is_whole else {})}
+
+    if base_url is not None and name not in merged:
+        raise ConfigurationError(
+            f"--base-url is that of target {name}, and there is none",
+            hint=f"pass --target and one of {', '.join(merged)}",
+        )
+
+    if base_url is not None:
+        merged[name] = replace(merged[name], base_url=base_url)
+
+    return merged
 
 
 def target_from_environment(
@@ -211,31 +337,61 @@ def target_from_environment(
     """Return the target that the environment describes.
 
     Args:
-        environment: ``DES_BASE_URL``, and one of ``DES_TOKEN``, ``DES_TOKEN_FILE`` and
-            ``DES_TOKEN_COMMAND`` (split as a shell would, run without one).
+        environment: ``DES_BASE_URL``, and one of ``DES_TOKEN``, ``DES_TOKEN_FILE``,
+            ``DES_TOKEN_COMMAND`` (split as a shell would, run without one) and the OAuth2 login:
+            ``DES_ORG_ID``, ``DES_CLIENT_ID``, ``DES_CLIENT_SECRET``, ``DES_USERNAME`` and
+            ``DES_PASSWORD``, with ``DES_AUTH_URL`` where it is not the public auth server.
         base_url: wins over the environment's.
 
     Raises:
-        ConfigurationError: two token sources, or a command that can't be split.
+        ConfigurationError: two token sources, a command that can't be split, or half a login.
     """
+    login = [variable for variable in _LOGIN_VARIABLES if environment.get(variable)]
     named = [variable for variable in _TOKEN_VARIABLES if environment.get(variable)]
 
-    if len(named) > 1:
+    if len(named) + bool(login) > 1:
         raise ConfigurationError(
-            f"{' and '.join(named)} are set: one target takes one token source",
-            hint=f"unset all but one of {', '.join(_TOKEN_VARIABLES)}",
+            f"{' and '.join([*named, *login])} are set: one target takes one token source",
+            hint=f"unset all but one of {', '.join(_TOKEN_VARIABLES)} and the login",
         )
 
     command = environment.get("DES_TOKEN_COMMAND")
     credentials = Credentials(
-        token=environment.get("DES_TOKEN") or None,
+        token_env="DES_TOKEN" if environment.get("DES_TOKEN") else None,
         token_file=environment.get("DES_TOKEN_FILE") or None,
         token_command=_split(command) if command else None,
+        login=_login(environment) if login else None,
     )
     return TargetSettings(base_url or environment.get("DES_BASE_URL") or None, credentials)
 
 
 _TOKEN_VARIABLES: Final = ("DES_TOKEN", "DES_TOKEN_FILE", "DES_TOKEN_COMMAND")
+_LOGIN_VARIABLES: Final = (
+    "DES_ORG_ID",
+    "DES_CLIENT_ID",
+    "DES_CLIENT_SECRET",
+    "DES_USERNAME",
+    "DES_PASSWORD",
+)
+
+
+def _login(environment: Mapping[str, str]) -> Login:
+    missing = [variable for variable in _LOGIN_VARIABLES if not environment.get(variable)]
+
+    if missing:
+        raise ConfigurationError(
+            f"the login at the auth server lacks {', '.join(missing)}",
+            hint="set them all, or none and DES_TOKEN, DES_TOKEN_FILE or DES_TOKEN_COMMAND",
+        )
+
+    return Login(
+        org_id=environment["DES_ORG_ID"],
+        client_id=environment["DES_CLIENT_ID"],
+        client_secret=Secret(variable="DES_CLIENT_SECRET"),
+        username=Secret(variable="DES_USERNAME"),
+        password=Secret(variable="DES_PASSWORD"),
+        auth_url=environment.get("DES_AUTH_URL") or AUTH_URL,
+    )
 
 
 def _split(command: str) -> tuple[str, ...]:

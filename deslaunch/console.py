@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from deslaunch.errors import DeslaunchError
     from deslaunch.model import Event, Job, JobParameter, Outcome, RowProblem, Stop, Summary
     from deslaunch.results import UnknownRow
+    from deslaunch.targets import TargetReport
 
 SHOWN_PROBLEMS: Final = 100
 SHOWN_KEYS: Final = 20
@@ -185,6 +186,36 @@ class Console:
 
             for parameter in job.parameters:
                 self.data(f"  {parameter_text(parameter)}")
+
+    def targets(self, reports: Sequence[TargetReport]) -> None:
+        """Print a table of targets, and what is wrong with each that does not work."""
+        for line in _columns([_TARGET_COLUMNS, *(_target_cells(report) for report in reports)]):
+            self.data(line)
+
+        for report in reports:
+            if report.error is not None:
+                self.insist(f"error: target {report.target}: {report.error}")
+
+            if report.error is not None and report.error.hint:
+                self.insist(f"  {report.error.hint}")
+
+
+_TARGET_COLUMNS: Final = ("target", "base URL", "organisation", "token", "jobs")
+
+
+def _target_cells(report: TargetReport) -> tuple[str, ...]:
+    token = {True: "ok", False: "no", None: "-"}[report.token]
+    jobs = "-" if report.jobs is None else f"{report.jobs:,}"
+    return report.target, report.base_url or "-", report.org_id or "-", token, jobs
+
+
+def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield rows as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
 
 
 def _print(text: str, stream: TextIO) -> None:

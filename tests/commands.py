@@ -130,4 +130,8 @@ def _clean_environment(folder: Path) -> dict[str, str]:
         for name, value in os.environ.items()
         if not name.startswith(("DES_", "DESLAUNCH_"))
     }
-    return kept | {"DESLAUNCH_CACHE_DIR": str(folder / "cache"), "NO_COLOR": "1"}
+    return kept | {
+        "DESLAUNCH_CACHE_DIR": str(folder / "cache"),
+        "NO_COLOR": "1",
+        "XDG_CONFIG_HOME": str(folder / "config"),
+    }

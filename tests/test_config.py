@@ -8,10 +8,24 @@ from typing import Any
 
 import pytest
 
-from deslaunch.config import Credentials, LaunchOptions, Settings, target_from_environment
+from deslaunch.config import (
+    Credentials,
+    LaunchOptions,
+    Login,
+    Secret,
+    Settings,
+    target_from_environment,
+)
 from deslaunch.errors import ConfigurationError
 
 URL = "https://des.example"
+LOGIN = {
+    "DES_ORG_ID": "BISTRO",
+    "DES_CLIENT_ID": "night",
+    "DES_CLIENT_SECRET": "s3cret",
+    "DES_USERNAME": "u5er",
+    "DES_PASSWORD": "p4ss",
+}
 
 
 @pytest.mark.parametrize(
@@ -96,7 +110,7 @@ def test_the_allowances_that_stay_with_a_batch(consents: dict[str, bool], allow:
     [
         pytest.param({}, Credentials(), id="nothing"),
         pytest.param({"DES_TOKEN": ""}, Credentials(), id="empty"),
-        pytest.param({"DES_TOKEN": "t"}, Credentials(token="t"), id="token"),
+        pytest.param({"DES_TOKEN": "t"}, Credentials(token_env="DES_TOKEN"), id="token"),
         pytest.param({"DES_TOKEN_FILE": "/t"}, Credentials(token_file="/t"), id="file"),
         pytest.param(
             {"DES_TOKEN_COMMAND": "vault read 'a b'"},
@@ -112,8 +126,38 @@ def test_a_token_comes_from_one_place(
 
 
 @pytest.mark.parametrize(
+    ("more", "auth_url"),
+    [
+        pytest.param({}, "https://auth.powerepos.cloud", id="public"),
+        pytest.param({"DES_AUTH_URL": "https://a.example"}, "https://a.example", id="own"),
+    ],
+)
+def test_a_login_comes_from_the_environment(more: dict[str, str], auth_url: str) -> None:
+    credentials = target_from_environment(LOGIN | more).credentials
+
+    assert credentials.login == Login(
+        org_id="BISTRO",
+        client_id="night",
+        client_secret=Secret(variable="DES_CLIENT_SECRET"),
+        username=Secret(variable="DES_USERNAME"),
+        password=Secret(variable="DES_PASSWORD"),
+        auth_url=auth_url,
+    )
+    assert not [
+        secret for secret in ("s3cret", "u5er", "p4ss") if secret in repr(credentials.login)
+    ]
+
+
+@pytest.mark.parametrize("variable", list(LOGIN))
+def test_half_a_login_is_none(variable: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"lacks {variable}"):
+        target_from_environment(LOGIN | {variable: ""})
+
+
+@pytest.mark.parametrize(
     ("environment", "why"),
     [
+        pytest.param(LOGIN | {"DES_TOKEN": "t"}, "DES_TOKEN and DES_ORG_ID and", id="and-login"),
         pytest.param(
             {"DES_TOKEN": "t", "DES_TOKEN_FILE": "/t"}, "DES_TOKEN and DES_TOKEN_FILE", id="two"
         ),
@@ -143,7 +187,7 @@ def test_where_des_is(environment: dict[str, str], argument: str | None, base_ur
     ("credentials", "shown"),
     [
         pytest.param(Credentials(), "<Credentials from nowhere>", id="none"),
-        pytest.param(Credentials(token="secret"), "<Credentials from token>", id="token"),
+        pytest.param(Credentials(token_file="secret"), "<Credentials from token_file>", id="file"),
         pytest.param(
             Credentials(token_command=("secret",)), "<Credentials from token_command>", id="command"
         ),

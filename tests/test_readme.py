@@ -24,6 +24,7 @@ from bench.chart import svg
 from bench.figures import Figures
 from commands import DESLAUNCH, TOKEN, workplace
 
+from deslaunch.config_file import OAUTH_KEYS, TARGET_KEYS
 from deslaunch.keys import row_digest
 from deslaunch.manifest import Manifest, ManifestOptions
 from deslaunch.model import Row, RowState
@@ -99,6 +100,7 @@ class Shell:
         self._environment = clean | {
             "DESLAUNCH_CACHE_DIR": str(folder / "cache"),
             "NO_COLOR": "1",
+            "XDG_CONFIG_HOME": str(folder / "config"),
             "PATH": f"{Path(DESLAUNCH).parent}{os.pathsep}{os.environ['PATH']}",
         }
 
@@ -250,6 +252,36 @@ def test_the_manifests_are_valid_and_say_the_same(tmp_path: Path) -> None:
     assert len(of_csv) == 3
 
 
+def test_the_targets_file_is_one_whose_targets_work(tmp_path: Path) -> None:
+    (block,) = blocks("toml")
+
+    with workplace(tmp_path) as place:
+        url = place.environment["DES_BASE_URL"]
+        text = block.replace("https://des.example", url) + f'auth_url = "{url}"\n'
+        command = re.search(r"token_command = (\[.*?\])", text)
+        assert command is not None
+        (tmp_path / "targets.toml").write_text(
+            text.replace(command[1], json.dumps(["echo", TOKEN])), encoding="utf-8"
+        )
+        (tmp_path / "bistro.password").write_text("p")
+        place.environment.update(BISTRO_SECRET="s", BISTRO_USER="u")
+        del place.environment["DES_BASE_URL"]
+        said = place.json("targets", "--config", "targets.toml")
+
+    assert [(one["target"], one["orgId"], one["jobs"]) for one in said["targets"]] == [
+        ("acme", None, 2),
+        ("bistro", "BISTRO", 2),
+    ]
+
+
+def test_the_page_names_every_key_of_a_target() -> None:
+    named = set(re.findall(r"`(?:oauth\.)?([a-z_]+)`", section("Targets")))
+    stems = {key.removesuffix("_file") for key in OAUTH_KEYS if key.endswith("_file")}
+
+    assert set(TARGET_KEYS) - {"oauth"} - named == set()
+    assert set(OAUTH_KEYS) - {f"{stem}_file" for stem in stems} - named == set()
+
+
 def test_the_fault_script_is_one() -> None:
     (block,) = blocks("json")
     script = read_script(json.loads(block))
@@ -283,7 +315,8 @@ def options_of(*command: str) -> set[str]:
 
 
 COMMANDS: Final = (
-    *("check", "run", "resume", "status", "results", "report", "resolve", "jobs", "simulate"),
+    *("check", "run", "resume", "status", "results", "report", "resolve", "jobs"),
+    *("targets", "simulate"),
 )
 UNTOLD: Final = {"--help", "--yes"}
 OF_OTHERS: Final = {"--parallel", "--publish", "--quick"}
