@@ -7,7 +7,7 @@ is called invalid, or a job unknown, :meth:`Catalog.refresh` asks DES anew.
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -61,12 +61,14 @@ class Catalog:
         schema_file: jobs that stand for every target's; then DES is never asked.
         max_age: how old a cached answer may be.
         offline: an older one serves where DES can't be asked; for a check, never for a launch.
+        apart: a target whose jobs can't be had is left out, unless all are.
         now: the time, with a time zone.
 
     Attributes:
         targets: what rows may name.
         schemas: what was loaded so far.
-        loaded: the targets whose jobs were loaded.
+        loaded: the targets whose jobs were asked for.
+        left_out: those of them whose jobs can't be had, and why.
         warnings: what a person should know of how it was loaded.
     """
 
@@ -79,10 +81,12 @@ class Catalog:
         schema_file: Sequence[Job] | None = None,
         max_age: timedelta = timedelta(hours=24),
         offline: bool = False,
+        apart: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self.schemas = Schemas()
         self.loaded: set[str] = set()
+        self.left_out: dict[str, DeslaunchError] = {}
         self.warnings: list[str] = []
         self.targets = frozenset(clients) | frozenset(targets)
         self._clients = clients
@@ -90,6 +94,7 @@ class Catalog:
         self._schema_file = schema_file
         self._max_age = max_age
         self._offline = offline
+        self._apart = apart
         self._now = now
         self._cached: dict[str, CachedJobs] = {}
 
@@ -112,10 +117,23 @@ class Catalog:
             if self._schema_file is not None:
                 self.schemas.put(target, self._schema_file)
             elif not await self._load_cached(target):
-                with _named(target):
-                    await self._fetch_or_make_do(target)
+                await self._fetch_or_leave_out(target)
 
             self.loaded.add(target)
+
+    def check(self) -> None:
+        """Return if there are jobs of any target that rows name, or rows name none.
+
+        Raises:
+            DesError: DES could not be asked.
+            CredentialsRefused: no token that DES accepts.
+            SchemaError: DES's answer can't be read.
+        """
+        if self.left_out and self.left_out.keys() == self.loaded:
+            target, error = next(iter(self.left_out.items()))
+
+            with _named(target):
+                raise error
 
     async def refresh(self) -> bool:
         """Ask DES for all jobs that came from the cache.
@@ -163,6 +181,16 @@ class Catalog:
 
         self._use(target, cached)
         return True
+
+    async def _fetch_or_leave_out(self, target: str) -> None:
+        try:
+            with nullcontext() if self._apart else _named(target):
+                await self._fetch_or_make_do(target)
+        except (DesError, CredentialsRefused, SchemaError) as exc:
+            if not self._apart:
+                raise
+
+            self.left_out[target] = exc
 
     async def _fetch_or_make_do(self, target: str) -> None:
         try:

@@ -284,6 +284,10 @@ class Engine:
         if self._error is not None:
             raise self._error
 
+    def stop(self, target: str, reason: StopReason, message: str) -> None:
+        """End one target; its rows stay pending, the other targets go on."""
+        self._stop(self._throttles[target].stop(reason, message))
+
     def drain(self, stop: Stop | None = None) -> None:
         """Send nothing new; rows in flight get ``drain_timeout`` seconds for their answers."""
         if stop is not None:

@@ -47,6 +47,8 @@ class Intake:
         schemas: the jobs of all targets.
         file: the manifest as it was named, for problems.
         targets: what rows may name.
+        left_out: those of them whose jobs are not known. Their rows are not checked, and give
+            starts without a body: such a target must have stopped before it is sent to.
         allow_duplicates: rows that say exactly the same are all started.
         allow_repeated_auto: a job's feed may be moved on by several rows of the batch.
         suspects: rows that may share their key, as a first look at the same rows found.
@@ -58,6 +60,7 @@ class Intake:
         *,
         file: str,
         targets: Collection[str],
+        left_out: Collection[str] = (),
         allow_duplicates: bool,
         allow_repeated_auto: bool,
         suspects: Suspects = None,
@@ -65,6 +68,7 @@ class Intake:
         self._schemas = schemas
         self._file = file
         self._targets = targets
+        self._left_out = left_out
         self._allow_repeated_auto = allow_repeated_auto
         self._suspects = suspects
         self._ring = KeyRing(allow_duplicates=allow_duplicates, suspects=suspects)
@@ -139,6 +143,9 @@ class Intake:
         return request
 
     def _request(self, row: Row, key: str, digest: str) -> StartRequest | Problems:
+        if row.target in self._left_out:
+            return _unchecked(row, key, digest)
+
         schema = self._schemas.find(row.target, row.job_id)
 
         if schema is None and not self._is_target(row.target):
@@ -205,3 +212,9 @@ class Intake:
             f"line {first} uses an auto value of this job too, and the two runs would race for "
             "the same data: put them into separate batches, or pass --allow-repeated-auto",
         )
+
+
+def _unchecked(row: Row, key: str, digest: str) -> StartRequest:
+    return StartRequest(
+        key, row.number, row.line, row.target, row.job_id, digest, body=b"", auto=False
+    )

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from deslaunch.catalog import Catalog
+    from deslaunch.client import DesClient
     from deslaunch.intake import InvalidRow
     from deslaunch.ledger import Snapshot
     from deslaunch.manifest import Fingerprint
@@ -190,9 +191,10 @@ async def launch(
         LedgerError: the ledger can't be made, written or locked.
         ConfigurationError: an option is wrong.
         ManifestError: the manifest can't be read.
-        DesError: DES could not be asked for the jobs.
-        CredentialsRefused: no token that DES accepts; nothing was sent.
-        SchemaError: DES's answer, or the schema file, can't be read.
+        DesError: DES could not be asked for the jobs of any target that rows name. Where others
+            can be asked, that target stops, and its rows are pending.
+        CredentialsRefused: the same, for want of a token that DES accepts.
+        SchemaError: the same, as DES's answer can't be read; or the schema file can't be.
         Interrupted: ``interrupt`` was called before anything was sent.
     """
     path = Path(manifest)
@@ -264,7 +266,7 @@ async def _begin(ledger_path: Path, path: Path, task: _Task) -> Summary:
     settings = Settings(**task.options)
     clients = by_target(task.des, settings)
     file = Manifest(path, manifest_options(settings))
-    catalog = await load_catalog(clients, settings, task.schema, task.cache)
+    catalog = await load_catalog(clients, settings, task.schema, task.cache, apart=True)
     valid = await _validated(file, catalog, settings, task.interrupt)
     named = await in_use(clients, catalog)
 
@@ -273,7 +275,7 @@ async def _begin(ledger_path: Path, path: Path, task: _Task) -> Summary:
         keep(journal, header(settings, manifest_said, file.format))
         keep(journal, session_record(settings, manifest_said, named))
         _tell(catalog, valid, task.on_event)
-        session = Session(journal, clients, settings, task.on_event, task.interrupt)
+        session = _session(journal, clients, catalog, settings, task)
         return await session.run(_second_reading(file, valid, catalog, settings, session))
 
 
@@ -285,7 +287,7 @@ async def _resume(ledger_path: Path, manifest: Path | None, task: _Task) -> Summ
         await check_origins(replay.session, clients, settings)
         path = manifest or _recorded_manifest(journal)
         file = Manifest(path, manifest_options(settings))
-        catalog = await load_catalog(clients, settings, task.schema, task.cache)
+        catalog = await load_catalog(clients, settings, task.schema, task.cache, apart=True)
         known = replay.manifest
         same = await asyncio.to_thread(_is_same, known, path)
         reconciliations: list[Reconciliation] = []
@@ -314,7 +316,7 @@ async def _resume(ledger_path: Path, manifest: Path | None, task: _Task) -> Summ
 
         keep(journal, session_record(settings, manifest_said, named))
         _tell(catalog, valid, task.on_event)
-        session = Session(journal, clients, settings, task.on_event, task.interrupt)
+        session = _session(journal, clients, catalog, settings, task)
         return await session.run(_second_reading(file, valid, catalog, settings, session))
 
 
@@ -347,8 +349,11 @@ async def _validated(
 
     Raises:
         InvalidManifest: it may not be.
+        DeslaunchError: no target's jobs could be had, or not anew.
     """
     found = await validate(file, catalog, settings, observe=observe, poll=interrupt.poll)
+
+    catalog.check()
 
     if found.unconfirmed is not None:
         raise found.unconfirmed
@@ -371,6 +376,18 @@ async def _validated(
         )
 
     return found
+
+
+def _session(
+    journal: Ledger,
+    clients: Mapping[str, DesClient],
+    catalog: Catalog,
+    settings: Settings,
+    task: _Task,
+) -> Session:
+    return Session(
+        journal, clients, settings, task.on_event, task.interrupt, left_out=catalog.left_out
+    )
 
 
 def _second_reading(

@@ -12,6 +12,7 @@ import uuid
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 import anyio
@@ -19,7 +20,14 @@ import anyio
 from deslaunch import records
 from deslaunch._version import VERSION
 from deslaunch.engine import Engine, EngineSettings, SystemClock
-from deslaunch.errors import Interrupted, LedgerWriteFailed
+from deslaunch.errors import (
+    CredentialsRefused,
+    DesError,
+    Interrupted,
+    LedgerWriteFailed,
+    Misconfigured,
+    Rejected,
+)
 from deslaunch.model import Outcome, RowEnded, RowState, Stop, StopReason
 from deslaunch.retry import Retry5xx, RetryPolicy
 from deslaunch.sources import Sifter
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
 
     from deslaunch.client import DesClient
     from deslaunch.config import Settings
+    from deslaunch.errors import DeslaunchError
     from deslaunch.ledger import Ledger
     from deslaunch.model import Event, StartRequest, Summary
     from deslaunch.records import Record
@@ -145,7 +154,16 @@ def session_record(
 
 
 class Session:
-    """One launcher at work on one ledger."""
+    """One launcher at work on one ledger.
+
+    Args:
+        ledger: open, with the session's record queued.
+        clients: by target.
+        settings: what this session is told.
+        on_event: called with each event, or None.
+        interrupt: ends the session from outside.
+        left_out: targets that have no part in it, and why: their rows stay pending.
+    """
 
     def __init__(
         self,
@@ -154,12 +172,14 @@ class Session:
         settings: Settings,
         on_event: Callable[[Event], None] | None,
         interrupt: Interrupt,
+        left_out: Mapping[str, DeslaunchError] = MappingProxyType({}),
     ) -> None:
         self._ledger = ledger
         self._clients = clients
         self._settings = settings
         self._emit = on_event or (lambda _: None)
         self._interrupt = interrupt
+        self._left_out = left_out
         self._engine: Engine | None = None
         self._error: Exception | None = None
 
@@ -183,6 +203,9 @@ class Session:
         )
         self._engine = engine
         self._interrupt.attach(engine)
+
+        for target, error in self._left_out.items():  # before it reads: their rows have no body
+            engine.stop(target, _reason(error), str(error))
 
         try:
             await drained_if_cancelled(engine)
@@ -290,6 +313,15 @@ def _started_at_once(request: StartRequest, record: Record) -> Outcome | None:
         record["jobRunId"],
         attempts=1,
     )
+
+
+def _reason(error: DeslaunchError) -> StopReason:
+    """Return why a target stops whose jobs could not be had."""
+    if isinstance(error, CredentialsRefused):
+        return StopReason.CREDENTIALS
+
+    later = isinstance(error, DesError) and not isinstance(error, Misconfigured | Rejected)
+    return StopReason.UNREACHABLE if later else StopReason.CONFIGURATION
 
 
 def _longest_timeout(clients: Mapping[str, DesClient]) -> float:

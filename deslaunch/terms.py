@@ -54,6 +54,7 @@ async def load_catalog(
     cache: StrPath | None,
     *,
     offline: bool = False,
+    apart: bool = False,
 ) -> Catalog:
     """Return the catalog of a session's jobs; nothing is asked for yet.
 
@@ -63,6 +64,7 @@ async def load_catalog(
         schema: a file of jobs that stand for every target's, or None.
         cache: directory of the schema cache; None for the user's.
         offline: an old answer serves where DES can't be asked.
+        apart: a target whose jobs can't be had does not keep the others from being launched.
 
     Raises:
         SchemaError: the schema file can't be read.
@@ -75,6 +77,7 @@ async def load_catalog(
         schema_file=jobs,
         max_age=timedelta(hours=settings.schema_max_age),
         offline=offline,
+        apart=apart,
     )
 
 
@@ -160,8 +163,8 @@ async def in_use(clients: Mapping[str, DesClient], catalog: Catalog) -> Mapping[
     named = {name: client for name, client in clients.items() if name in catalog.loaded}
 
     async with asyncio.TaskGroup() as group:
-        for client in named.values():
-            group.create_task(_located(client))
+        for name in named.keys() - catalog.left_out.keys():
+            group.create_task(_located(named[name]))
 
     return named or clients
 

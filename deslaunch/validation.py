@@ -87,6 +87,7 @@ def make_intake(
         catalog.schemas,
         file=file,
         targets=catalog.targets,
+        left_out=catalog.left_out,
         allow_duplicates=settings.allow_duplicates,
         allow_repeated_auto=settings.allow_repeated_auto,
         suspects=suspects,

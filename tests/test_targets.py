@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 from authserver import ACCESS, LOGIN, SECRETS, auth_server, granted, http, refused
 from commands import Workplace, workplace
-from stage import JOB, Place, counts, once, quick, row, rows, runs_of, service
+from stage import JOB, Place, counts, fault, once, quick, row, rows, runs_of, service
 
 import deslaunch
 from deslaunch.client import DesClient
-from deslaunch.errors import ConfigurationError, CredentialsRefused, NotSent, SchemaError
-from deslaunch.model import StopReason, TargetPaused, TokenRenewed
+from deslaunch.errors import (
+    ConfigurationError,
+    CredentialsRefused,
+    InvalidManifest,
+    NotSent,
+    SchemaError,
+)
+from deslaunch.model import Stopped, StopReason, TargetPaused, TokenRenewed
 from deslaunch.oauth import OAuthToken
 from deslaunch.simulator import Simulator
 from deslaunch.targets import check_targets
@@ -191,27 +197,103 @@ async def test_a_target_that_no_row_names_need_not_work(place: Place) -> None:
     assert counts(summary) == {"started": 1}
 
 
+NO_LOGIN: Final = refused(401, error="invalid_client")
+
+
 @pytest.mark.parametrize(
-    ("answer", "kind"),
+    ("answer", "reason", "code"),
     [
-        pytest.param(refused(401, error="invalid_client"), CredentialsRefused, id="refused"),
-        pytest.param(http(500, b""), NotSent, id="away"),
+        pytest.param(NO_LOGIN, StopReason.CREDENTIALS, 6, id="refused"),
+        pytest.param(http(500, b""), StopReason.UNREACHABLE, 5, id="away"),
+        pytest.param(http(404, b""), StopReason.CONFIGURATION, 5, id="wrong"),
     ],
 )
-async def test_what_keeps_a_launch_from_beginning_names_its_target(
-    answer: bytes, kind: type[Exception], place: Place
+async def test_a_target_whose_jobs_can_not_be_had_is_left_out(
+    answer: bytes, reason: StopReason, code: int, place: Place
 ) -> None:
-    place.write(of_both(4))
+    place.write(of_both(10))
+    told: list[Event] = []
 
     async with (
         service(place) as (simulator, acme),
         auth_server(answer) as server,
         DesClient(None, token=oauth(server.url)) as bistro,
     ):
-        with pytest.raises(kind, match=r"^target bistro: the auth server "):
+        summary = await place.launch({"acme": acme, "bistro": bistro}, on_event=told.append)
+
+        assert (summary.exit_code, counts(summary)) == (code, {"started": 5, "pending": 5})
+        assert [(stop.target, stop.reason) for stop in summary.stops] == [("bistro", reason)]
+        assert [event.stop for event in told if isinstance(event, Stopped)] == list(summary.stops)
+        assert not summary.stops[0].message.startswith("target")
+        assert runs_of(simulator) == once(range(1, 11, 2))
+        assert len(server.asked) == 1
+
+        async with DesClient(None, token=oauth(simulator.base_url)) as mended:
+            resumed = await place.resume({"acme": acme, "bistro": mended})
+
+        assert (resumed.exit_code, counts(resumed)) == (0, {"started": 10})
+        assert runs_of(simulator) == once(range(1, 11))
+
+
+async def test_a_target_that_is_left_out_of_a_resume_loses_no_row(place: Place) -> None:
+    place.write(of_both(10))
+
+    async with service(place, fault("status", 4, status=400)) as (simulator, des):
+        await place.launch({"acme": des, "bistro": des}, concurrency=1)
+        place.write([*of_both(10), row(11, target="acme"), row(12, target="bistro")])
+        (place.folder / "cache").rename(place.folder / "old")
+
+        async with (
+            auth_server(NO_LOGIN) as server,
+            DesClient(simulator.base_url, token=oauth(server.url)) as bistro,
+        ):
+            summary = await place.resume({"acme": des, "bistro": bistro})
+
+    assert counts(summary) == {"started": 10, "rejected": 1, "pending": 1}
+    assert runs_of(simulator) == once([1, 2, 3, 5, 6, 7, 8, 9, 10, 11])
+
+
+async def test_rows_of_a_target_that_is_left_out_share_no_keys(place: Place) -> None:
+    place.write([row(1, target="acme"), row(2, target="bistro"), row(2, target="bistro")])
+
+    async with (
+        service(place) as (simulator, acme),
+        auth_server(NO_LOGIN) as server,
+        DesClient(None, token=oauth(server.url)) as bistro,
+    ):
+        with pytest.raises(InvalidManifest) as caught:
             await place.launch({"acme": acme, "bistro": bistro})
 
+        assert "key 'r2' is that of line 2" in caught.value.problems[0].message
         assert simulator.runs == []
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        pytest.param(NO_LOGIN, CredentialsRefused, id="refused"),
+        pytest.param(http(500, b""), NotSent, id="away"),
+    ],
+)
+async def test_where_no_target_works_nothing_begins(
+    answer: bytes, kind: type[Exception], place: Place
+) -> None:
+    place.write([row(2, target="bistro")])
+
+    async with (
+        service(place) as (_, acme),
+        auth_server(answer) as server,
+        DesClient(None, token=oauth(server.url)) as bistro,
+    ):
+        clients = {"acme": acme, "bistro": bistro}
+
+        with pytest.raises(kind, match=r"^target bistro: the auth server "):
+            await place.launch(clients)
+
+        with pytest.raises(kind, match=r"^target bistro: the auth server "):
+            await deslaunch.check(place.manifest, clients, cache=place.cache)
+
+    assert not place.ledger.exists()
 
 
 async def test_a_batch_of_rows_from_a_program_goes_to_many_organisations(place: Place) -> None:

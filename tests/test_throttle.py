@@ -233,6 +233,13 @@ def test_a_stop_says_when_to_resume() -> None:
     assert "more than 60 s" in stop.message
 
 
+def test_the_wait_that_an_auth_server_asks_for_is_kept_too() -> None:
+    pause = throttle().held_back(NotSent("no token", retry_after=30.0), 0.0)
+
+    assert isinstance(pause, Pause)
+    assert pause.seconds >= 30
+
+
 @given(st.floats(0, 800), st.floats(0, 1e9))
 @settings(max_examples=200, deadline=None)
 def test_no_pause_ends_before_its_retry_after(seconds: float, now: float) -> None:
