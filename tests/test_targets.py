@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -14,6 +14,7 @@ from stage import JOB, Place, counts, fault, once, quick, row, rows, runs_of, se
 
 import deslaunch
 from deslaunch.client import DesClient
+from deslaunch.config import Credentials, Login, Secret, TargetSettings
 from deslaunch.errors import (
     ConfigurationError,
     CredentialsRefused,
@@ -24,7 +25,7 @@ from deslaunch.errors import (
 from deslaunch.model import Stopped, StopReason, TargetPaused, TokenRenewed
 from deslaunch.oauth import OAuthToken
 from deslaunch.simulator import Simulator
-from deslaunch.targets import check_targets
+from deslaunch.targets import Connection, check_targets, client_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -161,6 +162,22 @@ async def test_the_session_says_where_it_was_and_whose(place: Place) -> None:
 
     (session,) = place.records("session")
     assert session["targets"] == {"acme": {"baseUrl": simulators["acme"].base_url, "orgId": "ACME"}}
+
+
+async def test_the_session_says_where_it_was_although_the_jobs_are_cached(place: Place) -> None:
+    place.write(rows(1))
+
+    async with Simulator(tokens=()) as simulator:
+        for _ in range(2):
+            place.ledger.unlink(missing_ok=True)
+
+            async with DesClient(None, token=oauth(simulator.base_url)) as des:
+                await place.launch(des)
+
+        assert simulator.count("queryjobs") == 1
+
+    (session,) = place.records("session")
+    assert session["targets"] == {"default": {"baseUrl": simulator.base_url, "orgId": "BISTRO"}}
 
 
 async def test_no_secret_is_in_the_ledger_or_the_cache(
@@ -439,6 +456,51 @@ async def test_each_target_is_told_of_by_itself() -> None:
     assert all(report.error is None or report.as_dict()["hint"] is not None for report in reports)
 
 
+@pytest.mark.parametrize(
+    ("of_target", "connection", "made"),
+    [
+        pytest.param({}, Connection(), (60, None), id="defaults"),
+        pytest.param({"timeout": 7.0, "concurrency": 2}, Connection(), (7, 2), id="its-own"),
+        pytest.param({"timeout": 7.0}, Connection(timeout=9), (9, None), id="an-option-wins"),
+    ],
+)
+def test_a_client_is_made_as_its_target_says(
+    of_target: dict[str, Any], connection: Connection, made: tuple[float, int | None]
+) -> None:
+    des = client_of(TargetSettings("https://des.example", Credentials(), **of_target), connection)
+
+    assert (des.timeout, des.concurrency) == made
+
+
+@pytest.mark.parametrize(
+    ("of_target", "of_all"),
+    [
+        pytest.param(True, False, id="its-own"),
+        pytest.param(False, True, id="by-the-option"),
+        pytest.param(False, False, id="nobody"),
+    ],
+)
+def test_http_is_allowed_by_a_target_or_for_all(*, of_target: bool, of_all: bool) -> None:
+    settings = TargetSettings("http://des.example", Credentials(), allow_http=of_target)
+    allowed = nullcontext() if of_target or of_all else pytest.raises(ConfigurationError)
+
+    with allowed:
+        client_of(settings, Connection(allow_http=of_all))
+
+
+def test_the_auth_server_is_reached_by_its_own_proxy() -> None:
+    asked = []
+    secret = Secret(variable="S")
+    login = Login("B", "c", secret, secret, secret, auth_url="https://auth.example")
+
+    def proxy(url: str) -> None:
+        asked.append(url)
+
+    client_of(TargetSettings(None, Credentials(login=login)), Connection(proxy=proxy))
+
+    assert asked == ["https://auth.example"]
+
+
 # -- the command line -------------------------------------------------------------------------
 
 CONFIG: Final = """
@@ -589,18 +651,19 @@ class TestCommands:
             assert "[targets.acme] concurency: is no key of this table" in done.stderr
 
     def test_a_timeout_of_the_file_yields_to_one_that_is_given(self, office: Workplace) -> None:
-        two_targets(office)
+        office.manifest(1)
         path = office.folder / "targets.toml"
         path.write_text(path.read_text().replace("concurrency = 2", "timeout = 7"))
-        ledgers = ("one", "two", "three")
-        office.run("run", "both.csv", *WITH_CONFIG, "--ledger", "one", token=None)
-        office.run("run", "both.csv", *WITH_CONFIG, "--ledger", "two", "--timeout=9", token=None)
+        given = ("run", "night.jsonl", *WITH_CONFIG, "--target", "acme")
+        office.run(*given, "--ledger", "one", token=None)
+        office.run(*given, "--ledger", "two", "--timeout=9", token=None)
         office.environment["DESLAUNCH_TIMEOUT"] = "8"
-        office.run("run", "both.csv", *WITH_CONFIG, "--ledger", "three", token=None)
+        office.run(*given, "--ledger", "three", token=None)
 
-        texts = [(office.folder / name).read_text().splitlines()[1] for name in ledgers]
-        # the longest of the targets' time-outs; bistro has the option's
-        assert [json.loads(text)["options"]["timeout"] for text in texts] == [60, 9, 8]
+        texts = [(office.folder / name).read_text() for name in ("one", "two", "three")]
+        sessions = [json.loads(text.splitlines()[1]) for text in texts]
+        assert [session["options"]["timeout"] for session in sessions] == [7, 9, 8]
+        assert [list(session["targets"]) for session in sessions] == [["acme"]] * 3
 
     def test_a_file_of_variables_gives_way_to_the_environment(self, office: Workplace) -> None:
         (office.folder / ".env").write_text("ACME_TOKEN=wrong\nBISTRO_USER=night\n")
