@@ -245,8 +245,7 @@ class Engine:
         self._generations = dict.fromkeys(starters, 0)
         self._exhausted = False
         self._draining = False
-        self._idle = 0
-        self._changed = asyncio.Event()
+        self._idle: deque[asyncio.Future[None]] = deque()
         self._room = asyncio.Event()
         self._settling: set[asyncio.Future[None]] = set()
         self._error: Exception | None = None
@@ -374,6 +373,9 @@ class Engine:
             start = self._take()
 
             if start is not None:
+                if self._fresh or self._parked:
+                    self._wake()
+
                 return start
 
             if self._is_over():
@@ -381,6 +383,7 @@ class Engine:
 
             await self._change()
 
+        self._wake()
         return None
 
     def _is_over(self) -> bool:
@@ -693,18 +696,21 @@ class Engine:
             task.cancel()
 
     async def _change(self) -> None:
-        self._idle += 1
-
-        try:
-            await self._changed.wait()
-        finally:
-            self._idle -= 1
+        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._idle.append(news)
+        await news
 
     def _wake(self) -> None:
-        """Let all that wait for a change look again."""
-        if self._idle:
-            self._changed.set()
-            self._changed = asyncio.Event()
+        """Let one idle worker look again; it wakes the next where that may find something too.
+
+        To wake all would cost each row as many looks as there are slots.
+        """
+        while self._idle:
+            news = self._idle.popleft()
+
+            if not news.done():  # its worker may have been cancelled
+                news.set_result(None)
+                break
 
         self._tell_of_room()
 

@@ -219,6 +219,32 @@ async def test_an_outcome_is_queued_ahead_of_its_workers_next_intent() -> None:
     await bench.finish()
 
 
+async def test_a_row_costs_a_few_looks_for_work_however_many_slots_are_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = 0
+    take = Engine._take
+
+    def counted(engine: Engine) -> Start | None:
+        nonlocal looks
+        looks += 1
+        return take(engine)
+
+    monkeypatch.setattr(Engine, "_take", counted)
+    rows = [f"row {number}" for number in range(20)]
+    bench = Bench(rows, slots=64)
+    bench.des.held = True
+    await bench.begin()
+
+    for row in rows:
+        await bench.answer(row)
+
+    await bench.finish()
+
+    assert bench.started() == set(rows)
+    assert looks <= 2 * 64 + 2 * len(rows)  # at the begin and at the end each slot looks
+
+
 async def test_a_row_is_told_once_its_end_is_durable_and_in_that_order() -> None:
     bench = Bench(["a", "b", "c"], slots=3)
     bench.des.held = True
