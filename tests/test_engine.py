@@ -242,7 +242,7 @@ async def test_a_row_costs_a_few_looks_for_work_however_many_slots_are_idle(
     await bench.finish()
 
     assert bench.started() == set(rows)
-    assert looks <= 2 * 64 + 2 * len(rows)  # at the begin and at the end each slot looks
+    assert looks <= 2 * 64 + 4 * len(rows)  # at the begin and at the end each slot looks
 
 
 async def test_a_row_is_told_once_its_end_is_durable_and_in_that_order() -> None:
