@@ -43,7 +43,7 @@ from deslaunch.errors import (
 )
 from deslaunch.model import Auto, Evidence, TypedValue
 from deslaunch.tokens import OrganisationTokens, StaticToken, TokenKeeper
-from deslaunch.transport import EVIDENCE, Connector, Request
+from deslaunch.transport import EVIDENCE, Connector, Request, post
 from deslaunch.urls import parsed, safe_url
 
 if TYPE_CHECKING:
@@ -464,11 +464,11 @@ class DesClient:
 
         try:
             with limit:
-                response = await session.post(
+                response = await post(
+                    session,
                     self._urls[call.path],
-                    data=body,
+                    body,
                     headers=headers,
-                    allow_redirects=False,
                     proxy=self._proxy,
                     proxy_headers=self._proxy_headers,
                 )

@@ -26,6 +26,7 @@ import aiohttp
 import pytest
 import trustme
 
+from deslaunch import transport
 from deslaunch.client import DesClient
 from deslaunch.errors import (
     ConfigurationError,
@@ -286,12 +287,16 @@ def assert_no_secret(error: BaseException) -> None:
 
 @pytest.fixture(
     params=[
-        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
-        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+        pytest.param((False, True), id="asyncio"),
+        pytest.param((True, True), id="uvloop"),
+        pytest.param((False, False), id="asyncio, the long way"),
     ]
 )
-def anyio_backend(request: pytest.FixtureRequest) -> Any:
-    return request.param
+def anyio_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run on both loops, and by aiohttp's own post where its parts are not as they are known."""
+    use_uvloop, short_way = request.param
+    monkeypatch.setattr(transport, "IS_SHORT_WAY_OPEN", short_way)
+    return ("asyncio", {"use_uvloop": use_uvloop})
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 import pytest
+from aiohttp.http import StreamWriter
 from test_client import JOB, OK, RUN, Peer, Step, client_of, request_of
 
 from deslaunch import client as client_module
 from deslaunch.client import DesClient
-from deslaunch.errors import Misconfigured, OutcomeUnknown
+from deslaunch.errors import Misconfigured, NotSent, OutcomeUnknown
 from deslaunch.model import Evidence, StartRequest
-from deslaunch.transport import SMALL, Request
+from deslaunch.transport import IS_SHORT_WAY_OPEN, SMALL, Request, is_known
 
 if TYPE_CHECKING:
     from test_client import Script
@@ -95,7 +96,7 @@ async def test_an_unusable_url_is_known_to_have_sent_nothing(
     evidence = Evidence()
 
     async with DesClient("https://des.example", token="a-token") as client:
-        monkeypatch.setattr(aiohttp.ClientSession, "post", post)
+        monkeypatch.setattr(client_module, "post", post)
 
         with pytest.raises(Misconfigured):
             await client.start(StartRequest("k", 1, 1, "default", JOB, "", b"{}", False), evidence)
@@ -128,3 +129,64 @@ async def test_requests_side_by_side_do_not_share_their_evidence() -> None:
         await asyncio.wait(tasks)
 
     assert found == (True, False)
+
+
+def test_the_short_way_is_open_with_the_aiohttp_at_hand() -> None:
+    assert IS_SHORT_WAY_OPEN
+
+
+@pytest.mark.parametrize(
+    ("names", "known"),
+    [
+        pytest.param("self req traces timeout", True, id="as it is"),
+        pytest.param("req self timeout traces", True, id="in another order"),
+        pytest.param("self req traces", False, id="one more"),
+        pytest.param("self req traces timeout more", False, id="one less"),
+    ],
+)
+def test_another_aiohttp_is_told_by_its_parameters(names: str, known: bool) -> None:
+    assert is_known({aiohttp.TCPConnector.connect: names}) == known
+
+
+async def test_a_connection_that_is_not_made_in_time_is_named_as_aiohttp_names_it() -> None:
+    async with (
+        Peer([[Step.STALL]], handshake=True).listening() as shy,
+        client_of(shy, scheme="https", connect_timeout=0.05) as client,
+    ):
+        with pytest.raises(NotSent) as caught:
+            await client.start(request_of())
+
+    assert isinstance(caught.value.__cause__, aiohttp.ConnectionTimeoutError)
+
+
+async def test_a_request_that_breaks_while_it_is_written_gives_its_connection_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def write_eof(_: object, chunk: bytes = b"") -> None:
+        raise OSError(f"the pipe broke before {chunk!r}")
+
+    async with Peer([[OK]]).listening() as peer, client_of(peer) as client:
+        monkeypatch.setattr(StreamWriter, "write_eof", write_eof)
+
+        with pytest.raises(OutcomeUnknown):
+            await client.start(request_of(b"{}"))
+
+        monkeypatch.undo()
+        assert (await client.start(request_of(b"{}"))).job_run_id == RUN
+        assert connections_of(client) == (0, 1)
+
+
+async def test_a_request_that_is_cancelled_gives_its_connection_up() -> None:
+    async with Peer([[Step.STALL]]).listening() as peer, client_of(peer) as client:
+        task = asyncio.create_task(client.start(request_of()))
+        await peer.arrived.wait()
+        before = connections_of(client)
+        task.cancel()
+        await asyncio.wait([task])
+        assert (before, connections_of(client)) == ((1, 0), (0, 0))
+
+
+def connections_of(client: DesClient) -> tuple[int, int]:
+    """Return how many connections are in use, and how many wait in the pool."""
+    connector: Any = client._opened().connector
+    return len(connector._acquired), sum(map(len, connector._conns.values()))
