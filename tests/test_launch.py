@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import time
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -1243,6 +1244,26 @@ def keys_in(data: bytes) -> list[str]:
 def started_in(data: bytes) -> set[str]:
     found = (json.loads(line) for line in data.splitlines())
     return {record["jobRunId"] for record in found if record["record"] == "started"}
+
+
+class SlowDisk(FailingDisk):
+    """A disk that takes longer than the reading of a few rows."""
+
+    def write(self, fd: int, data: bytes | memoryview) -> int:
+        time.sleep(0.05)  # in the ledger's thread
+        return super().write(fd, data)
+
+
+async def test_a_slow_disk_loses_no_invalid_row_of_another_manifest(place: Place) -> None:
+    place.write([row(1), {"no": "row"}])
+
+    async with service(place) as (_, des):
+        await place.launch(des, skip_invalid=True)
+        place.write([row(1), {"still": "none"}])
+        task = launcher._Task(des, None, place.cache, None, Interrupt(), quick({}), SlowDisk())
+        summary = await launcher._resume(place.ledger, None, task)
+
+    assert counts(summary) == {"started": 1, "invalid": 1}
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 6, 8])
