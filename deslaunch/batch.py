@@ -159,6 +159,7 @@ async def open_batch(
             session.sifter(report_known=True),
             manifest_options(settings),
             batch._room,
+            settings.of_shard,
         )
         work = asyncio.create_task(session.run(source))
         batch._begin(work)

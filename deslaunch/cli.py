@@ -204,6 +204,10 @@ _skip_invalid = click.option(
     "--skip-invalid", is_flag=True, default=None, help="Launch the valid rows all the same."
 )
 
+_shard = click.option(
+    "--shard", metavar="I/N", help="Start the I-th of N shares of the rows, by their keys."
+)
+
 _launching = _options(
     _tuning(
         "--concurrency",
@@ -342,13 +346,18 @@ def _print_report(console: Console, report: CheckReport, *, as_json: bool) -> No
     examples=(
         "  deslaunch run night.csv\n"
         "  deslaunch run night.csv --ledger /var/lib/exports/night.jsonl --concurrency 64\n"
+        "  deslaunch run night.csv --shard 2/4\n"
         "  generate | deslaunch run - --format jsonl --ledger night.ledger.jsonl"
     ),
 )
 @click.argument("manifest")
-@click.option("--ledger", type=_FILE, help="Default: MANIFEST's stem + .ledger.jsonl, beside it.")
+@click.option(
+    "--ledger",
+    type=_FILE,
+    help="Default: MANIFEST's stem + .ledger.jsonl, beside it; of a shard, + .I-of-N.ledger.jsonl.",
+)
 @click.option("--resume", is_flag=True, help="Go on where this very manifest was begun.")
-@_options(_rows, _skip_invalid, _connection, _schema, _launching, _resuming, _output)
+@_options(_rows, _shard, _skip_invalid, _connection, _schema, _launching, _resuming, _output)
 def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
     """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required."""
     from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
@@ -391,7 +400,7 @@ def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
 )
 @click.argument("ledger", type=_FILE)
 @click.option("--manifest", type=_FILE, help="Where the manifest is now, if it was moved.")
-@_options(_rows, _skip_invalid, _connection, _schema, _launching, _resuming, _output)
+@_options(_rows, _shard, _skip_invalid, _connection, _schema, _launching, _resuming, _output)
 def resume(ledger: Path, manifest: Path | None, **given: Any) -> int:
     """Go on with the batch of LEDGER: what is pending or failed, never what is unknown."""
     from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
@@ -769,6 +778,7 @@ _OF_CHECK: Final = (
 )
 _OF_LAUNCH: Final = (
     *_OF_CHECK,
+    "shard",
     "skip_invalid",
     "concurrency",
     "rate",

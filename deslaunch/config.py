@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, TypedDict
 from deslaunch.errors import ConfigurationError, CredentialsRefused
 from deslaunch.health import ErrorLimit
 from deslaunch.model import DEFAULT_TARGET
+from deslaunch.shards import Shard
 from deslaunch.wire import AUTH_URL
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class LaunchOptions(TypedDict, total=False):
     format: Format | None
     job_id: str | None
     target: str | None
+    shard: str | None
     schema_max_age: float
 
 
@@ -80,6 +82,8 @@ class Settings:
         format: the manifest's, where its name does not tell.
         job_id: GUID for rows that name no job.
         target: target for rows that name none.
+        shard: ``"I/N"``: start only the rows whose key belongs to the I-th of N shards; None
+            for all.
         schema_max_age: hours that cached JobRunParameters may be used, 0 to 1,000,000.
 
     Raises:
@@ -104,10 +108,14 @@ class Settings:
     format: Format | None = None
     job_id: str | None = None
     target: str | None = None
+    shard: str | None = None
     schema_max_age: float = 24.0
 
     def __post_init__(self) -> None:
         ErrorLimit.parse(str(self.max_errors))
+
+        if self.shard is not None:
+            Shard.parse(self.shard)
 
         if self.job_id is not None:
             object.__setattr__(self, "job_id", self.job_id.lower())
@@ -132,6 +140,11 @@ class Settings:
         return ErrorLimit.parse(str(self.max_errors))
 
     @property
+    def of_shard(self) -> Shard | None:
+        """What ``shard`` means."""
+        return None if self.shard is None else Shard.parse(self.shard)
+
+    @property
     def allow(self) -> list[str]:
         """The allowances that belong to a batch for good, as its header names them."""
         allowed = {"duplicates": self.allow_duplicates, "repeatedAuto": self.allow_repeated_auto}
@@ -147,7 +160,15 @@ class Settings:
 
 
 _OF_THE_BATCH: Final = frozenset(
-    {"format", "job_id", "target", "skip_invalid", "allow_duplicates", "allow_repeated_auto"}
+    {
+        "format",
+        "job_id",
+        "target",
+        "shard",
+        "skip_invalid",
+        "allow_duplicates",
+        "allow_repeated_auto",
+    }
 )
 
 _RANGES: Final[Mapping[str, tuple[Callable[[float], bool], str]]] = {

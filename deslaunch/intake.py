@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from deslaunch.keys import NO_SUSPECTS, KeyRing, Repeat, row_digest
+from deslaunch.keys import NO_SUSPECTS, KeyRing, Repeat, is_all_text, row_digest
 from deslaunch.model import Row, RowProblem, StartRequest, shown
 
 if TYPE_CHECKING:
@@ -120,6 +120,20 @@ class Intake:
             return self._repeated(item, key, digest)
 
         return self._checked(item, key, digest)
+
+    def pass_by(self, item: Row | Problems) -> None:
+        """Take note of a row that another launcher starts, for those that follow it.
+
+        One of them may say the same, or use an auto value of the same job.
+
+        Args:
+            item: the next row.
+        """
+        if isinstance(item, Row) and not (self._ring.is_alone(item) and self._uses_no_feed(item)):
+            self.take(item)
+
+    def _uses_no_feed(self, row: Row) -> bool:
+        return self._allow_repeated_auto or is_all_text(row.parameters.values())
 
     def again(self, invalid: InvalidRow) -> StartRequest | InvalidRow:
         """Check a row once more, after its target's schema was fetched anew."""

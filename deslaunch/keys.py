@@ -13,6 +13,10 @@ Pure. The digest's recipe is a contract: others recompute it to find a row in a 
 
 In Python, ``text = json.dumps(array, ensure_ascii=False, separators=(",", ":"))``, then
 ``hashlib.sha256(text.encode()).hexdigest()[:32]``.
+
+The shard of a key is a contract too, so that any version and any machine gives each row to the
+same one of N shards: the first 64 bits of the SHA-256 of the key in UTF-8, as a big-endian
+number, modulo N, plus 1. A key with ``~2`` is hashed as it stands.
 """
 
 from __future__ import annotations
@@ -52,17 +56,28 @@ def row_digest(row: Row) -> str:
     return sha256(text).hexdigest()[:DIGEST_LENGTH]
 
 
+def shard_of(key: str, count: int) -> int:
+    """Return the number of the shard, 1 to ``count``, that a key belongs to.
+
+    Args:
+        key: a row's key, or its digest where it names none.
+        count: how many shards there are, at least 1.
+    """
+    return int.from_bytes(sha256(key.encode()).digest()[:8], "big") % count + 1
+
+
 def _said_by(row: Row) -> Iterable[tuple[str, str | bool | None]]:
     """Return each parameter's name with its text, None for null or True for auto."""
     parameters = row.parameters
 
-    if _is_all_text(parameters.values()):
+    if is_all_text(parameters.values()):
         return parameters.items()  # type: ignore[return-value]  # it was just looked at
 
     return [(name, _said(value)) for name, value in parameters.items()]
 
 
-def _is_all_text(values: Iterable[ParameterValue]) -> bool:
+def is_all_text(values: Iterable[ParameterValue]) -> bool:
+    """Tell whether no value is null, automatic or typed."""
     try:
         "".join(values)  # type: ignore[arg-type]  # the quickest way to ask
     except TypeError:
@@ -213,7 +228,7 @@ class KeyRing:
         """
         key = digest if row.key is None else row.key
 
-        if self._is_alone(row):
+        if self.is_alone(row):
             return key
 
         if key not in self._first_lines:
@@ -226,6 +241,7 @@ class KeyRing:
         self._counts[key] = self._counts.get(key, 1) + 1
         return f"{key}{REPEAT_MARK}{self._counts[key]}"
 
-    def _is_alone(self, row: Row) -> bool:
+    def is_alone(self, row: Row) -> bool:
+        """Tell whether a row surely shares its key with no other."""
         suspects = self._suspects
         return suspects is not None and (not suspects or hint(row) not in suspects)

@@ -29,6 +29,7 @@ from deslaunch.manifest import Manifest, sha256_of
 from deslaunch.model import Noted, counted
 from deslaunch.reconcile import Reconciliation
 from deslaunch.session import Interrupt, Session, header, held, keep, session_record
+from deslaunch.shards import Shard
 from deslaunch.sources import ManifestSource
 from deslaunch.terms import (
     by_target,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from deslaunch.client import DesClient
     from deslaunch.intake import InvalidRow
     from deslaunch.ledger import Snapshot
-    from deslaunch.manifest import Fingerprint
     from deslaunch.model import Event, RowProblem, StartRequest, Summary
     from deslaunch.terms import Clients, StrPath
     from deslaunch.validation import Validation
@@ -173,7 +173,7 @@ async def launch(
         manifest: a JSONL or CSV file, gzipped or not. It must not change meanwhile.
         des: the client, or one for each target.
         ledger: the batch's ledger; default: ``<manifest stem>.ledger.jsonl`` beside the
-            manifest.
+            manifest, for a shard ``<manifest stem>.I-of-N.ledger.jsonl``.
         resume: where the ledger exists and this very manifest was begun in it, go on.
         schema: a file of jobs in QueryJobs' form; then DES is not asked for them.
         cache: directory of the schema cache; default: the user's.
@@ -198,7 +198,7 @@ async def launch(
         Interrupted: ``interrupt`` was called before anything was sent.
     """
     path = Path(manifest)
-    ledger_path = Path(ledger) if ledger is not None else default_ledger(path)
+    ledger_path = Path(ledger) if ledger is not None else _default_ledger(path, options)
     task = _Task(des, schema, cache, on_event, interrupt or Interrupt(), options)
     found = await asyncio.to_thread(peek, ledger_path)
 
@@ -233,8 +233,8 @@ async def resume(
         cache: as for :func:`launch`.
         on_event: as for :func:`launch`.
         interrupt: as for :func:`launch`.
-        **options: as for :func:`launch`; format, job_id, target and the allowances come from
-            the ledger, and one that differs is an error.
+        **options: as for :func:`launch`; format, job_id, target, shard and the allowances come
+            from the ledger, and one that differs is an error.
 
     Returns:
         The counts of the whole batch, and why it ended early if it did.
@@ -271,7 +271,7 @@ async def _begin(ledger_path: Path, path: Path, task: _Task) -> Summary:
     named = await in_use(clients, catalog)
 
     async with held(Ledger.create(ledger_path, disk=task.disk)) as journal:
-        manifest_said = await asyncio.to_thread(_said_of, path, valid.fingerprint)
+        manifest_said = await asyncio.to_thread(_said_of, path, valid)
         keep(journal, header(settings, manifest_said, file.format))
         keep(journal, session_record(settings, manifest_said, named))
         _tell(catalog, valid, task.on_event)
@@ -303,7 +303,7 @@ async def _resume(ledger_path: Path, manifest: Path | None, task: _Task) -> Summ
                 f"{path} changed while it was validated", hint="resume once it is at rest"
             )
 
-        manifest_said = await asyncio.to_thread(_said_of, path, valid.fingerprint)
+        manifest_said = await asyncio.to_thread(_said_of, path, valid)
         reconciliation = reconciliations[-1]
         reconciliation.check(accept_new_rows=settings.accept_new_rows)
 
@@ -322,22 +322,33 @@ async def _resume(ledger_path: Path, manifest: Path | None, task: _Task) -> Summ
         return await session.run(_second_reading(file, valid, catalog, settings, session))
 
 
-def default_ledger(manifest: Path) -> Path:
-    """Return where a manifest's ledger is by default: beside it, ``<stem>.ledger.jsonl``."""
+def default_ledger(manifest: Path, shard: Shard | None = None) -> Path:
+    """Return where a manifest's ledger is by default: beside it, ``<stem>.ledger.jsonl``.
+
+    Args:
+        manifest: its path.
+        shard: the ledger of the second of four shards is ``<stem>.2-of-4.ledger.jsonl``.
+    """
     name = manifest.name.removesuffix(".gz")
-    stem = Path(name).stem
-    return manifest.with_name(f"{stem}.ledger.jsonl")
+    part = "" if shard is None else f".{shard.index}-of-{shard.count}"
+    return manifest.with_name(f"{Path(name).stem}{part}.ledger.jsonl")
+
+
+def _default_ledger(manifest: Path, options: LaunchOptions) -> Path:
+    shard = options.get("shard")
+    return default_ledger(manifest, None if shard is None else Shard.parse(shard))
 
 
 # What a batch and a session begin with.
 
 
-def _said_of(path: Path, fingerprint: Fingerprint) -> dict[str, Any]:
-    return {
+def _said_of(path: Path, valid: Validation) -> dict[str, Any]:
+    said = {
         "path": os.path.abspath(path),  # noqa: PTH100  # no link is resolved: it may move on
-        "sha256": fingerprint.sha256,
-        "rows": fingerprint.rows,
+        "sha256": valid.fingerprint.sha256,
+        "rows": valid.fingerprint.rows,
     }
+    return said if valid.share is None else {**said, "shardRows": len(valid.share)}
 
 
 async def _validated(
@@ -397,7 +408,7 @@ def _second_reading(
 ) -> ManifestSource:
     intake = make_intake(catalog, settings, file=file.name, suspects=valid.suspects)
     items = file.second_pass(valid.fingerprint)
-    return ManifestSource(items, intake, catalog, session.sifter())
+    return ManifestSource(items, intake, catalog, session.sifter(), valid.share)
 
 
 def _tell(catalog: Catalog, valid: Validation, emit: Callable[[Event], None] | None) -> None:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 LISTED: Final = 1_000
 """Keys of each list that a conflict keeps."""
 
+_REALLY_NEW: Final = "if the new rows are really new, pass --accept-new-rows"
+
 
 def should_send(
     state: KeyState | None,
@@ -93,7 +95,8 @@ class Reconciliation:
 
         Raises:
             ManifestConflict: a key that was sent says something else now; or keys that were
-                sent are gone while others are new, and ``accept_new_rows`` is not set.
+                sent are gone, or may be from another shard, while others are new, and
+                ``accept_new_rows`` is not set.
         """
         if self._changed:
             raise ManifestConflict(
@@ -112,8 +115,22 @@ class Reconciliation:
                 "one that was started already",
                 gone=gone[:LISTED],
                 new=self._new,
-                hint="if the new rows are really new, pass --accept-new-rows",
+                hint=_REALLY_NEW,
             )
+
+        if self._new and self._is_one_of_several and not accept_new_rows:
+            raise ManifestConflict(
+                "the manifest changed, and this shard has not yet tried "
+                f"{counted(self._new_count, 'row')} of it: one may be the changed form of a row "
+                "that another shard started",
+                new=self._new,
+                hint=_REALLY_NEW,
+            )
+
+    @property
+    def _is_one_of_several(self) -> bool:
+        """What left the manifest may stand in the ledger of another shard."""
+        return self._replay.header.get("shard") not in {None, "1/1"}
 
     def memberships(self) -> Iterator[tuple[str, bool]]:
         """Yield the keys that left the manifest (False) or came back to it (True)."""

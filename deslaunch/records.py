@@ -124,6 +124,7 @@ def batch(
     allow: Iterable[str],
     skip_invalid: bool,
     version: str,
+    shard: str | None = None,
 ) -> Record:
     """Return the header: what stays true for the whole batch."""
     return {
@@ -135,7 +136,7 @@ def batch(
         "format": format,
         "jobId": job_id,
         "target": target,
-        "shard": None,
+        "shard": shard,
         "allow": sorted(allow),
         "skipInvalid": skip_invalid,
         "version": version,

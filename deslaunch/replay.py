@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _Types = type | tuple[type, ...]
 _TEXT: Final = (str, NoneType)
 _OBJECT: Final = (Mapping, NoneType)
-_MANIFEST: Final[dict[str, _Types]] = {"sha256": str, "rows": int}
+_MANIFEST: Final[dict[str, _Types]] = {"sha256": str, "rows": int, "shardRows": int}
 _ATTEMPT: Final[dict[str, _Types]] = {"key": str, "attempt": int, "utc": str}
 _ANSWER: Final[dict[str, _Types]] = {**_ATTEMPT, "status": (int, NoneType), "error": str}
 _REQUIRED: Final[dict[str, dict[str, _Types]]] = {
@@ -111,7 +111,7 @@ def _check_kind(record: Record) -> None:
     _check_fields(record, required)
 
     if record.get("manifest") is not None and kind in {"batch", "session"}:
-        _check_fields(record["manifest"], _MANIFEST)
+        _check_fields({"shardRows": 0, **record["manifest"]}, _MANIFEST)
 
     if kind == "resolved" and record["as"] not in {"started", "notStarted"}:
         raise ValueError("no usable 'as'")
@@ -308,8 +308,9 @@ class Replay:
                 yield run, state.key
 
     def _manifest_rows(self, known: int) -> int:
-        """Return the rows of the manifest; a batch of an iterable has those that were read."""
-        return known if self.manifest is None else max(known, self.manifest["rows"])
+        """Return the batch's rows in the manifest; one of an iterable has those that were read."""
+        said = self.manifest
+        return known if said is None else max(known, said.get("shardRows", said["rows"]))
 
     def _on_header(self, record: Record) -> None:
         if record["record"] != "batch" or record.get("ledger") != VERSION:

@@ -125,6 +125,7 @@ def header(settings: Settings, manifest: Mapping[str, Any] | None, format: str |
         format=format,
         job_id=settings.job_id,
         target=settings.target,
+        shard=settings.shard,
         allow=settings.allow,
         skip_invalid=settings.skip_invalid,
         version=VERSION,

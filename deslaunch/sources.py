@@ -20,7 +20,7 @@ from deslaunch.intake import Intake, InvalidRow
 from deslaunch.model import Outcome, Row, RowState
 from deslaunch.reconcile import should_send
 from deslaunch.rows import row_from_object
-from deslaunch.validation import read_chunk, targets_of
+from deslaunch.validation import number_of, read_chunk, targets_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from deslaunch.ledger import Ledger
     from deslaunch.model import StartRequest
     from deslaunch.rows import Item, RowDefaults
+    from deslaunch.shards import Shard, Share
     from deslaunch.states import KeyState
 
 ROWS: Final = "<rows>"
@@ -190,15 +191,22 @@ class ManifestSource:
         intake: a new one, with the allowances of the first pass.
         catalog: the jobs; fetched anew when DES refuses what they allow.
         sifter: holds the rows against the ledger.
+        share: the rows that are this launcher's; None for all.
     """
 
     def __init__(
-        self, items: Iterator[Item], intake: Intake, catalog: Catalog, sifter: Sifter
+        self,
+        items: Iterator[Item],
+        intake: Intake,
+        catalog: Catalog,
+        sifter: Sifter,
+        share: Share | None = None,
     ) -> None:
         self.doubts = Doubts(catalog)
         self._items = items
         self._intake = intake
         self._sifter = sifter
+        self._share = share
         self._reading: asyncio.Future[list[StartRequest | InvalidRow]] | None = None
 
     async def read(self) -> Sequence[Start]:
@@ -229,7 +237,26 @@ class ManifestSource:
             self._reading.exception()  # nobody asks for its rows any more
 
     def _take(self) -> list[StartRequest | InvalidRow]:
-        return [self._intake.take(item) for item in read_chunk(self._items, _CHUNK)]
+        """Return the next rows that are this launcher's; none at the end."""
+        while chunk := read_chunk(self._items, _CHUNK):
+            taken = [self._intake.take(item) for item in self._own(chunk)]
+
+            if taken:
+                return taken
+
+        return []
+
+    def _own(self, chunk: Sequence[Item]) -> Iterator[Item]:
+        """Yield the rows that are this launcher's; pass the others by, in order."""
+        share = self._share
+
+        for item in chunk:
+            number = item.number if isinstance(item, Row) else item[0].row
+
+            if share is None or number in share:
+                yield item
+            else:
+                self._intake.pass_by(item)
 
 
 class RowsSource:
@@ -242,6 +269,7 @@ class RowsSource:
         sifter: holds the rows against the ledger.
         defaults: for rows that name no job or target.
         room: returns once the consumer of the outcomes has room for more.
+        shard: which rows are this launcher's; None for all.
     """
 
     def __init__(
@@ -252,6 +280,7 @@ class RowsSource:
         sifter: Sifter,
         defaults: RowDefaults,
         room: Callable[[], Awaitable[None]],
+        shard: Shard | None = None,
     ) -> None:
         self.doubts = Doubts(catalog)
         self._rows = aiter(rows) if isinstance(rows, AsyncIterable) else iter(rows)
@@ -260,6 +289,7 @@ class RowsSource:
         self._sifter = sifter
         self._defaults = defaults
         self._room = room
+        self._shard = shard
         self._numbers = count(1)
 
     async def read(self) -> Sequence[Start]:
@@ -280,7 +310,12 @@ class RowsSource:
             except StopAsyncIteration:
                 return ()
 
-            starts = self._sifter.sift([await self._take(row)])
+            taken = await self._take(row)
+
+            if not self._is_own(taken):
+                continue
+
+            starts = self._sifter.sift([taken])
 
             if starts:
                 return starts
@@ -313,6 +348,9 @@ class RowsSource:
 
         self._check_unchanged(taken)
         return taken
+
+    def _is_own(self, taken: StartRequest | InvalidRow) -> bool:
+        return self._shard is None or self._shard.holds(taken.key, number_of(taken))
 
     def _item(self, said: Mapping[str, Any] | Row) -> Item:
         number = next(self._numbers)

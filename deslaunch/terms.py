@@ -91,6 +91,7 @@ def settings_of(header: Mapping[str, Any], options: LaunchOptions) -> Settings:
         "format": header["format"],
         "job_id": header["jobId"],
         "target": header["target"],
+        "shard": header.get("shard"),
         "skip_invalid": header["skipInvalid"],
         "allow_duplicates": "duplicates" in header["allow"],
         "allow_repeated_auto": "repeatedAuto" in header["allow"],

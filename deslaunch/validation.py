@@ -12,6 +12,7 @@ from deslaunch.errors import CredentialsRefused, DesError, ManifestChanged, Sche
 from deslaunch.intake import Intake, InvalidRow
 from deslaunch.keys import NO_SUSPECTS, FirstLook
 from deslaunch.model import Row
+from deslaunch.shards import Share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,7 @@ class Validation:
         problems: the first 1,000 problems in manifest order.
         problem_count: how many there are in all.
         suspects: the rows that may share their key with another.
+        share: the rows that are this launcher's, where the batch is a shard; else None.
         by_schema: a schema is among the reasons.
         unconfirmed: why a fresher schema could not be had, where a cached one found rows
             invalid; else None.
@@ -54,6 +56,7 @@ class Validation:
 
     fingerprint: Fingerprint
     suspects: Suspects
+    share: Share | None = None
     rows: int = 0
     valid: int = 0
     problems: list[RowProblem] = field(default_factory=list)
@@ -110,7 +113,8 @@ async def validate(
         manifest: the file.
         catalog: the jobs.
         settings: the batch's allowances.
-        observe: called before each reading; what it returns is called with every row.
+        observe: called before each reading; what it returns is called with every row that is
+            this launcher's.
         poll: called now and then; may raise to end the reading.
 
     Raises:
@@ -150,7 +154,8 @@ async def _read(
     for _ in range(_READINGS):
         intake = make_intake(catalog, settings, file=manifest.name, suspects=suspects)
         see = observe() if observe is not None else None
-        found = await _Pass(manifest, catalog, intake, see, poll).run()
+        share = None if settings.of_shard is None else Share(settings.of_shard)
+        found = await _Pass(manifest, catalog, intake, share, see, poll).run()
 
         if found.suspects == suspects:
             return found
@@ -168,6 +173,7 @@ class _Pass:
         manifest: Manifest,
         catalog: Catalog,
         intake: Intake,
+        share: Share | None,
         see: Observer | None,
         poll: Callable[[], None],
     ) -> None:
@@ -175,6 +181,7 @@ class _Pass:
         self._catalog = catalog
         self._poll = poll
         self._see = see
+        self._share = share
         self._intake = intake
         self._look = FirstLook()
         self._valid = self._problem_count = 0
@@ -213,6 +220,9 @@ class _Pass:
     def _take_all(self, chunk: Sequence[Item]) -> None:
         if self._see is None and self._intake.sees_no_repeats:
             invalid = list(self._intake.check(chunk, self._look))
+
+            if self._share is not None:
+                self._share.take_all(chunk)
         else:
             invalid = list(self._shown(chunk, self._see))
 
@@ -222,18 +232,21 @@ class _Pass:
             self._note(row)
 
     def _shown(self, chunk: Sequence[Item], see: Observer | None) -> Iterator[InvalidRow]:
-        """Let an observer see all rows; yield the invalid ones."""
+        """Let an observer see this launcher's rows; yield the invalid ones of all."""
         for item in chunk:
             taken = self._intake.take(item)
 
             if isinstance(item, Row):
                 self._look.see(item)
 
-            if see is not None:
+            if self._is_own(taken) and see is not None:
                 see(taken)
 
             if isinstance(taken, InvalidRow):
                 yield taken
+
+    def _is_own(self, taken: StartRequest | InvalidRow) -> bool:
+        return self._share is None or self._share.take(taken.key, number_of(taken))
 
     def _note(self, row: InvalidRow) -> None:
         self._problem_count += len(row.problems)
@@ -245,12 +258,18 @@ class _Pass:
         return Validation(
             fingerprint=fingerprint,
             suspects=self._look.suspects,
+            share=self._share,
             rows=fingerprint.rows,
             valid=self._valid,
             problems=self._problems,
             problem_count=self._problem_count,
             by_schema=self._by_schema,
         )
+
+
+def number_of(taken: StartRequest | InvalidRow) -> int:
+    """Return the number of a data row."""
+    return taken.number if isinstance(taken, InvalidRow) else taken.row
 
 
 def read_chunk(items: Iterator[Item], size: int = CHUNK) -> list[Item]:

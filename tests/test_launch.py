@@ -1007,6 +1007,7 @@ async def test_a_kill_before_the_session_record_loses_no_membership(place: Place
         pytest.param({"format": "csv"}, "--format", id="format"),
         pytest.param({"job_id": JOB}, "--job-id", id="job"),
         pytest.param({"target": "elsewhere"}, "--target", id="target"),
+        pytest.param({"shard": "1/2"}, "--shard", id="shard"),
     ],
 )
 async def test_an_option_that_belongs_to_the_batch_may_not_differ(
