@@ -15,6 +15,7 @@ import sys
 import tempfile
 import traceback
 from contextlib import AsyncExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from urllib.parse import urlsplit
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from deslaunch.config import LaunchOptions, TargetSettings
     from deslaunch.console import Console
     from deslaunch.launcher import CheckReport
+    from deslaunch.ledger import Snapshot
     from deslaunch.model import Event, Summary
     from deslaunch.session import Interrupt
     from deslaunch.targets import Connection
@@ -109,6 +111,8 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 _FILE: Final = click.Path(path_type=Path)
 _FORMAT: Final = click.Choice(["jsonl", "csv"])
+
+_ledgers = click.argument("ledgers", metavar="LEDGER...", type=_FILE, nargs=-1, required=True)
 
 
 def _tuning(name: str, **kwargs: Any) -> Callable[[Any], Any]:
@@ -471,22 +475,56 @@ def _failed_ledger(console: Console, error: LedgerWriteFailed, *, as_json: bool)
     return _exit_code(error)
 
 
-@_command("status", examples="  deslaunch status night.ledger.jsonl --json")
-@click.argument("ledger", type=_FILE)
+@_command(
+    "status",
+    examples=(
+        "  deslaunch status night.ledger.jsonl --json\n  deslaunch status night.*-of-4.ledger.jsonl"
+    ),
+)
+@_ledgers
 @_output
-def status(ledger: Path, **given: Any) -> int:
-    """Say how the batch of LEDGER stands, and list its unknown rows."""
+def status(ledgers: tuple[Path, ...], **given: Any) -> int:
+    """Say how the batch of each LEDGER stands, and list its unknown rows.
+
+    Several LEDGERs, the shards of a manifest for example, are put together.
+    """
     from deslaunch.console import summary_lines  # noqa: PLC0415  # not needed for --help
     from deslaunch.ledger import snapshot  # noqa: PLC0415
-    from deslaunch.results import summary_of, unknown_rows  # noqa: PLC0415
+    from deslaunch.results import summary_of  # noqa: PLC0415
+    from deslaunch.together import groups_of, summary_together  # noqa: PLC0415
 
     console = _console(given)
-    found = snapshot(ledger)
-    summary = summary_of(found)
+    found = [snapshot(path) for path in ledgers]
+    groups = groups_of(found)
+
+    for group in filter(lambda group: group.warning, groups):
+        console.warn(group.warning)
 
     if given["as_json"]:
+        summary = summary_of(found[0]) if len(found) == 1 else summary_together(groups)
         console.json(summary.as_dict())
         return 0
+
+    for ledger in found:
+        _print_status(console, ledger, named=len(found) > 1)
+
+    if len(found) > 1:
+        console.data(f"{len(found):,} ledgers together")
+
+        for line in summary_lines(summary_together(groups)):
+            console.data(line)
+
+    return 0
+
+
+def _print_status(console: Console, found: Snapshot, *, named: bool) -> None:
+    from deslaunch.console import summary_lines  # noqa: PLC0415  # not needed for --help
+    from deslaunch.results import summary_of, unknown_rows  # noqa: PLC0415
+
+    summary = summary_of(found)
+
+    if named:
+        console.data(summary.ledger)
 
     for line in summary_lines(summary):
         console.data(line)
@@ -496,43 +534,54 @@ def status(ledger: Path, **given: Any) -> int:
     if not found.live:
         console.next_command(summary, is_status=True)
 
-    return 0
-
 
 @_command(
     "results",
     examples=(
         "  deslaunch results night.ledger.jsonl -o night.results.csv\n"
-        "  deslaunch results night.ledger.jsonl --format jsonl | jq -r .jobRunId"
+        "  deslaunch results night.ledger.jsonl --format jsonl | jq -r .jobRunId\n"
+        "  deslaunch results night.*-of-4.ledger.jsonl -o night.results.csv"
     ),
 )
-@click.argument("ledger", type=_FILE)
+@_ledgers
 @click.option("-o", "--output", type=_FILE, help="Default: stdout.")
 @click.option("--format", type=_FORMAT, help="Default: by the output's name, else csv.")
 @click.option("--manifest", type=_FILE, help="Where the manifest is now, if it was moved.")
 @_volume
 def results(
-    ledger: Path,
+    ledgers: tuple[Path, ...],
     output: Path | None,
     format: Literal["jsonl", "csv"] | None,  # noqa: A002  # the option's name
     manifest: Path | None,
     **given: Any,
 ) -> int:
-    """Write what became of every row, in manifest order."""
+    """Write what became of every row, in manifest order.
+
+    Several LEDGERs that are shards of one manifest are put together: each row comes once. Other
+    LEDGERs come one after the other.
+    """
     from deslaunch.ledger import snapshot  # noqa: PLC0415  # not needed for --help
     from deslaunch.results import Results, encode_results, write_results  # noqa: PLC0415
+    from deslaunch.together import groups_of  # noqa: PLC0415
 
     console = _console(given)
-    found = Results(snapshot(ledger), manifest=manifest)
+    groups = groups_of([snapshot(path) for path in ledgers])
+    found = [Results(*group.ledgers, manifest=manifest) for group in groups]
     form = format or ("jsonl" if output and output.suffix in {".jsonl", ".ndjson"} else "csv")
 
-    if found.warning:
-        console.warn(found.warning)
+    if manifest is not None and len(found) > 1:
+        raise click.UsageError("--manifest is that of one batch, and the ledgers are of several")
+
+    for warning in [*(group.warning for group in groups), *(one.warning for one in found)]:
+        if warning:
+            console.warn(warning)
+
+    rows = chain.from_iterable(found)
 
     if output is None:
-        console.data_bytes(encode_results(found, form))
+        console.data_bytes(encode_results(rows, form))
     else:
-        write_results(found, form, output)
+        write_results(rows, form, output)
         console.say(f"the results are in {output}")
 
     return 0
@@ -545,7 +594,7 @@ def results(
         "  deslaunch report shard-*.ledger.jsonl -o night.report.html"
     ),
 )
-@click.argument("ledgers", metavar="LEDGER...", type=_FILE, nargs=-1, required=True)
+@_ledgers
 @click.option("-o", "--output", type=_FILE, required=True, help="The page, an .html file.")
 @click.option("--manifest", type=_FILE, help="Where the manifest is now, if it was moved.")
 @_volume

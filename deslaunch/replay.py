@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deslaunch.errors import LedgerForeign
 from deslaunch.model import RowState, Summary
 from deslaunch.records import VERSION
+from deslaunch.shards import Shard
 from deslaunch.states import KeyStates
 
 if TYPE_CHECKING:
@@ -126,6 +127,12 @@ def _check_fields(record: Mapping[str, Any], required: Mapping[str, _Types]) -> 
             raise ValueError(f"no usable {name!r}")
 
 
+def _rows_of(manifest: Mapping[str, Any] | None) -> int:
+    """Return how many of a manifest's rows are the batch's: all, or those of its shard."""
+    said = manifest or {"rows": 0}
+    return int(said.get("shardRows", said["rows"]))
+
+
 class Replay:
     """The fold of a ledger's records.
 
@@ -224,6 +231,12 @@ class Replay:
         """Path, sha256 and rows of the manifest as the last session read it, or None."""
         return (self.session or self.header).get("manifest")
 
+    @property
+    def shard(self) -> Shard | None:
+        """The shard that the batch is, or None for all rows."""
+        said = self.header.get("shard")
+        return None if said is None else Shard.parse(said)
+
     def outcome(self, key: str) -> Outcome:
         """Return a keyed row's outcome as the ledger stands."""
         return self.states[key].outcome()
@@ -309,8 +322,7 @@ class Replay:
 
     def _manifest_rows(self, known: int) -> int:
         """Return the batch's rows in the manifest; one of an iterable has those that were read."""
-        said = self.manifest
-        return known if said is None else max(known, said.get("shardRows", said["rows"]))
+        return max(known, _rows_of(self.manifest))
 
     def _on_header(self, record: Record) -> None:
         if record["record"] != "batch" or record.get("ledger") != VERSION:
@@ -322,7 +334,7 @@ class Replay:
 
         check(record)
         self.header = record
-        self.states.reserve((record["manifest"] or {"rows": 0})["rows"])
+        self.states.reserve(_rows_of(record["manifest"]))
 
     def _on_second_header(self, _record: Record, _mention: Mention) -> None:
         raise ValueError("a second header: two ledgers in one file")

@@ -20,9 +20,10 @@ from deslaunch.keys import NO_SUSPECTS, FirstLook, KeyRing, Repeat, row_digest
 from deslaunch.ledger import records_of
 from deslaunch.manifest import Manifest, ManifestOptions, sha256_of
 from deslaunch.model import Row, RowState
+from deslaunch.shards import index_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import BinaryIO
 
     from deslaunch.keys import Suspects
@@ -55,11 +56,12 @@ Result = dict[str, Any]
 class Results:
     """The rows of one batch, each once.
 
-    Iterate over it, as often as needed. Rows of the manifest that the ledger does not know yet
-    are pending; rows that were sent and have left the manifest come last.
+    Iterate over it, as often as needed. Rows of the manifest that no ledger knows yet are
+    pending; rows that were sent and have left the manifest come last.
 
     Args:
-        found: the ledger.
+        found: the ledger, or those of some shards of one manifest. Of one shard alone, the rows
+            are its own; of several, they are all rows of the manifest.
         manifest: where the manifest is now; default: where the last session found it.
 
     Attributes:
@@ -67,8 +69,10 @@ class Results:
             missing; ``""`` where the manifest was found.
     """
 
-    def __init__(self, found: Snapshot, *, manifest: Path | None = None) -> None:
-        self._found = found
+    def __init__(self, *found: Snapshot, manifest: Path | None = None) -> None:
+        self._ledgers = found
+        self._first = found[0].replay
+        self._shards = _Shards(found)
         self._manifest = self._find(manifest)
         self.warning = "" if self._manifest or self._said is None else self._missing(manifest)
 
@@ -80,14 +84,14 @@ class Results:
 
     @property
     def _said(self) -> Mapping[str, Any] | None:
-        return self._found.replay.manifest
+        return self._first.manifest
 
     def _find(self, given: Path | None) -> Manifest | None:
         """Return the manifest, if it is the one that the last session read."""
         if self._said is None:
             return None
 
-        header = self._found.replay.header
+        header = self._first.header
         path = given or Path(self._said["path"])
         options = ManifestOptions(
             format=header["format"], job_id=header["jobId"], target=header["target"]
@@ -103,36 +107,36 @@ class Results:
         )
 
     def _of_ledger(self) -> Iterator[Result]:
-        replay = self._found.replay
+        for found in self._ledgers:
+            for state in found.replay.states.in_order():
+                if state.in_manifest or state.was_sent:
+                    yield _keyed(found, state)
 
-        for state in replay.states.in_order():
-            if state.in_manifest or state.was_sent:
-                yield self._keyed(state)
-
-        for number, record in replay.unkeyed_invalid.items():
-            yield _unkeyed(number, record)
+            for number, record in found.replay.unkeyed_invalid.items():
+                yield _unkeyed(number, record)
 
     def _of_manifest(self, manifest: Manifest) -> Iterator[Result]:
         ring = KeyRing(
-            allow_duplicates="duplicates" in self._found.replay.header["allow"],
+            allow_duplicates="duplicates" in self._first.header["allow"],
             suspects=self._suspects(manifest),
         )
 
         for item in manifest.first_pass():
             if isinstance(item, Row):
-                yield self._of_row(item, ring)
+                yield from self._of_row(item, ring)
             elif item[0].row:
-                yield self._of_unkeyed(item[0].row)
+                yield from self._of_unkeyed(item[0].row)
 
-        for state in self._found.replay.states.outside():
-            if state.was_sent:
-                yield self._keyed(state)
+        for found in self._ledgers:
+            for state in found.replay.states.outside():
+                if state.was_sent:
+                    yield _keyed(found, state)
 
     def _suspects(self, manifest: Manifest) -> Suspects:
         """Return the rows that may share a key: none, unless the batch allowed for such."""
-        header = self._found.replay.header
+        headers = [found.replay.header for found in self._ledgers]
 
-        if "duplicates" not in header["allow"] and not header["skipInvalid"]:
+        if not any("duplicates" in said["allow"] or said["skipInvalid"] for said in headers):
             return NO_SUSPECTS
 
         look = FirstLook()
@@ -143,37 +147,71 @@ class Results:
 
         return look.suspects
 
-    def _of_row(self, row: Row, ring: KeyRing) -> Result:
+    def _of_row(self, row: Row, ring: KeyRing) -> Iterator[Result]:
+        """Yield the row's result, unless it is another shard's."""
         key = ring.claim(row, row_digest(row))
-        replay = self._found.replay
 
         if isinstance(key, Repeat):
-            return self._of_unkeyed(row.number, row)
+            yield from self._of_unkeyed(row.number, row)
+            return
 
-        state = replay.get(key)
-        return _pending(key, row.number, row) if state is None else self._keyed(state, row)
+        found = self._shards.ledger(key, row.number)
+        state = None if found is None else found.replay.get(key)
 
-    def _of_unkeyed(self, number: int, row: Row | None = None) -> Result:
-        """Return a row without a key of its own: invalid, or not come to yet."""
-        record = self._found.replay.unkeyed_invalid.get(number)
-        return _pending(None, number, row) if record is None else _unkeyed(number, record, row)
+        if found is not None and state is not None:
+            yield _keyed(found, state, row)
+        elif found is not None or self._shards.several:
+            yield _pending(key, row.number, row)
 
-    def _keyed(self, state: KeyState, row: Row | None = None) -> Result:
-        outcome = state.outcome()
-        return {
-            "key": outcome.key,
-            "row": row.number if row else outcome.row,
-            "target": row.target if row else outcome.target,
-            "jobId": row.job_id if row else outcome.job_id,
-            "state": str(state.live_state if self._found.live else outcome.state),
-            "jobRunId": outcome.job_run_id,
-            "attempts": outcome.attempts,
-            "status": outcome.status,
-            "error": outcome.error,
-            "possibleDuplicate": outcome.possible_duplicate,
-            "sentUtc": state.sent_utc,
-            "answeredUtc": state.answered_utc,
+    def _of_unkeyed(self, number: int, row: Row | None = None) -> Iterator[Result]:
+        """Yield a row without a key of its own: invalid, or not come to yet."""
+        found = self._shards.ledger(None, number)
+        record = None if found is None else found.replay.unkeyed_invalid.get(number)
+
+        if record is not None:
+            yield _unkeyed(number, record, row)
+        elif found is not None or self._shards.several:
+            yield _pending(None, number, row)
+
+
+class _Shards:
+    """Tells which of some ledgers a row belongs to.
+
+    Attributes:
+        several: there is more than one.
+    """
+
+    def __init__(self, found: Sequence[Snapshot]) -> None:
+        shards = [ledger.replay.shard for ledger in found]
+        self.several = len(found) > 1
+        self._count = 1 if shards[0] is None else shards[0].count
+        self._ledgers = {
+            1 if shard is None else shard.index: ledger
+            for shard, ledger in zip(shards, found, strict=True)
         }
+
+    def ledger(self, key: str | None, number: int) -> Snapshot | None:
+        """Return the ledger that tells of a row; None where it is not there."""
+        index = 1 if self._count == 1 else index_of(key, number, self._count)
+        return self._ledgers.get(index)
+
+
+def _keyed(found: Snapshot, state: KeyState, row: Row | None = None) -> Result:
+    outcome = state.outcome()
+    return {
+        "key": outcome.key,
+        "row": row.number if row else outcome.row,
+        "target": row.target if row else outcome.target,
+        "jobId": row.job_id if row else outcome.job_id,
+        "state": str(state.live_state if found.live else outcome.state),
+        "jobRunId": outcome.job_run_id,
+        "attempts": outcome.attempts,
+        "status": outcome.status,
+        "error": outcome.error,
+        "possibleDuplicate": outcome.possible_duplicate,
+        "sentUtc": state.sent_utc,
+        "answeredUtc": state.answered_utc,
+    }
 
 
 def _pending(key: str | None, number: int, row: Row | None) -> Result:

@@ -58,15 +58,20 @@ class Shard:
         return shard
 
     def holds(self, key: str | None, number: int) -> bool:
-        """Tell whether a row is this shard's.
+        """Tell whether a row is this shard's; see :func:`index_of`."""
+        return index_of(key, number, self.count) == self.index
 
-        Args:
-            key: the row's key; None for an invalid row that has none of its own. Such a row is
-                its number's, modulo the count.
-            number: data row, from 1.
-        """
-        at = number % self.count + 1 if key is None else shard_of(key, self.count)
-        return at == self.index
+
+def index_of(key: str | None, number: int, count: int) -> int:
+    """Return which shard a row belongs to, 1 to ``count``.
+
+    Args:
+        key: the row's key; None for an invalid row that has none of its own. Such a row goes by
+            its number, modulo the count, plus 1.
+        number: data row, from 1.
+        count: how many shards there are.
+    """
+    return number % count + 1 if key is None else shard_of(key, count)
 
 
 class Share:
