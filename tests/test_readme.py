@@ -319,7 +319,7 @@ COMMANDS: Final = (
     *("targets", "simulate"),
 )
 UNTOLD: Final = {"--help", "--yes"}
-OF_OTHERS: Final = {"--parallel", "--publish", "--quick"}
+OF_OTHERS: Final = {"--array", "--parallel", "--publish", "--quick", "--wrap"}
 """Options of curl and of the bench."""
 
 

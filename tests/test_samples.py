@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -19,7 +24,6 @@ from deslaunch.simulator import DEFAULT_JOBS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import ModuleType
 
 SAMPLES: Final = Path(__file__).parent.parent / "samples"
 ROWS: Final = 2000
@@ -305,3 +309,109 @@ def test_the_demo_fails_where_a_step_ends_otherwise(
 
 def test_the_demo_finds_the_command_that_these_tests_run() -> None:
     assert str(load("demo").DESLAUNCH) == DESLAUNCH
+
+
+# Shards, as a scheduler starts them.
+
+
+@pytest.fixture
+def shards(at_work: Workplace) -> Workplace:
+    """Return a place with a manifest of 60 rows, a path that leads to deslaunch, and a token."""
+    at_work.manifest(60, "night.jsonl")
+    rows = rows_in(at_work.folder / "night.jsonl")
+    lines = [f"{row.key},{row.job_id},{row.parameters['DBGenFrom']}" for row in rows]
+    (at_work.folder / "night.csv").write_text("\n".join(["key,jobId,DBGenFrom", *lines]))
+    folder = str(Path(DESLAUNCH).parent)
+    at_work.environment["PATH"] = f"{folder}:{os.environ['PATH']}"
+    at_work.environment["DES_TOKEN"] = TOKEN
+    return at_work
+
+
+def rows_in(path: Path) -> list[Row]:
+    return [row for row in Manifest(path, ManifestOptions()).first_pass() if isinstance(row, Row)]
+
+
+def shell(place: Workplace, command: str, **variables: str) -> str:
+    """Run a command by the shell; it must succeed. Return what it printed."""
+    done = subprocess.run(
+        ["/bin/bash", "-c", command],
+        cwd=place.folder,
+        env=place.environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(shutil.which("parallel") is None, reason="GNU parallel is not installed")
+@pytest.mark.slow
+def test_gnu_parallel_starts_each_row_once(shards: Workplace) -> None:
+    readme = (SAMPLES.parent / "README.md").read_text()
+    command = re.search(r"`(seq 4 \| parallel [^`]+)`", readme)
+    assert command is not None
+
+    for _ in range(2):
+        shell(shards, command[1])
+
+    assert sorted(shards.logged_rows) == list(range(1, 61))
+
+
+@pytest.mark.slow
+def test_the_pods_of_an_indexed_job_start_each_row_once(shards: Workplace) -> None:
+    text = (SAMPLES / "shards.yaml").read_text()
+    command = re.search(r'args: \["(.+)"\]', text)
+    count = re.search(r"completions: (\d+)", text)
+    assert command is not None
+    assert count is not None
+
+    for index in range(int(count[1])):
+        shell(shards, command[1], JOB_COMPLETION_INDEX=str(index))
+
+    assert sorted(shards.logged_rows) == list(range(1, 61))
+    assert f"/{count[1]} --resume" in command[1]
+
+
+class Operator:
+    """Stands for Airflow's BashOperator, and keeps what each one was made of."""
+
+    made: Final[list[Operator]] = []
+
+    def __init__(self, **said: Any) -> None:
+        self.said = said
+        self.made.append(self)
+
+    @classmethod
+    def partial(cls, **said: Any) -> Operator:
+        return cls(**said)
+
+    def expand(self, **said: Any) -> Operator:
+        self.said |= said
+        return self
+
+    def set_downstream(self, other: Operator) -> None:
+        self.made.sort(key=lambda one: one is other)
+
+
+@pytest.mark.slow
+def test_the_mapped_tasks_of_a_dag_start_each_row_once(
+    shards: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Airflow itself is too large for a test; its part is to run bash with each environment."""
+    for name in ("airflow", "airflow.sdk", "airflow.providers.standard.operators.bash"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+
+    sys.modules["airflow.sdk"].__dict__["DAG"] = lambda *_, **__: nullcontext()
+    sys.modules["airflow.providers.standard.operators.bash"].__dict__["BashOperator"] = Operator
+    monkeypatch.setenv("DESLAUNCH_SAMPLE_MANIFEST", str(shards.folder / "night.csv"))
+    load("shards_dag")
+    launch, results = Operator.made
+
+    for env in launch.said["env"]:
+        shell(shards, launch.said["bash_command"], **env)
+
+    shell(shards, results.said["bash_command"], **results.said["env"])
+    assert sorted(shards.logged_rows) == list(range(1, 61))
+    assert len((shards.folder / "night.results.csv").read_text().splitlines()) == 61
