@@ -30,6 +30,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     "torn": kills.inside_writes,
     "order": kills.order_of_calls,
     "kills": kills.at_random,
+    "shards": kills.of_shards,
     "disks": disks.failing,
     "damage": disks.damaged,
     "hell": hell.launch,

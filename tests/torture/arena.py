@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import os
 import re
@@ -65,7 +66,9 @@ class Arena:
         self.folder = folder
         self.manifest = folder / "night.jsonl"
         self.ledger = folder / "night.ledger.jsonl"
+        self.ledgers = [self.ledger]
         self.keys: list[str] = []
+        self._shard: tuple[str, ...] = ()
         self._simulator = simulator
         self.environment = _clean() | {
             "DES_BASE_URL": base_url,
@@ -94,6 +97,17 @@ class Arena:
         self.manifest.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
         self.keys = [f"row-{n}" for n in range(1, count + 1)]
 
+    def shards(self, count: int) -> list[Arena]:
+        """Return the batch as each of its shards sees it."""
+        parts = [copy.copy(self) for _ in range(count)]
+
+        for index, part in enumerate(parts, 1):
+            part.ledger = self.folder / f"night.{index}-of-{count}.ledger.jsonl"
+            part._shard = ("--shard", f"{index}/{count}")
+
+        self.ledgers = [part.ledger for part in parts]
+        return parts
+
     @property
     def is_begun(self) -> bool:
         """A batch was begun in the ledger."""
@@ -104,7 +118,7 @@ class Arena:
         if self.is_begun:
             return ("resume", str(self.ledger), *options)
 
-        return ("run", str(self.manifest), *options)
+        return ("run", str(self.manifest), *self._shard, *options)
 
     async def start(
         self,
@@ -160,7 +174,7 @@ class Arena:
         tally.starts += self.simulator.requests
         return judge(
             tally,
-            self.ledger,
+            self.ledgers,
             self.simulator.runs,
             case=case,
             keys=self.keys,

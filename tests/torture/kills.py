@@ -177,6 +177,7 @@ async def at_random(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             mine = 0
 
             while done < wanted and await _kill_once(tally, place, case, rng):
+                await place.at_rest()
                 mine += 1
                 done += 1
 
@@ -190,6 +191,49 @@ async def at_random(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
 
     tally.note(f"{done} kills")
     return tally
+
+
+async def of_shards(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
+    """Kill two shards that work side by side at random moments, again and again."""
+    tally = Tally("random kills of two shards side by side")
+    wanted = 3 if fast else 100
+    done = 0
+
+    async def one(number: int) -> None:
+        nonlocal done
+        case = f"batch {number}"
+
+        async with arena(folder / f"{number}", 2000, LONG | {"seed": number}) as place:
+            shards = place.shards(2)
+            kills = await asyncio.gather(*(_killed(tally, part, case, rng) for part in shards))
+            done += sum(kills)
+            tally.cases += 1
+
+            for part in shards:
+                await part.finish(tally, case, "--concurrency", "16")
+
+            await place.at_rest()
+            states = place.judge(tally, case, most_unknown=16 * sum(kills))
+            tally.expect(not states["pending"], f"{case}: {states['pending']} rows still pending")
+
+    for number in itertools.count(1):
+        if done >= wanted:
+            break
+
+        await one(number)
+
+    tally.note(f"{done} kills")
+    return tally
+
+
+async def _killed(tally: Tally, part: Arena, case: str, rng: random.Random) -> int:
+    """Let a shard work, and kill it, until it comes to its end; return the number of kills."""
+    kills = 0
+
+    while await _kill_once(tally, part, case, rng):
+        kills += 1
+
+    return kills
 
 
 async def _kill_once(tally: Tally, place: Arena, case: str, rng: random.Random) -> bool:
@@ -209,7 +253,6 @@ async def _kill_once(tally: Tally, place: Arena, case: str, rng: random.Random) 
 
     process.kill()
     await ended(process)
-    await place.at_rest()
     doubtful = unknown_in(place.ledger)
     tally.expect(before <= doubtful, f"{case}: a doubt went away: {before - doubtful}")
     tally.expect(len(doubtful - before) <= 16, f"{case}: one kill left {doubtful - before}")

@@ -105,9 +105,21 @@ def key_of(run: Run) -> str:
     return f"row-{run.parameters['DBGenFrom']['valueStringEncoded']}"
 
 
+def read_all(tally: Tally, ledgers: Iterable[Path], case: str) -> dict[str, Story]:
+    """Return the stories of a batch's ledger, or of its shards': no key stands in two of them."""
+    stories: dict[str, Story] = {}
+
+    for ledger in ledgers:
+        told = read(ledger)
+        tally.expect(not told.keys() & stories.keys(), f"{case}: keys of two shards")
+        stories |= told
+
+    return stories
+
+
 def judge(
     tally: Tally,
-    ledger: Path,
+    ledgers: Iterable[Path],
     runs: Iterable[Run],
     *,
     case: str,
@@ -118,7 +130,7 @@ def judge(
 
     Args:
         tally: gets what did not hold.
-        ledger: of a batch at rest.
+        ledgers: of a batch at rest: its own, or those of all its shards.
         runs: the server's own log.
         case: how to name the case.
         keys: of all rows.
@@ -127,7 +139,7 @@ def judge(
     Returns:
         The rows by state.
     """
-    stories = read(ledger)
+    stories = read_all(tally, ledgers, case)
     runs = list(runs)
     times = Counter(key_of(run) for run in runs)
     known = {run.job_run_id for run in runs}
