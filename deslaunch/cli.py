@@ -35,7 +35,7 @@ from deslaunch.errors import (
     LedgerWriteFailed,
     ManifestChanged,
 )
-from deslaunch.model import DEFAULT_TARGET, counted
+from deslaunch.model import DEFAULT_TARGET, RowState, counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from deslaunch.console import Console
     from deslaunch.launcher import CheckReport
     from deslaunch.ledger import Snapshot
-    from deslaunch.model import Event, Summary
+    from deslaunch.model import Event, Format, Summary
+    from deslaunch.results import Results
     from deslaunch.session import Interrupt
     from deslaunch.targets import Connection
     from deslaunch.terms import Clients
@@ -111,6 +112,8 @@ def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 _FILE: Final = click.Path(path_type=Path)
 _FORMAT: Final = click.Choice(["jsonl", "csv"])
+
+_STATES: Final = tuple(map(str, RowState))
 
 _ledgers = click.argument("ledgers", metavar="LEDGER...", type=_FILE, nargs=-1, required=True)
 
@@ -540,11 +543,18 @@ def _print_status(console: Console, found: Snapshot, *, named: bool) -> None:
     examples=(
         "  deslaunch results night.ledger.jsonl -o night.results.csv\n"
         "  deslaunch results night.ledger.jsonl --format jsonl | jq -r .jobRunId\n"
-        "  deslaunch results night.*-of-4.ledger.jsonl -o night.results.csv"
+        "  deslaunch results night.*-of-4.ledger.jsonl -o night.results.csv\n"
+        "  deslaunch results night.ledger.jsonl --state rejected --state failed --with-manifest\n"
+        "  deslaunch results night.ledger.jsonl --split night.results"
     ),
 )
 @_ledgers
 @click.option("-o", "--output", type=_FILE, help="Default: stdout.")
+@click.option(
+    "--state", "states", multiple=True, type=click.Choice(_STATES), help="Only rows in this state."
+)
+@click.option("--with-manifest", is_flag=True, help="Also what each row says; ours: deslaunch.*")
+@click.option("--split", type=_FILE, metavar="DIR", help="Write DIR/failed.csv and so on instead.")
 @click.option("--format", type=_FORMAT, help="Default: by the output's name, else csv.")
 @click.option("--manifest", type=_FILE, help="Where the manifest is now, if it was moved.")
 @_volume
@@ -553,16 +563,24 @@ def results(
     output: Path | None,
     format: Literal["jsonl", "csv"] | None,  # noqa: A002  # the option's name
     manifest: Path | None,
+    split: Path | None,
     **given: Any,
 ) -> int:
     """Write what became of every row, in manifest order.
 
     Several LEDGERs that are shards of one manifest are put together: each row comes once. Other
     LEDGERs come one after the other.
+
+    --split writes started.csv, failed.csv, rejected.csv, invalid.csv, pending.csv and
+    unknown.csv. They hold the rows with their keys, so that four of them are manifests of a new
+    batch, as they are or mended; run refuses the rows of started.csv and unknown.csv.
     """
     from deslaunch.ledger import snapshot  # noqa: PLC0415  # not needed for --help
-    from deslaunch.results import Results, encode_results, write_results  # noqa: PLC0415
+    from deslaunch.results import Results, write_lines  # noqa: PLC0415
     from deslaunch.together import groups_of  # noqa: PLC0415
+
+    if split is not None and (output or format or given["states"] or given["with_manifest"]):
+        raise click.UsageError("--split stands alone: each state has a CSV file of its own")
 
     console = _console(given)
     groups = groups_of([snapshot(path) for path in ledgers])
@@ -576,15 +594,47 @@ def results(
         if warning:
             console.warn(warning)
 
-    rows = chain.from_iterable(found)
+    if split is not None:
+        _split(console, found, split)
+        return 0
+
+    lines = _result_lines(found, form, given["states"], with_manifest=given["with_manifest"])
 
     if output is None:
-        console.data_bytes(encode_results(rows, form))
+        console.data_bytes(lines)
     else:
-        write_results(rows, form, output)
+        write_lines(lines, output)
         console.say(f"the results are in {output}")
 
     return 0
+
+
+def _result_lines(
+    found: Sequence[Results], form: Format, states: Sequence[str], *, with_manifest: bool
+) -> Iterator[bytes]:
+    from deslaunch.results import encode_results  # noqa: PLC0415  # not needed for --help
+    from deslaunch.split import encode_with_manifest, parameter_names  # noqa: PLC0415
+
+    told = (
+        (result, row)
+        for results in found
+        for result, row in results.with_rows()
+        if not states or result["state"] in states
+    )
+
+    if with_manifest:
+        return encode_with_manifest(told, parameter_names(found), form)
+
+    return encode_results((result for result, _ in told), form)
+
+
+def _split(console: Console, found: Sequence[Results], folder: Path) -> None:
+    from deslaunch.split import parameter_names, split_results  # noqa: PLC0415
+
+    told = chain.from_iterable(results.with_rows() for results in found)
+
+    for state, rows in split_results(told, parameter_names(found), folder).items():
+        console.say(f"{folder / state}.csv: {counted(rows, 'row')}")
 
 
 @_command(

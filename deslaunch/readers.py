@@ -51,9 +51,18 @@ _FIELD: Final = 1 << 17
 """Bytes from which on a CSV line is left to the csv module, which refuses so long a field."""
 
 _LONG: Final = 19  # characters; an integer below has less than 64 bits
-_PREFIX: Final = "parameters."
-_IGNORED: Final = "deslaunch."
-_RESERVED: Final = ("key", "target", "jobId")
+
+PREFIX: Final = "parameters."
+"""Begins the column of a parameter whose own name would be read as another column's."""
+
+IGNORED: Final = "deslaunch."
+"""Begins the name of a column that is no part of the row."""
+
+RESERVED: Final = ("key", "target", "jobId")
+"""The columns that are no parameters."""
+
+_STATE: Final = f"{IGNORED}state"
+_SENT: Final = frozenset({"started", "unknown", "inFlight"})
 _ESCAPES: Final[Mapping[str, ParameterValue]] = {"\\N": None, "\\A": AUTO, "\\E": ""}
 
 _SEPARATORS: Final = re.compile("[;\t|]")
@@ -263,12 +272,14 @@ class _Columns(NamedTuple):
         width: cells of a row.
         reserved: index and name of ``key``, ``target`` and ``jobId``, where they are columns.
         parameters: index and name of each parameter.
+        states: index of each column that tells what became of the row in another batch.
         no_job: the fault of a row that names no job.
     """
 
     width: int
     reserved: tuple[tuple[int, str], ...]
     parameters: tuple[tuple[int, str], ...]
+    states: tuple[int, ...]
     no_job: Fault
 
 
@@ -341,7 +352,7 @@ class CsvReader(RowReader):
             number += 1
             line += 1
 
-            if len(cells) != columns.width or not record:
+            if len(cells) != columns.width or not record or _was_sent(cells, columns):
                 return None
 
             try:
@@ -459,10 +470,28 @@ class CsvReader(RowReader):
         key, target, job_id = identity(said, self._defaults, faults, columns.no_job)
         parameters = _unescaped_all(texts, faults) if self._escapes else texts
 
+        if _was_sent(cells, columns):
+            faults.append(_sent_already(cells, columns))
+
         if faults:
             return self._problems(faults)
 
         return Row(self.number, self.line, key, target, job_id, parameters)
+
+
+def _was_sent(cells: list[str], columns: _Columns) -> bool:
+    """Tell whether a row is one of a file of results that has, or may have, a run."""
+    return bool(columns.states) and any(cells[index] in _SENT for index in columns.states)
+
+
+def _sent_already(cells: list[str], columns: _Columns) -> Fault:
+    state = next(cells[index] for index in columns.states if cells[index] in _SENT)
+    message = (
+        f"by {_STATE} the row was sent in another batch, and is {state} there; go on with that "
+        "batch by deslaunch resume, tell what an unknown row did by deslaunch resolve; remove "
+        "the column only if the row is to run again"
+    )
+    return Fault(_STATE, "failed, rejected, invalid or pending", state, message)
 
 
 def _slices(blocks: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
@@ -562,13 +591,13 @@ class _Column(NamedTuple):
 
 def _column(name: str) -> _Column | None:
     """Return the meaning of a column's name, None where the column is to be ignored."""
-    if name.startswith(_IGNORED):
+    if name.startswith(IGNORED):
         return None
 
-    if name in _RESERVED:
+    if name in RESERVED:
         return _Column(name, is_parameter=False)
 
-    return _Column(name.removeprefix(_PREFIX), is_parameter=True)
+    return _Column(name.removeprefix(PREFIX), is_parameter=True)
 
 
 def _columns(names: list[str]) -> _Columns:
@@ -578,6 +607,7 @@ def _columns(names: list[str]) -> _Columns:
         width=len(names),
         reserved=tuple((index, kind.name) for index, kind in kinds if not kind.is_parameter),
         parameters=parameters,
+        states=tuple(index for index, name in enumerate(names) if name == _STATE),
         no_job=no_job(_near_job_id(name for _, name in parameters)),
     )
 

@@ -24,11 +24,11 @@ from deslaunch.shards import index_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-    from typing import BinaryIO
 
     from deslaunch.keys import Suspects
     from deslaunch.ledger import Snapshot
     from deslaunch.model import Format, Summary
+    from deslaunch.rows import Item
     from deslaunch.states import KeyState
 
 COLUMNS: Final = (
@@ -77,10 +77,30 @@ class Results:
         self.warning = "" if self._manifest or self._said is None else self._missing(manifest)
 
     def __iter__(self) -> Iterator[Result]:
+        return (result for result, _ in self.with_rows())
+
+    def with_rows(self) -> Iterator[tuple[Result, Row | None]]:
+        """Yield each result with its row, None where the manifest has none that can be read."""
         if self._manifest is None:
-            yield from self._of_ledger()
-        else:
-            yield from self._of_manifest(self._manifest)
+            return ((result, None) for result in self._of_ledger())
+
+        return self._of_manifest(self._manifest)
+
+    def manifest_rows(self) -> Iterator[Row]:
+        """Yield the rows of the manifest that can be read.
+
+        Raises:
+            ManifestError: it is not there, or not what the last session read.
+        """
+        if self._manifest is None:
+            raise ManifestError(
+                self.warning or f"{self._ledgers[0].path}: its rows came from a program",
+                hint="name the manifest with --manifest; without one there are results alone",
+            )
+
+        for item in self._manifest.first_pass():
+            if isinstance(item, Row):
+                yield item
 
     @property
     def _said(self) -> Mapping[str, Any] | None:
@@ -115,22 +135,22 @@ class Results:
             for number, record in found.replay.unkeyed_invalid.items():
                 yield _unkeyed(number, record)
 
-    def _of_manifest(self, manifest: Manifest) -> Iterator[Result]:
+    def _of_manifest(self, manifest: Manifest) -> Iterator[tuple[Result, Row | None]]:
         ring = KeyRing(
             allow_duplicates="duplicates" in self._first.header["allow"],
             suspects=self._suspects(manifest),
         )
 
         for item in manifest.first_pass():
-            if isinstance(item, Row):
-                yield from self._of_row(item, ring)
-            elif item[0].row:
-                yield from self._of_unkeyed(item[0].row)
+            row = item if isinstance(item, Row) else None
+
+            for result in self._of_item(item, ring):
+                yield result, row
 
         for found in self._ledgers:
             for state in found.replay.states.outside():
                 if state.was_sent:
-                    yield _keyed(found, state)
+                    yield _keyed(found, state), None
 
     def _suspects(self, manifest: Manifest) -> Suspects:
         """Return the rows that may share a key: none, unless the batch allowed for such."""
@@ -147,8 +167,14 @@ class Results:
 
         return look.suspects
 
+    def _of_item(self, item: Item, ring: KeyRing) -> Iterator[Result]:
+        """Yield a row's result, unless it is another shard's."""
+        if isinstance(item, Row):
+            yield from self._of_row(item, ring)
+        elif item[0].row:
+            yield from self._of_unkeyed(item[0].row)
+
     def _of_row(self, row: Row, ring: KeyRing) -> Iterator[Result]:
-        """Yield the row's result, unless it is another shard's."""
         key = ring.claim(row, row_digest(row))
 
         if isinstance(key, Repeat):
@@ -255,7 +281,7 @@ def encode_results(results: Iterable[Result], form: Format) -> Iterator[bytes]:
     writer.writerow(COLUMNS)
 
     for result in results:
-        writer.writerow(_cell(result[column]) for column in COLUMNS)
+        writer.writerow(result_cell(result[column]) for column in COLUMNS)
         yield line.getvalue().encode()
         line.seek(0)
         line.truncate()
@@ -263,12 +289,18 @@ def encode_results(results: Iterable[Result], form: Format) -> Iterator[bytes]:
     yield line.getvalue().encode()
 
 
-def _cell(value: object) -> object:
+def result_cell(value: object) -> object:
+    """Return a value of a result as CSV has it."""
     return str(value).lower() if isinstance(value, bool) else value
 
 
 def write_results(results: Iterable[Result], form: Format, path: Path) -> None:
-    """Write results to a file.
+    """Write results to a file; see :func:`write_lines`."""
+    write_lines(encode_results(results, form), path)
+
+
+def write_lines(lines: Iterable[bytes], path: Path) -> None:
+    """Write the lines of results to a file.
 
     After return the whole file is on disk; after an error the old one is there unchanged.
 
@@ -277,13 +309,9 @@ def write_results(results: Iterable[Result], form: Format, path: Path) -> None:
     """
     try:
         with durable.replacing(path) as stream:
-            _write(results, form, stream)
+            stream.writelines(lines)
     except OSError as exc:
         raise ManifestError(f"{path}: can't be written: {exc.strerror or exc}") from exc
-
-
-def _write(results: Iterable[Result], form: Format, stream: BinaryIO) -> None:
-    stream.writelines(encode_results(results, form))
 
 
 def summary_of(found: Snapshot) -> Summary:

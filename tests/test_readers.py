@@ -160,13 +160,23 @@ def test_rows_win_over_defaults() -> None:
 
 def test_csv_columns() -> None:
     table = (
-        "jobId,parameters.jobId,parameters.parameters.x,parameters.deslaunch.y,deslaunch.state,"
-        f"deslaunch.state,z\n{JOB},1,2,3,started,started,4\n"
+        "jobId,parameters.jobId,parameters.parameters.x,parameters.deslaunch.y,deslaunch.note,"
+        f"deslaunch.note,z\n{JOB},1,2,3,started,started,4\n"
     )
 
     row = only_row(items_of("csv", table))
 
     assert row.parameters == {"jobId": "1", "parameters.x": "2", "deslaunch.y": "3", "z": "4"}
+
+
+def test_a_row_that_was_sent_by_any_of_its_columns_is_refused() -> None:
+    table = f"jobId,deslaunch.state,deslaunch.state\n{JOB},failed,unknown\n{JOB},failed,\n"
+
+    refused, row = items_of("csv", table)
+
+    assert not isinstance(refused, Row)
+    assert isinstance(row, Row)
+    assert [problem.got for problem in refused] == ["unknown"]
 
 
 def test_lines_are_physical() -> None:
