@@ -346,13 +346,14 @@ class CsvReader(RowReader):
 
     def _numbered(self, records: list[str], columns: _Columns) -> list[Row] | None:
         number, line, rows = self.number, self._read, []
+        told = bool(columns.states)
 
         for record in records:
             cells = record.split(",")
             number += 1
             line += 1
 
-            if len(cells) != columns.width or not record or _was_sent(cells, columns):
+            if len(cells) != columns.width or not record or (told and _was_sent(cells, columns)):
                 return None
 
             try:
@@ -481,7 +482,7 @@ class CsvReader(RowReader):
 
 def _was_sent(cells: list[str], columns: _Columns) -> bool:
     """Tell whether a row is one of a file of results that has, or may have, a run."""
-    return bool(columns.states) and any(cells[index] in _SENT for index in columns.states)
+    return any(cells[index] in _SENT for index in columns.states)
 
 
 def _sent_already(cells: list[str], columns: _Columns) -> Fault:
