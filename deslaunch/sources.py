@@ -42,7 +42,7 @@ RECORDED_PROBLEMS: Final = 100
 MOST_SETTLING: Final = 128
 """Records of invalid rows that may wait for the disk; then reading waits too."""
 
-_CHUNK: Final = 256
+_CHUNK: Final = 128
 """Rows that are prepared in one visit to a worker thread."""
 
 
