@@ -177,8 +177,7 @@ class Poller:
         self._turns = deque(self._targets.values())
         self._in_flight = 0
         self._draining = False
-        self._idle = 0
-        self._changed = asyncio.Event()
+        self._idle: deque[asyncio.Future[None]] = deque()
         self._alarm: asyncio.Task[None] | None = None
         self._rings = 0.0
         self._error: Exception | None = None
@@ -262,6 +261,7 @@ class Poller:
 
             if found is not None:
                 self._in_flight += 1
+                self._wake()  # the next one may be due as well
                 return found
 
             if self._is_over():
@@ -270,6 +270,7 @@ class Poller:
             self._set_alarm(now)
             await self._change()
 
+        self._wake()
         return None
 
     def _take(self, now: float) -> tuple[_Target, _Waiting] | None:
@@ -393,18 +394,18 @@ class Poller:
         return task
 
     async def _change(self) -> None:
-        self._idle += 1
-
-        try:
-            await self._changed.wait()
-        finally:
-            self._idle -= 1
+        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._idle.append(news)
+        await news
 
     def _wake(self) -> None:
-        """Let all that wait for a change look again."""
-        if self._idle:
-            self._changed.set()
-            self._changed = asyncio.Event()
+        """Let one idle worker look again; it wakes the next where that may find something too."""
+        while self._idle:
+            news = self._idle.popleft()
+
+            if not news.done():  # its worker may have been cancelled
+                news.set_result(None)
+                break
 
     # Records and ends.
 
