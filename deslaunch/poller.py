@@ -31,7 +31,6 @@ from deslaunch.model import RunStatus, Stop, Stopped, StopReason, TargetPaused
 from deslaunch.patience import Patience
 from deslaunch.retry import target_waits
 from deslaunch.throttle import Pacer, Throttle
-from deslaunch.wire import ANSWER_LIMIT
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
@@ -207,9 +206,6 @@ class Poller:
             if self._settings.timeout is not None:
                 self._help(self._end_after(self._settings.timeout))
 
-            if self._draining:
-                self.abandon()
-
             await asyncio.wait(self._workers)
 
             for task in self._helpers:
@@ -325,7 +321,7 @@ class Poller:
         target.refusals += 1
         self.asked += 1
         self._wake()
-        said = (error.answer or str(error))[:ANSWER_LIMIT]
+        said = error.answer or str(error)
         await self._end(
             RunStatus("", run.job_run_id, finished=False, success=False, status=said, key=run.key)
         )

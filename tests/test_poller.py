@@ -444,3 +444,38 @@ async def test_many_runs_are_no_tasks() -> None:
     assert len(asyncio.all_tasks()) - before <= 4 + 2
     await found.done()
     assert len(found.ended) == 5000
+
+
+async def test_a_target_stops_once_however_many_questions_are_in_flight() -> None:
+    found = watch("good", "a", "b", "c", slots=4)
+    script(found, a=["no token"], b=["no token"], c=["no token"])
+    found.asker.latency = 1.0
+
+    await found.done()
+
+    assert (found.asker.most, found.reasons) == (3, [StopReason.CREDENTIALS])
+
+
+async def test_a_target_may_take_fewer_questions_at_once() -> None:
+    runs = [run_of(f"{target}{n}", target) for n in range(20) for target in ("acme", "bistro")]
+    found = Watch(runs, PollerSettings(slots=8, slots_of={"acme": 2, "bistro": 99}))
+
+    for asker in found.askers.values():
+        asker.latency = 1.0
+
+    await found.done()
+
+    assert found.askers["acme"].most == 2
+    assert 2 < found.askers["bistro"].most <= 8
+
+
+async def test_an_alarm_that_would_ring_too_late_gives_way() -> None:
+    found = watch("a", "b", slots=3, patience=Patience(100, 100))
+    script(found, a=["running"] * 3, b=["429", "running"])
+    before = len(asyncio.all_tasks())
+
+    await found.run_for(1)
+
+    assert len(asyncio.all_tasks()) - before <= 1 + 3 + 1
+    await found.done()
+    assert sorted(map(str, found.keys)) == ["a", "b"]
