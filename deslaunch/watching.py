@@ -165,20 +165,19 @@ async def follow(
             keep(journal, records.watch(pid=os.getpid(), host=socket.gethostname()))
 
         (interrupt or Interrupt()).attach(poller)
-        await _run(poller, journal)
+        await _run(poller, journal.path)
         seconds = time.monotonic() - began
         batch = journal.replay.summary(ledger=str(journal.path), seconds=seconds)
         return runs_of(journal.replay, batch, seconds=seconds, stops=poller.stops)
 
 
-async def _run(poller: Poller, journal: Ledger) -> None:
+async def _run(poller: Poller, path: Path) -> None:
     try:
         await poller.run()
     except LedgerWriteFailed as exc:
         raise LedgerWriteFailed(
             str(exc),
-            hint="make room or mend the disk, then: deslaunch watch "
-            f"{shlex.quote(str(journal.path))}",
+            hint=f"make room or mend the disk, then: deslaunch watch {shlex.quote(str(path))}",
         ) from exc.__cause__
 
 

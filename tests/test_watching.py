@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from fakes import settle
+from fakes import FakeAsker, FakeJournal, VirtualClock, settle
 from stage import TOKEN, Place, fault, place, refused_row, rows, service
 
 import deslaunch
@@ -20,13 +22,17 @@ from deslaunch.errors import (
     CredentialsRefused,
     LedgerError,
     LedgerLocked,
+    LedgerWriteFailed,
     Unfinished,
 )
 from deslaunch.ledger import Ledger, snapshot
 from deslaunch.model import RunEnded, StopReason, TargetPaused
+from deslaunch.patience import Patience
+from deslaunch.poller import REFUSED_AT_FIRST, Poller, PollerSettings, WatchedRun
 from deslaunch.results import Results, encode_results, runs_of, summary_of
 from deslaunch.session import Interrupt
 from deslaunch.simulator import Simulator
+from deslaunch.watch_settings import WatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -78,17 +84,25 @@ def queries(of: Simulator) -> int:
 async def test_every_run_is_followed_to_its_end(place: Place) -> None:
     place.write(rows(20))
 
-    async with service(place, fault("fail-run", 3, 7, error="no sales found")) as (simulator, des):
+    rare = {"fault": "fail-run", "at": [2], "error": "the store is closed"}
+    common = {"fault": "fail-run", "at": [3, 7], "error": "no sales found"}
+
+    async with service(place, {"faults": [rare, common]}) as (simulator, des):
         await place.launch(des)
         summary = await watching.follow(place.ledger, des, **SOON)
 
     failing = {run.job_run_id for run in simulator.runs if run.failure}
     failed = {key for key, success in ends(place).items() if not success}
     started = place.started()
-    assert counts(summary) == {"succeeded": 18, "failed": 2}
+    assert counts(summary) == {"succeeded": 17, "failed": 3}
     assert {started[key] for key in failed} == failing
     assert set(ends(place)) == set(started)
-    assert (summary.exit_code, summary.failures[0][:2]) == (3, ("no sales found", 2))
+    assert [(text, runs) for text, runs, _ in summary.failures] == [
+        ("no sales found", 2),
+        ("the store is closed", 1),
+    ]
+    assert {key for _, _, key in summary.failures} < failed
+    assert summary.exit_code == 3
     assert place.is_free()
 
 
@@ -201,6 +215,9 @@ async def test_runs_that_des_does_not_know_are_told_and_asked_about_again(place:
     (said, *_) = place.records("runStatus")
     assert (said["finished"], said["success"]) == (False, False)
     assert "no run" in said["status"]
+    told = await asyncio.to_thread(results_of, place)
+    assert [(one["finished"], one["success"]) for one in told] == [(False, None)] * 3
+    assert "no run" in told[0]["statusText"]
 
 
 async def test_rows_without_a_run_count_in_the_exit_code(place: Place) -> None:
@@ -403,6 +420,65 @@ async def test_a_watch_that_ended_early_says_so_in_the_end(place: Place) -> None
 
     assert caught.value.summary.unfinished == 3
     assert caught.value.hint
+
+
+async def test_a_stop_that_leaves_no_run_unfinished_is_none(place: Place) -> None:
+    place.write(rows(REFUSED_AT_FIRST))
+
+    async with service(place) as (_, des):
+        await place.launch(des)
+
+    async with service(place) as (_, des):
+        found = await statuses_of(place, des, allow_new_origin=True)
+
+    assert [status.finished for status in found] == [False] * REFUSED_AT_FIRST
+
+
+async def test_a_disk_that_fails_names_the_command_to_go_on_with() -> None:
+    clock, journal = VirtualClock(), FakeJournal(fail_at=1)
+
+    async def ended(_: RunStatus) -> None:
+        raise AssertionError("nothing was recorded")
+
+    poller = Poller(
+        [WatchedRun("k", "default", "run")],
+        {"default": FakeAsker(clock)},
+        journal,
+        PollerSettings(),
+        ended=ended,
+        emit=lambda _: None,
+        clock=clock,
+        rng=random.Random(1),
+    )
+
+    with pytest.raises(LedgerWriteFailed, match="the disk is full") as caught:
+        await watching._run(poller, Path("the night.jsonl"))
+
+    assert caught.value.hint.endswith("then: deslaunch watch 'the night.jsonl'")
+
+
+def test_every_option_reaches_the_poller() -> None:
+    settings = WatchSettings(
+        concurrency=8,
+        rate=3.0,
+        interval=2.0,
+        max_interval=7.0,
+        watch_timeout=60.0,
+        max_wait=5.0,
+        give_up_after=9.0,
+    )
+    narrow = DesClient("https://acme.example", token="t", concurrency=2)
+    wide = DesClient("https://bistro.example", token="t")
+
+    assert watching._poller_settings(settings, {"acme": narrow, "bistro": wide}) == PollerSettings(
+        slots=8,
+        slots_of={"acme": 2},
+        rate=3.0,
+        patience=Patience(2.0, 7.0),
+        max_wait=5.0,
+        give_up_after=9.0,
+        timeout=60.0,
+    )
 
 
 async def test_an_error_of_the_watch_reaches_its_consumer(place: Place) -> None:
