@@ -145,6 +145,7 @@ def test_a_signal_while_the_rows_are_started_leaves_the_watch_out(tmp_path: Path
 
     assert (code, ends(place)) == (130, [])
     assert f"go on: deslaunch resume {LEDGER} --watch" in err
+    assert "runs:" not in err
 
 
 def test_only_one_works_on_a_ledger(tmp_path: Path) -> None:
