@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         ServerError,
         Throttled,
         Unauthorized,
+        Unfinished,
     )
     from deslaunch.findings import Finding
     from deslaunch.launcher import CheckReport, check, launch, resume
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
         RowEnded,
         RowProblem,
         RowState,
+        RunEnded,
         RunStatus,
         StartedRun,
         Stop,
@@ -72,12 +74,15 @@ if TYPE_CHECKING:
         TargetPaused,
         TokenRenewed,
         TypedValue,
+        WatchSummary,
     )
     from deslaunch.oauth import OAuthToken
     from deslaunch.resolution import resolve
     from deslaunch.results import Results, UnknownRow, unknown_rows
     from deslaunch.session import Interrupt
     from deslaunch.tokens import CommandToken, EnvToken, FileToken, StaticToken, TokenSource
+    from deslaunch.watch_settings import WatchOptions
+    from deslaunch.watching import watch
 
 _HOMES = {
     "batch": ("Batch", "open_batch"),
@@ -109,6 +114,7 @@ _HOMES = {
         "ServerError",
         "Throttled",
         "Unauthorized",
+        "Unfinished",
     ),
     "findings": ("Finding",),
     "launcher": ("CheckReport", "check", "launch", "resume"),
@@ -126,6 +132,7 @@ _HOMES = {
         "RowEnded",
         "RowProblem",
         "RowState",
+        "RunEnded",
         "RunStatus",
         "StartedRun",
         "Stop",
@@ -135,12 +142,15 @@ _HOMES = {
         "TargetPaused",
         "TokenRenewed",
         "TypedValue",
+        "WatchSummary",
     ),
     "oauth": ("OAuthToken",),
     "resolution": ("resolve",),
     "results": ("Results", "UnknownRow", "unknown_rows"),
     "session": ("Interrupt",),
     "tokens": ("CommandToken", "EnvToken", "FileToken", "StaticToken", "TokenSource"),
+    "watch_settings": ("WatchOptions",),
+    "watching": ("watch",),
 }
 
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -204,6 +214,7 @@ __all__ = [
     "RowEnded",
     "RowProblem",
     "RowState",
+    "RunEnded",
     "RunStatus",
     "SchemaError",
     "ServerError",
@@ -220,7 +231,10 @@ __all__ = [
     "TokenSource",
     "TypedValue",
     "Unauthorized",
+    "Unfinished",
     "UnknownRow",
+    "WatchOptions",
+    "WatchSummary",
     "__version__",
     "check",
     "launch",
@@ -229,4 +243,5 @@ __all__ = [
     "resume",
     "snapshot",
     "unknown_rows",
+    "watch",
 ]

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from deslaunch.client import DesClient
     from deslaunch.config import LaunchOptions, TargetSettings
-    from deslaunch.console import Console
+    from deslaunch.console import Console, WatchProgress
     from deslaunch.launcher import CheckReport
     from deslaunch.ledger import Snapshot
     from deslaunch.model import Event, Format, Summary
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from deslaunch.session import Interrupt
     from deslaunch.targets import Connection
     from deslaunch.terms import Clients
+    from deslaunch.watch_settings import WatchOptions
 
 EXIT_CODES: Final = """\b
 Exit codes:
@@ -62,6 +63,18 @@ Exit codes:
   6  credentials refused; the remaining rows are pending
   7  the ledger exists, is locked, damaged, foreign, or can't be written
   129, 130, 143  interrupted; drained; resume goes on"""
+
+WATCH_EXIT_CODES: Final = """\b
+Exit codes:
+  0  every row is started, and every run finished with success
+  1  a bug in deslaunch
+  2  usage or configuration: nothing was asked
+  3  runs failed, or rows failed, were rejected or invalid
+  4  rows are unknown, or DES refuses to tell of runs
+  5  stopped, with runs that have not finished or rows that are pending
+  6  credentials refused; runs have not finished
+  7  the ledger is locked, damaged, foreign, or can't be written
+  129, 130, 143  interrupted; watch goes on"""
 
 # The first class that an error is an instance of gives the exit code.
 _EXIT_CODES: Final[tuple[tuple[type[DeslaunchError], int], ...]] = (
@@ -81,9 +94,11 @@ _COLLECT_AFTER: Final = 50_000
 class _Command(click.Command):
     """A command whose examples and exit codes keep their lines in ``--help``."""
 
-    def __init__(self, *args: Any, examples: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, examples: str = "", exit_codes: str = EXIT_CODES, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.epilog = "\n\n".join(part for part in (_as_examples(examples), EXIT_CODES) if part)
+        self.epilog = "\n\n".join(part for part in (_as_examples(examples), exit_codes) if part)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; end it as a pipe's writer ends where nobody reads any more."""
@@ -215,6 +230,24 @@ _shard = click.option(
     "--shard", metavar="I/N", help="Start the I-th of N shares of the rows, by their keys."
 )
 
+_max_wait = _tuning(
+    "--max-wait",
+    type=float,
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Cap of a computed wait.",
+)
+
+_give_up_after = _tuning(
+    "--give-up-after",
+    type=float,
+    default=900.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Stop a target that stays paused for so long.",
+)
+
 _launching = _options(
     _tuning(
         "--concurrency",
@@ -233,22 +266,8 @@ _launching = _options(
         metavar="N",
         help="5XX answers that make a row failed.",
     ),
-    _tuning(
-        "--max-wait",
-        type=float,
-        default=60.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="Cap of a computed wait.",
-    ),
-    _tuning(
-        "--give-up-after",
-        type=float,
-        default=900.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="Stop a target that stays paused for so long.",
-    ),
+    _max_wait,
+    _give_up_after,
     _tuning(
         "--drain-timeout",
         type=float,
@@ -268,6 +287,35 @@ _launching = _options(
         help="Send 504 and 524 again like any 5XX, or none at all.",
     ),
     click.option("--yes", is_flag=True, help="Never ask."),
+)
+
+_watching = _options(
+    _tuning(
+        "--interval",
+        type=float,
+        default=5.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Ask about a run again after so long, then after half as long again, and so on.",
+    ),
+    _tuning(
+        "--max-interval",
+        type=float,
+        default=300.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="Between two questions about a run at most.",
+    ),
+    _tuning(
+        "--watch-timeout",
+        type=float,
+        metavar="SECONDS",
+        help="End the watch after so long. Default: with the last run.",
+    ),
+)
+
+_watch_too = _options(
+    click.option("--watch", is_flag=True, help="Then follow the runs to their end."), _watching
 )
 
 _resuming = _options(
@@ -296,8 +344,10 @@ def command_line() -> None:
     """
 
 
-def _command(name: str, examples: str) -> Callable[[Callable[..., int]], click.Command]:
-    return command_line.command(name, cls=_Command, examples=examples)
+def _command(
+    name: str, examples: str, exit_codes: str = EXIT_CODES
+) -> Callable[[Callable[..., int]], click.Command]:
+    return command_line.command(name, cls=_Command, examples=examples, exit_codes=exit_codes)
 
 
 @_command(
@@ -352,6 +402,7 @@ def _print_report(console: Console, report: CheckReport, *, as_json: bool) -> No
     "run",
     examples=(
         "  deslaunch run night.csv\n"
+        "  deslaunch run night.csv --watch\n"
         "  deslaunch run night.csv --ledger /var/lib/exports/night.jsonl --concurrency 64\n"
         "  deslaunch run night.csv --shard 2/4\n"
         "  generate | deslaunch run - --format jsonl --ledger night.ledger.jsonl"
@@ -364,7 +415,17 @@ def _print_report(console: Console, report: CheckReport, *, as_json: bool) -> No
     help="Default: MANIFEST's stem + .ledger.jsonl, beside it; of a shard, + .I-of-N.ledger.jsonl.",
 )
 @click.option("--resume", is_flag=True, help="Go on where this very manifest was begun.")
-@_options(_rows, _shard, _skip_invalid, _connection, _schema, _launching, _resuming, _output)
+@_options(
+    _rows,
+    _shard,
+    _skip_invalid,
+    _connection,
+    _schema,
+    _launching,
+    _resuming,
+    _watch_too,
+    _output,
+)
 def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
     """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required."""
     from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
@@ -407,7 +468,17 @@ def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
 )
 @click.argument("ledger", type=_FILE)
 @click.option("--manifest", type=_FILE, help="Where the manifest is now, if it was moved.")
-@_options(_rows, _shard, _skip_invalid, _connection, _schema, _launching, _resuming, _output)
+@_options(
+    _rows,
+    _shard,
+    _skip_invalid,
+    _connection,
+    _schema,
+    _launching,
+    _resuming,
+    _watch_too,
+    _output,
+)
 def resume(ledger: Path, manifest: Path | None, **given: Any) -> int:
     """Go on with the batch of LEDGER: what is pending or failed, never what is unknown."""
     from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
@@ -449,13 +520,12 @@ def _launch(
                 except LedgerWriteFailed as exc:
                     return _failed_ledger(console, exc, as_json=given["as_json"])
 
-        if progress.is_idle and not summary.stops:
-            console.say("nothing was left to send; a new batch needs a new --ledger")
+            _tell_of_launch(console, given, summary, is_idle=progress.is_idle)
 
-        if given["retry_unknown"] and summary.unknown:
-            console.say("--retry-unknown leaves auto-value rows: each run of one moves the feed on")
-
-        console.summary(summary)
+            if given["watch"] and summary.exit_code in _WATCHED_AFTER:
+                watched = await _follow(console, given, clients, interrupt, Path(summary.ledger))
+                stopped = summary.exit_code == _EXIT_STOPPED and watched < _EXIT_STOPPED
+                return _EXIT_STOPPED if stopped else watched
 
         if given["as_json"]:
             console.json(summary.as_dict())
@@ -464,6 +534,104 @@ def _launch(
         return summary.exit_code
 
     return _run(work)
+
+
+def _tell_of_launch(
+    console: Console, given: Mapping[str, Any], summary: Summary, *, is_idle: bool
+) -> None:
+    if is_idle and not summary.stops:
+        console.say("nothing was left to send; a new batch needs a new --ledger")
+
+    if given["retry_unknown"] and summary.unknown:
+        console.say("--retry-unknown leaves auto-value rows: each run of one moves the feed on")
+
+    console.summary(summary)
+
+
+_EXIT_STOPPED: Final = 5
+_WATCHED_AFTER: Final = frozenset({0, 3, 4, _EXIT_STOPPED})  # not after an interrupt, for one
+
+
+@_command(
+    "watch",
+    examples=(
+        "  deslaunch watch night.ledger.jsonl\n"
+        "  deslaunch watch night.ledger.jsonl --interval 60 --watch-timeout 14400\n"
+        "  deslaunch run night.csv --watch"
+    ),
+    exit_codes=WATCH_EXIT_CODES,
+)
+@click.argument("ledger", type=_FILE)
+@_options(
+    _connection,
+    _tuning(
+        "--concurrency",
+        type=int,
+        default=16,
+        show_default=True,
+        metavar="N",
+        help="Slots: questions in flight.",
+    ),
+    _tuning("--rate", type=float, metavar="R", help="Questions a second at most."),
+    _watching,
+    _max_wait,
+    _give_up_after,
+    _output,
+)
+def watch(ledger: Path, **given: Any) -> int:
+    """Follow the runs that the batch of LEDGER started to their end, and record how they ended.
+
+    Ended early, it goes on where it was: a run whose end is recorded is not asked about again.
+    """
+    console = _console(given)
+    clients = _clients(given, needs_token=True)
+
+    async def work(interrupt: Interrupt) -> int:
+        async with AsyncExitStack() as stack:
+            await _opened(stack, clients)
+            return await _follow(console, given, clients, interrupt, ledger)
+
+    return _run(work)
+
+
+async def _follow(
+    console: Console,
+    given: Mapping[str, Any],
+    clients: Clients,
+    interrupt: Interrupt,
+    ledger: Path,
+) -> int:
+    """Watch with a progress line, print how the runs stand and the next commands."""
+    from deslaunch.console import WatchProgress  # noqa: PLC0415  # not needed for --help
+    from deslaunch.watching import follow  # noqa: PLC0415  # aiohttp is slow to import
+
+    with WatchProgress(console) as progress:
+        ticking = asyncio.create_task(_tick(progress))
+
+        try:
+            summary = await follow(
+                ledger, clients, on_event=progress, interrupt=interrupt, **_watch_options(given)
+            )
+        finally:
+            ticking.cancel()
+
+    console.watch_summary(summary)
+
+    if given["as_json"]:
+        console.json(summary.as_dict())
+
+    console.next_of_watch(summary, _repeated(given))
+    return summary.exit_code
+
+
+async def _tick(progress: WatchProgress) -> None:
+    """Let the progress tell how it stands, although nothing happens."""
+    while True:
+        await asyncio.sleep(_TICK)
+        progress.tick()
+
+
+_TICK: Final = 1.0
 
 
 def _failed_ledger(console: Console, error: LedgerWriteFailed, *, as_json: bool) -> int:
@@ -521,8 +689,8 @@ def status(ledgers: tuple[Path, ...], **given: Any) -> int:
 
 
 def _print_status(console: Console, found: Snapshot, *, named: bool) -> None:
-    from deslaunch.console import summary_lines  # noqa: PLC0415  # not needed for --help
-    from deslaunch.results import summary_of, unknown_rows  # noqa: PLC0415
+    from deslaunch.console import summary_lines, watch_lines  # noqa: PLC0415  # not for --help
+    from deslaunch.results import runs_of, summary_of, unknown_rows  # noqa: PLC0415
 
     summary = summary_of(found)
 
@@ -531,6 +699,10 @@ def _print_status(console: Console, found: Snapshot, *, named: bool) -> None:
 
     for line in summary_lines(summary):
         console.data(line)
+
+    if found.replay.watch is not None:
+        for line in watch_lines(runs_of(found.replay, summary)):
+            console.data(line)
 
     console.unknown_rows(unknown_rows(found))
 
@@ -875,6 +1047,15 @@ _OF_CHECK: Final = (
     "allow_repeated_auto",
     "schema_max_age",
 )
+_OF_WATCH: Final = (
+    "concurrency",
+    "rate",
+    "interval",
+    "max_interval",
+    "watch_timeout",
+    "max_wait",
+    "give_up_after",
+)
 _OF_LAUNCH: Final = (
     *_OF_CHECK,
     "shard",
@@ -893,6 +1074,11 @@ _OF_LAUNCH: Final = (
 )
 
 
+def _watch_options(given: Mapping[str, Any]) -> WatchOptions:
+    chosen: Any = {name: given[name] for name in _OF_WATCH if given[name] is not None}
+    return cast("WatchOptions", chosen | {"allow_new_origin": given["base_url"] is not None})
+
+
 def _chosen(given: Mapping[str, Any], names: Sequence[str]) -> LaunchOptions:
     """Return the options that are the library's; what was not given is left out."""
     chosen: Any = {name: given[name] for name in names if given[name] is not None}
@@ -908,10 +1094,11 @@ def _repeated(given: Mapping[str, Any]) -> list[str]:
     words = []
 
     for name in ("config", "env_file", "base_url", "schema"):
-        if given[name] is not None:
+        if given.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(given[name])]
 
-    return [*words, "--allow-http"] if given["allow_http"] else words
+    flags = ("--allow-http" if given["allow_http"] else "", "--watch" if given.get("watch") else "")
+    return [*words, *filter(None, flags)]
 
 
 def _console(given: Mapping[str, Any]) -> Console:

@@ -408,7 +408,8 @@ class DesClient:
             CredentialsRefused: there is no token that DES accepts.
         """
         reply = await self._query(_QUERY_RUN_STATUS, wire.run_status_body(job_run_id))
-        status = wire.decode_run_status(reply.body)
+        body = self._tokens.scrub(reply.body.decode("utf-8", "replace"))
+        status = wire.decode_run_status(body.encode())
 
         if status is None or status.job_run_id.lower() != job_run_id.lower():
             raise self._error(QueryFailed, reply, "DES's answer is not this run's status")

@@ -20,6 +20,7 @@ from deslaunch.model import (
     RetryPlanned,
     RowEnded,
     RowState,
+    RunEnded,
     Stopped,
     StopReason,
     TargetPaused,
@@ -33,12 +34,23 @@ if TYPE_CHECKING:
     from rich.status import Status
 
     from deslaunch.errors import DeslaunchError
-    from deslaunch.model import Event, Job, JobParameter, Outcome, RowProblem, Stop, Summary
+    from deslaunch.model import (
+        Event,
+        Job,
+        JobParameter,
+        Outcome,
+        RowProblem,
+        RunStatus,
+        Stop,
+        Summary,
+        WatchSummary,
+    )
     from deslaunch.results import UnknownRow
     from deslaunch.targets import TargetReport
 
 SHOWN_PROBLEMS: Final = 100
 SHOWN_KEYS: Final = 20
+SHOWN_TEXT: Final = 200
 REPORT_EVERY: Final = 10.0
 """Seconds between two lines of progress where nobody sees a terminal."""
 
@@ -164,6 +176,22 @@ class Console:
         """Print the exact commands to go on with; see :func:`next_commands`."""
         for line in next_commands(summary, repeat, is_status=is_status):
             self.insist(line)
+
+    def watch_summary(self, summary: WatchSummary) -> None:
+        """Print how the runs of a batch stand."""
+        for line in watch_lines(summary):
+            self.say(line)
+
+    def next_of_watch(self, summary: WatchSummary, repeat: Sequence[str] = ()) -> None:
+        """Print the exact commands to go on with, for the runs and for the rows."""
+        if summary.unfinished or summary.untold:
+            words = shlex.join(["deslaunch", "watch", summary.batch.ledger, *repeat])
+            self.insist(f"go on watching: {words.removesuffix(' --watch')}")
+
+        if summary.failed:
+            self.insist(f"see how each run ended: deslaunch results {_ledger_of(summary)}")
+
+        self.next_command(summary.batch, repeat)
 
     def unknown_rows(self, rows: Iterable[UnknownRow]) -> None:
         """Print what a person needs to look unknown rows up in the DES web interface."""
@@ -301,6 +329,33 @@ def _warnings_of(summary: Summary) -> Iterator[str]:
         yield f"{runs:,} {stand} at more than one row: {', '.join(keys[:SHOWN_KEYS])}{more}"
 
 
+def watch_lines(summary: WatchSummary) -> Iterator[str]:
+    """Yield how the runs of a batch stand, a line at a time."""
+    counts = {
+        "succeeded": summary.succeeded,
+        "failed": summary.failed,
+        "untold": summary.untold,
+        "not finished": summary.unfinished,
+    }
+    said = ", ".join(f"{count:,} {name}" for name, count in counts.items() if count)
+    yield f"{counted(summary.runs, 'run')}: {said or 'nothing to watch'}"
+
+    for text, runs, key in summary.failures:
+        yield f"  {runs:,} failed: {_one_line(text) or 'DES gave no reason'} (key {key})"
+
+    if summary.untold:
+        yield f"{summary.untold:,} untold: DES refuses to tell of them; the next watch asks again"
+
+
+def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= SHOWN_TEXT else f"{line[: SHOWN_TEXT - 1]}…"
+
+
+def _ledger_of(summary: WatchSummary) -> str:
+    return shlex.quote(summary.batch.ledger)
+
+
 def stop_text(stop: Stop) -> str:
     """Return why a target, or the session, ended early, in one line."""
     whose = f"target {stop.target} stopped" if stop.target else "stopped"
@@ -434,6 +489,78 @@ class Progress:
         )
         rows = counted(ended, "row")
         return f"{rows} ended ({said}), {self._retries:,} sent again, {rate:,.0f} rows/s"
+
+
+class WatchProgress:
+    """Tells what a watch does while it does it, as :class:`Progress` does of a launch.
+
+    Args:
+        console: where to tell it.
+        clock: seconds of a clock that only goes forward.
+    """
+
+    def __init__(self, console: Console, clock: Any = time.monotonic) -> None:
+        self._console = console
+        self._clock = clock
+        self._counts: Counter[str] = Counter()
+        self._began = self._reported = clock()
+        self._status: Status | None = None
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not (self._console.quiet or self._console.verbose):
+            self._status = _live_status()
+            self._status.start()
+
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take in an event."""
+        match event:
+            case RunEnded(status):
+                self._counts[_how_it_ended(status)] += 1
+                self._run(status)
+                self.tick()
+            case TargetPaused(target, cause, seconds):
+                self._console.say(f"target {target}: all runs wait {seconds:.1f} s: {cause}")
+            case Stopped(stop):
+                self._console.insist(stop_text(stop))
+
+    def tick(self) -> None:
+        """Tell how the watch stands, if that was not told a moment ago."""
+        now = self._clock()
+
+        if now - self._reported < (0.1 if self._status is not None else REPORT_EVERY):
+            return
+
+        self._reported = now
+        text = self._text(now)
+
+        if self._status is not None:
+            self._status.update(text)
+        else:
+            self._console.say(text)
+
+    def _run(self, status: RunStatus) -> None:
+        if self._console.verbose:
+            text = f": {_one_line(status.status)}" if status.status else ""
+            how = _how_it_ended(status)
+            self._console.insist(f"key {status.key}: run {status.job_run_id} {how}{text}")
+
+    def _text(self, now: float) -> str:
+        said = ", ".join(f"{count:,} {how}" for how, count in sorted(self._counts.items()))
+        runs = counted(sum(self._counts.values()), "run")
+        return f"{runs} ended{f' ({said})' if said else ''}, watched for {now - self._began:,.0f} s"
+
+
+def _how_it_ended(status: RunStatus) -> str:
+    if not status.finished:
+        return "untold"
+
+    return "succeeded" if status.success else "failed"
 
 
 def _live_status() -> Status:

@@ -21,6 +21,7 @@
     │   ├── ManifestChanged
     │   └── ManifestConflict
     ├── Interrupted
+    ├── Unfinished
     └── LedgerError
         ├── LedgerExists
         ├── LedgerLocked
@@ -41,7 +42,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deslaunch.model import RowProblem, Summary
+    from deslaunch.model import RowProblem, Summary, WatchSummary
 
 
 class DeslaunchError(Exception):
@@ -208,6 +209,18 @@ class Interrupted(DeslaunchError):
     def __init__(self, message: str, *, signum: int = 0, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.signum = signum
+
+
+class Unfinished(DeslaunchError):
+    """A watch ended before all runs had. Watch again: only what is left is asked about.
+
+    Attributes:
+        summary: how the runs stand, and why the watch ended.
+    """
+
+    def __init__(self, message: str, *, summary: WatchSummary, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.summary = summary
 
 
 class LedgerError(DeslaunchError):

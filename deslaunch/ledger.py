@@ -676,7 +676,7 @@ def _locked(path: Path) -> LedgerLocked:
 
 def locked(path: Path, replay: Replay) -> LedgerLocked:
     """Return the error that says who holds a ledger, as far as its last session tells."""
-    session = None if replay.ended else replay.session
+    session = replay.watch or (None if replay.ended else replay.session)
     holder = "another process" if session is None else _holder(session)
     return LedgerLocked(
         f"{path}: the ledger is held by {holder}",

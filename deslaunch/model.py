@@ -244,6 +244,7 @@ class RunStatus:
         created_utc: ISO 8601, or None.
         finished_utc: ISO 8601, or None.
         output_files: the files' metadata as DES gave it.
+        key: the row's key, where a batch is watched; else None.
     """
 
     job_id: str
@@ -254,6 +255,7 @@ class RunStatus:
     created_utc: str | None = None
     finished_utc: str | None = None
     output_files: tuple[object, ...] = ()
+    key: str | None = None
 
 
 class Outcome(NamedTuple):
@@ -298,6 +300,7 @@ class StopReason(StrEnum):
     MANIFEST_CHANGED = "manifestChanged"
     INTERRUPTED = "interrupted"
     LEDGER = "ledger"
+    OUT_OF_TIME = "outOfTime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,8 +401,21 @@ class Stopped:
     stop: Stop
 
 
-Event = RowEnded | RetryPlanned | TargetPaused | TokenRenewed | Noted | Draining | Stopped
-"""What a launch tells while it goes on."""
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A watched run has ended, or DES refuses to tell of it; it is on disk.
+
+    Attributes:
+        status: with the row's key; ``finished`` is false where DES refuses.
+    """
+
+    status: RunStatus
+
+
+Event = (
+    RowEnded | RetryPlanned | TargetPaused | TokenRenewed | Noted | Draining | Stopped | RunEnded
+)
+"""What a launch, or a watch, tells while it goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -488,5 +504,80 @@ class Summary:
             "attempts": self.attempts,
             "seconds": round(self.seconds, 3),
             "ledger": self.ledger,
+            "exitCode": self.exit_code,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSummary:
+    """The runs of a whole batch, as its ledger stands.
+
+    Attributes:
+        runs: rows that have a run; the sum of the four below.
+        succeeded: finished with success.
+        failed: finished without.
+        untold: DES refused to tell of them, when they were last asked about.
+        unfinished: not finished, as far as is known.
+        batch: how the rows stand.
+        failures: what DES said of runs that failed, the commonest first, the first five: the
+            text, how many runs, and the key of one of them.
+        seconds: duration of this watch.
+        stops: why it ended early, if it did.
+    """
+
+    runs: int
+    succeeded: int
+    failed: int
+    untold: int
+    unfinished: int
+    batch: Summary
+    failures: tuple[tuple[str, int, str], ...] = field(default=())
+    seconds: float = 0.0
+    stops: tuple[Stop, ...] = field(default=())
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code that the runs and the batch deserve, 0 to 143; the highest claim wins.
+
+        7 (ledger), 6 (credentials), 130 or 143 (interrupted), 5 (runs have not finished, or rows
+        are pending), 4 (rows are unknown, or DES does not tell of runs), 3 (runs failed, or rows
+        have none), 0: every row is started, and every run finished with success.
+        """
+        reasons = {stop.reason for stop in self.stops}
+
+        if StopReason.LEDGER in reasons:
+            return 7
+
+        if self.unfinished or self.batch.pending or self.batch.in_flight:
+            return self._exit_code_of_unfinished(reasons)
+
+        if self.untold or self.batch.unknown:
+            return 4
+
+        return 3 if self.failed or self.batch.exit_code else 0
+
+    def _exit_code_of_unfinished(self, reasons: set[StopReason]) -> int:
+        if StopReason.CREDENTIALS in reasons:
+            return 6
+
+        if reasons != {StopReason.INTERRUPTED}:
+            return 5
+
+        return 128 + next((stop.signal for stop in self.stops if stop.signal), _SIGINT)
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the summary in the documented form of ``watch --json``."""
+        return {
+            "runs": self.runs,
+            "succeeded": self.succeeded,
+            "failed": self.failed,
+            "untold": self.untold,
+            "unfinished": self.unfinished,
+            "failures": [
+                {"status": text, "runs": runs, "key": key} for text, runs, key in self.failures
+            ],
+            "seconds": round(self.seconds, 3),
+            "ledger": self.batch.ledger,
+            "batch": self.batch.as_dict(),
             "exitCode": self.exit_code,
         }

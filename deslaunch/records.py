@@ -8,7 +8,9 @@ Compatibility: unknown fields are ignored. An unknown kind refuses a resume unle
 
 A record is built by the function of its kind, in the documented order of fields; ``encode``
 adds the time and the checksum. ``membership`` is an optional kind of deslaunch's own: it says
-that a key left the manifest or came back, so that counts stay a function of the ledger.
+that a key left the manifest or came back, so that counts stay a function of the ledger. So are
+``watch``, with which a process begins to follow the runs, and ``runStatus``, what became of one;
+none of them changes any row's state.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from deslaunch.model import DEFAULT_TARGET
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from deslaunch.model import RowProblem, StartRequest
+    from deslaunch.model import RowProblem, RunStatus, StartRequest
 
 Record = dict[str, Any]
 
@@ -285,6 +287,27 @@ def pause(target: str, *, cause: str, seconds: float) -> Record:
 def membership(key: str, *, in_manifest: bool) -> Record:
     """Return the news that a key left the manifest, or came back. Optional."""
     return {"record": "membership", "optional": True, "key": key, "inManifest": in_manifest}
+
+
+def watch(*, pid: int, host: str) -> Record:
+    """Return the record of a process that begins to follow the batch's runs. Optional."""
+    return {"record": "watch", "optional": True, "pid": pid, "host": host}
+
+
+def run_status(key: str, status: RunStatus) -> Record:
+    """Return how a run ended, or, where it has not finished, why DES does not tell. Optional."""
+    return {
+        "record": "runStatus",
+        "optional": True,
+        "key": key,
+        "jobRunId": status.job_run_id,
+        "finished": status.finished,
+        "success": status.success,
+        "status": status.status,
+        "createdUtc": status.created_utc,
+        "finishedUtc": status.finished_utc,
+        "outputFiles": list(status.output_files),
+    }
 
 
 def end(counts: Mapping[str, int]) -> Record:

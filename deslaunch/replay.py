@@ -15,6 +15,7 @@ from operator import itemgetter
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final
 
+from deslaunch.endings import Endings
 from deslaunch.errors import LedgerForeign
 from deslaunch.model import RowState, Summary
 from deslaunch.records import VERSION
@@ -146,6 +147,8 @@ class Replay:
         ended: the last session wrote its end.
         states: by key, in the order of their first record.
         unkeyed_invalid: by row, the invalid rows of the last manifest that have no key.
+        endings: how runs ended that were watched, by the numbers of their keys.
+        watch: the record of who watches since the last session, or None.
         unreadable: kinds that this version does not know and that are not optional.
     """
 
@@ -156,6 +159,8 @@ class Replay:
         self.ended = False
         self.states = KeyStates() if states is None else states
         self.unkeyed_invalid: dict[int, Record] = {}
+        self.endings = Endings(self.states.fetch)
+        self.watch: Record | None = None
         self.unreadable: set[str] = set()
         self._runs = 0
         self._shared: tuple[int, tuple[tuple[str, tuple[str, ...]], ...]] = (0, ())
@@ -174,6 +179,8 @@ class Replay:
             "membership": self._on_membership,
             "end": self._on_end,
             "pause": self._on_optional,
+            "watch": self._on_watch,
+            "runStatus": self._on_run_status,
         }
 
     def __repr__(self) -> str:
@@ -349,6 +356,7 @@ class Replay:
             state.leave_open()
 
         self.session = record
+        self.watch = None
         self.ended = False
 
     def _on_sending(self, record: Record, mention: Mention) -> None:
@@ -405,6 +413,24 @@ class Replay:
 
     def _on_end(self, _record: Record, _mention: Mention) -> None:
         self.ended = True
+
+    def _on_watch(self, record: Record, _mention: Mention) -> None:
+        for state in self.states.objects():
+            state.leave_open()
+
+        self.watch = record
+
+    def _on_run_status(self, record: Record, mention: Mention) -> None:
+        """Keep how a run ended; a record of a run that is not the row's says nothing."""
+        key, run = record.get("key"), record.get("jobRunId")
+
+        if not isinstance(key, str) or not isinstance(run, str):
+            return
+
+        state = self.states.find(key)
+
+        if state is not None and (state.job_run_id or "").lower() == run.lower():
+            self.endings.put(state.number, mention[0], record)
 
     def _on_optional(self, _record: Record, _mention: Mention) -> None:
         """Known, and of no weight for any row's state."""

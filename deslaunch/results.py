@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from deslaunch import durable
+from deslaunch.endings import Ending
 from deslaunch.errors import ManifestError
 from deslaunch.keys import NO_SUSPECTS, FirstLook, KeyRing, Repeat, row_digest
 from deslaunch.ledger import records_of
 from deslaunch.manifest import Manifest, ManifestOptions, sha256_of
-from deslaunch.model import Row, RowState
+from deslaunch.model import Row, RowState, WatchSummary
 from deslaunch.shards import index_of
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
     from deslaunch.keys import Suspects
     from deslaunch.ledger import Snapshot
-    from deslaunch.model import Format, Summary
+    from deslaunch.model import Format, Stop, Summary
+    from deslaunch.replay import Replay
     from deslaunch.rows import Item
     from deslaunch.states import KeyState
 
@@ -44,7 +46,15 @@ COLUMNS: Final = (
     "possibleDuplicate",
     "sentUtc",
     "answeredUtc",
+    "finished",
+    "success",
+    "statusText",
+    "finishedUtc",
+    "outputFiles",
 )
+
+FAILURES: Final = 5
+"""Texts of failed runs that a watch's summary shows."""
 
 CLOCKS_APART: Final = 300.0
 """Seconds that the clocks of this machine and of DES may differ, where a run is looked for."""
@@ -237,7 +247,26 @@ def _keyed(found: Snapshot, state: KeyState, row: Row | None = None) -> Result:
         "possibleDuplicate": outcome.possible_duplicate,
         "sentUtc": state.sent_utc,
         "answeredUtc": state.answered_utc,
+        **_ended(found.replay.endings.record(state.number)),
     }
+
+
+def _ended(record: Mapping[str, Any] | None) -> Result:
+    """Return what is known of a run's end; success means nothing before it."""
+    if record is None:
+        return dict.fromkeys(_OF_RUN)
+
+    finished = record.get("finished") is True
+    return {
+        "finished": finished,
+        "success": record.get("success") is True if finished else None,
+        "statusText": record.get("status"),
+        "finishedUtc": record.get("finishedUtc"),
+        "outputFiles": record.get("outputFiles") if finished else None,
+    }
+
+
+_OF_RUN: Final = COLUMNS[-5:]
 
 
 def _pending(key: str | None, number: int, row: Row | None) -> Result:
@@ -291,6 +320,9 @@ def encode_results(results: Iterable[Result], form: Format) -> Iterator[bytes]:
 
 def result_cell(value: object) -> object:
     """Return a value of a result as CSV has it."""
+    if isinstance(value, list | dict):
+        return orjson.dumps(value).decode()
+
     return str(value).lower() if isinstance(value, bool) else value
 
 
@@ -321,6 +353,45 @@ def summary_of(found: Snapshot) -> Summary:
     return replay.summary(
         ledger=str(found.path), seconds=_between(began, replay.last_utc), live=found.live
     )
+
+
+def runs_of(
+    replay: Replay, batch: Summary, *, seconds: float = 0.0, stops: Iterable[Stop] = ()
+) -> WatchSummary:
+    """Return how the runs of a whole batch stand.
+
+    Args:
+        replay: of its ledger.
+        batch: how the rows stand.
+        seconds: duration of the watch.
+        stops: why it ended early.
+    """
+    counts = replay.endings.counts()
+    return WatchSummary(
+        runs=batch.started,
+        succeeded=counts[Ending.SUCCEEDED],
+        failed=counts[Ending.FAILED],
+        untold=counts[Ending.UNTOLD],
+        unfinished=batch.started - sum(counts.values()),
+        batch=batch,
+        failures=_failures(replay) if counts[Ending.FAILED] else (),
+        seconds=seconds,
+        stops=tuple(stops),
+    )
+
+
+def _failures(replay: Replay) -> tuple[tuple[str, int, str], ...]:
+    found: dict[str, tuple[int, str]] = {}
+
+    for state in replay.states.in_order():
+        if replay.endings.of(state.number) is Ending.FAILED:
+            record = replay.endings.record(state.number) or {}
+            text = str(record.get("status") or "")
+            runs, key = found.get(text, (0, record["key"]))
+            found[text] = runs + 1, key
+
+    commonest = sorted(found.items(), key=lambda item: -item[1][0])[:FAILURES]
+    return tuple((text, runs, key) for text, (runs, key) in commonest)
 
 
 def _between(began: str | None, ended: str | None) -> float:

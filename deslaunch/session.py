@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 
@@ -44,11 +44,26 @@ if TYPE_CHECKING:
     from deslaunch.sources import Doubts, ManifestSource, RowsSource
 
 
+class Endable(Protocol):
+    """What an interrupt ends: an engine, or a poller."""
+
+    def drain(self, stop: Stop | None = None) -> None:
+        """Begin nothing new."""
+        ...
+
+    def abandon(self) -> None:
+        """Give up what is in flight."""
+        ...
+
+
 class Interrupt:
-    """Ends a launch from outside: the first call drains it, the second gives up what is left."""
+    """Ends a launch or a watch from outside.
+
+    The first call drains it, the second gives up what is left.
+    """
 
     def __init__(self) -> None:
-        self._engine: Engine | None = None
+        self._engine: Endable | None = None
         self._calls = 0
         self._signal = 0
 
@@ -83,7 +98,7 @@ class Interrupt:
         if self._calls:
             raise Interrupted("interrupted", signum=self._signal)
 
-    def attach(self, engine: Engine) -> None:
+    def attach(self, engine: Endable) -> None:
         """Let later calls reach the engine, and an earlier one too."""
         self._engine = engine
 
@@ -280,11 +295,7 @@ class Session:
         settings = self._settings
         return EngineSettings(
             slots=settings.concurrency,
-            slots_of={
-                name: client.concurrency
-                for name, client in self._clients.items()
-                if client.concurrency is not None
-            },
+            slots_of=slots_of(self._clients),
             rate=settings.rate,
             retry=RetryPolicy(
                 max_attempts=settings.max_attempts,
@@ -314,6 +325,15 @@ def _started_at_once(request: StartRequest, record: Record) -> Outcome | None:
         record["jobRunId"],
         attempts=1,
     )
+
+
+def slots_of(clients: Mapping[str, DesClient]) -> dict[str, int]:
+    """Return how many requests the targets that name a number may have in flight."""
+    return {
+        name: client.concurrency
+        for name, client in clients.items()
+        if client.concurrency is not None
+    }
 
 
 def _reason(error: DeslaunchError) -> StopReason:

@@ -385,6 +385,11 @@ class KeyStates(Mapping[str, KeyState]):
 
         return found
 
+    @property
+    def fetch(self) -> Fetch | None:
+        """What reads a record back; None where every key is an object."""
+        return self._fetch
+
     def find(self, key: str) -> KeyState | None:
         """Return what the records say of a key, or None where they say nothing."""
         found = self._object(key)

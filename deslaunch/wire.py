@@ -69,6 +69,9 @@ _DESCRIPTION: Final = ("description",)
 ANSWER_LIMIT: Final = 4096
 """Characters of an answer that are kept."""
 
+FILES_LIMIT: Final = 65_536
+"""Bytes of a run's output files' metadata that are kept, as JSON."""
+
 _REFUSALS: Final = frozenset(
     {
         "invalid_client",
@@ -230,8 +233,23 @@ def decode_run_status(body: bytes) -> RunStatus | None:
         status=_text_or_none(answer.get("status")),
         created_utc=_text_or_none(answer.get("createdUtc")),
         finished_utc=_text_or_none(answer.get("finishedUtc")),
-        output_files=tuple(files) if isinstance(files, list) else (),
+        output_files=tuple(_kept_files(files)) if isinstance(files, list) else (),
     )
+
+
+def _kept_files(files: list[object]) -> Iterator[object]:
+    """Yield the first files' metadata, as far as it can be written, and not beyond what is kept."""
+    room = FILES_LIMIT
+
+    for file in files:
+        size = len(_json(file))
+        room -= size
+
+        if room < 0:
+            return
+
+        if size:
+            yield file
 
 
 def decode_jobs(body: bytes, *, source: str) -> list[Job]:

@@ -16,13 +16,14 @@ from deslaunch.errors import (
     Misconfigured,
     NotSent,
     OutcomeUnknown,
+    QueryFailed,
     Redirected,
     Rejected,
     ServerError,
     Throttled,
     Unauthorized,
 )
-from deslaunch.model import DEFAULT_TARGET, StartedRun, StartRequest
+from deslaunch.model import DEFAULT_TARGET, RunStatus, StartedRun, StartRequest
 from deslaunch.replay import Replay
 
 if TYPE_CHECKING:
@@ -297,6 +298,8 @@ VERDICTS: Final[dict[str, Callable[[], Exception]]] = {
     "429 for 90": lambda: Throttled("DES answered 429", status=429, retry_after=90.0),
     "429 for 5000": lambda: Throttled("DES answered 429", status=429, retry_after=5_000.0),
     "400": lambda: Rejected("DES answered 400", status=400, answer="bad"),
+    "nonsense": lambda: QueryFailed("DES's answer is not this run's status", status=200),
+    "404": lambda: Rejected("DES answered 404", status=404, answer="no such run"),
     "lost": lambda: OutcomeUnknown("no answer"),
     "redirect": lambda: Redirected("DES answered 302", status=302),
     "unsent": lambda: NotSent("refused"),
@@ -435,3 +438,75 @@ class FakeStarter:
                 raise CredentialsRefused("there is no newer token")
 
             self.token += 1
+
+
+def told(job_run_id: str, *, finished: bool = True, error: str | None = None) -> RunStatus:
+    """Return what DES says of a run."""
+    return RunStatus(JOB, job_run_id, finished, finished and error is None, error)
+
+
+@dataclass(slots=True)
+class FakeAsker:
+    """One target's answers about runs, by script, and the witness of what was asked.
+
+    Attributes:
+        clock: stamps questions.
+        script: by jobRunId, the answers to its questions: ``"running"``, ``"failed"``, or a name
+            of :data:`VERDICTS`; after the last, ``"succeeded"``.
+        asked: jobRunId and time of each question, in order.
+        held: questions wait until :meth:`answer`.
+        waiting: by jobRunId, the questions that wait for it.
+        latency: seconds from a question to its answer.
+        most: questions that were in flight at most.
+    """
+
+    clock: VirtualClock
+    script: dict[str, list[Verdict]] = field(default_factory=dict)
+    asked: list[tuple[str, float]] = field(default_factory=list)
+    held: bool = False
+    waiting: dict[str, asyncio.Future[None]] = field(default_factory=dict)
+    latency: float = 0.0
+    most: int = 0
+    _in_flight: int = 0
+
+    def answer(self, job_run_id: str) -> None:
+        """End the wait of a question that was held."""
+        self.waiting.pop(job_run_id).set_result(None)
+
+    def times(self, job_run_id: str) -> list[float]:
+        """Return when a run was asked about."""
+        return [at for run, at in self.asked if run == job_run_id]
+
+    async def query_run_status(self, job_run_id: str) -> RunStatus:
+        self.asked.append((job_run_id, self.clock.now()))
+        self._in_flight += 1
+        self.most = max(self.most, self._in_flight)
+
+        try:
+            await self._wait(job_run_id)
+        finally:
+            self._in_flight -= 1
+
+        script = self.script.get(job_run_id)
+        return _status(job_run_id, script.pop(0) if script else "succeeded")
+
+    async def _wait(self, job_run_id: str) -> None:
+        if self.held:
+            self.waiting[job_run_id] = asyncio.get_running_loop().create_future()
+            await self.waiting[job_run_id]
+        elif self.latency:
+            await self.clock.sleep(self.latency)
+        else:
+            await asyncio.sleep(0)
+
+
+def _status(job_run_id: str, verdict: Verdict) -> RunStatus:
+    match verdict:
+        case "running":
+            return told(job_run_id, finished=False)
+        case "succeeded":
+            return told(job_run_id)
+        case "failed":
+            return told(job_run_id, error="no sales found")
+        case _:
+            raise _error(verdict)

@@ -89,6 +89,11 @@ class TestRun:
             "possibleDuplicate",
             "sentUtc",
             "answeredUtc",
+            "finished",
+            "success",
+            "statusText",
+            "finishedUtc",
+            "outputFiles",
         ]
 
     def test_results_are_written_to_a_file(self, place: Workplace) -> None:

@@ -1191,6 +1191,17 @@ async def test_query_run_status() -> None:
     assert peer.heads[0].startswith(b"POST /api/v1/queryrunstatus ")
 
 
+async def test_a_runs_status_holds_no_token() -> None:
+    said = {"status": f"bad {TOKEN}", "outputFiles": [{"url": f"https://d/?token={TOKEN}"}]}
+    body = json.dumps(json.loads(STATUS) | said).encode()
+
+    async with Peer([[answer(200, body)]]).listening() as peer, client_of(peer) as client:
+        status = await client.query_run_status(RUN)
+
+    assert status.status == "bad [token]"
+    assert status.output_files == ({"url": "https://d/?token=[token]"},)
+
+
 @pytest.mark.parametrize(
     "body",
     [

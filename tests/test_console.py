@@ -12,11 +12,13 @@ import pytest
 from deslaunch.console import (
     Console,
     Progress,
+    WatchProgress,
     next_commands,
     parameter_text,
     parameters_text,
     stop_text,
     summary_lines,
+    watch_lines,
 )
 from deslaunch.errors import InvalidManifest, LedgerWriteFailed, ManifestConflict
 from deslaunch.model import (
@@ -27,12 +29,15 @@ from deslaunch.model import (
     RowEnded,
     RowProblem,
     RowState,
+    RunEnded,
+    RunStatus,
     Stop,
     Stopped,
     StopReason,
     Summary,
     TargetPaused,
     TokenRenewed,
+    WatchSummary,
 )
 
 
@@ -333,3 +338,104 @@ def test_any_other_failure_of_a_stream_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(OSError, match="gone"):
         console.insist("careful")
+
+
+# A watch.
+
+
+def run_ended(*, finished: bool = True, success: bool = True, text: str | None = None) -> RunEnded:
+    return RunEnded(RunStatus("j", "r", finished, success, text, key="k"))
+
+
+def a_watch(**counts: Any) -> WatchSummary:
+    zero = dict.fromkeys(("succeeded", "failed", "untold", "unfinished"), 0)
+    runs = sum(value for name, value in counts.items() if name in zero)
+    return WatchSummary(runs, **(zero | {"batch": a_summary()} | counts))
+
+
+def test_a_watch_tells_how_it_stands_every_ten_seconds_although_nothing_happens() -> None:
+    streams, clock = Streams(), Ticks()
+
+    with WatchProgress(streams.console, clock) as progress:
+        for second in range(25):
+            clock.now = float(second)
+            progress.tick()
+
+            if second in {3, 4, 5}:
+                progress(run_ended(finished=second > 3, success=second > 4))
+
+    assert streams.said[1].splitlines() == [
+        "3 runs ended (1 failed, 1 succeeded, 1 untold), watched for 10 s",
+        "3 runs ended (1 failed, 1 succeeded, 1 untold), watched for 20 s",
+    ]
+
+
+def test_a_watch_tells_why_it_waits() -> None:
+    streams = Streams()
+    progress = WatchProgress(streams.console, Ticks())
+
+    progress(TargetPaused("acme", "HTTP 503", 8.0))
+    progress(Stopped(Stop(StopReason.INTERRUPTED, "interrupted")))
+
+    assert streams.said[1].splitlines() == [
+        "target acme: all runs wait 8.0 s: HTTP 503",
+        "stopped: interrupted",
+    ]
+
+
+def test_a_verbose_watch_tells_of_every_run() -> None:
+    streams = Streams(verbose=True)
+    progress = WatchProgress(streams.console, Ticks())
+
+    progress(run_ended())
+    progress(run_ended(success=False, text="no\n sales" + "x" * 300))
+
+    assert streams.said[1].splitlines() == [
+        "key k: run r succeeded",
+        f"key k: run r failed: no sales{'x' * 191}…",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("summary", "lines"),
+    [
+        pytest.param(a_watch(), ["0 runs: nothing to watch"], id="none"),
+        pytest.param(
+            a_watch(
+                succeeded=1000,
+                failed=3,
+                unfinished=2,
+                failures=(("no\nsales", 2, "a"), ("", 1, "b")),
+            ),
+            [
+                "1,005 runs: 1,000 succeeded, 3 failed, 2 not finished",
+                "  2 failed: no sales (key a)",
+                "  1 failed: DES gave no reason (key b)",
+            ],
+            id="failed",
+        ),
+        pytest.param(
+            a_watch(untold=1),
+            [
+                "1 run: 1 untold",
+                "1 untold: DES refuses to tell of them; the next watch asks again",
+            ],
+            id="untold",
+        ),
+    ],
+)
+def test_what_a_watch_found(summary: WatchSummary, lines: list[str]) -> None:
+    assert list(watch_lines(summary)) == lines
+
+
+def test_a_watch_names_the_next_commands() -> None:
+    streams = Streams()
+    found = a_watch(unfinished=1, failed=1, batch=a_summary(pending=1))
+
+    streams.console.next_of_watch(found, ["--base-url", "https://d", "--watch"])
+
+    assert streams.said[1].splitlines() == [
+        "go on watching: deslaunch watch 'the night.jsonl' --base-url https://d",
+        "see how each run ended: deslaunch results 'the night.jsonl'",
+        "go on: deslaunch resume 'the night.jsonl' --base-url https://d --watch",
+    ]

@@ -9,9 +9,11 @@ import pytest
 
 from deslaunch import errors
 from deslaunch.errors import DesError, DeslaunchError
-from deslaunch.model import RowProblem
+from deslaunch.model import RowProblem, Summary, WatchSummary
 
 SECRET = "eyJhbGciOi.token"
+BATCH = Summary(1, 1, 0, 0, 0, 0, 0, 0, 0, 1, 0.0, "night.ledger.jsonl")
+SUMMARY = WatchSummary(1, 0, 0, 0, 1, BATCH)
 PROBLEM = RowProblem("night.csv", 18, 17, "DBGenFrom", "an integer", "x", "DBGenFrom is no integer")
 
 
@@ -90,6 +92,7 @@ def every_error() -> list[DeslaunchError]:
         errors.ManifestChanged("m", hint="h"),
         errors.ManifestConflict("m", changed=["c"], gone=["g"], new=["n"], hint="h"),
         errors.Interrupted("m", hint="h"),
+        errors.Unfinished("m", summary=SUMMARY, hint="h"),
         errors.LedgerError("m", hint="h"),
         errors.LedgerExists("m", hint="h"),
         errors.LedgerLocked("m", hint="h"),

@@ -14,6 +14,7 @@ from deslaunch.model import (
     Stop,
     StopReason,
     Summary,
+    WatchSummary,
     shown,
 )
 
@@ -184,3 +185,40 @@ def test_states_are_the_words_of_the_ledger() -> None:
         "invalid",
         "inFlight",
     ]
+
+
+@pytest.mark.parametrize(
+    ("runs", "rows", "stops", "code"),
+    [
+        pytest.param({"succeeded": 2}, {}, [], 0, id="success"),
+        pytest.param({"failed": 1, "succeeded": 1}, {}, [], 3, id="failed"),
+        pytest.param({"succeeded": 1}, {"rejected": 1}, [], 3, id="rejected-row"),
+        pytest.param({"succeeded": 1}, {"invalid": 1}, [], 3, id="invalid-row"),
+        pytest.param({"failed": 1}, {"unknown": 1}, [], 4, id="unknown-row-over-failed-run"),
+        pytest.param({"untold": 1, "failed": 1}, {}, [], 4, id="untold"),
+        pytest.param({"untold": 1}, {"pending": 1}, [], 5, id="pending-row-over-untold"),
+        pytest.param({"unfinished": 1, "untold": 1}, {}, [], 5, id="unfinished-over-untold"),
+        pytest.param({"unfinished": 1}, {}, [stop(StopReason.OUT_OF_TIME)], 5, id="out-of-time"),
+        pytest.param({"unfinished": 1}, {}, [INTERRUPTED], 130, id="interrupted"),
+        pytest.param({"unfinished": 1}, {}, [TERMINATED], 143, id="terminated"),
+        pytest.param({"succeeded": 1}, {}, [TERMINATED], 0, id="terminated-and-nothing-left"),
+        pytest.param(
+            {"unfinished": 1}, {}, [stop(StopReason.THROTTLED), TERMINATED], 5, id="5-over-143"
+        ),
+        pytest.param(
+            {"unfinished": 1}, {}, [TERMINATED, stop(StopReason.CREDENTIALS)], 6, id="credentials"
+        ),
+        pytest.param({"failed": 1}, {}, [stop(StopReason.CREDENTIALS)], 3, id="nothing-left"),
+        pytest.param({"succeeded": 1}, {}, [stop(StopReason.LEDGER)], 7, id="ledger"),
+    ],
+)
+def test_what_a_watch_deserves(
+    runs: dict[str, int], rows: dict[str, int], stops: list[Stop], code: int
+) -> None:
+    counts: dict[str, Any] = dict.fromkeys(("succeeded", "failed", "untold", "unfinished"), 0)
+    found = WatchSummary(
+        sum(runs.values()), **(counts | runs), batch=summary(**rows), stops=tuple(stops)
+    )
+
+    assert found.exit_code == code
+    assert found.as_dict()["exitCode"] == code

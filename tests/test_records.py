@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deslaunch import records
-from deslaunch.model import RowProblem, StartRequest
+from deslaunch.model import RowProblem, RunStatus, StartRequest
 
 if TYPE_CHECKING:
     from deslaunch.records import Record
@@ -130,6 +130,18 @@ def one_of_each() -> list[tuple[Record, str]]:
         (
             records.membership("k", in_manifest=False),
             f'{{"record":"membership","optional":true,"key":"k","inManifest":false,{utc}',
+        ),
+        (
+            records.watch(pid=4711, host="h"),
+            f'{{"record":"watch","optional":true,"pid":4711,"host":"h",{utc}',
+        ),
+        (
+            records.run_status(
+                "k", RunStatus("j", "r", True, False, "no sales", "c", "f", ({"name": "n"},))
+            ),
+            '{"record":"runStatus","optional":true,"key":"k","jobRunId":"r","finished":true,'
+            '"success":false,"status":"no sales","createdUtc":"c","finishedUtc":"f",'
+            '"outputFiles":[{"name":"n"}],' + utc,
         ),
         (
             records.end({"started": 1, "pending": 0}),

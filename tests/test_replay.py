@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from deslaunch import ledger, records
 from deslaunch.columns import Columns
+from deslaunch.endings import Ending
 from deslaunch.errors import LedgerForeign
 from deslaunch.model import Outcome, RowProblem, RowState, StartRequest, Stop, StopReason
 from deslaunch.replay import Replay, check
@@ -825,3 +826,52 @@ def test_a_run_that_one_row_was_given_twice_is_shared_by_nobody() -> None:
     history = [sending(1), started(1, "r"), resolved("r"), sending(1, "other"), unknown(1, "other")]
 
     assert list(replay_of(history).shared_runs()) == []
+
+
+# How runs ended.
+
+
+def ended(key: str, run: str, **said: Any) -> Record:
+    return {"record": "runStatus", "optional": True, "key": key, "jobRunId": run, **said}
+
+
+GOOD: dict[str, Any] = {"finished": True, "success": True}
+
+
+@pytest.mark.parametrize(
+    ("said", "ending"),
+    [
+        pytest.param([ended("k", "R", **GOOD)], Ending.SUCCEEDED, id="in-any-case"),
+        pytest.param([ended("k", "r", finished=True)], Ending.FAILED, id="failed"),
+        pytest.param([ended("k", "r"), ended("k", "r", **GOOD)], Ending.SUCCEEDED, id="the-last"),
+        pytest.param([ended("k", "other", **GOOD)], Ending.NONE, id="another-run"),
+        pytest.param([ended("gone", "r", **GOOD)], Ending.NONE, id="no-such-key"),
+        pytest.param([{"record": "runStatus", "optional": True}], Ending.NONE, id="nothing-said"),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_end_of_a_run_is_kept(said: list[Record], ending: Ending, *, packed: bool) -> None:
+    history = [sending(1), started(1), sending(1, "two", row=2), *said]
+    data = b"".join(_encoded(record) for record in (header(2), *history))
+    replay = packed_of(data, "some-collide") if packed else replay_of(history, header(2))
+    before = replay_of(history[:3], header(2))
+
+    assert replay.endings.of(replay.states["k"].number) is ending
+    assert facts(replay.states["k"]) == facts(before.states["k"])
+    assert summary(replay) == summary(before)
+    assert replay.unreadable == set()
+    found = replay.endings.record(replay.states["k"].number)
+    assert (found is None) is (ending is Ending.NONE)
+
+
+def _encoded(record: Record) -> bytes:
+    return records.encode(record, UTC)
+
+
+def test_who_watches_is_known_until_a_launcher_comes() -> None:
+    watch = {"record": "watch", "optional": True, "pid": 1, "host": "h"}
+
+    watched = replay_of([session(), sending(1), watch])
+    assert watched.watch is not None
+    assert (watched.watch["pid"], watched.states["k"].live_state) == (1, U)
+    assert replay_of([session(), watch, session()]).watch is None

@@ -124,6 +124,11 @@ def test_every_row_comes_once_in_manifest_order(folder: Folder) -> None:
         "possibleDuplicate": True,
         "sentUtc": UTC.format(7),
         "answeredUtc": UTC.format(8),
+        "finished": None,
+        "success": None,
+        "statusText": None,
+        "finishedUtc": None,
+        "outputFiles": None,
     }
     assert [r["error"] for r in results[1:5]] == ["no", "no object", "", "key taken"]
 

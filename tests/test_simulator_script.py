@@ -105,7 +105,9 @@ def test_the_first_fault_that_matches_wins() -> None:
 
 BAD_SCRIPTS = [
     pytest.param([], "", "an object", id="list"),
-    pytest.param({"fault": []}, "fault", "one of faults, latency, seed, tokens", id="misspelt"),
+    pytest.param(
+        {"fault": []}, "fault", "one of faults, finishAfter, latency, seed", id="misspelt"
+    ),
     pytest.param({"seed": 1.5}, "seed", "a whole number", id="seed"),
     pytest.param({"latency": -1}, "latency", "a number of seconds from 0", id="latency"),
     pytest.param({"latency": True}, "latency", "a number of seconds from 0", id="latency-true"),

@@ -168,6 +168,23 @@ def test_a_runs_status_is_read_whole() -> None:
     )
 
 
+def test_the_output_files_are_kept_to_a_sane_length() -> None:
+    files = [{"name": "x" * 10_000} for _ in range(10)]
+    found = wire.decode_run_status(status(outputFiles=files))
+
+    assert found is not None
+    assert found.output_files == tuple(files[:6])
+
+
+def test_a_file_that_cant_be_written_down_is_left_out() -> None:
+    deep = b"[" * 400 + b"]" * 400
+    body = status(outputFiles=[]).replace(b'"outputFiles":[]', b'"outputFiles":[1,%b,2]' % deep)
+    found = wire.decode_run_status(body)
+
+    assert found is not None
+    assert found.output_files == (1, 2)
+
+
 @pytest.mark.parametrize(
     ("changes", "job_id", "success"),
     [

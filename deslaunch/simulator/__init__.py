@@ -60,6 +60,7 @@ key                meaning
 ================== ============================================================
 seed               a whole number that moves every ``share``; default 0
 latency            seconds that every answer waits; default 0
+finishAfter        seconds from a run's start to its end; default 0
 tokens.expireAfter started runs that a token is good for; then it gets 401
 tokens.which       ``first`` (default): only the first token; ``all``: every one
 faults             the first whose selectors all hold is applied, and no other

@@ -85,6 +85,7 @@ class Script:
     Attributes:
         seed: seed of every ``share``.
         latency: seconds that every answer waits.
+        finish_after: seconds from a run's start to its end.
         expire_after: starts that a token is good for, or None.
         expire_all: whether that goes for every token, or for the first one alone.
         faults: in the order in which they are tried.
@@ -92,6 +93,7 @@ class Script:
 
     seed: int = 0
     latency: float = 0.0
+    finish_after: float = 0.0
     expire_after: int | None = None
     expire_all: bool = False
     faults: tuple[Fault, ...] = ()

@@ -47,6 +47,7 @@ _SCRIPT_SHAPE: Final = Shape(
     {
         "seed": files.WHOLE,
         "latency": files.SECONDS,
+        "finishAfter": files.SECONDS,
         "tokens": files.OBJECT,
         "faults": Rule("a list of objects", is_list_of(files.is_a(dict))),
     },
@@ -82,6 +83,7 @@ def read_script(script: Any) -> Script:
     return Script(
         seed=top.get("seed", 0),
         latency=top.get("latency", 0.0),
+        finish_after=top.get("finishAfter", 0.0),
         expire_after=tokens.get("expireAfter"),
         expire_all=tokens.get("which") == "all",
         faults=tuple(_read_fault(i, entry) for i, entry in enumerate(top.get("faults", []))),

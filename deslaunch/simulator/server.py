@@ -58,7 +58,8 @@ class Simulator:
         host: address to listen on.
         port: 0 for any free one.
         ssl: server-side TLS context, or None for plain HTTP.
-        finish_after: seconds from a run's start to its end, as queryrunstatus tells it.
+        finish_after: seconds from a run's start to its end, as queryrunstatus tells it; default:
+            the script's.
         sleep: waits so many seconds.
         clock: Unix time in seconds.
 
@@ -81,7 +82,7 @@ class Simulator:
         host: str = "127.0.0.1",
         port: int = 0,
         ssl: tls.SSLContext | None = None,
-        finish_after: float = 0.0,
+        finish_after: float | None = None,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
@@ -96,7 +97,7 @@ class Simulator:
             self._tokens,
             self._log,
             login=login or {},
-            finish_after=finish_after,
+            finish_after=self._script.finish_after if finish_after is None else finish_after,
             clock=clock,
         )
         self._host = host
