@@ -571,6 +571,12 @@ def _column(name: str) -> _Column | None:
     return _Column(name.removeprefix(_PREFIX), is_parameter=True)
 
 
+def column_of(parameter: str) -> str:
+    """Return the name of the column that holds a parameter, whatever the parameter is called."""
+    taken = parameter in _RESERVED or parameter.startswith((_PREFIX, _IGNORED))
+    return f"{_PREFIX}{parameter}" if taken else parameter
+
+
 def _columns(names: list[str]) -> _Columns:
     kinds = [(index, kind) for index, name in enumerate(names) if (kind := _column(name))]
     parameters = tuple((index, kind.name) for index, kind in kinds if kind.is_parameter)
