@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deslaunch.errors import (
         ConfigurationError,
         CredentialsRefused,
+        Declined,
         DesError,
         DeslaunchError,
         Interrupted,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
         Unauthorized,
     )
     from deslaunch.findings import Finding
-    from deslaunch.launcher import CheckReport, check, launch, resume
+    from deslaunch.launcher import CheckReport, check, launch, preview, preview_resume, resume
     from deslaunch.ledger import Snapshot, snapshot
     from deslaunch.model import (
         AUTO,
@@ -58,6 +59,10 @@ if TYPE_CHECKING:
         JobParameter,
         Noted,
         Outcome,
+        Plan,
+        Planned,
+        PlannedJob,
+        Pulse,
         RetryPlanned,
         Row,
         RowEnded,
@@ -86,6 +91,7 @@ _HOMES = {
     "errors": (
         "ConfigurationError",
         "CredentialsRefused",
+        "Declined",
         "DesError",
         "DeslaunchError",
         "Interrupted",
@@ -111,7 +117,7 @@ _HOMES = {
         "Unauthorized",
     ),
     "findings": ("Finding",),
-    "launcher": ("CheckReport", "check", "launch", "resume"),
+    "launcher": ("CheckReport", "check", "launch", "preview", "preview_resume", "resume"),
     "ledger": ("Snapshot", "snapshot"),
     "model": (
         "AUTO",
@@ -121,6 +127,10 @@ _HOMES = {
         "JobParameter",
         "Noted",
         "Outcome",
+        "Plan",
+        "Planned",
+        "PlannedJob",
+        "Pulse",
         "RetryPlanned",
         "Row",
         "RowEnded",
@@ -166,6 +176,7 @@ __all__ = [
     "CommandToken",
     "ConfigurationError",
     "CredentialsRefused",
+    "Declined",
     "DesClient",
     "DesError",
     "DeslaunchError",
@@ -195,6 +206,10 @@ __all__ = [
     "OAuthToken",
     "Outcome",
     "OutcomeUnknown",
+    "Plan",
+    "Planned",
+    "PlannedJob",
+    "Pulse",
     "QueryFailed",
     "Redirected",
     "Rejected",
@@ -225,6 +240,8 @@ __all__ = [
     "check",
     "launch",
     "open_batch",
+    "preview",
+    "preview_resume",
     "resolve",
     "resume",
     "snapshot",

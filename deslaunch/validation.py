@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from deslaunch.errors import CredentialsRefused, DesError, ManifestChanged, SchemaError
@@ -35,6 +37,8 @@ _CHUNKS_A_VISIT: Final = 16
 _READINGS: Final = 4
 """A file at rest takes two."""
 
+_JOB: Final = attrgetter("target", "job_id")
+
 
 @dataclass(slots=True)
 class Validation:
@@ -47,6 +51,7 @@ class Validation:
         problems: the first 1,000 problems in manifest order.
         problem_count: how many there are in all.
         suspects: the rows that may share their key with another.
+        jobs: rows that can be started, by target and jobId; empty where that was not asked for.
         by_schema: a schema is among the reasons.
         unconfirmed: why a fresher schema could not be had, where a cached one found rows
             invalid; else None.
@@ -58,6 +63,7 @@ class Validation:
     valid: int = 0
     problems: list[RowProblem] = field(default_factory=list)
     problem_count: int = 0
+    jobs: Counter[tuple[str, str]] = field(default_factory=Counter)
     by_schema: bool = False
     unconfirmed: Exception | None = None
 
@@ -101,6 +107,7 @@ async def validate(
     *,
     observe: Callable[[], Observer] | None = None,
     poll: Callable[[], None] = lambda: None,
+    count_jobs: bool = False,
 ) -> Validation:
     """Check every row of a manifest.
 
@@ -112,6 +119,7 @@ async def validate(
         settings: the batch's allowances.
         observe: called before each reading; what it returns is called with every row.
         poll: called now and then; may raise to end the reading.
+        count_jobs: also count the valid rows by target and job.
 
     Raises:
         DesError: DES could not be asked for a target's jobs.
@@ -119,7 +127,7 @@ async def validate(
         SchemaError: DES's answer can't be read.
         ManifestError: the file can't be read.
     """
-    read = partial(_read, manifest, catalog, settings, observe, poll)
+    read = partial(_read, manifest, catalog, settings, observe, poll, count_jobs)
     found = await read()
 
     if not found.by_schema:
@@ -140,6 +148,7 @@ async def _read(
     settings: Settings,
     observe: Callable[[], Observer] | None,
     poll: Callable[[], None],
+    count_jobs: bool,  # noqa: FBT001  # handed on as it came
     suspects: Suspects = NO_SUSPECTS,
 ) -> Validation:
     """Read a manifest, and once more where rows turned out to share a key, or may.
@@ -150,7 +159,7 @@ async def _read(
     for _ in range(_READINGS):
         intake = make_intake(catalog, settings, file=manifest.name, suspects=suspects)
         see = observe() if observe is not None else None
-        found = await _Pass(manifest, catalog, intake, see, poll).run()
+        found = await _Pass(manifest, catalog, intake, see, poll, count_jobs=count_jobs).run()
 
         if found.suspects == suspects:
             return found
@@ -170,6 +179,8 @@ class _Pass:
         intake: Intake,
         see: Observer | None,
         poll: Callable[[], None],
+        *,
+        count_jobs: bool,
     ) -> None:
         self._manifest = manifest
         self._catalog = catalog
@@ -177,6 +188,8 @@ class _Pass:
         self._see = see
         self._intake = intake
         self._look = FirstLook()
+        self._count_jobs = count_jobs
+        self._jobs: Counter[tuple[str, str]] = Counter()
         self._valid = self._problem_count = 0
         self._problems: list[RowProblem] = []
         self._by_schema = False
@@ -218,6 +231,10 @@ class _Pass:
 
         self._valid += len(chunk) - len(invalid)
 
+        if self._count_jobs:
+            self._jobs.update(map(_JOB, (item for item in chunk if isinstance(item, Row))))
+            self._jobs.subtract(_JOB(row.row) for row in invalid if row.row is not None)
+
         for row in invalid:
             self._note(row)
 
@@ -249,6 +266,7 @@ class _Pass:
             valid=self._valid,
             problems=self._problems,
             problem_count=self._problem_count,
+            jobs=self._jobs,
             by_schema=self._by_schema,
         )
 
