@@ -316,9 +316,9 @@ def options_of(*command: str) -> set[str]:
 
 COMMANDS: Final = (
     *("check", "run", "resume", "status", "results", "report", "resolve", "jobs"),
-    *("targets", "simulate"),
+    *("template", "targets", "simulate"),
 )
-UNTOLD: Final = {"--help", "--yes"}
+UNTOLD: Final = {"--help"}
 OF_OTHERS: Final = {"--parallel", "--publish", "--quick"}
 """Options of curl and of the bench."""
 
