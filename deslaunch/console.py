@@ -252,9 +252,8 @@ class Console:
         self._above = block.above
         return block
 
-    def end_block(self, block: Block) -> None:
-        """Leave a block as it stands."""
-        block.close()
+    def end_block(self) -> None:
+        """Print at the terminal's end again."""
         self._above = None
 
     def start(self, request: StartRequest) -> None:
@@ -575,8 +574,8 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._block is not None:
-            self._block.show(self._tally, self._clock())
-            self._console.end_block(self._block)
+            self._block.close(self._tally)
+            self._console.end_block()
 
     def __call__(self, event: Event) -> None:
         """Take in an event."""

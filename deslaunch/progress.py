@@ -214,7 +214,8 @@ class Tally:
     def seconds_left(self, now: float) -> float | None:
         """Return about how long the rest takes, seconds; None where nothing tells."""
         rate = self.rate(now)
-        return None if self.left is None or not rate else self.left / rate
+        pause = max((seconds for _, seconds, _ in self.pauses(now)), default=0.0)
+        return None if self.left is None or not rate else pause + self.left / rate
 
     def pauses(self, now: float) -> Iterator[tuple[str, float, str]]:
         """Yield the targets that wait, how many seconds more, and why."""

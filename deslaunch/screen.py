@@ -60,8 +60,9 @@ class Block:
         """Draw the block anew."""
         self._live.update(block_of(tally, now), refresh=True)
 
-    def close(self) -> None:
-        """Leave the block as it stands."""
+    def close(self, tally: Tally) -> None:
+        """Leave what was done as it stands, and nothing that only held while it was done."""
+        self._live.update(Group(_bar(tally), _counts(tally)), refresh=True)
         self._live.stop()
 
 
@@ -83,7 +84,7 @@ def _bar(tally: Tally) -> RenderableType:
     whole = done + tally.left
     share = done / whole if whole else 1.0
     line = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=max(whole, 1), completed=done, width=36)
+    bar = ProgressBar(total=max(whole, 1), completed=done, width=36, complete_style="cyan")
     line.add_row(bar, Text(f"{done:,} of {counted(whole, 'row')}", style="bold"), f"{share:.0%}")
     return line
 

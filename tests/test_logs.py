@@ -152,6 +152,6 @@ def test_the_progress_tells_what_a_terminal_shows() -> None:
         "waiting": 2,
         "slots": 8,
         "rate": 0.5,
-        "secondsLeft": 6,
+        "secondsLeft": 13,
         "pauses": [{"target": "acme", "seconds": 7.0, "cause": "HTTP 503"}],
     }

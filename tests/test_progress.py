@@ -107,6 +107,9 @@ def test_the_rate_is_that_of_the_last_half_minute() -> None:
     assert tally.left == 9_670
     assert tally.seconds_left(160.0) == pytest.approx(967.0)
 
+    tally.take(TargetPaused("acme", "HTTP 503", 8.0), 160.0)
+    assert tally.seconds_left(160.0) == pytest.approx(975.0)
+
 
 def test_the_time_that_a_person_thought_about_the_plan_does_not_count() -> None:
     tally = Tally(0.0)
