@@ -143,8 +143,12 @@ def _parameters(job: Job) -> RenderableType:
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
 
-    for heading in ("  parameter", "type", "required", "null", "auto", "description"):
-        table.add_column(heading, no_wrap=heading != "description")
+    table.add_column("  parameter", overflow="fold")  # a name is needed to its last letter
+
+    for heading in ("type", "required", "null", "auto"):
+        table.add_column(heading, no_wrap=True)
+
+    table.add_column("description")
 
     for parameter in job.parameters:
         table.add_row(
