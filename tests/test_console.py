@@ -532,6 +532,41 @@ def test_many_rows_that_share_a_run_are_cut_short() -> None:
     assert line.endswith("key-18, key-19 …")
 
 
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "is_block"),
+    [
+        pytest.param("xterm", {}, True, id="terminal"),
+        pytest.param("dumb", {}, False, id="dumb"),
+        pytest.param("unknown", {}, False, id="unknown"),
+        pytest.param("xterm", {"quiet": True}, False, id="quiet"),
+        pytest.param("xterm", {"verbose": True}, False, id="verbose"),
+        pytest.param("xterm", {"log": True}, False, id="log"),
+    ],
+)
+def test_a_block_is_for_a_terminal_that_can_redraw(
+    monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any], is_block: bool
+) -> None:
+    monkeypatch.setenv("TERM", kind)
+
+    assert Console(err=_Terminal(), **options).has_block is is_block
+    assert not Console(err=io.StringIO()).has_block
+
+
+def test_a_question_needs_a_terminal_at_both_ends() -> None:
+    seen, unseen = _Terminal(), io.StringIO()
+
+    assert [
+        Console(err=err, source=source).can_ask
+        for err in (seen, unseen)
+        for source in (seen, unseen)
+    ] == [True, False, False, False]
+
+
 class _GoneTerminal(io.StringIO):
     """What writing to a terminal is like once its window was closed."""
 

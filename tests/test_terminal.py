@@ -134,12 +134,6 @@ def test_a_launch_is_a_block_and_its_causes_stand_above_it(tmp_path: Path) -> No
     assert "39 rows rejected: HTTP 400" in said
 
 
-def test_a_dumb_terminal_gets_lines(place: Workplace) -> None:
-    with at_terminal(place, "run", "night.jsonl", "--yes", TERM="dumb") as terminal:
-        assert terminal.code == 0
-        assert "\x1b" not in terminal.said
-
-
 def test_a_table_of_jobs_fits_a_narrow_terminal(place: Workplace) -> None:
     with at_terminal(place, "jobs") as terminal:
         assert terminal.code == 0
