@@ -178,13 +178,14 @@ class Console:
         self._tell(line.decode())
 
     def _tell(self, text: str) -> None:
+        if self._above is not None:
+            self.draw(self._above, text)
+            return
+
         try:
-            (self._above or self._to_err)(text)
+            _print(text, self._err)
         except BrokenPipeError:
             _mute(self._err)
-
-    def _to_err(self, text: str) -> None:
-        _print(text, self._err)
 
     def error(self, error: DeslaunchError, exit_code: int = 0) -> None:
         """Print an error, what it lists, and what to do next.
@@ -249,8 +250,19 @@ class Console:
         from deslaunch.screen import Block  # noqa: PLC0415  # only a terminal needs it
 
         block = Block(self._err)
+        self.draw(block.begin)
         self._above = block.above
         return block
+
+    def draw(self, change: Callable[..., None], *arguments: Any) -> None:
+        """Change what the terminal shows; where it has gone, nobody is there to miss it."""
+        try:
+            change(*arguments)
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+
+            _mute(self._err)
 
     def end_block(self) -> None:
         """Print at the terminal's end again."""
@@ -574,7 +586,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._block is not None:
-            self._block.close(self._tally)
+            self._console.draw(self._block.close, self._tally)
             self._console.end_block()
 
     def __call__(self, event: Event) -> None:
@@ -647,7 +659,7 @@ class Progress:
         if self._block is None:
             self._block = self._console.block()
 
-        self._block.show(self._tally, now)
+        self._console.draw(self._block.show, self._tally, now)
 
 
 def progress_text(tally: Tally, now: float) -> str:

@@ -50,6 +50,9 @@ class Block:
             redirect_stdout=False,
             redirect_stderr=False,
         )
+
+    def begin(self) -> None:
+        """Take the lines at the terminal's end."""
         self._live.start()
 
     def above(self, text: str) -> None:

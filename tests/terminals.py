@@ -72,7 +72,12 @@ class Terminal:
             self._process.kill()
 
         self._process.wait()
-        os.close(self._master)
+        self._close()
+
+    def hang_up(self) -> int:
+        """Close the terminal's window, and return the exit code."""
+        self._close()
+        return self._process.wait(PATIENCE)
 
     @property
     def said(self) -> str:
@@ -102,6 +107,11 @@ class Terminal:
             assert self._read(), f"{text!r} does not come after {self.said!r}"
 
         self._seen = found + len(text)
+
+    def _close(self) -> None:
+        if self._master >= 0:
+            os.close(self._master)
+            self._master = -1
 
     def _read(self) -> bool:
         """Read what comes next; False at the end."""

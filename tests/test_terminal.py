@@ -119,7 +119,7 @@ def test_a_launch_is_a_block_and_its_causes_stand_above_it(tmp_path: Path) -> No
     script = {"faults": [{"fault": "status", "status": 400, "from": 2, "to": 40}]}
 
     with workplace(tmp_path, script) as place:
-        place.manifest(100)
+        place.manifest(250)
 
         with at_terminal(
             place, "run", "night.jsonl", "--yes", "--rate", "100", "--max-errors", "1000"
@@ -128,10 +128,24 @@ def test_a_launch_is_a_block_and_its_causes_stand_above_it(tmp_path: Path) -> No
             said = terminal.text
 
     assert said.count("(first: row ") == 2  # while it goes on, and at its end
-    assert "100 of 100 rows 100%" in said
-    assert "61 started   39 rejected" in said
+    assert "250 of 250 rows 100%" in said
+    assert "211 started   39 rejected" in said
     assert " in flight, 16 slots now" in said
     assert "39 rows rejected: HTTP 400" in said
+
+
+def test_a_terminal_that_is_closed_ends_a_launch_in_good_order(tmp_path: Path) -> None:
+    with workplace(tmp_path) as place:
+        place.manifest(1_000)
+
+        with at_terminal(place, "run", "night.jsonl", "--yes", "--rate", "100") as terminal:
+            terminal.expect("slots now")
+
+            assert terminal.hang_up() == 129
+
+        summary = place.json("status", "night.ledger.jsonl")
+        assert (summary["unknown"], summary["started"]) == (0, len(place.log))
+        assert summary["pending"] > 0
 
 
 def test_a_table_of_jobs_fits_a_narrow_terminal(place: Workplace) -> None:
