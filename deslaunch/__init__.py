@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deslaunch.errors import (
         ConfigurationError,
         CredentialsRefused,
+        Declined,
         DesError,
         DeslaunchError,
         Interrupted,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
         Unfinished,
     )
     from deslaunch.findings import Finding
-    from deslaunch.launcher import CheckReport, check, launch, resume
+    from deslaunch.launcher import CheckReport, check, launch, preview, preview_resume, resume
     from deslaunch.ledger import Snapshot, snapshot
     from deslaunch.model import (
         AUTO,
@@ -59,6 +60,10 @@ if TYPE_CHECKING:
         JobParameter,
         Noted,
         Outcome,
+        Plan,
+        Planned,
+        PlannedJob,
+        Pulse,
         RetryPlanned,
         Row,
         RowEnded,
@@ -91,6 +96,7 @@ _HOMES = {
     "errors": (
         "ConfigurationError",
         "CredentialsRefused",
+        "Declined",
         "DesError",
         "DeslaunchError",
         "Interrupted",
@@ -117,7 +123,7 @@ _HOMES = {
         "Unfinished",
     ),
     "findings": ("Finding",),
-    "launcher": ("CheckReport", "check", "launch", "resume"),
+    "launcher": ("CheckReport", "check", "launch", "preview", "preview_resume", "resume"),
     "ledger": ("Snapshot", "snapshot"),
     "model": (
         "AUTO",
@@ -127,6 +133,10 @@ _HOMES = {
         "JobParameter",
         "Noted",
         "Outcome",
+        "Plan",
+        "Planned",
+        "PlannedJob",
+        "Pulse",
         "RetryPlanned",
         "Row",
         "RowEnded",
@@ -176,6 +186,7 @@ __all__ = [
     "CommandToken",
     "ConfigurationError",
     "CredentialsRefused",
+    "Declined",
     "DesClient",
     "DesError",
     "DeslaunchError",
@@ -205,6 +216,10 @@ __all__ = [
     "OAuthToken",
     "Outcome",
     "OutcomeUnknown",
+    "Plan",
+    "Planned",
+    "PlannedJob",
+    "Pulse",
     "QueryFailed",
     "Redirected",
     "Rejected",
@@ -239,6 +254,8 @@ __all__ = [
     "check",
     "launch",
     "open_batch",
+    "preview",
+    "preview_resume",
     "resolve",
     "resume",
     "snapshot",

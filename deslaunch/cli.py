@@ -15,6 +15,7 @@ import sys
 import tempfile
 import traceback
 from contextlib import AsyncExitStack, contextmanager
+from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
@@ -28,6 +29,7 @@ from deslaunch._version import VERSION
 from deslaunch.errors import (
     ConfigurationError,
     CredentialsRefused,
+    Declined,
     DesError,
     DeslaunchError,
     Interrupted,
@@ -38,14 +40,14 @@ from deslaunch.errors import (
 from deslaunch.model import DEFAULT_TARGET, RowState, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 
     from deslaunch.client import DesClient
     from deslaunch.config import LaunchOptions, TargetSettings
     from deslaunch.console import Console, WatchProgress
-    from deslaunch.launcher import CheckReport
+    from deslaunch.launcher import CheckReport, Confirm
     from deslaunch.ledger import Snapshot
-    from deslaunch.model import Event, Format, Summary
+    from deslaunch.model import Event, Format, Job, Plan, StartRequest, Summary
     from deslaunch.results import Results
     from deslaunch.session import Interrupt
     from deslaunch.targets import Connection
@@ -56,7 +58,7 @@ EXIT_CODES: Final = """\b
 Exit codes:
   0  every row is started
   1  a bug in deslaunch
-  2  usage, configuration, or an invalid manifest: nothing was sent
+  2  usage, configuration, an invalid manifest, or the answer was no: nothing was sent
   3  finished, some rows failed, were rejected or invalid
   4  finished, some rows are unknown
   5  stopped before the end; resume goes on
@@ -107,6 +109,8 @@ class _Command(click.Command):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
+        except DeslaunchError as exc:
+            return _refused(exc, ctx.obj or [], ctx.params)
 
 
 def _as_examples(text: str) -> str:
@@ -286,7 +290,20 @@ _launching = _options(
         type=click.Choice(["all", "none"]),
         help="Send 504 and 524 again like any 5XX, or none at all.",
     ),
+    click.option(
+        "--limit", type=int, metavar="N", help="Start N rows at most; the others stay pending."
+    ),
+    click.option(
+        "--dry-run", is_flag=True, help="Print what would be sent, a JSON line each; send nothing."
+    ),
     click.option("--yes", is_flag=True, help="Never ask."),
+    _tuning(
+        "--log-format",
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        help="On stderr: sentences, or one JSON object a line.",
+    ),
 )
 
 _watching = _options(
@@ -405,6 +422,9 @@ def _print_report(console: Console, report: CheckReport, *, as_json: bool) -> No
         "  deslaunch run night.csv --watch\n"
         "  deslaunch run night.csv --ledger /var/lib/exports/night.jsonl --concurrency 64\n"
         "  deslaunch run night.csv --shard 2/4\n"
+        "  deslaunch run night.csv --dry-run --schema jobs.json | head -n 1\n"
+        "  deslaunch run night.csv --limit 10\n"
+        "  deslaunch run night.csv --yes --log-format json 2>> night.log\n"
         "  generate | deslaunch run - --format jsonl --ledger night.ledger.jsonl"
     ),
 )
@@ -427,7 +447,10 @@ def _print_report(console: Console, report: CheckReport, *, as_json: bool) -> No
     _output,
 )
 def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
-    """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required."""
+    """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required.
+
+    It says what it is about to do and, on a terminal, asks before anything is sent.
+    """
     from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
 
     if manifest == "-" and (ledger is None or given["format"] is None):
@@ -444,9 +467,29 @@ def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
             schema=given["schema"],
             cache=_cache(),
             on_event=progress,
+            confirm=_confirm(given),
             interrupt=interrupt,
             **_chosen(given, _OF_LAUNCH),
         )
+
+    def preview(
+        clients: Clients | None, interrupt: Interrupt, progress: Callable[[Event], None]
+    ) -> AsyncIterator[StartRequest]:
+        return launcher.preview(
+            path,
+            clients,
+            ledger=ledger,
+            resume=given["resume"],
+            schema=given["schema"],
+            cache=_cache(),
+            on_event=progress,
+            interrupt=interrupt,
+            **_chosen(given, _OF_LAUNCH),
+        )
+
+    if given["dry_run"]:
+        with _on_disk(manifest, given["format"]) as path:
+            return _preview(given, preview)
 
     if manifest == "-":
         assert ledger is not None
@@ -463,6 +506,7 @@ def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
     "resume",
     examples=(
         "  deslaunch resume night.ledger.jsonl\n"
+        "  deslaunch resume night.ledger.jsonl --yes\n"
         "  deslaunch resume night.ledger.jsonl --manifest moved/night.csv"
     ),
 )
@@ -480,7 +524,10 @@ def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
     _output,
 )
 def resume(ledger: Path, manifest: Path | None, **given: Any) -> int:
-    """Go on with the batch of LEDGER: what is pending or failed, never what is unknown."""
+    """Go on with the batch of LEDGER: what is pending or failed, never what is unknown.
+
+    It says what it is about to do and, on a terminal, asks before anything is sent.
+    """
     from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
 
     async def launch(
@@ -493,18 +540,71 @@ def resume(ledger: Path, manifest: Path | None, **given: Any) -> int:
             schema=given["schema"],
             cache=_cache(),
             on_event=progress,
+            confirm=_confirm(given),
             interrupt=interrupt,
             **_chosen(given, _OF_LAUNCH),
         )
 
-    return _launch(given, launch)
+    def preview(
+        clients: Clients | None, interrupt: Interrupt, progress: Callable[[Event], None]
+    ) -> AsyncIterator[StartRequest]:
+        return launcher.preview_resume(
+            ledger,
+            clients,
+            manifest=manifest,
+            schema=given["schema"],
+            cache=_cache(),
+            on_event=progress,
+            interrupt=interrupt,
+            **_chosen(given, _OF_LAUNCH),
+        )
+
+    return _preview(given, preview) if given["dry_run"] else _launch(given, launch)
+
+
+def _confirm(given: Mapping[str, Any]) -> Confirm | None:
+    """Return what asks a person whether to begin; None where nobody is to be asked."""
+    from deslaunch.console import question_of  # noqa: PLC0415  # not needed for --help
+
+    console = _console(given)
+
+    async def confirm(plan: Plan) -> bool:
+        return await console.ask(question_of(plan))
+
+    return None if given["yes"] or not console.can_ask else confirm
+
+
+def _preview(
+    given: Mapping[str, Any],
+    preview: Callable[
+        [Clients | None, Interrupt, Callable[[Event], None]], AsyncIterator[StartRequest]
+    ],
+) -> int:
+    """Print what would be sent, a line each; where a schema is given, DES is not needed."""
+    from deslaunch.console import Progress  # noqa: PLC0415  # not needed for --help
+
+    console = _console(given)
+    clients = _clients(given, needs_token=True) if given["schema"] is None else None
+
+    async def work(interrupt: Interrupt) -> int:
+        async with AsyncExitStack() as stack:
+            if clients is not None:
+                await _opened(stack, clients)
+
+            async for request in preview(clients, interrupt, Progress(console)):
+                console.start(request)
+
+        console.say("nothing was sent: this is a dry run")
+        return 0
+
+    return _run(work)
 
 
 def _launch(
     given: Mapping[str, Any],
     launch: Callable[[Clients, Interrupt, Callable[[Event], None]], Coroutine[Any, Any, Summary]],
 ) -> int:
-    """Launch with a progress line, and print the summary and the next command."""
+    """Launch, and tell the plan, what goes on, the summary and the next command."""
     from deslaunch.console import Progress  # noqa: PLC0415  # not needed for --help
 
     console = _console(given)
@@ -517,12 +617,17 @@ def _launch(
             with Progress(console) as progress:
                 try:
                     summary = await launch(clients, interrupt, progress)
+                except Declined as exc:
+                    console.insist(str(exc))
+                    return _exit_code(exc)
                 except LedgerWriteFailed as exc:
                     return _failed_ledger(console, exc, as_json=given["as_json"])
 
             _tell_of_launch(console, given, summary, is_idle=progress.is_idle)
+            watches = given["watch"] and summary.exit_code in _WATCHED_AFTER
+            console.finish(summary, progress.causes, _repeated(given), goes_on=watches)
 
-            if given["watch"] and summary.exit_code in _WATCHED_AFTER:
+            if watches:
                 watched = await _follow(console, given, clients, interrupt, Path(summary.ledger))
                 stopped = summary.exit_code == _EXIT_STOPPED and watched < _EXIT_STOPPED
                 return _EXIT_STOPPED if stopped else watched
@@ -530,7 +635,6 @@ def _launch(
         if given["as_json"]:
             console.json(summary.as_dict())
 
-        console.next_command(summary, _repeated(given))
         return summary.exit_code
 
     return _run(work)
@@ -544,8 +648,6 @@ def _tell_of_launch(
 
     if given["retry_unknown"] and summary.unknown:
         console.say("--retry-unknown leaves auto-value rows: each run of one moves the feed on")
-
-    console.summary(summary)
 
 
 _EXIT_STOPPED: Final = 5
@@ -642,7 +744,7 @@ def _failed_ledger(console: Console, error: LedgerWriteFailed, *, as_json: bool)
     if error.summary is not None and as_json:
         console.json(error.summary.as_dict())
 
-    console.error(error)
+    console.error(error, _exit_code(error))
     return _exit_code(error)
 
 
@@ -925,6 +1027,104 @@ def jobs(**given: Any) -> int:
     return _run(work)
 
 
+@_command(
+    "template",
+    examples=(
+        "  deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 -o night.csv\n"
+        "  deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 --format jsonl"
+    ),
+)
+@click.argument("job_id", metavar="JOBID")
+@click.option("--format", type=_FORMAT, help="Default: by the output's name, else csv.")
+@click.option("-o", "--output", type=_FILE, help="A new file. Default: stdout.")
+@click.option("--target", metavar="NAME", help="Whose job, where there are several targets.")
+@click.option("--schema", type=_FILE, help="Jobs in QueryJobs' form; DES is not asked.")
+@_options(_connection, _volume)
+def template(
+    job_id: str,
+    format: Literal["jsonl", "csv"] | None,  # noqa: A002  # the option's name
+    output: Path | None,
+    **given: Any,
+) -> int:
+    """Write a manifest to begin with: one example row for the job JOBID.
+
+    What each parameter takes is told on stderr. The row passes the check as it is; give it
+    values of your own before you launch it.
+    """
+    from deslaunch import template as templates  # noqa: PLC0415  # not needed for --help
+
+    console = _console(given)
+    form = format or ("jsonl" if output and output.suffix in {".jsonl", ".ndjson"} else "csv")
+    job = _job(_jobs_of(given), job_id)
+    text = templates.manifest_of(job, form, given["target"] or DEFAULT_TARGET)
+
+    if output is None:
+        console.data(text.removesuffix("\n"))
+    else:
+        _write_new(output, text)
+
+    for line in templates.explanation(job, form):
+        console.say(line)
+
+    if output is not None:
+        console.say(f"the manifest is in {output}; check it with: deslaunch check {output}")
+
+    return 0
+
+
+def _jobs_of(given: Mapping[str, Any]) -> list[Job]:
+    """Return the jobs of the schema file, where one is given, or else those that DES names."""
+    if given["schema"] is not None:
+        from deslaunch.schema_cache import read_schema_file  # noqa: PLC0415  # not for --help
+
+        return read_schema_file(given["schema"])
+
+    client = _only(_clients(given, needs_token=True), given["target"])
+    found: list[Job] = []
+
+    async def work(_: Interrupt) -> int:
+        async with client:
+            found.extend(await client.query_jobs())
+
+        return 0
+
+    _run(work)
+    return found
+
+
+def _job(jobs: Sequence[Job], job_id: str) -> Job:
+    for job in jobs:
+        if job.job_id == job_id.lower():
+            return job
+
+    known = [f"{job.job_id} ({job.name})" for job in jobs]
+    near = get_close_matches(job_id.lower(), [job.job_id for job in jobs], n=1)
+    meant = f": did you mean {near[0]}?" if near else ""
+    raise ConfigurationError(
+        f"there is no job {job_id}{meant}",
+        hint=f"there are {', '.join(known[:5]) or 'none'}; deslaunch jobs lists all of them",
+    )
+
+
+def _write_new(path: Path, text: str) -> None:
+    """Write a file that is not there yet: what a person wrote is never written over.
+
+    Raises:
+        ConfigurationError: it is there, or can't be written.
+    """
+    from deslaunch import durable  # noqa: PLC0415  # not needed for --help
+
+    if path.exists():
+        raise ConfigurationError(f"{path} exists", hint="name a new file with -o")
+
+    try:
+        durable.write_atomically(path, text.encode())
+    except OSError as exc:
+        raise ConfigurationError(
+            f"{path} can't be written: {exc.strerror}", hint="name another file with -o"
+        ) from exc
+
+
 def _only(clients: Clients, name: str | None) -> DesClient:
     """Return the client that is asked for; the only one, or the default, where none is named."""
     named = _named(clients, name)
@@ -1062,6 +1262,7 @@ _OF_LAUNCH: Final = (
     "skip_invalid",
     "concurrency",
     "rate",
+    "limit",
     "max_attempts",
     "max_wait",
     "give_up_after",
@@ -1104,7 +1305,11 @@ def _repeated(given: Mapping[str, Any]) -> list[str]:
 def _console(given: Mapping[str, Any]) -> Console:
     from deslaunch.console import Console  # noqa: PLC0415  # not needed for --help
 
-    return Console(quiet=given.get("quiet", False), verbose=given.get("verbose", False))
+    return Console(
+        quiet=given.get("quiet", False),
+        verbose=given.get("verbose", False),
+        log=given.get("log_format") == "json",
+    )
 
 
 def _cache() -> str | None:
@@ -1286,25 +1491,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         click.echo("error: deslaunch runs on Linux and macOS only", err=True)
         return 2
 
+    words = list(sys.argv[1:] if argv is None else argv)
+
     try:
-        return int(command_line.main(args=argv, prog_name="deslaunch", standalone_mode=False) or 0)
+        return int(
+            command_line.main(words, prog_name="deslaunch", standalone_mode=False, obj=words) or 0
+        )
     except click.ClickException as exc:
         exc.show()
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
         return 128 + signal.SIGINT
     except DeslaunchError as exc:
-        return _refused(exc, sys.argv[1:] if argv is None else argv)
+        return _refused(exc, words, {})
     except Exception:  # noqa: BLE001  # the last stop of a bug
         traceback.print_exc()
         click.echo("error: this is a bug in deslaunch; please report it", err=True)
         return _EXIT_BUG
 
 
-def _refused(error: DeslaunchError, argv: Sequence[str]) -> int:
+def _refused(error: DeslaunchError, argv: Sequence[str], given: Mapping[str, Any]) -> int:
     """Print an error that ended a command before anything was sent; return the exit code."""
-    console = _console({})
-    console.error(error)
+    console = _console(given)
+    console.error(error, _exit_code(error))
 
     if isinstance(error, DesError | CredentialsRefused | Interrupted):
         console.insist(f"nothing was sent; go on with: deslaunch {shlex.join(argv)}")

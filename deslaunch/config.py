@@ -36,6 +36,7 @@ class LaunchOptions(TypedDict, total=False):
 
     concurrency: int
     rate: float | None
+    limit: int | None
     max_attempts: int
     max_wait: float
     give_up_after: float
@@ -63,6 +64,8 @@ class Settings:
     Attributes:
         concurrency: slots: starts in flight at most, 1 to 1,024.
         rate: starts a second at most, above 0; None for no limit.
+        limit: rows that the session starts at most, at least 1; None for all. The others stay
+            pending.
         max_attempts: 5XX answers that a row may get in one session, at least 1.
         max_wait: cap of a computed wait, seconds, above 0.
         give_up_after: seconds that a target may stay paused, above 0.
@@ -92,6 +95,7 @@ class Settings:
 
     concurrency: int = 16
     rate: float | None = None
+    limit: int | None = None
     max_attempts: int = 5
     max_wait: float = 60.0
     give_up_after: float = 900.0
@@ -177,6 +181,7 @@ _RANGES: Final[Mapping[str, tuple[Callable[[float], bool], str]]] = {
         f"a number from 1 to {MAX_CONCURRENCY:,}",
     ),
     "rate": (lambda value: value > 0, "starts a second, above 0"),
+    "limit": (lambda value: value >= 1, "a number of at least 1"),
     "max_attempts": (lambda value: value >= 1, "a number of at least 1"),
     "max_wait": (lambda value: value > 0, "seconds, above 0"),
     "give_up_after": (lambda value: value > 0, "seconds, above 0"),

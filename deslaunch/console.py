@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shlex
 import sys
 import time
 from collections import Counter
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, Self, TextIO
 
 import orjson
 
-from deslaunch import wire
+from deslaunch import logs, wire
 from deslaunch.errors import InvalidManifest, LedgerWriteFailed, ManifestConflict
 from deslaunch.model import (
+    DEFAULT_TARGET,
     Draining,
     Noted,
+    Planned,
+    Pulse,
     RetryPlanned,
     RowEnded,
     RowState,
@@ -27,11 +32,10 @@ from deslaunch.model import (
     TokenRenewed,
     counted,
 )
+from deslaunch.progress import Tally, duration
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from rich.status import Status
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from deslaunch.errors import DeslaunchError
     from deslaunch.model import (
@@ -39,28 +43,38 @@ if TYPE_CHECKING:
         Job,
         JobParameter,
         Outcome,
+        Plan,
+        PlannedJob,
         RowProblem,
         RunStatus,
+        StartRequest,
         Stop,
         Summary,
         WatchSummary,
     )
+    from deslaunch.progress import Cause, Causes
     from deslaunch.results import UnknownRow
+    from deslaunch.screen import Block, Line
     from deslaunch.targets import TargetReport
 
 SHOWN_PROBLEMS: Final = 100
 SHOWN_KEYS: Final = 20
 SHOWN_TEXT: Final = 200
+SHOWN_JOBS: Final = 10
+SHOWN_CAUSES: Final = 10
 REPORT_EVERY: Final = 10.0
 """Seconds between two lines of progress where nobody sees a terminal."""
 
-_NAMES: Final = {
-    RowState.STARTED: "started",
-    RowState.FAILED: "failed",
-    RowState.REJECTED: "rejected",
-    RowState.UNKNOWN: "unknown",
-    RowState.INVALID: "invalid",
-}
+REDRAW_EVERY: Final = 0.2
+"""Seconds between two pictures of the block on a terminal."""
+
+_SHOWN: Final = (
+    RowState.STARTED,
+    RowState.FAILED,
+    RowState.REJECTED,
+    RowState.UNKNOWN,
+    RowState.INVALID,
+)
 
 
 class Console:
@@ -71,6 +85,9 @@ class Console:
         err: for all else.
         quiet: say only what must not be missed.
         verbose: say what became of every row.
+        log: write one JSON object a line on ``err`` instead of sentences.
+        source: where answers come from.
+        now: the time, for the log.
     """
 
     def __init__(
@@ -80,16 +97,51 @@ class Console:
         err: TextIO | None = None,
         quiet: bool = False,
         verbose: bool = False,
+        log: bool = False,
+        source: TextIO | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._out = out or sys.stdout
         self._err = err or sys.stderr
+        self._source = source or sys.stdin
+        self._now = now
+        self._above: Callable[[str], None] | None = None
         self.quiet = quiet
         self.verbose = verbose
+        self.log = log
 
     @property
     def is_terminal(self) -> bool:
         """A person sees what goes to stderr."""
         return self._err.isatty()
+
+    @property
+    def has_block(self) -> bool:
+        """A launch is to be shown as a block that is drawn anew in its place."""
+        can_redraw = os.environ.get("TERM") not in {"dumb", "unknown"}
+        return self.is_terminal and can_redraw and not (self.quiet or self.verbose or self.log)
+
+    @property
+    def can_ask(self) -> bool:
+        """A person sees a question, and can answer it."""
+        return self._err.isatty() and self._source.isatty()
+
+    async def ask(self, question: str) -> bool:
+        """Ask a person; anything but ``y`` and ``yes`` means no, and so does the end of input.
+
+        It waits in the event loop, not in a thread, so that an interrupt ends it.
+        """
+        self._err.write(f"{question} [y/N] ")
+        self._err.flush()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[bytes] = loop.create_future()
+        fd = self._source.fileno()
+        loop.add_reader(fd, _read_answer, fd, answer)
+
+        try:
+            return (await answer).strip().lower() in {b"y", b"yes"}
+        finally:
+            loop.remove_reader(fd)
 
     def data(self, text: str) -> None:
         """Print a line of data."""
@@ -112,17 +164,45 @@ class Console:
 
     def insist(self, text: str) -> None:
         """Tell what must not be missed; a launch goes on although nobody listens any more."""
+        if self.log:
+            self.entry({"event": "message", "message": text})
+        else:
+            self._tell(text)
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        if self.log:
+            self.entry({"event": "warning", "message": text})
+        else:
+            self._tell(f"warning: {text}")
+
+    def entry(self, entry: Mapping[str, Any]) -> None:
+        """Write an object of the log, with the time at its front."""
+        utc = self._now().astimezone(UTC).isoformat(timespec="milliseconds")
+        line = orjson.dumps({"utc": utc.replace("+00:00", "Z"), **entry})
+        self._tell(line.decode())
+
+    def _tell(self, text: str) -> None:
+        if self._above is not None:
+            self.draw(self._above, text)
+            return
+
         try:
             _print(text, self._err)
         except BrokenPipeError:
             _mute(self._err)
 
-    def warn(self, text: str) -> None:
-        """Print a warning."""
-        self.insist(f"warning: {text}")
+    def error(self, error: DeslaunchError, exit_code: int = 0) -> None:
+        """Print an error, what it lists, and what to do next.
 
-    def error(self, error: DeslaunchError) -> None:
-        """Print an error, what it lists, and what to do next."""
+        Args:
+            error: what ended the command.
+            exit_code: the one that the command ends with, for the log.
+        """
+        if self.log:
+            self.entry(logs.error(error, exit_code))
+            return
+
         if isinstance(error, InvalidManifest):
             self.problems(error.problems, error.count)
 
@@ -170,6 +250,75 @@ class Console:
             for line in _warnings_of(summary):
                 self.insist(line)
 
+    def block(self) -> Block:
+        """Begin a block at the terminal's end; what is told from now on stands above it."""
+        from deslaunch.screen import Block  # noqa: PLC0415  # only a terminal needs it
+
+        block = Block(self._err)
+        self.draw(block.begin)
+        self._above = block.above
+        return block
+
+    def draw(self, change: Callable[..., None], *arguments: Any) -> None:
+        """Change what the terminal shows; where it has gone, nobody is there to miss it."""
+        try:
+            change(*arguments)
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+
+            _mute(self._err)
+
+    def end_block(self) -> None:
+        """Print at the terminal's end again."""
+        self._above = None
+
+    def start(self, request: StartRequest) -> None:
+        """Print a start that would be sent, with the very bytes of its body."""
+        said = {
+            "key": request.key,
+            "row": request.row,
+            "line": request.line,
+            "target": request.target,
+            "jobId": request.job_id,
+            "body": orjson.Fragment(request.body),
+        }
+        self.data_bytes([orjson.dumps(said, option=orjson.OPT_APPEND_NEWLINE)])
+
+    def plan(self, plan: Plan) -> None:
+        """Print what a session is about to do."""
+        for line in plan_lines(plan):
+            self.say(line)
+
+    def finish(
+        self,
+        summary: Summary,
+        causes: Causes,
+        repeat: Sequence[str] = (),
+        *,
+        goes_on: bool = False,
+    ) -> None:
+        """Print how a session ended: the counts, why rows have no run, and what to do next.
+
+        Args:
+            summary: of the batch.
+            causes: why rows that ended in this session have no run.
+            repeat: options that a resume must be given again.
+            goes_on: the command has more to do, and will say then what to do next.
+        """
+        if self.log:
+            commands = [] if goes_on else list(next_commands(summary, repeat))
+            self.entry(logs.summary(summary, causes, commands))
+            return
+
+        for line in cause_lines(causes):
+            self.say(line)
+
+        self.summary(summary)
+
+        if not goes_on:
+            self.next_command(summary, repeat)
+
     def next_command(
         self, summary: Summary, repeat: Sequence[str] = (), *, is_status: bool = False
     ) -> None:
@@ -208,12 +357,18 @@ class Console:
                 self.data(f"  an answer named the jobRunId {row.job_run_id}")
 
     def jobs(self, jobs: Iterable[Job]) -> None:
-        """Print jobs, each with the parameters that its runs take."""
+        """Print jobs, each with the parameters that its runs take: as tables on a terminal."""
+        if self._out.isatty():
+            from deslaunch.screen import print_jobs  # noqa: PLC0415  # only a terminal needs it
+
+            print_jobs(jobs, self._out)
+            return
+
         for job in jobs:
             self.data(f"{job.job_id}  {job.name}")
 
-            for parameter in job.parameters:
-                self.data(f"  {parameter_text(parameter)}")
+            for line in _columns([parameter_cells(parameter) for parameter in job.parameters]):
+                self.data(f"  {line}")
 
     def targets(self, reports: Sequence[TargetReport]) -> None:
         """Print a table of targets, and what is wrong with each that does not work."""
@@ -278,19 +433,15 @@ def _value_text(value: Any) -> str:
     return "null" if text is None else str(text)
 
 
-def parameter_text(parameter: JobParameter) -> str:
-    """Return a parameter's declaration in one line."""
-    number = parameter.type
-    kind = "string" if number is None else wire.TYPE_NAMES.get(number, f"type {number}")
+def parameter_cells(parameter: JobParameter) -> tuple[str, ...]:
+    """Return a parameter's declaration: name, type, what it must or may be, description."""
     traits = {
-        "required": parameter.required,
-        "null allowed": parameter.nullable,
-        "auto value allowed": parameter.supports_auto,
+        "null": parameter.nullable,
+        "auto": parameter.supports_auto,
     }
-    words = ", ".join([kind, *(name for name, holds in traits.items() if holds)])
-    return f"{parameter.name}: {words}" + (
-        f" ({parameter.description})" if parameter.description else ""
-    )
+    need = "required" if parameter.required else "optional"
+    takes = " ".join([need, *(name for name, holds in traits.items() if holds)])
+    return parameter.name, wire.type_name(parameter.type), takes, parameter.description
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:
@@ -397,55 +548,143 @@ def next_commands(
         yield f"send what DES refused again, once DES is mended: {resume} --retry-rejected"
 
 
+def plan_lines(plan: Plan) -> Iterator[str]:
+    """Yield what a session is about to do, a line at a time."""
+    whole = f"{plan.ready:,} of {counted(plan.rows, 'row')}"
+    rows = counted(plan.ready, "row") if plan.ready == plan.rows else whole
+    yield f"{plan.manifest}: {rows} to start"
+
+    for job in plan.jobs[:SHOWN_JOBS]:
+        yield f"  {_planned_text(job)}"
+
+    if len(plan.jobs) > SHOWN_JOBS:
+        rest = plan.jobs[SHOWN_JOBS:]
+        rows = counted(sum(job.rows for job in rest), "row")
+        yield f"  … and {rows} of {counted(len(rest), 'job')} more"
+
+    if plan.states:
+        so_far = ", ".join(f"{rows:,} {state}" for state, rows in plan.states.items())
+        yield f"so far: {so_far}"
+
+    if plan.invalid:
+        yield f"left out: {counted(plan.invalid, 'invalid row')}"
+
+    if plan.send < plan.ready:
+        yield f"now: the first {plan.send:,}; the others stay pending"
+
+    if plan.send:
+        yield f"how fast: {_pace(plan)}"
+        yield f"ledger: {plan.ledger}"
+
+
+def _planned_text(job: PlannedJob) -> str:
+    target = "" if job.target == DEFAULT_TARGET else f"target {job.target}, "
+    name = f"{job.name} ({job.job_id})" if job.name else job.job_id
+    return f"{counted(job.rows, 'row')}: {target}{name}"
+
+
+def _pace(plan: Plan) -> str:
+    """Return how many starts there are at a time, and how long that takes as far as is known."""
+    slots = f"{counted(plan.slots, 'start')} at a time at most"
+
+    if plan.seconds is None:
+        return f"{slots}; how long it takes, DES's first answers will tell"
+
+    return f"{slots}, {plan.rate:g} a second: {duration(plan.seconds)} or longer"
+
+
+def question_of(plan: Plan) -> str:
+    """Return what a person is asked before anything is sent."""
+    return f"Start {counted(plan.send, 'run')}?"
+
+
+def cause_lines(causes: Causes) -> Iterator[str]:
+    """Yield why rows have no run, the most frequent cause first, a line each."""
+    found = list(causes)
+
+    for cause in found[:SHOWN_CAUSES]:
+        yield str(cause)
+
+    if len(found) > SHOWN_CAUSES:
+        rows = sum(cause.rows for cause in found[SHOWN_CAUSES:])
+        yield f"{counted(rows, 'row')} for {len(found) - SHOWN_CAUSES:,} other causes: see results"
+
+
 class Progress:
     """Tells what a launch does while it does it.
 
-    On a terminal one line that changes; elsewhere a line every ten seconds. Pauses, stops and
-    renewed tokens get a line of their own.
+    On a terminal a block of a few lines that is drawn anew in its place; elsewhere a line every
+    ten seconds; in a log one JSON object for each event. Errors are grouped by their cause: the
+    first row of each gets a line, the others are counted.
 
     Args:
         console: where to tell it.
         clock: seconds of a clock that only goes forward.
     """
 
-    def __init__(self, console: Console, clock: Any = time.monotonic) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._clock = clock
-        self._counts: Counter[RowState] = Counter()
-        self._retries = 0
-        self._began = self._reported = clock()
-        self._status: Status | None = None
+        self._reported = clock()
+        self._tally = Tally(self._reported)
+        self._block: Block | None = None
 
     @property
     def is_idle(self) -> bool:
         """No row has ended yet, and none was sent again."""
-        return not self._counts and not self._retries
+        return not self._tally.counts and not self._tally.retries
+
+    @property
+    def causes(self) -> Causes:
+        """Why rows that ended in this session have no run."""
+        return self._tally.causes
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal and not (self._console.quiet or self._console.verbose):
-            self._status = _live_status()
-            self._status.start()
-
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._status is not None:
-            self._status.stop()
+        if self._block is not None:
+            self._console.draw(self._block.close, self._tally)
+            self._console.end_block()
 
     def __call__(self, event: Event) -> None:
         """Take in an event."""
+        now = self._clock()
+        cause = self._tally.take(event, now)
+
+        if self._console.log:
+            self._log(event, cause)
+        else:
+            self._say(event, cause)
+
+        if isinstance(event, RowEnded | Pulse | TargetPaused | RetryPlanned):
+            self._report(now)
+
+    def _log(self, event: Event, cause: Cause | None) -> None:
+        entry = logs.entry_of(event, verbose=self._console.verbose)
+
+        if entry is not None and (isinstance(event, Stopped) or not self._console.quiet):
+            self._console.entry(entry)
+
+        if cause is not None and not self._console.quiet:
+            self._console.entry(logs.cause(cause))
+
+    def _say(self, event: Event, cause: Cause | None) -> None:
         match event:
-            case RowEnded(outcome):
-                self._counts[outcome.state] += 1
+            case RowEnded(outcome) if self._console.verbose:
                 self._row(outcome)
-                self._report()
-            case RetryPlanned():
-                self._retries += 1
-                self._detail(f"row {event.key}: HTTP {event.status}, again in {event.wait:.1f} s")
-            case TargetPaused(target, cause, seconds):
-                self._console.say(f"target {target}: all rows wait {seconds:.1f} s: {cause}")
+            case RowEnded() if cause is not None:
+                self._console.say(f"{cause.state}: {cause.error}{cause.example}")
+            case RetryPlanned() if self._console.verbose:
+                self._console.insist(
+                    f"row {event.key}: HTTP {event.status}, again in {event.wait:.1f} s"
+                )
+            case TargetPaused(target, why, seconds):
+                self._console.say(f"target {target}: all rows wait {seconds:.1f} s: {why}")
             case Noted(message, is_warning):
                 (self._console.warn if is_warning else self._console.say)(message)
+            case Planned(plan):
+                self._console.plan(plan)
             case TokenRenewed(target):
                 self._console.say(f"target {target}: the token was renewed")
             case Draining(in_flight, timeout) if in_flight:
@@ -456,39 +695,40 @@ class Progress:
                 self._console.insist(stop_text(stop))
 
     def _row(self, outcome: Outcome) -> None:
-        if self._console.verbose:
-            result = outcome.job_run_id or outcome.error
-            self._detail(f"row {outcome.row} key {outcome.key}: {outcome.state} {result}")
+        result = outcome.job_run_id or outcome.error
+        self._console.insist(f"row {outcome.row} key {outcome.key}: {outcome.state} {result}")
 
-    def _detail(self, text: str) -> None:
-        if self._console.verbose:
-            self._console.insist(text)
+    def _report(self, now: float) -> None:
+        every = REDRAW_EVERY if self._console.has_block else REPORT_EVERY
 
-    def _report(self) -> None:
-        now = self._clock()
-        due = now - self._reported >= (0.1 if self._status is not None else REPORT_EVERY)
-
-        if not due:
+        if now - self._reported < every:
             return
 
         self._reported = now
-        text = self._text(now)
 
-        if self._status is not None:
-            self._status.update(text)
-        else:
-            self._console.say(text)
+        if self._console.has_block:
+            self._draw(now)
+        elif self._console.log and not self._console.quiet:
+            self._console.entry(logs.progress(self._tally, now))
+        elif not self._console.log:
+            self._console.say(progress_text(self._tally, now))
 
-    def _text(self, now: float) -> str:
-        ended = sum(self._counts.values())
-        rate = ended / max(now - self._began, 0.001)
-        said = ", ".join(
-            f"{self._counts[state]:,} {name}"
-            for state, name in _NAMES.items()
-            if self._counts[state]
-        )
-        rows = counted(ended, "row")
-        return f"{rows} ended ({said}), {self._retries:,} sent again, {rate:,.0f} rows/s"
+    def _draw(self, now: float) -> None:
+        if self._block is None:
+            self._block = self._console.block()
+
+        self._console.draw(self._block.show, self._tally, now)
+
+
+def progress_text(tally: Tally, now: float) -> str:
+    """Return how a session is getting on, in one line."""
+    states = [f"{tally.counts[state]:,} {state}" for state in _SHOWN if tally.counts[state]]
+    said = f" ({', '.join(states)})" if states else ""
+    whole = None if tally.left is None else tally.ended + tally.left
+    rows = counted(tally.ended, "row") if whole is None else f"{tally.ended:,} of {whole:,} rows"
+    left = tally.seconds_left(now)
+    text = f"{rows} ended{said}, {tally.retries:,} sent again, {tally.rate(now):,.0f} rows/s"
+    return f"{text}, about {duration(left)} left" if left else text
 
 
 class WatchProgress:
@@ -504,18 +744,19 @@ class WatchProgress:
         self._clock = clock
         self._counts: Counter[str] = Counter()
         self._began = self._reported = clock()
-        self._status: Status | None = None
+        self._status: Line | None = None
 
     def __enter__(self) -> Self:
         if self._console.is_terminal and not (self._console.quiet or self._console.verbose):
-            self._status = _live_status()
-            self._status.start()
+            from deslaunch.screen import Line  # noqa: PLC0415  # only a terminal needs rich
+
+            self._status = Line(sys.stderr)
 
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._status is not None:
-            self._status.stop()
+            self._status.close()
 
     def __call__(self, event: Event) -> None:
         """Take in an event."""
@@ -540,7 +781,7 @@ class WatchProgress:
         text = self._text(now)
 
         if self._status is not None:
-            self._status.update(text)
+            self._status.show(text)
         else:
             self._console.say(text)
 
@@ -563,7 +804,10 @@ def _how_it_ended(status: RunStatus) -> str:
     return "succeeded" if status.success else "failed"
 
 
-def _live_status() -> Status:
-    from rich.console import Console as RichConsole  # noqa: PLC0415  # only a terminal needs it
-
-    return RichConsole(stderr=True).status("starting")
+def _read_answer(fd: int, answer: asyncio.Future[bytes]) -> None:
+    """Take a line from a terminal; nothing where it has gone."""
+    if not answer.done():
+        try:
+            answer.set_result(os.read(fd, 1024))
+        except OSError:
+            answer.set_result(b"")

@@ -37,6 +37,7 @@ from deslaunch.health import ErrorLimit, Health
 from deslaunch.model import (
     Draining,
     Evidence,
+    Pulse,
     RetryPlanned,
     RowState,
     Stop,
@@ -259,6 +260,15 @@ class Engine:
         return f"<Engine {state}: {self._in_flight} in flight, {waiting} waiting>"
 
     # What the launcher calls.
+
+    def pulse(self) -> Pulse:
+        """Return how the session is getting on."""
+        slots = sum(throttle.open_slots for throttle in self._throttles.values())
+        return Pulse(
+            in_flight=self._awaited,
+            waiting=self._parked + len(self._asleep),
+            slots=min(slots, self._settings.slots),
+        )
 
     async def run(self) -> None:
         """Send all starts of the source; return when the last outcome is durable.

@@ -20,6 +20,7 @@
     │   ├── InvalidManifest
     │   ├── ManifestChanged
     │   └── ManifestConflict
+    ├── Declined
     ├── Interrupted
     ├── Unfinished
     └── LedgerError
@@ -197,6 +198,10 @@ class ManifestConflict(ManifestError):
         self.changed = tuple(changed)
         self.gone = tuple(gone)
         self.new = tuple(new)
+
+
+class Declined(DeslaunchError):
+    """Whoever was asked whether to begin said no. Nothing was sent, and no ledger was made."""
 
 
 class Interrupted(DeslaunchError):

@@ -8,9 +8,12 @@ draining it: rows in flight are waited for, and recorded.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import os
 import shlex
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -19,15 +22,18 @@ from deslaunch.config import LaunchOptions, Settings
 from deslaunch.errors import (
     ConfigurationError,
     CredentialsRefused,
+    Declined,
     DeslaunchError,
     InvalidManifest,
     LedgerExists,
     ManifestChanged,
 )
-from deslaunch.ledger import Ledger, foreign, locked, peek
+from deslaunch.ledger import Ledger, foreign, locked, peek, snapshot
 from deslaunch.manifest import Manifest, sha256_of
-from deslaunch.model import Noted, counted
+from deslaunch.model import Noted, Plan, Planned, StartRequest, counted
+from deslaunch.plan import Census, is_sent, make_plan
 from deslaunch.reconcile import Reconciliation
+from deslaunch.replay import Replay
 from deslaunch.session import Interrupt, Session, header, held, keep, session_record
 from deslaunch.shards import Shard
 from deslaunch.sources import ManifestSource
@@ -39,18 +45,22 @@ from deslaunch.terms import (
     manifest_options,
     settings_of,
 )
-from deslaunch.validation import make_intake, validate
+from deslaunch.validation import CHUNK, make_intake, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from deslaunch.catalog import Catalog
     from deslaunch.client import DesClient
     from deslaunch.intake import InvalidRow
     from deslaunch.ledger import Snapshot
-    from deslaunch.model import Event, RowProblem, StartRequest, Summary
+    from deslaunch.model import Event, RowProblem, Summary
     from deslaunch.terms import Clients, StrPath
     from deslaunch.validation import Validation
+
+
+Confirm = Callable[[Plan], Awaitable[bool] | bool]
+"""Asked before anything is sent; False leaves it at that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +140,7 @@ async def check(
     settings = Settings(**options)
     clients = by_target(des, settings) if des else {}
 
-    if not clients and schema is None:
-        raise ConfigurationError(
-            "there is neither a DES to ask nor a schema file",
-            hint="set DES_BASE_URL and DES_TOKEN, or pass --schema FILE",
-        )
-
+    _check_jobs_are_known(clients, schema)
     catalog = await load_catalog(clients, settings, schema, cache, offline=True)
     file = Manifest(Path(manifest), manifest_options(settings), name=shown_as)
     poll = (interrupt or Interrupt()).poll
@@ -161,6 +166,7 @@ async def launch(
     schema: StrPath | None = None,
     cache: StrPath | None = None,
     on_event: Callable[[Event], None] | None = None,
+    confirm: Confirm | None = None,
     interrupt: Interrupt | None = None,
     **options: Unpack[LaunchOptions],
 ) -> Summary:
@@ -178,6 +184,8 @@ async def launch(
         schema: a file of jobs in QueryJobs' form; then DES is not asked for them.
         cache: directory of the schema cache; default: the user's.
         on_event: called with each event, in the event loop; an error of its ends the launch.
+        confirm: asked with the plan before anything is sent, where there is something to send;
+            default: nobody is asked.
         interrupt: ends the launch from outside.
         **options: see :class:`~deslaunch.config.Settings`.
 
@@ -199,7 +207,7 @@ async def launch(
     """
     path = Path(manifest)
     ledger_path = Path(ledger) if ledger is not None else _default_ledger(path, options)
-    task = _Task(des, schema, cache, on_event, interrupt or Interrupt(), options)
+    task = _Task(des, schema, cache, on_event, interrupt or Interrupt(), options, confirm=confirm)
     found = await asyncio.to_thread(peek, ledger_path)
 
     if found is not None and (resume or found.live):
@@ -220,6 +228,7 @@ async def resume(
     schema: StrPath | None = None,
     cache: StrPath | None = None,
     on_event: Callable[[Event], None] | None = None,
+    confirm: Confirm | None = None,
     interrupt: Interrupt | None = None,
     **options: Unpack[LaunchOptions],
 ) -> Summary:
@@ -232,6 +241,7 @@ async def resume(
         schema: as for :func:`launch`.
         cache: as for :func:`launch`.
         on_event: as for :func:`launch`.
+        confirm: as for :func:`launch`.
         interrupt: as for :func:`launch`.
         **options: as for :func:`launch`; format, job_id, target, shard and the allowances come
             from the ledger, and one that differs is an error.
@@ -245,8 +255,97 @@ async def resume(
         DeslaunchError: as for :func:`launch`.
     """
     path = Path(manifest) if manifest is not None else None
-    task = _Task(des, schema, cache, on_event, interrupt or Interrupt(), options)
+    task = _Task(des, schema, cache, on_event, interrupt or Interrupt(), options, confirm=confirm)
     return await _resume(Path(ledger), path, task)
+
+
+async def preview(
+    manifest: StrPath,
+    des: Clients | None = None,
+    *,
+    ledger: StrPath | None = None,
+    resume: bool = False,
+    schema: StrPath | None = None,
+    cache: StrPath | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    interrupt: Interrupt | None = None,
+    **options: Unpack[LaunchOptions],
+) -> AsyncIterator[StartRequest]:
+    """Give the starts that :func:`launch` would send, in order; send and write nothing.
+
+    Args:
+        manifest: as for :func:`launch`.
+        des: the client, or one for each target; None where ``schema`` is given.
+        ledger: as for :func:`launch`; it is only looked at.
+        resume: as for :func:`launch`.
+        schema: as for :func:`launch`.
+        cache: as for :func:`launch`.
+        on_event: told of what may be a mistake, and of the plan.
+        interrupt: ends it from outside before the first start is given.
+        **options: as for :func:`launch`.
+
+    Yields:
+        Each start, with the very bytes of its body.
+
+    Raises:
+        DeslaunchError: as for :func:`launch`.
+    """
+    path = Path(manifest)
+    ledger_path = Path(ledger) if ledger is not None else _default_ledger(path, options)
+    task = _Task(des or {}, schema, cache, on_event, interrupt or Interrupt(), options)
+    found = await asyncio.to_thread(peek, ledger_path)
+
+    if found is not None and not (resume or found.live):
+        raise await asyncio.to_thread(_exists, found, path)
+
+    if found is not None:
+        await asyncio.to_thread(_check_same, found, path)
+
+    replay = None if found is None else found.replay
+
+    async for request in _previewed(path, ledger_path, replay, task):
+        yield request
+
+
+async def preview_resume(
+    ledger: StrPath,
+    des: Clients | None = None,
+    *,
+    manifest: StrPath | None = None,
+    schema: StrPath | None = None,
+    cache: StrPath | None = None,
+    on_event: Callable[[Event], None] | None = None,
+    interrupt: Interrupt | None = None,
+    **options: Unpack[LaunchOptions],
+) -> AsyncIterator[StartRequest]:
+    """Give the starts that :func:`resume` would send, in order; send and write nothing.
+
+    Args:
+        ledger: as for :func:`resume`; it is only looked at.
+        des: as for :func:`preview`.
+        manifest: as for :func:`resume`.
+        schema: as for :func:`resume`.
+        cache: as for :func:`resume`.
+        on_event: as for :func:`preview`.
+        interrupt: as for :func:`preview`.
+        **options: as for :func:`resume`.
+
+    Yields:
+        Each start, with the very bytes of its body.
+
+    Raises:
+        DeslaunchError: as for :func:`resume`.
+    """
+    task = _Task(des or {}, schema, cache, on_event, interrupt or Interrupt(), options)
+    found = await asyncio.to_thread(snapshot, Path(ledger))
+
+    if found.live:
+        raise locked(found.path, found.replay)
+
+    path = Path(manifest) if manifest is not None else _recorded_manifest(found)
+
+    async for request in _previewed(path, found.path, found.replay, task):
+        yield request
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +359,24 @@ class _Task:
     interrupt: Interrupt
     options: LaunchOptions
     disk: durable.Disk = durable.SYSTEM_DISK
+    confirm: Confirm | None = None
+
+    async def agree(self, plan: Plan) -> None:
+        """Tell the plan, and ask whether to begin if there is something to begin with.
+
+        Raises:
+            Declined: the answer is no.
+        """
+        if self.on_event is not None:
+            self.on_event(Planned(plan))
+
+        if self.confirm is None or not plan.send:
+            return
+
+        answer = self.confirm(plan)
+
+        if not (await answer if inspect.isawaitable(answer) else answer):
+            raise Declined("nothing was sent")
 
 
 async def _begin(ledger_path: Path, path: Path, task: _Task) -> Summary:
@@ -269,12 +386,13 @@ async def _begin(ledger_path: Path, path: Path, task: _Task) -> Summary:
     catalog = await load_catalog(clients, settings, task.schema, task.cache, apart=True)
     valid = await _validated(file, catalog, settings, task.interrupt)
     named = await in_use(clients, catalog)
+    _tell(catalog, valid, task.on_event)
+    await task.agree(make_plan(str(path), str(ledger_path), valid, valid.jobs, catalog, settings))
 
     async with held(Ledger.create(ledger_path, disk=task.disk)) as journal:
         manifest_said = await asyncio.to_thread(_said_of, path, valid)
         keep(journal, header(settings, manifest_said, file.format))
         keep(journal, session_record(settings, manifest_said, named))
-        _tell(catalog, valid, task.on_event)
         session = _session(journal, clients, catalog, settings, task)
         return await session.run(_second_reading(file, valid, catalog, settings, session))
 
@@ -290,13 +408,8 @@ async def _resume(ledger_path: Path, manifest: Path | None, task: _Task) -> Summ
         catalog = await load_catalog(clients, settings, task.schema, task.cache, apart=True)
         known = replay.manifest
         same = await asyncio.to_thread(_is_same, known, path)
-        reconciliations: list[Reconciliation] = []
-
-        def observe() -> Callable[[StartRequest | InvalidRow], None]:
-            reconciliations.append(Reconciliation(replay, same_manifest=same))
-            return reconciliations[-1].see
-
-        valid = await _validated(file, catalog, settings, task.interrupt, observe)
+        comparison = _Comparison(replay, settings, same_manifest=same)
+        valid = await _validated(file, catalog, settings, task.interrupt, comparison.begin)
 
         if same and known is not None and valid.fingerprint.sha256 != known["sha256"]:
             raise ManifestChanged(
@@ -304,10 +417,14 @@ async def _resume(ledger_path: Path, manifest: Path | None, task: _Task) -> Summ
             )
 
         manifest_said = await asyncio.to_thread(_said_of, path, valid)
-        reconciliation = reconciliations[-1]
+        reconciliation, jobs = comparison.reconciliation, comparison.census.jobs
         reconciliation.check(accept_new_rows=settings.accept_new_rows)
 
         named = await in_use(clients, catalog)
+        _tell(catalog, valid, task.on_event)
+        await task.agree(
+            make_plan(str(path), str(journal.path), valid, jobs, catalog, settings, replay)
+        )
 
         # Ahead of the session's record: a kill between them must not make the manifest look
         # as if it had been held against the ledger.
@@ -317,9 +434,67 @@ async def _resume(ledger_path: Path, manifest: Path | None, task: _Task) -> Summ
         # Awaited: of another manifest it forgets the invalid rows without a key, and rows that
         # are read before it did would look as if they were recorded.
         await journal.append(session_record(settings, manifest_said, named))
-        _tell(catalog, valid, task.on_event)
         session = _session(journal, clients, catalog, settings, task)
         return await session.run(_second_reading(file, valid, catalog, settings, session))
+
+
+class _Comparison:
+    """Holds a manifest against the ledger of its batch, while it is validated."""
+
+    def __init__(self, replay: Replay, settings: Settings, *, same_manifest: bool) -> None:
+        self._replay = replay
+        self._settings = settings
+        self._same = same_manifest
+        self.begin()
+
+    def begin(self) -> Callable[[StartRequest | InvalidRow], None]:
+        """Return what is to see all rows of the next reading."""
+        self.reconciliation = Reconciliation(self._replay, same_manifest=self._same)
+        self.census = Census(self._replay, self._settings)
+        return self._see
+
+    def _see(self, taken: StartRequest | InvalidRow) -> None:
+        self.reconciliation.see(taken)
+        self.census.see(taken)
+
+
+async def _previewed(
+    path: Path, ledger_path: Path, replay: Replay | None, task: _Task
+) -> AsyncIterator[StartRequest]:
+    settings = (
+        Settings(**task.options) if replay is None else settings_of(replay.header, task.options)
+    )
+    file = Manifest(path, manifest_options(settings))
+    clients = by_target(task.des, settings) if task.des else {}
+    _check_jobs_are_known(clients, task.schema)
+    catalog = await load_catalog(clients, settings, task.schema, task.cache, apart=True)
+    ledger = replay or Replay()
+    same = await asyncio.to_thread(_is_same, ledger.manifest, path)
+    comparison = _Comparison(ledger, settings, same_manifest=same)
+    valid = await _validated(file, catalog, settings, task.interrupt, comparison.begin)
+
+    if replay is not None:
+        comparison.reconciliation.check(accept_new_rows=settings.accept_new_rows)
+
+    _tell(catalog, valid, task.on_event)
+    jobs = comparison.census.jobs
+    plan = make_plan(str(path), str(ledger_path), valid, jobs, catalog, settings, replay)
+    await task.agree(plan)
+    intake = make_intake(catalog, settings, file=file.name, suspects=valid.suspects)
+    items = map(intake.take, file.second_pass(valid.fingerprint))
+    starts = (one for one in items if isinstance(one, StartRequest))
+    wanted = (
+        start
+        for start in starts
+        if (valid.share is None or start.row in valid.share)
+        and start.target not in catalog.left_out
+        and is_sent(ledger, settings, start)
+    )
+    sent = islice(wanted, plan.send)
+
+    while chunk := await asyncio.to_thread(lambda: list(islice(sent, CHUNK))):
+        for request in chunk:
+            yield request
 
 
 def default_ledger(manifest: Path, shard: Shard | None = None) -> Path:
@@ -340,6 +515,14 @@ def _default_ledger(manifest: Path, options: LaunchOptions) -> Path:
 
 
 # What a batch and a session begin with.
+
+
+def _check_jobs_are_known(clients: Mapping[str, DesClient], schema: StrPath | None) -> None:
+    if not clients and schema is None:
+        raise ConfigurationError(
+            "there is neither a DES to ask nor a schema file",
+            hint="set DES_BASE_URL and DES_TOKEN, or pass --schema FILE",
+        )
 
 
 def _said_of(path: Path, valid: Validation) -> dict[str, Any]:
@@ -364,8 +547,14 @@ async def _validated(
         InvalidManifest: it may not be.
         DeslaunchError: no target's jobs could be had, or not anew.
     """
-    found = await validate(file, catalog, settings, observe=observe, poll=interrupt.poll)
-
+    found = await validate(
+        file,
+        catalog,
+        settings,
+        observe=observe,
+        poll=interrupt.poll,
+        count_jobs=observe is None,
+    )
     catalog.check()
 
     if found.unconfirmed is not None:
@@ -438,7 +627,7 @@ def _warnings(catalog: Catalog, found: Validation) -> tuple[str, ...]:
 # What a resume compares.
 
 
-def _recorded_manifest(journal: Ledger) -> Path:
+def _recorded_manifest(journal: Ledger | Snapshot) -> Path:
     said = journal.replay.manifest
 
     if said is None:

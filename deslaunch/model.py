@@ -301,6 +301,65 @@ class StopReason(StrEnum):
     INTERRUPTED = "interrupted"
     LEDGER = "ledger"
     OUT_OF_TIME = "outOfTime"
+    LIMIT = "limit"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedJob:
+    """Rows of one job that a session is about to start.
+
+    Attributes:
+        target: the target's name.
+        job_id: GUID, lower case.
+        name: the job's name, or ``""`` where that is not known.
+        rows: how many.
+    """
+
+    target: str
+    job_id: str
+    name: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a session is about to do, told before anything is sent.
+
+    Attributes:
+        manifest: path of the manifest.
+        ledger: path of the ledger; a new batch's is made once the plan is agreed to.
+        resumes: it goes on with a batch.
+        rows: data rows of the manifest.
+        invalid: rows of the manifest that can't be started.
+        ready: rows that could be started now.
+        jobs: the ready rows by target and job, the most rows first.
+        states: rows by what the ledger says of them; empty for a new batch.
+        slots: starts in flight at most.
+        rate: starts a second at most, or None for no limit.
+        limit: rows that the session starts at most, or None for no limit.
+    """
+
+    manifest: str
+    ledger: str
+    resumes: bool
+    rows: int
+    invalid: int
+    ready: int
+    jobs: tuple[PlannedJob, ...]
+    states: Mapping[RowState, int]
+    slots: int
+    rate: float | None = None
+    limit: int | None = None
+
+    @property
+    def send(self) -> int:
+        """Rows that the session starts."""
+        return self.ready if self.limit is None else min(self.ready, self.limit)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds that the starts take at least; None where only DES's answers will tell."""
+        return None if self.rate is None else self.send / self.rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -412,8 +471,39 @@ class RunEnded:
     status: RunStatus
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A session is about to begin; nothing was sent yet."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """How a session is getting on; told once a second.
+
+    Attributes:
+        in_flight: rows whose answer is awaited.
+        waiting: rows that were read and wait: for a slot, for their target, or to be sent again.
+        slots: starts that may be in flight now; fewer while DES is spared, 0 while all wait.
+    """
+
+    in_flight: int
+    waiting: int
+    slots: int
+
+
 Event = (
-    RowEnded | RetryPlanned | TargetPaused | TokenRenewed | Noted | Draining | Stopped | RunEnded
+    RowEnded
+    | RetryPlanned
+    | TargetPaused
+    | TokenRenewed
+    | Noted
+    | Planned
+    | Pulse
+    | Draining
+    | Stopped
+    | RunEnded
 )
 """What a launch, or a watch, tells while it goes on."""
 

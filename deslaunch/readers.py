@@ -601,6 +601,12 @@ def _column(name: str) -> _Column | None:
     return _Column(name.removeprefix(PREFIX), is_parameter=True)
 
 
+def column_of(parameter: str) -> str:
+    """Return the name of the column that holds a parameter, whatever the parameter is called."""
+    taken = parameter in RESERVED or parameter.startswith((PREFIX, IGNORED))
+    return f"{PREFIX}{parameter}" if taken else parameter
+
+
 def _columns(names: list[str]) -> _Columns:
     kinds = [(index, kind) for index, name in enumerate(names) if (kind := _column(name))]
     parameters = tuple((index, kind.name) for index, kind in kinds if kind.is_parameter)

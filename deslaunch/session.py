@@ -28,9 +28,9 @@ from deslaunch.errors import (
     Misconfigured,
     Rejected,
 )
-from deslaunch.model import Outcome, RowEnded, RowState, Stop, StopReason
+from deslaunch.model import Outcome, RowEnded, RowState, Stop, Stopped, StopReason, counted
 from deslaunch.retry import Retry5xx, RetryPolicy
-from deslaunch.sources import Sifter
+from deslaunch.sources import Limited, Sifter
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
@@ -42,6 +42,10 @@ if TYPE_CHECKING:
     from deslaunch.model import Event, StartRequest, Summary
     from deslaunch.records import Record
     from deslaunch.sources import Doubts, ManifestSource, RowsSource
+
+
+PULSE_EVERY: Final = 1.0
+"""Seconds between two events that say how a session is getting on."""
 
 
 class Endable(Protocol):
@@ -207,8 +211,10 @@ class Session:
             Exception: whatever the caller's rows or listener raised, once the end is recorded.
         """
         began = time.monotonic()
+        limit = self._settings.limit
+        limited = None if limit is None else Limited(source, limit, self._left_out)
         engine = Engine(
-            source,
+            limited or source,
             self._clients,
             self._ledger,
             self._engine_settings(),
@@ -223,9 +229,13 @@ class Session:
         for target, error in self._left_out.items():  # before it reads: their rows have no body
             engine.stop(target, _reason(error), str(error))
 
+        beat = asyncio.create_task(self._beat(engine))
+
         try:
             await drained_if_cancelled(engine)
         finally:
+            beat.cancel()
+
             with anyio.CancelScope(shield=True):
                 try:
                     await source.aclose()
@@ -235,7 +245,23 @@ class Session:
         if self._error is not None:
             raise self._error
 
+        if limited is not None and limited.reached:
+            self._stop_at_limit(engine)
+
         return self._summary(engine, time.monotonic() - began)
+
+    async def _beat(self, engine: Engine) -> None:
+        """Tell once a second how the session is getting on."""
+        while True:
+            await asyncio.sleep(PULSE_EVERY)
+            self._tell(engine.pulse())
+
+    def _stop_at_limit(self, engine: Engine) -> None:
+        """Say that the session ended on purpose, unless it left nothing to do."""
+        if self._summary(engine, 0).pending:
+            rows = counted(self._settings.limit or 0, "row")
+            engine.stops.append(Stop(StopReason.LIMIT, f"the limit of {rows} is reached"))
+            self._emit(Stopped(engine.stops[-1]))
 
     async def _end(self, engine: Engine, seconds: float) -> None:
         """Record the counts with which the session ends.
@@ -275,9 +301,13 @@ class Session:
         )
 
     def _passed_over(self, outcome: Outcome) -> None:
-        """Report a row that did not go through the engine; a listener's error ends the session."""
+        """Report a row that did not go through the engine."""
+        self._tell(RowEnded(outcome))
+
+    def _tell(self, event: Event) -> None:
+        """Tell the listener; an error of its ends the session."""
         try:
-            self._emit(RowEnded(outcome))
+            self._emit(event)
         except Exception as exc:  # noqa: BLE001  # a listener may raise anything
             self._error = self._error or exc
             assert self._engine is not None

@@ -23,7 +23,7 @@ from deslaunch.rows import row_from_object
 from deslaunch.validation import number_of, read_chunk, targets_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 
     from deslaunch.catalog import Catalog
     from deslaunch.config import Settings
@@ -257,6 +257,50 @@ class ManifestSource:
                 yield item
             else:
                 self._intake.pass_by(item)
+
+
+class Limited:
+    """The first starts of a source.
+
+    Args:
+        source: where they come from.
+        limit: how many are given at most, at least 1.
+        left_out: targets that have no part in the session: their starts are not given.
+
+    Attributes:
+        doubts: the source's own.
+        reached: more was asked for than the limit allows; the source may have ended all the same.
+    """
+
+    def __init__(
+        self,
+        source: ManifestSource | RowsSource,
+        limit: int,
+        left_out: Collection[str] = (),
+    ) -> None:
+        self.doubts = source.doubts
+        self.reached = False
+        self._source = source
+        self._left = limit
+        self._left_out = left_out
+
+    async def read(self) -> Sequence[Start]:
+        """Return the next starts; nothing at the end, or once the limit is reached."""
+        while self._left:
+            read = await self._source.read()
+            starts = [start for start in read if start.request.target not in self._left_out]
+
+            if starts or not read:
+                given = starts[: self._left]
+                self._left -= len(given)
+                return given
+
+        self.reached = True
+        return ()
+
+    async def aclose(self) -> None:
+        """Close the source."""
+        await self._source.aclose()
 
 
 class RowsSource:

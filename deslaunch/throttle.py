@@ -95,6 +95,14 @@ class Throttle:
         return int(self._slots)
 
     @property
+    def open_slots(self) -> int:
+        """Slots that rows may take now: 1 for a first contact, 0 during a pause or after a stop."""
+        if self._holds or self.gate in {Gate.PAUSED, Gate.STOPPED}:
+            return 0
+
+        return 1 if self.gate is Gate.ALONE else self.slots
+
+    @property
     def stopped(self) -> bool:
         """The target has ended for this session."""
         return self.gate is Gate.STOPPED

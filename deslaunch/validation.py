@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final
 
 from deslaunch.errors import CredentialsRefused, DesError, ManifestChanged, SchemaError
@@ -36,6 +38,8 @@ _CHUNKS_A_VISIT: Final = 16
 _READINGS: Final = 4
 """A file at rest takes two."""
 
+_JOB: Final = attrgetter("target", "job_id")
+
 
 @dataclass(slots=True)
 class Validation:
@@ -49,6 +53,7 @@ class Validation:
         problem_count: how many there are in all.
         suspects: the rows that may share their key with another.
         share: the rows that are this launcher's, where the batch is a shard; else None.
+        jobs: rows that can be started, by target and jobId; empty where that was not asked for.
         by_schema: a schema is among the reasons.
         unconfirmed: why a fresher schema could not be had, where a cached one found rows
             invalid; else None.
@@ -61,6 +66,7 @@ class Validation:
     valid: int = 0
     problems: list[RowProblem] = field(default_factory=list)
     problem_count: int = 0
+    jobs: Counter[tuple[str, str]] = field(default_factory=Counter)
     by_schema: bool = False
     unconfirmed: Exception | None = None
 
@@ -104,6 +110,7 @@ async def validate(
     *,
     observe: Callable[[], Observer] | None = None,
     poll: Callable[[], None] = lambda: None,
+    count_jobs: bool = False,
 ) -> Validation:
     """Check every row of a manifest.
 
@@ -116,6 +123,7 @@ async def validate(
         observe: called before each reading; what it returns is called with every row that is
             this launcher's.
         poll: called now and then; may raise to end the reading.
+        count_jobs: also count the valid rows by target and job.
 
     Raises:
         DesError: DES could not be asked for a target's jobs.
@@ -123,7 +131,7 @@ async def validate(
         SchemaError: DES's answer can't be read.
         ManifestError: the file can't be read.
     """
-    read = partial(_read, manifest, catalog, settings, observe, poll)
+    read = partial(_read, manifest, catalog, settings, observe, poll, count_jobs)
     found = await read()
 
     if not found.by_schema:
@@ -144,6 +152,7 @@ async def _read(
     settings: Settings,
     observe: Callable[[], Observer] | None,
     poll: Callable[[], None],
+    count_jobs: bool,  # noqa: FBT001  # handed on as it came
     suspects: Suspects = NO_SUSPECTS,
 ) -> Validation:
     """Read a manifest, and once more where rows turned out to share a key, or may.
@@ -155,7 +164,9 @@ async def _read(
         intake = make_intake(catalog, settings, file=manifest.name, suspects=suspects)
         see = observe() if observe is not None else None
         share = None if settings.of_shard is None else Share(settings.of_shard)
-        found = await _Pass(manifest, catalog, intake, share, see, poll).run()
+        found = await _Pass(
+            manifest, catalog, intake, share, see, poll, count_jobs=count_jobs
+        ).run()
 
         if found.suspects == suspects:
             return found
@@ -176,6 +187,8 @@ class _Pass:
         share: Share | None,
         see: Observer | None,
         poll: Callable[[], None],
+        *,
+        count_jobs: bool,
     ) -> None:
         self._manifest = manifest
         self._catalog = catalog
@@ -184,6 +197,8 @@ class _Pass:
         self._share = share
         self._intake = intake
         self._look = FirstLook()
+        self._count_jobs = count_jobs
+        self._jobs: Counter[tuple[str, str]] = Counter()
         self._valid = self._problem_count = 0
         self._problems: list[RowProblem] = []
         self._by_schema = False
@@ -228,6 +243,12 @@ class _Pass:
 
         self._valid += len(chunk) - len(invalid)
 
+        if self._count_jobs:
+            rows = (item for item in chunk if isinstance(item, Row))
+            self._jobs.update(map(_JOB, filter(self._is_in_share, rows)))
+            bad = (row.row for row in invalid if row.row is not None)
+            self._jobs.subtract(map(_JOB, filter(self._is_in_share, bad)))
+
         for row in invalid:
             self._note(row)
 
@@ -248,6 +269,9 @@ class _Pass:
     def _is_own(self, taken: StartRequest | InvalidRow) -> bool:
         return self._share is None or self._share.take(taken.key, number_of(taken))
 
+    def _is_in_share(self, row: Row) -> bool:
+        return self._share is None or row.number in self._share
+
     def _note(self, row: InvalidRow) -> None:
         self._problem_count += len(row.problems)
         self._problems += row.problems[: KEPT_PROBLEMS - len(self._problems)]
@@ -263,6 +287,7 @@ class _Pass:
             valid=self._valid,
             problems=self._problems,
             problem_count=self._problem_count,
+            jobs=self._jobs,
             by_schema=self._by_schema,
         )
 

@@ -89,6 +89,11 @@ _GUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGN
 _JOB_RUN_ID: Final = re.compile(rb'"jobRunId"\s*:\s*"(%s)"' % _GUID.pattern.encode(), re.IGNORECASE)
 
 
+def type_name(number: int | None) -> str:
+    """Return what a JobRunParameterType is called; DES takes none for a string."""
+    return "string" if number is None else TYPE_NAMES.get(number, f"type {number}")
+
+
 def is_guid(text: object) -> bool:
     """Tell whether ``text`` is a GUID in the form 8-4-4-4-12, in either case."""
     return isinstance(text, str) and _GUID.fullmatch(text) is not None

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deslaunch.config import LaunchOptions
+    from deslaunch.launcher import Confirm
     from deslaunch.model import Event, Summary
     from deslaunch.session import Interrupt
     from deslaunch.terms import Clients
@@ -144,6 +145,7 @@ class Place:
         resume: bool = False,
         schema: Path | None = None,
         on_event: Callable[[Event], None] | None = None,
+        confirm: Confirm | None = None,
         interrupt: Interrupt | None = None,
         **options: Unpack[LaunchOptions],
     ) -> Summary:
@@ -154,6 +156,7 @@ class Place:
             schema=schema,
             cache=self.cache,
             on_event=on_event,
+            confirm=confirm,
             interrupt=interrupt,
             **quick(options),
         )
@@ -164,6 +167,7 @@ class Place:
         *,
         manifest: Path | None = None,
         on_event: Callable[[Event], None] | None = None,
+        confirm: Confirm | None = None,
         interrupt: Interrupt | None = None,
         **options: Unpack[LaunchOptions],
     ) -> Summary:
@@ -173,6 +177,7 @@ class Place:
             manifest=manifest,
             cache=self.cache,
             on_event=on_event,
+            confirm=confirm,
             interrupt=interrupt,
             **quick(options),
         )

@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ from deslaunch.console import (
     Console,
     Progress,
     WatchProgress,
+    cause_lines,
     next_commands,
-    parameter_text,
+    parameter_cells,
     parameters_text,
+    plan_lines,
+    question_of,
     stop_text,
     summary_lines,
     watch_lines,
@@ -25,6 +30,10 @@ from deslaunch.model import (
     Draining,
     JobParameter,
     Outcome,
+    Plan,
+    Planned,
+    PlannedJob,
+    Pulse,
     RetryPlanned,
     RowEnded,
     RowProblem,
@@ -61,10 +70,17 @@ def a_summary(**counts: Any) -> Summary:
 
 
 class Streams:
-    def __init__(self, **options: bool) -> None:
+    def __init__(self, *, quiet: bool = False, verbose: bool = False, log: bool = False) -> None:
         self.out = io.StringIO()
         self.err = io.StringIO()
-        self.console = Console(out=self.out, err=self.err, **options)
+        self.console = Console(
+            out=self.out,
+            err=self.err,
+            quiet=quiet,
+            verbose=verbose,
+            log=log,
+            now=lambda: datetime(2026, 1, 31, 6, 16, 47, tzinfo=UTC),
+        )
 
     @property
     def said(self) -> tuple[str, str]:
@@ -203,10 +219,10 @@ def test_parameters_read_like_a_sentence() -> None:
         )
         == "a=1, b=null, c=auto, d=null"
     )
-    assert parameter_text(JobParameter("x", None)) == "x: string"
-    assert parameter_text(JobParameter("x", 9, required=True, description="why")) == (
-        "x: type 9, required (why)"
-    )
+    assert parameter_cells(JobParameter("x", None)) == ("x", "string", "optional", "")
+    assert parameter_cells(
+        JobParameter("x", 9, required=True, nullable=True, supports_auto=True, description="why")
+    ) == ("x", "type 9", "required null auto", "why")
 
 
 class Ticks:
@@ -253,6 +269,218 @@ def test_progress_tells_why_a_launch_waits() -> None:
         "  a second interrupt gives them up as unknown",
         "stopped: interrupted",
     ]
+
+
+def a_plan(**more: Any) -> Plan:
+    jobs = (PlannedJob("default", "job-1", "POS usage", 15), PlannedJob("acme", "job-2", "", 5))
+    said: dict[str, Any] = {
+        "manifest": "night.csv",
+        "ledger": "night.ledger.jsonl",
+        "resumes": False,
+        "rows": 20,
+        "invalid": 0,
+        "ready": 20,
+        "jobs": jobs,
+        "states": {},
+        "slots": 16,
+    }
+    return Plan(**(said | more))
+
+
+@pytest.mark.parametrize(
+    ("more", "lines"),
+    [
+        pytest.param(
+            {},
+            [
+                "night.csv: 20 rows to start",
+                "  15 rows: POS usage (job-1)",
+                "  5 rows: target acme, job-2",
+                (
+                    "how fast: 16 starts at a time at most; how long it takes, DES's first "
+                    "answers will tell"
+                ),
+                "ledger: night.ledger.jsonl",
+            ],
+            id="new",
+        ),
+        pytest.param(
+            {
+                "rows": 100,
+                "invalid": 1,
+                "limit": 10,
+                "rate": 0.5,
+                "slots": 1,
+                "states": {RowState.STARTED: 79, RowState.INVALID: 1, RowState.PENDING: 20},
+                "jobs": (),
+            },
+            [
+                "night.csv: 20 of 100 rows to start",
+                "so far: 79 started, 1 invalid, 20 pending",
+                "left out: 1 invalid row",
+                "now: the first 10; the others stay pending",
+                "how fast: 1 start at a time at most, 0.5 a second: 20 s or longer",
+                "ledger: night.ledger.jsonl",
+            ],
+            id="resumed, limited and slow",
+        ),
+        pytest.param(
+            {"rows": 1, "ready": 0, "jobs": ()},
+            ["night.csv: 0 of 1 row to start"],
+            id="nothing to do",
+        ),
+        pytest.param(
+            {"jobs": tuple(PlannedJob("default", f"job-{n}", "", 1) for n in range(12))},
+            [
+                "night.csv: 20 rows to start",
+                *(f"  1 row: job-{n}" for n in range(10)),
+                "  … and 2 rows of 2 jobs more",
+                (
+                    "how fast: 16 starts at a time at most; how long it takes, DES's first "
+                    "answers will tell"
+                ),
+                "ledger: night.ledger.jsonl",
+            ],
+            id="many jobs",
+        ),
+    ],
+)
+def test_a_plan_says_what_is_about_to_happen(more: dict[str, Any], lines: list[str]) -> None:
+    assert list(plan_lines(a_plan(**more))) == lines
+
+
+def test_a_question_names_the_runs_of_this_session() -> None:
+    assert question_of(a_plan(rows=2_000, ready=2_000)) == "Start 2,000 runs?"
+    assert question_of(a_plan(limit=1)) == "Start 1 run?"
+
+
+def test_the_progress_of_a_plan_says_what_is_left() -> None:
+    streams, clock = Streams(), Ticks()
+    progress = Progress(streams.console, clock)
+    progress(Planned(a_plan(rows=40, ready=40)))
+    clock.now = 10.0
+
+    for _ in range(10):
+        progress(ended(RowState.STARTED))
+
+    clock.now = 20.0
+    progress(Pulse(in_flight=4, waiting=0, slots=16))
+
+    assert streams.said[1].splitlines()[-2:] == [
+        "1 of 40 rows ended (1 started), 0 sent again, 0 rows/s",
+        "10 of 40 rows ended (10 started), 0 sent again, 1 rows/s, about 30 s left",
+    ]
+
+
+def test_an_error_is_told_once_and_counted() -> None:
+    streams = Streams()
+    progress = Progress(streams.console, Ticks())
+
+    for number in range(2_000):
+        progress(ended(RowState.REJECTED, status=400, error=f"no generation {number}"))
+
+    streams.console.finish(a_summary(rows=2_000, rejected=2_000), progress.causes)
+
+    assert streams.said[1].splitlines()[:3] == [
+        "rejected: HTTP 400: no generation 0 (first: row 7, key k)",
+        "2,000 rows rejected: HTTP 400: no generation 0 (first: row 7, key k)",
+        "2,000 rows: 2,000 rejected; 0 attempts",
+    ]
+
+
+def test_more_causes_than_a_person_reads_are_counted_together() -> None:
+    streams = Streams()
+    progress = Progress(streams.console, Ticks())
+
+    for letter in "abcdefghijkl":
+        progress(ended(RowState.REJECTED, error=f"cause {letter}"))
+
+    lines = list(cause_lines(progress.causes))
+    assert (len(lines), lines[-1]) == (11, "2 rows for 2 other causes: see results")
+
+
+def test_quiet_ends_with_what_must_not_be_missed() -> None:
+    streams = Streams(quiet=True)
+    progress = Progress(streams.console, Ticks())
+    progress(Planned(a_plan()))
+    progress(ended(RowState.REJECTED, error="no"))
+    progress(TargetPaused("acme", "HTTP 503", 8.0))
+
+    streams.console.finish(
+        a_summary(rows=3, started=1, rejected=1, unknown=1, possible_duplicates=1), progress.causes
+    )
+
+    assert streams.said[1].splitlines()[:3] == [
+        "1 unknown: each may have started a run, and none is sent again",
+        "1 possible duplicate: started, and an earlier attempt was answered 5XX or not at all",
+        "look the unknown rows up: deslaunch status 'the night.jsonl'",
+    ]
+
+
+def logged(streams: Streams) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in streams.said[1].splitlines()]
+
+
+def test_a_log_is_one_object_a_line_with_its_time() -> None:
+    streams = Streams(log=True)
+
+    streams.console.say("news")
+    streams.console.warn("careful")
+    streams.console.error(LedgerWriteFailed("full", hint="free some space"), 7)
+
+    assert streams.said[0] == ""
+    assert logged(streams) == [
+        {"utc": "2026-01-31T06:16:47.000Z", "event": "message", "message": "news"},
+        {"utc": "2026-01-31T06:16:47.000Z", "event": "warning", "message": "careful"},
+        {
+            "utc": "2026-01-31T06:16:47.000Z",
+            "event": "error",
+            "kind": "LedgerWriteFailed",
+            "message": "full",
+            "hint": "free some space",
+            "exitCode": 7,
+        },
+    ]
+
+
+def test_a_log_tells_a_cause_once_and_the_counts_every_ten_seconds() -> None:
+    streams, clock = Streams(log=True), Ticks()
+    progress = Progress(streams.console, clock)
+
+    for second in range(12):
+        clock.now = float(second)
+        progress(ended(RowState.FAILED, status=500, error="HTTP 500"))
+        progress(Pulse(in_flight=1, waiting=0, slots=16))
+
+    streams.console.finish(a_summary(rows=12, failed=12), progress.causes, ["--allow-http"])
+
+    assert [entry["event"] for entry in logged(streams)] == ["cause", "progress", "summary"]
+    assert logged(streams)[2]["causes"][0]["rows"] == 12
+    assert logged(streams)[2]["next"] == [
+        "try the failed rows again: deslaunch resume 'the night.jsonl' --allow-http"
+    ]
+
+
+def test_a_quiet_log_keeps_stops_and_the_summary() -> None:
+    streams = Streams(log=True, quiet=True)
+    progress = Progress(streams.console, Ticks())
+
+    progress(ended(RowState.FAILED, error="no"))
+    progress(TargetPaused("acme", "HTTP 503", 8.0))
+    progress(Stopped(Stop(StopReason.INTERRUPTED, "interrupted")))
+    streams.console.finish(a_summary(), progress.causes)
+
+    assert [entry["event"] for entry in logged(streams)] == ["stop", "summary"]
+
+
+def test_a_verbose_log_tells_of_every_row() -> None:
+    streams = Streams(log=True, verbose=True)
+    progress = Progress(streams.console, Ticks())
+
+    progress(ended(RowState.STARTED, job_run_id="r"))
+    progress(RetryPlanned("k", "default", 500, 1.0))
+
+    assert [entry["event"] for entry in logged(streams)] == ["row", "retry"]
 
 
 def test_verbose_tells_of_every_row() -> None:
@@ -307,6 +535,41 @@ def test_many_rows_that_share_a_run_are_cut_short() -> None:
     (line,) = list(summary_lines(a_summary(shared_runs=(("r", keys),))))[1:]
 
     assert line.endswith("key-18, key-19 …")
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "is_block"),
+    [
+        pytest.param("xterm", {}, True, id="terminal"),
+        pytest.param("dumb", {}, False, id="dumb"),
+        pytest.param("unknown", {}, False, id="unknown"),
+        pytest.param("xterm", {"quiet": True}, False, id="quiet"),
+        pytest.param("xterm", {"verbose": True}, False, id="verbose"),
+        pytest.param("xterm", {"log": True}, False, id="log"),
+    ],
+)
+def test_a_block_is_for_a_terminal_that_can_redraw(
+    monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any], is_block: bool
+) -> None:
+    monkeypatch.setenv("TERM", kind)
+
+    assert Console(err=_Terminal(), **options).has_block is is_block
+    assert not Console(err=io.StringIO()).has_block
+
+
+def test_a_question_needs_a_terminal_at_both_ends() -> None:
+    seen, unseen = _Terminal(), io.StringIO()
+
+    assert [
+        Console(err=err, source=source).can_ask
+        for err in (seen, unseen)
+        for source in (seen, unseen)
+    ] == [True, False, False, False]
 
 
 class _GoneTerminal(io.StringIO):

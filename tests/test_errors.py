@@ -91,6 +91,7 @@ def every_error() -> list[DeslaunchError]:
         errors.InvalidManifest("m", problems=[PROBLEM], count=1, hint="h"),
         errors.ManifestChanged("m", hint="h"),
         errors.ManifestConflict("m", changed=["c"], gone=["g"], new=["n"], hint="h"),
+        errors.Declined("m", hint="h"),
         errors.Interrupted("m", hint="h"),
         errors.Unfinished("m", summary=SUMMARY, hint="h"),
         errors.LedgerError("m", hint="h"),

@@ -317,9 +317,9 @@ def options_of(*command: str) -> set[str]:
 
 COMMANDS: Final = (
     *("check", "run", "resume", "watch", "status", "results", "report", "resolve", "jobs"),
-    *("targets", "simulate"),
+    *("template", "targets", "simulate"),
 )
-UNTOLD: Final = {"--help", "--yes"}
+UNTOLD: Final = {"--help"}
 OF_OTHERS: Final = {"--array", "--parallel", "--publish", "--quick", "--wrap"}
 """Options of curl and of the bench."""
 

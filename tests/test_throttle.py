@@ -420,6 +420,25 @@ def test_a_pause_halves_the_slots_once_however_many_rows_are_told_to_wait() -> N
     assert found.slots == 4
 
 
+@pytest.mark.parametrize(
+    ("script", "slots"),
+    [
+        pytest.param("", 1, id="first contact"),
+        pytest.param("+a ok -", 16, id="open"),
+        pytest.param("+a ok - hold", 0, id="new token"),
+        pytest.param("+a ok - hold release", 16, id="token renewed"),
+        pytest.param("+a ok - +b 429:5@1", 0, id="pause"),
+        pytest.param("+a ok - +b 429:5@1 - open@9", 1, id="after a pause"),
+        pytest.param("+a ok - +b 429:5@1 - open@9 +c ok -", 8, id="spared"),
+    ],
+)
+def test_open_slots_are_what_rows_may_take_now(script: str, slots: int) -> None:
+    found = throttle()
+    play(found, script)
+
+    assert found.open_slots == slots
+
+
 def test_slots_never_go_below_one_and_admit_no_more_than_they_are() -> None:
     found = opened(2)
 

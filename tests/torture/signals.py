@@ -108,7 +108,7 @@ async def _closed_terminal(place: Arena, aim: int, *options: str) -> Done:
     """The session's terminal goes: SIGHUP, and what is written comes back as EIO."""
     leader, terminal = pty.openpty()
     process = await place.start(
-        *("run", str(place.manifest), *options, *QUICK),
+        *("run", str(place.manifest), "--yes", *options, *QUICK),
         wrap=("setsid", "--ctty", "env", "TERM=xterm"),
         stdin=terminal,
         stdout=terminal,

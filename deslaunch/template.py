@@ -1,0 +1,113 @@
+"""A manifest to begin with: one example row of a job, and what each of its parameters takes.
+
+Pure. The text is a manifest that ``check`` accepts as it is. What can't stand in it, since
+neither form has comments, is told beside it.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING, Final
+
+import orjson
+
+from deslaunch import wire
+from deslaunch.model import DEFAULT_TARGET
+from deslaunch.readers import column_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from deslaunch.model import Format, Job, JobParameter
+
+KEY: Final = "example-1"
+
+_EXAMPLES: Final[Mapping[int | None, str]] = {
+    wire.INTEGER: "1",
+    wire.DECIMAL: "1.50",
+    wire.DATETIME: "2026-01-31T00:00:00Z",
+}
+_WORDS: Final[Mapping[int | None, str]] = {
+    None: "a text",
+    wire.STRING: "a text",
+    wire.INTEGER: "a whole number",
+    wire.DECIMAL: "a number such as 1.50",
+    wire.DATETIME: "a date and time such as 2026-01-31T00:00:00Z",
+}
+_NUMBERS: Final = frozenset({wire.INTEGER, wire.DECIMAL})
+
+
+def manifest_of(job: Job, form: Format, target: str = DEFAULT_TARGET) -> str:
+    """Return a manifest of one example row, in which every parameter has a value.
+
+    Args:
+        job: whose parameters it names, in their order.
+        form: of the manifest.
+        target: named in the row unless it is the default one.
+    """
+    said = {"key": KEY, "jobId": job.job_id}
+
+    if target != DEFAULT_TARGET:
+        said["target"] = target
+
+    return _csv(said, job) if form == "csv" else _jsonl(said, job)
+
+
+def explanation(job: Job, form: Format) -> Iterator[str]:
+    """Yield what a person must know to fill the manifest in, a line at a time.
+
+    Args:
+        job: the job.
+        form: of the manifest: it says how null, the auto value and nothing are written.
+    """
+    yield f"job {job.job_id}{f', {job.name}' if job.name else ''}: one row starts one run"
+    yield "  key: names the row in the ledger and the results; choose your own, or leave it out"
+
+    for parameter in job.parameters:
+        yield f"  {_explained(parameter, form)}"
+
+    if not job.parameters:
+        yield "  this job takes no parameters"
+
+
+def _csv(said: Mapping[str, str], job: Job) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*said, *(column_of(parameter.name) for parameter in job.parameters)])
+    writer.writerow([*said.values(), *map(_example, job.parameters)])
+    return text.getvalue()
+
+
+def _jsonl(said: Mapping[str, str], job: Job) -> str:
+    parameters = {
+        parameter.name: orjson.Fragment(_example(parameter))
+        if parameter.type in _NUMBERS
+        else _example(parameter)
+        for parameter in job.parameters
+    }
+    return orjson.dumps({**said, "parameters": parameters}).decode() + "\n"
+
+
+def _example(parameter: JobParameter) -> str:
+    return _EXAMPLES.get(parameter.type, "text")
+
+
+def _explained(parameter: JobParameter, form: Format) -> str:
+    null, auto, nothing = (
+        (r"\N", r"\A", "leave the cell empty")
+        if form == "csv"
+        else ("null", '{"auto": true}', "leave it out")
+    )
+    ways = [_WORDS.get(parameter.type, f"a text that DES reads as its type {parameter.type}")]
+
+    if parameter.nullable:
+        ways.append(null if null == "null" else f"{null} for null")
+
+    if parameter.supports_auto:
+        ways.append(f"{auto} for what follows from the job's earlier runs")
+
+    need = "required" if parameter.required else f"optional: {nothing} for the template's default"
+    told = f" ({parameter.description})" if parameter.description else ""
+    name = column_of(parameter.name) if form == "csv" else parameter.name
+    return f"{name}: {', or '.join(ways)}; {need}{told}"
