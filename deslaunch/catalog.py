@@ -170,7 +170,7 @@ class Catalog:
     def notes(self) -> Iterator[str]:
         """Yield how old the cached answers are that were used, one sentence each."""
         for target, cached in self._cached.items():
-            age = _said_age(cached.age(self._now()))
+            age = self._said_age(cached)
             yield f"the JobRunParameters of target {target} were fetched {age} ago"
 
     async def _load_cached(self, target: str) -> bool:
@@ -196,16 +196,26 @@ class Catalog:
         try:
             await self._fetch(target)
         except (DesError, CredentialsRefused, SchemaError) as exc:
-            cached = await self._from_cache(target) if self._offline else None
+            cached = await self._from_cache(target)
 
             if cached is None:
                 raise
 
+            if not self._offline:
+                exc.add(
+                    f"the JobRunParameters kept of it are {self._said_age(cached)} old, "
+                    "too old for a launch"
+                )
+                raise
+
             self._use(target, cached)
             self.warnings.append(
-                f"the JobRunParameters of target {target} are {_said_age(cached.age(self._now()))} "
+                f"the JobRunParameters of target {target} are {self._said_age(cached)} "
                 f"old, and could not be fetched anew: {exc}"
             )
+
+    def _said_age(self, cached: CachedJobs) -> str:
+        return _said_age(cached.age(self._now()))
 
     async def _from_cache(self, target: str) -> CachedJobs | None:
         if self._cache is None:
@@ -255,6 +265,7 @@ async def _query(client: JobQuery) -> list[Job]:
         return await client.query_jobs()
     except (Rejected, QueryFailed) as exc:
         exc.advise(
-            "check the base URL; or leave DES out of it and pass the jobs with --schema FILE"
+            f"is {client.home} the base URL of a DES? It is the svc of the answer that the token "
+            "came with; or leave DES out of it and pass the jobs with --schema FILE"
         )
         raise

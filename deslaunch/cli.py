@@ -1341,7 +1341,9 @@ def _clients(given: Mapping[str, Any], *, needs_token: bool = False) -> Clients:
 
     if needs_token and not found.credentials:
         raise ConfigurationError(
-            "there is no token", hint="set DES_TOKEN, DES_TOKEN_FILE or DES_TOKEN_COMMAND"
+            "there is no token, and so nothing was sent",
+            hint="set DES_TOKEN, DES_TOKEN_FILE or DES_TOKEN_COMMAND, or DES_ORG_ID and the rest "
+            "of a login; or name targets in a file (--config)",
         )
 
     return client

@@ -64,6 +64,10 @@ class DeslaunchError(Exception):
             self.hint = hint
             self.add_note(hint)
 
+    def add(self, clause: str) -> None:
+        """Say, behind the message, what else matters here."""
+        self.args = (f"{self}; {clause}",)
+
     def locate(self, place: str) -> None:
         """Say, in front of the message, where it happened."""
         self.args = (f"{place}: {self}",)

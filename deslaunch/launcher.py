@@ -561,11 +561,12 @@ async def _validated(
         raise found.unconfirmed
 
     if not found.whole:
+        end = " to its end" if found.rows else ""
         raise InvalidManifest(
-            f"{file.path}: the file can't be read to its end; nothing was sent",
+            f"{file.path}: the file can't be read{end}; nothing was sent",
             problems=found.problems,
             count=found.problem_count,
-            hint="mend the file; --skip-invalid does not pass over this",
+            hint="do what the line above says; --skip-invalid does not pass over it",
         )
 
     if found.problem_count and not settings.skip_invalid:

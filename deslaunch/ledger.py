@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import io
 import os
 import shlex
@@ -293,7 +294,19 @@ def _missing(path: Path) -> LedgerError:
 
 def _unusable(path: Path, exc: OSError) -> LedgerError:
     reason = exc.strerror or str(exc)
-    return LedgerError(f"{path}: can't be used: {reason}", hint="check the file and its folder")
+    return LedgerError(f"{path}: can't be used: {reason}", hint=_way_out(path, exc.errno))
+
+
+def _way_out(path: Path, number: int | None) -> str:
+    elsewhere = "or name a ledger in another folder"
+
+    match number:
+        case errno.ENOENT | errno.ENOTDIR:
+            return f"make the folder {path.parent}, {elsewhere}"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return f"get leave to write it and its folder {path.parent}, {elsewhere}"
+        case _:
+            return "check the file and its folder"
 
 
 def steady_replay_of(stream: BinaryIO, fetch: Fetch | None = None) -> tuple[Replay, Tail]:

@@ -40,6 +40,9 @@ _BOM: Final = b"\xef\xbb\xbf"
 _GZIP: Final = b"\x1f\x8b"
 _UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
 _OFFICE: Final = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
+_OFFICE_SUFFIXES: Final = (".xlsx", ".xlsm", ".xls", ".ods")
+_LEDGER: Final = b'{"record":"batch","ledger":'
+_SAVE_AS_CSV: Final = 'save it as "CSV UTF-8", with commas between the columns'
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +66,12 @@ def detect_format(path: Path, chosen: Format | None) -> Format:
     name = path.name.lower().removesuffix(".gz")
     told = next((_SUFFIXES[suffix] for suffix in _SUFFIXES if name.endswith(suffix)), None)
     found = chosen or told
+
+    if found is None and name.endswith(_OFFICE_SUFFIXES):
+        raise ConfigurationError(
+            f"{path}: a manifest is a CSV or JSONL file, and this is a spreadsheet by its name",
+            hint=_SAVE_AS_CSV,
+        )
 
     if found is None:
         raise ConfigurationError(
@@ -338,7 +347,7 @@ def _content(blocks: Iterator[bytes]) -> Iterator[bytes]:
     if head.startswith(_GZIP):
         content = _unzipped(content)
 
-    head, content = _peeked(content, len(_OFFICE[0]))
+    head, content = _peeked(content, len(_LEDGER))
     _refuse_foreign(head)
     first = next(content, b"")
     yield first.removeprefix(_BOM)
@@ -386,12 +395,22 @@ def _bad_gzip(why: str) -> Unreadable:
 
 def _refuse_foreign(head: bytes) -> None:
     if head.startswith(_OFFICE):
-        message = "this looks like an Excel workbook or a zip file; save it as CSV UTF-8"
+        message = f"this looks like an Excel workbook or a zip file; {_SAVE_AS_CSV}"
         raise Unreadable(Fault("", "UTF-8 text", head[:4], message))
 
     if head.startswith(_UTF16) or b"\0" in head[:2]:
-        message = "this looks like UTF-16; save it as UTF-8"
+        message = (
+            "this looks like UTF-16, and a manifest is UTF-8: save it anew, or convert it "
+            "with: iconv -f UTF-16 -t UTF-8 OLD > NEW"
+        )
         raise Unreadable(Fault("", "UTF-8 text", head[:4], message))
+
+    if head.startswith(_LEDGER):
+        message = (
+            "this is a batch's ledger, not its manifest: 'deslaunch resume' goes on with the "
+            "batch, 'deslaunch status' says how it stands"
+        )
+        raise Unreadable(Fault("", "a manifest", head, message))
 
 
 def _lines(content: Iterable[bytes]) -> Iterator[list[bytes]]:

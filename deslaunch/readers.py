@@ -562,7 +562,10 @@ def _unescaped(cell: str) -> ParameterValue:
 def _header_faults(names: list[str]) -> Iterator[Fault]:
     """Yield what is wrong with a CSV's column names."""
     if len(names) == 1 and (found := _SEPARATORS.search(names[0])):
-        message = f"the columns look separated by {found[0]!r}; separate them by commas"
+        message = (
+            f"the columns look separated by {found[0]!r}; separate them by commas: a spreadsheet "
+            "asks for the field delimiter when it saves, or takes it from the system's region"
+        )
         yield Fault("", "commas", names[0], message)
 
     seen = set()

@@ -221,6 +221,8 @@ class JobSchema:
         self._names = tuple(self._parameters)
         self._shapes: dict[tuple[str, ...], _Shape | None] = {}
         self._warnings: dict[tuple[str, WarningKind], SchemaWarning] = {}
+        self._neighbours: Collection[JobSchema] = ()
+        self._others: dict[str, tuple[str, ...]] = {}
 
     def __repr__(self) -> str:
         return f"<JobSchema {self.job.job_id} {self.job.name!r} parameters={list(self._names)}>"
@@ -229,6 +231,11 @@ class JobSchema:
     def warnings(self) -> tuple[SchemaWarning, ...]:
         """The doubts about all rows seen so far, one per parameter and kind."""
         return tuple(self._warnings.values())
+
+    def meet(self, neighbours: Collection[JobSchema]) -> None:
+        """Take the jobs of the same target: a parameter of theirs may tell of a wrong jobId."""
+        self._neighbours = neighbours
+        self._others.clear()
 
     def forget_warnings(self) -> None:
         """Count warnings from nothing again: a manifest that is read twice is warned of once."""
@@ -341,11 +348,19 @@ class JobSchema:
                 message = f"{name} is required and missing: give it {expected}"
                 yield _problem(row, file, name, _Fault(expected, "nothing", message))
 
+    def _others_with(self, name: str) -> tuple[str, ...]:
+        """Return the labels of the target's other jobs that have this parameter."""
+        if name not in self._others:
+            jobs = (other.job for other in self._neighbours if name in other._names)
+            self._others[name] = tuple(_label(job) for job in jobs)
+
+        return self._others[name]
+
     def _fault(self, name: str, value: ParameterValue) -> _Fault | None:
         parameter = self._parameters.get(name)
 
         if parameter is None:
-            return _fault_of_name(name, self._names, _label(self.job))
+            return _fault_of_name(name, self._names, _label(self.job), self._others_with(name))
 
         return _fault_of_value(parameter, _typed(value))
 
@@ -390,6 +405,10 @@ class Schemas:
         new = {job.job_id: _kept_or_compiled(old.get(job.job_id), job) for job in jobs}
         self._targets[target] = new
         self._unknown.clear()
+
+        for schema in new.values():
+            schema.meet(new.values())
+
         return frozenset(job for job in old | new if old.get(job) is not new.get(job))
 
     def find(self, target: str, job_id: str) -> JobSchema | None:
@@ -508,11 +527,13 @@ def _fault_of_text(parameter: JobParameter, text: str) -> _Fault | None:
 
 # A wrong column name comes with every row; the search for near misses must not.
 @lru_cache(maxsize=256)
-def _fault_of_name(name: str, known: tuple[str, ...], job: str) -> _Fault:
+def _fault_of_name(name: str, known: tuple[str, ...], job: str, others: tuple[str, ...]) -> _Fault:
     expected = f"one of {_listed(known)}" if known else "no parameters"
     near = _near(name, known)
 
-    if near is not None:
+    if others:
+        advice = f"{_listed(others)} has it; is the row's jobId (or --job-id) the right one?"
+    elif near is not None:
         advice = f"did you mean {near}?"
     elif known:
         advice = f"its parameters are {_listed(known)}"

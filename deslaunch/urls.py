@@ -43,7 +43,8 @@ def safe_url(text: str, what: str = "base URL", *, allow_http: bool = False) -> 
     if url.scheme == "http" and not (allow_http or is_loopback(url.host)):
         raise ConfigurationError(
             f"the {what} {text!r} would send the token in the clear",
-            hint="write https://, or allow http with --allow-http",
+            hint=f"write {str(url.with_scheme('https')).rstrip('/')}; "
+            "or, where nobody can listen on the way, allow http with --allow-http",
         )
 
     return url

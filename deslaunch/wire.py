@@ -86,6 +86,7 @@ _REFUSALS: Final = frozenset(
 _RETRY_AFTER_LIMIT: Final = 1e9  # seconds: 31 years, and no infinity from 400 digits
 
 _GUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_PAGE: Final = re.compile(r"\s*<.*?<title>([^<]*)", re.IGNORECASE | re.DOTALL)
 _JOB_RUN_ID: Final = re.compile(rb'"jobRunId"\s*:\s*"(%s)"' % _GUID.pattern.encode(), re.IGNORECASE)
 
 
@@ -385,8 +386,15 @@ def error_text(body: str) -> str:
     """Return one readable line of an ErrorResponse, whose fields are not documented."""
     answer = _object_or_none(body.encode("utf-8", "replace"))
     message = _first(answer, ("message", "error", "detail", "title")) if answer else None
-    text = message if isinstance(message, str) else body
+    text = message if isinstance(message, str) else _title_of_page(body) or body
     return " ".join(text.split())[:500]
+
+
+def _title_of_page(body: str) -> str:
+    """Return what a web page calls itself, where that is what came; else nothing."""
+    found = _PAGE.match(body)
+    title = " ".join(found[1].split()) if found else ""
+    return f"a web page, {title!r}" if title else ""
 
 
 def _first(answer: Any, spellings: tuple[str, ...]) -> Any:

@@ -247,7 +247,8 @@ def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
         pytest.param(
             ACME.replace("https:", "http:"),
             "[targets.acme] base_url: the URL 'http://des.example' would send the token in the "
-            "clear; write https://, or allow http with allow_http = true",
+            "clear; write https://des.example; or, where nobody can listen on the way, allow http "
+            "with allow_http = true",
             id="http",
         ),
         pytest.param(
@@ -259,7 +260,8 @@ def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
         pytest.param(
             BISTRO + 'auth_url = "http://auth.example"',
             "[targets.bistro.oauth] auth_url: the URL 'http://auth.example' would send the token "
-            "in the clear; write https://, or allow http with allow_http = true",
+            "in the clear; write https://auth.example; or, where nobody can listen on the way, "
+            "allow http with allow_http = true",
             id="auth-http",
         ),
         pytest.param(

@@ -1192,7 +1192,7 @@ async def test_what_cannot_be_used_says_why(path: Path) -> None:
 
         assert (str(caught.value), caught.value.hint) == (
             f"{path / 'deeper'}: can't be used: Not a directory",
-            "check the file and its folder",
+            f"make the folder {path}, or name a ledger in another folder",
         )
 
 

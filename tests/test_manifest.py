@@ -78,6 +78,7 @@ def only_problem(file: Manifest) -> RowProblem:
         pytest.param(b"\xd0\xcf\x11\xe0\xa1", "Excel", id="xls"),
         pytest.param("jobId,a\n".encode("utf-16"), "UTF-16", id="utf-16"),
         pytest.param("jobId,a\n".encode("utf-16-be"), "UTF-16", id="utf-16 without a mark"),
+        pytest.param(b'{"record":"batch","ledger":"deslaunch/1"}\n', "resume", id="ledger"),
         pytest.param(gzip.compress(b"PK\x03\x04"), "Excel", id="zipped twice"),
     ],
 )

@@ -721,6 +721,28 @@ def test_an_unknown_job_is_explained(job_id: str, target: str, advice: str) -> N
     assert (problem.column, problem.line, problem.got) == ("jobId", 18, job_id)
 
 
+def test_a_parameter_of_another_job_tells_of_a_wrong_job() -> None:
+    schemas = Schemas()
+    stock = Job("0" * 35 + "1", "Stock", (JobParameter("DBGenFrm", wire.INTEGER),))
+    schemas.put("default", [SALES, stock])
+    told = []
+
+    for jobs in ([SALES, stock], [SALES]):
+        schemas.put("default", jobs)
+        schema = schemas.find("default", JOB_ID)
+        assert schema is not None
+        found = schema.request(
+            row({"DBGenFrom": "1", "DBGenFrm": "2"}), key="k", digest=DIGEST, file=FILE
+        )
+        assert isinstance(found, tuple)
+        told.append(found[0].message.partition(": ")[2])
+
+    assert told == [
+        "'Stock' has it; is the row's jobId (or --job-id) the right one?",
+        "did you mean DBGenFrom?",
+    ]
+
+
 def test_an_unknown_job_is_looked_for_again_after_a_fetch() -> None:
     schemas = Schemas()
     schemas.put("default", [])

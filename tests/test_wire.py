@@ -512,6 +512,12 @@ def test_an_answer_is_kept_as_text_to_a_limit(body: bytes, text: str) -> None:
         pytest.param('{"error":{"code":7}}', '{"error":{"code":7}}', id="nested-is-shown-whole"),
         pytest.param('{"code":7}', '{"code":7}', id="unknown-fields"),
         pytest.param("<html>\n<b>502</b>", "<html> <b>502</b>", id="html"),
+        pytest.param(
+            "\n<!DOCTYPE html><HTML><Title>502\nBad Gateway</Title><p>nginx",
+            "a web page, '502 Bad Gateway'",
+            id="page",
+        ),
+        pytest.param("<p><title> </title>", "<p><title> </title>", id="page-without-a-title"),
         pytest.param("", "", id="empty"),
         pytest.param("x" * 900, "x" * 500, id="long"),
     ],
