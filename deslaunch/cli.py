@@ -371,7 +371,7 @@ def _command(
     "check",
     examples="  deslaunch check night.csv\n  deslaunch check night.csv --schema jobs.json --json",
 )
-@click.argument("manifest")
+@click.argument("manifest", type=click.Path())
 @_options(_rows, _connection, _schema, _output)
 def check(manifest: str, **given: Any) -> int:
     """Check every row of MANIFEST, and send nothing. "-" reads stdin."""
@@ -428,7 +428,7 @@ def _print_report(console: Console, report: CheckReport, *, as_json: bool) -> No
         "  generate | deslaunch run - --format jsonl --ledger night.ledger.jsonl"
     ),
 )
-@click.argument("manifest")
+@click.argument("manifest", type=click.Path())
 @click.option(
     "--ledger",
     type=_FILE,
@@ -1235,6 +1235,30 @@ def simulate(
         return _in_loop(work())
     except (simulator.SimulatorError, OSError) as exc:
         raise ConfigurationError(f"the simulator can't start: {exc}") from exc
+
+
+@_command(
+    "completion",
+    examples=(
+        "  deslaunch completion bash > ~/.local/share/bash-completion/completions/deslaunch\n"
+        "  deslaunch completion zsh > ~/.zfunc/_deslaunch    # with ~/.zfunc in fpath\n"
+        "  deslaunch completion fish > ~/.config/fish/completions/deslaunch.fish"
+    ),
+)
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> int:
+    """Print the script with which SHELL completes commands, options, choices and files.
+
+    Write it where the shell looks for such scripts, as below, and open a new shell. It asks
+    deslaunch itself, so it need not be made anew after an update; bash must be 4.4 or newer.
+    """
+    from click.shell_completion import get_completion_class  # noqa: PLC0415  # not for --help
+
+    kind = get_completion_class(shell)
+    assert kind is not None
+    made = kind(command_line, {}, "deslaunch", "_DESLAUNCH_COMPLETE")
+    _console({}).data(made.source().strip())
+    return 0
 
 
 # What the commands share.

@@ -317,7 +317,7 @@ def options_of(*command: str) -> set[str]:
 
 COMMANDS: Final = (
     *("check", "run", "resume", "watch", "status", "results", "report", "resolve", "jobs"),
-    *("template", "targets", "simulate"),
+    *("template", "targets", "simulate", "completion"),
 )
 UNTOLD: Final = {"--help"}
 OF_OTHERS: Final = {"--array", "--parallel", "--publish", "--quick", "--wrap"}
