@@ -935,7 +935,8 @@ def report(ledgers: tuple[Path, ...], output: Path, manifest: Path | None, **giv
             raise
 
         raise ConfigurationError(
-            "a report needs Jinja2: install it with: pip install 'deslaunch[report]'"
+            "a report needs Jinja2, which is not there",
+            hint="install it with: pip install 'deslaunch[report]'",
         ) from exc
 
     write_report(ledgers, output, manifest=manifest)
@@ -1234,7 +1235,9 @@ def simulate(
     try:
         return _in_loop(work())
     except (simulator.SimulatorError, OSError) as exc:
-        raise ConfigurationError(f"the simulator can't start: {exc}") from exc
+        raise ConfigurationError(
+            f"the simulator can't start: {exc}", hint="see: deslaunch simulate --help"
+        ) from exc
 
 
 @_command(

@@ -106,6 +106,11 @@ _HINTS: Final[Mapping[type[DesError], str]] = {
     Redirected: "set the base URL to where DES itself answers",
     OutcomeUnknown: "look in DES whether the run exists before you start it again",
 }
+_HINTS_OF_START: Final[Mapping[type[DesError], str]] = {
+    Throttled: "nothing was started: wait as long as retry_after says, then send it again",
+    ServerError: "it may be sent again, but a run may exist already: a success may be the second",
+    Rejected: "mend what DES names, in the request or in the job: it will refuse the same again",
+}
 
 
 class _Reply(NamedTuple):
@@ -574,7 +579,12 @@ class DesClient:
         if kind is call.lost and reply.flaw is not None:
             text += ", and its answer was cut off"
 
-        return self._error(kind, reply, text)
+        error = self._error(kind, reply, text)
+
+        if call is _START:
+            error.advise(_HINTS_OF_START.get(kind, ""))
+
+        return error
 
     def _unauthorized(self, reply: _Reply) -> Unauthorized:
         answer = self._kept(reply)
@@ -693,7 +703,9 @@ def _iso(value: datetime) -> str:
 
 def _seconds(name: str, value: float) -> float:
     if not (math.isfinite(value) and value > 0):
-        raise ConfigurationError(f"{name} must be more than 0 seconds, not {value}")
+        raise ConfigurationError(
+            f"{name} must be more than 0 seconds, not {value}", hint="write 60, for example"
+        )
 
     return value
 

@@ -129,14 +129,17 @@ class Settings:
 
             if value is not None and not holds(value):
                 option = f"--{name.replace('_', '-')}"
-                raise ConfigurationError(f"{option} takes {expected}, got {value}")
+                raise ConfigurationError(
+                    f"{option} takes {expected}, got {value}", hint=_OF_OPTIONS
+                )
 
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
 
             if value is not None and value not in choices:
                 option = f"--{name.replace('_', '-')}"
-                raise ConfigurationError(f"{option} takes {' or '.join(choices)}, got {value!r}")
+                taken = " or ".join(choices)
+                raise ConfigurationError(f"{option} takes {taken}, got {value!r}", hint=_OF_OPTIONS)
 
     @property
     def error_limit(self) -> ErrorLimit:
@@ -174,6 +177,8 @@ _OF_THE_BATCH: Final = frozenset(
         "allow_repeated_auto",
     }
 )
+
+_OF_OPTIONS: Final = "'deslaunch run --help' tells what each option takes"
 
 _RANGES: Final[Mapping[str, tuple[Callable[[float], bool], str]]] = {
     "concurrency": (

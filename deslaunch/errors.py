@@ -74,11 +74,14 @@ class DeslaunchError(Exception):
 
 
 class ConfigurationError(DeslaunchError):
-    """A setting is missing, malformed or contradicts another. Nothing was sent."""
+    """A setting is missing, malformed or contradicts another. Nothing was sent: set it right."""
 
 
 class CredentialsRefused(DeslaunchError):
-    """DES refused the token and no newer one could be had; or the token source failed."""
+    """DES refused the token and no newer one could be had; or the token source failed.
+
+    Rows that were not sent stay pending: get a new token, and resume.
+    """
 
 
 class DesError(DeslaunchError):
@@ -153,7 +156,7 @@ class QueryFailed(DesError):
 
 
 class SchemaError(DeslaunchError):
-    """A job's JobRunParameters could not be had, or could not be read."""
+    """A job's JobRunParameters could not be read: pass them as a schema file instead."""
 
 
 class ManifestError(DeslaunchError):
@@ -177,7 +180,7 @@ class InvalidManifest(ManifestError):
 
 
 class ManifestChanged(ManifestError):
-    """The manifest's bytes changed between its validation and its launch."""
+    """The manifest's bytes changed between its validation and its launch. Resume when it rests."""
 
 
 class ManifestConflict(ManifestError):
@@ -237,11 +240,11 @@ class LedgerError(DeslaunchError):
 
 
 class LedgerExists(LedgerError):
-    """A new batch was asked for, and its ledger is there already."""
+    """A new batch was asked for, and its ledger is there already. Resume it, or name another."""
 
 
 class LedgerLocked(LedgerError):
-    """Another launcher holds the ledger."""
+    """Another launcher holds the ledger. Wait for that one to end."""
 
 
 class LedgerDamaged(LedgerError):
@@ -257,7 +260,7 @@ class LedgerDamaged(LedgerError):
 
 
 class LedgerForeign(LedgerError):
-    """The file is no ledger, a newer kind of ledger, or another batch's."""
+    """The file is no ledger, a newer kind of ledger, or another batch's. Name the right one."""
 
 
 class LedgerWriteFailed(LedgerError):

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 _VERDICTS: Final = {("started", False), ("notStarted", True), ("not-started", True)}
 
 _FIELDS: Final = frozenset({"key", "as", "jobRunId", "note"})
+_FORM: Final = "a finding has key, as (started or not-started), jobRunId (if started) and note"
 
 
 class Finding(NamedTuple):
@@ -55,9 +56,11 @@ def read_findings(path: Path, *, note: str = "") -> list[Finding]:
     try:
         return [_finding(row, f"{path}:{line}", note) for line, row in rows(path)]
     except OSError as exc:
-        raise ConfigurationError(f"{path}: can't be read: {exc.strerror or exc}") from exc
+        raise ConfigurationError(
+            f"{path}: can't be read: {exc.strerror or exc}", hint="check the path and its mode"
+        ) from exc
     except (UnicodeDecodeError, csv.Error, orjson.JSONDecodeError) as exc:
-        raise ConfigurationError(f"{path}: is no file of findings: {exc}") from exc
+        raise ConfigurationError(f"{path}: is no file of findings: {exc}", hint=_FORM) from exc
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -77,13 +80,14 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _finding(row: Mapping[str, Any], where: str, note: str) -> Finding:
     if not isinstance(row, dict) or not isinstance(row.get("key"), str):
-        raise ConfigurationError(f"{where}: a finding needs a key")
+        raise ConfigurationError(f"{where}: a finding needs a key", hint=_FORM)
 
     unknown = sorted(map(str, row.keys() - _FIELDS))
 
     if unknown:
         raise ConfigurationError(
-            f"{where}: unknown field {unknown[0]!r}; a finding has key, as, jobRunId and note"
+            f"{where}: unknown field {unknown[0]!r}; a finding has key, as, jobRunId and note",
+            hint=_FORM,
         )
 
     verdict, job_run_id = row.get("as"), row.get("jobRunId")
@@ -91,7 +95,8 @@ def _finding(row: Mapping[str, Any], where: str, note: str) -> Finding:
     if (verdict, job_run_id is None) not in _VERDICTS:
         raise ConfigurationError(
             f"{where}: expected as=started with a jobRunId, or as=not-started without one; got "
-            f"as={verdict!r} and jobRunId={job_run_id!r}"
+            f"as={verdict!r} and jobRunId={job_run_id!r}",
+            hint=_FORM,
         )
 
     return Finding(row["key"], job_run_id, str(row.get("note") or note))

@@ -20,6 +20,8 @@ UNKNOWN_IN_A_ROW: Final = 5
 FAILED_IN_A_ROW: Final = 25
 """Rows, with none started between them, that stop a target."""
 
+_FOR_EXAMPLE: Final = "write 50 for so many rows, or 5% for such a share of them"
+
 FORBIDDEN_IN_A_ROW: Final = 5
 """403 answers in a row, over more than one job, that stop a target."""
 
@@ -46,13 +48,15 @@ class ErrorLimit:
         digits = text.removesuffix("%")
 
         if not (digits.isascii() and digits.isdigit()):
-            raise ConfigurationError(f"--max-errors takes N or N%, got {text!r}")
+            raise ConfigurationError(f"--max-errors takes N or N%, got {text!r}", hint=_FOR_EXAMPLE)
 
         if digits == text:
             return cls(count=int(digits), share=None)
 
         if int(digits) > 100:  # noqa: PLR2004  # per cent
-            raise ConfigurationError(f"--max-errors takes at most 100%, got {text!r}")
+            raise ConfigurationError(
+                f"--max-errors takes at most 100%, got {text!r}", hint=_FOR_EXAMPLE
+            )
 
         return cls(share=int(digits) / 100)
 

@@ -76,7 +76,10 @@ def _kept_anew(stream: BinaryIO, path: Path) -> Iterator[None]:
 
 
 def _unkept(path: Path, exc: OSError) -> LedgerError:
-    return LedgerError(f"{path}: can't be written: {exc.strerror or exc}")
+    return LedgerError(
+        f"{path}: can't be written: {exc.strerror or exc}",
+        hint="the rows from stdin are kept beside the ledger: name one in another folder",
+    )
 
 
 def _kept_already(stream: BinaryIO, path: Path, found: Snapshot, *, resume: bool) -> Path:

@@ -292,6 +292,10 @@ def _missing(path: Path) -> LedgerError:
     return LedgerError(f"{path}: there is no such ledger", hint="check the path")
 
 
+def _closed(path: Path) -> LedgerWriteFailed:
+    return LedgerWriteFailed(f"{path}: the ledger is closed", hint="open it anew to go on")
+
+
 def _unusable(path: Path, exc: OSError) -> LedgerError:
     reason = exc.strerror or str(exc)
     return LedgerError(f"{path}: can't be used: {reason}", hint=_way_out(path, exc.errno))
@@ -473,7 +477,7 @@ class Ledger:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         if self._failure is not None or self._closing is not None:
-            _fail(future, self._failure or LedgerWriteFailed(f"{self.path}: the ledger is closed"))
+            _fail(future, self._failure or _closed(self.path))
             return future
 
         line = records.encode(record, self._clock())

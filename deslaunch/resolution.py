@@ -42,7 +42,9 @@ async def resolve(ledger: StrPath, findings: Iterable[Finding]) -> Summary:
     [(key, times)] = Counter(finding.key for finding in found).most_common(1) or [("", 0)]
 
     if times > 1:
-        raise ConfigurationError(f"the row with key {key!r} is named twice")
+        raise ConfigurationError(
+            f"the row with key {key!r} is named twice", hint="leave one of the findings out"
+        )
 
     async with held(Ledger.open(Path(ledger))) as journal:
         for finding in found:
@@ -73,12 +75,14 @@ def _check_finding(journal: Ledger, finding: Finding) -> None:
     if state.state not in {RowState.UNKNOWN, RowState.FAILED} and not _is_known(journal, finding):
         raise ConfigurationError(
             f"the row with key {finding.key!r} is {state.state}; only unknown and failed rows "
-            "are resolved"
+            "are resolved",
+            hint=f"which ones are: deslaunch status {shlex.quote(str(journal.path))}",
         )
 
     if finding.job_run_id is not None and not is_guid(finding.job_run_id):
         raise ConfigurationError(
-            f"a jobRunId is a GUID, got {finding.job_run_id!r} for key {finding.key!r}"
+            f"a jobRunId is a GUID, got {finding.job_run_id!r} for key {finding.key!r}",
+            hint="copy it from DES",
         )
 
 
@@ -94,7 +98,8 @@ def _check_runs(journal: Ledger, findings: Iterable[Finding]) -> None:
         if owner != finding.key:
             raise ConfigurationError(
                 f"the run {finding.job_run_id} is that of the row with key {owner!r}; it can't be "
-                f"that of {finding.key!r} as well"
+                f"that of {finding.key!r} as well",
+                hint="look both rows up in DES again",
             )
 
 

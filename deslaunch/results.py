@@ -343,7 +343,10 @@ def write_lines(lines: Iterable[bytes], path: Path) -> None:
         with durable.replacing(path) as stream:
             stream.writelines(lines)
     except OSError as exc:
-        raise ManifestError(f"{path}: can't be written: {exc.strerror or exc}") from exc
+        raise ManifestError(
+            f"{path}: can't be written: {exc.strerror or exc}",
+            hint="get leave to write there, or name another file",
+        ) from exc
 
 
 def summary_of(found: Snapshot) -> Summary:

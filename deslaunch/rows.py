@@ -86,7 +86,10 @@ class RowDefaults:
             job_id = self.job_id if self.job_id is None else _job_id(self.job_id)
             target = self.target if self.target is None else _target(self.target)
         except Unfit as exc:
-            raise ConfigurationError(f"--job-id or --target: {exc.message}") from exc
+            raise ConfigurationError(
+                f"--job-id or --target: {exc.message}",
+                hint="'deslaunch jobs' shows the jobs' GUIDs, 'deslaunch targets' the targets",
+            ) from exc
 
         object.__setattr__(self, "job_id", job_id)
         object.__setattr__(self, "target", target)

@@ -378,7 +378,9 @@ class TokenKeeper:
             raise CredentialsRefused(str(exc), hint=exc.hint) from exc
         except Exception as exc:
             kind = type(exc).__name__
-            raise CredentialsRefused(f"the token source failed with {kind}") from exc
+            raise CredentialsRefused(
+                f"the token source failed with {kind}", hint="see what raised it: its __cause__"
+            ) from exc
 
         if token.text in self._seen:
             raise CredentialsRefused(

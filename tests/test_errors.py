@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import re
+from pathlib import Path
 
 import pytest
+from test_readme import section
 
 from deslaunch import errors
 from deslaunch.errors import DesError, DeslaunchError
@@ -64,6 +67,59 @@ def test_the_drawing_lists_children_under_the_right_rails() -> None:
         following = (later for later in depths[number + 1 :] if later <= depth)
         siblings = next(following, 0) == depth
         assert line[depth - 4 : depth] == ("├── " if siblings else "└── "), line
+
+
+def test_the_page_says_of_each_class_what_to_do() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \| (.+?) \|$", section("The library"), re.MULTILINE)
+
+    assert [name for name, *_ in rows] == list(drawn_tree())
+    assert all(len(told) > 5 for _, *both in rows for told in both)
+
+
+def test_the_page_names_only_what_an_error_has() -> None:
+    """The attributes that a row names behind its class are the class's own."""
+    rows = re.findall(r"^\| `(\w+)` \| (.+?) \|$", section("The library"), re.MULTILINE)
+    errors_by_name = {named(error): error for error in every_error()}
+    fields = {name for error in every_error() for name in vars(error)} - {"hint"}
+
+    told = [(name, word) for name, text in rows for word in re.findall(r"`(\w+)`", text)]
+    of_fields = [(name, word) for name, word in told if word in fields]
+
+    assert len(of_fields) > 5
+    assert [both for both in of_fields if not hasattr(errors_by_name[both[0]], both[1])] == []
+
+
+WITHOUT_HINT = {
+    "Interrupted",  # whoever sent the signal knows what to do next
+    "Unauthorized",  # the client renews the token; who calls it sees CredentialsRefused
+}
+
+
+def raised_without_hint() -> list[str]:
+    """Return where the package makes an error and says nothing of what to do next."""
+    found = []
+
+    for path in sorted(Path(errors.__file__).parent.rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+                continue
+
+            if call.func.id in real_tree() and "hint" not in {word.arg for word in call.keywords}:
+                found.append(f"{call.func.id} at {path.name}:{call.lineno}")
+
+    return found
+
+
+def test_whatever_is_raised_says_what_to_do_next() -> None:
+    assert [one for one in raised_without_hint() if one.split()[0] not in WITHOUT_HINT] == []
+    assert {one.split()[0] for one in raised_without_hint()} == WITHOUT_HINT
+
+
+def test_a_clause_is_added_behind_the_message() -> None:
+    error = errors.NotSent("no way")
+    error.add("the schema is old")
+
+    assert str(error) == "no way; the schema is old"
 
 
 def every_error() -> list[DeslaunchError]:
