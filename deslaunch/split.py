@@ -187,7 +187,10 @@ def split_results(
                 files[state].write(csv_line(result, row, names))
                 rows[state] += 1
     except OSError as exc:
-        raise ManifestError(f"{folder}: can't be written: {exc.strerror or exc}") from exc
+        raise ManifestError(
+            f"{folder}: can't be written: {exc.strerror or exc}",
+            hint="get leave to write there, or name another folder",
+        ) from exc
 
     return rows
 
