@@ -25,6 +25,7 @@ from urllib.request import getproxies_environment, proxy_bypass
 import click
 from click.core import ParameterSource
 
+from deslaunch import manual
 from deslaunch._version import VERSION
 from deslaunch.errors import (
     ConfigurationError,
@@ -100,7 +101,7 @@ class _Command(click.Command):
         self, *args: Any, examples: str = "", exit_codes: str = EXIT_CODES, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.epilog = "\n\n".join(part for part in (_as_examples(examples), exit_codes) if part)
+        self.epilog = "\n\n".join(manual.sections(self.name or "", examples, exit_codes))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; end it as a pipe's writer ends where nobody reads any more."""
@@ -111,10 +112,6 @@ class _Command(click.Command):
             return 128 + signal.SIGPIPE
         except DeslaunchError as exc:
             return _refused(exc, ctx.obj or [], ctx.params)
-
-
-def _as_examples(text: str) -> str:
-    return "\b\nExamples:\n" + text if text else ""
 
 
 def _options(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -1144,8 +1141,8 @@ def _only(clients: Clients, name: str | None) -> DesClient:
 def targets(**given: Any) -> int:
     """Ask each target for a token and for its jobs, and say which of them work.
 
-    Nothing is started. It exits with 0 where all work, with 6 where a login or a token is
-    refused, else with 5 where there is no usable answer, else with 2.
+    It exits with 0 where all work, with 6 where a login or a token is refused, else with 5 where
+    there is no usable answer, else with 2.
     """
     from deslaunch.targets import check_targets  # noqa: PLC0415  # aiohttp is slow to import
 

@@ -734,7 +734,7 @@ def test_a_parameter_of_another_job_tells_of_a_wrong_job() -> None:
         found = schema.request(
             row({"DBGenFrom": "1", "DBGenFrm": "2"}), key="k", digest=DIGEST, file=FILE
         )
-        assert isinstance(found, tuple)
+        assert not isinstance(found, StartRequest)
         told.append(found[0].message.partition(": ")[2])
 
     assert told == [
