@@ -63,7 +63,10 @@ class WatchSettings:
 
             if value is not None and not holds(value):
                 option = f"--{name.replace('_', '-')}"
-                raise ConfigurationError(f"{option} takes {expected}, got {value}")
+                raise ConfigurationError(
+                    f"{option} takes {expected}, got {value}",
+                    hint="'deslaunch watch --help' tells what each option takes",
+                )
 
 
 _SECONDS: Final[tuple[Callable[[float], bool], str]] = (
