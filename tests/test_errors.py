@@ -90,6 +90,7 @@ def test_the_page_names_only_what_an_error_has() -> None:
 
 
 WITHOUT_HINT = {
+    "Declined",  # whoever said no knows what to do next
     "Interrupted",  # whoever sent the signal knows what to do next
     "Unauthorized",  # the client renews the token; who calls it sees CredentialsRefused
 }

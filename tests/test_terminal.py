@@ -115,6 +115,17 @@ def test_colours_are_for_those_who_want_them(place: Workplace, is_plain: bool) -
         assert bool(COLOUR.search(terminal.said)) is not is_plain
 
 
+@pytest.mark.parametrize("is_plain", [False, True])
+def test_the_block_has_no_colours_where_none_are_wanted(place: Workplace, is_plain: bool) -> None:
+    colours = {"NO_COLOR": "1"} if is_plain else {"NO_COLOR": ""}
+    place.manifest(60)
+
+    with at_terminal(place, "run", "night.jsonl", "--yes", "--rate", "100", **colours) as terminal:
+        assert terminal.code == 0
+        assert "60 of 60 rows 100%" in terminal.text
+        assert bool(COLOUR.search(terminal.said)) is not is_plain
+
+
 def test_a_launch_is_a_block_and_its_causes_stand_above_it(tmp_path: Path) -> None:
     script = {"faults": [{"fault": "status", "status": 400, "from": 2, "to": 40}]}
 
