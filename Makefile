@@ -35,7 +35,7 @@ architecture: $(VENV)/.test ## Check which module imports which
 
 .PHONY: unit
 unit: $(VENV)/.test ## Run the tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 .PHONY: torture
 torture: $(VENV)/.test ## Attack it for a quarter of an hour, and show what held (Linux, strace)
