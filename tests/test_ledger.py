@@ -275,7 +275,10 @@ async def test_aclose_waits_for_all_that_was_queued(path: Path) -> None:
     made = await Ledger.create(path, disk=disk, clock=clock)
     await made.append(header())
     disk.go.clear()
-    waiting = [made.append(session()), made.append(sending("k1"))]
+    disk.syncing.clear()
+    waiting = [made.append(session())]
+    await asyncio.to_thread(disk.syncing.wait, 20)
+    waiting.append(made.append(sending("k1")))  # behind the group that is being written
     closing = asyncio.create_task(made.aclose())
     await anyio.wait_all_tasks_blocked()
     assert not closing.done()
@@ -393,6 +396,27 @@ async def test_a_cancelled_open_gives_up_the_lock(path: Path) -> None:
             await asyncio.sleep(0)
 
     await reopened(path)
+
+
+async def test_an_open_that_fails_behind_its_cancelled_caller_is_no_complaint(path: Path) -> None:
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, told: complaints.append(told))
+    path.write_bytes(b"".join(SHORT)[:-1])
+    disk = CountingDisk(fail_sync=1)
+    disk.go.clear()
+    before = asyncio.all_tasks()
+    opening = asyncio.create_task(Ledger.open(path, disk=disk))
+    await asyncio.to_thread(disk.syncing.wait, 20)
+    at_work = asyncio.all_tasks() - before
+    opening.cancel()
+    await asyncio.wait({opening})
+    disk.go.set()
+    await asyncio.wait(at_work)
+    await asyncio.sleep(0)
+    gc.collect()
+
+    assert (opening.cancelled(), len(at_work), complaints) == (True, 2, [])
+    assert not await held(path)
 
 
 @pytest.mark.parametrize(
@@ -550,7 +574,11 @@ NO_LEDGERS = {
     "newer-with-other-checksums-one-line": b'{"record":"batch","ledger":"deslaunch/2","s":"0"}\n',
     "newer": newer_line(),
     "newer-with-a-torn-tail": newer_line() + b'{"rec',
+    "begins-like-a-header": b'{"record":"X',
     "header-with-a-hole": SHORT[0][:40] + b"\0" * 40 + SHORT[0][80:-1],
+    "header-with-a-hole-up-to-its-version": SHORT[0][:10].ljust(28, b"\0") + SHORT[0][28:-1],
+    "header-with-a-hole-and-one-byte": SHORT[0][:90] + b"\0" * 40 + b"X",
+    "header-with-a-hole-of-whole-chunks": SHORT[0][:90].ljust(28 + (3 << 20), b"\0") + b"X",
     "headless": b"".join(SHORT[1:]),
 }
 
@@ -578,7 +606,9 @@ NEWBORN = {
     "one-byte": SHORT[0][:1],
     "cut-before-the-version": SHORT[0][:20],
     "cut-later": SHORT[0][:90],
+    "cut-before-the-version-and-filled-up": SHORT[0][:20] + b"\0" * 4000,
     "cut-and-filled-up": SHORT[0][:90] + b"\0" * 4000,
+    "cut-behind-some-chunks": lines_of(header(allow=["x" * (3 << 20)]))[0][:-9],
     "only-the-newline-and-a-brace-are-missing": SHORT[0][:-2],
 }
 
@@ -763,19 +793,30 @@ def test_lines_lost_from_the_middle_are_damage_where_bytes_are_missing(size: int
             read(spoilt)
 
 
-async def test_a_huge_zero_tail_takes_little_memory(path: Path) -> None:
-    path.write_bytes(b"".join(SHORT))
+@pytest.mark.parametrize("begun", [True, False], ids=["after-records", "in-the-header"])
+async def test_a_huge_zero_tail_takes_little_memory(path: Path, begun: bool) -> None:
+    path.write_bytes(b"".join(SHORT) if begun else SHORT[0][:90])
     os.truncate(path, 100 << 20)
     tracemalloc.start()
 
     try:
-        found = await asyncio.to_thread(ledger.snapshot, path)
+        found = await asyncio.to_thread(ledger.peek, path)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
 
-    assert (found.torn, list(found.replay.states)) == (True, ["k1", "k2"])
+    told = None if found is None else (found.torn, list(found.replay.states))
+    assert told == ((True, ["k1", "k2"]) if begun else None)
     assert peak < 4 * records.LINE_LIMIT
+
+
+def test_good_records_behind_more_zeros_than_a_line_holds_are_damage() -> None:
+    zeros = b"\0" * (records.LINE_LIMIT + 100)
+
+    with pytest.raises(LedgerDamaged) as caught:
+        read(b"".join(SHORT[:4]) + zeros + b"\n" + SHORT[4])
+
+    assert caught.value.offset == len(b"".join(SHORT[:4]))
 
 
 async def test_the_longest_line_is_read_back(path: Path) -> None:
@@ -946,6 +987,87 @@ def test_lines_that_come_during_the_reading_are_left_for_the_next(path: Path) ->
     assert tail.torn
 
 
+def test_half_a_line_that_comes_during_the_reading_is_no_torn_tail(path: Path) -> None:
+    path.write_bytes(b"".join(SHORT[:3]))
+    tail = ledger.Tail()
+
+    with path.open("rb", buffering=0) as raw, path.open("ab") as writer:
+        reading = ledger.read_records(raw, tail)
+        next(reading)
+        writer.write(SHORT[3][:40])
+        writer.flush()
+        list(reading)
+
+    assert tail == ledger.Tail(offset=len(b"".join(SHORT[:3])))
+
+
+class Visited(type(Path())):  # type: ignore[misc]  # a concrete path's class is known at run time
+    """A path whose file is found changed by its first reader: ``visit`` is called then."""
+
+    visit: Callable[[], object]
+
+    def open(self, *_: Any, **__: Any) -> io.FileIO:
+        path = self
+
+        class Stream(io.FileIO):
+            visited = False
+
+            def read(self, size: int | None = -1, /) -> bytes:
+                if not self.visited:
+                    self.visited = True
+                    path.visit()
+
+                return super().read(size) or b""
+
+        return Stream(self)
+
+
+@pytest.mark.parametrize("comes", [True, False], ids=["comes", "goes"])
+def test_a_launcher_that_comes_or_goes_during_the_reading_is_alive(path: Path, comes: bool) -> None:
+    path.write_bytes(b"".join(SHORT))
+    looked_at = Visited(path)
+
+    with contextlib.ExitStack() as stack:
+
+        def come() -> None:
+            stack.enter_context(durable.AppendFile(path))
+
+        if not comes:
+            come()
+
+        looked_at.visit = come if comes else stack.close
+        assert ledger.snapshot(looked_at).live
+
+    assert not ledger.snapshot(path).live
+
+
+@pytest.mark.parametrize("host", [socket.gethostname(), "elsewhere"])
+def test_where_locks_are_not_listed_the_last_session_tells_who_is_alive(
+    path: Path, host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path.write_bytes(b"".join(lines_of(header(), session(os.getpid(), host))))
+    monkeypatch.setattr(durable, "is_held", lambda _: None)
+
+    assert ledger.snapshot(path).live is (host != "elsewhere")
+
+
+def test_damage_to_a_file_that_stands_still_is_told_at_once(path: Path) -> None:
+    class Counted(io.FileIO):
+        begun = 0
+
+        def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+            self.begun += (offset, whence) == (0, os.SEEK_SET)
+            return super().seek(offset, whence)
+
+    path.write_bytes(b"".join(SHORT[:3]) + b"x\n" + SHORT[3])
+
+    with Counted(path) as stream:
+        with pytest.raises(LedgerDamaged):
+            ledger.steady_replay_of(stream)
+
+        assert stream.begun == 1
+
+
 def test_a_tail_that_is_healed_during_the_reading_is_no_damage(path: Path) -> None:
     head, tail = b"".join(SHORT[:5]), b"x" * 5000
 
@@ -1022,6 +1144,19 @@ def test_the_records_of_a_ledger_are_read_without_its_lock(path: Path) -> None:
     assert kinds == ["batch", "session", "sending"]
 
 
+def test_records_that_can_not_be_read_say_of_which_ledger(path: Path) -> None:
+    with pytest.raises(LedgerError) as caught:
+        list(ledger.records_of(path))
+
+    assert str(caught.value) == f"{path}: there is no such ledger"
+    path.write_bytes(SHORT[0] + b"x\n" + SHORT[1])
+
+    with pytest.raises(LedgerDamaged) as damaged:
+        list(ledger.records_of(path))
+
+    assert str(damaged.value).startswith(f"{path}: the ledger is damaged at byte {len(SHORT[0])}: ")
+
+
 KILLED = """
 import asyncio, os, sys
 from datetime import UTC as ZULU
@@ -1084,6 +1219,16 @@ def test_a_good_record_behind_a_torn_one_in_the_same_line_is_damage() -> None:
 
     with pytest.raises(LedgerDamaged) as caught:
         read(b"".join(SHORT[:3]) + torn + SHORT[4])
+
+    assert caught.value.offset == len(b"".join(SHORT[:3]))
+
+
+def test_a_hidden_record_may_hold_what_begins_like_another() -> None:
+    options = {"nested": {"record": "x"}}
+    hidden = records.session(pid=1, host="h", manifest=MANIFEST, targets={}, options=options)
+
+    with pytest.raises(LedgerDamaged) as caught:
+        read(b"".join(SHORT[:3]) + SHORT[3][:40] + lines_of(hidden)[0])
 
     assert caught.value.offset == len(b"".join(SHORT[:3]))
 
@@ -1194,6 +1339,32 @@ async def test_what_cannot_be_used_says_why(path: Path) -> None:
             f"{path / 'deeper'}: can't be used: Not a directory",
             f"make the folder {path}, or name a ledger in another folder",
         )
+
+
+async def test_an_error_of_the_system_without_a_number_is_told_as_it_is(path: Path) -> None:
+    class Odd(CountingDisk):
+        def sync(self, fd: int) -> None:
+            raise OSError("odd")
+
+    path.write_bytes(b"".join(SHORT)[:-1])
+
+    with pytest.raises(LedgerError) as caught:
+        await Ledger.open(path, disk=Odd())
+
+    assert str(caught.value) == f"{path}: can't be used: odd"
+
+
+def test_a_new_file_that_is_taken_away_at_once_is_closed(path: Path) -> None:
+    file = durable.AppendFile(path, create=True)
+    path.unlink()
+
+    with pytest.raises(LedgerError) as caught:
+        ledger._empty(file)
+
+    assert (str(caught.value), repr(file)) == (
+        f"{path}: there is no such ledger",
+        f"<AppendFile {str(path)!r} closed>",
+    )
 
 
 @pytest.mark.parametrize(
@@ -1346,6 +1517,20 @@ async def test_a_file_is_closed_behind_the_last_write_in_the_same_thread(path: P
     assert told == [("sync", "deslaunch-ledger_0"), ("close", "deslaunch-ledger_0")]
 
 
+async def test_a_closed_ledger_leaves_no_thread(path: Path) -> None:
+    before = set(threading.enumerate())
+    made = await Ledger.create(path, clock=clock)
+    await made.append(header())
+    found = set(threading.enumerate()) - before
+    own = [thread for thread in found if thread.name.startswith("deslaunch-ledger")]
+    await made.aclose()
+
+    for thread in own:
+        await asyncio.to_thread(thread.join, 10)
+
+    assert [thread.is_alive() for thread in own] == [False]
+
+
 @pytest.mark.parametrize("data", [b"", SHORT[0]], ids=["no-header", "a-header"])
 def test_the_folder_of_a_file_without_a_header_is_synced(public_folder: Path, data: bytes) -> None:
     """Whoever made it may have been killed before; to sync a folder it must be readable."""
@@ -1390,8 +1575,9 @@ def test_a_ledger_that_changes_while_it_is_read_is_read_again(
 
     with Restless(path) as stream:
         if ends_well:
-            replay, _ = ledger.steady_replay_of(stream)
+            replay, _ = ledger.steady_replay_of(stream, Readback(path, stream.fileno()))
             assert seen(replay) == seen(read(b"".join(SHORT))[0])
+            assert list(replay.states.objects()) == []
         else:
             with pytest.raises(LedgerDamaged):
                 ledger.steady_replay_of(stream)
@@ -1416,3 +1602,47 @@ async def test_a_retried_row_is_found_again_in_the_live_ledger(path: Path) -> No
 
     assert len(kept) == 3000
     assert seen(await reopened(path)) == kept
+
+
+async def test_an_outcome_that_was_just_recorded_is_not_read_from_the_disk(path: Path) -> None:
+    async with await Ledger.create(path, clock=clock) as made:
+        await asyncio.gather(made.append(header()), made.append(sending("k1")))
+        await made.append(started("k1"))
+        path.write_bytes(b"x")
+
+        assert list(made.replay.states.objects()) == []
+        assert made.replay.outcome("k1").job_run_id == "run-k1"
+
+
+async def replay_once_created(path: Path) -> Replay:
+    """Return the replay of a new ledger that has written more than it holds."""
+    async with await Ledger.create(path, clock=clock) as made:
+        for record in (header(), sending("k1"), started("k1")):
+            made.append(record)
+
+        await asyncio.gather(*(made.append(records.end({})) for _ in range(2048)))
+        return made.replay
+
+
+async def replay_of_snapshot(path: Path) -> Replay:
+    path.write_bytes(b"".join(SHORT))
+    return (await look(path)).replay
+
+
+async def replay_once_opened(path: Path) -> Replay:
+    path.write_bytes(b"".join(SHORT))
+    return await reopened(path)
+
+
+@pytest.mark.parametrize("use", [replay_once_created, replay_once_opened, replay_of_snapshot])
+async def test_keys_at_rest_are_left_in_the_file_and_missed_where_it_is_spoilt(
+    path: Path, use: Callable[[Path], Awaitable[Replay]]
+) -> None:
+    replay = await use(path)
+    assert list(replay.states.objects()) == []
+    path.write_bytes(b"x" * path.stat().st_size)
+
+    with pytest.raises(LedgerDamaged, match="where a record was read before") as caught:
+        replay.outcome("k1")
+
+    assert str(caught.value).startswith(f"{path}: the ledger is damaged at byte ")
