@@ -20,6 +20,7 @@ from deslaunch.health import ErrorLimit
 from deslaunch.model import (
     DEFAULT_TARGET,
     Draining,
+    Pulse,
     RetryPlanned,
     RowState,
     Stop,
@@ -832,6 +833,42 @@ async def test_one_target_pauses_and_the_other_goes_on() -> None:
     assert bench.started() == set(rows)
 
 
+async def test_a_target_that_is_stopped_from_outside_leaves_the_other_alone() -> None:
+    rows = ["acme/1", "a", "acme/2", "b"]
+    bench = Bench(rows, targets=["acme", "default"])
+    bench.des.held = True
+    await bench.begin()
+    bench.engine.stop("acme", StopReason.CREDENTIALS, "no token for it")
+    bench.des.held = False
+    await bench.answer("acme/1")
+    await bench.answer("a")
+    await bench.finish()
+
+    assert bench.stops() == [(StopReason.CREDENTIALS, "acme")]
+    assert bench.engine.stops[0].message == "no token for it"
+    assert bench.started() == {"acme/1", "a", "b"}
+
+
+async def test_a_target_may_have_fewer_slots_than_the_others() -> None:
+    rows = [*keys("acme/", 3), *keys("r", 3)]
+    targets = ["acme", "default"]
+    bench = Bench(rows, slots=4, chunk=6, targets=targets, slots_of={"acme": 1, "default": 9})
+    bench.des.held = True
+    await bench.begin()
+    await bench.answer("acme/1")
+    await bench.answer("r1")
+    in_flight = set(bench.des.keys()) - {"acme/1", "r1"}
+    bench.des.held = False
+
+    for key in ("acme/2", "r2", "r3"):
+        await bench.answer(key)
+
+    await bench.finish()
+
+    assert in_flight == {"acme/2", "r2", "r3"}
+    assert bench.started() == set(rows)
+
+
 async def test_when_the_last_target_stops_the_session_ends() -> None:
     script = {"acme/1": ["redirect"], "a": ["no token"]}
     bench = Bench(["acme/1", "a", *keys("r", 99)], targets=["acme", "default"], script=script)
@@ -1534,6 +1571,28 @@ async def test_an_engine_counts_all_that_waits() -> None:
     await bench.begin()
     assert repr(bench.engine) == "<Engine at work: 0 in flight, 2 waiting>"
     await bench.finish()
+
+
+async def test_a_pulse_counts_what_is_in_flight_and_what_waits() -> None:
+    rows = ["first", "a", "b"]
+    bench = Bench(rows, slots=1, script={"a": ["503"], "b": ["429 for 30"]})
+    bench.des.held = True
+    await bench.begin()
+    pulses = [bench.engine.pulse()]
+    bench.des.held = False
+    await bench.answer("first")
+    pulses.append(bench.engine.pulse())
+    await bench.finish()
+
+    assert pulses == [Pulse(1, 0, 1), Pulse(0, 2, 0)]
+
+
+async def test_a_pulse_never_tells_of_more_slots_than_there_are() -> None:
+    bench = Bench(["acme/1", "a"], slots=3, targets=["acme", "default"])
+    before = bench.engine.pulse()
+    await bench.finish()
+
+    assert (before, bench.engine.pulse()) == (Pulse(0, 0, 2), Pulse(0, 0, 3))
 
 
 async def test_a_wait_that_cannot_be_drawn_ends_the_session() -> None:
