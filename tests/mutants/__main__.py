@@ -18,7 +18,7 @@ from .trial import Unfit, trial
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-MODULES: Final = ("retry", "throttle", "health", "schema", "engine")
+MODULES: Final = ("retry", "throttle", "health", "schema", "engine", "ledger")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
