@@ -36,6 +36,7 @@ from deslaunch.reconcile import Reconciliation
 from deslaunch.replay import Replay
 from deslaunch.session import Interrupt, Session, header, held, keep, session_record
 from deslaunch.shards import Shard
+from deslaunch.siblings import check_siblings
 from deslaunch.sources import ManifestSource
 from deslaunch.terms import (
     by_target,
@@ -194,7 +195,9 @@ async def launch(
 
     Raises:
         InvalidManifest: rows did not validate and ``skip_invalid`` is not set.
-        LedgerExists: the ledger exists, and ``resume`` is not set.
+        LedgerExists: the ledger exists, and ``resume`` is not set; or ``ledger`` is not given, and
+            the manifest was begun in another ledger beside it, other than as a shard of the same
+            count.
         LedgerForeign: ``resume``, and the ledger is another manifest's.
         LedgerError: the ledger can't be made, written or locked.
         ConfigurationError: an option is wrong.
@@ -216,6 +219,10 @@ async def launch(
 
     if found is not None:
         raise await asyncio.to_thread(_exists, found, path)
+
+    if ledger is None:
+        shard = _shard_of(options)
+        await asyncio.to_thread(check_siblings, path, ledger_stem(path), shard)
 
     return await _begin(ledger_path, path, task)
 
@@ -504,14 +511,22 @@ def default_ledger(manifest: Path, shard: Shard | None = None) -> Path:
         manifest: its path.
         shard: the ledger of the second of four shards is ``<stem>.2-of-4.ledger.jsonl``.
     """
-    name = manifest.name.removesuffix(".gz")
     part = "" if shard is None else f".{shard.index}-of-{shard.count}"
-    return manifest.with_name(f"{Path(name).stem}{part}.ledger.jsonl")
+    return manifest.with_name(f"{ledger_stem(manifest)}{part}.ledger.jsonl")
+
+
+def ledger_stem(manifest: Path) -> str:
+    """Return what the names of a manifest's ledgers begin with by default."""
+    return Path(manifest.name.removesuffix(".gz")).stem
 
 
 def _default_ledger(manifest: Path, options: LaunchOptions) -> Path:
+    return default_ledger(manifest, _shard_of(options))
+
+
+def _shard_of(options: LaunchOptions) -> Shard | None:
     shard = options.get("shard")
-    return default_ledger(manifest, None if shard is None else Shard.parse(shard))
+    return None if shard is None else Shard.parse(shard)
 
 
 # What a batch and a session begin with.

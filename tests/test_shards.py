@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 from stage import JOB, Place, counts, invalid_row, place, quick, row, rows, runs_of, service
 
 from deslaunch import batch, launcher
-from deslaunch.errors import ConfigurationError, InvalidManifest, ManifestConflict
+from deslaunch.errors import (
+    ConfigurationError,
+    InvalidManifest,
+    LedgerExists,
+    ManifestConflict,
+)
 from deslaunch.keys import row_digest, shard_of
 from deslaunch.ledger import peek, snapshot
 from deslaunch.model import Row
@@ -223,6 +228,55 @@ async def test_the_ledger_of_a_shard_tells_whose_it_is(place: Place) -> None:
     said = found.replay.manifest
     assert said is not None
     assert (said["rows"], said["shardRows"]) == (9, len(own))
+
+
+@pytest.mark.parametrize(
+    ("begun", "then"),
+    [
+        pytest.param(None, "1/2", id="a shard of what is begun whole"),
+        pytest.param("1/2", None, id="all of what is begun as a shard"),
+        pytest.param("1/2", "1/3", id="a shard of another count"),
+    ],
+)
+async def test_rows_are_not_begun_twice_beside_each_other(
+    place: Place, begun: str | None, then: str | None
+) -> None:
+    place.write(rows(9))
+
+    async with service(place) as (simulator, des):
+        before = await place.launch(des, shard=begun)
+        starts = simulator.requests
+
+        with pytest.raises(LedgerExists, match="this manifest was begun there") as refused:
+            await place.launch(des, shard=then)
+
+        assert (simulator.requests, refused.value.hint[:45]) == (
+            starts,
+            f"go on with: deslaunch resume {before.ledger}"[:45],
+        )
+        assert not await asyncio.to_thread(_is_begun, place, then)
+
+
+def _is_begun(place: Place, shard: str | None) -> bool:
+    return launcher.default_ledger(
+        place.manifest, None if shard is None else Shard.parse(shard)
+    ).exists()
+
+
+async def test_other_ledgers_beside_a_manifest_do_not_keep_it_from_being_begun(
+    place: Place,
+) -> None:
+    place.write(rows(3))
+
+    async with service(place) as (simulator, des):
+        await place.launch(des, shard="1/2")
+        place.folder.joinpath("night.9-of-9.ledger.jsonl").write_bytes(b"no ledger\n")
+        place.folder.joinpath("night.old.ledger.jsonl").write_bytes(b"\0")
+        await place.launch(des, shard="2/2")
+        place.write(rows(4))
+        await place.launch(des)
+
+    assert runs_of(simulator) == Counter([1, 1, 2, 2, 3, 3, 4])
 
 
 async def test_a_resume_takes_the_shard_from_the_ledger_and_no_other(place: Place) -> None:

@@ -195,7 +195,8 @@ def other_manifest(place: Place) -> LaunchOptions:
     return {"shard": "2/2"}
 
 
-def other_count(_: Place) -> LaunchOptions:
+def other_count(place: Place) -> LaunchOptions:
+    ledger_of(place, "1/2").rename(place.folder / "of another machine")
     return {"shard": "2/3"}
 
 
@@ -275,8 +276,10 @@ def test_results_of_several_ledgers(place: Place, capsys: pytest.CaptureFixture[
 
 def test_a_manifest_is_that_of_one_batch(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.write(rows(3))
-    launch(place, {}, {"shard": "1/1"})
-    ledgers = [str(place.ledger), str(ledger_of(place, "1/1"))]
+    launch(place, {})
+    whole = place.ledger.rename(place.folder / "of another machine")
+    launch(place, {"shard": "1/1"})
+    ledgers = [str(whole), str(ledger_of(place, "1/1"))]
 
     code = cli.main(["results", *ledgers, "--manifest", "x.csv"])
 
