@@ -149,9 +149,9 @@ def _are_sorted(names: tuple[str, ...]) -> bool:
 
 
 def _in_order(row: Row) -> tuple[tuple[str, ...], str]:
-    """Return names and texts in the order of the names; what is no text, in some words."""
+    """Return names and texts in the order of the names; what is no text, as no text can be."""
     said = sorted(_said_by(row))
-    texts = (value if isinstance(value, str) else repr(value) for _, value in said)
+    texts = (value if isinstance(value, str) else f"{SEPARATOR}{value}" for _, value in said)
     return tuple(name for name, _ in said), SEPARATOR.join(texts)
 
 

@@ -7,7 +7,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from deslaunch.keys import NO_SUSPECTS, SEPARATOR, FirstLook, KeyRing, Repeat, hint, row_digest
@@ -195,6 +195,8 @@ def test_a_ring_that_knows_the_suspects_gives_the_same_keys(
 
 
 @given(rows, rows)
+@example(row(a=AUTO), row(a="True"))
+@example(row(a=None), row(a="None"))
 def test_rows_of_equal_keys_share_their_hint(one: Row, other: Row) -> None:
     ring = KeyRing(allow_duplicates=False)
     ring.claim(one, row_digest(one))

@@ -654,7 +654,10 @@ class TestCommand:
 
         assert (ended.returncode, ended.stderr) == (
             2,
-            "error: a report needs Jinja2: install it with: pip install 'deslaunch[report]'\n",
+            (
+                "error: a report needs Jinja2, which is not there\n"
+                "  install it with: pip install 'deslaunch[report]'\n"
+            ),
         )
 
     def test_help_has_examples(self) -> None:
