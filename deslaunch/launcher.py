@@ -209,22 +209,9 @@ async def launch(
         Interrupted: ``interrupt`` was called before anything was sent.
     """
     path = Path(manifest)
-    ledger_path = Path(ledger) if ledger is not None else _default_ledger(path, options)
     task = _Task(des, schema, cache, on_event, interrupt or Interrupt(), options, confirm=confirm)
-    found = await asyncio.to_thread(peek, ledger_path)
-
-    if found is not None and (resume or found.live):
-        await asyncio.to_thread(_check_same, found, path)
-        return await _resume(ledger_path, path, task)
-
-    if found is not None:
-        raise await asyncio.to_thread(_exists, found, path)
-
-    if ledger is None:
-        shard = _shard_of(options)
-        await asyncio.to_thread(check_siblings, path, ledger_stem(path), shard)
-
-    return await _begin(ledger_path, path, task)
+    ledger_path, found = await asyncio.to_thread(_begun, path, ledger, options, resume=resume)
+    return await (_begin if found is None else _resume)(ledger_path, path, task)
 
 
 async def resume(
@@ -298,16 +285,8 @@ async def preview(
         DeslaunchError: as for :func:`launch`.
     """
     path = Path(manifest)
-    ledger_path = Path(ledger) if ledger is not None else _default_ledger(path, options)
     task = _Task(des or {}, schema, cache, on_event, interrupt or Interrupt(), options)
-    found = await asyncio.to_thread(peek, ledger_path)
-
-    if found is not None and not (resume or found.live):
-        raise await asyncio.to_thread(_exists, found, path)
-
-    if found is not None:
-        await asyncio.to_thread(_check_same, found, path)
-
+    ledger_path, found = await asyncio.to_thread(_begun, path, ledger, options, resume=resume)
     replay = None if found is None else found.replay
 
     async for request in _previewed(path, ledger_path, replay, task):
@@ -520,8 +499,28 @@ def ledger_stem(manifest: Path) -> str:
     return Path(manifest.name.removesuffix(".gz")).stem
 
 
-def _default_ledger(manifest: Path, options: LaunchOptions) -> Path:
-    return default_ledger(manifest, _shard_of(options))
+def _begun(
+    manifest: Path, ledger: StrPath | None, options: LaunchOptions, *, resume: bool
+) -> tuple[Path, Snapshot | None]:
+    """Return where a batch's ledger is, and what was begun there; None if nothing was.
+
+    Raises:
+        LedgerExists: a batch was begun, and is not to be gone on with; or the manifest was, in
+            another ledger beside it.
+        LedgerForeign: what was begun is another manifest's.
+        LedgerLocked: a launcher is at work on it.
+    """
+    path = Path(ledger) if ledger is not None else default_ledger(manifest, _shard_of(options))
+    found = peek(path)
+
+    if found is None and ledger is None:
+        check_siblings(manifest, ledger_stem(manifest), _shard_of(options))
+    elif found is not None and (resume or found.live):
+        _check_same(found, manifest)
+    elif found is not None:
+        raise _exists(found, manifest)
+
+    return path, found
 
 
 def _shard_of(options: LaunchOptions) -> Shard | None:

@@ -250,11 +250,18 @@ async def test_rows_are_not_begun_twice_beside_each_other(
         with pytest.raises(LedgerExists, match="this manifest was begun there") as refused:
             await place.launch(des, shard=then)
 
+        with pytest.raises(LedgerExists, match="this manifest was begun there"):
+            await anext(launcher.preview(place.manifest, des, cache=place.cache, **sharded(then)))
+
         assert (simulator.requests, refused.value.hint[:45]) == (
             starts,
             f"go on with: deslaunch resume {before.ledger}"[:45],
         )
         assert not await asyncio.to_thread(_is_begun, place, then)
+
+
+def sharded(shard: str | None) -> LaunchOptions:
+    return {} if shard is None else {"shard": shard}
 
 
 def _is_begun(place: Place, shard: str | None) -> bool:
