@@ -461,12 +461,8 @@ def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
             clients,
             ledger=ledger,
             resume=given["resume"],
-            schema=given["schema"],
-            cache=_cache(),
-            on_event=progress,
             confirm=_confirm(given),
-            interrupt=interrupt,
-            **_chosen(given, _OF_LAUNCH),
+            **_of_session(given, interrupt, progress),
         )
 
     def preview(
@@ -477,11 +473,7 @@ def run_manifest(manifest: str, ledger: Path | None, **given: Any) -> int:
             clients,
             ledger=ledger,
             resume=given["resume"],
-            schema=given["schema"],
-            cache=_cache(),
-            on_event=progress,
-            interrupt=interrupt,
-            **_chosen(given, _OF_LAUNCH),
+            **_of_session(given, interrupt, progress),
         )
 
     if given["dry_run"]:
@@ -534,12 +526,8 @@ def resume(ledger: Path, manifest: Path | None, **given: Any) -> int:
             ledger,
             clients,
             manifest=manifest,
-            schema=given["schema"],
-            cache=_cache(),
-            on_event=progress,
             confirm=_confirm(given),
-            interrupt=interrupt,
-            **_chosen(given, _OF_LAUNCH),
+            **_of_session(given, interrupt, progress),
         )
 
     def preview(
@@ -549,14 +537,23 @@ def resume(ledger: Path, manifest: Path | None, **given: Any) -> int:
             ledger,
             clients,
             manifest=manifest,
-            schema=given["schema"],
-            cache=_cache(),
-            on_event=progress,
-            interrupt=interrupt,
-            **_chosen(given, _OF_LAUNCH),
+            **_of_session(given, interrupt, progress),
         )
 
     return _preview(given, preview) if given["dry_run"] else _launch(given, launch)
+
+
+def _of_session(
+    given: Mapping[str, Any], interrupt: Interrupt, progress: Callable[[Event], None]
+) -> dict[str, Any]:
+    """Return what a launch, a resume and their previews are all called with."""
+    return {
+        "schema": given["schema"],
+        "cache": _cache(),
+        "on_event": progress,
+        "interrupt": interrupt,
+        **_chosen(given, _OF_LAUNCH),
+    }
 
 
 def _confirm(given: Mapping[str, Any]) -> Confirm | None:
