@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
     from deslaunch.records import Record
 
-SERIES: Final = ("started", "again", "failed", "rejected", "unknown")
-"""What is counted over time; ``again`` are attempts that left their row pending."""
-
 WIDTHS: Final = (
     *(100, 200, 1_000, 2_000, 10_000, 30_000, 60_000, 120_000, 600_000, 1_800_000),
     *(3_600_000, 10_800_000, 21_600_000, 43_200_000, 86_400_000),
@@ -51,6 +48,8 @@ _SERIES_OF: Final = {
     "rejected": "rejected",
     "unknown": "unknown",
 }
+"""What is counted over time; ``again`` are attempts that left their row pending."""
+
 _ANSWERS: Final = frozenset({"started", "answered", "rejected", "failed"})
 _EXACT: Final = 100
 _GROWTH: Final = 1.02

@@ -326,11 +326,6 @@ def result_cell(value: object) -> object:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def write_results(results: Iterable[Result], form: Format, path: Path) -> None:
-    """Write results to a file; see :func:`write_lines`."""
-    write_lines(encode_results(results, form), path)
-
-
 def write_lines(lines: Iterable[bytes], path: Path) -> None:
     """Write the lines of results to a file.
 

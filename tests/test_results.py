@@ -18,7 +18,7 @@ from deslaunch.results import (
     encode_results,
     summary_of,
     unknown_rows,
-    write_results,
+    write_lines,
 )
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path.write_text("old")
 
     with pytest.raises(ZeroDivisionError):
-        write_results((1 / 0 for _ in range(1)), "csv", path)  # type: ignore[misc]
+        write_lines(encode_results((1 / 0 for _ in range(1)), "csv"), path)  # type: ignore[misc]
 
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.csv"]
     assert path.read_text() == "old"
