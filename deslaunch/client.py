@@ -20,6 +20,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import aiohttp
+from aiohttp.http import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -43,14 +44,13 @@ from deslaunch.errors import (
 )
 from deslaunch.model import Auto, Evidence, TypedValue
 from deslaunch.tokens import OrganisationTokens, StaticToken, TokenKeeper
-from deslaunch.transport import EVIDENCE, Connector, Request, post
+from deslaunch.transport import EVIDENCE, Connector, Route
 from deslaunch.urls import parsed, safe_url
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
-    from deslaunch.deadlines import Limit
     from deslaunch.model import Job, RunStatus, StartedRun, StartRequest
     from deslaunch.tokens import Token, TokenSource
 
@@ -81,7 +81,6 @@ class _Call(NamedTuple):
 _START: Final = _Call(wire.START_JOB, OutcomeUnknown)
 _QUERY_JOBS: Final = _Call(wire.QUERY_JOBS, QueryFailed, 16 * _MIB)
 _QUERY_RUN_STATUS: Final = _Call(wire.QUERY_RUN_STATUS, QueryFailed)
-_CALLS: Final = (_START, _QUERY_JOBS, _QUERY_RUN_STATUS)
 
 _VERDICTS: Final[Mapping[int, type[DesError] | None]] = {
     301: Redirected,
@@ -129,10 +128,6 @@ class _Reply(NamedTuple):
     body: bytes
     flaw: Exception | None
     generation: int
-
-
-class _BodyTooLong(Exception):
-    """The body is longer than what is read of one."""
 
 
 class _Fault(NamedTuple):
@@ -183,7 +178,7 @@ _BEFORE_CONNECTING: Final = (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)
 
 _SENT: Final = (
     (TimeoutError, "no whole answer came in time"),
-    (aiohttp.ClientResponseError, "what came back is no HTTP"),
+    ((aiohttp.ClientResponseError, HttpProcessingError), "what came back is no HTTP"),
     (Exception, "the connection broke off before an answer came"),
 )
 
@@ -241,9 +236,8 @@ class DesClient:
         self._proxy, self._proxy_headers = split_proxy(None if callable(proxy) else proxy)
         self._follows = base_url is None
         self._base: URL | None = None
-        self._urls: dict[str, URL] = {}
-        self._headers: CIMultiDict[str] = CIMultiDict()
-        self._authorized = 0  # the token's generation in these headers
+        self._routes: dict[str, Route] = {}
+        self._authorized = 0  # the generation of these routes' token
         self._session: aiohttp.ClientSession | None = None
 
         if base_url is not None:
@@ -276,7 +270,7 @@ class DesClient:
             NotSent: there may be one later; ``Misconfigured`` where it tells no usable base URL.
         """
         if self._follows:
-            self._headers_of(*await self._tokens.current())
+            self._authorize(*await self._tokens.current())
 
         return self.base_url or ""
 
@@ -291,7 +285,6 @@ class DesClient:
 
         self._session = aiohttp.ClientSession(
             connector=Connector(limit=0, keepalive_timeout=KEEPALIVE, ssl=self._ssl or True),
-            request_class=Request,
             headers=self._fixed_headers(),
             timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -311,6 +304,7 @@ class DesClient:
         if session is not None:
             await session.close()
 
+        self._routes.clear()
         self._deadlines.close()
 
     async def start(self, request: StartRequest, evidence: Evidence | None = None) -> StartedRun:
@@ -463,30 +457,21 @@ class DesClient:
         """Send one request and return the reply, once its status and headers were read."""
         session = self._opened()
         token, generation = await self._tokens.current()
-        headers = self._headers_of(token, generation)
+        self._authorize(token, generation)
+        route = self._route(session, call, token)
         limit = self._deadlines.begin()
         EVIDENCE.set(evidence)
         evidence.sent = True  # as far as is known from here on
 
         try:
-            with limit:
-                response = await post(
-                    session,
-                    self._urls[call.path],
-                    body,
-                    headers=headers,
-                    proxy=self._proxy,
-                    proxy_headers=self._proxy_headers,
-                )
-
-            content, flaw = await _read(response, limit, call.limit)
+            answer = await route.post(body, limit=limit, most=call.limit)
         except Exception as exc:  # noqa: BLE001  # an unforeseen one leaves a start unknown, too
             sent = evidence.sent = evidence.sent and not isinstance(exc, _BEFORE_CONNECTING)
             raise self._translated(call, exc, sent=sent) from self._cause(exc)
         finally:
             self._deadlines.end(limit)
 
-        return _Reply(response.status, response.headers, content, flaw, generation)
+        return _Reply(*answer, generation)
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -494,17 +479,36 @@ class DesClient:
 
         return self._session
 
-    def _headers_of(self, token: Token, generation: int) -> CIMultiDict[str]:
-        """Return what differs from one token to the next, built once for each."""
+    def _authorize(self, token: Token, generation: int) -> None:
+        """Let a new token, which may lead elsewhere, make new routes."""
         if self._authorized != generation:
             self._follow(token)
-            self._headers = CIMultiDict(Authorization=f"Bearer {token.text}")
+            self._routes.clear()
             self._authorized = generation
 
-            if self._proxy_headers is not None and self._base and self._base.scheme == "http":
-                self._headers.update(self._proxy_headers)
+    def _route(self, session: aiohttp.ClientSession, call: _Call, token: Token) -> Route:
+        """Return the way of a call, made once for each token."""
+        route = self._routes.get(call.path)
 
-        return self._headers
+        if route is None:
+            route = self._routes[call.path] = self._new_route(session, call, token)
+
+        return route
+
+    def _new_route(self, session: aiohttp.ClientSession, call: _Call, token: Token) -> Route:
+        assert self._base is not None
+        headers = CIMultiDict(Authorization=f"Bearer {token.text}")
+
+        if self._proxy_headers is not None and self._base.scheme == "http":
+            headers.update(self._proxy_headers)
+
+        return Route(
+            session,
+            self._base / call.path,
+            headers,
+            proxy=self._proxy,
+            proxy_headers=self._proxy_headers,
+        )
 
     def _follow(self, token: Token) -> None:
         """Go where a token is good, unless the base URL was given.
@@ -531,7 +535,6 @@ class DesClient:
 
     def _go_to(self, base_url: str) -> None:
         self._base = safe_url(base_url, allow_http=self._allow_http)
-        self._urls = {call.path: self._base / call.path for call in _CALLS}
         self._proxy, self._proxy_headers = split_proxy(self._choose_proxy(self.base_url or ""))
 
     def _fixed_headers(self) -> dict[str, str]:
@@ -645,34 +648,6 @@ def _kind(reply: _Reply) -> type[DesError] | None:
         return Throttled
 
     return _VERDICTS.get(reply.status, _VERDICTS_BY_HUNDRED.get(reply.status // 100))
-
-
-async def _read(
-    response: aiohttp.ClientResponse, limit: Limit, most: int
-) -> tuple[bytes, Exception | None]:
-    """Return what came of a body, and why that is not all of it.
-
-    The verdict of most statuses stands without the body, so a fault is returned, not raised.
-    """
-    body = bytearray()
-
-    try:
-        with limit:
-            while not response.content.at_eof():
-                body += await response.content.readany()
-
-                if len(body) > most:
-                    fault = _BodyTooLong(f"the answer is over {most} bytes long")
-                    return bytes(body[:most]), fault
-    except Exception as exc:  # noqa: BLE001  # whatever it is, the status was read
-        return bytes(body), exc
-    finally:
-        # Also after the whole answer: where it came before the upload ended, aiohttp would keep
-        # the connection and wait for it for ever. One that is done is in the pool by now.
-        if response.connection is not None:
-            response.close()
-
-    return bytes(body), None
 
 
 def _encoded(name: str, value: Value) -> dict[str, Any]:

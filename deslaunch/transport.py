@@ -1,14 +1,14 @@
-"""aiohttp's connector, request and exchange, as a start needs them.
+"""How a request goes over aiohttp's connections: the quick way, and aiohttp's own.
 
 The connector tells when a request may leave: the one piece of evidence on which a lost answer is
 judged.
 
-A small body is posted the short way: it is written at once, where aiohttp would wrap it and start
-a task to write it, and nothing is prepared for redirects, cookies, middlewares and traces, which
-a start has none of. That saves four tenths of the time that aiohttp takes. The short way calls
-the same parts of aiohttp in the same order as its session does. They are no documented API: where
-the version at hand does not have them as they are known here, and for a large body, everything
-goes through ``ClientSession.post``.
+A small body to DES itself goes the quick way: a connection from the session's pool, one write,
+one answer by aiohttp's parser, and the connection back into the pool. What the session would
+prepare for redirects, cookies, middlewares and traces, a start has none of; a route knows its
+headers ahead. That takes half the time. The parts that it calls are no documented API: where the
+version at hand does not have them as they are known here, for a large body and behind a proxy,
+everything goes through ``ClientSession.post``.
 """
 
 from __future__ import annotations
@@ -16,22 +16,25 @@ from __future__ import annotations
 import asyncio
 import inspect
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import aiohttp
 from aiohttp import hdrs
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 from aiohttp.helpers import TimerNoop
-from aiohttp.http import StreamWriter
-from multidict import CIMultiDict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from aiohttp.connector import Connection
+    from aiohttp.http import RawResponseMessage
+    from aiohttp.streams import StreamReader
     from aiohttp.tracing import Trace
+    from multidict import CIMultiDict
     from yarl import URL
 
+    from deslaunch.deadlines import Limit
     from deslaunch.model import Evidence
 
 EVIDENCE: Final[ContextVar[Evidence]] = ContextVar("evidence")
@@ -51,61 +54,190 @@ class Connector(aiohttp.TCPConnector):
         evidence = EVIDENCE.get()
         evidence.sent = False
         connection = await super().connect(req, traces, timeout)
+
+        while connection.protocol is not None and len(connection.protocol):
+            connection.close()  # an answer to nothing waits there: it would be taken for the next
+            connection = await super().connect(req, traces, timeout)
+
         evidence.sent = True
         return connection
 
 
-class Request(aiohttp.ClientRequest):
-    """A POST of bytes whose headers are all given by the session and the call."""
+class Answer(NamedTuple):
+    """An answer whose status line and headers were read.
 
-    _small: bytes | None = None
+    Attributes:
+        status: HTTP status.
+        headers: case-insensitive.
+        body: what came of the body.
+        flaw: why that is not all of it, or None.
+    """
 
-    def update_headers(self, headers: Any) -> None:
-        """Take the headers over: the session made them for this request alone."""
-        if not isinstance(headers, CIMultiDict):
-            super().update_headers(headers)
-            return
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    flaw: Exception | None
 
-        host = self.url.host_port_subcomponent
-        assert host is not None
-        headers[hdrs.HOST] = host
-        self.headers = headers
 
-    def update_body_from_data(self, body: Any, _stacklevel: int = 3) -> None:
-        """Keep a small body as it is, unwrapped."""
-        if type(body) is not bytes or len(body) > SMALL:
-            super().update_body_from_data(body, _stacklevel)
-            return
+class BodyTooLong(Exception):
+    """The body is longer than what is read of one."""
 
-        self._small = body
-        self.headers[hdrs.CONTENT_LENGTH] = str(len(body))
 
-    async def send(self, conn: Connection) -> aiohttp.ClientResponse:
-        """Send the request; a small body goes out together with the headers, in one write."""
-        protocol = conn.protocol
-        assert protocol is not None
+class Route:
+    """Where requests go that differ in their bodies alone.
 
-        if self._small is None:
-            return await super().send(conn)
+    Args:
+        session: made with this module's :class:`Connector`.
+        url: http or https, without user and password.
+        headers: in addition to the session's; none holds a line break.
+        proxy: http or https, or None.
+        proxy_headers: for the proxy that makes a tunnel.
+    """
 
-        path = str(self.url) if self.proxy and not self.is_ssl() else self.url.raw_path_qs
-        writer = StreamWriter(protocol, self.loop)
-        await writer.write_headers(f"{self.method} {path} HTTP/1.1", self.headers)
-        await writer.write_eof(self._small)
-        response = self.response_class(
-            self.method,
-            self.original_url,
-            writer=None,
-            continue100=None,
-            timer=self._timer,
-            request_info=self.request_info,
-            traces=self._traces,
-            loop=self.loop,
-            session=self._session,
-            stream_writer=writer,
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        url: URL,
+        headers: CIMultiDict[str],
+        *,
+        proxy: URL | None = None,
+        proxy_headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self._session = session
+        self._url = url
+        self._headers = headers
+        self._proxy = proxy
+        self._proxy_headers = proxy_headers
+        self._is_quick = IS_KNOWN and proxy is None
+        self._head = _head(url, {**session.headers, **headers}) if self._is_quick else b""
+        self._request = aiohttp.ClientRequest(
+            hdrs.METH_POST, url, loop=asyncio.get_running_loop(), session=session
         )
-        self.response = response  # type: ignore[assignment]  # aiohttp declares None
-        return response
+
+    def __repr__(self) -> str:
+        return f"<Route to {self._url}>"
+
+    async def post(self, body: bytes, *, limit: Limit, most: int) -> Answer:
+        """Send a body once and return the answer; no redirect is followed.
+
+        Args:
+            body: what to send.
+            limit: the time that all of it gets.
+            most: bytes of the answer's body that are read.
+
+        Raises:
+            TimeoutError: the limit ran out before the answer's headers were there.
+            aiohttp.ClientError: as ``ClientSession.post`` raises it.
+            aiohttp.http.HttpProcessingError: what came back is no HTTP.
+        """
+        if self._is_quick and len(body) <= SMALL and not self._session.closed:
+            return await self._post_quickly(body, limit, most)
+
+        return await self._post_aiohttps_way(body, limit, most)
+
+    async def _post_quickly(self, body: bytes, limit: Limit, most: int) -> Answer:
+        with limit:
+            connection = await self._connected()
+            whole = False
+
+        try:
+            with limit:
+                message, content = await self._answered(connection, body)
+
+            read, flaw = await _read(content, limit, most)
+            whole = flaw is None
+        finally:
+            if whole:
+                connection.release()
+            else:
+                connection.close()
+
+        return Answer(message.code, message.headers, read, flaw)
+
+    async def _connected(self) -> Connection:
+        connector, timeout = self._session.connector, self._session.timeout
+        assert connector is not None
+
+        try:
+            return await connector.connect(self._request, [], timeout)
+        except TimeoutError as exc:
+            raise aiohttp.ConnectionTimeoutError(f"no connection to {self._url} in time") from exc
+
+    async def _answered(
+        self, connection: Connection, body: bytes
+    ) -> tuple[RawResponseMessage, StreamReader]:
+        protocol = connection.protocol
+        assert protocol is not None
+        protocol.set_response_params(timer=_NO_TIMER, **_AS_ITS_SESSION_READS)
+
+        if protocol.transport is None or protocol.transport.is_closing():
+            raise aiohttp.ClientConnectionResetError("the connection is closing")
+
+        protocol.transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
+        message, content = await protocol.read()
+
+        while _is_interim(message.code):
+            message, content = await protocol.read()
+
+        return message, content
+
+    async def _post_aiohttps_way(self, body: bytes, limit: Limit, most: int) -> Answer:
+        with limit:
+            response = await self._session.post(
+                self._url,
+                data=body,
+                headers=self._headers,
+                allow_redirects=False,
+                proxy=self._proxy,
+                proxy_headers=self._proxy_headers,
+            )
+
+        try:
+            read, flaw = await _read(response.content, limit, most)
+        finally:
+            # Also after the whole answer: where it came before the upload ended, aiohttp would
+            # keep the connection and wait for it for ever. One that is done is in the pool by now.
+            if response.connection is not None:
+                response.close()
+
+        return Answer(response.status, response.headers, read, flaw)
+
+
+async def _read(content: StreamReader, limit: Limit, most: int) -> tuple[bytes, Exception | None]:
+    """Return what came of a body, and why that is not all of it.
+
+    The verdict of most statuses stands without the body, so a fault is returned, not raised.
+    """
+    body = bytearray()
+
+    try:
+        with limit:
+            while not content.at_eof():
+                body += await content.readany()
+
+                if len(body) > most:
+                    fault = BodyTooLong(f"the answer is over {most} bytes long")
+                    return bytes(body[:most]), fault
+    except Exception as exc:  # noqa: BLE001  # whatever it is, the status was read
+        return bytes(body), exc
+
+    return bytes(body), None
+
+
+def _head(url: URL, headers: Mapping[str, str]) -> bytes:
+    """Return the first bytes of every request, up to the number of the body's bytes."""
+    lines = [
+        f"{hdrs.METH_POST} {url.raw_path_qs} HTTP/1.1",
+        f"{hdrs.HOST}: {url.host_port_subcomponent}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+        f"{hdrs.CONTENT_LENGTH}: ",
+    ]
+    return "\r\n".join(lines).encode()
+
+
+def _is_interim(status: int) -> bool:
+    """Tell whether another answer follows: 1XX but Switching Protocols, that is."""
+    return status // 100 == 1 and status != HTTPStatus.SWITCHING_PROTOCOLS
 
 
 _NO_TIMER: Final = TimerNoop()
@@ -122,97 +254,21 @@ _AS_ITS_SESSION_READS: Final[Mapping[str, Any]] = {
 }
 _KNOWN: Final[Mapping[Callable[..., object], str]] = {
     aiohttp.TCPConnector.connect: "self req traces timeout",
+    Connection.release: "self",
+    Connection.close: "self",
     ResponseHandler.set_response_params: "self timer " + " ".join(_AS_ITS_SESSION_READS),
-    aiohttp.ClientRequest.send: "self conn",
-    aiohttp.ClientResponse.__init__: (
-        "self method url writer continue100 timer request_info traces loop session stream_writer"
-    ),
-    aiohttp.ClientResponse.start: "self connection",
-    StreamWriter.write_headers: "self status_line headers",
-    StreamWriter.write_eof: "self chunk",
+    ResponseHandler.read: "self",
+    ResponseHandler.__len__: "self",
 }
-"""The parts that the short way calls, and the names of their parameters as it knows them."""
+"""The parts that the quick way calls, and the names of their parameters as it knows them."""
 
 
 def is_known(parts: Mapping[Callable[..., object], str] = _KNOWN) -> bool:
-    """Tell whether aiohttp's parts take what the short way gives them."""
+    """Tell whether aiohttp's parts take what the quick way gives them."""
     return all(
         set(inspect.signature(part).parameters) == set(names.split())
         for part, names in parts.items()
     )
 
 
-IS_SHORT_WAY_OPEN: Final = is_known()
-
-
-async def post(
-    session: aiohttp.ClientSession,
-    url: URL,
-    body: bytes,
-    *,
-    headers: CIMultiDict[str],
-    proxy: URL | None = None,
-    proxy_headers: Mapping[str, str] | None = None,
-) -> aiohttp.ClientResponse:
-    """Post bytes and return the response, its body still unread; no redirect is followed.
-
-    Args:
-        session: made with this module's :class:`Connector` and :class:`Request`.
-        url: http or https, without user and password.
-        body: what to send.
-        headers: in addition to the session's, and in place of those with the same name.
-        proxy: http or https, or None.
-        proxy_headers: for the proxy that makes a tunnel.
-
-    Raises:
-        aiohttp.ClientError: as ``ClientSession.post`` raises it.
-    """
-    if not IS_SHORT_WAY_OPEN or len(body) > SMALL or session.closed:
-        return await session.post(
-            url,
-            data=body,
-            headers=headers,
-            allow_redirects=False,
-            proxy=proxy,
-            proxy_headers=proxy_headers,
-        )
-
-    all_headers = session.headers.copy()
-    all_headers.update(headers)
-    request = Request(
-        hdrs.METH_POST,
-        url,
-        headers=all_headers,
-        data=body,
-        loop=asyncio.get_running_loop(),
-        proxy=proxy,
-        proxy_headers=proxy_headers,
-        timer=_NO_TIMER,
-        session=session,
-    )
-    return await _exchange(request, await _connected(session, request))
-
-
-async def _connected(session: aiohttp.ClientSession, request: Request) -> Connection:
-    assert session.connector is not None
-
-    try:
-        return await session.connector.connect(request, [], session.timeout)
-    except TimeoutError as exc:
-        raise aiohttp.ConnectionTimeoutError(f"Connection timeout to host {request.url}") from exc
-
-
-async def _exchange(request: Request, connection: Connection) -> aiohttp.ClientResponse:
-    try:
-        assert connection.protocol is not None
-        connection.protocol.set_response_params(timer=_NO_TIMER, **_AS_ITS_SESSION_READS)
-        response = await request.send(connection)
-
-        try:
-            return await response.start(connection)
-        except BaseException:
-            response.close()
-            raise
-    except BaseException:
-        connection.close()
-        raise
+IS_KNOWN: Final = is_known()

@@ -68,6 +68,7 @@ class Step(Enum):
     CONTINUE = "say 100 Continue for ever"
     MANGLE = "once the client read what came, send a bad chunk; aiohttp waits for another"
     TRICKLE = "send a header, byte by byte, for ever"
+    LATER = "wait until the test says so"
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,7 @@ class Peer:
     connections: int = 0
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     said: asyncio.Event = field(default_factory=asyncio.Event)
+    later: asyncio.Event = field(default_factory=asyncio.Event)
     _released: asyncio.Event = field(default_factory=asyncio.Event)
     _tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _writers: list[asyncio.StreamWriter] = field(default_factory=list)
@@ -189,12 +191,10 @@ class Peer:
             case Step.STALL:
                 await self._released.wait()
                 raise ConnectionAbortedError
+            case Step.LATER:
+                await self.later.wait()
             case Step.MANGLE:
-                for _ in range(50):
-                    await asyncio.sleep(0)
-
-                writer.write(b"zz\r\n")
-                await writer.drain()
+                await self._mangle(writer)
             case Step.CONTINUE:
                 await self._repeat(b"HTTP/1.1 100 Continue\r\n\r\n", writer)
             case Step.TRICKLE:
@@ -202,6 +202,13 @@ class Peer:
                 await self._repeat(b"x", writer)
             case Tunnel(port):
                 await _tunnel(port, reader, writer)
+
+    async def _mangle(self, writer: asyncio.StreamWriter) -> None:
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+        writer.write(b"zz\r\n")
+        await writer.drain()
 
     async def _repeat(self, data: bytes, writer: asyncio.StreamWriter) -> None:
         while not self._released.is_set():
@@ -289,13 +296,13 @@ def assert_no_secret(error: BaseException) -> None:
     params=[
         pytest.param((False, True), id="asyncio"),
         pytest.param((True, True), id="uvloop"),
-        pytest.param((False, False), id="asyncio, the long way"),
+        pytest.param((False, False), id="asyncio, aiohttp's own way"),
     ]
 )
 def anyio_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Run on both loops, and by aiohttp's own post where its parts are not as they are known."""
-    use_uvloop, short_way = request.param
-    monkeypatch.setattr(transport, "IS_SHORT_WAY_OPEN", short_way)
+    use_uvloop, quick = request.param
+    monkeypatch.setattr(transport, "IS_KNOWN", quick)
     return ("asyncio", {"use_uvloop": use_uvloop})
 
 

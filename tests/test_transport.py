@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
+from uuid import UUID
 
 import aiohttp
 import pytest
-from aiohttp.http import StreamWriter
-from test_client import JOB, OK, RUN, Peer, Step, client_of, request_of
+from aiohttp.client_proto import ResponseHandler
+from test_client import JOB, OK, RUN, STARTED, Peer, Step, answer, client_of, request_of
 
 from deslaunch import client as client_module
 from deslaunch.client import DesClient
 from deslaunch.errors import Misconfigured, NotSent, OutcomeUnknown
 from deslaunch.model import Evidence, StartRequest
-from deslaunch.transport import IS_SHORT_WAY_OPEN, SMALL, Request, is_known
+from deslaunch.transport import IS_KNOWN, SMALL, Connector, Route, is_known
 
 if TYPE_CHECKING:
     from test_client import Script
@@ -22,36 +23,33 @@ if TYPE_CHECKING:
 JUST_SMALL: Final = b"a" * SMALL
 
 
-class Counting(Request):
-    """Counts the bodies that went aiohttp's own way."""
-
-    tasks = 0
-
-    async def write_bytes(self, *args: object, **kwargs: object) -> None:
-        type(self).tasks += 1
-        await super().write_bytes(*args, **kwargs)  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
-    ("body", "tasks"),
+    ("body", "quickly"),
     [
-        pytest.param(b"{}", 0, id="small"),
-        pytest.param(JUST_SMALL, 0, id="just small"),
-        pytest.param(JUST_SMALL + b"a", 1, id="large"),
-        pytest.param(JUST_SMALL * 40, 1, id="larger than the write buffer"),
+        pytest.param(b"{}", True, id="small"),
+        pytest.param(JUST_SMALL, True, id="just small"),
+        pytest.param(JUST_SMALL + b"a", False, id="large"),
+        pytest.param(JUST_SMALL * 40, False, id="larger than the write buffer"),
     ],
 )
 async def test_a_body_arrives_as_it_is_whichever_way_it_goes(
-    body: bytes, tasks: int, monkeypatch: pytest.MonkeyPatch
+    body: bytes, quickly: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "Request", Counting)
-    monkeypatch.setattr(Counting, "tasks", 0)
+    posts = 0
+    post = aiohttp.ClientSession.post
+
+    def counting(session: aiohttp.ClientSession, *args: Any, **kwargs: Any) -> Any:
+        nonlocal posts
+        posts += 1
+        return post(session, *args, **kwargs)
+
+    monkeypatch.setattr(aiohttp.ClientSession, "post", counting)
 
     async with Peer([[OK]]).listening() as peer, client_of(peer) as client:
         for _ in range(2):
             assert (await client.start(request_of(body))).job_run_id == RUN
 
-    assert (peer.bodies, peer.connections, Counting.tasks) == ([body] * 2, 1, 2 * tasks)
+    assert (peer.bodies, peer.connections, posts) == ([body] * 2, 1, 0 if quickly else 2)
 
 
 async def test_the_headers_are_those_that_are_meant() -> None:
@@ -96,7 +94,7 @@ async def test_an_unusable_url_is_known_to_have_sent_nothing(
     evidence = Evidence()
 
     async with DesClient("https://des.example", token="a-token") as client:
-        monkeypatch.setattr(client_module, "post", post)
+        monkeypatch.setattr(Route, "post", post)
 
         with pytest.raises(Misconfigured):
             await client.start(StartRequest("k", 1, 1, "default", JOB, "", b"{}", False), evidence)
@@ -131,8 +129,8 @@ async def test_requests_side_by_side_do_not_share_their_evidence() -> None:
     assert found == (True, False)
 
 
-def test_the_short_way_is_open_with_the_aiohttp_at_hand() -> None:
-    assert IS_SHORT_WAY_OPEN
+def test_the_quick_way_is_known_of_the_aiohttp_at_hand() -> None:
+    assert IS_KNOWN
 
 
 @pytest.mark.parametrize(
@@ -162,17 +160,56 @@ async def test_a_connection_that_is_not_made_in_time_is_named_as_aiohttp_names_i
 async def test_a_request_that_breaks_while_it_is_written_gives_its_connection_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def write_eof(_: object, chunk: bytes = b"") -> None:
-        raise OSError(f"the pipe broke before {chunk!r}")
+    def set_response_params(*_: object, **__: object) -> None:
+        raise OSError("the pipe broke")
 
     async with Peer([[OK]]).listening() as peer, client_of(peer) as client:
-        monkeypatch.setattr(StreamWriter, "write_eof", write_eof)
+        monkeypatch.setattr(ResponseHandler, "set_response_params", set_response_params)
 
         with pytest.raises(OutcomeUnknown):
             await client.start(request_of(b"{}"))
 
         monkeypatch.undo()
         assert (await client.start(request_of(b"{}"))).job_run_id == RUN
+        assert connections_of(client) == (0, 1)
+
+
+async def test_a_connection_that_closes_is_not_written_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    evidence = Evidence()
+
+    async with Peer([[OK]]).listening() as peer, client_of(peer) as client:
+        connect = Connector.connect
+
+        async def closing(connector: Connector, *args: Any) -> Any:
+            connection: Any = await connect(connector, *args)
+            connection.transport.close()
+            return connection
+
+        monkeypatch.setattr(Connector, "connect", closing)
+
+        with pytest.raises(OutcomeUnknown):
+            await client.start(request_of(), evidence)
+
+        assert (evidence.sent, peer.heads, connections_of(client)) == (True, [], (0, 0))
+
+
+async def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_ones() -> None:
+    """A server, or a proxy, that answers twice must not shift every later answer by one."""
+    other = answer(200, STARTED.replace(RUN.encode(), str(UUID(int=1)).encode()))
+
+    async with Peer([[OK, Step.LATER, other], [OK]]).listening() as peer, client_of(peer) as client:
+        first = await client.start(request_of())
+        [protocol] = protocols_of(client)
+        peer.later.set()
+
+        for _ in range(50):
+            await asyncio.sleep(0)
+
+        assert len(protocol) == 1
+        second = await client.start(request_of())
+        assert (first.job_run_id, second.job_run_id, peer.connections) == (RUN, RUN, 2)
         assert connections_of(client) == (0, 1)
 
 
@@ -190,3 +227,9 @@ def connections_of(client: DesClient) -> tuple[int, int]:
     """Return how many connections are in use, and how many wait in the pool."""
     connector: Any = client._opened().connector
     return len(connector._acquired), sum(map(len, connector._conns.values()))
+
+
+def protocols_of(client: DesClient) -> list[Any]:
+    """Return what waits in the pool."""
+    connector: Any = client._opened().connector
+    return [protocol for idle in connector._conns.values() for protocol, _ in idle]
