@@ -383,6 +383,9 @@ class Console:
                 self.insist(f"  {report.error.hint}")
 
 
+_MOVES: Final = (RowEnded, Pulse, TargetPaused, RetryPlanned)
+"""Events after which a launch stands otherwise than before."""
+
 _TARGET_COLUMNS: Final = ("target", "base URL", "organisation", "token", "jobs")
 
 
@@ -657,7 +660,7 @@ class Progress:
         else:
             self._say(event, cause)
 
-        if isinstance(event, RowEnded | Pulse | TargetPaused | RetryPlanned):
+        if isinstance(event, _MOVES):
             self._report(now)
 
     def _log(self, event: Event, cause: Cause | None) -> None:

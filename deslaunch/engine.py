@@ -375,7 +375,6 @@ class Engine:
             finally:
                 self._in_flight -= 1
                 throttle.end()
-                self._wake()
 
     async def _next(self) -> Start | None:
         """Return the next start that may be sent, or None when there will be none."""
@@ -383,7 +382,7 @@ class Engine:
             start = self._take()
 
             if start is not None:
-                if self._fresh or self._parked:
+                if self._idle and (self._fresh or self._parked):
                     self._wake()
 
                 return start
@@ -401,8 +400,7 @@ class Engine:
         return self._exhausted and not waiting
 
     def _take(self) -> Start | None:
-        start = self._take_parked() or self._take_fresh()
-
+        start = (self._take_parked() if self._parked else None) or self._take_fresh()
         self._tell_of_room()  # rows may have been parked or dropped: nothing else would tell
         return start
 

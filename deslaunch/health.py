@@ -6,6 +6,7 @@ outcomes became durable, so that a batch that is replayed stops where it stopped
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Final, Self
@@ -19,6 +20,8 @@ ROWS_FOR_A_SHARE: Final = 200
 UNKNOWN_IN_A_ROW: Final = 5
 FAILED_IN_A_ROW: Final = 25
 """Rows, with none started between them, that stop a target."""
+
+_IN_A_ROW: Final = {RowState.UNKNOWN: UNKNOWN_IN_A_ROW, RowState.FAILED: FAILED_IN_A_ROW}
 
 _FOR_EXAMPLE: Final = "write 50 for so many rows, or 5% for such a share of them"
 
@@ -84,7 +87,7 @@ class Health:
         self._limit = limit
         self._ended = 0
         self._errors = 0
-        self._in_a_row = {RowState.UNKNOWN: 0, RowState.FAILED: 0}
+        self._in_a_row: Counter[RowState] = Counter()
         self._forbidden: list[str] = []
 
     def __repr__(self) -> str:
@@ -104,7 +107,7 @@ class Health:
         self._ended += 1
 
         if state is RowState.STARTED:
-            self._in_a_row = dict.fromkeys(self._in_a_row, 0)
+            self._in_a_row.clear()
             self._forbidden.clear()
             return None
 
@@ -132,11 +135,11 @@ class Health:
         return None
 
     def _broken(self, state: RowState) -> Stop | None:
-        if state not in self._in_a_row:
+        if state not in _IN_A_ROW:
             return None
 
         self._in_a_row[state] += 1
-        limit = UNKNOWN_IN_A_ROW if state is RowState.UNKNOWN else FAILED_IN_A_ROW
+        limit = _IN_A_ROW[state]
 
         if self._in_a_row[state] < limit:
             return None

@@ -62,13 +62,13 @@ _CHUNK: Final = 1 << 20
 
 def utc_now() -> str:
     """Return the time as the ledger writes it: RFC 3339, milliseconds, Z."""
-    return _utc(time.time_ns() // 1_000_000)
+    seconds, milliseconds = divmod(time.time_ns() // 1_000_000, 1000)
+    return f"{_second(seconds)}.{milliseconds:03}Z"
 
 
-@lru_cache(maxsize=1)  # many records are written in one millisecond
-def _utc(milliseconds: int) -> str:
-    seconds, rest = divmod(milliseconds, 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03}Z"
+@lru_cache(maxsize=1)  # many records are written in one second
+def _second(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
 
 
 @dataclass(slots=True)
