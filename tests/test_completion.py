@@ -19,7 +19,7 @@ FILES: Final = "<files>"
 """What the shells' own completion of files is made to say here."""
 
 BASH: Final = """
-eval "$(deslaunch completion bash)"
+eval "$(cat '@SCRIPT')"
 compopt() { echo '<files>'; }
 COMP_WORDS=(@WORDS); COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
 _deslaunch_completion deslaunch
@@ -27,7 +27,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 ZSH: Final = """
 compdef() { }
-eval "$(deslaunch completion zsh)"
+eval "$(cat '@SCRIPT')"
 compadd() { shift 4; print -l -- ${(P)1} }
 _describe() { print -l -- ${${(P)3}%%:*} }
 _path_files() { print '<files>' }
@@ -35,21 +35,35 @@ words=(@WORDS); CURRENT=$#words
 _deslaunch_completion
 """
 FISH: Final = """
-deslaunch completion fish | source
+cat '@SCRIPT' | source
 function __fish_complete_path; echo '<files>'; end
 complete --do-complete "@LINE" | string split --field 1 \\t
 """
 
 
-def offered(shell: str, *words: str) -> set[str]:
-    """Return what a shell offers for the last of the words.
+SHELLS: Final = ("bash", "zsh", "fish")
+
+
+@pytest.fixture(scope="module", params=SHELLS)
+def completion(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a script, called by its shell."""
+    shell: str = request.param
+
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell}")
+
+    path = tmp_path_factory.mktemp("completion") / shell
+    path.write_bytes(subprocess.check_output([DESLAUNCH, "completion", shell], timeout=60))
+    return path
+
+
+def offered(completion: Path, *words: str) -> set[str]:
+    """Return what a script's shell offers for the last of the words.
 
     Raises:
         AssertionError: the script said anything on stderr.
     """
-    if shutil.which(shell) is None:
-        pytest.skip(f"there is no {shell}")
-
+    shell = completion.name
     quoted = " ".join(f"'{word}'" for word in ("deslaunch", *words))
     line = " ".join(("deslaunch", *words))
     script = {"bash": BASH, "zsh": ZSH, "fish": FISH}[shell]
@@ -58,7 +72,9 @@ def offered(shell: str, *words: str) -> set[str]:
             shell,
             *(["-f"] if shell == "zsh" else []),
             "-c",
-            script.replace("@WORDS", quoted).replace("@LINE", line),
+            script.replace("@SCRIPT", str(completion))
+            .replace("@WORDS", quoted)
+            .replace("@LINE", line),
         ],
         env=os.environ | {"PATH": f"{Path(DESLAUNCH).parent}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
@@ -70,10 +86,6 @@ def offered(shell: str, *words: str) -> set[str]:
     return set(ended.stdout.split())
 
 
-SHELLS: Final = ("bash", "zsh", "fish")
-
-
-@pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
@@ -87,5 +99,5 @@ SHELLS: Final = ("bash", "zsh", "fish")
         pytest.param(["completion", ""], {"bash", "zsh", "fish"}, id="shells"),
     ],
 )
-def test_a_shell_is_offered(shell: str, words: list[str], expected: set[str]) -> None:
-    assert offered(shell, *words) == expected
+def test_a_shell_is_offered(completion: Path, words: list[str], expected: set[str]) -> None:
+    assert offered(completion, *words) == expected

@@ -22,8 +22,10 @@ import pytest
 from bench import report
 from bench.chart import svg
 from bench.figures import Figures
+from click.testing import CliRunner
 from commands import DESLAUNCH, TOKEN, workplace
 
+from deslaunch.cli import command_line
 from deslaunch.config_file import OAUTH_KEYS, TARGET_KEYS
 from deslaunch.keys import row_digest
 from deslaunch.manifest import Manifest, ManifestOptions
@@ -309,10 +311,9 @@ def first_cells(text: str) -> list[str]:
 
 
 def options_of(*command: str) -> set[str]:
-    ended = subprocess.run(
-        [DESLAUNCH, *command, "--help"], capture_output=True, text=True, timeout=30, check=True
-    )
-    return set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", ended.stdout, re.MULTILINE))
+    shown = CliRunner().invoke(command_line, [*command, "--help"], catch_exceptions=False)
+    assert shown.exit_code == 0
+    return set(re.findall(r"^  (?:-\w, )?(--[\w-]+)", shown.stdout, re.MULTILINE))
 
 
 COMMANDS: Final = (

@@ -419,15 +419,23 @@ def result_of(number: int, state: str, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.slow
 class TestManyRows:
-    @pytest.mark.parametrize("digests", [False, True], ids=["keys", "nothing repeats"])
-    def test_a_page_of_100_000_rows_is_below_5_mb(self, tmp_path: Path, *, digests: bool) -> None:
+    @pytest.mark.parametrize(
+        ("count", "digests"),
+        [
+            pytest.param(100_000, True, id="nothing repeats"),
+            pytest.param(10_000, False, id="keys"),
+        ],
+    )
+    def test_a_page_of_100_000_rows_is_below_5_mb(
+        self, tmp_path: Path, *, count: int, digests: bool
+    ) -> None:
         path = tmp_path / "night.ledger.jsonl"
-        Night(path, 100_000, rate=900, digests=digests).write()
+        Night(path, count, rate=900, digests=digests).write()
 
         html, _ = page_of(path)
 
-        assert len(html.encode()) < LIMIT
-        assert len(table_in(html)["row"]) == 100_000
+        assert len(html.encode()) < LIMIT * count // 100_000
+        assert len(table_in(html)["row"]) == count
 
     def test_different_texts_without_end_do_not_burst_it(self) -> None:
         rows, rng = TableRows(), random.Random(5)
