@@ -308,11 +308,12 @@ def anyio_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 
 @pytest.fixture(autouse=True, scope="module")
 def cheap_collections() -> Iterator[None]:
-    """Let each test's collection look at what that test left, and at nothing older."""
+    """Let each test's collection look at what that test left; the last one looks at all."""
     gc.collect()
     gc.freeze()
     yield
     gc.unfreeze()
+    gc.collect()
 
 
 @pytest.fixture(autouse=True)
@@ -321,6 +322,7 @@ def nothing_left_open(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     caplog.set_level(logging.DEBUG)
     yield
     gc.collect()
+    gc.freeze()
     assert TOKEN not in caplog.text
     assert "never retrieved" not in caplog.text
     assert "Unclosed" not in caplog.text
