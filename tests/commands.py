@@ -1,4 +1,4 @@
-"""The deslaunch command as a process, and the simulator as another: what the tests of the
+"""The deslaunch command as a process, and a simulator beside it: what the tests of the
 command line share."""
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from anyio.from_thread import start_blocking_portal
+
+from deslaunch.simulator import Simulator
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -99,29 +103,16 @@ class Workplace:
 def workplace(
     folder: Path, script: Mapping[str, Any] | None = None, tokens: str = TOKEN
 ) -> Iterator[Workplace]:
-    """Run a simulator in a process of its own, and give a place to work with it."""
-    (folder / "faults.json").write_text(json.dumps(script or {}))
-    environment = _clean_environment(folder) | {"DESLAUNCH_SIMULATE_TOKENS": tokens}
-    simulator = subprocess.Popen(
-        [DESLAUNCH, "simulate", "--faults", "faults.json", "--log", "runs.jsonl"],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    """Run a simulator in a thread of its own, and give a place to work with it."""
+    made = Simulator(script=script, log=folder / "runs.jsonl", tokens=tokens.split())
 
-    try:
-        assert simulator.stdout is not None
-        base_url = simulator.stdout.readline().strip()
-        place = Workplace(folder, _clean_environment(folder) | {"DES_BASE_URL": base_url})
+    with start_blocking_portal() as portal, portal.wrap_async_context_manager(made) as simulator:
+        place = Workplace(folder, _clean_environment(folder) | {"DES_BASE_URL": simulator.base_url})
 
         try:
             yield place
         finally:
             place.end()
-    finally:
-        simulator.terminate()
-        simulator.communicate(timeout=10)
 
 
 def _clean_environment(folder: Path) -> dict[str, str]:
