@@ -165,15 +165,15 @@ def _check_order(tally: Tally, trace: str, place: Arena) -> int:
 
 async def at_random(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     """Kill at random moments, again and again."""
-    tally = Tally("random kills, 2,000-row batches")
-    wanted = 3 if fast else 200
+    wanted, rows = (3, 800) if fast else (200, 2000)
+    tally = Tally(f"random kills, {rows:,}-row batches")
     done = 0
 
     async def one(number: int) -> None:
         nonlocal done
         case = f"batch {number}"
 
-        async with arena(folder / f"{number}", 2000, LONG | {"seed": number}) as place:
+        async with arena(folder / f"{number}", rows, LONG | {"seed": number}) as place:
             mine = 0
 
             while done < wanted and await _kill_once(tally, place, case, rng):
@@ -196,14 +196,14 @@ async def at_random(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
 async def of_shards(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     """Kill two shards that work side by side at random moments, again and again."""
     tally = Tally("random kills of two shards side by side")
-    wanted = 3 if fast else 100
+    wanted, rows = (3, 800) if fast else (100, 2000)
     done = 0
 
     async def one(number: int) -> None:
         nonlocal done
         case = f"batch {number}"
 
-        async with arena(folder / f"{number}", 2000, LONG | {"seed": number}) as place:
+        async with arena(folder / f"{number}", rows, LONG | {"seed": number}) as place:
             shards = place.shards(2)
             kills = await asyncio.gather(*(_killed(tally, part, case, rng) for part in shards))
             done += sum(kills)
