@@ -15,6 +15,8 @@ import pytest
 from commands import DESLAUNCH, OTHER_TOKEN, POS_USAGE, TOKEN, Workplace, workplace
 
 from deslaunch import cli
+from deslaunch.cli.clients import proxy_of
+from deslaunch.cli.group import HOMES
 from deslaunch.ledger import snapshot
 
 if TYPE_CHECKING:
@@ -303,7 +305,7 @@ class TestConfiguration:
         monkeypatch.delenv("HTTP_PROXY", raising=False)
         monkeypatch.delenv("http_proxy", raising=False)
 
-        assert cli._proxy(url) == proxy
+        assert proxy_of(url) == proxy
 
     def test_plain_http_is_for_loopback(self, place: Workplace) -> None:
         place.manifest(1)
@@ -616,6 +618,29 @@ class TestStartUp:
         done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False)
 
         assert done.returncode == 0
+
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            pytest.param(["--version"], set(), id="version"),
+            pytest.param(["status", "--help"], {"ledgers"}, id="status"),
+            pytest.param(["run", "--help"], {"launching", "watching"}, id="run may watch"),
+            pytest.param(["--help"], set(HOMES.values()), id="help of all"),
+        ],
+    )
+    def test_a_command_imports_no_other_module_of_commands(
+        self, arguments: list[str], expected: set[str]
+    ) -> None:
+        code = (
+            f"import sys; from deslaunch.cli import main; main({arguments});"
+            "print(*sys.modules, file=sys.stderr)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+
+        imported = {name.removeprefix("deslaunch.cli.") for name in done.stderr.split()}
+        assert imported & set(HOMES.values()) == expected
 
     @pytest.mark.parametrize("command", sorted(cli.command_line.commands))
     def test_every_command_explains_itself(self, command: str) -> None:
