@@ -1,8 +1,8 @@
 """What a person found out about unknown or failed rows: one by one, or as a file.
 
 The file is CSV with a header line, or JSONL. ``key`` names the row; ``as`` is ``started`` or
-``not-started`` (or ``notStarted``, as in the ledger's record); ``jobRunId`` goes with ``started``;
-``note`` is kept.
+``not-started`` (or ``notStarted``, as in the ledger's record), in any letter case; ``jobRunId``
+goes with ``started``; ``note`` is kept.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import orjson
 
 from deslaunch.errors import ConfigurationError
+from deslaunch.readers import separator_advice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-# The second spelling is the command line's.
-_VERDICTS: Final = {("started", False), ("notStarted", True), ("not-started", True)}
+# In small letters; the last spelling is the command line's.
+_VERDICTS: Final = {("started", False), ("notstarted", True), ("not-started", True)}
 
 _FIELDS: Final = frozenset({"key", "as", "jobRunId", "note"})
 _FORM: Final = "a finding has key, as (started or not-started), jobRunId (if started) and note"
@@ -67,6 +68,9 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
 
+        if advice := separator_advice(reader.fieldnames or []):
+            raise ConfigurationError(f"{path}:1: {advice}", hint=_FORM)
+
         for row in reader:
             yield reader.line_num, {name: value for name, value in row.items() if value}
 
@@ -92,7 +96,7 @@ def _finding(row: Mapping[str, Any], where: str, note: str) -> Finding:
 
     verdict, job_run_id = row.get("as"), row.get("jobRunId")
 
-    if (verdict, job_run_id is None) not in _VERDICTS:
+    if (str(verdict).lower(), job_run_id is None) not in _VERDICTS:
         raise ConfigurationError(
             f"{where}: expected as=started with a jobRunId, or as=not-started without one; got "
             f"as={verdict!r} and jobRunId={job_run_id!r}",

@@ -33,7 +33,7 @@ from deslaunch.rows import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from deslaunch.model import ParameterValue, RowProblem
     from deslaunch.rows import Item, RowDefaults
@@ -559,13 +559,22 @@ def _unescaped(cell: str) -> ParameterValue:
     )
 
 
+def separator_advice(names: Sequence[str]) -> str:
+    """Return what to do where a CSV's header has other separators than commas, or ``""``."""
+    found = _SEPARATORS.search(names[0]) if len(names) == 1 else None
+
+    if found is None:
+        return ""
+
+    return (
+        f"the columns look separated by {found[0]!r}; separate them by commas: a spreadsheet "
+        "asks for the field delimiter when it saves, or takes it from the system's region"
+    )
+
+
 def _header_faults(names: list[str]) -> Iterator[Fault]:
     """Yield what is wrong with a CSV's column names."""
-    if len(names) == 1 and (found := _SEPARATORS.search(names[0])):
-        message = (
-            f"the columns look separated by {found[0]!r}; separate them by commas: a spreadsheet "
-            "asks for the field delimiter when it saves, or takes it from the system's region"
-        )
+    if message := separator_advice(names):
         yield Fault("", "commas", names[0], message)
 
     seen = set()

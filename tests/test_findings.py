@@ -33,6 +33,11 @@ def write(folder: Path, name: str, text: str) -> Path:
             id="csv as Excel writes it",
         ),
         pytest.param(
+            "found.csv",
+            f"key,as,jobRunId,note\na,Started,{RUN},seen\nb,NOT-STARTED,,\n",
+            id="csv in other letters",
+        ),
+        pytest.param(
             "found.jsonl",
             f'{{"key":"a","as":"started","jobRunId":"{RUN}","note":"seen"}}\n\n'
             '{"key":"b","as":"notStarted"}\n',
@@ -58,6 +63,12 @@ def test_findings_are_read(tmp_path: Path, name: str, text: str) -> None:
         pytest.param("f.csv", "key,as\na,\n", "as=None", id="no verdict"),
         pytest.param("f.csv", "key,as,why\na,notStarted,x\n", "unknown field 'why'", id="field"),
         pytest.param("f.csv", "key,as\na,notStarted,x\n", "unknown field 'None'", id="ragged"),
+        pytest.param(
+            "f.csv",
+            "key;as\na;notStarted\n",
+            ":1: the columns look separated by ';'",
+            id="semicolons",
+        ),
         pytest.param("f.csv", 'key,as\n"a,notStarted\n', "no file of findings", id="open quote"),
         pytest.param("f.jsonl", "{\n", "no file of findings", id="no json"),
         pytest.param("f.jsonl", "[]\n", ":1: a finding needs a key", id="no object"),
