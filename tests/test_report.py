@@ -135,8 +135,8 @@ class TestPage:
 
         assert "36 of 40 rows are started." in page.text
         assert "2 rows may have started a run: look them up, see below." in page.text
-        assert f"deslaunch resolve --started JOBRUNID {night} store-000007-pos" in page.text
-        assert f"deslaunch resolve --not-started {night} store-000012-pos" in page.text
+        assert f"deslaunch resolve {night} store-000007-pos --started JOBRUNID" in page.text
+        assert f"deslaunch resolve {night} store-000012-pos --not-started" in page.text
         assert f"look the unknown rows up deslaunch status {night} " in page.text
         assert f"deslaunch resume {night} --retry-rejected" in page.text
         assert "KEY" not in page.text
@@ -212,7 +212,7 @@ class TestPage:
         assert "32 of 40 rows are started." in page.text
         assert set(table_in(html)["ledger"]) == {str(path) for path in paths}
         assert all(
-            f"deslaunch resolve --not-started {path} store-000007-pos" in page.text
+            f"deslaunch resolve {path} store-000007-pos --not-started" in page.text
             for path in paths
         )
 
@@ -273,11 +273,11 @@ class TestHostileText:
         _, page = page_of(hostile)
 
         assert page.text.count("The key holds characters that can't be typed") == 3
-        assert f"deslaunch resolve --not-started -- {hostile} -rf" in page.text
+        assert f"deslaunch resolve {hostile} --not-started -- -rf" in page.text
 
     def test_only_an_id_is_offered_as_one(self, hostile: Path) -> None:
         assert (
-            f"--started JOBRUNID {hostile} '<img src=x onerror=alert(2)>'"
+            f"{hostile} '<img src=x onerror=alert(2)>' --started JOBRUNID"
             in page_of(hostile)[1].text
         )
 

@@ -385,12 +385,9 @@ def doubt_of(row: UnknownRow, ledger: str) -> Doubt:
 
 
 def _resolve(ledger: str, key: str, *finding: str) -> str:
-    words = ["deslaunch", "resolve", *finding, ledger, key]
-
-    if key.startswith("-"):
-        words.insert(-2, "--")
-
-    return shlex.join(words)
+    of_option = key.startswith("-")  # behind "--" nothing is taken for an option
+    words = [*finding, "--", key] if of_option else [key, *finding]
+    return shlex.join(["deslaunch", "resolve", ledger, *words])
 
 
 def _warnings(summary: Summary, warning: str) -> Iterable[str]:
