@@ -92,7 +92,10 @@ PAGES: Final[Mapping[str, Page]] = {
     ),
     "resolve": Page(
         ("It asks DES nothing: it believes what it is told, and sends nothing; resume does.",),
-        {"0": "all of it is recorded"} | _BUG | _USAGE | _LEDGER,
+        {"0": "all of it is recorded"}
+        | _BUG
+        | {"2": "usage or configuration, or the answer was no: nothing was recorded"}
+        | _LEDGER,
         {},
     ),
     "jobs": Page(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections import Counter
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deslaunch import records
 from deslaunch.errors import ConfigurationError
-from deslaunch.ledger import Ledger
+from deslaunch.ledger import Ledger, snapshot
 from deslaunch.model import RowState
+from deslaunch.results import unknown_rows
 from deslaunch.session import held
 from deslaunch.wire import is_guid
 
@@ -20,7 +22,34 @@ if TYPE_CHECKING:
 
     from deslaunch.findings import Finding
     from deslaunch.model import Summary
+    from deslaunch.results import UnknownRow
     from deslaunch.terms import StrPath
+
+
+async def premature(
+    ledger: StrPath, findings: Iterable[Finding], now: datetime
+) -> list[UnknownRow]:
+    """Return the rows that are said to have started nothing before anybody can be sure of it.
+
+    A run that is not in DES now may be there a moment later, until the end of the time in which
+    to look for it: ``to_utc``. Nothing is locked, and nothing recorded.
+
+    Args:
+        ledger: the batch's ledger.
+        findings: what is about to be recorded.
+        now: the time, with its zone.
+
+    Raises:
+        LedgerError: the ledger can't be read.
+    """
+    keys = {finding.key for finding in findings if finding.job_run_id is None}
+
+    rows = await asyncio.to_thread(_unknown_among, Path(ledger), keys) if keys else []
+    return [row for row in rows if datetime.fromisoformat(row.to_utc) > now]
+
+
+def _unknown_among(ledger: Path, keys: set[str]) -> list[UnknownRow]:
+    return [row for row in unknown_rows(snapshot(ledger)) if row.key in keys]
 
 
 async def resolve(ledger: StrPath, findings: Iterable[Finding]) -> Summary:

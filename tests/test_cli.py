@@ -366,6 +366,9 @@ class TestCrash:
             resumed = place.run("resume", "night.ledger.jsonl")
 
             assert (started.returncode, freed.returncode, resumed.returncode) == (0, 0, 0)
+            assert started.stderr.startswith(f"recorded: key row-2 started {run}\n")
+            assert "too early to say that nothing was started for row-3: " in freed.stderr
+            assert "recorded: key row-3 started nothing\n" in freed.stderr
             assert sorted(place.logged_rows) == [1, 2, 3, 4]
 
     def test_resolve_refuses_what_is_not_in_doubt(self, place: Workplace) -> None:

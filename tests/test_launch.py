@@ -12,6 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
+from uuid import UUID
 
 import anyio
 import pytest
@@ -52,7 +53,7 @@ from deslaunch.errors import (
 )
 from deslaunch.findings import Finding
 from deslaunch.kept_rows import kept_manifest, kept_rows
-from deslaunch.ledger import peek
+from deslaunch.ledger import peek, snapshot
 from deslaunch.model import (
     Draining,
     Planned,
@@ -64,6 +65,7 @@ from deslaunch.model import (
     TargetPaused,
     TokenRenewed,
 )
+from deslaunch.results import unknown_rows
 from deslaunch.schema_cache import SchemaCache
 from deslaunch.session import Interrupt
 from deslaunch.simulator import DEFAULT_JOBS, Simulator
@@ -807,6 +809,26 @@ async def test_a_finding_that_can_not_be_is_refused_with_all_others(
 
     assert place.records("resolved") == []
     assert place.is_free()
+
+
+async def test_to_say_that_nothing_was_started_may_be_premature(place: Place) -> None:
+    place.write(rows(4))
+
+    async with service(place, fault("close-after-start", 2, 3)) as (_, des):
+        await place.launch(des, concurrency=1)
+
+    [row, _] = await asyncio.to_thread(lambda: list(unknown_rows(snapshot(place.ledger))))
+    end = datetime.fromisoformat(row.to_utc)
+    findings = [
+        Finding("r1", None),
+        Finding("r2", None),
+        Finding("r3", str(UUID(int=3))),
+        Finding("r9", None),
+    ]
+    moments = [end - timedelta(seconds=1), end]
+    found = [await resolution.premature(place.ledger, findings, now) for now in moments]
+
+    assert [[row.key for row in rows] for rows in found] == [["r2"], []]
 
 
 async def test_findings_may_be_told_again(place: Place) -> None:

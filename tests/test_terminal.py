@@ -83,6 +83,41 @@ def test_a_resume_asks_too(place: Workplace) -> None:
     assert (place.folder / "night.ledger.jsonl").read_bytes() == before
 
 
+@pytest.fixture
+def doubt(tmp_path: Path) -> Iterator[Workplace]:
+    """A batch with a row that is unknown since a moment ago, row-2."""
+    with workplace(tmp_path, {"faults": [{"fault": "close", "at": [2]}]}) as made:
+        made.manifest(3)
+        made.run("run", "night.jsonl", "--concurrency", "1")
+        yield made
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "pending"), [("y\n", 0, 1), ("n\n", 2, 0), (CTRL_C, 130, 0)]
+)
+def test_resolve_asks_where_it_is_too_early(
+    doubt: Workplace, typed: str, code: int, pending: int
+) -> None:
+    with at_terminal(doubt, "resolve", "night.ledger.jsonl", "row-2", "--not-started") as terminal:
+        terminal.expect("too early to say that nothing was started for row-2: ")
+        terminal.expect("Record all the same that nothing was started? [y/N] ")
+        terminal.type(typed)
+
+        assert (terminal.code, "nothing was recorded" in terminal.said) == (code, code == 2)
+
+    assert doubt.json("status", "night.ledger.jsonl")["pending"] == pending
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [["--not-started", "--yes"], ["--started", "3283fa96-5ec2-4aa9-928b-d1cd07aa0763"]],
+    ids=["yes", "started"],
+)
+def test_resolve_does_not_always_ask(doubt: Workplace, finding: list[str]) -> None:
+    with at_terminal(doubt, "resolve", "night.ledger.jsonl", "row-2", *finding) as terminal:
+        assert (terminal.code, "[y/N]" in terminal.said) == (0, False)
+
+
 @pytest.mark.parametrize("option", ["--yes", "--dry-run"])
 def test_some_are_not_asked(place: Workplace, option: str) -> None:
     with at_terminal(place, "run", "night.jsonl", option) as terminal:

@@ -53,6 +53,7 @@ _EXIT_CODES: Final[tuple[tuple[type[DeslaunchError], int], ...]] = (
 )
 
 EXIT_BUG: Final = 1
+EXIT_DECLINED: Final = 2
 EXIT_STOPPED: Final = 5
 
 

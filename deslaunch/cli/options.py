@@ -127,6 +127,8 @@ shard = click.option(
     "--shard", metavar="I/N", help="Start the I-th of N shares of the rows, by their keys."
 )
 
+yes = click.option("--yes", is_flag=True, help="Never ask.")
+
 max_wait = tuning(
     "--max-wait",
     type=float,
@@ -189,7 +191,7 @@ launching = together(
     click.option(
         "--dry-run", is_flag=True, help="Print what would be sent, a JSON line each; send nothing."
     ),
-    click.option("--yes", is_flag=True, help="Never ask."),
+    yes,
     tuning(
         "--log-format",
         type=click.Choice(["text", "json"]),

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from deslaunch.cli import options
 from deslaunch.cli.command import command
+from deslaunch.cli.exits import EXIT_DECLINED
 from deslaunch.cli.given import console_of
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from deslaunch.console import Console
+    from deslaunch.findings import Finding
+    from deslaunch.results import UnknownRow
+
+_SHOWN: Final = 20
+"""Keys that are told one by one."""
 
 
 @command(
@@ -29,7 +39,7 @@ if TYPE_CHECKING:
 @click.option("--not-started", is_flag=True, help="The rows started nothing.")
 @click.option("--from", "file", type=options.FILE, help="CSV or JSONL: key, as, jobRunId, note.")
 @click.option("--note", default="", help="Kept with each finding.")
-@options.output
+@options.together(options.yes, options.output)
 def resolve(
     ledger: Path,
     keys: tuple[str, ...],
@@ -39,7 +49,11 @@ def resolve(
     note: str,
     **given: Any,
 ) -> int:
-    """Record what a person found out about unknown or failed rows of LEDGER."""
+    """Record what a person found out about unknown or failed rows of LEDGER.
+
+    Where DES may list a row's run later than now, it says until when and, on a terminal, asks
+    before it is recorded that the row started nothing.
+    """
     from deslaunch import findings, resolution  # noqa: PLC0415  # aiohttp is slow to import
 
     _check_resolve(keys, started, file, not_started=not_started)
@@ -49,14 +63,47 @@ def resolve(
         if file is None
         else findings.read_findings(file, note=note)
     )
-    summary = asyncio.run(resolution.resolve(ledger, found))
-    console.summary(summary)
 
-    if given["as_json"]:
-        console.json(summary.as_dict())
+    async def work() -> int:
+        early = await resolution.premature(ledger, found, datetime.now(UTC))
 
-    console.next_command(summary)
-    return 0
+        if early and not await _is_meant(console, early, yes=given["yes"]):
+            console.insist("nothing was recorded")
+            return EXIT_DECLINED
+
+        summary = await resolution.resolve(ledger, found)
+        _confirm(console, found)
+        console.summary(summary)
+
+        if given["as_json"]:
+            console.json(summary.as_dict())
+
+        console.next_command(summary)
+        return 0
+
+    return asyncio.run(work())
+
+
+async def _is_meant(console: Console, early: Sequence[UnknownRow], *, yes: bool) -> bool:
+    """Warn of what nobody can be sure of yet, and ask whether to go on if a person is there."""
+    keys = [row.key for row in early]
+    more = " …" if len(keys) > _SHOWN else ""
+    console.warn(
+        f"it is too early to say that nothing was started for {', '.join(keys[:_SHOWN])}{more}: "
+        f"DES may list a run until {max(row.to_utc for row in early)}, or later, if a gateway held "
+        "it back; if it does, resume starts a second one"
+    )
+    asks = console.can_ask and not yes
+    return not asks or await console.ask("Record all the same that nothing was started?")
+
+
+def _confirm(console: Console, found: Sequence[Finding]) -> None:
+    for finding in found[:_SHOWN]:
+        what = "started nothing" if finding.job_run_id is None else f"started {finding.job_run_id}"
+        console.say(f"recorded: key {finding.key} {what}")
+
+    if len(found) > _SHOWN:
+        console.say(f"recorded: {len(found) - _SHOWN:,} more")
 
 
 def _check_resolve(
