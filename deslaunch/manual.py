@@ -23,6 +23,33 @@ _SIMULATED: Final = {
     ),
 }
 
+_FAULTS: Final = {
+    "status": "a status, with retryAfter, retryAfterDate and body where given",
+    "outage": "from request from to request to: no answer, or a status where given",
+    "redirect": "a status 3XX to location",
+    "close, reset, hang": "no answer, and nothing was started",
+    "close-after-start": "no answer, and the run was started",
+    "reset-after-start": "the same, by RST",
+    "hang-after-start": "the same, on an open connection",
+    "close-after-answer": "a good answer, then the connection is closed",
+    "cut-head, cut-body": "a part of the answer; the run was started",
+    "stall-body": "the same, on an open connection",
+    "garbage, not-json": "an answer that can't be read; the run was started",
+    "no-id, other-job": "an answer without the jobRunId, or of another job",
+    "huge-body": "a good answer of 2 MiB, or of bytes",
+    "latency": "a good answer, seconds later",
+    "hold": "no answer until Simulator.release(): for tests in Python",
+    "fail-run": "a good answer, and a run that will fail, with the text error",
+}
+_SELECTORS: Final = {
+    "at": "these numbers, a list; they count from 1",
+    "every": "every n-th",
+    "share": "this share of them, 0 to 1",
+    "from, to": "this range of numbers",
+    "match": "jobId, or text of the body",
+    "on": "startjob (default), queryjobs, queryrunstatus, token or connection",
+}
+
 _BUG: Final = {"1": "a bug in deslaunch"}
 _USAGE: Final = {"2": "usage or configuration"}
 _ASKING: Final = {
@@ -41,11 +68,13 @@ class Page(NamedTuple):
         limits: what it does not do, one sentence a line.
         codes: meanings of its exit codes; None where its own section is given with it.
         environment: meanings of the variables that it reads, besides those of its options.
+        tables: names and their meanings, under the title of a section of their own.
     """
 
     limits: tuple[str, ...]
     codes: Mapping[str, str] | None
     environment: Mapping[str, str]
+    tables: Mapping[str, Mapping[str, str]] = {}
 
 
 PAGES: Final[Mapping[str, Page]] = {
@@ -64,7 +93,7 @@ PAGES: Final[Mapping[str, Page]] = {
         (
             "It sends nothing while any row is invalid, unless --skip-invalid is given.",
             "It never sends a row again whose run may exist, and never follows a redirect.",
-            "It does not wait for the runs to finish.",
+            "It does not wait for the runs to finish, unless --watch is given.",
         ),
         None,
         _TOKEN | _CACHE | _TERMINAL,
@@ -120,6 +149,7 @@ PAGES: Final[Mapping[str, Page]] = {
         ("It runs no job and makes no files: it only answers as DES does.",),
         {"0": "it was ended by a signal"} | _BUG | _USAGE,
         _SIMULATED,
+        {"Faults of a script": _FAULTS, "Requests that a fault is for": _SELECTORS},
     ),
     "completion": Page(
         ("It installs nothing: write what it prints where the shell looks for it.",),
@@ -147,6 +177,9 @@ def sections(name: str, examples: str, codes: str) -> Iterator[str]:
 
     yield codes if page.codes is None else _kept("Exit codes", _listed(page.codes))
 
+    for title, meanings in page.tables.items():
+        yield _kept(title, _table(meanings))
+
     if page.environment:
         yield _kept("Environment", _entries(page.environment))
 
@@ -158,6 +191,11 @@ def _kept(title: str, lines: Iterator[str] | list[str]) -> str:
 
 def _listed(meanings: Mapping[str, str]) -> Iterator[str]:
     return (f"  {code}  {meaning}" for code, meaning in meanings.items())
+
+
+def _table(meanings: Mapping[str, str]) -> Iterator[str]:
+    width = max(map(len, meanings))
+    return (f"  {name:{width}}  {meaning}" for name, meaning in meanings.items())
 
 
 def _entries(meanings: Mapping[str, str]) -> Iterator[str]:

@@ -12,6 +12,8 @@ from test_readme import first_cells, section
 
 from deslaunch.cli import command_line
 from deslaunch.manual import PAGES
+from deslaunch.simulator.faults import KINDS
+from deslaunch.simulator.script import read_script
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,6 +75,30 @@ def test_the_exit_codes_are_those_of_the_page(name: str) -> None:
 
     assert {"0", "1", "2"} <= told
     assert told <= {*first_cells(section("Exit codes")), "141"}
+
+
+@pytest.mark.parametrize("name", ["run", "resume"])
+def test_a_launch_that_watches_has_the_exit_codes_of_a_watch(name: str) -> None:
+    told = lines_of(name, "Exit codes with --watch")
+
+    assert [line.partition("  ")[0] for line in told] == ["0", "3", "4", "5"]
+    assert set(told) <= set(lines_of("watch", "Exit codes"))
+
+
+def test_the_simulator_names_every_kind_of_fault() -> None:
+    lines = lines_of("simulate", "Faults of a script")
+    told = [kind for line in lines for kind in line.partition("  ")[0].split(", ")]
+
+    assert sorted(told) == sorted(KINDS)
+
+
+def test_the_simulator_names_every_selector() -> None:
+    lines = lines_of("simulate", "Requests that a fault is for")
+    keys = [key for line in lines for key in line.partition("  ")[0].split(", ")]
+    values = {"at": [1], "match": {"text": "x"}, "on": "queryjobs", "share": 0.5}
+    script = {"faults": [{"fault": "hang", key: values.get(key, 2)} for key in keys]}
+
+    assert len(read_script(script).faults) == len(keys)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -31,6 +31,15 @@ Exit codes:
   7  the ledger exists, is locked, damaged, foreign, or can't be written
   129, 130, 143  interrupted; drained; resume goes on"""
 
+LAUNCH_EXIT_CODES: Final = f"""{EXIT_CODES}
+
+\b
+Exit codes with --watch:
+  0  every row is started, and every run finished with success
+  3  runs failed, or rows failed, were rejected or invalid
+  4  rows are unknown, or DES refuses to tell of runs
+  5  stopped, with runs that have not finished or rows that are pending"""
+
 WATCH_EXIT_CODES: Final = """\b
 Exit codes:
   0  every row is started, and every run finished with success

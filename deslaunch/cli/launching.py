@@ -12,7 +12,7 @@ import click
 from deslaunch.cli import options
 from deslaunch.cli.clients import clients_of, opened
 from deslaunch.cli.command import command
-from deslaunch.cli.exits import EXIT_STOPPED, exit_code_of
+from deslaunch.cli.exits import EXIT_STOPPED, LAUNCH_EXIT_CODES, exit_code_of
 from deslaunch.cli.given import OF_LAUNCH, cache_folder, chosen, console_of, repeated
 from deslaunch.cli.loop import interruptible
 from deslaunch.cli.stdin import on_disk
@@ -55,6 +55,7 @@ _options_of_launch = options.together(
         "  deslaunch run night.csv --yes --log-format json 2>> night.log\n"
         "  generate | deslaunch run - --format jsonl --ledger night.ledger.jsonl"
     ),
+    exit_codes=LAUNCH_EXIT_CODES,
 )
 @click.argument("manifest", type=click.Path())
 @click.option(
@@ -119,6 +120,7 @@ def run(manifest: str, ledger: Path | None, **given: Any) -> int:
         "  deslaunch resume night.ledger.jsonl --yes\n"
         "  deslaunch resume night.ledger.jsonl --manifest moved/night.csv"
     ),
+    exit_codes=LAUNCH_EXIT_CODES,
 )
 @click.argument("ledger", type=options.FILE)
 @click.option("--manifest", type=options.FILE, help="Where the manifest is now, if it was moved.")

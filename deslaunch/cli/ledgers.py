@@ -194,7 +194,7 @@ def _split(console: Console, found: Sequence[Results], folder: Path) -> None:
     "report",
     examples=(
         "  deslaunch report night.ledger.jsonl -o report.html\n"
-        "  deslaunch report shard-*.ledger.jsonl -o night.report.html"
+        "  deslaunch report night.*-of-4.ledger.jsonl -o night.report.html"
     ),
 )
 @options.ledgers

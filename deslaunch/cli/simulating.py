@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Default: a free one.")
 @click.option("--jobs", "jobs_file", type=options.FILE, help="Default: two real templates.")
-@click.option("--faults", type=options.FILE, help="A fault script.")
+@click.option(
+    "--faults",
+    type=options.FILE,
+    help='A fault script: {"faults": [{"fault": "hang", "at": [3]}]}.',
+)
 @click.option("--log", type=options.FILE, help="Every run is appended here before it is answered.")
 @click.option("--oauth", is_flag=True, help="Accept only tokens of its own token endpoint.")
 @click.option(
