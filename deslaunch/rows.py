@@ -337,7 +337,9 @@ def _job_id(value: object) -> str:
     job_id = _lower_guid(value) if isinstance(value, str) else None
 
     if job_id is None:
-        raise Unfit("a GUID", "jobId is a GUID, 8-4-4-4-12 hex digits; copy it from DES")
+        got = _shown(value)
+        message = f"jobId is a GUID, 8-4-4-4-12 hex digits, not {got!r}; copy it from DES"
+        raise Unfit("a GUID", message)
 
     return job_id
 

@@ -211,6 +211,8 @@ def jsonl_with(members: str) -> str:
         pytest.param('{"jobId": ""}', "jobId", "GUID", id="jobId empty"),
         pytest.param('{"jobId": null}', "jobId", "GUID", id="jobId null"),
         pytest.param('{"jobId": "43f87799"}', "jobId", "GUID", id="jobId no GUID"),
+        pytest.param(f'{{"jobId": "{JOB} "}}', "jobId", f"not '{JOB} ';", id="jobId and a blank"),
+        pytest.param('{"jobId": 7}', "jobId", "not '7';", id="jobId a number"),
         pytest.param(jsonl_with('"key": ""'), "key", "not empty", id="key empty"),
         pytest.param(jsonl_with('"key": 5'), "key", "string", id="key a number"),
         pytest.param(jsonl_with('"key": "a~2"'), "key", "~", id="key with ~"),
