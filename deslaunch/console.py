@@ -555,7 +555,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     """Yield what a session is about to do, a line at a time."""
     whole = f"{plan.ready:,} of {counted(plan.rows, 'row')}"
     rows = counted(plan.ready, "row") if plan.ready == plan.rows else whole
-    yield f"{plan.manifest}: {rows} to start"
+    shard = f", shard {plan.shard.replace('/', ' of ')}" if plan.shard else ""
+    yield f"{plan.manifest}{shard}: {rows} to start"
 
     for job in plan.jobs[:SHOWN_JOBS]:
         yield f"  {_planned_text(job)}"

@@ -143,6 +143,7 @@ def _plan(plan: Plan) -> Entry:
         "slots": plan.slots,
         "rate": plan.rate,
         "limit": plan.limit,
+        "shard": plan.shard,
         "seconds": plan.seconds,
     }
 

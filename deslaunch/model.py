@@ -337,6 +337,7 @@ class Plan:
         slots: starts in flight at most.
         rate: starts a second at most, or None for no limit.
         limit: rows that the session starts at most, or None for no limit.
+        shard: ``"I/N"`` where the batch is the I-th of N shards of the manifest, else None.
     """
 
     manifest: str
@@ -350,6 +351,7 @@ class Plan:
     slots: int
     rate: float | None = None
     limit: int | None = None
+    shard: str | None = None
 
     @property
     def send(self) -> int:

@@ -73,7 +73,7 @@ def make_plan(
         valid: what the validation found.
         jobs: rows that could be started, by target and jobId.
         catalog: knows the jobs' names, and the targets that have no part in the session.
-        settings: slots, rate and limit.
+        settings: slots, rate, limit and shard.
         replay: the ledger of a batch that goes on; None for a new one.
     """
     planned = sorted(_planned(jobs, catalog), key=lambda job: (-job.rows, job.target, job.job_id))
@@ -89,6 +89,7 @@ def make_plan(
         slots=settings.concurrency,
         rate=settings.rate,
         limit=settings.limit,
+        shard=settings.shard,
     )
 
 

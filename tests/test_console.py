@@ -325,6 +325,11 @@ def a_plan(**more: Any) -> Plan:
             id="resumed, limited and slow",
         ),
         pytest.param(
+            {"rows": 39, "ready": 0, "jobs": (), "shard": "1/2"},
+            ["night.csv, shard 1 of 2: 0 of 39 rows to start"],
+            id="shard",
+        ),
+        pytest.param(
             {"rows": 1, "ready": 0, "jobs": ()},
             ["night.csv: 0 of 1 row to start"],
             id="nothing to do",

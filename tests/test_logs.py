@@ -58,6 +58,7 @@ PLAN: Final = Plan(
     16,
     2.0,
     4,
+    "1/2",
 )
 STOP: Final = Stop(StopReason.THROTTLED, "asked to wait", "acme", resume_after=60.0)
 SUMMARY: Final = Summary(1, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0.5, "m.ledger.jsonl")

@@ -96,6 +96,22 @@ async def test_a_resume_plans_what_is_left_by_state(place: Place) -> None:
     assert plans[0].resumes
 
 
+async def test_the_plan_of_a_shard_names_it(place: Place) -> None:
+    place.write(rows(20))
+    plans: list[Plan] = []
+
+    async with service(place) as (_, des):
+
+        def confirm(plan: Plan) -> bool:
+            plans.append(plan)
+            return True
+
+        await place.launch(des, shard="2/3", limit=1, confirm=confirm)
+        await place.launch(des, shard="2/3", resume=True, confirm=confirm)
+
+    assert [(plan.shard, plan.rows) for plan in plans] == [("2/3", 20), ("2/3", 20)]
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 async def test_a_no_leaves_no_ledger_behind(place: Place, is_async: bool) -> None:
     place.write(rows(3))
