@@ -107,6 +107,33 @@ class TestRun:
         assert (done.returncode, done.stdout) == (0, "")
         assert (place.folder / "out.csv").read_text().splitlines()[1].startswith("row-1,1,default")
 
+    def test_results_are_not_written_over_a_file_unless_told(self, place: Workplace) -> None:
+        place.manifest(1)
+        place.run("run", "night.jsonl")
+        command = ("results", "night.ledger.jsonl", "-o", "out.csv")
+        (place.folder / "out.csv").write_text("by hand")
+
+        refused = place.run(*command, token=None)
+
+        assert (refused.returncode, (place.folder / "out.csv").read_text()) == (2, "by hand")
+        assert "out.csv exists, and nothing was written\n" in refused.stderr
+        assert "write over it with --force" in refused.stderr
+        assert place.run(*command, "--force", token=None).returncode == 0
+        assert (place.folder / "out.csv").read_text().startswith("key,row,")
+
+    @pytest.mark.parametrize("name", ["night.ledger.jsonl", "night.jsonl", "moved.jsonl"])
+    def test_results_never_replace_what_they_come_from(self, place: Workplace, name: str) -> None:
+        moved = place.manifest(1, "moved.jsonl")
+        place.manifest(1)
+        place.run("run", "night.jsonl")
+        before = (place.folder / name).read_bytes()
+        command = ("results", "night.ledger.jsonl", "--manifest", str(moved))
+
+        done = place.run(*command, "-o", name, "--force", token=None)
+
+        assert (done.returncode, (place.folder / name).read_bytes()) == (2, before)
+        assert f"{name}: the results would replace what they are made from" in done.stderr
+
     def test_a_second_run_sends_nothing(self, place: Workplace) -> None:
         place.manifest(5)
         place.run("run", "night.jsonl")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import click
@@ -15,7 +16,6 @@ from deslaunch.model import RowState, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from deslaunch.console import Console
     from deslaunch.ledger import Snapshot
@@ -101,6 +101,7 @@ def _print_status(console: Console, found: Snapshot, *, named: bool) -> None:
 )
 @options.ledgers
 @click.option("-o", "--output", type=options.FILE, help="Default: stdout.")
+@click.option("--force", is_flag=True, help="Write over the output where it exists.")
 @click.option(
     "--state", "states", multiple=True, type=click.Choice(_STATES), help="Only rows in this state."
 )
@@ -136,7 +137,12 @@ def results(
         raise click.UsageError("--split stands alone: each state has a CSV file of its own")
 
     console = console_of(given)
-    groups = groups_of([snapshot(path) for path in ledgers])
+    snapshots = [snapshot(path) for path in ledgers]
+
+    if output is not None:
+        _check_output(output, snapshots, manifest, force=given["force"])
+
+    groups = groups_of(snapshots)
     found = [Results(*group.ledgers, manifest=manifest) for group in groups]
     form = form_of(output, format)
 
@@ -160,6 +166,29 @@ def results(
         console.say(f"the results are in {output}")
 
     return 0
+
+
+def _check_output(
+    output: Path, ledgers: Sequence[Snapshot], manifest: Path | None, *, force: bool
+) -> None:
+    """Refuse to write over a file that nobody said may go, or over what the results come from."""
+    if not output.exists():
+        return
+
+    said = [Path(found.replay.manifest["path"]) for found in ledgers if found.replay.manifest]
+    inputs = [*(found.path for found in ledgers), *said, *([] if manifest is None else [manifest])]
+
+    if any(path.exists() and path.samefile(output) for path in inputs):
+        raise ConfigurationError(
+            f"{output}: the results would replace what they are made from",
+            hint="name another file with -o",
+        )
+
+    if not force:
+        raise ConfigurationError(
+            f"{output} exists, and nothing was written",
+            hint="name another file with -o, or write over it with --force",
+        )
 
 
 def _result_lines(
