@@ -275,6 +275,19 @@ def replacing(path: Path, mode: int = PRIVATE, *, disk: Disk = SYSTEM_DISK) -> I
     sync_directory(path.parent)
 
 
+def check_place(path: Path) -> None:
+    """Look whether a file could be made, or opened to be written to; make nothing.
+
+    Raises:
+        OSError: it surely can't. No error is no promise: the disk may be full by then.
+    """
+    os.stat(f"{path.parent}/")  # noqa: PTH116  # a Path drops the slash, which asks for a folder
+    place, mode = (path, os.W_OK) if path.exists() else (path.parent, os.W_OK | os.X_OK)
+
+    if not os.access(place, mode):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable.
 

@@ -28,7 +28,7 @@ from deslaunch.errors import (
     LedgerExists,
     ManifestChanged,
 )
-from deslaunch.ledger import Ledger, foreign, locked, peek, snapshot
+from deslaunch.ledger import Ledger, check_place, foreign, locked, peek, snapshot
 from deslaunch.manifest import Manifest, sha256_of
 from deslaunch.model import Noted, Plan, Planned, StartRequest, counted
 from deslaunch.plan import Census, is_sent, make_plan
@@ -366,6 +366,7 @@ class _Task:
 
 
 async def _begin(ledger_path: Path, path: Path, task: _Task) -> Summary:
+    await asyncio.to_thread(check_place, ledger_path)
     settings = Settings(**task.options)
     clients = by_target(task.des, settings)
     file = Manifest(path, manifest_options(settings))

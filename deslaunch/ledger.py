@@ -343,6 +343,18 @@ def _shape(stream: BinaryIO) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
+def check_place(path: Path) -> None:
+    """Look whether a ledger could be made, before a person is asked whether it is to be.
+
+    Raises:
+        LedgerError: it surely can't; where it is not raised, making it may fail all the same.
+    """
+    try:
+        durable.check_place(path)
+    except OSError as exc:
+        raise _unusable(path, exc) from exc
+
+
 def records_of(path: Path) -> Iterator[Record]:
     """Yield a ledger's records from its start to where it ends now.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from anyio.from_thread import start_blocking_portal
 
 from deslaunch.simulator import Simulator
@@ -23,6 +25,19 @@ DESLAUNCH = str(Path(sys.executable).with_name("deslaunch"))
 POS_USAGE = "43f87799-62c6-4001-92f9-6b3df816a6d6"
 TOKEN = "s3cret/tok+en=="
 OTHER_TOKEN = "0ther/s3cret+tok=="
+
+
+def unprivileged() -> list[str]:
+    """Return what to put before a command so that file modes hold for root too."""
+    if os.geteuid():
+        return []
+
+    setpriv = shutil.which("setpriv")
+
+    if setpriv is None:
+        pytest.skip("root may write everywhere, and there is no setpriv")
+
+    return [setpriv, "--bounding-set=-dac_override,-dac_read_search"]
 
 
 @dataclass(frozen=True)

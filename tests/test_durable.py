@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from commands import unprivileged
 
 from deslaunch import durable
 
@@ -440,6 +441,38 @@ def test_a_missing_folder_is_an_os_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks descriptors up in /proc")
+@pytest.mark.parametrize("name", ["new", "there"])
+def test_a_place_that_can_be_written_is_none_to_complain_of(tmp_path: Path, name: str) -> None:
+    (tmp_path / "there").touch()
+
+    durable.check_place(tmp_path / name)
+
+    assert names(tmp_path) == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        pytest.param("gone/new", errno.ENOENT, id="no folder"),
+        pytest.param("there/new", errno.ENOTDIR, id="no folder but a file"),
+        pytest.param("locked/new", errno.EACCES, id="a folder of others"),
+        pytest.param("read", errno.EACCES, id="a file of others"),
+    ],
+)
+def test_a_place_that_can_not_be_written_is_seen(tmp_path: Path, name: str, number: int) -> None:
+    (tmp_path / "there").touch()
+    (tmp_path / "read").touch(0o400)
+    (tmp_path / "locked").mkdir(0o500)
+    code = (
+        "import sys, pathlib; from deslaunch import durable\n"
+        "try: durable.check_place(pathlib.Path(sys.argv[1]))\n"
+        "except OSError as exc: sys.exit(exc.errno)\n"
+    )
+    command = [*unprivileged(), sys.executable, "-c", code, str(tmp_path / name)]
+
+    assert subprocess.run(command, check=False).returncode == number
+
+
 def test_the_folder_is_synced_after_a_file_was_made_in_it(tmp_path: Path) -> None:
     # The folder's sync is no disk's call: a child watches its own.
     script = """

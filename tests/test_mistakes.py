@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import shlex
-import shutil
 import subprocess
 import zipfile
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
-from commands import DESLAUNCH, POS_USAGE, TOKEN, Workplace, workplace
+from commands import DESLAUNCH, POS_USAGE, TOKEN, Workplace, unprivileged, workplace
 from test_readme import SHOWN_URL, pattern, section
 
 from deslaunch.model import Job
@@ -58,19 +56,6 @@ def shown_mistakes() -> dict[str, Shown]:
 
 
 SHOWN: Final = shown_mistakes()
-
-
-def unprivileged() -> list[str]:
-    """Return what to put before a command so that file modes hold for root too."""
-    if os.geteuid():
-        return []
-
-    setpriv = shutil.which("setpriv")
-
-    if setpriv is None:
-        pytest.skip("root may write everywhere, and there is no setpriv")
-
-    return [setpriv, "--bounding-set=-dac_override,-dac_read_search"]
 
 
 def no_token(place: Workplace) -> None:
