@@ -79,6 +79,19 @@ class Workplace:
             check=False,
         )
 
+    def shell(self, line: str) -> subprocess.CompletedProcess[str]:
+        """Run a line that was printed for a person to type, deslaunch being found."""
+        path = f"{Path(DESLAUNCH).parent}{os.pathsep}{os.environ['PATH']}"
+        return subprocess.run(
+            ["sh", "-c", line],
+            cwd=self.folder,
+            env=self.environment | {"DES_TOKEN": TOKEN, "PATH": path},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
     def json(self, *arguments: str) -> Any:
         """Return what a command prints with --json."""
         return json.loads(self.run(*arguments, "--json").stdout)

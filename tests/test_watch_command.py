@@ -206,3 +206,24 @@ def test_without_a_terminal_a_quiet_watch_says_nothing(place: Workplace) -> None
     done = place.run("watch", LEDGER, "--quiet")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_a_watch_of_several_ledgers_is_refused_with_the_loop_that_does_it(place: Workplace) -> None:
+    for name in ("a.jsonl", "b c.jsonl"):
+        place.manifest(2, name)
+        place.run("run", name)
+
+    ledgers = ("a.ledger.jsonl", "b c.ledger.jsonl")
+    refused = place.run("watch", *ledgers, "--base-url", place.environment["DES_BASE_URL"])
+    loop = refused.stderr.splitlines()[-1].partition(": ")[2]
+    looped = place.shell(loop)
+
+    assert refused.returncode == 2
+    assert "watch follows one ledger, got 2; DES was not asked" in refused.stderr
+    assert (looped.returncode, looped.stderr.count("2 runs: 2 succeeded")) == (0, 2)
+
+
+def test_a_watch_of_no_ledger_is_a_mistake(place: Workplace) -> None:
+    done = place.run("watch")
+
+    assert (done.returncode, "Missing argument 'LEDGER'" in done.stderr) == (2, True)

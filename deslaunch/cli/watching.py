@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shlex
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +15,7 @@ from deslaunch.cli.command import command
 from deslaunch.cli.exits import WATCH_EXIT_CODES
 from deslaunch.cli.given import console_of, repeated, watch_options
 from deslaunch.cli.loop import interruptible
+from deslaunch.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +38,7 @@ _TICK: Final = 1.0
     ),
     exit_codes=WATCH_EXIT_CODES,
 )
-@click.argument("ledger", type=options.FILE)
+@click.argument("ledgers", metavar="LEDGER", type=options.FILE, nargs=-1, required=True)
 @options.together(
     options.connection,
     options.tuning(
@@ -53,11 +55,12 @@ _TICK: Final = 1.0
     options.give_up_after,
     options.output,
 )
-def watch(ledger: Path, **given: Any) -> int:
+def watch(ledgers: tuple[Path, ...], **given: Any) -> int:
     """Follow the runs that the batch of LEDGER started to their end, and record how they ended.
 
     Ended early, it goes on where it was: a run whose end is recorded is not asked about again.
     """
+    ledger = _only_one(ledgers, given)
     console = console_of(given)
     clients = clients_of(given, needs_token=True)
 
@@ -67,6 +70,20 @@ def watch(ledger: Path, **given: Any) -> int:
             return await follow_runs(console, given, clients, interrupt, ledger)
 
     return interruptible(work)
+
+
+def _only_one(ledgers: tuple[Path, ...], given: Mapping[str, Any]) -> Path:
+    """Return the ledger that is to be watched; a glob may have named more of them."""
+    if len(ledgers) > 1:
+        each = shlex.join(map(str, ledgers))
+        again = "".join(f" {shlex.quote(word)}" for word in repeated(given))
+        raise ConfigurationError(
+            f"watch follows one ledger, got {len(ledgers):,}; DES was not asked",
+            hint=f'one after the other: for ledger in {each}; do deslaunch watch "$ledger"{again}; '
+            "done",
+        )
+
+    return ledgers[0]
 
 
 async def follow_runs(
