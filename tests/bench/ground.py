@@ -92,11 +92,15 @@ class Ground:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment that leads a contender to the service, and through no proxy."""
+        """The environment that leads a contender to the service, and through no proxy.
+
+        Python may keep what it compiled: where a package is installed, that was done before.
+        """
         clean = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("DES_", "DESLAUNCH_")) and not name.lower().endswith("_proxy")
+            if not name.startswith(("DES_", "DESLAUNCH_", "PYTHONDONTWRITEBYTECODE"))
+            and not name.lower().endswith("_proxy")
         }
         return clean | {
             "DES_BASE_URL": self.base_url,
