@@ -22,6 +22,7 @@ from deslaunch.ledger import records_of
 from deslaunch.manifest import Manifest, ManifestOptions, sha256_of
 from deslaunch.model import Row, RowState, WatchSummary
 from deslaunch.shards import index_of
+from deslaunch.states import NO_ANSWER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -234,16 +235,17 @@ class _Shards:
 
 def _keyed(found: Snapshot, state: KeyState, row: Row | None = None) -> Result:
     outcome = state.outcome()
+    current = state.live_state if found.live else outcome.state
     return {
         "key": outcome.key,
         "row": row.number if row else outcome.row,
         "target": row.target if row else outcome.target,
         "jobId": row.job_id if row else outcome.job_id,
-        "state": str(state.live_state if found.live else outcome.state),
+        "state": str(current),
         "jobRunId": outcome.job_run_id,
         "attempts": outcome.attempts,
         "status": outcome.status,
-        "error": outcome.error,
+        "error": "" if current is RowState.IN_FLIGHT else outcome.error,
         "possibleDuplicate": outcome.possible_duplicate,
         "sentUtc": state.sent_utc,
         "answeredUtc": state.answered_utc,
@@ -510,7 +512,7 @@ class _Trace:
                 _moved(last["utc"], timeout + CLOCKS_APART),
                 _moved(ending.get("utc", last["utc"]), CLOCKS_APART),
             ),
-            cause=first[1].get("cause") or "no answer was recorded before the launcher ended",
+            cause=first[1].get("cause") or NO_ANSWER,
             job_run_id=first[1].get("jobRunId"),
         )
 

@@ -29,6 +29,9 @@ Fetch = Callable[[int], "Record"]
 Mention = tuple[int, "Record | None"]
 """A record: its offset in the ledger (-1 where it can't be read back), and itself if at hand."""
 
+NO_ANSWER: Final = "no answer was recorded before the launcher ended"
+"""Said of an attempt that was cut: sent, or about to be, and nothing else is known of it."""
+
 _FIRST_SERVER_ERROR: Final = 500
 _WORD: Final = (1 << 32) - 1
 
@@ -139,18 +142,20 @@ class KeyState:
 
     @property
     def status(self) -> int | None:
-        """HTTP status of the last answer, or None."""
-        return self._said(self._told).get("status")
+        """HTTP status of the answer to the last attempt, or None."""
+        told = self._said(self._told)
+        return None if self._is_cut(told) else told.get("status")
 
     @property
     def answered_utc(self) -> str | None:
-        """When the last outcome was recorded, or None."""
-        return self._said(self._told).get("utc")
+        """When the answer to the last attempt was recorded, or None where none came."""
+        told = self._said(self._told)
+        return None if self._is_cut(told) or not _has_answer(told) else told.get("utc")
 
     @property
     def error(self) -> str:
-        """What the last answer, or the row's last validation, found wrong, or ``""``."""
-        return _error_of(self._said(self._explained))
+        """What went wrong with the last attempt, or with a later validation, or ``""``."""
+        return self._error(self._said(self._told), self._said(self._explained))
 
     @property
     def job_run_id(self) -> str | None:
@@ -203,10 +208,20 @@ class KeyState:
             state=self.state,
             job_run_id=run.get("jobRunId"),
             attempts=self.sent,
-            status=told.get("status"),
-            error=_error_of(explained),
+            status=None if self._is_cut(told) else told.get("status"),
+            error=self._error(told, explained),
             possible_duplicate=self.possible_duplicate,
         )
+
+    def _is_cut(self, told: Mapping[str, Any]) -> bool:
+        """Tell whether the last outcome is that of an earlier attempt than the last."""
+        return bool(told.get("attempt", 0) < self.attempts)
+
+    def _error(self, told: Mapping[str, Any], explained: Mapping[str, Any]) -> str:
+        if self._explained is self._told and self._is_cut(told):
+            return NO_ANSWER
+
+        return _error_of(explained)
 
     def _said(self, mention: Mention | None) -> Mapping[str, Any]:
         if mention is None:
@@ -337,6 +352,12 @@ class KeyState:
 
             if mention is not None and mention[0] >= 0:
                 setattr(self, name, light.setdefault(mention[0], (mention[0], None)))
+
+
+def _has_answer(told: Mapping[str, Any]) -> bool:
+    """Tell whether DES, or what stands before it, said anything that ended an attempt."""
+    kind = told.get("record")
+    return kind != "unsent" and (kind != "unknown" or told["status"] is not None)
 
 
 def _error_of(said: Mapping[str, Any]) -> str:

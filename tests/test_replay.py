@@ -412,6 +412,48 @@ def test_an_outcome_carries_what_is_known() -> None:
     assert "1 keys" in repr(replay)
 
 
+CUT = "no answer was recorded before the launcher ended"
+
+
+@pytest.mark.parametrize(
+    ("history", "told"),
+    [
+        pytest.param([invalid()], (None, "wrong", None), id="never-sent"),
+        pytest.param([sending(1)], (None, CUT, None), id="cut-at-once"),
+        pytest.param([sending(1), session(), answered(1, 503)], (503, "e", UTC), id="late"),
+        pytest.param(
+            [sending(1), answered(1, 503), sending(2)], (None, CUT, None), id="cut-after-a-5xx"
+        ),
+        pytest.param(
+            [sending(1), sending(2), rejected(2)], (400, "no", UTC), id="cut-and-then-answered"
+        ),
+        pytest.param(
+            [sending(1), answered(1, 503), sending(2), resolved(None)],
+            (None, CUT, None),
+            id="cut-and-resolved",
+        ),
+        pytest.param(
+            [sending(1), answered(1, 503), sending(2), resolved(None), invalid()],
+            (None, "wrong", None),
+            id="cut-and-invalid-since",
+        ),
+        pytest.param([sending(1), unknown(1, status=None)], (None, "lost", None), id="no-answer"),
+        pytest.param([sending(1), unknown(1, status=504)], (504, "lost", UTC), id="no-use"),
+        pytest.param([sending(1), unsent(1)], (None, "e", None), id="unsent"),
+    ],
+)
+def test_status_error_and_time_are_those_of_the_last_attempt(
+    history: list[Record], told: tuple[int | None, str, str | None]
+) -> None:
+    """What an earlier attempt was answered would explain a row that it does not explain."""
+    data = b"".join(records.encode(record, UTC) for record in (header(), *history))
+
+    for replay in (replay_of(history), packed_of(data, "none-collide")):
+        state, outcome = replay.states["k"], replay.outcome("k")
+        assert (state.status, state.error, state.answered_utc) == told
+        assert (outcome.status, outcome.error) == told[:2]
+
+
 def test_the_first_known_run_stays() -> None:
     replay = replay_of(
         [sending(1), unknown(1), sending(2), started(2, "second"), resolved("first")]

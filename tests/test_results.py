@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import json
 from hashlib import sha256
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 JOB = "43f87799-62c6-4001-92f9-6b3df816a6d6"
 RUN = "0d8ab4f4-6f4f-4f8e-9f4e-9a3a8d6c1f00"
 UTC = "2026-11-24T01:02:03.{:03}Z"
+CUT = "no answer was recorded before the launcher ended"
 BODY = b'{"jobId":"%b","parameters":{"A":{"type":2,"valueStringEncoded":"1"}}}' % JOB.encode()
 
 
@@ -130,7 +132,27 @@ def test_every_row_comes_once_in_manifest_order(folder: Folder) -> None:
         "finishedUtc": None,
         "outputFiles": None,
     }
-    assert [r["error"] for r in results[1:5]] == ["no", "no object", "", "key taken"]
+    assert [r["error"] for r in results[1:5]] == ["no", "no object", CUT, "key taken"]
+
+
+def test_an_attempt_that_was_cut_is_not_explained_by_the_one_before(folder: Folder) -> None:
+    folder.write(
+        records.sending(request_of("k6", 6), 1, with_body=True),
+        records.answered("k6", 1, status=503, error="busy"),
+        records.sending(request_of("k6", 6), 2, with_body=False),
+    )
+
+    told = [list(Results(folder.found))[-1]]
+
+    with folder.ledger.open("rb") as held:  # as a launcher does that is at work
+        fcntl.flock(held, fcntl.LOCK_EX)
+        told += [list(Results(folder.found))[-1]]
+
+    columns = ("state", "attempts", "status", "error", "sentUtc", "answeredUtc")
+    assert [tuple(one[column] for column in columns) for one in told] == [
+        ("unknown", 2, None, CUT, UTC.format(13), None),
+        ("inFlight", 2, None, "", UTC.format(13), None),
+    ]
 
 
 def test_rows_that_left_the_manifest_come_last_if_they_were_sent(folder: Folder) -> None:
@@ -221,7 +243,7 @@ def test_unknown_rows_tell_what_to_look_for(folder: Folder) -> None:
         "parameters": {"A": {"type": 2, "valueStringEncoded": "1"}},
         "fromUtc": "2026-11-24T00:57:03.004Z",
         "toUtc": "2026-11-24T01:08:03.004Z",
-        "cause": "no answer was recorded before the launcher ended",
+        "cause": CUT,
         "jobRunId": None,
     }
     assert (second["fromUtc"], second["toUtc"], second["cause"]) == (
