@@ -1,7 +1,8 @@
 """A manifest to begin with: one example row of a job, and what each of its parameters takes.
 
-Pure. The text is a manifest that ``check`` accepts as it is. What can't stand in it, since
-neither form has comments, is told beside it.
+Pure. The text is a manifest that ``check`` accepts as it is. Only what a job requires has a value:
+DES may refuse a row that says both of what excludes each other, and declares no such rule. What
+can't stand in it, since neither form has comments, is told beside it.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ _NUMBERS: Final = frozenset({wire.INTEGER, wire.DECIMAL})
 
 
 def manifest_of(job: Job, form: Format, target: str = DEFAULT_TARGET) -> str:
-    """Return a manifest of one example row, in which every parameter has a value.
+    """Return a manifest of one example row, in which every required parameter has a value.
 
     Args:
-        job: whose parameters it names, in their order.
+        job: whose parameters are the columns of CSV, in their order.
         form: of the manifest.
         target: named in the row unless it is the default one.
     """
@@ -70,12 +71,15 @@ def explanation(job: Job, form: Format) -> Iterator[str]:
     if not job.parameters:
         yield "  this job takes no parameters"
 
+    if sum(not parameter.required for parameter in job.parameters) > 1:
+        yield "  some may exclude each other, as a range and a date do: DES then refuses the row"
+
 
 def _csv(said: Mapping[str, str], job: Job) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*said, *(column_of(parameter.name) for parameter in job.parameters)])
-    writer.writerow([*said.values(), *map(_example, job.parameters)])
+    writer.writerow([*said.values(), *map(_cell, job.parameters)])
     return text.getvalue()
 
 
@@ -85,8 +89,13 @@ def _jsonl(said: Mapping[str, str], job: Job) -> str:
         if parameter.type in _NUMBERS
         else _example(parameter)
         for parameter in job.parameters
+        if parameter.required
     }
     return orjson.dumps({**said, "parameters": parameters}).decode() + "\n"
+
+
+def _cell(parameter: JobParameter) -> str:
+    return _example(parameter) if parameter.required else ""
 
 
 def _example(parameter: JobParameter) -> str:
@@ -94,11 +103,7 @@ def _example(parameter: JobParameter) -> str:
 
 
 def _explained(parameter: JobParameter, form: Format) -> str:
-    null, auto, nothing = (
-        (r"\N", r"\A", "leave the cell empty")
-        if form == "csv"
-        else ("null", '{"auto": true}', "leave it out")
-    )
+    null, auto = (r"\N", r"\A") if form == "csv" else ("null", '{"auto": true}')
     ways = [_WORDS.get(parameter.type, f"a text that DES reads as its type {parameter.type}")]
 
     if parameter.nullable:
@@ -107,7 +112,7 @@ def _explained(parameter: JobParameter, form: Format) -> str:
     if parameter.supports_auto:
         ways.append(f"{auto} for what follows from the job's earlier runs")
 
-    need = "required" if parameter.required else f"optional: {nothing} for the template's default"
+    need = "required" if parameter.required else "left out: the job's default is used"
     told = f" ({parameter.description})" if parameter.description else ""
     name = column_of(parameter.name) if form == "csv" else parameter.name
     return f"{name}: {', or '.join(ways)}; {need}{told}"

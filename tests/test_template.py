@@ -7,16 +7,20 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from stage import Place, counts, place, service
 
 from deslaunch import launcher
 from deslaunch.model import Job, JobParameter
+from deslaunch.simulator import DEFAULT_JOBS
 from deslaunch.template import explanation, manifest_of
-from deslaunch.wire import encode_jobs
+from deslaunch.wire import decode_jobs, encode_jobs
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from deslaunch.model import Format
+
+__all__ = ["place"]
 
 JOB = "11111111-1111-4111-8111-111111111111"
 TYPES = (None, 1, 2, 3, 4, 99)
@@ -74,14 +78,20 @@ async def test_a_target_is_named_in_the_row(tmp_path: Path, form: Format) -> Non
     assert (await report_of(tmp_path, a_job(), form, "acme")).valid == 1
 
 
-def test_every_parameter_is_a_column_of_the_example_row() -> None:
-    job = a_job(JobParameter("from", 2), JobParameter("price", 3), JobParameter("key", 4))
+def test_what_is_required_has_a_value() -> None:
+    job = a_job(
+        JobParameter("from", 2, required=True),
+        JobParameter("to", 2),
+        JobParameter("price", 3, required=True),
+        JobParameter("key", 4, required=True),
+        JobParameter("day", 4),
+    )
 
     rows = list(csv.reader(io.StringIO(manifest_of(job, "csv"))))
 
     assert rows == [
-        ["key", "jobId", "from", "price", "parameters.key"],
-        ["example-1", JOB, "1", "1.50", "2026-01-31T00:00:00Z"],
+        ["key", "jobId", "from", "to", "price", "parameters.key", "day"],
+        ["example-1", JOB, "1", "", "1.50", "2026-01-31T00:00:00Z", ""],
     ]
     assert manifest_of(job, "jsonl") == (
         f'{{"key":"example-1","jobId":"{JOB}","parameters":{{"from":1,"price":1.50,'
@@ -99,10 +109,7 @@ def test_every_parameter_is_a_column_of_the_example_row() -> None:
                     r"  from: a whole number, or \N for null, or \A for what follows from the "
                     "job's earlier runs; required (the first)"
                 ),
-                (
-                    "  parameters.key: a text; optional: leave the cell empty for the template's "
-                    "default"
-                ),
+                "  parameters.key: a text; left out: the job's default is used",
                 "  odd: a text that DES reads as its type 99; required",
             ],
             id="csv",
@@ -114,7 +121,7 @@ def test_every_parameter_is_a_column_of_the_example_row() -> None:
                     '  from: a whole number, or null, or {"auto": true} for what follows from '
                     "the job's earlier runs; required (the first)"
                 ),
-                "  key: a text; optional: leave it out for the template's default",
+                "  key: a text; left out: the job's default is used",
                 "  odd: a text that DES reads as its type 99; required",
             ],
             id="jsonl",
@@ -133,3 +140,26 @@ def test_what_has_no_place_in_a_manifest_is_explained(form: Format, lines: list[
     assert said[0] == f"job {JOB}, Nightly: one row starts one run"
     assert said[2:] == lines
     assert list(explanation(a_job(), form))[-1] == "  this job takes no parameters"
+
+
+def test_several_that_are_left_out_may_exclude_each_other() -> None:
+    told = "  some may exclude each other, as a range and a date do: DES then refuses the row"
+
+    assert list(explanation(a_job(JobParameter("a", 2), JobParameter("b", 4)), "csv"))[-1] == told
+    assert told not in list(explanation(a_job(JobParameter("a", 2)), "csv"))
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize("said", DEFAULT_JOBS["jobs"], ids=lambda said: said["template"])
+async def test_the_service_takes_the_example_row(
+    place: Place, said: dict[str, Any], form: Format
+) -> None:
+    """Its rules are not declared: a range or a date, never both."""
+    (job,) = decode_jobs(json.dumps({"jobs": [said]}).encode(), source="the simulator")
+    manifest = place.folder / f"made.{form}"
+    manifest.write_text(manifest_of(job, form))
+
+    async with service(place) as (simulator, des):
+        summary = await launcher.launch(manifest, des, cache=place.cache)
+
+    assert (counts(summary), len(simulator.runs)) == ({"started": 1}, 1)
