@@ -18,6 +18,7 @@ from deslaunch import logs, wire
 from deslaunch.errors import InvalidManifest, LedgerWriteFailed, ManifestConflict
 from deslaunch.model import (
     DEFAULT_TARGET,
+    KEPT_PROBLEMS,
     Draining,
     Noted,
     Planned,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
         Outcome,
         Plan,
         PlannedJob,
-        RowProblem,
+        ProblemGroup,
         RunStatus,
         StartRequest,
         Stop,
@@ -204,7 +205,7 @@ class Console:
             return
 
         if isinstance(error, InvalidManifest):
-            self.problems(error.problems, error.count)
+            self.problems(error.groups, error.count)
 
         self.insist(f"error: {error}")
 
@@ -219,13 +220,24 @@ class Console:
         if error.hint:
             self.insist(f"  {error.hint}")
 
-    def problems(self, problems: Sequence[RowProblem], count: int) -> None:
-        """Print the problems of a manifest, a line each."""
-        for problem in problems[:SHOWN_PROBLEMS]:
-            self.insist(str(problem))
+    def problems(self, groups: Sequence[ProblemGroup], count: int) -> None:
+        """Print the problems of a manifest: a line for each that differs.
 
-        if count > SHOWN_PROBLEMS:
-            self.insist(f"… and {counted(count - SHOWN_PROBLEMS, 'problem')} more")
+        Args:
+            groups: the first ones.
+            count: how many problems there are in all, each row's counted by itself.
+        """
+        told = groups[:SHOWN_PROBLEMS]
+        rest = count - sum(group.rows for group in told)
+
+        for group in told:
+            self.insist(str(group))
+
+        if rest:
+            self.insist(f"… and {counted(rest, 'problem')} more")
+
+        if count > len(told):
+            self.insist(f"{_all_problems(count)} one by one: deslaunch check with --json")
 
     def _keys(self, what: str, keys: Sequence[str]) -> None:
         for key in keys[:SHOWN_KEYS]:
@@ -402,6 +414,14 @@ def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()
+
+
+def _all_problems(count: int) -> str:
+    """Return which of all problems ``check --json`` lists."""
+    if count <= KEPT_PROBLEMS:
+        return f"all {count:,} problems"
+
+    return f"the first {KEPT_PROBLEMS:,} of {count:,} problems"
 
 
 def _print(text: str, stream: TextIO) -> None:

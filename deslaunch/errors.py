@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deslaunch.model import RowProblem, Summary, WatchSummary
+    from deslaunch.model import ProblemGroup, RowProblem, Summary, WatchSummary
 
 
 class DeslaunchError(Exception):
@@ -169,14 +169,22 @@ class InvalidManifest(ManifestError):
     Attributes:
         problems: the first 1,000 problems in manifest order.
         count: how many problems there are in all.
+        groups: the first 1,000 different problems, each with the number of its rows.
     """
 
     def __init__(
-        self, message: str, *, problems: Sequence[RowProblem], count: int, hint: str = ""
+        self,
+        message: str,
+        *,
+        problems: Sequence[RowProblem],
+        count: int,
+        groups: Sequence[ProblemGroup] = (),
+        hint: str = "",
     ) -> None:
         super().__init__(message, hint=hint)
         self.problems = tuple(problems)
         self.count = count
+        self.groups = tuple(groups)
 
 
 class ManifestChanged(ManifestError):

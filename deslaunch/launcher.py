@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from deslaunch.client import DesClient
     from deslaunch.intake import InvalidRow
     from deslaunch.ledger import Snapshot
-    from deslaunch.model import Event, RowProblem, Summary
+    from deslaunch.model import Event, ProblemGroup, RowProblem, Summary
     from deslaunch.terms import Clients, StrPath
     from deslaunch.validation import Validation
 
@@ -74,6 +74,7 @@ class CheckReport:
         invalid: rows that could not.
         problems: the first 1,000 problems in manifest order.
         problem_count: how many problems there are in all.
+        groups: the first 1,000 different problems, each with the number of its rows.
         notes: how old cached JobRunParameters are, one sentence for each target.
         warnings: what may be a mistake, one sentence each.
         unconfirmed: why a fresher schema could not be had, where a cached one found rows
@@ -85,6 +86,7 @@ class CheckReport:
     invalid: int
     problems: tuple[RowProblem, ...]
     problem_count: int
+    groups: tuple[ProblemGroup, ...]
     notes: tuple[str, ...]
     warnings: tuple[str, ...]
     unconfirmed: Exception | None = None
@@ -152,6 +154,7 @@ async def check(
         invalid=found.invalid,
         problems=tuple(found.problems),
         problem_count=found.problem_count,
+        groups=tuple(found.groups),
         notes=tuple(catalog.notes()),
         warnings=_warnings(catalog, found),
         unconfirmed=found.unconfirmed,
@@ -581,6 +584,7 @@ async def _validated(
             f"{file.path}: the file can't be read{end}; nothing was sent",
             problems=found.problems,
             count=found.problem_count,
+            groups=found.groups,
             hint="do what the line above says; --skip-invalid does not pass over it",
         )
 
@@ -590,6 +594,7 @@ async def _validated(
             "nothing was sent",
             problems=found.problems,
             count=found.problem_count,
+            groups=found.groups,
             hint="mend the rows, or pass --skip-invalid to launch the others",
         )
 

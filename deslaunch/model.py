@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 DEFAULT_TARGET: Final = "default"
 GOT_LIMIT: Final = 120
+KEPT_PROBLEMS: Final = 1_000
+"""Problems of a manifest that are kept, and that ``check --json`` lists."""
 
 
 def counted(number: int, noun: str) -> str:
@@ -103,6 +105,27 @@ class RowProblem:
     def as_dict(self) -> dict[str, str | int]:
         """Return the problem in the form of ``check --json``."""
         return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemGroup:
+    """A problem that several rows have in the same column, told once.
+
+    Attributes:
+        first: the problem of the first such row.
+        rows: how many rows have it.
+    """
+
+    first: RowProblem
+    rows: int = 1
+
+    def __str__(self) -> str:
+        if self.rows == 1:
+            return str(self.first)
+
+        column = f", column {self.first.column}" if self.first.column else ""
+        where = f"{self.first.file}:{self.first.line}{column}"
+        return f"{where} ({self.rows:,} rows): {self.first.message}"
 
 
 def shown(value: object) -> str:

@@ -536,11 +536,16 @@ def _fault_of_name(name: str, known: tuple[str, ...], job: str, others: tuple[st
     elif near is not None:
         advice = f"did you mean {near}?"
     elif known:
-        advice = f"its parameters are {_listed(known)}"
+        advice = f"its parameters are {_listed(known)}; {_as_note(name)}"
     else:
-        advice = "it takes none; leave it out"
+        advice = f"it takes none; {_as_note(name)}"
 
     return _Fault(expected, shown(name), f"job {job} has no parameter {_quoted(name)}: {advice}")
+
+
+def _as_note(name: str) -> str:
+    """Return what to do with a column that was meant for people, not for DES."""
+    return f"a CSV's column of notes is named {_quoted(f'deslaunch.{name}')}, or left out"
 
 
 def _near(name: str, known: tuple[str, ...]) -> str | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 from deslaunch.errors import CredentialsRefused, DesError, ManifestChanged, SchemaError
 from deslaunch.intake import Intake, InvalidRow
 from deslaunch.keys import NO_SUSPECTS, FirstLook
-from deslaunch.model import Row
+from deslaunch.model import KEPT_PROBLEMS, ProblemGroup, Row
 from deslaunch.shards import Share
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     Observer = Callable[[StartRequest | InvalidRow], None]
 
-KEPT_PROBLEMS: Final = 1_000
 CHUNK: Final = 256
 """Rows that are in memory at a time."""
 
@@ -51,6 +50,7 @@ class Validation:
         valid: rows that can be started.
         problems: the first 1,000 problems in manifest order.
         problem_count: how many there are in all.
+        groups: the first 1,000 different problems, each with the number of its rows.
         suspects: the rows that may share their key with another.
         share: the rows that are this launcher's, where the batch is a shard; else None.
         jobs: rows that can be started, by target and jobId; empty where that was not asked for.
@@ -66,6 +66,7 @@ class Validation:
     valid: int = 0
     problems: list[RowProblem] = field(default_factory=list)
     problem_count: int = 0
+    groups: list[ProblemGroup] = field(default_factory=list)
     jobs: Counter[tuple[str, str]] = field(default_factory=Counter)
     by_schema: bool = False
     unconfirmed: Exception | None = None
@@ -201,6 +202,7 @@ class _Pass:
         self._jobs: Counter[tuple[str, str]] = Counter()
         self._valid = self._problem_count = 0
         self._problems: list[RowProblem] = []
+        self._groups: dict[tuple[str, str], tuple[RowProblem, int]] = {}
         self._by_schema = False
         self._ended = False
 
@@ -277,6 +279,16 @@ class _Pass:
         self._problems += row.problems[: KEPT_PROBLEMS - len(self._problems)]
         self._by_schema = self._by_schema or row.by_schema
 
+        for problem in row.problems:
+            self._group(problem)
+
+    def _group(self, problem: RowProblem) -> None:
+        said = problem.column, problem.message
+        first, rows = self._groups.get(said, (problem, 0))
+
+        if rows or len(self._groups) < KEPT_PROBLEMS:
+            self._groups[said] = first, rows + 1
+
     def _validation(self) -> Validation:
         fingerprint = self._manifest.fingerprint
         return Validation(
@@ -287,6 +299,7 @@ class _Pass:
             valid=self._valid,
             problems=self._problems,
             problem_count=self._problem_count,
+            groups=[ProblemGroup(first, rows) for first, rows in self._groups.values()],
             jobs=self._jobs,
             by_schema=self._by_schema,
         )

@@ -22,9 +22,9 @@ from deslaunch.errors import (
 )
 from deslaunch.intake import InvalidRow
 from deslaunch.manifest import Manifest, ManifestOptions
-from deslaunch.model import Job, JobParameter, StartRequest
+from deslaunch.model import KEPT_PROBLEMS, Job, JobParameter, StartRequest
 from deslaunch.schema_cache import SchemaCache
-from deslaunch.validation import CHUNK, KEPT_PROBLEMS, Validation, validate
+from deslaunch.validation import CHUNK, Validation, validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -296,6 +296,21 @@ async def test_the_first_problems_are_kept_and_all_are_counted(
 
     assert (found.rows, found.invalid, found.problem_count) == (len(values),) * 3
     assert len(found.problems) == KEPT_PROBLEMS
+    assert [group.rows for group in found.groups] == [1] * KEPT_PROBLEMS
+
+
+async def test_problems_that_say_the_same_are_counted_together(
+    place: Place, tmp_path: Path
+) -> None:
+    """To the last row, also where more differ than are kept."""
+    place.des.answer = OLD
+    values = ["x", *(f"x{number}" for number in range(KEPT_PROBLEMS)), "x"]
+    found = await validate(manifest(tmp_path, values), place.catalog(), Settings())
+
+    first = found.groups[0]
+    assert (first.first, first.rows) == (found.problems[0], 2)
+    assert len(found.groups) == KEPT_PROBLEMS
+    assert sum(group.rows for group in found.groups) == KEPT_PROBLEMS + 1
 
 
 async def test_a_manifest_that_is_not_whole_says_so(place: Place, tmp_path: Path) -> None:

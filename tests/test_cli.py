@@ -240,6 +240,26 @@ class TestCheck:
             "message",
         }
 
+    def test_a_column_of_notes_is_one_problem(self, place: Workplace) -> None:
+        path = place.folder / "noted.csv"
+        rows = "".join(f"{POS_USAGE},{number},a note\n" for number in range(1, 501))
+        path.write_text(f"jobId,DBGenFrom,comment\n{rows}")
+
+        checked, run = place.run("check", "noted.csv"), place.run("run", "noted.csv")
+        path.write_text(f"jobId,DBGenFrom,deslaunch.comment\n{rows}")
+        renamed = place.run("check", "noted.csv")
+
+        told = checked.stderr.splitlines()
+        assert (checked.returncode, run.returncode, renamed.returncode) == (2, 2, 0)
+        assert told[0].startswith("noted.csv:2, column comment (500 rows): job 'POS usage' has no")
+        assert told[0].endswith("a CSV's column of notes is named 'deslaunch.comment', or left out")
+        assert told[1:] == [
+            "all 500 problems one by one: deslaunch check with --json",
+            "500 rows: 0 valid, 500 invalid",
+        ]
+        assert run.stderr.splitlines()[:2] == told[:2]
+        assert place.log == []
+
     def test_stdin_is_checked(self, place: Workplace) -> None:
         rows = place.manifest(3).read_text() + "[]\n"
 

@@ -33,6 +33,7 @@ from deslaunch.model import (
     Plan,
     Planned,
     PlannedJob,
+    ProblemGroup,
     Pulse,
     RetryPlanned,
     RowEnded,
@@ -178,13 +179,57 @@ def a_problem(line: int) -> RowProblem:
 
 def test_an_invalid_manifest_lists_its_first_problems() -> None:
     streams = Streams()
-    problems = [a_problem(line) for line in range(2, 150)]
+    groups = [ProblemGroup(a_problem(line)) for line in range(2, 150)]
 
-    streams.console.error(InvalidManifest("bad", problems=problems, count=500, hint="mend it"))
+    streams.console.error(
+        InvalidManifest("bad", problems=[], groups=groups, count=500, hint="mend it")
+    )
 
     lines = streams.said[1].splitlines()
     assert lines[0] == "night.csv:2, column DBGenFrom: no integer"
-    assert lines[100:] == ["… and 400 problems more", "error: bad", "  mend it"]
+    assert lines[100:] == [
+        "… and 400 problems more",
+        "all 500 problems one by one: deslaunch check with --json",
+        "error: bad",
+        "  mend it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("groups", "count", "lines"),
+    [
+        pytest.param([(2, 1), (3, 1)], 2, ["2, column DBGenFrom", "3, column DBGenFrom"], id="few"),
+        pytest.param(
+            [(2, 500), (9, 1)],
+            501,
+            [
+                "2, column DBGenFrom (500 rows)",
+                "9, column DBGenFrom",
+                "all 501 problems one by one: deslaunch check with --json",
+            ],
+            id="a column that no row should have",
+        ),
+        pytest.param(
+            [(2, 1_234)],
+            1_235,
+            [
+                "2, column DBGenFrom (1,234 rows)",
+                "… and 1 problem more",
+                "the first 1,000 of 1,235 problems one by one: deslaunch check with --json",
+            ],
+            id="more than are kept",
+        ),
+    ],
+)
+def test_a_problem_that_many_rows_have_is_told_once(
+    groups: list[tuple[int, int]], count: int, lines: list[str]
+) -> None:
+    streams = Streams()
+
+    streams.console.problems([ProblemGroup(a_problem(line), rows) for line, rows in groups], count)
+
+    told = [line.replace("night.csv:", "") for line in streams.said[1].splitlines()]
+    assert [line.removesuffix(": no integer") for line in told] == lines
 
 
 def test_a_conflict_lists_its_keys() -> None:

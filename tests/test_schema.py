@@ -502,7 +502,8 @@ def test_every_problem_of_a_row_is_reported() -> None:
         pytest.param(
             {"DBGenFrom": "1", "zzz": "2"},
             "job 'Nightly sales' has no parameter 'zzz': its parameters are DBGenFrom, DBGenTo, "
-            "TradingDate, Price, Shop, Closed, Legacy",
+            "TradingDate, Price, Shop, Closed, Legacy; a CSV's column of notes is named "
+            "'deslaunch.zzz', or left out",
             id="far-miss",
         ),
     ],
@@ -527,7 +528,10 @@ def test_null_counts_as_given_where_required() -> None:
 def test_a_job_without_parameters_names_none() -> None:
     [problem] = refused({"P": "1"}, Job(JOB_ID, "", ()))
 
-    assert problem.message == f"job {JOB_ID} has no parameter 'P': it takes none; leave it out"
+    assert problem.message == (
+        f"job {JOB_ID} has no parameter 'P': it takes none; a CSV's column of notes is named "
+        "'deslaunch.P', or left out"
+    )
 
 
 def test_long_values_and_long_lists_are_cut() -> None:
@@ -535,7 +539,7 @@ def test_long_values_and_long_lists_are_cut() -> None:
     long, unknown = refused({"P0": "x" * 5_000, "?": "1"}, many)
 
     assert (len(long.got), len(long.message) < 200) == (120, True)
-    assert unknown.message.endswith("P5, P6, P7 and 12 more")
+    assert "P5, P6, P7 and 12 more; " in unknown.message
 
 
 def test_a_name_that_utf8_cant_carry_is_shown_all_the_same() -> None:
