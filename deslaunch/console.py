@@ -349,10 +349,13 @@ class Console:
             words = shlex.join(["deslaunch", "watch", summary.batch.ledger, *repeat])
             self.insist(f"go on watching: {words.removesuffix(' --watch')}")
 
-        if summary.failed:
-            self.insist(f"see how each run ended: deslaunch results {_ledger_of(summary)}")
-
+        self.next_of_runs(summary)
         self.next_command(summary.batch, repeat)
+
+    def next_of_runs(self, summary: WatchSummary) -> None:
+        """Print the exact command that lists the runs that failed; see :func:`run_commands`."""
+        for line in run_commands(summary):
+            self.insist(line)
 
     def unknown_rows(self, rows: Iterable[UnknownRow]) -> None:
         """Print what a person needs to look unknown rows up in the DES web interface."""
@@ -515,7 +518,8 @@ def watch_lines(summary: WatchSummary) -> Iterator[str]:
     yield f"{counted(summary.runs, 'run')}: {said or 'nothing to watch'}"
 
     for text, runs, key in summary.failures:
-        yield f"  {runs:,} failed: {_one_line(text) or 'DES gave no reason'} (key {key})"
+        why = _one_line(text) or "DES gave no reason"
+        yield f"  {counted(runs, 'run')} failed: {why} (key {key})"
 
     if summary.untold:
         yield f"{summary.untold:,} untold: DES refuses to tell of them; the next watch asks again"
@@ -524,10 +528,6 @@ def watch_lines(summary: WatchSummary) -> Iterator[str]:
 def _one_line(text: str) -> str:
     line = " ".join(text.split())
     return line if len(line) <= SHOWN_TEXT else f"{line[: SHOWN_TEXT - 1]}…"
-
-
-def _ledger_of(summary: WatchSummary) -> str:
-    return shlex.quote(summary.batch.ledger)
 
 
 def stop_text(stop: Stop) -> str:
@@ -569,6 +569,13 @@ def next_commands(
 
     if summary.rejected:
         yield f"send what DES refused again, once DES is mended: {resume} --retry-rejected"
+
+
+def run_commands(summary: WatchSummary) -> Iterator[str]:
+    """Yield the command that lists the runs that failed, if any did."""
+    if summary.failed:
+        ledger = shlex.quote(summary.batch.ledger)
+        yield f"see which runs failed, and why: deslaunch results {ledger} --run failed"
 
 
 def plan_lines(plan: Plan) -> Iterator[str]:

@@ -218,6 +218,17 @@ class RowState(StrEnum):
     """Sent by a launcher that holds the ledger right now; no state of a batch at rest."""
 
 
+class RunState(StrEnum):
+    """What is known of the run of a started row."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    UNTOLD = "untold"
+    """DES refused to tell of it when it was last asked."""
+    UNFINISHED = "unfinished"
+    """It has not finished, or nobody watched it."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobParameter:
     """One of a job's JobRunParameters, as QueryJobs declares it.

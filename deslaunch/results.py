@@ -20,12 +20,12 @@ from deslaunch.errors import ManifestError
 from deslaunch.keys import NO_SUSPECTS, FirstLook, KeyRing, Repeat, row_digest
 from deslaunch.ledger import records_of
 from deslaunch.manifest import Manifest, ManifestOptions, sha256_of
-from deslaunch.model import Row, RowState, WatchSummary
+from deslaunch.model import Row, RowState, RunState, WatchSummary
 from deslaunch.shards import index_of
 from deslaunch.states import NO_ANSWER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from deslaunch.keys import Suspects
     from deslaunch.ledger import Snapshot
@@ -62,6 +62,39 @@ CLOCKS_APART: Final = 300.0
 
 Result = dict[str, Any]
 """One row's result, with the keys of ``COLUMNS``."""
+
+
+def run_state_of(result: Result) -> RunState | None:
+    """Return what is known of a row's run, or None where it has none."""
+    if result["state"] != RowState.STARTED:
+        return None
+
+    if not result["finished"]:
+        return RunState.UNFINISHED if result["finished"] is None else RunState.UNTOLD
+
+    return RunState.SUCCEEDED if result["success"] else RunState.FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which rows are asked for: those that fit each of these, or all where nothing is said.
+
+    Attributes:
+        states: states, one of which a row must be in.
+        runs: what must be known of its run, one of them.
+    """
+
+    states: Collection[str] = ()
+    runs: Collection[str] = ()
+
+    def __bool__(self) -> bool:
+        """Some rows may be left out."""
+        return self != Choice()
+
+    def takes(self, result: Result) -> bool:
+        """Tell whether a row is asked for."""
+        fits_state = not self.states or result["state"] in self.states
+        return fits_state and (not self.runs or run_state_of(result) in self.runs)
 
 
 class Results:
@@ -378,6 +411,12 @@ def runs_of(
         seconds=seconds,
         stops=tuple(stops),
     )
+
+
+def watched_runs(found: Snapshot, batch: Summary) -> WatchSummary | None:
+    """Return how the runs of a whole batch stand, or None where none was watched."""
+    replay = found.replay
+    return runs_of(replay, batch) if replay.watch or replay.endings.counts() else None
 
 
 def _failures(replay: Replay) -> tuple[tuple[str, int, str], ...]:

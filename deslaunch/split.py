@@ -17,9 +17,9 @@ import orjson
 
 from deslaunch import durable
 from deslaunch.errors import ManifestError
-from deslaunch.model import AUTO, RowState, TypedValue
+from deslaunch.model import AUTO, RowState, RunState, TypedValue
 from deslaunch.readers import IGNORED, PREFIX, RESERVED
-from deslaunch.results import COLUMNS, result_cell
+from deslaunch.results import COLUMNS, result_cell, run_state_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 FILES: Final = tuple(str(state) for state in RowState if state is not RowState.IN_FLIGHT)
 """The states that have a file, ``<state>.csv``; a row in flight is among the unknown."""
+
+RUN_FAILED: Final = "run-failed"
+"""The file of started rows whose run failed. They stand in that of their state too."""
 
 _NULL: Final = "\\N"
 _AUTO: Final = "\\A"
@@ -154,8 +157,9 @@ def split_results(
 ) -> Counter[str]:
     """Write results beside what their rows say into one CSV file for each state.
 
-    All files are written, also those of no rows, so that none of another time is left. After an
-    error the old ones are there unchanged, but for a failure in the very moment of replacing.
+    Rows whose run failed are written into one more file. All files are written, also those of no
+    rows, so that none of another time is left. After an error the old ones are there unchanged,
+    but for a failure in the very moment of replacing.
 
     Args:
         told: results, each with its row where the manifest has one.
@@ -163,29 +167,31 @@ def split_results(
         folder: is made where it is not there.
 
     Returns:
-        How many rows each file has.
+        How many rows each file has, by its name without ``.csv``.
 
     Raises:
         ManifestError: a file can't be written, or a row says what CSV can't.
     """
-    rows: Counter[str] = Counter(dict.fromkeys(FILES, 0))
+    rows: Counter[str] = Counter(dict.fromkeys((*FILES, RUN_FAILED), 0))
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
 
         with ExitStack() as stack:
             files = {
-                state: stack.enter_context(durable.replacing(folder / f"{state}.csv"))
-                for state in FILES
+                name: stack.enter_context(durable.replacing(folder / f"{name}.csv"))
+                for name in rows
             }
 
             for file in files.values():
                 file.write(header_line(names))
 
             for result, row in told:
-                state = _file_of(result["state"])
-                files[state].write(csv_line(result, row, names))
-                rows[state] += 1
+                line = csv_line(result, row, names)
+
+                for name in _files_of(result):
+                    files[name].write(line)
+                    rows[name] += 1
     except OSError as exc:
         raise ManifestError(
             f"{folder}: can't be written: {exc.strerror or exc}",
@@ -195,5 +201,9 @@ def split_results(
     return rows
 
 
-def _file_of(state: str) -> str:
-    return str(RowState.UNKNOWN) if state == RowState.IN_FLIGHT else state
+def _files_of(result: Result) -> Iterator[str]:
+    state = result["state"]
+    yield str(RowState.UNKNOWN) if state == RowState.IN_FLIGHT else state
+
+    if run_state_of(result) is RunState.FAILED:
+        yield RUN_FAILED

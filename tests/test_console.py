@@ -722,8 +722,8 @@ def test_a_verbose_watch_tells_of_every_run() -> None:
             ),
             [
                 "1,005 runs: 1,000 succeeded, 3 failed, 2 not finished",
-                "  2 failed: no sales (key a)",
-                "  1 failed: DES gave no reason (key b)",
+                "  2 runs failed: no sales (key a)",
+                "  1 run failed: DES gave no reason (key b)",
             ],
             id="failed",
         ),
@@ -749,6 +749,6 @@ def test_a_watch_names_the_next_commands() -> None:
 
     assert streams.said[1].splitlines() == [
         "go on watching: deslaunch watch 'the night.jsonl' --base-url https://d",
-        "see how each run ended: deslaunch results 'the night.jsonl'",
+        "see which runs failed, and why: deslaunch results 'the night.jsonl' --run failed",
         "go on: deslaunch resume 'the night.jsonl' --base-url https://d --watch",
     ]

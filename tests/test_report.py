@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from commands import DESLAUNCH
-from ledgers import BEGAN, HOSTILE, JOBS, Clockwork, Night, hostile_ledger, request_of, utc_of
+from ledgers import (
+    BEGAN,
+    HOSTILE,
+    JOBS,
+    Clockwork,
+    Night,
+    hostile_ledger,
+    request_of,
+    run_status,
+    utc_of,
+)
 
 from deslaunch import records
 from deslaunch.cli import main
@@ -194,6 +204,32 @@ class TestPage:
         assert "0 of 3 rows are started. " in page.text
         assert "3 rows are still to be sent." in page.text
         assert "What happened when" not in page.text
+
+    @pytest.mark.parametrize(
+        ("errors", "said"),
+        [
+            (["no sales", None, "no sales"], "All 3 rows are started, and 2 runs failed."),
+            (["no sales", None, None], "All 3 rows are started, and 1 run failed."),
+            ([None, None, None], "All 3 rows are started."),
+        ],
+    )
+    def test_the_first_sentence_counts_the_runs_that_failed(
+        self, tmp_path: Path, errors: list[str | None], said: str
+    ) -> None:
+        ledger = tmp_path / "night.jsonl"
+
+        with Clockwork(ledger, 3) as writer:
+            for row, error in enumerate(errors, start=1):
+                key = f"k{row}"
+                writer.at(row, records.sending(request_of(row, key), 1, with_body=True))
+                writer.at(row, records.started(key, 1, job_run_id=f"run-{row}"))
+                writer.at(9, run_status(key, f"run-{row}", 0, 1, error=error))
+
+        _, page = page_of(ledger)
+
+        assert f" {said} " in page.text
+        command = f"see which runs failed, and why deslaunch results {ledger} --run failed"
+        assert (command in page.text) is any(errors)
 
     def test_a_batch_of_no_rows_has_a_page(self, tmp_path: Path) -> None:
         with Clockwork(tmp_path / "none", 0) as writer:

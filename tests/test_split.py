@@ -24,15 +24,22 @@ from stage import (
     service,
 )
 
-from deslaunch import cli, launcher
+from deslaunch import cli, launcher, records
 from deslaunch.errors import InvalidManifest, ManifestError
 from deslaunch.keys import row_digest
 from deslaunch.ledger import snapshot
-from deslaunch.model import AUTO, Row, TypedValue
+from deslaunch.model import AUTO, Row, RunState, RunStatus, TypedValue
 from deslaunch.readers import CsvReader
-from deslaunch.results import COLUMNS, Results
+from deslaunch.results import COLUMNS, Choice, Results, run_state_of
 from deslaunch.rows import RowDefaults
-from deslaunch.split import FILES, csv_line, header_line, parameter_names, split_results
+from deslaunch.split import (
+    FILES,
+    RUN_FAILED,
+    csv_line,
+    header_line,
+    parameter_names,
+    split_results,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -186,7 +193,8 @@ def at_rest(place: Place) -> Place:
 def test_each_state_has_its_file(at_rest: Place, capsys: pytest.CaptureFixture[str]) -> None:
     folder = split(at_rest)
 
-    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{one}.csv" for one in FILES)
+    names = [*FILES, RUN_FAILED]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{one}.csv" for one in names)
     found = {
         path.stem: [one["deslaunch.row"] for one in rows_of(path)] for path in folder.iterdir()
     }
@@ -197,6 +205,7 @@ def test_each_state_has_its_file(at_rest: Place, capsys: pytest.CaptureFixture[s
         "unknown": ["6"],
         "failed": ["7"],
         "pending": [],
+        "run-failed": [],
     }
     (rejected,) = rows_of(folder / "rejected.csv")
     assert (rejected["key"], rejected["deslaunch.key"], rejected["jobId"]) == ("r3", "r3", JOB)
@@ -280,6 +289,75 @@ def test_rows_without_their_manifest_can_not_be_split(
     split(at_rest, "--manifest", str(moved))
 
 
+# Rows whose run failed.
+
+
+def ended(place: Place, *keys: str, failed: str) -> None:
+    """Record the end of some rows' runs; one of them failed."""
+    runs = place.started()
+
+    with place.ledger.open("ab") as stream:
+        for key in keys:
+            told = RunStatus("", runs[key], finished=True, success=key != failed, status="no sales")
+            stream.write(records.encode(records.run_status(key, told), "2026-11-24T04:00:00.000Z"))
+
+
+def test_a_run_that_failed_is_started_again_only_by_who_knows_it(at_rest: Place) -> None:
+    """It may have delivered a part of its data: the file is refused until its column is renamed."""
+    ended(at_rest, "r1", "r2", failed="r2")
+    path = split(at_rest) / "run-failed.csv"
+    (found,) = rows_of(path)
+    assert (found["key"], found["deslaunch.statusText"]) == ("r2", "no sales")
+    assert [one["key"] for one in rows_of(path.with_name("started.csv"))] == ["r1", "r2"]
+
+    with pytest.raises(InvalidManifest) as refused:
+        launch(at_rest, path)
+
+    (problem,) = refused.value.problems
+    assert problem.message.endswith("rename the column to deslaunch.was")
+    path.write_text(path.read_text().replace(",deslaunch.state,", ",deslaunch.was,", 1))
+    assert counts(launch(at_rest, path)) == {"started": 1}
+    assert at_rest.folder.joinpath("seen").read_text() == "[2]"
+
+
+@pytest.mark.parametrize(
+    ("runs", "found"),
+    [
+        (["failed"], ["r2"]),
+        (["succeeded"], ["r1"]),
+        (["unfinished"], []),
+        (["failed", "succeeded"], ["r1", "r2"]),
+    ],
+)
+def test_results_of_rows_with_such_runs(
+    at_rest: Place, runs: list[str], found: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ended(at_rest, "r1", "r2", failed="r2")
+    options = [word for run in runs for word in ("--run", run)]
+
+    assert cli.main(["results", str(at_rest.ledger), "--format", "jsonl", *options]) == 0
+
+    assert [json.loads(line)["key"] for line in capsys.readouterr().out.splitlines()] == found
+
+
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ({"finished": None, "success": None}, RunState.UNFINISHED),
+        ({"finished": False, "success": None}, RunState.UNTOLD),
+        ({"finished": True, "success": False}, RunState.FAILED),
+        ({"finished": True, "success": True}, RunState.SUCCEEDED),
+    ],
+)
+def test_what_is_known_of_a_run(said: Result, known: RunState) -> None:
+    found = result_of(Row(1, 1, "k", "t", JOB, {}), "started") | said
+
+    assert run_state_of(found) is known
+    assert run_state_of(found | {"state": "unknown"}) is None
+    assert not Choice(states=["unknown"], runs=[known]).takes(found)
+    assert Choice(states=["started"], runs=[known]).takes(found)
+
+
 # In one file.
 
 
@@ -323,6 +401,7 @@ def test_results_beside_the_manifests_own_columns(
         pytest.param(["-o", "x.csv"], id="output"),
         pytest.param(["--format", "csv"], id="format"),
         pytest.param(["--state", "failed"], id="state"),
+        pytest.param(["--run", "failed"], id="run"),
         pytest.param(["--with-manifest"], id="with manifest"),
     ],
 )

@@ -79,12 +79,17 @@ def test_a_run_that_fails_is_seen_in_the_exit_code(tmp_path: Path) -> None:
         place.manifest(5)
         started = place.run("run", "night.jsonl")
         watched = place.run("watch", LEDGER)
+        resumed = place.run("resume", LEDGER)
         status = place.run("status", LEDGER)
+        listed = place.run("results", LEDGER, "--run", "failed", "--format", "jsonl")
 
-    assert (started.returncode, watched.returncode) == (0, 3)
-    assert "5 runs: 4 succeeded, 1 failed\n  1 failed: no sales found (key row-" in watched.stderr
-    assert f"see how each run ended: deslaunch results {LEDGER}" in watched.stderr
+    next_command = f"see which runs failed, and why: deslaunch results {LEDGER} --run failed\n"
+    assert (started.returncode, watched.returncode, resumed.returncode) == (0, 3, 0)
+    assert "5 runs: 4 succeeded, 1 failed\n  1 run failed: no sales found (key" in watched.stderr
+    assert next_command in watched.stderr
     assert "5 runs: 4 succeeded, 1 failed" in status.stdout
+    assert next_command in status.stderr
+    assert json.loads(listed.stdout)["statusText"] == "no sales\nfound"
 
 
 def test_a_killed_watch_goes_on_where_it_was(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from deslaunch.cli import options
 from deslaunch.cli.command import command
 from deslaunch.cli.given import console_of, form_of
 from deslaunch.errors import ConfigurationError
-from deslaunch.model import RowState, counted
+from deslaunch.model import RowState, RunState, counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,9 +20,10 @@ if TYPE_CHECKING:
     from deslaunch.console import Console
     from deslaunch.ledger import Snapshot
     from deslaunch.model import Format
-    from deslaunch.results import Results
+    from deslaunch.results import Choice, Results
 
 _STATES: Final = tuple(map(str, RowState))
+_RUNS: Final = tuple(map(str, RunState))
 
 
 @command(
@@ -69,9 +70,10 @@ def status(ledgers: tuple[Path, ...], **given: Any) -> int:
 
 def _print_status(console: Console, found: Snapshot, *, named: bool) -> None:
     from deslaunch.console import summary_lines, watch_lines  # noqa: PLC0415  # not for --help
-    from deslaunch.results import runs_of, summary_of, unknown_rows  # noqa: PLC0415
+    from deslaunch.results import summary_of, unknown_rows, watched_runs  # noqa: PLC0415
 
     summary = summary_of(found)
+    runs = watched_runs(found, summary)
 
     if named:
         console.data(summary.ledger)
@@ -79,11 +81,14 @@ def _print_status(console: Console, found: Snapshot, *, named: bool) -> None:
     for line in summary_lines(summary):
         console.data(line)
 
-    if found.replay.watch is not None:
-        for line in watch_lines(runs_of(found.replay, summary)):
+    if runs is not None:
+        for line in watch_lines(runs):
             console.data(line)
 
     console.unknown_rows(unknown_rows(found))
+
+    if runs is not None:
+        console.next_of_runs(runs)
 
     if not found.live:
         console.next_command(summary, is_status=True)
@@ -96,6 +101,7 @@ def _print_status(console: Console, found: Snapshot, *, named: bool) -> None:
         "  deslaunch results night.ledger.jsonl --format jsonl | jq -r .jobRunId\n"
         "  deslaunch results night.*-of-4.ledger.jsonl -o night.results.csv\n"
         "  deslaunch results night.ledger.jsonl --state rejected --state failed --with-manifest\n"
+        "  deslaunch results night.ledger.jsonl --run failed\n"
         "  deslaunch results night.ledger.jsonl --split night.results"
     ),
 )
@@ -104,6 +110,9 @@ def _print_status(console: Console, found: Snapshot, *, named: bool) -> None:
 @click.option("--force", is_flag=True, help="Write over the output where it exists.")
 @click.option(
     "--state", "states", multiple=True, type=click.Choice(_STATES), help="Only rows in this state."
+)
+@click.option(
+    "--run", "runs", multiple=True, type=click.Choice(_RUNS), help="Only rows with such a run."
 )
 @click.option("--with-manifest", is_flag=True, help="Also what each row says; ours: deslaunch.*")
 @click.option(
@@ -127,13 +136,17 @@ def results(
 
     --split writes started.csv, failed.csv, rejected.csv, invalid.csv, pending.csv and
     unknown.csv. They hold the rows with their keys, so that four of them are manifests of a new
-    batch, as they are or mended; run refuses the rows of started.csv and unknown.csv.
+    batch, as they are or mended; run refuses the rows of started.csv and unknown.csv. Rows whose
+    run failed stand in run-failed.csv too: run refuses them as well, until somebody who wants
+    them to run once more renames its column deslaunch.state to deslaunch.was.
     """
     from deslaunch.ledger import snapshot  # noqa: PLC0415  # not needed for --help
-    from deslaunch.results import Results, write_lines  # noqa: PLC0415
+    from deslaunch.results import Choice, Results, write_lines  # noqa: PLC0415
     from deslaunch.together import groups_of  # noqa: PLC0415
 
-    if split is not None and (output or format or given["states"] or given["with_manifest"]):
+    choice = Choice(given["states"], given["runs"])
+
+    if split is not None and (output or format or choice or given["with_manifest"]):
         raise click.UsageError("--split stands alone: each state has a CSV file of its own")
 
     console = console_of(given)
@@ -157,7 +170,7 @@ def results(
         _split(console, found, split)
         return 0
 
-    lines = _result_lines(found, form, given["states"], with_manifest=given["with_manifest"])
+    lines = _result_lines(found, form, choice, with_manifest=given["with_manifest"])
 
     if output is None:
         console.data_bytes(lines)
@@ -192,7 +205,7 @@ def _check_output(
 
 
 def _result_lines(
-    found: Sequence[Results], form: Format, states: Sequence[str], *, with_manifest: bool
+    found: Sequence[Results], form: Format, choice: Choice, *, with_manifest: bool
 ) -> Iterator[bytes]:
     from deslaunch.results import encode_results  # noqa: PLC0415  # not needed for --help
     from deslaunch.split import encode_with_manifest, parameter_names  # noqa: PLC0415
@@ -201,7 +214,7 @@ def _result_lines(
         (result, row)
         for results in found
         for result, row in results.with_rows()
-        if not states or result["state"] in states
+        if choice.takes(result)
     )
 
     if with_manifest:
@@ -215,8 +228,8 @@ def _split(console: Console, found: Sequence[Results], folder: Path) -> None:
 
     told = chain.from_iterable(results.with_rows() for results in found)
 
-    for state, rows in split_results(told, parameter_names(found), folder).items():
-        console.say(f"{folder / state}.csv: {counted(rows, 'row')}")
+    for name, rows in split_results(told, parameter_names(found), folder).items():
+        console.say(f"{folder / name}.csv: {counted(rows, 'row')}")
 
 
 @command(

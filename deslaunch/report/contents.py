@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from deslaunch.console import next_commands, parameters_text, summary_lines
+from deslaunch.console import next_commands, parameters_text, run_commands, summary_lines
 from deslaunch.figures import Cause, Causes, Figures, ms_of
 from deslaunch.ledger import records_of, snapshot
 from deslaunch.model import DEFAULT_TARGET, RowState
 from deslaunch.report.table import Column
 from deslaunch.report.text import cut, shown
-from deslaunch.results import Results, summary_of, unknown_rows
+from deslaunch.results import Results, summary_of, unknown_rows, watched_runs
 from deslaunch.wire import is_guid
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from deslaunch.figures import RunEnd
     from deslaunch.ledger import Snapshot
-    from deslaunch.model import Summary
+    from deslaunch.model import Summary, WatchSummary
     from deslaunch.results import Result, UnknownRow
 
 TABLE_ROWS: Final = 100_000
@@ -81,6 +81,7 @@ class Batch:
         live: a launcher is at work.
         torn: the ledger ends with a part that can't be read.
         summary: the counts.
+        failed_runs: how many runs are known to have failed.
         warnings: what must be said of them.
         commands: what to do next.
         doubts: the first unknown rows.
@@ -95,6 +96,7 @@ class Batch:
     live: bool
     torn: bool
     summary: Summary
+    failed_runs: int
     warnings: tuple[str, ...]
     commands: tuple[Command, ...]
     doubts: tuple[Doubt, ...]
@@ -122,6 +124,11 @@ class Contents:
     attempts: Counter[int]
     columns: list[Column]
     rows: int
+
+    @property
+    def failed_runs(self) -> int:
+        """How many runs are known to have failed."""
+        return sum(batch.failed_runs for batch in self.batches)
 
 
 def contents_of(ledgers: Sequence[Path], manifest: Path | None = None) -> Contents:
@@ -331,6 +338,7 @@ class _Gathered:
 
         self.rows.end_ledger()
         summary = summary_of(found)
+        watched = watched_runs(found, summary)
         doubts = self._doubts(found)
         return Batch(
             name=str(path),
@@ -341,8 +349,9 @@ class _Gathered:
             live=found.live,
             torn=found.torn,
             summary=summary,
+            failed_runs=watched.failed if watched else 0,
             warnings=tuple(_warnings(summary, results.warning)),
-            commands=() if found.live else tuple(_commands(summary)),
+            commands=() if found.live else tuple(_commands(summary, watched)),
             doubts=doubts,
             more_doubts=summary.unknown - len(doubts),
         )
@@ -397,8 +406,10 @@ def _warnings(summary: Summary, warning: str) -> Iterable[str]:
         yield warning
 
 
-def _commands(summary: Summary) -> Iterable[Command]:
-    for line in next_commands(summary):
+def _commands(summary: Summary, watched: WatchSummary | None) -> Iterable[Command]:
+    of_runs = run_commands(watched) if watched else ()
+
+    for line in (*of_runs, *next_commands(summary)):
         why, _, rest = line.partition(_SENTENCE)
 
         if not rest.startswith("resolve "):  # each unknown row has its own, with its key

@@ -21,7 +21,7 @@ from deslaunch.report.table import encoded
 from deslaunch.report.text import cut, duration, percent, shown, time_of, utc_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from deslaunch.report.contents import Contents
 
@@ -64,8 +64,13 @@ def page_of(contents: Contents) -> Iterator[str]:
 
 
 def verdict(contents: Contents) -> str:
-    """Return in one sentence how the rows of a report stand."""
-    totals = contents.totals
+    """Return in one sentence how the rows of a report stand, and how many of their runs failed."""
+    failed = contents.failed_runs
+    rows = _verdict_on_rows(contents.totals)
+    return f"{rows.removesuffix('.')}, and {counted(failed, 'run')} failed." if failed else rows
+
+
+def _verdict_on_rows(totals: Mapping[str, int]) -> str:
     rows, started = totals["rows"], totals["started"]
 
     if not rows:
