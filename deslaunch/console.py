@@ -564,6 +564,9 @@ def next_commands(
         yield f"tell what each one did: deslaunch resolve {ledger} KEY --started JOBRUNID"
         yield f"or that it did nothing: deslaunch resolve {ledger} KEY --not-started"
 
+    if summary.possible_duplicates:
+        yield f"see which may have run twice: deslaunch results {ledger} --possible-duplicates"
+
     if summary.rejected or summary.invalid:
         yield f"see what is wrong with each row: deslaunch results {ledger}"
 

@@ -82,10 +82,12 @@ class Choice:
     Attributes:
         states: states, one of which a row must be in.
         runs: what must be known of its run, one of them.
+        possible_duplicates: only rows that may have been started twice.
     """
 
     states: Collection[str] = ()
     runs: Collection[str] = ()
+    possible_duplicates: bool = False
 
     def __bool__(self) -> bool:
         """Some rows may be left out."""
@@ -93,8 +95,11 @@ class Choice:
 
     def takes(self, result: Result) -> bool:
         """Tell whether a row is asked for."""
-        fits_state = not self.states or result["state"] in self.states
-        return fits_state and (not self.runs or run_state_of(result) in self.runs)
+        return (
+            (not self.states or result["state"] in self.states)
+            and (not self.runs or run_state_of(result) in self.runs)
+            and (not self.possible_duplicates or result["possibleDuplicate"])
+        )
 
 
 class Results:

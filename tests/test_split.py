@@ -6,6 +6,8 @@ import asyncio
 import csv
 import io
 import json
+import shlex
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,6 +27,7 @@ from stage import (
 )
 
 from deslaunch import cli, launcher, records
+from deslaunch.console import next_commands
 from deslaunch.errors import InvalidManifest, ManifestError
 from deslaunch.keys import row_digest
 from deslaunch.ledger import snapshot
@@ -371,6 +374,24 @@ def test_results_of_some_states(at_rest: Place, capsys: pytest.CaptureFixture[st
     assert list(found[0]) == list(COLUMNS)
 
 
+def test_results_of_rows_that_may_have_run_twice(
+    place: Place, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.write(rows(3))
+    script = {"faults": [{"fault": "status", "status": 500, "at": [2], "on": "startjob"}]}
+    summary = launch(place, place.manifest, script)
+    command = ["results", str(place.ledger), "--possible-duplicates", "--format", "jsonl"]
+
+    assert f"see which may have run twice: deslaunch {shlex.join(command[:3])}" in next_commands(
+        summary
+    )
+    assert cli.main(command) == 0
+
+    (found,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (found["key"], found["attempts"], found["possibleDuplicate"]) == ("r2", 2, True)
+    assert not list(next_commands(replace(summary, possible_duplicates=0)))
+
+
 def test_results_beside_the_manifests_own_columns(
     at_rest: Place, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -402,6 +423,7 @@ def test_results_beside_the_manifests_own_columns(
         pytest.param(["--format", "csv"], id="format"),
         pytest.param(["--state", "failed"], id="state"),
         pytest.param(["--run", "failed"], id="run"),
+        pytest.param(["--possible-duplicates"], id="possible duplicates"),
         pytest.param(["--with-manifest"], id="with manifest"),
     ],
 )

@@ -102,6 +102,7 @@ def _print_status(console: Console, found: Snapshot, *, named: bool) -> None:
         "  deslaunch results night.*-of-4.ledger.jsonl -o night.results.csv\n"
         "  deslaunch results night.ledger.jsonl --state rejected --state failed --with-manifest\n"
         "  deslaunch results night.ledger.jsonl --run failed\n"
+        "  deslaunch results night.ledger.jsonl --possible-duplicates --with-manifest\n"
         "  deslaunch results night.ledger.jsonl --split night.results"
     ),
 )
@@ -113,6 +114,9 @@ def _print_status(console: Console, found: Snapshot, *, named: bool) -> None:
 )
 @click.option(
     "--run", "runs", multiple=True, type=click.Choice(_RUNS), help="Only rows with such a run."
+)
+@click.option(
+    "--possible-duplicates", is_flag=True, help="Only rows that may have been started twice."
 )
 @click.option("--with-manifest", is_flag=True, help="Also what each row says; ours: deslaunch.*")
 @click.option(
@@ -144,7 +148,7 @@ def results(
     from deslaunch.results import Choice, Results, write_lines  # noqa: PLC0415
     from deslaunch.together import groups_of  # noqa: PLC0415
 
-    choice = Choice(given["states"], given["runs"])
+    choice = Choice(given["states"], given["runs"], given["possible_duplicates"])
 
     if split is not None and (output or format or choice or given["with_manifest"]):
         raise click.UsageError("--split stands alone: each state has a CSV file of its own")
