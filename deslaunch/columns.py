@@ -7,7 +7,10 @@ takes ten times as much.
 from __future__ import annotations
 
 from array import array
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _LEAST: Final = 1 << 10
 _MOST_RESERVED: Final = 1 << 21
@@ -45,6 +48,11 @@ class Columns:
 
     def __repr__(self) -> str:
         return f"<Columns of {len(self)} entries>"
+
+    @property
+    def hashes(self) -> Sequence[int]:
+        """The hash of each entry, 0 to 2^64 - 1; don't change it."""
+        return self._hashes
 
     def reserve(self, entries: int) -> None:
         """Make the index large enough for so many entries, within reason, while it is empty."""

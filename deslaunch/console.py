@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from deslaunch.progress import Cause, Causes
     from deslaunch.results import UnknownRow
     from deslaunch.screen import Block, Line
+    from deslaunch.shared_keys import SharedKeys
     from deslaunch.targets import TargetReport
 
 SHOWN_PROBLEMS: Final = 100
@@ -504,6 +505,23 @@ def _warnings_of(summary: Summary) -> Iterator[str]:
         runs = len(summary.shared_runs)
         stand = "jobRunId stands" if runs == 1 else "jobRunIds stand"
         yield f"{runs:,} {stand} at more than one row: {', '.join(keys[:SHOWN_KEYS])}{more}"
+
+
+def shared_key_lines(shared: SharedKeys) -> Iterator[str]:
+    """Yield the keys that were started in more than one ledger, a line each."""
+    if not shared.count:
+        return
+
+    keys = "key is" if shared.count == 1 else "keys are"
+    yield f"{shared.count:,} {keys} started in more than one of these ledgers:"
+
+    for found in shared.kept[:SHOWN_KEYS]:
+        row = "the same row" if found.same_row else "rows that differ"
+        runs = ", ".join(f"{run} in {ledger}" for ledger, run in found.runs)
+        yield f"  key {found.key}, {row}: {runs}"
+
+    if shared.count > SHOWN_KEYS:
+        yield f"  … and {shared.count - SHOWN_KEYS:,} more: see status with --json"
 
 
 def watch_lines(summary: WatchSummary) -> Iterator[str]:

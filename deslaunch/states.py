@@ -47,6 +47,7 @@ _CODES: Final = {state: code for code, state in enumerate(_STATES)}
 _FINALS: Final = frozenset({RowState.FAILED, RowState.REJECTED, RowState.INVALID})
 _MOST_ATTEMPTS: Final = 1023
 _MOST_ERRORS: Final = 255
+_STATE: Final = 7
 _IN_MANIFEST: Final = 1 << 3
 _STARTED_AT_ONCE: Final = _CODES[RowState.STARTED] | _IN_MANIFEST | 1 << 4
 
@@ -326,7 +327,7 @@ class KeyState:
     def of(cls, word: int, number: int, place: tuple[int, int], fetch: Fetch | None) -> KeyState:
         """Return what was packed; what its records say is read when it is asked for."""
         found = cls(number, None, fetch)
-        state = _STATES[word & 7]
+        state = _STATES[word & _STATE]
         found.in_manifest = bool(word & _IN_MANIFEST)
         found.attempts = word >> 4 & _MOST_ATTEMPTS
         found.unsent = word >> 14 & _MOST_ATTEMPTS
@@ -439,6 +440,21 @@ class KeyStates(Mapping[str, KeyState]):
             self._object(key)
 
         return self._objects.values()
+
+    def started(self) -> Iterator[tuple[int, int]]:
+        """Yield number and hash of each started key, in order; nothing is read back."""
+        objects = {state.number: state for state in self.objects()}
+
+        for number, hash_ in enumerate(self._columns.hashes):
+            word = self._columns.meta[number]
+            state = _STATES[word & _STATE] if word else objects[number].state
+
+            if state is RowState.STARTED:
+                yield number, hash_
+
+    def packed(self, number: int) -> KeyState:
+        """Return a key that is not held as an object, by its number."""
+        return self._unpacked(number)
 
     def counted(self) -> Iterator[tuple[KeyState, int]]:
         """Yield a state for each that differs in what is counted, and how many keys are in it."""

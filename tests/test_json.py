@@ -93,6 +93,10 @@ def said(place: Workplace) -> Iterator[tuple[str, Any]]:
     yield "resume", place.json("resume", ledger, "--retry-rejected")
     yield "resolve", place.json("resolve", ledger, "row-2", "--not-started")
     yield "status", place.json("status", ledger)
+    place.run("run", "night.jsonl", "--ledger", "again.jsonl")
+    several = place.json("status", ledger, "again.jsonl")
+    assert several["sharedKeys"]
+    yield "status of several ledgers", several
     yield "watch", place.json("watch", ledger, "--interval", "0.1")
     yield "check", place.json("check", "bad.csv")
     yield "check", place.json("check", "night.jsonl")
@@ -111,6 +115,7 @@ def test_the_json_is_what_the_page_says(place: Workplace) -> None:
         assert list(misfits(value, name, name)) == []
         tried.add(name)
 
+    tried.remove("status of several ledgers")
     assert tried == {name for name in SHAPES if name in COMMANDS}
 
 

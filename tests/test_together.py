@@ -260,6 +260,47 @@ def test_status_of_several_ledgers(place: Place, capsys: pytest.CaptureFixture[s
     assert lines[-1].startswith("10 rows: ")
 
 
+def test_a_key_that_two_ledgers_started(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No batch knows of the other: only who looks at both can see it."""
+    other = Place(tmp_path / "other")
+    other.folder.mkdir()
+    place.write(rows(3))
+    other.write([row(2), row(3, parameters={"DBGenFrom": 33}), row(4)])
+    launch(place, {})
+    launch(other, {})
+    ledgers = [str(one.ledger) for one in (place, other)]
+
+    assert cli.main(["status", *ledgers, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert cli.main(["status", *ledgers]) == 0
+    lines = capsys.readouterr().out.splitlines()
+
+    runs = {key: [one.started()[key] for one in (place, other)] for key in ("r2", "r3")}
+    assert (summary["started"], summary["sharedKeyCount"]) == (6, 2)
+    assert summary["sharedKeys"] == [
+        {
+            "key": key,
+            "sameRow": key == "r2",
+            "runs": [
+                {"ledger": ledger, "jobRunId": run}
+                for ledger, run in zip(ledgers, runs[key], strict=True)
+            ],
+        }
+        for key in runs
+    ]
+    told = {
+        key: ", ".join(f"{run} in {ledger}" for ledger, run in zip(ledgers, found, strict=True))
+        for key, found in runs.items()
+    }
+    assert lines[-3:] == [
+        "2 keys are started in more than one of these ledgers:",
+        f"  key r2, the same row: {told['r2']}",
+        f"  key r3, rows that differ: {told['r3']}",
+    ]
+
+
 def test_results_of_several_ledgers(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.write(rows(9))
     launch_shards(place, "1/2", "2/2")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from deslaunch.ledger import Snapshot
     from deslaunch.model import Format
     from deslaunch.results import Choice, Results
+    from deslaunch.together import Group
 
 _STATES: Final = tuple(map(str, RowState))
 _RUNS: Final = tuple(map(str, RunState))
@@ -37,12 +38,12 @@ _RUNS: Final = tuple(map(str, RunState))
 def status(ledgers: tuple[Path, ...], **given: Any) -> int:
     """Say how the batch of each LEDGER stands, and list its unknown rows.
 
-    Several LEDGERs, the shards of a manifest for example, are put together.
+    Several LEDGERs, the shards of a manifest for example, are put together, and keys that were
+    started in more than one of them are listed.
     """
-    from deslaunch.console import summary_lines  # noqa: PLC0415  # not needed for --help
-    from deslaunch.ledger import snapshot  # noqa: PLC0415
+    from deslaunch.ledger import snapshot  # noqa: PLC0415  # not needed for --help
     from deslaunch.results import summary_of  # noqa: PLC0415
-    from deslaunch.together import groups_of, summary_together  # noqa: PLC0415
+    from deslaunch.together import groups_of  # noqa: PLC0415
 
     console = console_of(given)
     found = [snapshot(path) for path in ledgers]
@@ -51,21 +52,37 @@ def status(ledgers: tuple[Path, ...], **given: Any) -> int:
     for group in filter(lambda group: group.warning, groups):
         console.warn(group.warning)
 
-    if given["as_json"]:
-        summary = summary_of(found[0]) if len(found) == 1 else summary_together(groups)
-        console.json(summary.as_dict())
-        return 0
-
-    for ledger in found:
-        _print_status(console, ledger, named=len(found) > 1)
+    if not given["as_json"]:
+        for ledger in found:
+            _print_status(console, ledger, named=len(found) > 1)
 
     if len(found) > 1:
-        console.data(f"{len(found):,} ledgers together")
-
-        for line in summary_lines(summary_together(groups)):
-            console.data(line)
+        _print_together(console, found, groups, as_json=given["as_json"])
+    elif given["as_json"]:
+        console.json(summary_of(found[0]).as_dict())
 
     return 0
+
+
+def _print_together(
+    console: Console, found: Sequence[Snapshot], groups: Sequence[Group], *, as_json: bool
+) -> None:
+    from deslaunch.console import shared_key_lines, summary_lines  # noqa: PLC0415
+    from deslaunch.shared_keys import shared_keys  # noqa: PLC0415
+    from deslaunch.together import summary_together  # noqa: PLC0415
+
+    summary = summary_together(groups)
+    shared = shared_keys([(str(ledger.path), ledger.replay.states) for ledger in found])
+
+    if as_json:
+        keys = [key.as_dict() for key in shared.kept]
+        console.json({**summary.as_dict(), "sharedKeyCount": shared.count, "sharedKeys": keys})
+        return
+
+    console.data(f"{len(found):,} ledgers together")
+
+    for line in (*summary_lines(summary), *shared_key_lines(shared)):
+        console.data(line)
 
 
 def _print_status(console: Console, found: Snapshot, *, named: bool) -> None:
