@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 from blockbuster import BlockBuster, BlockBusterFunction
+from stage import place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+__all__ = ["place"]
 
 
 @pytest.fixture

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import json
 from collections import Counter
+from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Unpack
 
+import anyio
 import pytest
 
 from deslaunch import launcher
 from deslaunch.client import DesClient
+from deslaunch.schema_cache import SchemaCache
 from deslaunch.simulator import DEFAULT_JOBS, POS_USAGE_EXPORT, Simulator
+from deslaunch.wire import decode_jobs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from collections.abc import AsyncIterator, Iterable, Mapping
     from pathlib import Path
 
     from deslaunch.config import LaunchOptions
     from deslaunch.launcher import Confirm
-    from deslaunch.model import Event, Summary
+    from deslaunch.model import Event, Job, Summary
     from deslaunch.session import Interrupt
     from deslaunch.terms import Clients
 
@@ -30,6 +36,22 @@ TOKEN: Final = "tOken-of-one-organisation/0123456789"
 STATES: Final = ("started", "failed", "rejected", "unknown", "invalid", "pending")
 
 Said = dict[str, Any]
+Runner = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+
+
+def by_asyncio(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(main())
+
+
+def by_anyio(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    anyio.run(main)
+
+
+RUNNERS: Final = [
+    pytest.param(by_asyncio, id="asyncio.run"),
+    pytest.param(by_anyio, id="anyio.run"),
+]
+"""What runs a caller's loop: a cancellation means something else to each."""
 
 
 def row(number: int, **more: Any) -> Said:
@@ -54,6 +76,17 @@ def invalid_row(number: int) -> Said:
 def fault(kind: str, *at: int, **more: Any) -> Said:
     """Return a script with one fault; ``at`` are the numbers of start requests."""
     return {"faults": [{"fault": kind, **({"at": list(at)} if at else {}), **more}]}
+
+
+HELD: Final = fault("hold", **{"from": 2})
+"""All starts but the first are answered when the test says so."""
+
+
+def lenient_jobs() -> list[Job]:
+    """Return the service's jobs without a parameter's type: any text would do."""
+    said = json.loads(json.dumps(DEFAULT_JOBS))
+    said["jobs"][0]["jobRunParameters"][0]["type"] = None
+    return decode_jobs(json.dumps(said).encode(), source="a test")
 
 
 def counts(summary: Summary) -> dict[str, int]:
@@ -181,6 +214,13 @@ class Place:
             interrupt=interrupt,
             **quick(options),
         )
+
+
+async def store(place: Place, simulator: Simulator, jobs: list[Job], *, hours: float = 0.0) -> None:
+    """Keep jobs as if they had been asked for so many hours ago."""
+    fetched = datetime.now(UTC) - timedelta(hours=hours)
+    keep = SchemaCache(place.cache).store
+    assert await asyncio.to_thread(keep, "default", simulator.base_url, jobs, fetched) is None
 
 
 def quick(options: LaunchOptions) -> LaunchOptions:

@@ -12,21 +12,24 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 import pytest
 from stage import (
+    HELD,
     JOB,
+    RUNNERS,
     TOKEN,
     Place,
     counts,
     fault,
     generation,
     invalid_row,
+    lenient_jobs,
     once,
-    place,
     quick,
     refused_row,
     row,
     rows,
     runs_of,
     service,
+    store,
 )
 
 from deslaunch import batch as batches
@@ -40,16 +43,14 @@ from deslaunch.errors import (
 )
 from deslaunch.ledger import peek
 from deslaunch.model import AUTO, Row, RowEnded, RowState, StopReason, TypedValue
-from deslaunch.schema_cache import SchemaCache
 from deslaunch.simulator import CSV_SALES_EXPORT, DEFAULT_JOBS
-from deslaunch.wire import decode_jobs
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
     from pathlib import Path
 
-    from stage import Said
+    from stage import Runner, Said
 
     from deslaunch.batch import Batch
     from deslaunch.client import DesClient
@@ -57,11 +58,7 @@ if TYPE_CHECKING:
     from deslaunch.simulator import Simulator
     from deslaunch.terms import Clients
 
-    Runner = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
 
-__all__ = ["place"]
-
-HELD: Final = fault("hold", **{"from": 2})
 HOLDS_ALL: Final = fault("hold")
 
 
@@ -303,13 +300,8 @@ async def _with_cache_of(
 async def test_a_first_400_fetches_the_schema_and_later_rows_are_held_against_it(
     place: Place,
 ) -> None:
-    said = json.loads(json.dumps(DEFAULT_JOBS))
-    said["jobs"][0]["jobRunParameters"][0]["type"] = None
-    jobs = decode_jobs(json.dumps(said).encode(), source="a test")
-
     async with service(place) as (simulator, des):
-        keep = SchemaCache(place.cache).store
-        await asyncio.to_thread(keep, "default", simulator.base_url, jobs, datetime.now(UTC))
+        await store(place, simulator, lenient_jobs())
         batch, outcomes = await run(place, [row(1), *map(invalid_row, range(2, 101))], des)
 
     assert simulator.count("queryjobs") == 1
@@ -445,12 +437,6 @@ async def test_an_error_in_the_block_drains_and_is_raised(place: Place) -> None:
     assert place.agrees(simulator)
     assert place.is_free()
     assert place.records()[-1]["record"] == "end"
-
-
-RUNNERS: Final = [
-    pytest.param(lambda main: asyncio.run(main()), id="asyncio.run"),
-    pytest.param(anyio.run, id="anyio.run"),
-]
 
 
 @pytest.mark.parametrize("run_loop", RUNNERS)

@@ -10,27 +10,30 @@ import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, Literal, Unpack
 from uuid import UUID
 
 import anyio
 import pytest
 from stage import (
+    HELD,
     JOB,
+    RUNNERS,
     TOKEN,
     Place,
     counts,
     fault,
     invalid_row,
+    lenient_jobs,
     once,
-    place,
     quick,
     refused_row,
     row,
     rows,
     runs_of,
     service,
+    store,
 )
 
 from deslaunch import launcher, resolution
@@ -66,7 +69,6 @@ from deslaunch.model import (
     TokenRenewed,
 )
 from deslaunch.results import unknown_rows
-from deslaunch.schema_cache import SchemaCache
 from deslaunch.session import Interrupt
 from deslaunch.simulator import DEFAULT_JOBS, Simulator
 from deslaunch.wire import decode_jobs
@@ -75,15 +77,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
 
-    from stage import Said
+    from stage import Runner, Said
 
     from deslaunch.config import LaunchOptions
     from deslaunch.model import Event, Job, Summary
     from deslaunch.simulator import Simulator
 
-    Runner = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
-
-__all__ = ["place"]
 
 AUTO_ROW: Final[Said] = {"jobId": JOB, "parameters": {"DBGenFrom": {"auto": True}}}
 FIRST_TOKEN_FOR_THREE: Final[Said] = {"tokens": {"expireAfter": 3, "which": "first"}}
@@ -318,12 +317,6 @@ def jobs_with(*, required: bool = True) -> list[Job]:
     return decode_jobs(json.dumps(said).encode(), source="a test")
 
 
-async def store(place: Place, simulator: Simulator, jobs: list[Job], *, hours: float = 0.0) -> None:
-    fetched = datetime.now(UTC) - timedelta(hours=hours)
-    keep = SchemaCache(place.cache).store
-    assert await asyncio.to_thread(keep, "default", simulator.base_url, jobs, fetched) is None
-
-
 async def test_a_fresh_cached_schema_saves_the_query(place: Place) -> None:
     place.write(rows(2))
 
@@ -405,13 +398,6 @@ async def test_a_refused_token_at_a_check_is_told_from_an_invalid_manifest(place
             await place.launch(des)
 
     assert report.exit_code == 6
-
-
-def lenient_jobs() -> list[Job]:
-    """Return the service's jobs without a parameter's type: any text would do."""
-    said = json.loads(json.dumps(DEFAULT_JOBS))
-    said["jobs"][0]["jobRunParameters"][0]["type"] = None
-    return decode_jobs(json.dumps(said).encode(), source="a test")
 
 
 async def test_a_first_400_fetches_the_schema_and_later_rows_are_held_against_it(
@@ -1332,21 +1318,6 @@ async def test_a_disk_that_fails_at_the_very_end_is_told(place: Place) -> None:
 
 
 # Cancellation.
-
-
-def by_asyncio(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    asyncio.run(main())
-
-
-def by_anyio(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    anyio.run(main)
-
-
-RUNNERS: Final = [
-    pytest.param(by_asyncio, id="asyncio.run"),
-    pytest.param(by_anyio, id="anyio.run"),
-]
-HELD: Final = fault("hold", **{"from": 2})
 
 
 @pytest.mark.parametrize("run", RUNNERS)

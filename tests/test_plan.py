@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import pytest
 from stage import (
+    HELD,
     JOB,
     Place,
     counts,
-    fault,
     invalid_row,
     once,
-    place,
     quick,
     refused_row,
     row,
@@ -37,10 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from deslaunch.model import Event, StartRequest
-
-__all__ = ["place"]
-
-HELD: Final = fault("hold", **{"from": 2})
 
 # The plan, the question, and the limit.
 

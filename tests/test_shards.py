@@ -12,7 +12,7 @@ import pytest
 from commands import POS_USAGE, Workplace, workplace
 from hypothesis import given
 from hypothesis import strategies as st
-from stage import JOB, Place, counts, invalid_row, place, quick, row, rows, runs_of, service
+from stage import JOB, Place, counts, invalid_row, quick, row, rows, runs_of, service
 
 from deslaunch import batch, launcher
 from deslaunch.errors import (
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 
     from deslaunch.config import LaunchOptions
     from deslaunch.simulator import Simulator
-
-__all__ = ["place"]
 
 keys = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
 

@@ -18,7 +18,6 @@ from stage import (
     Place,
     counts,
     invalid_row,
-    place,
     refused_row,
     row,
     rows,
@@ -54,8 +53,6 @@ if TYPE_CHECKING:
     from deslaunch.model import ParameterValue, Summary
     from deslaunch.results import Result
     from deslaunch.rows import Item
-
-__all__ = ["place"]
 
 UNLIKE = "\\N"
 

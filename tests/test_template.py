@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from stage import Place, counts, place, service
+from stage import Place, counts, service
 
 from deslaunch import launcher
 from deslaunch.model import Job, JobParameter
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deslaunch.model import Format
-
-__all__ = ["place"]
 
 JOB = "11111111-1111-4111-8111-111111111111"
 TYPES = (None, 1, 2, 3, 4, 99)

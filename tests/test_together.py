@@ -13,7 +13,6 @@ from stage import (
     counts,
     fault,
     invalid_row,
-    place,
     refused_row,
     row,
     rows,
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
 
     from deslaunch.config import LaunchOptions
     from deslaunch.ledger import Snapshot
-
-__all__ = ["place"]
 
 
 def ledger_of(place: Place, shard: str) -> Path:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 from fakes import FakeAsker, FakeJournal, VirtualClock, settle
-from stage import TOKEN, Place, fault, place, refused_row, rows, service
+from stage import TOKEN, Place, fault, refused_row, rows, service
 
 import deslaunch
 from deslaunch import watching
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
 
     from deslaunch.ledger import Snapshot
     from deslaunch.model import Event, RunStatus, WatchSummary
-
-__all__ = ["place"]
 
 SOON: Any = {"interval": 0.01, "max_interval": 0.01, "max_wait": 0.01, "concurrency": 4}
 
