@@ -29,7 +29,7 @@ with DAG("deslaunch_night", schedule=None, catchup=False):
         task_id="results",
         bash_command=(
             'base="${MANIFEST%.csv}" && '
-            f'deslaunch results "$base".*-of-{SHARDS}.ledger.jsonl -o "$base.results.csv" --force'
+            f'deslaunch results "$base".*-of-{SHARDS}.ledger.jsonl -o "$base.results.csv"'
         ),
         env={"MANIFEST": MANIFEST},
         append_env=True,

@@ -107,18 +107,14 @@ class TestRun:
         assert (done.returncode, done.stdout) == (0, "")
         assert (place.folder / "out.csv").read_text().splitlines()[1].startswith("row-1,1,default")
 
-    def test_results_are_not_written_over_a_file_unless_told(self, place: Workplace) -> None:
+    def test_results_replace_those_of_before(self, place: Workplace) -> None:
         place.manifest(1)
         place.run("run", "night.jsonl")
-        command = ("results", "night.ledger.jsonl", "-o", "out.csv")
-        (place.folder / "out.csv").write_text("by hand")
+        (place.folder / "out.csv").write_text("of yesterday")
 
-        refused = place.run(*command, token=None)
+        done = place.run("results", "night.ledger.jsonl", "-o", "out.csv", token=None)
 
-        assert (refused.returncode, (place.folder / "out.csv").read_text()) == (2, "by hand")
-        assert "out.csv exists, and nothing was written\n" in refused.stderr
-        assert "write over it with --force" in refused.stderr
-        assert place.run(*command, "--force", token=None).returncode == 0
+        assert done.returncode == 0
         assert (place.folder / "out.csv").read_text().startswith("key,row,")
 
     @pytest.mark.parametrize("name", ["night.ledger.jsonl", "night.jsonl", "moved.jsonl"])
@@ -129,7 +125,7 @@ class TestRun:
         before = (place.folder / name).read_bytes()
         command = ("results", "night.ledger.jsonl", "--manifest", str(moved))
 
-        done = place.run(*command, "-o", name, "--force", token=None)
+        done = place.run(*command, "-o", name, token=None)
 
         assert (done.returncode, (place.folder / name).read_bytes()) == (2, before)
         assert f"{name}: the results would replace what they are made from" in done.stderr

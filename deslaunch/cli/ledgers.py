@@ -125,7 +125,6 @@ def _print_status(console: Console, found: Snapshot, *, named: bool) -> None:
 )
 @options.ledgers
 @click.option("-o", "--output", type=options.FILE, help="Default: stdout.")
-@click.option("--force", is_flag=True, help="Write over the output where it exists.")
 @click.option(
     "--state", "states", multiple=True, type=click.Choice(_STATES), help="Only rows in this state."
 )
@@ -174,7 +173,7 @@ def results(
     snapshots = [snapshot(path) for path in ledgers]
 
     if output is not None:
-        _check_output(output, snapshots, manifest, force=given["force"])
+        _check_output(output, snapshots, manifest)
 
     groups = groups_of(snapshots)
     found = [Results(*group.ledgers, manifest=manifest) for group in groups]
@@ -202,10 +201,8 @@ def results(
     return 0
 
 
-def _check_output(
-    output: Path, ledgers: Sequence[Snapshot], manifest: Path | None, *, force: bool
-) -> None:
-    """Refuse to write over a file that nobody said may go, or over what the results come from."""
+def _check_output(output: Path, ledgers: Sequence[Snapshot], manifest: Path | None) -> None:
+    """Refuse to write over what the results come from."""
     if not output.exists():
         return
 
@@ -216,12 +213,6 @@ def _check_output(
         raise ConfigurationError(
             f"{output}: the results would replace what they are made from",
             hint="name another file with -o",
-        )
-
-    if not force:
-        raise ConfigurationError(
-            f"{output} exists, and nothing was written",
-            hint="name another file with -o, or write over it with --force",
         )
 
 

@@ -43,4 +43,4 @@ def _commands(ground: Ground) -> Iterator[tuple[str, tuple[str, ...]]]:
     cut = str(made_ledger(ground, ended=ground.rows - ground.rows // _PENDING))
     yield "resume", (*DESLAUNCH, "resume", cut, *_LAUNCHING)
     table = str(ground.folder / "results.csv")
-    yield "results", (*DESLAUNCH, "results", ledger, "-o", table, "--force")
+    yield "results", (*DESLAUNCH, "results", ledger, "-o", table)

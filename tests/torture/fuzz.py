@@ -245,7 +245,7 @@ async def manifests(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     wanted = 15_000 if fast else 1_000_000
     tally = Tally("hostile manifests, rows")
     seed = rng.randrange(1 << 30)
-    slice_ = 80 if fast else 200
+    slice_ = 200
     loop = asyncio.get_running_loop()
     context = multiprocessing.get_context("spawn")
     items = sound = number = 0
