@@ -22,6 +22,7 @@ from deslaunch.model import (
     Draining,
     Noted,
     Planned,
+    ProblemGroup,
     Pulse,
     RetryPlanned,
     RowEnded,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
         Outcome,
         Plan,
         PlannedJob,
-        ProblemGroup,
+        RowProblem,
         RunStatus,
         StartRequest,
         Stop,
@@ -60,6 +61,9 @@ if TYPE_CHECKING:
     from deslaunch.targets import TargetReport
 
 SHOWN_PROBLEMS: Final = 100
+TOLD_EACH: Final = 5
+"""Rows with the same problem up to which it is told of each."""
+
 SHOWN_KEYS: Final = 20
 SHOWN_TEXT: Final = 200
 SHOWN_JOBS: Final = 10
@@ -206,7 +210,7 @@ class Console:
             return
 
         if isinstance(error, InvalidManifest):
-            self.problems(error.groups, error.count)
+            self.problems(error.problems, error.groups, error.count)
 
         self.insist(f"error: {error}")
 
@@ -221,14 +225,17 @@ class Console:
         if error.hint:
             self.insist(f"  {error.hint}")
 
-    def problems(self, groups: Sequence[ProblemGroup], count: int) -> None:
-        """Print the problems of a manifest: a line for each that differs.
+    def problems(
+        self, problems: Sequence[RowProblem], groups: Sequence[ProblemGroup], count: int
+    ) -> None:
+        """Print the problems of a manifest, those that many rows have once.
 
         Args:
-            groups: the first ones.
+            problems: the first ones, in manifest order.
+            groups: the first ones that differ, each with the number of its rows.
             count: how many problems there are in all, each row's counted by itself.
         """
-        told = groups[:SHOWN_PROBLEMS]
+        told = told_of(problems, groups)[:SHOWN_PROBLEMS]
         rest = count - sum(group.rows for group in told)
 
         for group in told:
@@ -418,6 +425,18 @@ def _columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
         yield "  ".join(cells).rstrip()
+
+
+def told_of(problems: Sequence[RowProblem], groups: Sequence[ProblemGroup]) -> list[ProblemGroup]:
+    """Return what is told of a manifest's problems, by line.
+
+    A problem that a few rows have is told of each: a person mends them one by one.
+    """
+    many = {group.said: group for group in groups if group.rows > TOLD_EACH}
+    listed = {problem.said for problem in problems}
+    each = [ProblemGroup(problem) for problem in problems if problem.said not in many]
+    late = [group for group in groups if group.said not in many and group.said not in listed]
+    return sorted([*each, *many.values(), *late], key=lambda group: group.first.line)
 
 
 def _all_problems(count: int) -> str:

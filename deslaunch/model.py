@@ -102,6 +102,11 @@ class RowProblem:
         column = f", column {self.column}" if self.column else ""
         return f"{self.file}:{self.line}{column}: {self.message}"
 
+    @property
+    def said(self) -> tuple[str, str]:
+        """What makes the problems of several rows the same: column and message."""
+        return self.column, self.message
+
     def as_dict(self) -> dict[str, str | int]:
         """Return the problem in the form of ``check --json``."""
         return asdict(self)
@@ -118,6 +123,11 @@ class ProblemGroup:
 
     first: RowProblem
     rows: int = 1
+
+    @property
+    def said(self) -> tuple[str, str]:
+        """What the rows' problems share: column and message."""
+        return self.first.said
 
     def __str__(self) -> str:
         if self.rows == 1:

@@ -283,11 +283,10 @@ class _Pass:
             self._group(problem)
 
     def _group(self, problem: RowProblem) -> None:
-        said = problem.column, problem.message
-        first, rows = self._groups.get(said, (problem, 0))
+        first, rows = self._groups.get(problem.said, (problem, 0))
 
         if rows or len(self._groups) < KEPT_PROBLEMS:
-            self._groups[said] = first, rows + 1
+            self._groups[problem.said] = first, rows + 1
 
     def _validation(self) -> Validation:
         fingerprint = self._manifest.fingerprint

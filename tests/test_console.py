@@ -173,8 +173,8 @@ def test_the_summary_names_counts() -> None:
     assert stop_text(Stop(StopReason.INTERRUPTED, "interrupted")) == "stopped: interrupted"
 
 
-def a_problem(line: int) -> RowProblem:
-    return RowProblem("night.csv", line, line, "DBGenFrom", "an integer", "x", "no integer")
+def a_problem(line: int, column: str = "DBGenFrom") -> RowProblem:
+    return RowProblem("night.csv", line, line, column, "an integer", "x", "no integer")
 
 
 def test_an_invalid_manifest_lists_its_first_problems() -> None:
@@ -198,13 +198,19 @@ def test_an_invalid_manifest_lists_its_first_problems() -> None:
 @pytest.mark.parametrize(
     ("groups", "count", "lines"),
     [
-        pytest.param([(2, 1), (3, 1)], 2, ["2, column DBGenFrom", "3, column DBGenFrom"], id="few"),
+        pytest.param([(2, 1), (3, 1)], 2, ["2, column column-2", "3, column column-3"], id="few"),
+        pytest.param(
+            [(2, 2), (9, 1)],
+            3,
+            ["2, column column-2", "3, column column-2", "9, column column-9"],
+            id="a few that are the same",
+        ),
         pytest.param(
             [(2, 500), (9, 1)],
             501,
             [
-                "2, column DBGenFrom (500 rows)",
-                "9, column DBGenFrom",
+                "2, column column-2 (500 rows)",
+                "9, column column-9",
                 "all 501 problems one by one: deslaunch check with --json",
             ],
             id="a column that no row should have",
@@ -213,7 +219,7 @@ def test_an_invalid_manifest_lists_its_first_problems() -> None:
             [(2, 1_234)],
             1_235,
             [
-                "2, column DBGenFrom (1,234 rows)",
+                "2, column column-2 (1,234 rows)",
                 "… and 1 problem more",
                 "the first 1,000 of 1,235 problems one by one: deslaunch check with --json",
             ],
@@ -226,7 +232,13 @@ def test_a_problem_that_many_rows_have_is_told_once(
 ) -> None:
     streams = Streams()
 
-    streams.console.problems([ProblemGroup(a_problem(line), rows) for line, rows in groups], count)
+    found = [ProblemGroup(a_problem(line, f"column-{line}"), rows) for line, rows in groups]
+    problems = [
+        a_problem(group.first.line + n, group.first.column)
+        for group in found
+        for n in range(group.rows)
+    ]
+    streams.console.problems(problems[:1_000], found, count)
 
     told = [line.replace("night.csv:", "") for line in streams.said[1].splitlines()]
     assert [line.removesuffix(": no integer") for line in told] == lines

@@ -70,7 +70,7 @@ def _print_report(console: Console, report: CheckReport, *, as_json: bool) -> No
         console.json(report.as_dict())
         return
 
-    console.problems(report.groups, report.problem_count)
+    console.problems(report.problems, report.groups, report.problem_count)
     rows = counted(report.rows, "row")
     console.say(f"{rows}: {report.valid:,} valid, {report.invalid:,} invalid")
 
