@@ -489,10 +489,12 @@ def _sent_already(cells: list[str], columns: _Columns) -> Fault:
     state = next(cells[index] for index in columns.states if cells[index] in _SENT)
     message = (
         f"by {_STATE} the row was sent in another batch, and is {state} there; go on with that "
-        "batch by deslaunch resume, tell what an unknown row did by deslaunch resolve; only if "
-        "the row is to run once more, as one whose run failed may, rename the column to "
-        f"{IGNORED}was"
+        "batch by deslaunch resume, tell what an unknown row did by deslaunch resolve"
     )
+
+    if state == "started":
+        message += f"; to start a run that failed once more, rename the column to {IGNORED}was"
+
     return Fault(_STATE, "failed, rejected, invalid or pending", state, message)
 
 

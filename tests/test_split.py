@@ -125,6 +125,7 @@ def test_rows_that_have_or_may_have_a_run_are_refused(state: str, text: str) -> 
     assert (problem.line, problem.column, problem.got) == (2, "deslaunch.state", state)
     assert "deslaunch resume" in problem.message
     assert "deslaunch resolve" in problem.message
+    assert ("deslaunch.was" in problem.message) == (state == "started")  # its run may have failed
 
 
 @pytest.mark.parametrize("state", ["failed", "rejected", "invalid", "pending", ""])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from .figures import Figures
-from .goals import GOALS
+from .goals import GOALS, YARDSTICK, YARDSTICK_THEN
 from .memory import KINDS, SIZES
 from .rivals import SLOTS
 
@@ -73,7 +73,14 @@ def section(told: Mapping[str, Any]) -> str:
         f"{told['rows']:,} rows, the median of {told['rounds']} rounds."
     )
     tables = (goals_table(figures), rates_table(figures), memory_table(figures))
-    return "\n\n".join((where, *tables, _ledger(figures)))
+    return "\n\n".join((where, _yardstick(figures), *tables, _ledger(figures)))
+
+
+def _yardstick(figures: Figures) -> str:
+    return (
+        f"The goals were set where the bare loop starts {YARDSTICK_THEN:,} a second at 64 slots; "
+        f"here it starts {_cell(figures.find(YARDSTICK))}."
+    )
 
 
 def with_section(page: str, told: Mapping[str, Any]) -> str:
