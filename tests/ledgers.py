@@ -125,6 +125,7 @@ class Night:
         self._rows = rows
         self._rate = rate
         self._digests = digests
+        self._runs: dict[str, str] = {}
         manifest = path.with_suffix(".csv")
 
         if not digests:
@@ -190,19 +191,22 @@ class Night:
         if number in {7, 12, 600}:
             return records.unknown(key, attempt, cause="the server disconnected after sending")
 
-        return records.started(key, attempt, job_run_id=self._guid())
+        run = self._runs[key] = self._guid()
+        return records.started(key, attempt, job_run_id=run)
 
     def _guid(self) -> str:
         return str(uuid.UUID(int=self._rng.getrandbits(128)))
 
     def _watch(self, begin: float) -> None:
         for number in range(1, min(self._rows, 2_000) + 1):
-            if self._digests or number in {3, 5, 7, 12, 600}:
+            run = self._runs.get(_key(number))
+
+            if run is None:
                 continue
 
             error = "no rows in the range" if number % 50 == 9 else None
             seconds = self._rng.lognormvariate(4, 1)
-            record = run_status(_key(number), self._guid(), 0, seconds, error=error)
+            record = run_status(_key(number), run, 0, seconds, error=error)
             self._writer.at(begin + number / 100, record)
 
 

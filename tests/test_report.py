@@ -143,7 +143,7 @@ class TestPage:
     def test_it_says_how_the_rows_stand_and_what_to_do(self, night: Path) -> None:
         _, page = page_of(night)
 
-        assert "36 of 40 rows are started." in page.text
+        assert "36 of 40 rows are started, and 1 run failed." in page.text
         assert "2 rows may have started a run: look them up, see below." in page.text
         assert f"deslaunch resolve {night} store-000007-pos --started JOBRUNID" in page.text
         assert f"deslaunch resolve {night} store-000012-pos --not-started" in page.text
@@ -245,7 +245,7 @@ class TestPage:
 
         html, page = page_of(*paths)
 
-        assert "32 of 40 rows are started." in page.text
+        assert "32 of 40 rows are started, and 2 runs failed." in page.text
         assert set(table_in(html)["ledger"]) == {str(path) for path in paths}
         assert all(
             f"deslaunch resolve {path} store-000007-pos --not-started" in page.text
