@@ -108,11 +108,13 @@ class Route:
         self._headers = headers
         self._proxy = proxy
         self._proxy_headers = proxy_headers
-        self._is_quick = IS_KNOWN and proxy is None
-        self._head = _head(url, {**session.headers, **headers}) if self._is_quick else b""
-        self._request = aiohttp.ClientRequest(
-            hdrs.METH_POST, url, loop=asyncio.get_running_loop(), session=session
-        )
+        self._head = b""
+        self._request: aiohttp.ClientRequest | None = None  # what a connection is asked for by
+
+        if IS_KNOWN and proxy is None:
+            loop = asyncio.get_running_loop()
+            self._head = _head(url, {**session.headers, **headers})
+            self._request = aiohttp.ClientRequest(hdrs.METH_POST, url, loop=loop, session=session)
 
     def __repr__(self) -> str:
         return f"<Route to {self._url}>"
@@ -130,14 +132,16 @@ class Route:
             aiohttp.ClientError: as ``ClientSession.post`` raises it.
             aiohttp.http.HttpProcessingError: what came back is no HTTP.
         """
-        if self._is_quick and len(body) <= SMALL and not self._session.closed:
-            return await self._post_quickly(body, limit, most)
+        if self._request is not None and len(body) <= SMALL and not self._session.closed:
+            return await self._post_quickly(self._request, body, limit, most)
 
         return await self._post_aiohttps_way(body, limit, most)
 
-    async def _post_quickly(self, body: bytes, limit: Limit, most: int) -> Answer:
+    async def _post_quickly(
+        self, request: aiohttp.ClientRequest, body: bytes, limit: Limit, most: int
+    ) -> Answer:
         with limit:
-            connection = await self._connected()
+            connection = await self._connected(request)
             whole = False
 
         try:
@@ -154,12 +158,12 @@ class Route:
 
         return Answer(message.code, message.headers, read, flaw)
 
-    async def _connected(self) -> Connection:
+    async def _connected(self, request: aiohttp.ClientRequest) -> Connection:
         connector, timeout = self._session.connector, self._session.timeout
         assert connector is not None
 
         try:
-            return await connector.connect(self._request, [], timeout)
+            return await connector.connect(request, [], timeout)
         except TimeoutError as exc:
             raise aiohttp.ConnectionTimeoutError(f"no connection to {self._url} in time") from exc
 
@@ -253,6 +257,11 @@ _AS_ITS_SESSION_READS: Final[Mapping[str, Any]] = {
     "max_headers": 128,
 }
 _KNOWN: Final[Mapping[Callable[..., object], str]] = {
+    aiohttp.ClientRequest.__init__: (
+        "self method url params headers skip_auto_headers data cookies auth version compress "
+        "chunked expect100 loop response_class proxy proxy_auth timer session ssl proxy_headers "
+        "traces trust_env server_hostname"
+    ),
     aiohttp.TCPConnector.connect: "self req traces timeout",
     Connection.release: "self",
     Connection.close: "self",

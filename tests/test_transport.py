@@ -12,6 +12,7 @@ from aiohttp.client_proto import ResponseHandler
 from test_client import JOB, OK, RUN, STARTED, Peer, Step, answer, client_of, request_of
 
 from deslaunch import client as client_module
+from deslaunch import transport
 from deslaunch.client import DesClient
 from deslaunch.errors import Misconfigured, NotSent, OutcomeUnknown
 from deslaunch.model import Evidence, StartRequest
@@ -127,6 +128,21 @@ async def test_requests_side_by_side_do_not_share_their_evidence() -> None:
         await asyncio.wait(tasks)
 
     assert found == (True, False)
+
+
+async def test_another_aiohttp_is_left_to_make_its_own_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A constructor that takes other arguments must not keep anything from being sent."""
+
+    class Other:
+        def __init__(self) -> None: ...
+
+    monkeypatch.setattr(transport, "IS_KNOWN", False)
+    monkeypatch.setattr(aiohttp, "ClientRequest", Other)
+
+    async with Peer([[OK]]).listening() as peer, client_of(peer) as client:
+        assert (await client.start(request_of(b"{}"))).job_run_id == RUN
 
 
 def test_the_quick_way_is_known_of_the_aiohttp_at_hand() -> None:
