@@ -3,55 +3,61 @@
 ::
 
     DeslaunchError
-    ├── ConfigurationError
-    ├── CredentialsRefused
-    ├── DesError
-    │   ├── NotSent
-    │   │   └── Misconfigured
-    │   ├── Throttled
-    │   ├── ServerError
-    │   ├── Rejected
-    │   │   ├── Unauthorized
-    │   │   └── Redirected
-    │   ├── OutcomeUnknown
-    │   └── QueryFailed
-    ├── SchemaError
-    ├── ManifestError
-    │   ├── InvalidManifest
-    │   ├── ManifestChanged
-    │   └── ManifestConflict
-    ├── Declined
-    ├── Interrupted
-    ├── Unfinished
-    └── LedgerError
-        ├── LedgerExists
-        ├── LedgerLocked
-        ├── LedgerDamaged
-        ├── LedgerForeign
-        └── LedgerWriteFailed
+    ├── ConfigurationError            2
+    ├── SchemaError                   2
+    ├── ManifestError                 2
+    │   └── InvalidManifest           2
+    ├── Declined                      2
+    ├── DesError                      5
+    │   ├── NotSent                   5
+    │   │   ├── Misconfigured         5
+    │   │   └── TooLate               5
+    │   ├── Throttled                 5
+    │   ├── ServerError               5
+    │   ├── Rejected                  5
+    │   │   ├── Unauthorized          6
+    │   │   └── Redirected            5
+    │   ├── OutcomeUnknown            5
+    │   └── QueryFailed               5
+    ├── LedgerError                   7
+    │   ├── LedgerExists              7
+    │   ├── LedgerMissing             7
+    │   ├── LedgerForeign             7
+    │   ├── LedgerDamaged             7
+    │   ├── LedgerLocked              8
+    │   └── LedgerWriteFailed         7
+    └── Stopped                       5
+        ├── CredentialsRefused        6
+        ├── Interrupted             130
+        ├── Unfinished                5
+        └── LedgerWriteFailed         7
 
-After one start (:class:`DesError`) the question is always the same: may this row be sent
-again? ``NotSent`` and ``Throttled``: yes, nothing was started. ``ServerError``: DES's contract
-allows it, yet the run may exist. ``Rejected``: not before something is mended.
-``OutcomeUnknown``: never, unless a person looked.
+The number is the exit code of a command that ends with it. After one start (:class:`DesError`)
+the question is always the same: may this row be sent again? ``NotSent`` and ``Throttled``: yes,
+nothing was started. ``ServerError``: DES's contract allows it, yet the run may exist.
+``Rejected``: not before something is fixed. ``OutcomeUnknown``: never, unless a person looked.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from deslaunch.model import ProblemGroup, RowProblem, Summary, WatchSummary
+    from deslaunch.events import ProblemGroup, Stop, Summary, WatchSummary
+    from deslaunch.model import Problem
 
 
 class DeslaunchError(Exception):
     """The root of all errors that deslaunch raises on purpose.
 
     Attributes:
-        hint: what to do next, one sentence, or ``""``.
+        exit_code: what a command that ends with it exits with.
+        hint: what to do next, one sentence, or ``""``; a traceback shows it too.
     """
+
+    exit_code: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -59,14 +65,10 @@ class DeslaunchError(Exception):
         self.advise(hint)
 
     def advise(self, hint: str) -> None:
-        """Say what to do next, unless that was said already; a traceback shows it too."""
+        """Say what to do next, unless that was said already."""
         if hint and not self.hint:
             self.hint = hint
             self.add_note(hint)
-
-    def add(self, clause: str) -> None:
-        """Say, behind the message, what else matters here."""
-        self.args = (f"{self}; {clause}",)
 
     def locate(self, place: str) -> None:
         """Say, in front of the message, where it happened."""
@@ -74,93 +76,21 @@ class DeslaunchError(Exception):
 
 
 class ConfigurationError(DeslaunchError):
-    """A setting is missing, malformed or contradicts another. Nothing was sent: set it right."""
+    """A setting is missing, malformed or contradicts another. Nothing was sent: fix it."""
 
-
-class CredentialsRefused(DeslaunchError):
-    """DES refused the token and no newer one could be had; or the token source failed.
-
-    Rows that were not sent stay pending: get a new token, and resume.
-    """
-
-
-class DesError(DeslaunchError):
-    """What became of one request to DES.
-
-    Attributes:
-        status: HTTP status of the answer, or None where none was read.
-        answer: what DES said, at most 4,096 characters, with every token cut out.
-        retry_after: seconds that the answer asked to wait, at least 0, or None.
-        job_run_id: a jobRunId that came with an answer which can't be relied on.
-    """
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        hint: str = "",
-        status: int | None = None,
-        answer: str = "",
-        retry_after: float | None = None,
-        job_run_id: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.status = status
-        self.answer = answer
-        self.retry_after = retry_after
-        self.job_run_id = job_run_id
-
-
-class NotSent(DesError):
-    """No byte of the request left this machine. It is safe to send it again."""
-
-
-class Misconfigured(NotSent):
-    """No byte left, and none will: a bad certificate, host name or URL."""
-
-
-class Throttled(DesError):
-    """DES (or a gateway) asked to wait: 429, 425, or 503 with Retry-After. Nothing was started."""
-
-
-class ServerError(DesError):
-    """DES answered 5XX. Its contract allows another try; the run may exist all the same."""
-
-
-class Rejected(DesError):
-    """DES said no. The same request will be refused again until something is mended."""
-
-
-class Unauthorized(Rejected):
-    """DES answered 401: the token is missing, invalid or expired. Nothing was started.
-
-    Attributes:
-        generation: number of the token that was refused, counted from 1 by its client.
-    """
-
-    def __init__(self, message: str, *, generation: int, answer: str = "") -> None:
-        super().__init__(message, status=401, answer=answer)
-        self.generation = generation
-
-
-class Redirected(Rejected):
-    """The base URL answered with a redirect, which is never followed: it is not DES's own."""
-
-
-class OutcomeUnknown(DesError):
-    """The request was sent and no usable answer came. The run may exist; do not send again."""
-
-
-class QueryFailed(DesError):
-    """A query, which starts nothing, got no usable answer. It is safe to ask again."""
+    exit_code = 2
 
 
 class SchemaError(DeslaunchError):
     """A job's JobRunParameters could not be read: pass them as a schema file instead."""
 
+    exit_code = 2
+
 
 class ManifestError(DeslaunchError):
-    """The manifest can't be launched as it is."""
+    """The manifest, or a file of corrections or findings, can't be taken as it is."""
+
+    exit_code = 2
 
 
 class InvalidManifest(ManifestError):
@@ -176,7 +106,7 @@ class InvalidManifest(ManifestError):
         self,
         message: str,
         *,
-        problems: Sequence[RowProblem],
+        problems: Sequence[Problem],
         count: int,
         groups: Sequence[ProblemGroup] = (),
         hint: str = "",
@@ -187,97 +117,195 @@ class InvalidManifest(ManifestError):
         self.groups = tuple(groups)
 
 
-class ManifestChanged(ManifestError):
-    """The manifest's bytes changed between its validation and its launch. Resume when it rests."""
+class Declined(DeslaunchError):
+    """Whoever was asked whether to begin said no. Nothing was sent, and no ledger was made."""
+
+    exit_code = 2
 
 
-class ManifestConflict(ManifestError):
-    """The manifest no longer agrees with what its ledger says was started.
+class DesError(DeslaunchError):
+    """What became of one request to DES.
 
     Attributes:
-        changed: keys that were sent and whose row says something else now.
-        gone: keys that were sent and have left the manifest.
-        new: keys that the ledger does not know.
+        status: HTTP status of the response, or None where none was read.
+        response: what DES said, at most 4,096 characters, with every token cut out.
+        retry_after: seconds that the response asked to wait, at least 0, or None.
+        job_run_id: a jobRunId that came with a response which can't be relied on.
     """
+
+    exit_code = 5
 
     def __init__(
         self,
         message: str,
         *,
-        changed: Sequence[str] = (),
-        gone: Sequence[str] = (),
-        new: Sequence[str] = (),
         hint: str = "",
+        status: int | None = None,
+        response: str = "",
+        retry_after: float | None = None,
+        job_run_id: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
-        self.changed = tuple(changed)
-        self.gone = tuple(gone)
-        self.new = tuple(new)
+        self.status = status
+        self.response = response
+        self.retry_after = retry_after
+        self.job_run_id = job_run_id
 
 
-class Declined(DeslaunchError):
-    """Whoever was asked whether to begin said no. Nothing was sent, and no ledger was made."""
+class NotSent(DesError):
+    """No byte of the request left this machine. It is safe to send it again."""
 
 
-class Interrupted(DeslaunchError):
-    """The launch was ended before anything was sent.
+class Misconfigured(NotSent):
+    """No byte left, and none will: a bad certificate, host name or URL."""
+
+
+class TooLate(NotSent):
+    """It could not leave soon enough after its intent was written: it is handed back."""
+
+
+class Throttled(DesError):
+    """DES (or a gateway) asked to wait: 429, 425, or 503 with Retry-After. Nothing was started."""
+
+
+class ServerError(DesError):
+    """DES responded 5XX. Its contract allows another try; the run may exist all the same."""
+
+
+class Rejected(DesError):
+    """DES said no. The same request will be refused again until something is fixed."""
+
+
+class Unauthorized(Rejected):
+    """DES responded 401: the token is missing, invalid or expired. Nothing was started.
 
     Attributes:
-        signum: the signal's number, 0 for none.
+        generation: number of the token that was refused, counted from 1 by its client.
     """
 
-    def __init__(self, message: str, *, signum: int = 0, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.signum = signum
+    exit_code = 6
+
+    def __init__(self, message: str, *, generation: int, response: str = "") -> None:
+        super().__init__(message, status=401, response=response)
+        self.generation = generation
 
 
-class Unfinished(DeslaunchError):
-    """A watch ended before all runs had. Watch again: only what is left is asked about.
+class Redirected(Rejected):
+    """The base URL leads elsewhere by a redirect, which is never followed: it is not DES's own."""
 
-    Attributes:
-        summary: how the runs stand, and why the watch ended.
-    """
 
-    def __init__(self, message: str, *, summary: WatchSummary, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.summary = summary
+class OutcomeUnknown(DesError):
+    """The request was sent and no usable response came. The run may exist; do not send again."""
+
+
+class QueryFailed(DesError):
+    """A query, which starts nothing, got no usable response. It is safe to ask again."""
 
 
 class LedgerError(DeslaunchError):
     """The ledger can't be used. Nothing was sent because of it."""
+
+    exit_code = 7
 
 
 class LedgerExists(LedgerError):
     """A new batch was asked for, and its ledger is there already. Resume it, or name another."""
 
 
-class LedgerLocked(LedgerError):
-    """Another launcher holds the ledger. Wait for that one to end."""
-
-
-class LedgerDamaged(LedgerError):
-    """A line in the middle of the ledger can't be read.
-
-    Attributes:
-        offset: where the bad line begins, in bytes from the ledger's start.
-    """
-
-    def __init__(self, message: str, *, offset: int, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.offset = offset
+class LedgerMissing(LedgerError):
+    """There is no ledger at this place."""
 
 
 class LedgerForeign(LedgerError):
     """The file is no ledger, a newer kind of ledger, or another batch's. Name the right one."""
 
 
-class LedgerWriteFailed(LedgerError):
-    """A write or fsync of the ledger failed. It is final: nothing more is launched.
+class LedgerDamaged(LedgerError):
+    """The database can't be read, or a row's body does not fit its digest."""
+
+
+class LedgerLocked(LedgerError):
+    """Another launcher is at work on the ledger. Wait for that one to end."""
+
+    exit_code = 8
+
+
+class Stopped(DeslaunchError):
+    """A launch ended before all rows had. Rows that were not sent are pending: resume.
+
+    Attributes:
+        summary: the counts of the whole batch; None where there was no launch yet.
+        stops: why it stopped, target by target.
+    """
+
+    exit_code = 5
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        summary: Summary | None = None,
+        stops: Sequence[Stop] = (),
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.summary = summary
+        self.stops = tuple(stops)
+
+
+class CredentialsRefused(Stopped):
+    """DES refused the token and no newer one could be had; or the token source failed.
+
+    Rows that were not sent stay pending: get a new token, and resume.
+    """
+
+    exit_code = 6
+
+
+class Interrupted(Stopped):
+    """A signal ended the launch; what was in flight was waited for.
+
+    Attributes:
+        signum: the signal's number, 0 for none.
+    """
+
+    exit_code = 130
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        signum: int = 0,
+        summary: Summary | None = None,
+        stops: Sequence[Stop] = (),
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, summary=summary, stops=stops, hint=hint)
+        self.signum = signum
+
+
+class Unfinished(Stopped):
+    """A watch ended before all runs had. Watch again: only what is left is asked about.
+
+    Attributes:
+        runs: how the runs stand.
+    """
+
+    def __init__(
+        self, message: str, *, runs: WatchSummary, stops: Sequence[Stop] = (), hint: str = ""
+    ) -> None:
+        super().__init__(message, summary=runs.batch, stops=stops, hint=hint)
+        self.runs = runs
+
+
+class LedgerWriteFailed(Stopped, LedgerError):
+    """A write or sync of the ledger failed. Nothing more is launched.
 
     Attributes:
         unrecorded: (key, jobRunId) of runs that DES started and that may not be on disk.
-        summary: the counts of what is on disk, where a launch was under way; else None.
     """
+
+    exit_code = 7
 
     def __init__(
         self,
@@ -285,8 +313,8 @@ class LedgerWriteFailed(LedgerError):
         *,
         unrecorded: Sequence[tuple[str, str]] = (),
         summary: Summary | None = None,
+        stops: Sequence[Stop] = (),
         hint: str = "",
     ) -> None:
-        super().__init__(message, hint=hint)
+        super().__init__(message, summary=summary, stops=stops, hint=hint)
         self.unrecorded = tuple(unrecorded)
-        self.summary = summary

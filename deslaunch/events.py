@@ -1,0 +1,451 @@
+"""What a session tells while it goes on, and what it says at its end.
+
+Every event is a frozen value. A listener is called in the event loop, after what the event tells
+of is on disk; it must return quickly. A listener that raises ends the launch by draining it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from deslaunch.model import Outcome, Problem, RowState, RunStatus
+
+_SIGINT: Final = 2  # what a cancellation, an interrupt without a signal, counts as
+
+
+class StopReason(StrEnum):
+    """Why a session, or a target of it, ended before its rows did."""
+
+    UNREACHABLE = "unreachable"
+    FIRST_CONTACT = "firstContact"
+    THROTTLED = "throttled"
+    CONFIGURATION = "configuration"
+    CREDENTIALS = "credentials"
+    TOO_MANY_ERRORS = "tooManyErrors"
+    INTERRUPTED = "interrupted"
+    LEDGER = "ledger"
+    LIMIT = "limit"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """The end of a target (or of the session) before its rows ended.
+
+    Attributes:
+        reason: the kind of end.
+        message: what happened, one sentence.
+        target: whose end it is, or None for the whole session.
+        signal: the signal's number where the reason is an interrupt, else 0.
+        resume_after: seconds until a resume makes sense, or None.
+    """
+
+    reason: StopReason
+    message: str
+    target: str | None = None
+    signal: int = 0
+    resume_after: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemGroup:
+    """A problem that several rows have in the same column, told once.
+
+    Attributes:
+        first: the problem of the first such row.
+        rows: how many rows have it.
+    """
+
+    first: Problem
+    rows: int = 1
+
+    def __str__(self) -> str:
+        if self.rows == 1:
+            return str(self.first)
+
+        column = f", column {self.first.column}" if self.first.column else ""
+        where = f"{self.first.file}:{self.first.line}{column}"
+        return f"{where} ({self.rows:,} rows): {self.first.message}"
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedJob:
+    """Rows of one job that a session is about to start.
+
+    Attributes:
+        target: the target's name.
+        job_id: GUID, lower case.
+        name: the job's name, or ``""`` where that is not known.
+        rows: how many.
+    """
+
+    target: str
+    job_id: str
+    name: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a session is about to do, told before anything is sent.
+
+    Attributes:
+        manifest: where the rows came from: a path, ``"-"`` for stdin, ``"<rows>"``.
+        ledger: the ledger's place; a new batch's is made once the plan is agreed to.
+        resumes: it goes on with a batch.
+        rows: rows of the batch.
+        ready: rows that could be started now.
+        jobs: the ready rows by target and job, the most rows first.
+        states: rows of the batch by state.
+        concurrency: slots: starts in flight at most.
+        rate: starts a second at most, or None for no limit.
+        limit: rows that the session starts at most, or None for no limit.
+        corrections: (rows replaced, rows added) by a file of corrections, or None without one.
+        warnings: what a person should know before it begins.
+    """
+
+    manifest: str
+    ledger: str
+    resumes: bool
+    rows: int
+    ready: int
+    jobs: tuple[PlannedJob, ...]
+    states: Mapping[RowState, int]
+    concurrency: int
+    rate: float | None = None
+    limit: int | None = None
+    corrections: tuple[int, int] | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def send(self) -> int:
+        """Rows that the session starts at most."""
+        return self.ready if self.limit is None else min(self.ready, self.limit)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds that the starts take at least; None where only DES's responses will tell."""
+        return None if self.rate is None else self.send / self.rate
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A session is about to begin; nothing was sent yet."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class RowEnded:
+    """A row reached a state that this session will not change; or an invalid row was met."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPlanned:
+    """A row got a 5XX; it gave up its slot and will be sent again.
+
+    Attributes:
+        outcome: of the attempt that failed.
+        seconds: until it is sent again, at the earliest.
+    """
+
+    outcome: Outcome
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TargetPaused:
+    """All rows of a target wait.
+
+    Attributes:
+        target: the target's name.
+        cause: what DES or the network said.
+        seconds: how long.
+    """
+
+    target: str
+    cause: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRenewed:
+    """A refused token was replaced by a new one."""
+
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """Something that a person may want to know.
+
+    Attributes:
+        message: one sentence.
+        is_warning: it may be a mistake, or costs something.
+    """
+
+    message: str
+    is_warning: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Draining:
+    """No new row is sent; those in flight are waited for.
+
+    Attributes:
+        in_flight: rows whose response is awaited.
+        seconds: that they get at most.
+    """
+
+    in_flight: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TargetStopped:
+    """A target, or the session, ended early."""
+
+    stop: Stop
+
+
+@dataclass(frozen=True, slots=True)
+class RunEnded:
+    """A watched run has ended, or DES refuses to tell of it; it is on disk.
+
+    Attributes:
+        status: with the row's key; ``finished`` is false where DES refuses.
+    """
+
+    status: RunStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Pulse:
+    """How a session is getting on; told once a second.
+
+    Attributes:
+        in_flight: rows whose response is awaited.
+        slots: starts that may be in flight now; fewer while DES is spared, 0 while all wait.
+        drain: seconds that are left of a drain, or None.
+    """
+
+    in_flight: int
+    slots: int
+    drain: float | None = None
+
+
+Event = (
+    Planned
+    | RowEnded
+    | RetryPlanned
+    | TargetPaused
+    | TokenRenewed
+    | Noted
+    | Pulse
+    | Draining
+    | TargetStopped
+    | RunEnded
+)
+"""What a launch, or a watch, tells while it goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Rows by state, as the ledger has them.
+
+    Attributes:
+        rows: the sum of the eight states.
+        started: DES responded with a jobRunId.
+        failed: 5XX to the last attempt.
+        rejected: DES said no.
+        unknown: sent, and no usable response.
+        invalid: did not validate.
+        withdrawn: taken back by a person.
+        pending: nothing in doubt, nothing final.
+        in_flight: sent by a launcher at work; 0 in a batch at rest.
+        possible_duplicates: started rows that another attempt may have started too.
+        attempts: POSTs that left, in all sessions.
+    """
+
+    started: int = 0
+    failed: int = 0
+    rejected: int = 0
+    unknown: int = 0
+    invalid: int = 0
+    withdrawn: int = 0
+    pending: int = 0
+    in_flight: int = 0
+    possible_duplicates: int = 0
+    attempts: int = 0
+
+    @property
+    def rows(self) -> int:
+        """All rows: the sum of the eight states."""
+        sent = self.started + self.failed + self.rejected + self.unknown + self.in_flight
+        return sent + self.invalid + self.withdrawn + self.pending
+
+    def as_dict(self) -> dict[str, int]:
+        """Return the counts in the documented form of ``--json``."""
+        return {
+            "rows": self.rows,
+            "started": self.started,
+            "failed": self.failed,
+            "rejected": self.rejected,
+            "unknown": self.unknown,
+            "invalid": self.invalid,
+            "withdrawn": self.withdrawn,
+            "pending": self.pending,
+            "inFlight": self.in_flight,
+            "possibleDuplicates": self.possible_duplicates,
+            "attempts": self.attempts,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """The whole batch, as its ledger stands: the counts of all sessions.
+
+    Attributes:
+        counts: of all rows.
+        targets: of each target's rows.
+        started_now: rows that this session started.
+        seconds: duration of the last session.
+        ledger: the ledger's place.
+        stops: why the session ended early, if it did.
+        unrecorded: (key, jobRunId) that could not be written to the ledger.
+    """
+
+    counts: Counts
+    ledger: str
+    targets: Mapping[str, Counts] = field(default_factory=dict)
+    started_now: int = 0
+    seconds: float = 0.0
+    stops: tuple[Stop, ...] = ()
+    unrecorded: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the batch. The first match applies.
+
+        7 (ledger), then, only where rows are pending: 6 (credentials), 5 (stopped), 129, 130 or
+        143 (interrupted), 5 (pending for any other reason); then 4 (unknown rows), 3 (rows
+        failed, were rejected or are invalid), 0.
+        """
+        reasons = {stop.reason for stop in self.stops}
+
+        if StopReason.LEDGER in reasons or self.unrecorded:
+            return 7
+
+        if self.counts.pending or self.counts.in_flight:
+            return exit_code_of_pending(self.stops)
+
+        if self.counts.unknown:
+            return 4
+
+        return 3 if self.counts.failed or self.counts.rejected or self.counts.invalid else 0
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the summary in the documented form of ``--json``."""
+        stops = {stop.target: stop for stop in self.stops if stop.target is not None}
+        return {
+            **self.counts.as_dict(),
+            "startedNow": self.started_now,
+            "unrecorded": [{"key": key, "jobRunId": run} for key, run in self.unrecorded],
+            "seconds": round(self.seconds, 3),
+            "ledger": self.ledger,
+            "targets": {
+                name: {**counts.as_dict(), "stop": _stop_as_dict(stops.get(name))}
+                for name, counts in self.targets.items()
+            },
+            "exitCode": self.exit_code,
+        }
+
+
+def _stop_as_dict(stop: Stop | None) -> dict[str, str] | None:
+    return None if stop is None else {"reason": str(stop.reason), "message": stop.message}
+
+
+def exit_code_of_pending(stops: tuple[Stop, ...]) -> int:
+    """Return the exit code of a batch, or a watch, that was left unfinished for these reasons."""
+    reasons = {stop.reason for stop in stops}
+
+    if StopReason.CREDENTIALS in reasons:
+        return 6
+
+    if reasons != {StopReason.INTERRUPTED}:
+        return 5
+
+    return 128 + next((stop.signal for stop in stops if stop.signal), _SIGINT)
+
+
+@dataclass(frozen=True, slots=True)
+class WatchSummary:
+    """The runs of a whole batch, as its ledger stands.
+
+    Attributes:
+        succeeded: finished with success.
+        failed: finished without.
+        untold: DES refused to tell of them, when they were last asked about.
+        unfinished: not finished, as far as is known.
+        batch: how the rows stand.
+        failures: what DES said of runs that failed, the commonest first, the first five: the
+            text, how many runs, and the key of one of them.
+        seconds: duration of this watch.
+        stops: why it ended early, if it did.
+    """
+
+    succeeded: int
+    failed: int
+    untold: int
+    unfinished: int
+    batch: Summary
+    failures: tuple[tuple[str, int, str], ...] = ()
+    seconds: float = 0.0
+    stops: tuple[Stop, ...] = ()
+
+    @property
+    def runs(self) -> int:
+        """Rows that have a run."""
+        return self.succeeded + self.failed + self.untold + self.unfinished
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of the runs and the batch. The first match applies.
+
+        7 (ledger); then, only where runs have not finished or rows are pending: 6 (credentials),
+        129, 130 or 143 (interrupted), 5; then 4 (rows are unknown, or DES does not tell of
+        runs), 3 (runs failed, or rows have none), 0: every run finished with success.
+        """
+        if StopReason.LEDGER in {stop.reason for stop in self.stops}:
+            return 7
+
+        if self.unfinished or self.batch.counts.pending or self.batch.counts.in_flight:
+            return exit_code_of_pending(self.stops)
+
+        if self.untold or self.batch.counts.unknown:
+            return 4
+
+        return 3 if self.failed or self.batch.exit_code else 0
+
+    def as_dict(self) -> dict[str, object]:
+        """Return the summary in the documented form of ``watch --json``."""
+        return {
+            "runs": self.runs,
+            "succeeded": self.succeeded,
+            "failed": self.failed,
+            "untold": self.untold,
+            "unfinished": self.unfinished,
+            "failures": [
+                {"status": text, "runs": runs, "key": key} for text, runs, key in self.failures
+            ],
+            "seconds": round(self.seconds, 3),
+            "ledger": self.batch.ledger,
+            "batch": self.batch.as_dict(),
+            "exitCode": self.exit_code,
+        }

@@ -1,0 +1,348 @@
+"""Every option of a launch, once: its default, range, unit, help and environment variable.
+
+The command line's options, the checks of their ranges and the page of all options are made from
+:class:`Settings`. The order in which values are taken is: command line, ledger (what an earlier
+command line said, for those that are kept), environment, default.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
+
+from deslaunch.errors import ConfigurationError
+from deslaunch.model import DEFAULT_TARGET
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from deslaunch.model import Format
+
+_GUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+class Option(NamedTuple):
+    """What is known of one option beside its default.
+
+    Attributes:
+        help: one sentence, for ``--help``.
+        kind: how its text is read: ``int``, ``float``, ``str``, ``bool``.
+        low: the least value; excluded where ``above`` is set.
+        high: the greatest value.
+        above: ``low`` itself is not allowed.
+        choices: the only values.
+        unit: what a number counts, for messages: ``"seconds"``.
+        tunes: it has an environment variable, and where ``kept`` is set the ledger keeps it.
+        kept: a resume goes on with what an earlier command line said.
+        name: as in :class:`Settings`.
+        default: as in :class:`Settings`.
+    """
+
+    help: str
+    kind: type
+    low: float | None = None
+    high: float | None = None
+    above: bool = False
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+    tunes: bool = False
+    kept: bool = False
+    name: str = ""
+    default: Any = None
+
+    @property
+    def flag(self) -> str:
+        """The option as it is written on a command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def variable(self) -> str | None:
+        """The environment variable; None for options that consent or name this batch's rows."""
+        return f"DESLAUNCH_{self.name.upper()}" if self.tunes else None
+
+    @property
+    def range(self) -> str:
+        """What the option takes, in words: ``"a whole number from 1 to 1,024"``."""
+        if self.choices:
+            return " or ".join(self.choices)
+
+        noun = "a whole number" if self.kind is int else "a number"
+        unit = f" of {self.unit}" if self.unit else ""
+        low = "" if self.low is None else f" above {self.low:,.10g}" if self.above else ""
+        if self.low is not None and not self.above:
+            low = f" from {self.low:,.10g}" if self.high is not None else f" of at least {self.low:,.10g}"
+        high = "" if self.high is None else f" to {self.high:,.10g}"
+        return f"{noun}{unit}{low}{high}"
+
+    def check(self, value: Any) -> None:
+        """Refuse a value that is out of the option's range.
+
+        Raises:
+            ConfigurationError: with the option, its range and what came.
+        """
+        if value is None or (self.kind in {bool, str} and not self.choices):
+            return
+
+        if self.choices:
+            fits = value in self.choices
+        else:
+            # A comparison with NaN is false, so NaN never fits.
+            fits = value > -float("inf") and value < float("inf")
+            if self.low is not None:
+                fits = fits and (value > self.low if self.above else value >= self.low)
+            if self.high is not None:
+                fits = fits and value <= self.high
+            fits = fits and (self.kind is not int or value == int(value))
+
+        if not fits:
+            raise ConfigurationError(
+                f"{self.flag} takes {self.range}, got {value}",
+                hint="deslaunch run --help lists the options with their ranges",
+            )
+
+
+def _option(default: Any, help: str, kind: type, **known: Any) -> Any:  # noqa: A002  # as click's
+    return field(default=default, metadata={"option": Option(help, kind, **known)})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What one session is told. Each field is an option; its help, range and unit are below.
+
+    Raises:
+        ConfigurationError: a value is out of its range.
+    """
+
+    concurrency: int = _option(
+        16,
+        "Starts in flight at most (slots).",
+        int,
+        low=1,
+        high=1024,
+        unit="slots",
+        tunes=True,
+        kept=True,
+    )
+    rate: float | None = _option(
+        None,
+        "Starts a second at most; without it as fast as the slots allow.",
+        float,
+        low=0,
+        above=True,
+        unit="starts a second",
+        tunes=True,
+        kept=True,
+    )
+    timeout: float = _option(
+        60.0,
+        "Seconds for one attempt in all.",
+        float,
+        low=0,
+        above=True,
+        high=86_400,
+        unit="seconds",
+        tunes=True,
+        kept=True,
+    )
+    connect_timeout: float = _option(
+        10.0,
+        "Seconds to resolve, connect and shake hands.",
+        float,
+        low=0,
+        above=True,
+        high=86_400,
+        unit="seconds",
+        tunes=True,
+        kept=True,
+    )
+    max_attempts: int = _option(
+        5,
+        "Attempts of one session that a row may get 5XX for; then it is failed.",
+        int,
+        low=1,
+        unit="attempts",
+        tunes=True,
+        kept=True,
+    )
+    max_wait: float = _option(
+        60.0,
+        "Longest computed wait before a retry; Retry-After is never shortened.",
+        float,
+        low=0,
+        above=True,
+        unit="seconds",
+        tunes=True,
+        kept=True,
+    )
+    give_up_after: float = _option(
+        900.0,
+        "Seconds that a target may stay paused before it stops.",
+        float,
+        low=0,
+        above=True,
+        unit="seconds",
+        tunes=True,
+        kept=True,
+    )
+    drain_timeout: float | None = _option(
+        None,
+        "Seconds that starts in flight get once the launch is told to end; default: --timeout.",
+        float,
+        low=0,
+        above=True,
+        unit="seconds",
+        tunes=True,
+    )
+    max_errors: str = _option(
+        "50%",
+        "Rows of a target that may end without a run before it stops: N, or N% once 200 ended.",
+        str,
+        tunes=True,
+        kept=True,
+    )
+    retry_5xx: Literal["all", "none"] | None = _option(
+        None,
+        "all: also retry 504 and 524, after which a run may exist; none: 5XX makes rows unknown.",
+        str,
+        choices=("all", "none"),
+        tunes=True,
+        kept=True,
+    )
+    schema_max_age: float = _option(
+        24.0,
+        "Hours that cached JobRunParameters are used.",
+        float,
+        low=0,
+        high=1_000_000,
+        unit="hours",
+        tunes=True,
+    )
+    limit: int | None = _option(
+        None,
+        "Start at most this many rows, and leave the others pending (exit 5).",
+        int,
+        low=1,
+        unit="rows",
+    )
+    retry_rejected: bool = _option(
+        False, "Send again, unchanged, the rows that DES rejected in an earlier session.", bool
+    )
+    retry_unknown: bool = _option(
+        False,
+        "Send again the rows whose outcome is unknown: those that have a run get a second one.",
+        bool,
+    )
+    skip_invalid: bool = _option(
+        False, "Launch the valid rows although others are invalid; record those.", bool
+    )
+    allow_duplicates: bool = _option(
+        False, "Start each of several rows that name no key and say exactly the same.", bool
+    )
+    allow_repeated_auto: bool = _option(
+        False, "Start several rows of one job that use an auto value.", bool
+    )
+    allow_new_origin: bool = _option(
+        False, "Send the rest of a batch to another base URL than before.", bool
+    )
+    format: Format | None = _option(
+        None,
+        "The manifest's form, where its name does not tell.",
+        str,
+        choices=("jsonl", "csv"),
+    )
+    delimiter: str = _option(
+        ",",
+        "What stands between the cells of a CSV manifest: , ; | or tab.",
+        str,
+        choices=(",", ";", "|", "\t"),
+    )
+    job_id: str | None = _option(None, "Job (GUID) of the rows that name none.", str)
+    target: str = _option(DEFAULT_TARGET, "Target of the rows that name none.", str)
+
+    def __post_init__(self) -> None:
+        for option in OPTIONS.values():
+            option.check(getattr(self, option.name))
+
+        ErrorLimit.parse(self.max_errors)
+
+        if self.job_id is not None:
+            if _GUID.fullmatch(self.job_id) is None:
+                raise ConfigurationError(
+                    f"--job-id takes a GUID, got {self.job_id!r}",
+                    hint="deslaunch jobs lists the jobs with their GUIDs",
+                )
+
+            object.__setattr__(self, "job_id", self.job_id.lower())
+
+    @property
+    def error_limit(self) -> ErrorLimit:
+        """What ``max_errors`` means."""
+        return ErrorLimit.parse(self.max_errors)
+
+    @property
+    def drain_seconds(self) -> float:
+        """Seconds that starts in flight get once the launch is told to end."""
+        return self.timeout if self.drain_timeout is None else self.drain_timeout
+
+    def kept(self) -> dict[str, Any]:
+        """Return the values that a ledger keeps for later sessions, by name."""
+        kept = (option.name for option in OPTIONS.values() if option.kept)
+        return {name: getattr(self, name) for name in kept}
+
+
+def _named(declared: Field[Any]) -> Option:
+    option: Option = declared.metadata["option"]
+    return option._replace(name=declared.name, default=declared.default)
+
+
+OPTIONS: Final[Mapping[str, Option]] = {
+    declared.name: _named(declared) for declared in fields(Settings)
+}
+"""All options by name, in the order in which they are listed."""
+
+ROWS_FOR_A_SHARE: Final = 200
+"""Rows that must have ended before a share of errors means anything."""
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorLimit:
+    """How many rows of a target may end without a run before it stops.
+
+    Attributes:
+        count: rows, at least 0; None for no fixed number.
+        share: of the rows that ended, 0 to 1, once 200 have; None for no share.
+    """
+
+    count: int | None = None
+    share: float | None = 0.5
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the limit that ``N`` or ``N%`` means.
+
+        Raises:
+            ConfigurationError: it is neither, or the share is over 100 %.
+        """
+        match = re.fullmatch(r"([0-9]{1,9})(%?)", text, re.ASCII)
+
+        if match is None or (match[2] and int(match[1]) > 100):  # noqa: PLR2004  # per cent
+            raise ConfigurationError(
+                f"--max-errors takes N or a share up to 100%, got {text!r}",
+                hint="write 50 for so many rows, or 5% for such a share of them",
+            )
+
+        if match[2]:
+            return cls(share=int(match[1]) / 100)
+
+        return cls(count=int(match[1]), share=None)
+
+    def __str__(self) -> str:
+        return f"{self.count:,}" if self.share is None else f"{self.share:.0%}"
+
+    def is_passed(self, errors: int, ended: int) -> bool:
+        """Return True if ``errors`` of ``ended`` rows are too many."""
+        if self.count is not None:
+            return errors > self.count
+
+        return self.share is not None and ended >= ROWS_FOR_A_SHARE and errors > self.share * ended
