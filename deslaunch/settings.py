@@ -7,6 +7,7 @@ command line said, for those that are kept), environment, default.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
@@ -65,15 +66,17 @@ class Option(NamedTuple):
     def range(self) -> str:
         """What the option takes, in words: ``"a whole number from 1 to 1,024"``."""
         if self.choices:
-            return " or ".join(self.choices)
+            return " or ".join(choice for choice in self.choices if choice.isprintable())
 
         noun = "a whole number" if self.kind is int else "a number"
         unit = f" of {self.unit}" if self.unit else ""
-        low = "" if self.low is None else f" above {self.low:,.10g}" if self.above else ""
-        if self.low is not None and not self.above:
-            low = f" from {self.low:,.10g}" if self.high is not None else f" of at least {self.low:,.10g}"
+        low = "" if self.low is None else f"{self.low:,.10g}"
         high = "" if self.high is None else f" to {self.high:,.10g}"
-        return f"{noun}{unit}{low}{high}"
+
+        if self.above:
+            return f"{noun}{unit} above {low}{high.replace(' to', ', at most')}"
+
+        return f"{noun}{unit} from {low}{high}" if high else f"{noun}{unit}, at least {low}"
 
     def check(self, value: Any) -> None:
         """Refuse a value that is out of the option's range.
@@ -84,26 +87,28 @@ class Option(NamedTuple):
         if value is None or (self.kind in {bool, str} and not self.choices):
             return
 
-        if self.choices:
-            fits = value in self.choices
-        else:
-            # A comparison with NaN is false, so NaN never fits.
-            fits = value > -float("inf") and value < float("inf")
-            if self.low is not None:
-                fits = fits and (value > self.low if self.above else value >= self.low)
-            if self.high is not None:
-                fits = fits and value <= self.high
-            fits = fits and (self.kind is not int or value == int(value))
-
-        if not fits:
+        if not (value in self.choices if self.choices else self._is_in_range(value)):
             raise ConfigurationError(
                 f"{self.flag} takes {self.range}, got {value}",
-                hint="deslaunch run --help lists the options with their ranges",
+                hint="see the options with their ranges: deslaunch run --help",
             )
+
+    def _is_in_range(self, value: float) -> bool:
+        low = -math.inf if self.low is None else self.low
+        high = math.inf if self.high is None else self.high
+
+        if not math.isfinite(value) or (self.kind is int and value != int(value)):
+            return False
+
+        return (low < value if self.above else low <= value) and value <= high
 
 
 def _option(default: Any, help: str, kind: type, **known: Any) -> Any:  # noqa: A002  # as click's
     return field(default=default, metadata={"option": Option(help, kind, **known)})
+
+
+def _consent(help: str) -> Any:  # noqa: A002  # as click's
+    return field(default=False, metadata={"option": Option(help, bool)})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -193,6 +198,7 @@ class Settings:
         above=True,
         unit="seconds",
         tunes=True,
+        kept=True,
     )
     max_errors: str = _option(
         "50%",
@@ -225,27 +231,21 @@ class Settings:
         low=1,
         unit="rows",
     )
-    retry_rejected: bool = _option(
-        False, "Send again, unchanged, the rows that DES rejected in an earlier session.", bool
+    retry_rejected: bool = _consent(
+        "Send again, unchanged, the rows that DES rejected in an earlier session."
     )
-    retry_unknown: bool = _option(
-        False,
-        "Send again the rows whose outcome is unknown: those that have a run get a second one.",
-        bool,
+    retry_unknown: bool = _consent(
+        "Send again the rows whose outcome is unknown: those that have a run get a second one."
     )
-    skip_invalid: bool = _option(
-        False, "Launch the valid rows although others are invalid; record those.", bool
+    skip_invalid: bool = _consent(
+        "Launch the valid rows although others are invalid; record those."
     )
-    allow_duplicates: bool = _option(
-        False, "Start each of several rows that name no key and say exactly the same.", bool
+    allow_duplicates: bool = _consent(
+        "Start each of several rows that name no key and say exactly the same."
     )
-    allow_repeated_auto: bool = _option(
-        False, "Start several rows of one job that use an auto value.", bool
-    )
-    allow_new_origin: bool = _option(
-        False, "Send the rest of a batch to another base URL than before.", bool
-    )
-    format: Format | None = _option(
+    allow_repeated_auto: bool = _consent("Start several rows of one job that use an auto value.")
+    allow_new_origin: bool = _consent("Send the rest of a batch to another base URL than before.")
+    format: Format | None = _option(  # noqa: RUF009  # a field, as the others
         None,
         "The manifest's form, where its name does not tell.",
         str,
@@ -253,12 +253,39 @@ class Settings:
     )
     delimiter: str = _option(
         ",",
-        "What stands between the cells of a CSV manifest: , ; | or tab.",
+        "What stands between the cells of a CSV manifest.",
         str,
-        choices=(",", ";", "|", "\t"),
+        choices=(",", ";", "|", "tab", "\t"),
     )
     job_id: str | None = _option(None, "Job (GUID) of the rows that name none.", str)
     target: str = _option(DEFAULT_TARGET, "Target of the rows that name none.", str)
+    interval: float = _option(
+        5.0,
+        "A watch asks about a run again after this long, then after half as long again, and so on.",
+        float,
+        low=0,
+        above=True,
+        unit="seconds",
+        tunes=True,
+    )
+    max_interval: float = _option(
+        300.0,
+        "Longest time between two questions about a run; below --interval it counts as that.",
+        float,
+        low=0,
+        above=True,
+        unit="seconds",
+        tunes=True,
+    )
+    watch_timeout: float | None = _option(
+        None,
+        "End the watch after this long; without it, with the last run.",
+        float,
+        low=0,
+        above=True,
+        unit="seconds",
+        tunes=True,
+    )
 
     def __post_init__(self) -> None:
         for option in OPTIONS.values():
@@ -266,11 +293,14 @@ class Settings:
 
         ErrorLimit.parse(self.max_errors)
 
+        if self.delimiter == "tab":
+            object.__setattr__(self, "delimiter", "\t")
+
         if self.job_id is not None:
             if _GUID.fullmatch(self.job_id) is None:
                 raise ConfigurationError(
                     f"--job-id takes a GUID, got {self.job_id!r}",
-                    hint="deslaunch jobs lists the jobs with their GUIDs",
+                    hint="see the jobs with their GUIDs: deslaunch jobs",
                 )
 
             object.__setattr__(self, "job_id", self.job_id.lower())
