@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.11 python3.12 python3.13 python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Tests start deslaunch a thousand times: it is compiled for the first of them, not for each.
+# Tests start deslaunch hundreds of times: it is compiled for the first of them, not for each.
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
@@ -43,10 +43,6 @@ unit: $(VENV)/.test ## Run the tests
 .PHONY: torture
 torture: $(VENV)/.test ## Attack it for a quarter of an hour, and show what held (Linux, strace)
 	@PYTHONPATH=tests $(BIN)/python -m torture $(TORTURE)
-
-.PHONY: mutants
-mutants: $(VENV)/.test ## Break the core one line at a time, and show that tests notice
-	@PYTHONPATH=tests $(BIN)/python -m mutants $(MUTANTS)
 
 .PHONY: bench
 bench: $(VENV)/.test ## Measure it beside what else sends requests (Linux, nginx with Lua)
