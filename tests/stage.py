@@ -22,6 +22,8 @@ from deslaunch.simulator import Simulator
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
+    from anyio.from_thread import BlockingPortal
+
 DESLAUNCH: Final = str(Path(sys.executable).with_name("deslaunch"))
 POS_USAGE: Final = "43f87799-62c6-4001-92f9-6b3df816a6d6"
 TOKEN: Final = "s3cret/tok+en=="
@@ -101,6 +103,7 @@ class Workplace:
     folder: Path
     simulator: Simulator
     environment: dict[str, str]
+    portal: BlockingPortal
     processes: list[subprocess.Popen[str]] = field(default_factory=list)
 
     @property
@@ -193,6 +196,11 @@ class Workplace:
 
         return process.poll() is None
 
+    def at_rest(self) -> None:
+        """Return once the simulator serves no start any more."""
+        simulator = self.simulator
+        self.portal.call(simulator.until, lambda: not simulator.in_flight)
+
     def judge(self, ledger: Path | None = None) -> Judge:
         """Return what the batch says of itself, and what its server did."""
         return Judge(ledger or self.ledger, self.log, environment=self.environment)
@@ -245,7 +253,7 @@ def workplace(
 
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(made) as simulator:
         environment = clean_environment(folder) | {"DES_BASE_URL": simulator.base_url}
-        place = Workplace(folder, simulator, environment)
+        place = Workplace(folder, simulator, environment, portal)
 
         try:
             yield place

@@ -1,0 +1,43 @@
+"""What is promised holds whenever the process, the disk or the power goes.
+
+A small version of every attack of tests/torture; ``make torture`` runs the large one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+from torture.__main__ import ATTACKS, attack
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+needs_strace = pytest.mark.skipif(
+    shutil.which("strace") is None, reason="strace makes system calls fail"
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("kills", id="killed-at-random"),
+        pytest.param("calls", id="killed-at-writes-and-syncs", marks=needs_strace),
+        pytest.param("import", id="killed-during-an-import", marks=needs_strace),
+        pytest.param("order", id="a-sync-before-each-start", marks=needs_strace),
+        pytest.param("disks", id="full-and-failing-disks", marks=needs_strace),
+        pytest.param("deleted", id="a-deleted-ledger"),
+        pytest.param("signals", id="interrupted"),
+    ],
+)
+def test_no_row_is_started_twice_and_none_is_lost(name: str, tmp_path: Path) -> None:
+    tally = attack(name, tmp_path, fast=True, seed=1)
+
+    assert tally.broken == []
+    assert tally.batches > 0
+
+
+def test_every_attack_has_a_small_version_here() -> None:
+    (mark,) = test_no_row_is_started_twice_and_none_is_lost.pytestmark  # type: ignore[attr-defined]
+    assert {param.values[0] for param in mark.args[1]} == set(ATTACKS)

@@ -1,0 +1,14 @@
+"""Attacks on deslaunch, judged by the simulator's own log. ``python -m torture --help``.
+
+======= =====================================================================
+module  role
+======= =====================================================================
+tally   one line of the table: what an attack did, and what did not hold
+kills   killed at random, at every write and sync, and during an import
+disks   full and failing disks, and a ledger that is deleted under a launch
+order   no start leaves before its intent is synced, read from system calls
+signals interrupts
+======= =====================================================================
+
+``make torture`` runs the large version of each, the tests a small one.
+"""

@@ -1,0 +1,71 @@
+"""All attacks, one table; exit code 1 where a promise did not hold."""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from . import disks, kills, order, signals
+from .tally import Tally, table
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Protocol
+
+    class Attack(Protocol):
+        """One attack; it works below ``folder`` and takes its luck from ``rng``."""
+
+        def __call__(self, folder: Path, *, fast: bool, rng: random.Random) -> Tally: ...
+
+
+ATTACKS: Final[dict[str, Attack]] = {
+    "kills": kills.at_random,
+    "calls": kills.at_every_call,
+    "import": kills.during_import,
+    "order": order.of_calls,
+    "disks": disks.failing,
+    "deleted": disks.deleted,
+    "signals": signals.interrupts,
+}
+SHOWN: Final = 10
+
+
+def attack(name: str, folder: Path, *, fast: bool, seed: int) -> Tally:
+    """Run one attack."""
+    began = time.monotonic()
+    tally = ATTACKS[name](folder / name, fast=fast, rng=random.Random(f"{seed} {name}"))
+    tally.seconds = time.monotonic() - began
+    return tally
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="torture", description=__doc__)
+    parser.add_argument("--only", action="append", choices=ATTACKS, metavar="NAME", default=[])
+    parser.add_argument("--fast", action="store_true", help="a small version of each")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave all files here")
+    chosen = parser.parse_args(argv)
+    tallies = []
+    print(f"seed {chosen.seed}", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="torture-") as scratch:
+        for name in chosen.only or ATTACKS:
+            folder = chosen.keep or Path(scratch)
+            tally = attack(name, folder, fast=chosen.fast, seed=chosen.seed)
+            tallies.append(tally)
+            print(f"{name}: {tally.cells[-1]} in {tally.seconds:.0f} s", flush=True)
+
+            for sentence in tally.broken[:SHOWN]:
+                print(f"  BROKEN {sentence}", flush=True)
+
+    print(table(tallies))
+    return int(any(tally.broken for tally in tallies))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""What an attack did, and what did not hold."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from judge import JudgeError
+from stage import QUICK, Workplace, ended
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+HEAD: Final = ("attack", "batches", "kills", "starts", "unknown", "verdict")
+WIDTH: Final = 2
+"""Batches at the same time."""
+
+SESSIONS: Final = 40
+
+
+@dataclass
+class Tally:
+    """One line of the table.
+
+    Attributes:
+        attack: what is done, a few words.
+        batches: that were judged.
+        kills: processes that were killed.
+        starts: start requests that the servers saw.
+        unknown: rows that ended unknown.
+        broken: what did not hold, a sentence each.
+        seconds: how long it took.
+    """
+
+    attack: str
+    batches: int = 0
+    kills: int = 0
+    starts: int = 0
+    unknown: int = 0
+    broken: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @contextmanager
+    def case(self, name: str) -> Iterator[None]:
+        """Note what a block finds broken, and go on."""
+        try:
+            yield
+        except (AssertionError, JudgeError) as exc:
+            self.broken.append(f"{name}: {exc}")
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        counts = (self.batches, self.kills, self.starts, self.unknown)
+        verdict = f"BROKEN ({len(self.broken)})" if self.broken else "held"
+        return (self.attack, *(f"{count:,}" for count in counts), verdict)
+
+    def conclude(self, place: Workplace, *, most_unknown: int, rows: int) -> None:
+        """Bring a batch to its end, and judge it.
+
+        Raises:
+            AssertionError: a promise did not hold.
+        """
+        finish(place)
+        place.at_rest()
+        judge = place.judge()
+        self.batches += 1
+        self.starts += place.simulator.requests
+        self.unknown += len(judge.unknown)
+        judge.assert_promises(most_unknown=most_unknown)
+        assert len(judge.lines) == rows, f"{len(judge.lines)} rows of {rows}"
+        assert not judge.status["pending"], f"{judge.status['pending']} rows are pending"
+
+
+def next_command(place: Workplace, *options: str) -> tuple[str, ...]:
+    """Return the command that begins the batch, or goes on with it."""
+    if place.ledger.exists():
+        return ("resume", str(place.ledger), *QUICK, *options)
+
+    return ("run", "night.jsonl", *QUICK, *options)
+
+
+def finish(place: Workplace) -> None:
+    """Go on with the batch until nothing is pending."""
+    for _ in range(SESSIONS):
+        done = place.run(*next_command(place, "--quiet"))
+        assert done.returncode in {0, 3, 4, 5}, shown(done)
+
+        if done.returncode != 5:
+            return
+
+    raise AssertionError("the batch does not come to its end")
+
+
+def shown(done: subprocess.CompletedProcess[str]) -> str:
+    return f"exit {done.returncode}: {done.stderr[-500:]}"
+
+
+def strace(calls: str, deed: str, when: str) -> tuple[str, ...]:
+    """Return what does a deed at the n-th of some system calls: ``signal=KILL``, ``error=EIO``."""
+    return (
+        *("strace", "-f", "--seccomp-bpf", "-qq", "-o", "/dev/null", "-e", f"trace={calls}"),
+        *("-e", f"inject={calls}:{deed}:when={when}"),
+    )
+
+
+def kill(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    process.kill()
+    return ended(process)
+
+
+def side_by_side(work: Callable[..., None], cases: Iterable[Sequence[Any]]) -> None:
+    """Do the same with many cases, some at the same time, in the order in which they come."""
+    with ThreadPoolExecutor(WIDTH) as pool:
+        for _ in pool.map(lambda case: work(*case), cases):
+            pass
+
+
+def table(tallies: Sequence[Tally]) -> str:
+    """Return the table as text, a Markdown table at once."""
+    lines = [HEAD, *(tally.cells for tally in tallies)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEAD))]
+    rule = tuple("-" * width for width in widths)
+    return "\n".join(_line(line, widths) for line in (lines[0], rule, *lines[1:]))
+
+
+def _line(cells: Iterable[str], widths: Sequence[int]) -> str:
+    return "| " + " | ".join(cell.ljust(w) for cell, w in zip(cells, widths, strict=True)) + " |"
