@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from judge import Judge, read_log
@@ -13,6 +12,7 @@ from .tally import Tally, next_command, shown, side_by_side, strace
 
 if TYPE_CHECKING:
     import random
+    from pathlib import Path
 
 FAULTS: Final = (
     ("pwrite64", "ENOSPC"),

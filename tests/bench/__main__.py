@@ -1,0 +1,123 @@
+"""Measure deslaunch beside what else sends many requests.
+
+It needs no network but loopback, and ends what it started. A quiet machine gives steady figures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from .figures import Figures
+from .ground import BenchFailed
+from .memory import peaks
+from .race import INSTANT, LATENCY, SLOW_DISK, Course, race
+from .server import missing, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+PARTS: Final = ("instant", "latency", "disk", "memory")
+RATIOS: Final = (
+    ("deslaunch-64", "bare-64"),
+    ("deslaunch-256", "bare-256"),
+    ("deslaunch-64", "naive-64"),
+    ("deslaunch-64", "parallel-64"),
+    ("deslaunch-64-20ms", "bare-64-20ms"),
+)
+_DISK: Final = Path("/var/tmp")  # where /tmp is memory, nothing would be synced
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    chosen = _arguments(argv)
+    figures = Figures()
+
+    if reason := missing():
+        print(reason, file=sys.stderr)
+        return 2
+
+    for signum in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(signum, _end)
+
+    with _scratch(chosen.keep) as folder, serving(folder / "server") as server:
+        course = Course(server, folder, chosen.rows, chosen.rounds, _tell)
+        parts: dict[str, Callable[[], None]] = {
+            "instant": partial(race, INSTANT, course, figures),
+            "latency": partial(race, LATENCY, course, figures),
+            "disk": partial(race, SLOW_DISK, course, figures),
+            "memory": partial(peaks, server, folder, chosen.rows_memory, figures, _tell),
+        }
+
+        try:
+            for name in chosen.only or PARTS:
+                _do(name, parts[name])
+        except BenchFailed as exc:
+            print(exc, file=sys.stderr)
+            return 1
+
+    print(f"\n{figures.table()}\n")
+
+    for over, under in RATIOS:
+        if ratio := figures.ratio(over, under):
+            print(f"{over} ÷ {under}: {ratio:.2f}")
+
+    if chosen.json:
+        chosen.json.write_text(json.dumps(figures.as_dict(), indent=1) + "\n", encoding="utf-8")
+
+    return 0
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench", description=__doc__)
+    parser.add_argument("--only", action="append", choices=PARTS, metavar="NAME", default=[])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=30_000, help="that each contender starts")
+    parser.add_argument("--rows-memory", type=int, default=1_000_000, help="of the large batch")
+    parser.add_argument("--quick", action="store_true", help="rough figures in a minute")
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave all files here")
+    chosen = parser.parse_args(argv)
+
+    if chosen.quick:
+        chosen.rounds, chosen.rows, chosen.rows_memory = 1, 3_000, 30_000
+
+    return chosen
+
+
+@contextmanager
+def _scratch(keep: Path | None) -> Iterator[Path]:
+    if keep is not None:
+        keep.mkdir(parents=True)
+        yield keep.absolute()
+        return
+
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=_DISK) as made:
+        yield Path(made)
+
+
+def _end(signum: int, _: object) -> NoReturn:
+    """End like a command that is interrupted, so that what was started ends too."""
+    sys.exit(128 + signum)
+
+
+def _tell(line: str) -> None:
+    print(f"  {line}", flush=True)
+
+
+def _do(name: str, part: Callable[[], None]) -> None:
+    began = time.monotonic()
+    print(f"{name}:", flush=True)
+    part()
+    print(f"{name} took {time.monotonic() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
