@@ -144,6 +144,7 @@ class Terminal:
             if not name.startswith(("DES_", "DESLAUNCH_"))
         }
         self._environment["DESLAUNCH_CACHE_DIR"] = str(folder / "cache")
+        self._environment["DESLAUNCH_STATE_DIR"] = str(folder / "state")
 
     def export(self, **variables: str) -> None:
         """Set environment variables for what follows."""
@@ -232,7 +233,7 @@ def demonstrate(folder: Path) -> None:
     for name in ("night.csv", "faults.json", "jobs.json"):
         shutil.copyfile(SAMPLES / name, folder / name)
 
-    say("A local DES stands in for the real one: it answers 7 % of all starts with 503 or 500.")
+    say("A local DES stands in for the real one: it responds to 7 % of all starts with 503 or 500.")
     terminal.export(DESLAUNCH_SIMULATE_TOKENS=f"{FIRST_TOKEN} {SECOND_TOKEN}")
     simulate = ("simulate", "--jobs", "jobs.json", "--faults", "faults.json", "--log", "log.jsonl")
 
@@ -261,18 +262,18 @@ def launch(terminal: Terminal, results: Path) -> None:
     terminal.run("run", "night.csv", *LAUNCHING, expect=6)
 
     say("The ledger beside the manifest knows how every row stands: 800 are still to be sent.")
-    terminal.run("status", "night.ledger.jsonl", expect=0)
+    terminal.run("status", "night.ledger.db", expect=0)
 
     say("With a new token the batch goes on where it ended, and sends only what is left.")
     terminal.export(DES_TOKEN=SECOND_TOKEN)
-    terminal.run("resume", "night.ledger.jsonl", *LAUNCHING, expect=0)
+    terminal.run("resume", "night.ledger.db", *LAUNCHING, expect=0)
     print(
-        "(A possible duplicate is a row whose first answer was a 503 or 500 and that was sent\n"
+        "(A possible duplicate is a row whose first response was a 503 or 500 and that was sent\n"
         "again: a 5XX does not promise that nothing was started. The proof below will tell.)"
     )
 
     say(f"The results name the run of every row; here are the first {SHOWN_RESULTS}.")
-    terminal.run("results", "night.ledger.jsonl", "-o", results.name, expect=0)
+    terminal.run("results", "night.ledger.db", "-o", results.name, expect=0)
     print(f"$ head -n {SHOWN_RESULTS + 1} {results.name}")
     print("\n".join(results.read_text(encoding="utf-8").splitlines()[: SHOWN_RESULTS + 1]))
 

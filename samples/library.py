@@ -39,12 +39,16 @@ async def main() -> None:
 
     async with deslaunch.DesClient(base_url, token=deslaunch.EnvToken()) as des:
         summary = await deslaunch.launch(
-            NIGHT, des, ledger="library-night.ledger.jsonl", resume=True, concurrency=64
+            NIGHT,
+            des,
+            ledger="library-night.ledger.db",
+            resume=True,
+            settings=deslaunch.Settings(concurrency=64),
         )
         print(f"night: {summary.started} of {summary.rows} started")
 
         async with deslaunch.open_batch(
-            week_of_sales(), des, ledger="library-week.ledger.jsonl", resume=True
+            week_of_sales(), des, ledger="library-week.ledger.db", resume=True
         ) as batch:
             async for outcome in batch:
                 print(f"{outcome.key}: {outcome.state} {outcome.job_run_id}")

@@ -1,0 +1,313 @@
+"""The README is true: its commands and programs run, and what it lists is what there is.
+
+A ``console`` block is a terminal's text: each line that begins with ``$`` is run by a shell, in
+one folder and with one environment for the whole page, and the lines below it are compared with
+what it prints. There, ``…`` stands for any text, and on a line of its own for any lines. A ``$
+deslaunch simulate`` goes on beside what follows. ``sh`` blocks are not run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import pytest
+from judge import read_log
+from stage import DESLAUNCH, TOKEN, clean_environment, workplace
+
+from deslaunch.errors import DeslaunchError
+from deslaunch.model import RowState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ROOT: Final = Path(__file__).parent.parent
+README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
+FENCE: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHOWN_URL: Final = "http://127.0.0.1:8080"
+SHOWN_PORT: Final = "--port 8080 "
+ELLIPSIS: Final = "…"
+TOOLS: Final = ("sqlite3",)
+"""What a machine may lack: steps that begin with one are left out there."""
+
+
+class Step(NamedTuple):
+    """One command of a console block.
+
+    Attributes:
+        command: what stands behind the ``$``.
+        expected: the lines that are shown below it.
+    """
+
+    command: str
+    expected: list[str]
+
+
+def blocks(language: str) -> list[str]:
+    """Return the README's fenced blocks of one language."""
+    return [text for name, text in FENCE.findall(README) if name == language]
+
+
+def steps(block: str) -> list[Step]:
+    found: list[Step] = []
+
+    for line in block.splitlines():
+        if line.startswith("$ "):
+            found.append(Step(line[2:], []))
+        else:
+            found[-1].expected.append(line)
+
+    return found
+
+
+def pattern(expected: list[str]) -> re.Pattern[str]:
+    """Return what an output must match as a whole."""
+    lines = (
+        r"(?:[^\n]*\n)*?"
+        if line == ELLIPSIS
+        else re.escape(line).replace(re.escape(ELLIPSIS), r"[^\n]*") + r"\n"
+        for line in expected
+    )
+    return re.compile("".join(lines))
+
+
+class Shell:
+    """Runs commands one after the other, as one terminal would."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._exported = folder / ".exported"
+        self._exported.touch()
+        self._code = 0
+        self._url = SHOWN_URL
+        self._simulators: list[subprocess.Popen[str]] = []
+        self._environment = clean_environment(folder) | {
+            "PATH": f"{Path(DESLAUNCH).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+
+    def do(self, step: Step) -> None:
+        """Run a step, and hold what it prints against what the page shows."""
+        if step.command.startswith("deslaunch simulate"):
+            said = self._simulate(step.command.replace(SHOWN_PORT, "")).replace(
+                self._url, SHOWN_URL
+            )
+        else:
+            said = self._run(step.command.replace(SHOWN_URL, self._url))
+
+        if step.expected and not pattern(step.expected).fullmatch(said):
+            raise AssertionError(f"$ {step.command}\n{said}")
+
+    def end(self) -> None:
+        """End the simulators."""
+        for process in self._simulators:
+            process.terminate()
+            process.communicate(timeout=10)
+
+    def _simulate(self, command: str) -> str:
+        process = subprocess.Popen(
+            ["/bin/sh", "-c", f"exec {command}"],
+            cwd=self._folder,
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._simulators.append(process)
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        self._url = line.strip()
+        return line
+
+    def _run(self, command: str) -> str:
+        script = (
+            f". ./{self._exported.name}; (exit {self._code})\n{command}\n"
+            f"code=$?; export -p > {self._exported.name}; exit $code"
+        )
+        ended = subprocess.run(
+            ["/bin/bash", "-c", script],
+            cwd=self._folder,
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        self._code = ended.returncode
+        return ended.stdout
+
+
+@contextmanager
+def shell(folder: Path) -> Iterator[Shell]:
+    made = Shell(folder)
+
+    try:
+        yield made
+    finally:
+        made.end()
+
+
+def needs_absent_tool(step: Step) -> bool:
+    tool = step.command.split()[0]
+    return tool in TOOLS and shutil.which(tool) is None
+
+
+def test_the_commands_do_what_the_page_shows(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "samples", tmp_path / "samples")
+    found = [step for block in blocks("console") for step in steps(block)]
+
+    with shell(tmp_path) as terminal:
+        for step in found:
+            if not needs_absent_tool(step):
+                terminal.do(step)
+
+    assert len(found) > 10
+
+
+@pytest.mark.parametrize(
+    ("expected", "said", "matches"),
+    [
+        pytest.param(["a"], "a\n", True, id="same"),
+        pytest.param(["a"], "a\nb\n", False, id="more-lines"),
+        pytest.param(["a.c"], "abc\n", False, id="no-pattern"),
+        pytest.param(["a … c"], "a b b c\n", True, id="any-text"),
+        pytest.param(["a … c"], "a b\n c\n", False, id="any-text-of-one-line"),
+        pytest.param(["…", "b", "…"], "b\n", True, id="no-lines"),
+        pytest.param(["…", "b", "…"], "a\na\nb\nc\n", True, id="any-lines"),
+    ],
+)
+def test_an_ellipsis_stands_for_anything(expected: list[str], said: str, *, matches: bool) -> None:
+    assert bool(pattern(expected).fullmatch(said)) is matches
+
+
+def test_the_shell_sees_a_wrong_output(tmp_path: Path) -> None:
+    with shell(tmp_path) as terminal:
+        terminal.do(Step("export A=1; false", []))
+        terminal.do(Step('echo "$? $A"', ["1 1"]))
+
+        with pytest.raises(AssertionError, match=r"\$ echo 2\n2"):
+            terminal.do(Step("echo 2", ["3"]))
+
+
+@pytest.mark.parametrize("program", blocks("python"))
+def test_the_programs_run(program: str, tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "samples/night.csv", tmp_path / "night.csv")
+
+    with workplace(tmp_path) as place:
+        ended = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=tmp_path,
+            env=place.environment | {"DES_TOKEN": TOKEN},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+        lines = ended.stdout.splitlines()
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert lines[0] == "2000 of 2000"
+        assert [line.split()[1] for line in lines[1:-1]] == [RowState.STARTED] * 10
+        logged = {run["jobRunId"] for run in read_log(place.log)}
+        assert {line.split()[-1] for line in lines[1:]} < logged
+        assert len(logged) == 2011
+
+
+def test_the_manifests_are_valid_and_say_the_same(tmp_path: Path) -> None:
+    for name in ("csv", "jsonl"):
+        (block,) = blocks(name)
+        (tmp_path / f"shown.{name}").write_text(block, encoding="utf-8")
+
+    with workplace(tmp_path) as place:
+        begun = place.run("run", "shown.jsonl", "--limit", "1")
+        same = place.run("resume", "shown.ledger.db", "--corrections", "shown.csv", "--json")
+
+    assert begun.returncode == 5, begun.stderr
+    assert same.returncode == 0, same.stderr
+    assert json.loads(same.stdout)["rows"] == 3
+
+
+def test_the_targets_file_is_one_whose_targets_work(tmp_path: Path) -> None:
+    (block,) = blocks("toml")
+
+    with workplace(tmp_path) as place:
+        url = place.environment["DES_BASE_URL"]
+        text = block.replace("https://des.example", url) + f'auth_url = "{url}"\n'
+        command = re.search(r"token_command = (\[.*?\])", text)
+        assert command is not None
+        (tmp_path / "targets.toml").write_text(
+            text.replace(command[1], json.dumps(["echo", TOKEN])), encoding="utf-8"
+        )
+        place.environment.update(BISTRO_SECRET="s", BISTRO_USER="u", BISTRO_PASSWORD="p")
+        del place.environment["DES_BASE_URL"]
+        said = place.json("targets", "--config", "targets.toml")
+
+    assert [(one["target"], one["orgId"], one["jobs"]) for one in said["targets"]] == [
+        ("acme", None, 2),
+        ("bistro", "BISTRO", 2),
+    ]
+
+
+# What the page lists.
+
+
+def section(title: str) -> str:
+    return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def first_cells(text: str) -> list[str]:
+    """Return the first cell of each row of the tables in a text, without their headers."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    heads = {index - 1 for index, line in enumerate(lines) if line.startswith("|---")}
+    return [
+        line.split("|")[1].strip()
+        for index, line in enumerate(lines)
+        if index not in heads and not line.startswith("|---")
+    ]
+
+
+def help_of(*command: str) -> str:
+    return subprocess.run(
+        [DESLAUNCH, *command, "--help"], capture_output=True, text=True, timeout=30, check=True
+    ).stdout
+
+
+COMMANDS: Final = (
+    *("check", "run", "resume", "watch", "status", "results", "log", "report", "resolve", "jobs"),
+    *("template", "targets", "simulate"),
+)
+
+
+def test_every_option_that_the_page_names_is_one() -> None:
+    shown = "".join(map(help_of, COMMANDS))
+    known = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", shown))
+    named = set(re.findall(r"(?<![\w-])--[a-z][\w-]+", README))
+
+    assert named - known - {"--help"} == set()
+
+
+def test_the_page_names_every_state() -> None:
+    shown = {str(state) for state in RowState if state is not RowState.SENDING}
+
+    assert {cell.strip("`") for cell in first_cells(section("States"))} == shown
+
+
+def test_the_page_and_the_help_name_the_same_exit_codes() -> None:
+    of_help = re.findall(r"^ +(\d[\d, ]*?)  \w", help_of(), re.MULTILINE)
+
+    assert first_cells(section("Exit codes")) == of_help
+
+
+def test_the_page_names_the_exit_code_of_every_error() -> None:
+    def codes(cls: type[DeslaunchError]) -> set[int]:
+        return {cls.exit_code}.union(*map(codes, cls.__subclasses__()))
+
+    named = {int(code) for cell in first_cells(section("Exit codes")) for code in cell.split(",")}
+    assert codes(DeslaunchError) <= named

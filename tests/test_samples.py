@@ -1,0 +1,209 @@
+"""The samples: made as they say, wrong where they say, and run as a reader would run them."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+from judge import read_log
+from stage import DESLAUNCH, TOKEN
+
+from deslaunch.simulator import DEFAULT_JOBS
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    from stage import Workplace
+
+SAMPLES: Final = Path(__file__).parent.parent / "samples"
+ROWS: Final = 2000
+
+
+def load(name: str) -> ModuleType:
+    """Import a sample as a module."""
+    spec = importlib.util.spec_from_file_location(name, SAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["night.csv", "night.jsonl"])
+def test_the_night_is_what_its_script_makes(name: str, tmp_path: Path) -> None:
+    load("make_night").main(tmp_path)
+
+    assert (SAMPLES / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["night.csv", "night.jsonl"])
+def test_the_night_is_valid(name: str, place: Workplace) -> None:
+    report = place.json("check", str(SAMPLES / name))
+
+    assert (report["valid"], report["problems"], report["warnings"]) == (ROWS, [], [])
+
+
+def test_both_forms_of_the_night_say_the_same(place: Workplace) -> None:
+    shutil.copy(SAMPLES / "night.jsonl", place.folder)
+    run = place.run("run", "night.jsonl", "--limit", "1")
+    again = place.run(
+        "resume", "night.ledger.db", "--corrections", str(SAMPLES / "night.csv"), "--dry-run"
+    )
+
+    assert (run.returncode, again.returncode) == (5, 0), again.stderr
+    assert "0 rows replaced" in again.stderr or "nothing" in again.stderr
+
+
+def test_the_jobs_of_the_samples_are_the_simulators_own() -> None:
+    assert json.loads((SAMPLES / "jobs.json").read_text()) == DEFAULT_JOBS
+
+
+# Each line of the bad manifests names its own fault in its note or key; these are their columns.
+
+BAD_CSV: Final = [
+    *[(3, "jobId"), (4, "jobId"), (5, "jobId"), (6, "target"), (7, "DBGenFrom")],
+    *[(8, "DBGenFrm"), (9, "DBGenFrom"), (10, "DBGenTo"), (11, "DBGenFrom"), (12, "DBGenTo")],
+    *[(13, "TradingDate"), (14, "TradingDate"), (15, "DBGenFrom"), (16, "DBGenFrom")],
+    *[(17, "DBGenFrom"), (17, "DBGenTo"), (18, "key"), (19, "key"), (20, "key")],
+    *[(22, ""), (24, ""), (25, ""), (26, ""), (27, "")],
+]
+BAD_JSONL: Final = [
+    *[(2, "jobId"), (3, "jobId"), (4, "jobId"), (5, "target"), (6, "DBGenFrom"), (7, "DBGenT")],
+    *[(8, "DBGenFrom"), (9, "DBGenTo"), (10, "DBGenFrom"), (11, "DBGenFrom"), (12, "DBGenFrom")],
+    *[(13, "TradingDate"), (14, "TradingDate"), (15, "DBGenFrom"), (16, "DBGenFrom")],
+    *[(17, "DBGenFrom"), (18, "DBGenFrom"), (19, "DBGenFrom"), (20, "DBGenFrom")],
+    *[(21, "DBGenFrom"), (22, "DBGenFrom"), (23, "parameters"), (24, "DBGenFrom")],
+    *[(24, "DBGenTo"), (25, "key"), (26, "key"), (28, ""), (30, ""), (31, "jobID"), (31, "jobId")],
+    *[(32, ""), (33, "")],
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        pytest.param("bad.csv", BAD_CSV, id="csv"),
+        pytest.param("bad.jsonl", BAD_JSONL, id="jsonl"),
+    ],
+)
+def test_check_names_every_problem_by_file_line_and_column(
+    name: str, expected: list[tuple[int, str]], place: Workplace
+) -> None:
+    path = SAMPLES / name
+    report = place.json("check", str(path))
+    problems: list[dict[str, Any]] = report["problems"]
+
+    assert report["exitCode"] == 2
+    assert {problem["file"] for problem in problems} == {str(path)}
+    assert [(problem["line"], problem["column"]) for problem in problems] == expected
+    assert read_log(place.log) == []
+
+
+def test_the_library_sample_starts_every_row_once_however_often_it_runs(
+    place: Workplace,
+) -> None:
+    said = [
+        subprocess.run(
+            [sys.executable, SAMPLES / "library.py"],
+            cwd=place.folder,
+            env=place.environment | {"DES_TOKEN": TOKEN},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        for _ in range(2)
+    ]
+    assert [done.returncode for done in said] == [0, 0], said[0].stderr + said[1].stderr
+    lines = said[0].stdout.splitlines()
+    logged = {run["jobRunId"] for run in read_log(place.log)}
+
+    assert lines[0] == f"night: {ROWS} of {ROWS} started"
+    assert sorted(line.split()[0] for line in lines[1:]) == [f"day-{day}:" for day in range(1, 8)]
+    assert {line.split()[-1] for line in lines[1:]} < logged
+    assert len(read_log(place.log)) == len(logged) == ROWS + 7
+    assert said[1].stdout.splitlines()[0] == lines[0]
+
+
+@pytest.mark.slow
+def test_the_demo_runs_anywhere_and_proves_what_it_says(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, SAMPLES / "demo.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+    assert "1,200 started, 800 pending" in ended.stdout
+    assert "    2,000 runs are in the log\n" in ended.stdout
+    assert "    0 rows started twice\n" in ended.stdout
+    assert "    0 rows missing\n" in ended.stdout
+    assert [path for path in tmp_path.iterdir() if path.name != ".user"] == []
+
+
+# The demo's proof must be able to fail.
+
+
+def start(number: int) -> tuple[str, tuple[tuple[str, str | None], ...]]:
+    return "job", (("DBGenFrom", str(number)),)
+
+
+ONCE: Final = [("run-1", start(1)), ("run-2", start(2))]
+
+
+@pytest.mark.parametrize(
+    ("runs", "results", "found"),
+    [
+        pytest.param(ONCE, {"a": "run-1", "b": "run-2"}, (2, 2, [], [], [], []), id="holds"),
+        pytest.param(
+            [*ONCE, ("run-3", start(2))],
+            {"a": "run-1", "b": "run-3"},
+            (3, 2, ["b"], [], [], []),
+            id="twice",
+        ),
+        pytest.param(ONCE[:1], {"a": "run-1", "b": ""}, (1, 1, [], ["b"], [], ["b"]), id="missing"),
+        pytest.param(
+            [*ONCE, ("run-3", start(3))],
+            {"a": "run-1", "b": "run-2"},
+            (3, 2, [], [], ["run-3"], []),
+            id="foreign",
+        ),
+        pytest.param(
+            ONCE, {"a": "run-2", "b": "run-1"}, (2, 2, [], [], [], ["a", "b"]), id="swapped"
+        ),
+        pytest.param(ONCE, {"a": "run-1"}, (2, 2, [], [], [], ["b"]), id="no-result"),
+    ],
+)
+def test_the_proof_sees_what_is_wrong(
+    runs: list[tuple[str, Any]],
+    results: dict[str, str],
+    found: tuple[int, int, list[str], list[str], list[str], list[str]],
+) -> None:
+    demo = load("demo")
+    rows = {"a": start(1), "b": start(2)}
+    proof = demo.prove(rows, [demo.Run(*run) for run in runs], results)
+
+    assert (proof, proof.holds) == (found, found[2:] == ([], [], [], []))
+
+
+def test_the_demo_fails_where_a_step_ends_otherwise(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = load("demo")
+
+    with pytest.raises(demo.DemoFailed, match="exit code 7, and 0 was expected"):
+        demo.Terminal(tmp_path).run("status", "none.ledger.db", expect=0)
+
+    assert "$ deslaunch status none.ledger.db\n" in capsys.readouterr().out
+
+
+def test_the_demo_finds_the_command_that_these_tests_run() -> None:
+    assert str(load("demo").DESLAUNCH) == DESLAUNCH
