@@ -1,16 +1,13 @@
-"""HTTP/1.1 by hand: requests out of bytes, answers into bytes. No I/O."""
+"""HTTP/1.1 by hand: requests out of bytes, responses into bytes. No I/O."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from email.utils import formatdate
 from enum import Enum
+from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, Self
-
-import orjson
-
-from deslaunch.simulator.errors import BadRequest, shorten
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,9 +16,22 @@ _HEAD_LIMIT: Final = 64 * 1024
 _BODY_LIMIT: Final = 16 * 1024 * 1024
 _CHUNK_SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,8})(?:;.*)?", re.DOTALL)
 
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 
-@dataclass(frozen=True, slots=True)
-class Request:
+Headers = tuple[tuple[str, str], ...]
+
+
+class BadRequest(Exception):
+    """The bytes on a connection are no HTTP/1.1 request. Nothing after them can be read."""
+
+
+def shorten(value: object) -> str:
+    """Return the value as Python writes it, at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"  # noqa: PLR2004  # a line of a terminal
+
+
+class Request(NamedTuple):
     """One HTTP request.
 
     Attributes:
@@ -29,96 +39,98 @@ class Request:
         path: as sent, without the query.
         headers: names in lower case; of a name given twice, the last.
         body: decoded of any chunks.
-        closing: whether the client wants the connection closed after the answer.
+        is_last: the client wants the connection closed after the response.
     """
 
     method: str
     path: str
     headers: Mapping[str, str]
     body: bytes
-    closing: bool
+    is_last: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One HTTP answer as it should be, before any fault.
+class Response(NamedTuple):
+    """One HTTP response as it should be, before any fault.
 
     Attributes:
         status: 200 to 599.
-        body: the payload, any bytes.
-        headers: names and values in the order in which they are sent, after the content's own.
+        body: any bytes.
+        headers: sent after the content's own, in this order.
         content_type: media type of the body.
     """
 
     status: int
     body: bytes
-    headers: tuple[tuple[str, str], ...] = ()
+    headers: Headers = ()
     content_type: str = "application/json"
 
-    @classmethod
-    def json(cls, status: int, value: object) -> Self:
-        """Return an answer whose body is ``value`` as JSON."""
-        return cls(status, orjson.dumps(value))
+    def head(self, now: float) -> bytes:
+        """Return status line and headers, with the empty line that ends them.
 
-    def head(self) -> bytes:
-        """Return status line and headers, with the empty line that ends them."""
-        fields = (
-            ("Content-Type", self.content_type),
-            ("Content-Length", str(len(self.body))),
-            *self.headers,
-        )
-        lines = "".join(f"{name}: {value}\r\n" for name, value in fields)
-        return f"HTTP/1.1 {self.status} {_reason(self.status)}\r\n{lines}\r\n".encode("latin-1")
+        Args:
+            now: Unix time in seconds, for the ``Date`` header.
+        """
+        more = "".join([f"{name}: {value}\r\n" for name, value in self.headers])
+        reason = _REASONS.get(self.status, "Unknown")
+        return (
+            f"HTTP/1.1 {self.status} {reason}\r\nDate: {_http_date(int(now))}\r\n"
+            f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n{more}\r\n"
+        ).encode("latin-1")
 
-    def encode(self) -> bytes:
-        """Return the whole answer as it goes over the wire."""
-        return self.head() + self.body
+    def encode(self, now: float) -> bytes:
+        """Return the whole response as it goes over the wire."""
+        return self.head(now) + self.body
 
 
-def _reason(status: int) -> str:
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Unknown"
+@lru_cache(maxsize=2)
+def _http_date(second: int) -> str:
+    return formatdate(second, usegmt=True)
 
 
 class End(Enum):
-    """What becomes of a connection after the bytes of an answer."""
+    """What becomes of a connection after the bytes of a response."""
 
-    KEEP = "it serves the next request"
-    CLOSE = "FIN"
-    RESET = "RST"
-    HANG = "nothing more is sent; it stays open until the client hangs up"
+    KEEP = "keep"
+    """It serves the next request."""
+    CLOSE = "close"
+    """FIN."""
+    RESET = "reset"
+    """RST."""
+    HANG = "hang"
+    """Nothing more is sent; it stays open until the client hangs up."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """The exact bytes of an answer, perhaps none, and what follows them."""
+class Delivery(NamedTuple):
+    """What one request gets.
+
+    Attributes:
+        data: the exact bytes of the response, perhaps none.
+        end: what follows them.
+        after: seconds between the bytes and ``more`` and ``end``; no request is served meanwhile.
+        more: bytes that nobody asked for.
+    """
 
     data: bytes
     end: End = End.KEEP
+    after: float = 0.0
+    more: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
-class _Head:
+class _Head(NamedTuple):
     method: str
     path: str
     headers: Mapping[str, str]
-    closing: bool
+    is_last: bool
     length: int | None
     """Bytes of the body, or None where it comes in chunks."""
 
 
 class RequestParser:
-    """Bytes in, requests out; no I/O.
-
-    However the bytes are split, the same requests come out, and the same error.
-    """
+    """Bytes in, requests out: the same ones, and the same error, however the bytes are split."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
         self._head: _Head | None = None
-        self._chunks = bytearray()
 
     def feed(self, data: bytes) -> None:
         """Add bytes as they came from the socket."""
@@ -130,98 +142,78 @@ class RequestParser:
         Raises:
             BadRequest: the bytes are no request; or a head over 64 KiB, a body over 16 MiB.
         """
-        if self._head is None:
-            self._head = self._take_head()
+        buffer = self._buffer
 
         if self._head is None:
+            end = _find(buffer, b"\r\n\r\n")
+
+            if end is None:
+                return None
+
+            self._head = _parse_head(bytes(buffer[:end]))
+            del buffer[: end + 4]
+
+        head, length = self._head, self._head.length
+
+        if length is None:
+            read = _read_chunks(buffer)
+
+            if read is None:
+                return None
+
+            body, length = read
+        elif len(buffer) < length:
             return None
+        else:
+            body = bytes(buffer[:length])
 
-        head, body = self._head, self._take_body(self._head)
-
-        if body is None:
-            return None
-
+        del buffer[:length]
         self._head = None
-        return Request(head.method, head.path, head.headers, body, head.closing)
+        return Request(head.method, head.path, head.headers, body, head.is_last)
 
-    def _take_head(self) -> _Head | None:
-        end = self._find(b"\r\n\r\n")
 
-        if end is None:
+def _find(data: bytearray, marker: bytes, start: int = 0) -> int | None:
+    """Return the place of a marker that ends lines, or None where it is still to come."""
+    end = data.find(marker, start)
+    least = end if end >= 0 else len(data) - len(marker) + 1
+
+    if least - start > _HEAD_LIMIT:
+        raise BadRequest(f"a head over {_HEAD_LIMIT} bytes")
+
+    return end if end >= 0 else None
+
+
+def _read_chunks(data: bytearray) -> tuple[bytes, int] | None:
+    """Return a body that came in chunks, and its length with all that frames it."""
+    body, place = bytearray(), 0
+
+    while (line_end := _find(data, b"\r\n", place)) is not None:
+        size = _chunk_size(bytes(data[place:line_end]))
+
+        if not size:
+            end = _find(data, b"\r\n\r\n", line_end)  # behind any trailers
+            return None if end is None else (bytes(body), end + 4)
+
+        start, place = line_end + 2, line_end + 2 + size + 2
+
+        if len(data) < place:
             return None
 
-        text = self._buffer[:end].decode("latin-1")
-        del self._buffer[: end + 4]
-        return _parse_head(text)
-
-    def _take_body(self, head: _Head) -> bytes | None:
-        if head.length is None:
-            return self._take_chunks()
-
-        if len(self._buffer) < head.length:
-            return None
-
-        body = bytes(self._buffer[: head.length])
-        del self._buffer[: head.length]
-        return body
-
-    def _take_chunks(self) -> bytes | None:
-        while (chunk := self._take_chunk()) is not None:
-            self._chunks += chunk
-
-            if len(self._chunks) > _BODY_LIMIT:
-                raise BadRequest(f"a body over {_BODY_LIMIT} bytes")
-
-            if not chunk:
-                body, self._chunks = bytes(self._chunks), bytearray()
-                return body
-
-        return None
-
-    def _take_chunk(self) -> bytes | None:
-        """Cut one chunk off the buffer; the empty one goes with the trailers behind it."""
-        line_end = self._find(b"\r\n")
-
-        if line_end is None:
-            return None
-
-        size = _chunk_size(bytes(self._buffer[:line_end]))
-        return self._cut_chunk(line_end + 2, size) if size else self._cut_trailers(line_end)
-
-    def _cut_chunk(self, start: int, size: int) -> bytes | None:
-        end = start + size
-
-        if len(self._buffer) < end + 2:
-            return None
-
-        if self._buffer[end : end + 2] != b"\r\n":
+        if data[place - 2 : place] != b"\r\n":
             raise BadRequest("a chunk longer than it says")
 
-        chunk = bytes(self._buffer[start:end])
-        del self._buffer[: end + 2]
-        return chunk
+        body += data[start : place - 2]
 
-    def _cut_trailers(self, start: int) -> bytes | None:
-        end = self._find(b"\r\n\r\n", start)
+        if len(body) > _BODY_LIMIT:
+            raise BadRequest(f"a body over {_BODY_LIMIT} bytes")
 
-        if end is None:
-            return None
-
-        del self._buffer[: end + 4]
-        return b""
-
-    def _find(self, marker: bytes, start: int = 0) -> int | None:
-        end = self._buffer.find(marker, start)
-        least = end if end >= 0 else len(self._buffer) - len(marker) + 1
-
-        if least > _HEAD_LIMIT:
-            raise BadRequest(f"a head over {_HEAD_LIMIT} bytes")
-
-        return end if end >= 0 else None
+    return None
 
 
-def _parse_head(text: str) -> _Head:
-    request_line, *fields = text.split("\r\n")
+@lru_cache(maxsize=256)
+def _parse_head(data: bytes) -> _Head:
+    """Parse a head; one client's heads differ in little but their Content-Length."""
+    request_line, *fields = data.decode("latin-1").split("\r\n")
     words = request_line.split(" ")
 
     if len(words) != 3 or words[2] not in ("HTTP/1.0", "HTTP/1.1"):  # noqa: PLR2004
@@ -233,7 +225,7 @@ def _parse_head(text: str) -> _Head:
         method=words[0],
         path=words[1].partition("?")[0],
         headers=headers,
-        closing=connection == "close" or (words[2] == "HTTP/1.0" and connection != "keep-alive"),
+        is_last=connection == "close" or (words[2] == "HTTP/1.0" and connection != "keep-alive"),
         length=_body_length(headers),
     )
 
@@ -264,9 +256,9 @@ def _body_length(headers: Mapping[str, str]) -> int | None:
 
 def _chunk_size(line: bytes) -> int:
     match = _CHUNK_SIZE.fullmatch(line)
-    size = int(match[1], 16) if match is not None else _BODY_LIMIT + 1
+    size = int(match[1], 16) if match is not None else -1
 
-    if size > _BODY_LIMIT:
-        raise BadRequest(f"no chunk size, or one over {_BODY_LIMIT}: {shorten(line)}")
+    if not 0 <= size <= _BODY_LIMIT:
+        raise BadRequest(f"no chunk size, or one over {_BODY_LIMIT} bytes: {shorten(line)}")
 
     return size
