@@ -1,16 +1,30 @@
 """The jobs of a batch's targets: from a schema file, the cache, or QueryJobs.
 
-A cached answer saves a request at the start of a launch. It never condemns a row: before a row
-is called invalid, or a job unknown, :meth:`Catalog.refresh` asks DES anew.
+A cached response saves a request at the start of a launch. It never condemns a row: before a row
+is called invalid, or a job unknown, :meth:`Catalog.renew` asks DES anew.
+
+A cache file is JSON of the kind ``deslaunch-schema/1``, mode 0600, with the jobs in QueryJobs'
+own form. It holds no token. It is never trusted beyond its age: what can't be read, is of
+another kind, or was kept for another target or base URL counts as absent.
 """
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import contextmanager, nullcontext
+import os
+import re
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, Protocol
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
+import orjson
+from platformdirs import user_cache_path
+
+from deslaunch.des import wire
 from deslaunch.errors import (
     CredentialsRefused,
     DesError,
@@ -19,17 +33,148 @@ from deslaunch.errors import (
     Rejected,
     SchemaError,
 )
-from deslaunch.model import DEFAULT_TARGET, counted
-from deslaunch.schema import Schemas
+from deslaunch.model import DEFAULT_TARGET, count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from deslaunch.model import Job
-    from deslaunch.schema_cache import CachedJobs, SchemaCache
+
+KIND: Final = "deslaunch-schema/1"
+
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9-]+")
 
 
-_TWO_HOURS: Final = 120  # minutes
+class CachedJobs(NamedTuple):
+    """What QueryJobs responded once.
+
+    Attributes:
+        jobs: in the order in which DES listed them.
+        fetched: when the response came, with a time zone.
+    """
+
+    jobs: tuple[Job, ...]
+    fetched: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaCache:
+    """The cache files of one directory.
+
+    Attributes:
+        directory: made with mode 0700 by the first :meth:`store`; None for nowhere.
+    """
+
+    directory: Path | None
+
+    @classmethod
+    def of_user(cls) -> SchemaCache:
+        """Return the user's cache: DESLAUNCH_CACHE_DIR, or the system's place for caches.
+
+        Where the user has no home, there is none: that is told when something is to be kept.
+        """
+        if named := os.environ.get("DESLAUNCH_CACHE_DIR"):
+            return cls(Path(named))
+
+        with suppress(RuntimeError, KeyError):  # platformdirs asks for a home that is not there
+            path = user_cache_path("deslaunch")
+            return cls(path if path.is_absolute() else None)
+
+        return cls(None)
+
+    def load(self, target: str, home: str) -> CachedJobs | None:
+        """Return what was stored for a target at a base URL.
+
+        Returns:
+            None where there is nothing, or nothing that can be read; never an exception.
+        """
+        try:
+            body = self._path(target, home).read_bytes() if self.directory else b""
+            kept = orjson.loads(body)
+            jobs = wire.decode_jobs(body, source="the cache")
+            said = (kept["cache"], kept["target"], kept["baseUrl"])
+            fetched = datetime.fromisoformat(kept["fetchedUtc"])
+        except (OSError, SchemaError, LookupError, TypeError, ValueError):
+            return None
+
+        is_ours = said == (KIND, target, home) and fetched.tzinfo is not None
+        return CachedJobs(tuple(jobs), fetched) if is_ours else None
+
+    def store(self, target: str, home: str, jobs: Iterable[Job], fetched: datetime) -> str | None:
+        """Keep a target's jobs, in place of what was kept before.
+
+        After return the file is the new one; after a crash it is the old or the new one, or one
+        that counts as absent.
+
+        Args:
+            target: the target's name.
+            home: base URL where the jobs came from.
+            jobs: what QueryJobs responded.
+            fetched: when it responded, with a time zone.
+
+        Returns:
+            None, or why nothing could be kept: a warning, since a launch does not need it.
+        """
+        if self.directory is None:
+            return "this user has no home: JobRunParameters are not cached"
+
+        utc = fetched.astimezone(UTC).isoformat(timespec="milliseconds")
+        kept = {
+            "cache": KIND,
+            "target": target,
+            "baseUrl": home,
+            "fetchedUtc": utc.replace("+00:00", "Z"),
+            "jobs": wire.encode_jobs(jobs),
+        }
+        path = self._path(target, home)
+
+        try:
+            self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _replace(path, orjson.dumps(kept, option=orjson.OPT_INDENT_2))
+        except OSError as exc:
+            return f"the schema of target {target} could not be kept in {path}: {exc.strerror}"
+
+        return None
+
+    def _path(self, target: str, home: str) -> Path:
+        """Return where a target's jobs are kept: readable, and distinct for distinct pairs."""
+        assert self.directory is not None
+        name = _UNSAFE.sub("_", target)[:40]
+        digest = sha256(f"{home}\n{target}".encode()).hexdigest()[:12]
+        return self.directory / f"{name}-{digest}.json"
+
+
+def _replace(path: Path, data: bytes) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
+
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123  # Path has no descriptors
+            file.write(data)
+
+        os.replace(temporary, path)  # noqa: PTH105  # a text, as mkstemp gives it
+    except BaseException:
+        os.unlink(temporary)  # noqa: PTH108  # the same
+        raise
+
+
+def read_schema_file(path: Path) -> list[Job]:
+    """Read the jobs of a ``--schema`` file, which has the form of a QueryJobs response.
+
+    Args:
+        path: JSON in UTF-8, with or without BOM; a cache file will do.
+
+    Raises:
+        SchemaError: the file can't be opened or understood.
+    """
+    try:
+        body = path.read_bytes()
+    except OSError as exc:
+        raise SchemaError(
+            f"the schema file {path} can't be read: {exc.strerror}",
+            hint="see whether --schema names the right file",
+        ) from exc
+
+    return wire.decode_jobs(body, source=f"the schema file {path}")
 
 
 class JobQuery(Protocol):
@@ -44,31 +189,30 @@ class JobQuery(Protocol):
         """Return the organisation's jobs.
 
         Raises:
-            DesError: no answer, or none that can be used.
+            DesError: no response, or none that can be used.
             CredentialsRefused: no token that DES accepts.
-            SchemaError: an answer that can't be read.
+            SchemaError: a response that can't be read.
         """
         ...
 
 
 class Catalog:
-    """Gives the schemas of those targets that rows name.
+    """Gives the jobs of those targets that rows name; it compiles nothing.
 
     Args:
         clients: by target.
         targets: what rows may name, where there is no client; default: the clients' targets.
-        cache: where answers are kept, or None for nowhere.
+        cache: where responses are kept, or None for nowhere.
         schema_file: jobs that stand for every target's; then DES is never asked.
-        max_age: how old a cached answer may be.
+        max_age: how old a cached response may be.
         offline: an older one serves where DES can't be asked; for a check, never for a launch.
         apart: a target whose jobs can't be had is left out, unless all are.
         now: the time, with a time zone.
 
     Attributes:
         targets: what rows may name.
-        schemas: what was loaded so far.
-        loaded: the targets whose jobs were asked for.
-        left_out: those of them whose jobs can't be had, and why.
+        jobs: what was loaded so far: by target, its jobs by jobId.
+        left_out: targets whose jobs can't be had, and why.
         warnings: what a person should know of how it was loaded.
     """
 
@@ -84,75 +228,64 @@ class Catalog:
         apart: bool = False,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        self.schemas = Schemas()
-        self.loaded: set[str] = set()
+        self.targets = frozenset(clients) | frozenset(targets)
+        self.jobs: dict[str, dict[str, Job]] = {}
         self.left_out: dict[str, DeslaunchError] = {}
         self.warnings: list[str] = []
-        self.targets = frozenset(clients) | frozenset(targets)
         self._clients = clients
-        self._cache = cache
+        self._cache = cache or SchemaCache(None)
+        self._keeps = cache is not None
         self._schema_file = schema_file
         self._max_age = max_age
         self._offline = offline
         self._apart = apart
         self._now = now
-        self._cached: dict[str, CachedJobs] = {}
+        self._cached: dict[str, datetime] = {}
 
     def __repr__(self) -> str:
-        return f"<Catalog loaded={sorted(self.loaded)} cached={sorted(self._cached)}>"
+        return f"<Catalog loaded={sorted(self.jobs)} cached={sorted(self._cached)}>"
 
-    def needs(self, target: str) -> bool:
-        """Tell whether a target that rows may name was not loaded yet."""
-        return target in self.targets - self.loaded
+    def is_loaded(self, target: str) -> bool:
+        """Return True if a target was asked for, even where its jobs can't be had."""
+        return target in self.jobs or target in self.left_out
+
+    def is_cached(self, target: str) -> bool:
+        """Return True if a target's jobs are from the cache: DES may know better by now."""
+        return target in self._cached
+
+    def age(self, target: str) -> timedelta | None:
+        """Return how old a target's cached jobs are; None for what is from DES or a file."""
+        fetched = self._cached.get(target)
+        return None if fetched is None else self._now() - fetched
 
     async def load(self, targets: Iterable[str]) -> None:
         """Load the jobs of targets that rows name; known ones cost nothing.
 
         Raises:
-            DesError: DES could not be asked, and no cached answer may stand in.
+            DesError: DES could not be asked, and no cached response may stand in.
             CredentialsRefused: no token that DES accepts.
-            SchemaError: DES's answer can't be read.
+            SchemaError: DES's response can't be read.
         """
-        for target in filter(self.needs, targets):
+        for target in targets:
+            if target not in self.targets or self.is_loaded(target):
+                continue
+
             if self._schema_file is not None:
-                self.schemas.put(target, self._schema_file)
-            elif not await self._load_cached(target):
-                await self._fetch_or_leave_out(target)
+                self._use(target, self._schema_file)
+                continue
 
-            self.loaded.add(target)
+            try:
+                await self._load(target)
+            except (DesError, CredentialsRefused, SchemaError) as exc:
+                _locate(exc, target)
 
-    def check(self) -> None:
-        """Return if there are jobs of any target that rows name, or rows name none.
+                if not self._apart:
+                    raise
 
-        Raises:
-            DesError: DES could not be asked.
-            CredentialsRefused: no token that DES accepts.
-            SchemaError: DES's answer can't be read.
-        """
-        if self.left_out and self.left_out.keys() == self.loaded:
-            target, error = next(iter(self.left_out.items()))
+                self.left_out[target] = exc
 
-            with _named(target):
-                raise error
-
-    async def refresh(self) -> bool:
-        """Ask DES for all jobs that came from the cache.
-
-        Returns:
-            Whether any job is not what the cache said; False where nothing was cached.
-
-        Raises:
-            DesError: DES could not be asked.
-            CredentialsRefused: no token that DES accepts.
-            SchemaError: DES's answer can't be read.
-        """
-        changed: frozenset[str] = frozenset()
-
-        for target in list(self._cached):
-            with _named(target):
-                changed |= await self._fetch(target)
-
-        return bool(changed)
+        if self.left_out and not self.jobs:
+            raise next(iter(self.left_out.values()))
 
     async def renew(self, target: str) -> bool:
         """Ask DES for one target's jobs anew, wherever the known ones came from.
@@ -163,109 +296,93 @@ class Catalog:
         Raises:
             DesError: DES could not be asked.
             CredentialsRefused: no token that DES accepts.
-            SchemaError: DES's answer can't be read.
+            SchemaError: DES's response can't be read.
         """
-        return self._schema_file is None and bool(await self._fetch(target))
-
-    def notes(self) -> Iterator[str]:
-        """Yield how old the cached answers are that were used, one sentence each."""
-        for target, cached in self._cached.items():
-            age = self._said_age(cached)
-            yield f"the JobRunParameters of target {target} were fetched {age} ago"
-
-    async def _load_cached(self, target: str) -> bool:
-        cached = await self._from_cache(target)
-
-        if cached is None or not cached.is_fresh(self._now(), self._max_age):
+        if self._schema_file is not None:
             return False
 
-        self._use(target, cached)
-        return True
+        known = self.jobs.get(target)
 
-    async def _fetch_or_leave_out(self, target: str) -> None:
-        try:
-            with nullcontext() if self._apart else _named(target):
-                await self._fetch_or_make_do(target)
-        except (DesError, CredentialsRefused, SchemaError) as exc:
-            if not self._apart:
-                raise
-
-            self.left_out[target] = exc
-
-    async def _fetch_or_make_do(self, target: str) -> None:
         try:
             await self._fetch(target)
         except (DesError, CredentialsRefused, SchemaError) as exc:
-            cached = await self._from_cache(target)
+            _locate(exc, target)
+            raise
 
-            if cached is None:
+        return self.jobs[target] != known
+
+    def notes(self) -> Iterator[str]:
+        """Yield how old the cached responses are that were used, one sentence each."""
+        for target, fetched in self._cached.items():
+            age = _age(self._now() - fetched)
+            yield f"the JobRunParameters of target {target} were fetched {age} ago"
+
+    async def _load(self, target: str) -> None:
+        home = self._clients[target].home
+        cached = await asyncio.to_thread(self._cache.load, target, home)
+        age = self._now() - cached.fetched if cached is not None else None
+
+        if cached is not None and age is not None and timedelta(0) <= age <= self._max_age:
+            self._use(target, cached.jobs, cached.fetched)
+            return
+
+        try:
+            await self._fetch(target)
+        except (DesError, CredentialsRefused, SchemaError) as exc:
+            if cached is None or age is None:
                 raise
 
             if not self._offline:
-                exc.add(
-                    f"the JobRunParameters kept of it are {self._said_age(cached)} old, "
-                    "too old for a launch"
+                exc.advise(
+                    f"its cached JobRunParameters, {_age(age)} old, are too old to launch by"
                 )
                 raise
 
-            self._use(target, cached)
+            self._use(target, cached.jobs, cached.fetched)
             self.warnings.append(
-                f"the JobRunParameters of target {target} are {self._said_age(cached)} "
-                f"old, and could not be fetched anew: {exc}"
+                f"the JobRunParameters of target {target} are {_age(age)} old, "
+                f"and could not be fetched anew: {exc}"
             )
 
-    def _said_age(self, cached: CachedJobs) -> str:
-        return _said_age(cached.age(self._now()))
-
-    async def _from_cache(self, target: str) -> CachedJobs | None:
-        if self._cache is None:
-            return None
-
-        return await asyncio.to_thread(self._cache.load, target, self._clients[target].home)
-
-    def _use(self, target: str, cached: CachedJobs) -> None:
-        self._cached[target] = cached
-        self.schemas.put(target, cached.jobs)
-
-    async def _fetch(self, target: str) -> frozenset[str]:
+    async def _fetch(self, target: str) -> None:
+        """Ask DES; where QueryJobs itself may be wrong, say that there is a way out."""
         client = self._clients[target]
-        jobs = await _query(client)
-        self._cached.pop(target, None)
 
-        if self._cache is not None:
+        try:
+            jobs = await client.query_jobs()
+        except (Rejected, QueryFailed) as exc:
+            exc.advise(
+                f"is {client.home} the base URL of a DES? It is the svc of the response that the "
+                "token came with; or leave DES out of it and pass the jobs with --schema FILE"
+            )
+            raise
+
+        self._use(target, jobs)
+        self.left_out.pop(target, None)
+
+        if self._keeps:
             store = self._cache.store
             warning = await asyncio.to_thread(store, target, client.home, jobs, self._now())
-            self.warnings += [warning] if warning else []
 
-        return self.schemas.put(target, jobs)
+            if warning is not None and warning not in self.warnings:
+                self.warnings.append(warning)
+
+    def _use(self, target: str, jobs: Iterable[Job], fetched: datetime | None = None) -> None:
+        self.jobs[target] = {job.job_id: job for job in jobs}
+        self._cached.pop(target, None)
+
+        if fetched is not None:
+            self._cached[target] = fetched
 
 
-@contextmanager
-def _named(target: str) -> Iterator[None]:
+def _locate(exc: DeslaunchError, target: str) -> None:
     """Say in an error which target it is of, where there may be others."""
-    try:
-        yield
-    except DeslaunchError as exc:
-        if target != DEFAULT_TARGET:
-            exc.locate(f"target {target}")
-
-        raise
+    if target != DEFAULT_TARGET:
+        exc.locate(f"target {target}")
 
 
-def _said_age(age: timedelta) -> str:
+def _age(age: timedelta) -> str:
     """Return an age as a person says it: minutes below two hours, else hours."""
     minutes = max(0, round(age / timedelta(minutes=1)))
-    whole_hours = round(age / timedelta(hours=1))
-    return counted(minutes, "minute") if minutes < _TWO_HOURS else counted(whole_hours, "hour")
-
-
-async def _query(client: JobQuery) -> list[Job]:
-    """Ask DES for its jobs; where QueryJobs itself may be wrong, say that there is a way out."""
-    try:
-        return await client.query_jobs()
-    except (Rejected, QueryFailed) as exc:
-        exc.advise(
-            f"is {client.home} the base URL of a DES? It is the svc of the answer that the token "
-            "came with; or leave DES out of it and pass the jobs with --schema FILE"
-        )
-        raise
+    is_short = minutes < 120  # noqa: PLR2004  # two hours
+    return count(minutes, "minute") if is_short else count(round(age / timedelta(hours=1)), "hour")

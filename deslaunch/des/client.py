@@ -1,19 +1,14 @@
 """DES over HTTP: one request, one verdict.
 
-What became of a request is decided from two pieces of evidence, in this order: a reply that
-was parsed, and whether bytes may have left. They may from the moment the request is handed to
-aiohttp, except while its connector is seen to look for a connection: so a version of aiohttp
-that hides its connector from us makes outcomes unknown, and never makes a start seem unsent. An
-exception's class only words the message, and tells an unreachable server from a misconfigured
-one. Nothing here sends a start twice.
+What became of a request is decided from two pieces of evidence, in this order: a response that
+was parsed, and whether bytes may have left. An exception's class only words the message, and tells
+an unreachable server from a misconfigured one. Nothing here sends a start twice.
 """
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import math
-import ssl as ssl_module
 from datetime import UTC, datetime
 from decimal import Decimal
 from http import HTTPStatus
@@ -21,12 +16,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import aiohttp
 from aiohttp.http import HttpProcessingError
-from multidict import CIMultiDict
 from yarl import URL
 
-from deslaunch import wire
-from deslaunch._version import VERSION
-from deslaunch.deadlines import Deadlines
+from deslaunch import __version__
+from deslaunch.des import http, quick, wire
+from deslaunch.des.tokens import OrganisationTokens, StaticToken, TokenKeeper
 from deslaunch.errors import (
     ConfigurationError,
     CredentialsRefused,
@@ -42,26 +36,33 @@ from deslaunch.errors import (
     Throttled,
     Unauthorized,
 )
-from deslaunch.model import Auto, Evidence, TypedValue
-from deslaunch.tokens import OrganisationTokens, StaticToken, TokenKeeper
-from deslaunch.transport import EVIDENCE, Connector, Route
-from deslaunch.urls import parsed, safe_url
+from deslaunch.model import Auto, JobRunParameterValue, Sent
 
 if TYPE_CHECKING:
+    import ssl as ssl_module
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
-    from deslaunch.model import Job, RunStatus, StartedRun, StartRequest
-    from deslaunch.tokens import Token, TokenSource
+    from multidict import CIMultiDictProxy
 
-Value = str | int | Decimal | datetime | TypedValue | Auto | None
+    from deslaunch.des.http import Response, Route, Way
+    from deslaunch.des.tokens import Token, TokenSource
+    from deslaunch.model import Job, RunStatus, Start, StartedRun
+
+Value = str | int | Decimal | datetime | JobRunParameterValue | Auto | None
 """What :meth:`DesClient.start_job` takes as a parameter's value; ``bool`` is an ``int``."""
 
-KEEPALIVE: Final = 2.0
-"""Seconds that an idle connection is kept: shorter than any server's own limit, because a
-start on a connection that the server closed meanwhile ends unknown."""
+LATE: Final = 5.0
+"""Seconds beyond the connect timeout within which a start must leave after it was meant."""
 
 _MIB: Final = 1024 * 1024
+
+_HEADERS: Final = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",  # a small gzip can unpack to more than memory holds
+    "Content-Type": "application/json",
+    "User-Agent": f"deslaunch/{__version__}",
+}
 
 
 class _Call(NamedTuple):
@@ -69,8 +70,8 @@ class _Call(NamedTuple):
 
     Attributes:
         path: below the base URL.
-        lost: what it means that a request was sent and no usable answer came.
-        limit: bytes of an answer that are read.
+        lost: what it means that a request was sent and no usable response came.
+        limit: bytes of a response that are read.
     """
 
     path: str
@@ -84,7 +85,6 @@ _QUERY_RUN_STATUS: Final = _Call(wire.QUERY_RUN_STATUS, QueryFailed)
 
 _VERDICTS: Final[Mapping[int, type[DesError] | None]] = {
     301: Redirected,
-    302: Redirected,
     307: Redirected,
     308: Redirected,
     408: None,  # the server, or a gateway at 504 and 524, gave up waiting: nobody knows for what
@@ -96,97 +96,31 @@ _VERDICTS: Final[Mapping[int, type[DesError] | None]] = {
 _VERDICTS_BY_HUNDRED: Final[Mapping[int, type[DesError]]] = {4: Rejected, 5: ServerError}
 
 _TEXTS: Final[Mapping[type[DesError], str]] = {
-    Redirected: "DES answered with the redirect",
+    Redirected: "DES responded with the redirect",
     Throttled: "DES asked to wait with",
 }
 _HINTS: Final[Mapping[type[DesError], str]] = {
     NotSent: "check the base URL and the way to it; nothing was started",
     Misconfigured: "check the base URL, and which CA signed the certificate there",
-    Redirected: "set the base URL to where DES itself answers",
+    Redirected: "set the base URL to where DES itself responds",
     OutcomeUnknown: "look in DES whether the run exists before you start it again",
 }
 _HINTS_OF_START: Final[Mapping[type[DesError], str]] = {
     Throttled: "nothing was started: wait as long as retry_after says, then send it again",
     ServerError: "it may be sent again, but a run may exist already: a success may be the second",
-    Rejected: "mend what DES names, in the request or in the job: it will refuse the same again",
+    Rejected: "fix what DES names, in the request or in the job: it will refuse the same again",
 }
-
-
-class _Reply(NamedTuple):
-    """An answer whose status line and headers were read.
-
-    Attributes:
-        status: HTTP status.
-        headers: case-insensitive.
-        body: what came of the body.
-        flaw: why that is not all of it, or None.
-        generation: number of the token that was sent.
-    """
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-    flaw: Exception | None
-    generation: int
-
-
-class _Fault(NamedTuple):
-    """One line of the table that translates what aiohttp raises before anything is sent.
-
-    Attributes:
-        kind: the exception's class, or that of the operating system's error within.
-        verdict: what to raise.
-        text: what happened.
-    """
-
-    kind: type[Exception] | tuple[type[Exception], ...]
-    verdict: type[NotSent]
-    text: str
-
-
-_UNSENT: Final = (
-    _Fault(
-        (ssl_module.SSLEOFError, ssl_module.SSLZeroReturnError),
-        NotSent,
-        "the connection broke off during the TLS handshake",
-    ),
-    _Fault(
-        (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch),
-        Misconfigured,
-        "the server's certificate is not trusted",
-    ),
-    _Fault(
-        aiohttp.ClientConnectorSSLError,
-        Misconfigured,
-        "the server and this client agree on no TLS connection",
-    ),
-    _Fault(
-        (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError),
-        Misconfigured,
-        "the URL can't be used",
-    ),
-    _Fault(aiohttp.ClientConnectorDNSError, NotSent, "the host's name can't be looked up"),
-    _Fault(aiohttp.ClientProxyConnectionError, NotSent, "the proxy can't be connected to"),
-    _Fault(aiohttp.ClientHttpProxyError, NotSent, "the proxy refused to connect"),
-    _Fault(TimeoutError, NotSent, "no connection was made in time"),
-    _Fault(aiohttp.ClientConnectorError, NotSent, "no connection can be made"),
-    _Fault(Exception, NotSent, "nothing was sent"),
-)
-
-_BEFORE_CONNECTING: Final = (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError)
-"""What aiohttp raises of a request before it asks its connector."""
-
-_SENT: Final = (
-    (TimeoutError, "no whole answer came in time"),
+_LOST: Final = (
+    (TimeoutError, "no whole response came in time"),
     ((aiohttp.ClientResponseError, HttpProcessingError), "what came back is no HTTP"),
-    (Exception, "the connection broke off before an answer came"),
+    (Exception, "the connection broke off before a response came"),
 )
 
 
 class DesClient:
     """One organisation's DES, as an async context manager.
 
-    It makes its own HTTP session, since its verdicts rest on how that is set up.
+    It makes its own connections, since its verdicts rest on how they are set up.
 
     Args:
         base_url: ``https://…``, with a path where DES lives below one. ``http://`` only for
@@ -201,8 +135,16 @@ class DesClient:
         proxy: ``http://[user:password@]host:port``, or a function that gives it for a base URL.
             The environment's proxies are not used.
         concurrency: starts in flight at most, at least 1; None for as many as a launch has.
-        now: the time, with a time zone, from which a Retry-After date is counted where the
-            answer has no Date of its own.
+        now: the time, with a time zone.
+        boottime: the clock of ``Start.meant``: seconds that count suspension.
+
+    Attributes:
+        concurrency: as it was passed.
+        timeout: as it was passed.
+        connect_timeout: as it was passed.
+        org_id: the organisation, where the token source knows it, or None.
+        on_note: told what a person should know of the connections, one sentence; called in the
+            event loop.
 
     Raises:
         ConfigurationError: an argument is out of its range; the message shows no password.
@@ -221,24 +163,29 @@ class DesClient:
         proxy: str | Callable[[str], str | None] | None = None,
         concurrency: int | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        boottime: Callable[[], float] = http.boottime,
     ) -> None:
         source = StaticToken(token) if isinstance(token, str) else token
         self.org_id = source.org_id if isinstance(source, OrganisationTokens) else None
         self.concurrency = concurrency
-        self._timeout = _seconds("timeout", timeout)
-        self._connect_timeout = _seconds("connect_timeout", connect_timeout)
-        self._deadlines = Deadlines(self._timeout)
+        self.timeout = _seconds("timeout", timeout)
+        self.connect_timeout = _seconds("connect_timeout", connect_timeout)
+        self.on_note: Callable[[str], None] = lambda _: None
+        self._deadlines = http.Deadlines(timeout)
         self._ssl = ssl
         self._now = now
+        self._boottime = boottime
         self._tokens = TokenKeeper(source)
         self._allow_http = allow_http
         self._choose_proxy = proxy if callable(proxy) else lambda _: proxy
-        self._proxy, self._proxy_headers = split_proxy(None if callable(proxy) else proxy)
+        self._proxy = http.split_proxy(None if callable(proxy) else proxy)
         self._follows = base_url is None
         self._base: URL | None = None
         self._routes: dict[str, Route] = {}
         self._authorized = 0  # the generation of these routes' token
-        self._session: aiohttp.ClientSession | None = None
+        self._reuses = True
+        self._dated: tuple[str, datetime] | None = None
+        self._way: Way | None = None
 
         if base_url is not None:
             self._go_to(base_url)
@@ -249,7 +196,7 @@ class DesClient:
             )
 
     def __repr__(self) -> str:
-        state = "closed" if self._session is None else "open"
+        state = "closed" if self._way is None else "open"
         return f"<DesClient {self.base_url or self.home} {state}>"
 
     @property
@@ -261,6 +208,16 @@ class DesClient:
     def home(self) -> str:
         """What stays the same of this DES: its base URL, or the organisation that may move."""
         return f"organisation {self.org_id}" if self._follows else self.base_url or ""
+
+    @property
+    def clock_offset(self) -> float | None:
+        """Seconds that DES's clock is ahead of ours, by the last Date header; None without one.
+
+        A Date has whole seconds, so the offset is true to a second.
+        """
+        date, now = self._dated or (None, self._now())
+        said = wire.http_date(date)
+        return None if said is None else (said - now).total_seconds()
 
     async def locate(self) -> str:
         """Return the base URL; where none is known yet, a token is fetched that tells it.
@@ -274,23 +231,20 @@ class DesClient:
 
         return self.base_url or ""
 
-    @property
-    def timeout(self) -> float:
-        """Seconds that one request gets in all."""
-        return self._timeout
-
     async def __aenter__(self) -> Self:
-        if self._session is not None:
+        if self._way is not None:
             raise RuntimeError("this DesClient is open already")
 
-        self._session = aiohttp.ClientSession(
-            connector=Connector(limit=0, keepalive_timeout=KEEPALIVE, ssl=self._ssl or True),
-            headers=self._fixed_headers(),
-            timeout=aiohttp.ClientTimeout(total=None, connect=self._connect_timeout),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-            trust_env=False,
-        )
+        if quick.IS_KNOWN:
+            self._way = quick.QuickWay(
+                ssl=self._ssl, connect_timeout=self.connect_timeout, on_doubt=self._doubt
+            )
+        else:
+            self._way = http.PlainWay(ssl=self._ssl, connect_timeout=self.connect_timeout)
+
+        if not self._reuses:
+            self._way.stop_reusing()
+
         return self
 
     async def __aexit__(
@@ -299,33 +253,44 @@ class DesClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        session, self._session = self._session, None
+        way, self._way = self._way, None
 
-        if session is not None:
-            await session.close()
+        if way is not None:
+            await way.aclose()
 
-        self._routes.clear()
         self._deadlines.close()
 
-    async def start(self, request: StartRequest, evidence: Evidence | None = None) -> StartedRun:
+    async def start(self, start: Start, sent: Sent | None = None) -> StartedRun:
         """Send one start, once.
 
-        Cancelled, it raises ``CancelledError`` as ever; ``evidence`` then tells whether the
-        run may exist.
+        Cancelled, it raises ``CancelledError`` as ever; ``sent`` then tells whether the run may
+        exist.
 
         Args:
-            request: what to start; its body is sent as it is.
-            evidence: where to note that bytes may have left.
+            start: what to start; its body is sent as it is. It leaves within the connect timeout
+                and 5 s after ``start.meant``, or not at all; 0 sets no limit.
+            sent: where to note that bytes may have left.
 
         Raises:
-            NotSent: no byte left; ``Misconfigured`` where trying again is of no use.
+            NotSent: no byte left; ``TooLate`` where its time was over, ``Misconfigured`` where
+                trying again is of no use.
             Throttled: DES asked to wait.
-            ServerError: DES answered 5XX.
+            ServerError: DES responded 5XX.
             Rejected: DES said no; ``Unauthorized`` and ``Redirected`` are kinds of it.
-            OutcomeUnknown: it was sent, and no usable answer came.
+            OutcomeUnknown: it was sent, and no usable response came.
             CredentialsRefused: there is no token; nothing was sent.
         """
-        return await self._start(request.job_id, request.body, evidence or Evidence())
+        latest = start.meant + self.connect_timeout + LATE if start.meant else math.inf
+        return await self._start(start.job_id, start.body, sent or Sent(), latest)
+
+    def stop_reusing(self, reason: str) -> None:
+        """Let each connection serve one request only from now on, and tell why, once."""
+        if self._reuses:
+            self._reuses = False
+            self.on_note(f"{reason}: the connections to {self.home} are not reused any more")
+
+        if self._way is not None:
+            self._way.stop_reusing()
 
     async def renew(self, refused: Unauthorized) -> None:
         """Replace the token that DES refused; all who ask at the same time share one renewal.
@@ -342,8 +307,8 @@ class DesClient:
         Args:
             job_id: GUID of the job.
             parameters: name to value; ``None`` is null, ``AUTO`` the auto value, and a
-                ``TypedValue`` is sent as it is. A float has lost digits before it comes here
-                and is refused: pass a Decimal.
+                ``JobRunParameterValue`` is sent as it is. A float has lost digits before it comes
+                here and is refused: pass a Decimal.
 
         Raises:
             TypeError: a value is a float, or of another type that has no encoding.
@@ -357,7 +322,7 @@ class DesClient:
 
         encoded = {name: _encoded(name, value) for name, value in parameters.items()}
         job_id = job_id.lower()
-        return await self._start(job_id, wire.start_job_body(job_id, encoded), Evidence())
+        return await self._start(job_id, wire.start_job_body(job_id, encoded), Sent(), math.inf)
 
     async def query_jobs(self) -> list[Job]:
         """Return the organisation's jobs, with the parameters that each declares.
@@ -365,25 +330,25 @@ class DesClient:
         A refused token is renewed once; nothing else is asked twice.
 
         Raises:
-            SchemaError: DES's answer can't be read.
-            QueryFailed: no usable answer came.
+            SchemaError: DES's response can't be read.
+            QueryFailed: no usable response came.
             NotSent: no byte left.
             Throttled: DES asked to wait.
-            ServerError: DES answered 5XX.
+            ServerError: DES responded 5XX.
             Rejected: DES said no.
             CredentialsRefused: there is no token that DES accepts.
         """
-        reply = await self._query(_QUERY_JOBS, wire.QUERY_JOBS_BODY)
+        response = await self._query(_QUERY_JOBS, wire.QUERY_JOBS_BODY)
 
         try:
-            return wire.decode_jobs(reply.body, source="DES's answer to QueryJobs")
+            return wire.decode_jobs(response.body, source="DES's response to QueryJobs")
         except SchemaError as exc:
             raise SchemaError(self._tokens.scrub(str(exc)), hint=exc.hint) from exc.__cause__
 
     async def probe(self) -> None:
-        """Return if DES answers QueryJobs in any way that shows that it is there.
+        """Return if DES responds to QueryJobs in any way that shows that it is there.
 
-        Whether it answers well does not matter, nor whether the token is good: a start will
+        Whether it responds well does not matter, nor whether the token is good: a start will
         tell, and QueryJobs may be the one thing of DES that does not work.
 
         Raises:
@@ -399,37 +364,36 @@ class DesClient:
         A refused token is renewed once; nothing else is asked twice.
 
         Raises:
-            QueryFailed: no usable answer came.
+            QueryFailed: no usable response came.
             NotSent: no byte left.
             Throttled: DES asked to wait.
-            ServerError: DES answered 5XX.
+            ServerError: DES responded 5XX.
             Rejected: DES said no.
             CredentialsRefused: there is no token that DES accepts.
         """
-        reply = await self._query(_QUERY_RUN_STATUS, wire.run_status_body(job_run_id))
-        body = self._tokens.scrub(reply.body.decode("utf-8", "replace"))
-        status = wire.decode_run_status(body.encode())
+        response = await self._query(_QUERY_RUN_STATUS, wire.run_status_body(job_run_id))
+        status = wire.decode_run_status(self._scrubbed(response.body))
 
         if status is None or status.job_run_id.lower() != job_run_id.lower():
-            raise self._error(QueryFailed, reply, "DES's answer is not this run's status")
+            raise self._error(QueryFailed, response, "DES's response is not this run's status")
 
         return status
 
-    async def _start(self, job_id: str, body: bytes, evidence: Evidence) -> StartedRun:
-        reply = await self._exchange(_START, body, evidence)
+    async def _start(self, job_id: str, body: bytes, sent: Sent, latest: float) -> StartedRun:
+        response, generation = await self._exchange(_START, body, sent, latest)
 
-        if reply.status != HTTPStatus.OK or reply.flaw is not None:
-            raise self._verdict(_START, reply) from self._cause(reply.flaw)
+        if response.status != HTTPStatus.OK or response.flaw is not None:
+            raise self._verdict(_START, response, generation) from self._cause(response.flaw)
 
-        run = wire.decode_started(reply.body)
+        run = wire.decode_started(response.body)
 
         if run is None or run.job_id != job_id:
             why = "is no StartJobResponse" if run is None else "names another job"
-            raise self._error(OutcomeUnknown, reply, f"DES answered 200, and its answer {why}")
+            raise self._error(OutcomeUnknown, response, f"DES responded 200, and its body {why}")
 
         return run
 
-    async def _query(self, call: _Call, body: bytes) -> _Reply:
+    async def _query(self, call: _Call, body: bytes) -> Response:
         try:
             return await self._ask(call, body)
         except Unauthorized as exc:
@@ -445,115 +409,109 @@ class DesClient:
                 hint="check that the token is for this organisation and base URL",
             ) from exc
 
-    async def _ask(self, call: _Call, body: bytes) -> _Reply:
-        reply = await self._exchange(call, body, Evidence())
+    async def _ask(self, call: _Call, body: bytes) -> Response:
+        response, generation = await self._exchange(call, body, Sent(), math.inf)
 
-        if reply.status != HTTPStatus.OK or reply.flaw is not None:
-            raise self._verdict(call, reply) from self._cause(reply.flaw)
+        if response.status != HTTPStatus.OK or response.flaw is not None:
+            raise self._verdict(call, response, generation) from self._cause(response.flaw)
 
-        return reply
+        return response
 
-    async def _exchange(self, call: _Call, body: bytes, evidence: Evidence) -> _Reply:
-        """Send one request and return the reply, once its status and headers were read."""
-        session = self._opened()
+    async def _exchange(
+        self, call: _Call, body: bytes, sent: Sent, latest: float
+    ) -> tuple[Response, int]:
+        """Send one request; return its response and the number of the token that was sent."""
+        if self._way is None:
+            raise RuntimeError("this DesClient is not open; use it inside 'async with'")
+
         token, generation = await self._tokens.current()
-        self._authorize(token, generation)
-        route = self._route(session, call, token)
+        route = self._route(call, token, generation)
         limit = self._deadlines.begin()
-        EVIDENCE.set(evidence)
-        evidence.sent = True  # as far as is known from here on
+        sending = http.Sending(
+            body, sent=sent, limit=limit, most=call.limit, latest=latest, clock=self._boottime
+        )
 
         try:
-            answer = await route.post(body, limit=limit, most=call.limit)
+            response = await self._way.post(route, sending)
+        except NotSent:
+            raise
         except Exception as exc:  # noqa: BLE001  # an unforeseen one leaves a start unknown, too
-            sent = evidence.sent = evidence.sent and not isinstance(exc, _BEFORE_CONNECTING)
-            raise self._translated(call, exc, sent=sent) from self._cause(exc)
+            raise self._translated(call, exc, sending) from self._cause(exc)
         finally:
             self._deadlines.end(limit)
 
-        return _Reply(*answer, generation)
+        if "Date" in response.headers:
+            self._dated = response.headers["Date"], self._now()
 
-    def _opened(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise RuntimeError("this DesClient is not open; use it inside 'async with'")
+        if "Content-Encoding" in response.headers:
+            body = http.unpacked(response.body, response.headers["Content-Encoding"])
+            response = response._replace(body=body)
 
-        return self._session
+        return response, generation
 
-    def _authorize(self, token: Token, generation: int) -> None:
-        """Let a new token, which may lead elsewhere, make new routes."""
+    def _route(self, call: _Call, token: Token, generation: int) -> Route:
+        """Return the way of a call, made once for each token, which may lead elsewhere."""
         if self._authorized != generation:
-            self._follow(token)
-            self._routes.clear()
-            self._authorized = generation
+            self._authorize(token, generation)
 
-    def _route(self, session: aiohttp.ClientSession, call: _Call, token: Token) -> Route:
-        """Return the way of a call, made once for each token."""
         route = self._routes.get(call.path)
 
         if route is None:
-            route = self._routes[call.path] = self._new_route(session, call, token)
+            assert self._base is not None
+            headers = _HEADERS | {"Authorization": f"Bearer {token.text}"}
+            route = http.route_to(self._base / call.path, headers, *self._proxy)
+            self._routes[call.path] = route
 
         return route
 
-    def _new_route(self, session: aiohttp.ClientSession, call: _Call, token: Token) -> Route:
-        assert self._base is not None
-        headers = CIMultiDict(Authorization=f"Bearer {token.text}")
-
-        if self._proxy_headers is not None and self._base.scheme == "http":
-            headers.update(self._proxy_headers)
-
-        return Route(
-            session,
-            self._base / call.path,
-            headers,
-            proxy=self._proxy,
-            proxy_headers=self._proxy_headers,
-        )
-
-    def _follow(self, token: Token) -> None:
+    def _authorize(self, token: Token, generation: int) -> None:
         """Go where a token is good, unless the base URL was given.
 
         Raises:
             Misconfigured: the token tells no base URL that is fit to be sent to.
         """
-        if not self._follows:
-            return
-
-        if token.svc is None:
+        if self._follows and token.svc is None:
             raise Misconfigured(
                 f"the token of organisation {self.org_id} tells no base URL",
                 hint="set the target's base URL",
             )
 
-        try:
-            self._go_to(token.svc)
-        except ConfigurationError as exc:
-            raise Misconfigured(
-                f"the token of organisation {self.org_id} tells where DES is, and {exc}",
-                hint="ask who runs the auth server, or set the target's base URL",
-            ) from exc
+        if self._follows:
+            try:
+                self._go_to(token.svc or "")
+            except ConfigurationError as exc:
+                raise Misconfigured(
+                    f"the token of organisation {self.org_id} tells where DES is, and {exc}",
+                    hint="ask who runs the auth server, or set the target's base URL",
+                ) from exc
+
+        self._routes.clear()
+        self._authorized = generation
 
     def _go_to(self, base_url: str) -> None:
-        self._base = safe_url(base_url, allow_http=self._allow_http)
-        self._proxy, self._proxy_headers = split_proxy(self._choose_proxy(self.base_url or ""))
+        self._base = http.safe_url(base_url, allow_http=self._allow_http)
+        self._proxy = http.split_proxy(self._choose_proxy(self.base_url or ""))
 
-    def _fixed_headers(self) -> dict[str, str]:
-        return {
-            "Accept": "application/json",
-            "Accept-Encoding": "identity",  # a small gzip can unpack to more than memory holds
-            "Content-Type": "application/json",
-            "User-Agent": f"deslaunch/{VERSION}",
-        }
+    def _doubt(self, why: str, came: bytes) -> None:
+        """Take note of a connection that can't be relied on."""
+        text = self._kept(came)
+        said = f" ({text})" if text else ""
+        hint = "; look in DES at the runs around this time" if text else ""
+        self.stop_reusing(f"{why}{said}{hint}")
 
-    def _translated(self, call: _Call, exc: Exception, *, sent: bool) -> DesError:
+    def _translated(self, call: _Call, exc: Exception, sending: http.Sending) -> DesError:
         """Return what a failed exchange means."""
-        if sent:
-            text = next(text for kind, text in _SENT if isinstance(exc, kind))
-            text = f"the request was sent to {self.base_url}, and {text}"
-            return call.lost(text, hint=_HINTS.get(call.lost, ""))
+        if sending.sent:
+            text = next(text for kind, text in _LOST if isinstance(exc, kind))
+            return call.lost(
+                f"the request was sent to {self.base_url}, and {text}",
+                hint=_HINTS.get(call.lost, ""),
+                response=self._kept(sending.came),
+                job_run_id=wire.job_run_id_in(sending.came),
+            )
 
-        fault = fault_of(exc)
-        text = f"{self.base_url}: {fault.text}{detail_of(exc)}"
+        fault = http.fault_of(exc)
+        text = f"{self.base_url}: {fault.text}{http.detail_of(exc)}"
         return fault.verdict(text, hint=_HINTS[fault.verdict])
 
     def _cause(self, exc: BaseException | None) -> BaseException | None:
@@ -568,86 +526,90 @@ class DesClient:
 
         return exc
 
-    def _verdict(self, call: _Call, reply: _Reply) -> DesError:
-        """Return what a reply means that is no whole answer with status 200."""
-        if reply.status == HTTPStatus.UNAUTHORIZED:
-            return self._unauthorized(reply)
+    def _verdict(self, call: _Call, response: Response, generation: int) -> DesError:
+        """Return what a response means that is no whole one with status 200."""
+        if isinstance(response.flaw, http.Unasked):
+            return self._error(call.lost, response, f"after {response.status} DES responded again")
 
-        kind = _kind(reply) or call.lost
-        text = f"{_TEXTS.get(kind, 'DES answered')} {reply.status}"
+        if response.status == HTTPStatus.UNAUTHORIZED:
+            kept = self._kept(response.body)
+            text = _sentence("DES refused the token (401)", kept)
+            return Unauthorized(text, generation=generation, response=kept)
 
-        if kind is Redirected:
-            text += _where(reply)
+        kind = self._kind(call, response) or call.lost
+        text = f"{_TEXTS.get(kind, 'DES responded')} {response.status}"
 
-        if kind is call.lost and reply.flaw is not None:
-            text += ", and its answer was cut off"
+        if kind is Redirected and (origin := _origin_of(response)):
+            text += f" to {origin}"
 
-        error = self._error(kind, reply, text)
+        if kind is call.lost and response.flaw is not None:
+            text += ", and the rest of its response was cut off"
+
+        error = self._error(kind, response, text)
 
         if call is _START:
             error.advise(_HINTS_OF_START.get(kind, ""))
 
         return error
 
-    def _unauthorized(self, reply: _Reply) -> Unauthorized:
-        answer = self._kept(reply)
-        text = _sentence("DES refused the token (401)", answer)
-        return Unauthorized(text, generation=reply.generation, answer=answer)
+    def _kind(self, call: _Call, response: Response) -> type[DesError] | None:
+        """Return the verdict on a status, or None where it leaves the outcome unknown."""
+        status, headers = response.status, response.headers
 
-    def _error(self, kind: type[DesError], reply: _Reply, text: str) -> DesError:
-        answer = self._kept(reply)
+        if status == HTTPStatus.SERVICE_UNAVAILABLE and "Retry-After" in headers:
+            return Throttled
+
+        if status == HTTPStatus.FOUND:  # the commonest way to show a page after the work was done
+            return Redirected if self._is_elsewhere(call, headers) else None
+
+        return _VERDICTS.get(status, _VERDICTS_BY_HUNDRED.get(status // 100))
+
+    def _is_elsewhere(self, call: _Call, headers: CIMultiDictProxy[str]) -> bool:
+        """Return True if a redirect leads to the same path on another scheme or host."""
+        assert self._base is not None
+        url = self._base / call.path
+
+        try:
+            there = url.join(URL(headers.get("Location", "")))
+        except ValueError:
+            return False
+
+        return there.path_qs == url.path_qs and there.origin() != url.origin()
+
+    def _error(self, kind: type[DesError], response: Response, text: str) -> DesError:
+        kept = self._kept(response.body)
         return kind(
-            _sentence(self._tokens.scrub(text), answer),
+            _sentence(self._tokens.scrub(text), kept),
             hint=_HINTS.get(kind, ""),
-            status=reply.status,
-            answer=answer,
+            status=response.status,
+            response=kept,
             retry_after=wire.retry_after(
-                reply.headers.get("Retry-After"),
-                now=wire.http_date(reply.headers.get("Date")) or self._now(),
+                response.headers.getall("Retry-After", ()),
+                now=wire.http_date(response.headers.get("Date")) or self._now(),
             ),
-            job_run_id=wire.job_run_id_in(reply.body),
+            job_run_id=wire.job_run_id_in(response.body),
         )
 
-    def _kept(self, reply: _Reply) -> str:
-        """Return what is kept of an answer; scrubbed first, so that no half token stays."""
-        text = reply.body[:_MIB].decode("utf-8", "replace")
-        return self._tokens.scrub(text)[: wire.ANSWER_LIMIT]
+    def _kept(self, body: bytes) -> str:
+        """Return what is kept of a response; scrubbed first, so that no half token stays."""
+        return wire.text_of(self._scrubbed(body[:_MIB]))[: wire.KEPT]
+
+    def _scrubbed(self, body: bytes) -> bytes:
+        """Return a response without tokens; Latin-1 makes a text of any bytes, and back."""
+        return self._tokens.scrub(body.decode("latin-1")).encode("latin-1")
 
 
-def fault_of(exc: Exception) -> _Fault:
-    """Return what it means that aiohttp raised ``exc`` before anything was sent."""
-    within = getattr(exc, "os_error", None)
-    return next(f for f in _UNSENT if isinstance(exc, f.kind) or isinstance(within, f.kind))
-
-
-def detail_of(exc: Exception) -> str:
-    """Return what the system, or the proxy, said of a connection that was not made."""
-    if isinstance(exc, aiohttp.ClientHttpProxyError):
-        return f" ({exc.message})"
-
-    within = getattr(exc, "os_error", None)
-    return f" ({str(within) or type(within).__name__})" if within is not None else ""
-
-
-def _sentence(text: str, answer: str) -> str:
-    said = wire.error_text(answer)
+def _sentence(text: str, response: str) -> str:
+    said = wire.error_text(response)
     return f"{text}: {said}" if said else text
 
 
-def _where(reply: _Reply) -> str:
+def _origin_of(response: Response) -> str:
     """Return where a redirect leads: the origin alone, as the rest may hold secrets."""
     try:
-        return f" to {URL(reply.headers.get('Location', '')).origin()}"
+        return str(URL(response.headers.get("Location", "")).origin())
     except ValueError:
         return ""
-
-
-def _kind(reply: _Reply) -> type[DesError] | None:
-    """Return the verdict on a reply's status, or None where it leaves the outcome unknown."""
-    if reply.status == HTTPStatus.SERVICE_UNAVAILABLE and "Retry-After" in reply.headers:
-        return Throttled
-
-    return _VERDICTS.get(reply.status, _VERDICTS_BY_HUNDRED.get(reply.status // 100))
 
 
 def _encoded(name: str, value: Value) -> dict[str, Any]:
@@ -655,7 +617,7 @@ def _encoded(name: str, value: Value) -> dict[str, Any]:
     match value:
         case None | Auto() | str():
             return wire.parameter_value(None, value)
-        case TypedValue(number, text):
+        case JobRunParameterValue(number, text):
             return wire.parameter_value(number, text)
         case bool():
             return wire.parameter_value(None, "true" if value else "false")
@@ -683,29 +645,3 @@ def _seconds(name: str, value: float) -> float:
         )
 
     return value
-
-
-def split_proxy(text: str | None) -> tuple[URL | None, dict[str, str] | None]:
-    """Return a proxy's URL without credentials, and the header that carries them.
-
-    aiohttp would take both in the URL, and quote it in its errors.
-
-    Raises:
-        ConfigurationError: it can't be used; the message shows nothing of it.
-    """
-    if text is None:
-        return None, None
-
-    url = parsed(text)
-
-    if url is None or url.scheme not in {"http", "https"} or not url.host:
-        raise ConfigurationError(
-            "the proxy's URL can't be used", hint="write http://host:port or http://user:password@…"
-        )
-
-    if url.user is None:
-        return url, None
-
-    pair = f"{url.user}:{url.password or ''}".encode()
-    header = f"Basic {base64.b64encode(pair).decode()}"
-    return url.with_user(None), {"Proxy-Authorization": header}

@@ -1,80 +1,381 @@
-"""How a request goes over aiohttp's connections: the quick way, and aiohttp's own.
+"""HTTP as a start needs it: whether a byte may have left, time limits, and URLs fit for secrets.
 
-The connector tells when a request may leave: the one piece of evidence on which a lost answer is
-judged.
+A request goes one of two ways: the quick one (``quick``), or :class:`PlainWay`, which needs
+nothing of aiohttp but what it documents and is there where ``quick`` does not know the aiohttp at
+hand. Both note in a :class:`Sending` when the first byte may leave; nothing here sends twice.
 
-A small body to DES itself goes the quick way: a connection from the session's pool, one write,
-one answer by aiohttp's parser, and the connection back into the pool. What the session would
-prepare for redirects, cookies, middlewares and traces, a start has none of; a route knows its
-headers ahead. That takes half the time. The parts that it calls are no documented API: where the
-version at hand does not have them as they are known here, for a large body and behind a proxy,
-everything goes through ``ClientSession.post``.
+All time limits of a client are equally long, so they run out in the order in which they began,
+and one timer, set for the oldest, serves them all: a timer for each request would cost a tenth
+of the time that aiohttp needs for it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-from contextvars import ContextVar
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+import base64
+import ipaddress
+import ssl as ssl_module
+import sys
+import time
+import zlib
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import aiohttp
-from aiohttp import hdrs
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import Connection
-from aiohttp.helpers import TimerNoop
+from yarl import URL
+
+from deslaunch.errors import ConfigurationError, Misconfigured, NotSent, TooLate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from types import SimpleNamespace, TracebackType
 
-    from aiohttp.http import RawResponseMessage
-    from aiohttp.streams import StreamReader
-    from aiohttp.tracing import Trace
-    from multidict import CIMultiDict
-    from yarl import URL
+    from multidict import CIMultiDictProxy
 
-    from deslaunch.deadlines import Limit
-    from deslaunch.model import Evidence
+    from deslaunch.model import Sent
 
-EVIDENCE: Final[ContextVar[Evidence]] = ContextVar("evidence")
-"""What the current task's request is known to have done."""
+GRACE: Final = 0.05
+"""Seconds between the end of a limit and its being enforced."""
 
-SMALL: Final = 16_384
-"""Bytes of a body that is written at once: it fits beside the headers into any write buffer."""
+LINE: Final = 65_536
+"""Bytes of one header that are read."""
 
+HEADERS: Final = 500
+"""Headers of a response that are read."""
 
-class Connector(aiohttp.TCPConnector):
-    """Tells when it begins to look for a connection, and when it has one to send on."""
-
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
-    ) -> Connection:
-        """Return a connection; until then no byte of the request has left."""
-        evidence = EVIDENCE.get()
-        evidence.sent = False
-        connection = await super().connect(req, traces, timeout)
-
-        while connection.protocol is not None and len(connection.protocol):
-            connection.close()  # an answer to nothing waits there: it would be taken for the next
-            connection = await super().connect(req, traces, timeout)
-
-        evidence.sent = True
-        return connection
+UNPACKED: Final = 1024 * 1024
+"""Bytes that a compressed response is unpacked to, at most."""
 
 
-class Answer(NamedTuple):
-    """An answer whose status line and headers were read.
+def boottime() -> float:
+    """Return seconds of a clock that never goes back and counts suspension.
+
+    On macOS ``CLOCK_MONOTONIC`` does; on Linux only ``CLOCK_BOOTTIME``.
+    """
+    return time.clock_gettime(_BOOTTIME)
+
+
+_BOOTTIME: Final = time.CLOCK_MONOTONIC if sys.platform == "darwin" else time.CLOCK_BOOTTIME
+
+
+# -- URLs -------------------------------------------------------------------------------------
+
+
+def safe_url(text: str, what: str = "base URL", *, allow_http: bool = False) -> URL:
+    """Return a URL that is fit to send a secret to.
+
+    Args:
+        text: ``https://…``; ``http://`` only for loopback addresses.
+        what: what the URL is, for messages.
+        allow_http: also allow ``http://`` for other hosts.
+
+    Raises:
+        ConfigurationError: it is not; the message shows no password and no query.
+    """
+    text = text.strip()
+
+    if "@" in text:  # whatever it parses to: a password may hold a slash
+        raise ConfigurationError(
+            f"the {what} holds a user name or password",
+            hint="remove what stands before the '@': DES takes nothing but a token",
+        )
+
+    if "?" in text or "#" in text:
+        raise ConfigurationError(
+            f"the {what} holds a query or fragment", hint="cut it off at the '?' or '#'"
+        )
+
+    url = _parse(text)
+
+    if url is None:
+        raise ConfigurationError(
+            f"the {what} {text!r} can't be used", hint="write https:// and the host's name"
+        )
+
+    if url.scheme == "http" and not (allow_http or is_loopback(url.host or "")):
+        raise ConfigurationError(
+            f"the {what} {text!r} would send the token in the clear",
+            hint=f"write {str(url.with_scheme('https')).rstrip('/')}; "
+            "or, where nobody can listen on the way, allow http with --allow-http",
+        )
+
+    return url
+
+
+def is_loopback(host: str) -> bool:
+    """Return True if a host is this machine's own, by its address or as ``localhost``."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _parse(text: str) -> URL | None:
+    """Return an http or https URL with a host, or None. No error: its text may quote a password."""
+    try:
+        url = URL(text)
+    except ValueError:
+        return None
+
+    return url if url.scheme in {"http", "https"} and url.host else None
+
+
+def split_proxy(text: str | None) -> tuple[URL | None, dict[str, str] | None]:
+    """Return a proxy's URL without credentials, and the header that carries them.
+
+    aiohttp would take both in the URL, and quote it in its errors.
+
+    Raises:
+        ConfigurationError: it can't be used; the message shows nothing of it.
+    """
+    if text is None:
+        return None, None
+
+    url = _parse(text)
+
+    if url is None:
+        raise ConfigurationError(
+            "the proxy's URL can't be used", hint="write http://host:port or http://user:password@…"
+        )
+
+    if url.user is None:
+        return url, None
+
+    pair = base64.b64encode(f"{url.user}:{url.password or ''}".encode()).decode()
+    return url.with_user(None), {"Proxy-Authorization": f"Basic {pair}"}
+
+
+# -- Time limits ------------------------------------------------------------------------------
+
+
+class Deadlines:
+    """Gives out limits of the same length.
+
+    A limit that has run out is enforced a moment later. A loop that stood still, because its
+    machine was asleep or its disk slow, finds timers and responses waiting at the same time: the
+    responses are read first, so that none is lost to a limit that only the standstill exceeded.
+
+    Args:
+        seconds: the length, above 0.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._running: dict[Limit, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Deadlines of {self._seconds:g} s: {len(self._running)} running>"
+
+    def begin(self) -> Limit:
+        """Return a limit that runs from now on, for the current task.
+
+        Raises:
+            RuntimeError: this is no task.
+        """
+        loop = asyncio.get_running_loop()
+        task = asyncio.current_task(loop)
+
+        if task is None:
+            raise RuntimeError("only a task can be given a time limit")
+
+        limit = Limit(task)
+        due = self._running[limit] = loop.time() + self._seconds
+
+        if self._timer is None:
+            self._timer = loop.call_at(due, self._ring, due)
+
+        return limit
+
+    def end(self, limit: Limit) -> None:
+        """Let a limit run no more."""
+        self._running.pop(limit, None)
+
+    def close(self) -> None:
+        """Let no limit run any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _ring(self, due: float) -> None:
+        loop = asyncio.get_running_loop()
+        now = max(due, loop.time())  # a timer may ring a little early
+        self._timer = loop.call_later(GRACE, self._enforce, now)
+
+    def _enforce(self, now: float) -> None:
+        """End what was overdue when the timer rang, and set it for the next."""
+        self._timer = None
+
+        for limit, due in list(self._running.items()):
+            if due > now:
+                self._timer = asyncio.get_running_loop().call_at(due, self._ring, due)
+                break
+
+            del self._running[limit]
+            limit.run_out()
+
+
+class Limit:
+    """One limit: a context manager, to be entered once or several times one after the other.
+
+    When it runs out, the block that is entered then raises ``TimeoutError``.
+
+    Attributes:
+        expired: it has run out.
+    """
+
+    __slots__ = ("_cancelling", "_task", "expired")
+
+    def __init__(self, task: asyncio.Task[object]) -> None:
+        self.expired = False
+        self._task = task
+        self._cancelling = task.cancelling()
+
+    def __repr__(self) -> str:
+        return f"<Limit {'expired' if self.expired else 'running'}>"
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """Tell the limit's own cancellation from another's.
+
+        Raises:
+            TimeoutError: the limit ran out, and nobody else cancelled the task.
+        """
+        if not self.expired:
+            return
+
+        mine = self._task.uncancel() <= self._cancelling
+
+        if mine and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+    def run_out(self) -> None:
+        """End the block in which the task is."""
+        self.expired = True
+        self._task.cancel()
+
+
+# -- One request and its response -------------------------------------------------------------
+
+
+class Route(NamedTuple):
+    """Where requests go that differ in their bodies alone.
+
+    Attributes:
+        url: http or https, without user and password.
+        headers: all but Host and Content-Length; none holds a line break.
+        proxy: http or https, without credentials, or None.
+        proxy_headers: for the proxy that makes a tunnel, or None.
+        head: the first bytes of every request, up to the number of the body's bytes.
+        origin: what a connection belongs to.
+    """
+
+    url: URL
+    headers: Mapping[str, str]
+    proxy: URL | None
+    proxy_headers: dict[str, str] | None
+    head: bytes
+    origin: str
+
+
+def route_to(
+    url: URL,
+    headers: Mapping[str, str],
+    proxy: URL | None = None,
+    proxy_headers: dict[str, str] | None = None,
+) -> Route:
+    """Return the route to a URL; over http the proxy is told in the request itself."""
+    relayed = proxy is not None and url.scheme == "http"
+    headers = {**headers, **(proxy_headers or {})} if relayed else headers
+    lines = [
+        f"POST {url if relayed else url.raw_path_qs} HTTP/1.1",
+        f"Host: {url.host_port_subcomponent}",
+        *(f"{name}: {value}" for name, value in headers.items()),
+        "Content-Length: ",
+    ]
+    return Route(url, headers, proxy, proxy_headers, "\r\n".join(lines).encode(), str(url.origin()))
+
+
+class Sending:
+    """One request on its way, and what is known of it.
+
+    Attributes:
+        body: what is sent.
+        sent: whether a byte may have left.
+        limit: the time that all of it gets.
+        most: bytes of the response's body that are read.
+        latest: when the first byte may leave at the latest, by ``clock``.
+        clock: seconds of a clock that counts suspension.
+        came: the first bytes that came back, head and all, as far as they are known.
+    """
+
+    __slots__ = ("_left", "body", "came", "clock", "latest", "limit", "most", "sent")
+
+    def __init__(
+        self,
+        body: bytes,
+        *,
+        sent: Sent,
+        limit: Limit,
+        most: int,
+        latest: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self.body = body
+        self.sent = sent
+        self.limit = limit
+        self.most = most
+        self.latest = latest
+        self.clock = clock
+        self.came = b""
+        self._left = False
+
+    def connect(self) -> None:
+        """Note that a connection is looked for, and that no byte has left.
+
+        Raises:
+            RuntimeError: one had left before: it must not be sent a second time.
+        """
+        if self._left:
+            raise RuntimeError("this request was sent already")
+
+        self.sent.clear()
+
+    def leave(self) -> None:
+        """Note that the next call lets the first byte leave.
+
+        Raises:
+            TooLate: it may not any more.
+        """
+        if self.clock() > self.latest:
+            self.sent.clear()
+            raise TooLate(
+                "it could not be sent soon enough after its intent was recorded",
+                hint="nothing was started: it may be sent again",
+            )
+
+        self._left = True
+        self.sent.set()
+
+
+class Response(NamedTuple):
+    """A response whose status line and headers were read.
 
     Attributes:
         status: HTTP status.
         headers: case-insensitive.
-        body: what came of the body.
-        flaw: why that is not all of it, or None.
+        body: what came of the body, as it came.
+        flaw: why that is not all of it, or can't be relied on; else None.
     """
 
     status: int
-    headers: Mapping[str, str]
+    headers: CIMultiDictProxy[str]
     body: bytes
     flaw: Exception | None
 
@@ -83,131 +384,113 @@ class BodyTooLong(Exception):
     """The body is longer than what is read of one."""
 
 
-class Route:
-    """Where requests go that differ in their bodies alone.
+class Unasked(Exception):
+    """More came than the one response that was asked for."""
 
-    Args:
-        session: made with this module's :class:`Connector`.
-        url: http or https, without user and password.
-        headers: in addition to the session's; none holds a line break.
-        proxy: http or https, or None.
-        proxy_headers: for the proxy that makes a tunnel.
-    """
 
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        url: URL,
-        headers: CIMultiDict[str],
-        *,
-        proxy: URL | None = None,
-        proxy_headers: Mapping[str, str] | None = None,
-    ) -> None:
-        self._session = session
-        self._url = url
-        self._headers = headers
-        self._proxy = proxy
-        self._proxy_headers = proxy_headers
-        self._head = b""
-        self._request: aiohttp.ClientRequest | None = None  # what a connection is asked for by
+class Way(Protocol):
+    """How requests are sent."""
 
-        if IS_KNOWN and proxy is None:
-            loop = asyncio.get_running_loop()
-            self._head = _head(url, {**session.headers, **headers})
-            self._request = aiohttp.ClientRequest(hdrs.METH_POST, url, loop=loop, session=session)
-
-    def __repr__(self) -> str:
-        return f"<Route to {self._url}>"
-
-    async def post(self, body: bytes, *, limit: Limit, most: int) -> Answer:
-        """Send a body once and return the answer; no redirect is followed.
-
-        Args:
-            body: what to send.
-            limit: the time that all of it gets.
-            most: bytes of the answer's body that are read.
+    async def post(self, route: Route, sending: Sending) -> Response:
+        """Send a body once and return the response; no redirect is followed.
 
         Raises:
-            TimeoutError: the limit ran out before the answer's headers were there.
+            TimeoutError: the limit ran out before the response's headers were there.
+            TooLate: no byte left.
             aiohttp.ClientError: as ``ClientSession.post`` raises it.
             aiohttp.http.HttpProcessingError: what came back is no HTTP.
         """
-        if self._request is not None and len(body) <= SMALL and not self._session.closed:
-            return await self._post_quickly(self._request, body, limit, most)
+        ...
 
-        return await self._post_aiohttps_way(body, limit, most)
+    def stop_reusing(self) -> None:
+        """Let each connection serve one request only, from now on."""
+        ...
 
-    async def _post_quickly(
-        self, request: aiohttp.ClientRequest, body: bytes, limit: Limit, most: int
-    ) -> Answer:
-        with limit:
-            connection = await self._connected(request)
-            whole = False
+    async def aclose(self) -> None:
+        """Close all connections."""
+        ...
+
+
+class PlainWay:
+    """Sends by ``ClientSession.post``, each request over a connection of its own.
+
+    A kept connection can't be looked at from outside of aiohttp: a response that nobody asked for
+    would be taken for the next one's. What is not seen to be unsent counts as sent.
+
+    Args:
+        ssl: TLS settings, or None for the system's.
+        connect_timeout: seconds to resolve, connect and shake hands.
+    """
+
+    def __init__(self, *, ssl: ssl_module.SSLContext | None, connect_timeout: float) -> None:
+        trace = aiohttp.TraceConfig()
+        trace.on_connection_create_start.append(_note_connecting)
+        trace.on_connection_create_end.append(_note_connected)
+        trace.on_request_headers_sent.append(_note_leaving)
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, force_close=True, ssl=ssl or True),
+            timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            trust_env=False,
+            trace_configs=[trace],
+            max_line_size=LINE,
+            max_field_size=LINE,
+            max_headers=HEADERS,
+        )
+
+    async def post(self, route: Route, sending: Sending) -> Response:
+        """Send a body once and return the response; see :class:`Way`."""
+        sending.sent.set()  # as far as is known from here on
 
         try:
-            with limit:
-                message, content = await self._answered(connection, body)
+            with sending.limit:
+                response = await self._session.post(
+                    route.url,
+                    data=sending.body,
+                    headers=route.headers,
+                    allow_redirects=False,
+                    proxy=route.proxy,
+                    proxy_headers=route.proxy_headers,
+                    trace_request_ctx=sending,
+                )
+        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
+            sending.sent.clear()  # raised before aiohttp looks for a connection
+            raise
+        except aiohttp.ClientResponseError as exc:
+            sending.came = exc.message.encode()
+            raise
 
-            read, flaw = await _read(content, limit, most)
-            whole = flaw is None
+        try:
+            body, flaw = await read_body(response.content, sending.limit, sending.most)
         finally:
-            if whole:
-                connection.release()
-            else:
-                connection.close()
+            response.close()  # where it came before the upload ended, aiohttp would wait for ever
 
-        return Answer(message.code, message.headers, read, flaw)
+        return Response(response.status, response.headers, body, flaw)
 
-    async def _connected(self, request: aiohttp.ClientRequest) -> Connection:
-        connector, timeout = self._session.connector, self._session.timeout
-        assert connector is not None
+    def stop_reusing(self) -> None:
+        """Do nothing: no connection is reused."""
 
-        try:
-            return await connector.connect(request, [], timeout)
-        except TimeoutError as exc:
-            raise aiohttp.ConnectionTimeoutError(f"no connection to {self._url} in time") from exc
-
-    async def _answered(
-        self, connection: Connection, body: bytes
-    ) -> tuple[RawResponseMessage, StreamReader]:
-        protocol = connection.protocol
-        assert protocol is not None
-        protocol.set_response_params(timer=_NO_TIMER, **_AS_ITS_SESSION_READS)
-
-        if protocol.transport is None or protocol.transport.is_closing():
-            raise aiohttp.ClientConnectionResetError("the connection is closing")
-
-        protocol.transport.write(b"%b%d\r\n\r\n%b" % (self._head, len(body), body))
-        message, content = await protocol.read()
-
-        while _is_interim(message.code):
-            message, content = await protocol.read()
-
-        return message, content
-
-    async def _post_aiohttps_way(self, body: bytes, limit: Limit, most: int) -> Answer:
-        with limit:
-            response = await self._session.post(
-                self._url,
-                data=body,
-                headers=self._headers,
-                allow_redirects=False,
-                proxy=self._proxy,
-                proxy_headers=self._proxy_headers,
-            )
-
-        try:
-            read, flaw = await _read(response.content, limit, most)
-        finally:
-            # Also after the whole answer: where it came before the upload ended, aiohttp would
-            # keep the connection and wait for it for ever. One that is done is in the pool by now.
-            if response.connection is not None:
-                response.close()
-
-        return Answer(response.status, response.headers, read, flaw)
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._session.close()
 
 
-async def _read(content: StreamReader, limit: Limit, most: int) -> tuple[bytes, Exception | None]:
+async def _note_connecting(_: object, context: SimpleNamespace, __: object) -> None:
+    context.trace_request_ctx.connect()
+
+
+async def _note_connected(_: object, context: SimpleNamespace, __: object) -> None:
+    context.trace_request_ctx.sent.set()
+
+
+async def _note_leaving(_: object, context: SimpleNamespace, __: object) -> None:
+    context.trace_request_ctx.leave()
+
+
+async def read_body(
+    content: aiohttp.StreamReader, limit: Limit, most: int
+) -> tuple[bytes, Exception | None]:
     """Return what came of a body, and why that is not all of it.
 
     The verdict of most statuses stands without the body, so a fault is returned, not raised.
@@ -220,7 +503,7 @@ async def _read(content: StreamReader, limit: Limit, most: int) -> tuple[bytes, 
                 body += await content.readany()
 
                 if len(body) > most:
-                    fault = BodyTooLong(f"the answer is over {most} bytes long")
+                    fault = BodyTooLong(f"the response is over {most} bytes long")
                     return bytes(body[:most]), fault
     except Exception as exc:  # noqa: BLE001  # whatever it is, the status was read
         return bytes(body), exc
@@ -228,56 +511,80 @@ async def _read(content: StreamReader, limit: Limit, most: int) -> tuple[bytes, 
     return bytes(body), None
 
 
-def _head(url: URL, headers: Mapping[str, str]) -> bytes:
-    """Return the first bytes of every request, up to the number of the body's bytes."""
-    lines = [
-        f"{hdrs.METH_POST} {url.raw_path_qs} HTTP/1.1",
-        f"{hdrs.HOST}: {url.host_port_subcomponent}",
-        *(f"{name}: {value}" for name, value in headers.items()),
-        f"{hdrs.CONTENT_LENGTH}: ",
-    ]
-    return "\r\n".join(lines).encode()
+def unpacked(body: bytes, encoding: str) -> bytes:
+    """Return a body without its Content-Encoding; as it is where that can't be undone.
+
+    We ask for none, as a small gzip can unpack to more than memory holds; some send it all the
+    same. What is cut off is unpacked as far as it goes, at most to 1 MiB.
+    """
+    windows = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
+
+    for window in windows.get(encoding.strip().lower(), ()):
+        try:
+            return zlib.decompressobj(window).decompress(body, UNPACKED)
+        except zlib.error:
+            continue
+
+    return body
 
 
-def _is_interim(status: int) -> bool:
-    """Tell whether another answer follows: 1XX but Switching Protocols, that is."""
-    return status // 100 == 1 and status != HTTPStatus.SWITCHING_PROTOCOLS
+# -- What aiohttp raises before anything is sent ----------------------------------------------
 
 
-_NO_TIMER: Final = TimerNoop()
-_AS_ITS_SESSION_READS: Final[Mapping[str, Any]] = {
-    "skip_payload": False,
-    "read_until_eof": True,
-    "auto_decompress": False,
-    "read_timeout": None,
-    "read_bufsize": 1 << 16,
-    "timeout_ceil_threshold": 5,
-    "max_line_size": 8190,
-    "max_field_size": 8190,
-    "max_headers": 128,
-}
-_KNOWN: Final[Mapping[Callable[..., object], str]] = {
-    aiohttp.ClientRequest.__init__: (
-        "self method url params headers skip_auto_headers data cookies auth version compress "
-        "chunked expect100 loop response_class proxy proxy_auth timer session ssl proxy_headers "
-        "traces trust_env server_hostname"
+class Fault(NamedTuple):
+    """What it means that a request was not sent.
+
+    Attributes:
+        kind: the exception's class, or that of the operating system's error within.
+        verdict: what to raise.
+        text: what happened.
+    """
+
+    kind: type[Exception] | tuple[type[Exception], ...]
+    verdict: type[NotSent]
+    text: str
+
+
+_FAULTS: Final = (
+    Fault(
+        (ssl_module.SSLEOFError, ssl_module.SSLZeroReturnError),
+        NotSent,
+        "the connection broke off during the TLS handshake",
     ),
-    aiohttp.TCPConnector.connect: "self req traces timeout",
-    Connection.release: "self",
-    Connection.close: "self",
-    ResponseHandler.set_response_params: "self timer " + " ".join(_AS_ITS_SESSION_READS),
-    ResponseHandler.read: "self",
-    ResponseHandler.__len__: "self",
-}
-"""The parts that the quick way calls, and the names of their parameters as it knows them."""
+    Fault(
+        (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch),
+        Misconfigured,
+        "the server's certificate is not trusted",
+    ),
+    Fault(
+        aiohttp.ClientConnectorSSLError,
+        Misconfigured,
+        "the server and this client agree on no TLS connection",
+    ),
+    Fault(
+        (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError),
+        Misconfigured,
+        "the URL can't be used",
+    ),
+    Fault(aiohttp.ClientConnectorDNSError, NotSent, "the host's name can't be looked up"),
+    Fault(aiohttp.ClientProxyConnectionError, NotSent, "the proxy can't be connected to"),
+    Fault(aiohttp.ClientHttpProxyError, NotSent, "the proxy refused to connect"),
+    Fault(TimeoutError, NotSent, "no connection was made in time"),
+    Fault(aiohttp.ClientConnectorError, NotSent, "no connection can be made"),
+    Fault(Exception, NotSent, "nothing was sent"),
+)
 
 
-def is_known(parts: Mapping[Callable[..., object], str] = _KNOWN) -> bool:
-    """Tell whether aiohttp's parts take what the quick way gives them."""
-    return all(
-        set(inspect.signature(part).parameters) == set(names.split())
-        for part, names in parts.items()
-    )
+def fault_of(exc: Exception) -> Fault:
+    """Return what it means that aiohttp raised ``exc`` before anything was sent."""
+    within = getattr(exc, "os_error", None)
+    return next(f for f in _FAULTS if isinstance(exc, f.kind) or isinstance(within, f.kind))
 
 
-IS_KNOWN: Final = is_known()
+def detail_of(exc: Exception) -> str:
+    """Return what the system, or the proxy, said of a connection that was not made."""
+    if isinstance(exc, aiohttp.ClientHttpProxyError):
+        return f" ({exc.message})"
+
+    within = getattr(exc, "os_error", None)
+    return f" ({str(within) or type(within).__name__})" if within is not None else ""

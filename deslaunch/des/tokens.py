@@ -1,8 +1,10 @@
 """Where tokens come from, and how one that DES refused is replaced.
 
-A source only fetches; :class:`TokenKeeper` decides when, so that many requests which were
-refused together ask the source once. A token's text is in no ``repr``, no message and no
-exception, and :meth:`TokenKeeper.scrub` cuts it out of what others say.
+A source only fetches: from the environment, a file, a command, or the auth server, where a
+password buys the first token and refresh tokens buy the next. :class:`TokenKeeper` decides when,
+so that many requests which were refused together ask the source once. A token's text is in no
+``repr``, no message and no exception, and :meth:`TokenKeeper.scrub` cuts it out of what others say.
+Nothing of the auth server's response is repeated but one of the error codes of RFC 6749.
 """
 
 from __future__ import annotations
@@ -14,16 +16,42 @@ import re
 import signal
 import time
 from asyncio.subprocess import DEVNULL, PIPE, create_subprocess_exec
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
-from deslaunch.errors import ConfigurationError, CredentialsRefused, DeslaunchError, NotSent
+from deslaunch import __version__
+from deslaunch.des import wire
+from deslaunch.des.http import (
+    Deadlines,
+    PlainWay,
+    Sending,
+    boottime,
+    detail_of,
+    fault_of,
+    route_to,
+    safe_url,
+    split_proxy,
+)
+from deslaunch.errors import (
+    ConfigurationError,
+    CredentialsRefused,
+    DeslaunchError,
+    Misconfigured,
+    NotSent,
+)
+from deslaunch.model import Sent
 
 if TYPE_CHECKING:
+    import ssl as ssl_module
     from asyncio.subprocess import Process
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
+
+    from deslaunch.des.http import Response
 
 SCRUBBED: Final = "[token]"
 """What stands where a token was cut out."""
@@ -32,8 +60,13 @@ _VISIBLE: Final = re.compile(r"[!-~]+")
 _SECRET_LIKE: Final = re.compile(r"\S{20,}")
 _SHORTEST_CUT: Final = 8
 _LINE_LIMIT: Final = 200
+_GRANT_LIMIT: Final = 65_536  # bytes of the auth server's response that are read
 _RENEW_AHEAD: Final = 60.0
 """Seconds before its end at which a token is renewed, but never in the first half of its life."""
+
+
+Secret = str | Callable[[], str]
+"""A text that must not be shown, or a function that gives it, called in a worker thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,6 +295,209 @@ def _last_line(stderr: str, *, without: str) -> str:
 
     line = lines[-1].replace(without, "…") if without else lines[-1]
     return f": {_SECRET_LIKE.sub('…', line)[:_LINE_LIMIT]}"
+
+
+_GRANT_HINTS: Final = {
+    "invalid_client": "check the client id and the client secret",
+    "invalid_grant": "check the user name, the password and the organisation",
+    "invalid_scope": "ask that this client may use DES, and may refresh its tokens",
+    "unauthorized_client": "ask that this client may use the password grant",
+    "unsupported_grant_type": "check the auth server's URL",
+}
+_GRANT_HINT: Final = "check the organisation, the client, the user name and the password"
+_GRANT_HEADERS: Final = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",  # a small gzip can unpack to more than memory holds
+    "Content-Type": "application/x-www-form-urlencoded",
+    "User-Agent": f"deslaunch/{__version__}",
+}
+_UNUSABLE: Final = "no usable response came"
+_UNREACHED: Final = "check the auth server's URL and the way to it; nothing was started"
+
+
+class OAuthToken:
+    """One organisation's tokens from the auth server, by the password and refresh grants.
+
+    Each token names its DES (``svc``), so a :class:`~deslaunch.DesClient` needs no base URL.
+
+    Args:
+        org_id: the organisation.
+        client_id: of the program that asks.
+        client_secret: its secret; this, the user name and the password may be functions, which
+            are asked at each grant.
+        username: who asks.
+        password: theirs.
+        auth_url: the auth server's base URL; ``http://`` only for loopback addresses.
+        timeout: seconds for one grant in all, more than 0.
+        allow_http: also allow ``http://`` for other hosts, where anyone on the way can read
+            the password.
+        ssl: TLS settings, a private CA's for example; default: the system's CAs.
+        proxy: ``http://[user:password@]host:port``. The environment's proxies are not used.
+
+    Attributes:
+        org_id: the organisation.
+
+    Raises:
+        ConfigurationError: a URL can't be used; the message shows no password.
+    """
+
+    def __init__(
+        self,
+        *,
+        org_id: str,
+        client_id: str,
+        client_secret: Secret,
+        username: Secret,
+        password: Secret,
+        auth_url: str = wire.AUTH_URL,
+        timeout: float = 30,
+        allow_http: bool = False,
+        ssl: ssl_module.SSLContext | None = None,
+        proxy: str | None = None,
+    ) -> None:
+        self.org_id = org_id
+        self._client_id = client_id
+        self._client_secret = client_secret
+        self._username = username
+        self._password = password
+        self._base = safe_url(auth_url, "auth server's URL", allow_http=allow_http)
+        self._route = route_to(self._base / wire.GRANT, _GRANT_HEADERS, *split_proxy(proxy))
+        self._timeout = timeout
+        self._ssl = ssl
+        self._refresh: str | None = None
+        self._lock = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f"<OAuthToken of {self.org_id} from {self.auth_url}>"
+
+    @property
+    def auth_url(self) -> str:
+        """The auth server's base URL, without a trailing slash."""
+        return str(self._base).rstrip("/")
+
+    async def fetch(self) -> Token:
+        """Return a new token; all who ask at the same time are served one after the other.
+
+        Raises:
+            CredentialsRefused: the auth server refused the login, or a secret can't be had.
+            NotSent: it could not be reached, or gave no usable response; ``Misconfigured`` where
+                asking again is of no use.
+        """
+        async with self._lock:
+            refresh, self._refresh = self._refresh, None  # good once, whatever becomes of it
+            token = None if refresh is None else await self._refreshed(refresh)
+            return token or await self._ask(await self._login())
+
+    async def _refreshed(self, refresh_token: str) -> Token | None:
+        """Return the token that a refresh token buys; None where it was spent or revoked."""
+        form = wire.refresh_grant(
+            client_id=self._client_id,
+            client_secret=await _reveal(self._client_secret),
+            refresh_token=refresh_token,
+        )
+
+        try:
+            token = await self._ask(form)
+        except CredentialsRefused:
+            return None
+
+        self._refresh = self._refresh or refresh_token  # RFC 6749: without a new one it stays good
+        return token
+
+    async def _login(self) -> bytes:
+        return wire.password_grant(
+            client_id=self._client_id,
+            client_secret=await _reveal(self._client_secret),
+            org_id=self.org_id,
+            username=await _reveal(self._username),
+            password=await _reveal(self._password),
+        )
+
+    async def _ask(self, form: bytes) -> Token:
+        grant = self._granted(await self._post(form))
+
+        if grant.org_id not in {None, self.org_id}:
+            raise CredentialsRefused(
+                f"{self.auth_url} gave a token for another organisation than {self.org_id}",
+                hint="check the organisation's id",
+            )
+
+        self._refresh = grant.refresh_token
+        return Token(grant.access_token, svc=grant.svc, expires_in=grant.expires_in)
+
+    async def _post(self, form: bytes) -> Response:
+        """Send one grant over a connection of its own, as there are few.
+
+        Raises:
+            NotSent: no response came. The grant may have been sent; the start, for whose sake it
+                was, was not.
+        """
+        deadlines = Deadlines(self._timeout)
+        way = PlainWay(ssl=self._ssl, connect_timeout=self._timeout)
+        sending = Sending(
+            form,
+            sent=Sent(),
+            limit=deadlines.begin(),
+            most=_GRANT_LIMIT,
+            latest=math.inf,
+            clock=boottime,
+        )
+
+        try:
+            return await way.post(self._route, sending)
+        except Exception as exc:
+            fault = fault_of(exc)
+            lost = "no response came in time" if isinstance(exc, TimeoutError) else _UNUSABLE
+            what = lost if sending.sent else f"{fault.text}{detail_of(exc)}"
+            text = f"the auth server {self.auth_url}: {what}"
+            raise fault.verdict(text, hint=_UNREACHED) from exc
+        finally:
+            deadlines.close()
+            await way.aclose()
+
+    def _granted(self, response: Response) -> wire.Grant:
+        """Return what a response grants.
+
+        Raises:
+            CredentialsRefused: nothing, with 400, 401 or 403.
+            Misconfigured: nothing, with a redirect or another 4XX.
+            NotSent: nothing, and it may later.
+        """
+        status, body = response.status, response.body if response.flaw is None else b""
+        said = f"the auth server {self.auth_url} answered {status}"
+
+        if status == HTTPStatus.OK:
+            if (grant := wire.decode_grant(body)) is not None:
+                return grant
+
+            raise NotSent(
+                f"{said}, and its response is no token's", hint="check the auth server's URL"
+            )
+
+        if status in _REFUSALS:
+            code = wire.refusal_code(body)
+            raise CredentialsRefused(
+                f"{said} {code}".rstrip(), hint=_GRANT_HINTS.get(code, _GRANT_HINT)
+            )
+
+        if status in _FOR_LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            waits = response.headers.getall("Retry-After", [])
+            after = wire.retry_after(waits, now=datetime.now(UTC))
+            raise NotSent(said, hint=_UNREACHED, retry_after=after)
+
+        raise Misconfigured(said, hint="check the auth server's URL")
+
+
+_REFUSALS: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+_FOR_LATER: Final = (
+    HTTPStatus.REQUEST_TIMEOUT,
+    HTTPStatus.TOO_EARLY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+)
+
+
+async def _reveal(secret: Secret) -> str:
+    return secret if isinstance(secret, str) else await asyncio.to_thread(secret)
 
 
 class TokenKeeper:

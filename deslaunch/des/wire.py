@@ -1,6 +1,6 @@
 """DES's JSON and headers, encoded and decoded: the one home of every assumed spelling.
 
-Documented by the vendor: ``startjob`` and ``queryrunstatus`` (paths, answers), the shape of
+Documented by the vendor: ``startjob`` and ``queryrunstatus`` (paths, responses), the shape of
 ``StartJobBody`` and ``JobRunParameterValue``, the type numbers 2, 3 and 4, and the word
 ``required``. Marked ASSUMED below: what no public page says. A wrong guess about QueryJobs is
 bypassed with a schema file, which is read by the same tolerant reader.
@@ -8,19 +8,21 @@ bypassed with a schema file, which is read by the same tolerant reader.
 
 from __future__ import annotations
 
+import base64
+import math
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 import orjson
 
 from deslaunch.errors import SchemaError
-from deslaunch.model import AUTO, Grant, Job, JobParameter, RunStatus, StartedRun
+from deslaunch.model import AUTO, Job, JobParameter, RunStatus, StartedRun
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from deslaunch.model import Auto
 
@@ -66,8 +68,8 @@ _NULLABLE: Final = ("nullable", "supportsnull", "isnullable", "allownull")
 _AUTO: Final = ("supportsautovalue", "supportsauto", "allowautovalue", "autovalue")
 _DESCRIPTION: Final = ("description",)
 
-ANSWER_LIMIT: Final = 4096
-"""Characters of an answer that are kept."""
+KEPT: Final = 4096
+"""Characters of a response that are kept."""
 
 FILES_LIMIT: Final = 65_536
 """Bytes of a run's output files' metadata that are kept, as JSON."""
@@ -86,6 +88,9 @@ _REFUSALS: Final = frozenset(
 _RETRY_AFTER_LIMIT: Final = 1e9  # seconds: 31 years, and no infinity from 400 digits
 
 _GUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_BOM: Final = b"\xef\xbb\xbf"
+_BINARY: Final = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
+_NUMBER: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?)\s*", re.ASCII)
 _PAGE: Final = re.compile(r"\s*<.*?<title>([^<]*)", re.IGNORECASE | re.DOTALL)
 _JOB_RUN_ID: Final = re.compile(rb'"jobRunId"\s*:\s*"(%s)"' % _GUID.pattern.encode(), re.IGNORECASE)
 
@@ -96,7 +101,7 @@ def type_name(number: int | None) -> str:
 
 
 def is_guid(text: object) -> bool:
-    """Tell whether ``text`` is a GUID in the form 8-4-4-4-12, in either case."""
+    """Return True if ``text`` is a GUID in the form 8-4-4-4-12, in either case."""
     return isinstance(text, str) and _GUID.fullmatch(text) is not None
 
 
@@ -151,24 +156,43 @@ def refresh_grant(*, client_id: str, client_secret: str, refresh_token: str) -> 
     )
 
 
+class Grant(NamedTuple):
+    """The auth server's response to a grant.
+
+    Attributes:
+        access_token: the token.
+        refresh_token: what buys the next one, or None.
+        expires_in: seconds that the token is good for, above 0, or None.
+        svc: base URL of the DES that takes it, or None.
+        org_id: the organisation, or None.
+    """
+
+    access_token: str
+    refresh_token: str | None
+    expires_in: float | None
+    svc: str | None
+    org_id: str | None
+
+
 def decode_grant(body: bytes) -> Grant | None:
-    """Read a token's answer; None where it is no JSON object with an ``access_token``.
+    """Read a token's response; None where it is no JSON object with an ``access_token``.
 
     Only that field must be there: a lifetime that is no positive number is none, and a text
     that is no text is left out.
     """
-    answer = _object_or_none(body) or {}
-    access_token = _whole_text(answer.get("access_token"))
+    fields = _object_or_none(body) or {}
+    texts: dict[str, str] = {k: v for k, v in fields.items() if isinstance(v, str) and v}
+    seconds: Any = fields.get("expires_in")
 
-    if access_token is None:
+    if "access_token" not in texts:
         return None
 
     return Grant(
-        access_token=access_token,
-        refresh_token=_whole_text(answer.get("refresh_token")),
-        expires_in=_seconds_or_none(answer.get("expires_in")),
-        svc=_whole_text(answer.get("svc")),
-        org_id=_whole_text(answer.get("org_id")),
+        access_token=texts["access_token"],
+        refresh_token=texts.get("refresh_token"),
+        expires_in=float(seconds) if type(seconds) in {int, float} and seconds > 0 else None,
+        svc=texts.get("svc"),
+        org_id=texts.get("org_id"),
     )
 
 
@@ -179,15 +203,6 @@ def refusal_code(body: bytes) -> str:
     """
     code = (_object_or_none(body) or {}).get("error")
     return code if isinstance(code, str) and code in _REFUSALS else ""
-
-
-def _seconds_or_none(value: Any) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and value > 0 else None
-
-
-def _whole_text(value: Any) -> str | None:
-    return value if isinstance(value, str) and value else None
 
 
 def _form(**fields: str) -> bytes:
@@ -201,12 +216,12 @@ def decode_started(body: bytes) -> StartedRun | None:
         The run, its jobId in lower case; None where the body is no JSON object with the GUIDs
         ``jobId`` and ``jobRunId``.
     """
-    answer = _object_or_none(body)
+    response = _object_or_none(body)
 
-    if answer is None:
+    if response is None:
         return None
 
-    job_id, job_run_id = answer.get("jobId"), answer.get("jobRunId")
+    job_id, job_run_id = response.get("jobId"), response.get("jobRunId")
 
     if not (is_guid(job_id) and is_guid(job_run_id)):
         return None
@@ -215,30 +230,30 @@ def decode_started(body: bytes) -> StartedRun | None:
 
 
 def job_run_id_in(body: bytes) -> str | None:
-    """Return the first jobRunId in an answer that is unusable, even no whole JSON, or None."""
+    """Return the first jobRunId in a response that is unusable, even no whole JSON, or None."""
     found = _JOB_RUN_ID.search(body)
     return found[1].decode() if found is not None else None
 
 
 def decode_run_status(body: bytes) -> RunStatus | None:
     """Read a QueryJobRunStatusResponse; None where it lacks ``jobRunId`` or ``finished``."""
-    answer = _object_or_none(body)
+    response = _object_or_none(body)
 
-    if answer is None or not isinstance(answer.get("finished"), bool):
+    if response is None or not isinstance(response.get("finished"), bool):
         return None
 
-    if not is_guid(answer.get("jobRunId")):
+    if not is_guid(response.get("jobRunId")):
         return None
 
-    files = answer.get("outputFiles")
+    files = response.get("outputFiles")
     return RunStatus(
-        job_id=(_text_or_none(answer.get("jobId")) or "").lower(),
-        job_run_id=answer["jobRunId"],
-        finished=answer["finished"],
-        success=answer.get("success") is True,
-        status=_text_or_none(answer.get("status")),
-        created_utc=_text_or_none(answer.get("createdUtc")),
-        finished_utc=_text_or_none(answer.get("finishedUtc")),
+        job_id=(_text_or_none(response.get("jobId")) or "").lower(),
+        job_run_id=response["jobRunId"],
+        finished=response["finished"],
+        success=response.get("success") is True,
+        status=_text_or_none(response.get("status")),
+        created_utc=_text_or_none(response.get("createdUtc")),
+        finished_utc=_text_or_none(response.get("finishedUtc")),
         output_files=tuple(_kept_files(files)) if isinstance(files, list) else (),
     )
 
@@ -259,7 +274,7 @@ def _kept_files(files: list[object]) -> Iterator[object]:
 
 
 def decode_jobs(body: bytes, *, source: str) -> list[Job]:
-    """Read the jobs of a QueryJobs answer, or of a schema file in the same form.
+    """Read the jobs of a QueryJobs response, or of a schema file in the same form.
 
     Keys are compared without regard to case, unknown keys are ignored, and the parameters may
     be a list or an object keyed by name.
@@ -272,11 +287,11 @@ def decode_jobs(body: bytes, *, source: str) -> list[Job]:
         SchemaError: the shape can't be read; the message shows what came.
     """
     try:
-        answer = orjson.loads(body)
+        response = orjson.loads(body.removeprefix(_BOM))
     except orjson.JSONDecodeError as exc:
         raise _unreadable(source, f"no JSON ({exc})", body) from exc
 
-    jobs = answer if isinstance(answer, list) else _first(answer, _JOB_LISTS)
+    jobs = response if isinstance(response, list) else _first(response, _JOB_LISTS)
 
     if not isinstance(jobs, list):
         raise _unreadable(source, 'no list under "jobs"', body)
@@ -328,7 +343,7 @@ def _decode_type(declared: Any) -> int | None:
     return declared if type(declared) is int else None
 
 
-def encode_jobs(jobs: list[Job]) -> list[dict[str, Any]]:
+def encode_jobs(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     """Return jobs in QueryJobs' own form, so that what is cached can be read back."""
     return [
         {
@@ -350,21 +365,28 @@ def encode_jobs(jobs: list[Job]) -> list[dict[str, Any]]:
     ]
 
 
-def retry_after(header: str | None, *, now: datetime) -> float | None:
-    """Return the seconds that a Retry-After header asks for, at least 0; None if unreadable.
+def retry_after(headers: Sequence[str], *, now: datetime) -> float | None:
+    """Return the whole seconds that Retry-After headers ask for, at least 0; None if unreadable.
+
+    The longest of all that is asked for counts, and a fraction is rounded up: a wait is never
+    shortened.
 
     Args:
-        header: the header's text: seconds, or an HTTP date.
+        headers: the texts of all Retry-After headers: seconds, or an HTTP date.
         now: the time, with a time zone, from which a date is counted.
     """
-    if header is None:
-        return None
+    waits: list[float] = []
 
-    if header.strip().isascii() and header.strip().isdigit():
-        return min(float(header), _RETRY_AFTER_LIMIT)
+    for header in headers:
+        numbers = [_NUMBER.fullmatch(part) for part in header.split(",")]
 
-    date = http_date(header)
-    return None if date is None else max(0.0, (date - now).total_seconds())
+        if any(numbers):
+            limit = _RETRY_AFTER_LIMIT
+            waits += [float(math.ceil(min(float(n[1]), limit))) for n in numbers if n]
+        elif (date := http_date(header)) is not None:
+            waits.append(max(0.0, (date - now).total_seconds()))
+
+    return max(waits, default=None)
 
 
 def http_date(header: str | None) -> datetime | None:
@@ -377,15 +399,27 @@ def http_date(header: str | None) -> datetime | None:
     return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
 
-def kept_text(body: bytes) -> str:
-    """Return what is kept of an answer: its text, at most 4,096 characters."""
-    return body[: 4 * ANSWER_LIMIT].decode("utf-8", "replace")[:ANSWER_LIMIT]
+def text_of(body: bytes) -> str:
+    """Return the text of a response, whole; bytes that are no text as ``base64:…``.
+
+    Text is UTF-8, or else a page in an 8-bit character set, read as Latin-1, which loses no byte.
+    """
+    try:
+        return body.decode()
+    except UnicodeDecodeError as exc:
+        if exc.reason == "unexpected end of data" and len(body) - exc.start < 4:  # noqa: PLR2004
+            return body[: exc.start].decode()
+
+    if _BINARY.search(body) is None:
+        return body.decode("latin-1")
+
+    return f"base64:{base64.b64encode(body).decode()}"
 
 
 def error_text(body: str) -> str:
     """Return one readable line of an ErrorResponse, whose fields are not documented."""
-    answer = _object_or_none(body.encode("utf-8", "replace"))
-    message = _first(answer, ("message", "error", "detail", "title")) if answer else None
+    response = _object_or_none(body.encode("utf-8", "replace"))
+    message = _first(response, ("message", "error", "detail", "title")) if response else None
     text = message if isinstance(message, str) else _title_of_page(body) or body
     return " ".join(text.split())[:500]
 
@@ -397,12 +431,12 @@ def _title_of_page(body: str) -> str:
     return f"a web page, {title!r}" if title else ""
 
 
-def _first(answer: Any, spellings: tuple[str, ...]) -> Any:
+def _first(response: Any, spellings: tuple[str, ...]) -> Any:
     """Return the value of the first spelling that an object has, whatever its case."""
-    if not isinstance(answer, dict):
+    if not isinstance(response, dict):
         return None
 
-    folded = {str(key).lower(): value for key, value in answer.items()}
+    folded = {str(key).lower(): value for key, value in response.items()}
     return next((folded[spelling] for spelling in spellings if spelling in folded), None)
 
 
@@ -412,19 +446,19 @@ def _object(value: Any) -> dict[str, Any]:
 
 def _object_or_none(body: bytes) -> dict[str, Any] | None:
     try:
-        answer = orjson.loads(body)
+        value = orjson.loads(body.removeprefix(_BOM))
     except orjson.JSONDecodeError:
         return None
 
-    return answer if isinstance(answer, dict) else None
+    return value if isinstance(value, dict) else None
 
 
 def _text_or_none(value: Any) -> str | None:
-    return value[:ANSWER_LIMIT] if isinstance(value, str) else None
+    return value[:KEPT] if isinstance(value, str) else None
 
 
 def _json(part: Any) -> bytes:
-    """Return a part of an answer as JSON, or nothing: orjson reads deeper than it writes."""
+    """Return a part of a response as JSON, or nothing: orjson reads deeper than it writes."""
     try:
         return orjson.dumps(part)
     except orjson.JSONEncodeError:
@@ -433,6 +467,6 @@ def _json(part: Any) -> bytes:
 
 def _unreadable(source: str, why: str, body: bytes) -> SchemaError:
     return SchemaError(
-        f"{source} can't be read: {why}; it begins: {kept_text(body)[:200]!r}",
+        f"{source} can't be read: {why}; it begins: {text_of(body[:200])!r}",
         hint='write the parameters to a file {"jobs": [...]} and pass it with --schema FILE',
     )

@@ -1,0 +1,359 @@
+"""The quick way over aiohttp's connections; everything works without it.
+
+A connection from aiohttp's connector, one write, one response by aiohttp's parser. What a session
+would prepare for redirects, cookies, middlewares and traces, a start has none of, and a route
+knows its headers ahead: that takes half the time. The parts that are called are no documented
+API. Where the aiohttp at hand does not have them as they are known here, :func:`open_way` says so.
+
+Connections are kept here, not in aiohttp's pool, so that what happens to them between two requests
+is seen. A server may close one a few milliseconds after a good response, or send it a second
+response: either would cost the next start its own. So a kept connection rests before it is used
+again, while there are not too many that rest; both faults show themselves meanwhile.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import re
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import aiohttp
+
+from deslaunch.des.http import HEADERS, LINE, Response, Unasked, read_body
+
+if TYPE_CHECKING:
+    import ssl as ssl_module
+    from collections.abc import Callable, Mapping
+
+    from aiohttp.connector import Connection
+    from aiohttp.http import RawResponseMessage
+    from multidict import CIMultiDictProxy
+
+    from deslaunch.des.http import Route, Sending
+
+KEEPALIVE: Final = 2.0
+"""Seconds that an idle connection is kept: shorter than any server's own limit, because a
+start on a connection that the server closed meanwhile ends unknown."""
+
+REST: Final = 0.03
+"""Seconds for which a connection is left alone after a response."""
+
+SPARE: Final = 64
+"""Connections that rest at most; with more of them the oldest is used at once."""
+
+KEPT: Final = 65_536
+"""Bytes of what came back that are kept for a fault."""
+
+_HTTP_101: Final = 101
+_SECONDS: Final = re.compile(r"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
+_TIMED_OUT: Final = re.compile(rb"HTTP/1\.[01] 408 ")
+_READS: Final[Mapping[str, Any]] = {
+    "timer": None,
+    "skip_payload": False,
+    "read_until_eof": True,
+    "auto_decompress": False,
+    "read_timeout": None,
+    "read_bufsize": 1 << 16,
+    "timeout_ceil_threshold": 5,
+    "max_line_size": LINE,
+    "max_field_size": LINE,
+    "max_headers": HEADERS,
+}
+
+
+def known_parts() -> Mapping[Callable[..., object], str]:
+    """Return the parts of aiohttp that are called here, with the names of their parameters.
+
+    Raises:
+        ImportError: one of them is not where it was.
+        AttributeError: the same.
+    """
+    from aiohttp.client_proto import ResponseHandler  # noqa: PLC0415  # may be absent
+    from aiohttp.connector import Connection  # noqa: PLC0415  # may be absent
+
+    return {
+        aiohttp.ClientRequest.__init__: (
+            "self method url params headers skip_auto_headers data cookies auth version compress "
+            "chunked expect100 loop response_class proxy proxy_auth timer session ssl "
+            "proxy_headers traces trust_env server_hostname"
+        ),
+        aiohttp.TCPConnector.connect: "self req traces timeout",
+        Connection.close: "self",
+        ResponseHandler.set_response_params: "self " + " ".join(_READS),
+        ResponseHandler.read: "self",
+        ResponseHandler.__len__: "self",
+        ResponseHandler.is_connected: "self",
+        ResponseHandler.data_received: "self data",
+    }
+
+
+def is_known(parts: Callable[[], Mapping[Callable[..., object], str]] = known_parts) -> bool:
+    """Return True if aiohttp's parts are there and take what the quick way gives them."""
+    try:
+        return all(
+            set(inspect.signature(part).parameters) == set(names.split())
+            for part, names in parts().items()
+        )
+    except (ImportError, AttributeError):
+        return False
+
+
+IS_KNOWN: Final = is_known()
+
+
+class QuickWay:
+    """Sends requests over connections that it keeps. See ``http.Way`` for what it promises.
+
+    Args:
+        ssl: TLS settings, or None for the system's.
+        connect_timeout: seconds to resolve, connect and shake hands.
+        on_doubt: told once why connections are not to be reused any more, and what came.
+    """
+
+    def __init__(
+        self,
+        *,
+        ssl: ssl_module.SSLContext | None,
+        connect_timeout: float,
+        on_doubt: Callable[[str, bytes], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=ssl or True)
+        self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
+        self._on_doubt = on_doubt
+        self._reuses = True
+        self._idle: dict[str, deque[_Link]] = {}
+        self._sweeper: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        idle = sum(map(len, self._idle.values()))
+        return f"<QuickWay: {idle} idle, {'reusing' if self._reuses else 'not reusing'}>"
+
+    async def post(self, route: Route, sending: Sending) -> Response:
+        """Send a body once and return the response."""
+        with sending.limit:
+            link = self._take(route.origin) or await self._connect(route)
+
+        keeps = False
+
+        try:
+            with sending.limit:
+                message, content = await link.ask(route.head, sending)
+
+            body, flaw = await read_body(content, sending.limit, sending.most)
+
+            if link.has_more():
+                flaw = Unasked("two responses came to one request")
+                self.doubt(str(flaw), link.came)
+
+            if self._reuses and flaw is None and link.is_clean():
+                self._keep(link, message.headers)
+                keeps = True
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+            if link.served:
+                self.doubt("a kept connection was lost as a request was sent on it", link.came)
+
+            raise
+        finally:
+            sending.came = link.came
+
+            if not keeps:
+                link.close()
+
+        return Response(message.code, message.headers, body, flaw)
+
+    def doubt(self, why: str, came: bytes) -> None:
+        """Reuse no connection any more, and tell why."""
+        if self._reuses:
+            self.stop_reusing()
+            self._on_doubt(why, came)
+
+    def stop_reusing(self) -> None:
+        """Let each connection serve one request only, from now on."""
+        self._reuses = False
+        self._drop_idle()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        self._reuses = False
+        self._drop_idle()
+
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+
+        await self._connector.close()
+
+    def _take(self, origin: str) -> _Link | None:
+        """Return a connection that has rested, or None where a new one is to be made."""
+        idle = self._idle.get(origin)
+
+        if idle is None:
+            return None
+
+        now = self._loop.time()
+
+        while idle:
+            if now < idle[0].rests_until and len(idle) < SPARE:
+                return None
+
+            link = idle.popleft()
+
+            if link.is_usable(now):
+                return link
+
+            link.close()
+
+        return None
+
+    async def _connect(self, route: Route) -> _Link:
+        request = aiohttp.ClientRequest(
+            "POST",
+            route.url,
+            loop=self._loop,
+            proxy=route.proxy,
+            proxy_headers=None if route.proxy_headers is None else dict(route.proxy_headers),
+        )
+
+        try:
+            connection = await self._connector.connect(request, [], self._timeout)
+        except TimeoutError as exc:
+            raise aiohttp.ConnectionTimeoutError(f"no connection to {route.url} in time") from exc
+
+        return _Link(self, connection, route.origin)
+
+    def _keep(self, link: _Link, headers: CIMultiDictProxy[str]) -> None:
+        """Keep a connection for the next request, unless the server said how long it waits."""
+        now = self._loop.time()
+        seconds = KEEPALIVE
+
+        if (header := headers.get("Keep-Alive")) and (found := _SECONDS.search(header)):
+            seconds = min(seconds, int(found[1]) / 2)
+
+        link.rest(now + REST, now + seconds)
+        self._idle.setdefault(link.origin, deque()).append(link)
+
+        if self._sweeper is None:
+            self._sweeper = self._loop.call_later(KEEPALIVE, self._sweep)
+
+    def _sweep(self) -> None:
+        """Close what was idle for too long."""
+        self._sweeper = None
+        now = self._loop.time()
+
+        for idle in self._idle.values():
+            while idle and not idle[0].is_usable(now):
+                idle.popleft().close()
+
+        if any(self._idle.values()):
+            self._sweeper = self._loop.call_later(KEEPALIVE, self._sweep)
+
+    def _drop_idle(self) -> None:
+        for idle in self._idle.values():
+            while idle:
+                idle.popleft().close()
+
+
+class _Link(asyncio.Protocol):
+    """A connection; it stands before aiohttp's protocol and sees what comes before that does.
+
+    Attributes:
+        origin: what it leads to.
+        came: the first bytes that came back for the last request.
+        served: requests that got a whole response on it.
+        rests_until: when it may be used again, by the loop's clock.
+    """
+
+    def __init__(self, way: QuickWay, connection: Connection, origin: str) -> None:
+        assert connection.protocol is not None
+        assert connection.transport is not None
+        self.origin = origin
+        self.came = b""
+        self.served = 0
+        self.rests_until = 0.0
+        self._expires = 0.0
+        self._is_asked = False
+        self._way = way
+        self._connection = connection
+        self._handler = connection.protocol
+        self._transport = connection.transport
+        self._feed = self._handler.data_received
+        self._handler.set_response_params(**_READS)  # once: its parser reads one after the other
+        self._transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        if len(self.came) < KEPT:
+            self.came += data
+
+        self._feed(data)
+
+        if not self._is_asked:
+            self._handle_unasked(data)
+
+    def eof_received(self) -> None:
+        self._handler.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._handler.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._handler.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._handler.resume_writing()
+
+    async def ask(
+        self, head: bytes, sending: Sending
+    ) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
+        """Send a request and return its response, once the headers are there."""
+        if not self._handler.is_connected():
+            raise aiohttp.ClientConnectionResetError("the connection is closing")
+
+        sending.leave()
+        self.came = b""
+        self._is_asked = True
+        body = sending.body
+        self._transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
+        message, content = await self._handler.read()
+
+        while message.code // 100 == 1 and message.code != _HTTP_101:
+            message, content = await self._handler.read()
+
+        return message, content
+
+    def has_more(self) -> bool:
+        """Return True if another response waits behind the one that was read."""
+        return len(self._handler) > 0
+
+    def is_clean(self) -> bool:
+        """Return True if nothing of this request and its response is left on the way."""
+        return not (self._handler.should_close or self._transport.get_write_buffer_size())
+
+    def rest(self, until: float, expires: float) -> None:
+        """Leave the connection alone until a time; nothing is to come on it."""
+        self._is_asked = False
+        self.served += 1
+        self.rests_until = until
+        self._expires = expires
+
+    def is_usable(self, now: float) -> bool:
+        """Return True if a request may go over it."""
+        return now < self._expires and self._handler.is_connected()
+
+    def close(self) -> None:
+        """Close the connection, also where an upload has not ended."""
+        self._expires = 0.0
+
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
+
+        self._connection.close()
+
+    def _handle_unasked(self, data: bytes) -> None:
+        """Take note of what came between two requests; a 408 is only how some servers close."""
+        if self._expires:
+            self._expires = 0.0
+
+            if _TIMED_OUT.match(data) is None:
+                self._way.doubt("a response came that nobody asked for", data)
