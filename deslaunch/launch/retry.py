@@ -1,26 +1,48 @@
-"""What follows an attempt that did not start a run: again, later, or never.
+"""What an attempt that started no run means, and how long to wait before the next one.
 
-Pure: numbers in, a decision out. The engine sleeps. Only the wait generator of ``backoff`` is
-used: its decorators would sleep while a row keeps its slot, and shrink a Retry-After.
+Pure: an error and a few numbers in, an :class:`~deslaunch.model.Outcome` or seconds out; the
+session acts on it. Only the wait generator of ``backoff`` is used: its decorators would sleep
+while a row keeps its slot, and shrink a Retry-After.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
+from itertools import islice
 from typing import TYPE_CHECKING, Final, Protocol
 
 import backoff
 
-from deslaunch.errors import OutcomeUnknown, Rejected, ServerError
+from deslaunch.errors import (
+    CredentialsRefused,
+    DesError,
+    NotSent,
+    OutcomeUnknown,
+    Redirected,
+    Rejected,
+    ServerError,
+    Throttled,
+    Unauthorized,
+)
+from deslaunch.model import Outcome, Result, RowState
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from deslaunch.model import Start
+    from deslaunch.settings import Settings
 
-    from deslaunch.errors import DesError
+ERROR_LIMIT: Final = 4096
+"""Characters that are kept of what was wrong."""
 
-_LONGEST: Final = 2.0**62  # without any cap the doubling would outgrow a float
-_GATEWAY_GAVE_UP: Final = frozenset({504, 524})
+GATEWAY_GAVE_UP: Final = frozenset({504, 524})
+"""A gateway that gave up waiting says nothing of DES."""
+
+_MOST_DOUBLINGS: Final = 62  # without a cap the doubling would outgrow a float
+
+_STATES: Final = {
+    Result.STARTED: RowState.STARTED,
+    Result.REJECTED: RowState.REJECTED,
+    Result.FAILED: RowState.FAILED,
+    Result.UNKNOWN: RowState.UNKNOWN,
+}
 
 
 class Jitter(Protocol):
@@ -31,87 +53,105 @@ class Jitter(Protocol):
         ...
 
 
-class Retry5xx(Enum):
-    """Which 5XX answers are sent again.
+def verdict(error: DesError | CredentialsRefused, start: Start, settings: Settings) -> Result:
+    """Return what an error makes of its attempt; the first line that applies.
 
-    ``ALL`` takes 504 and 524 like any other; ``DEFAULT`` holds those two as unknown, since a
-    gateway that gave up waiting says nothing of DES; ``NONE`` holds every 5XX as unknown.
+    Args:
+        error: what the client raised.
+        start: what was sent.
+        settings: ``max_attempts``, ``retry_5xx`` and ``give_up_after``.
     """
+    match error:
+        case NotSent() | CredentialsRefused():
+            return Result.UNSENT
+        case Throttled() | Unauthorized() | Redirected():
+            return Result.THROTTLED
+        case Rejected():
+            return Result.REJECTED
+        case ServerError() | OutcomeUnknown() if _may_repeat(error, settings) and not start.auto:
+            # An auto row is never repeated: each run moves the feed on.
+            again = start.retries + 1 < settings.max_attempts
+            is_soon = (error.retry_after or 0.0) <= settings.give_up_after
+            return Result.RETRY if again and is_soon else Result.FAILED
+        case _:
+            return Result.UNKNOWN
 
-    ALL = "all"
-    DEFAULT = "default"
-    NONE = "none"
+
+def _may_repeat(error: DesError, settings: Settings) -> bool:
+    """Return True if DES's contract, or a person, allows the same start after this response."""
+    if error.status in GATEWAY_GAVE_UP:
+        return settings.retry_5xx == "all"
+
+    return isinstance(error, ServerError) and settings.retry_5xx != "none"
 
 
-class Decision(Enum):
-    """What becomes of a row whose attempt came back without a run."""
+def ended(
+    start: Start, result: Result, error: BaseException | str = "", not_before: float = 0.0
+) -> Outcome:
+    """Return the outcome of an attempt that started no run.
 
-    RETRY = "retry"
-    FAILED = "failed"
-    REJECTED = "rejected"
-    UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
-    """The rules of one session.
-
-    Attributes:
-        max_attempts: 5XX answers that a row may get in this session, at least 1; the last one
-            makes it failed.
-        max_wait: cap of a computed wait, seconds, above 0.
-        retry_5xx: which 5XX are sent again.
+    Args:
+        start: what was sent.
+        result: the verdict.
+        error: why.
+        not_before: seconds until the row may be sent again; means nothing for a final result.
     """
+    text, status, job_run_id = str(error), None, None
 
-    max_attempts: int = 5
-    max_wait: float = 60.0
-    retry_5xx: Retry5xx = Retry5xx.DEFAULT
+    if isinstance(error, DesError):
+        status, job_run_id = error.status, error.job_run_id
 
-    def decide(self, error: DesError, *, answers: int, auto: bool) -> Decision:
-        """Decide on a row after an answer, or after the loss of one.
+        # What can't be relied on is kept whole, for whoever looks for the run.
+        if result is Result.UNKNOWN and error.response and error.response not in text:
+            text = f"{text}\n{error.response}"
 
-        Args:
-            error: ServerError, OutcomeUnknown or Rejected; all else is the target's matter.
-            answers: 5XX answers that the row got in this session, this one included.
-            auto: the row uses an auto value: each run moves the feed on, so that a 5XX, after
-                which the run may exist, is never followed by another start.
-        """
-        if isinstance(error, Rejected):
-            return Decision.REJECTED
-
-        if auto or not self._may_retry(error):
-            return Decision.UNKNOWN
-
-        return Decision.RETRY if answers < self.max_attempts else Decision.FAILED
-
-    def _may_retry(self, error: DesError) -> bool:
-        if error.status in _GATEWAY_GAVE_UP:
-            answered = isinstance(error, ServerError | OutcomeUnknown)
-            return answered and self.retry_5xx is Retry5xx.ALL
-
-        return isinstance(error, ServerError) and self.retry_5xx is not Retry5xx.NONE
+    return Outcome(
+        row=start.row,
+        attempt=start.attempt,
+        key=start.key,
+        target=start.target,
+        job_id=start.job_id,
+        result=result,
+        state=_STATES.get(result, RowState.PENDING),
+        job_run_id=job_run_id,
+        status=status,
+        error=text[:ERROR_LIMIT],
+        not_before=None if result.is_final else not_before,
+    )
 
 
-def waits(max_wait: float, rng: Jitter) -> Iterator[float]:
-    """Yield the waits before a row's, or a target's, next tries, in seconds.
+def retry_wait(retries: int, asked: float | None, max_wait: float, rng: Jitter) -> float:
+    """Return the seconds before a row's next attempt.
 
-    Full jitter: the n-th wait lies evenly between 0 and the smaller of ``2 ** (n - 1)`` and
-    ``max_wait``, so that rows that failed together do not come back together.
+    Between half and all of 2 s, doubled for each retry before, at most ``max_wait``; never
+    shorter than DES asked for. Rows that failed together do not come back together.
+
+    Args:
+        retries: 5XX responses that the row got before this one, at least 0.
+        asked: Retry-After, seconds, or None.
+        max_wait: cap of the computed wait, seconds, above 0.
+        rng: the source of jitter.
     """
-    for ceiling in _ceilings(max_wait):
-        yield rng.uniform(0.0, ceiling)
+    ceiling = _ceiling(retries, 2.0, max_wait)
+    return max(asked or 0.0, rng.uniform(ceiling / 2, ceiling))
 
 
-def target_waits(max_wait: float, rng: Jitter) -> Iterator[float]:
-    """Yield the lengths of a target's pauses where DES named none, in seconds.
+def pause_wait(pauses: int, max_wait: float, rng: Jitter) -> float:
+    """Return the seconds of a target's pause where DES named none.
 
-    Half of each is certain: a pause of no length would be none.
+    Between half and all of 1 s, doubled for each pause before in a row, at most ``max_wait``.
+
+    Args:
+        pauses: pauses in a row before this one, at least 0.
+        max_wait: cap of the computed pause, seconds, above 0.
+        rng: the source of jitter.
     """
-    for ceiling in _ceilings(max_wait):
-        yield ceiling / 2 + rng.uniform(0.0, ceiling / 2)
+    ceiling = _ceiling(pauses, 1.0, max_wait)
+    return rng.uniform(ceiling / 2, ceiling)
 
 
-def _ceilings(max_wait: float) -> Iterator[float]:
-    ceilings = backoff.expo(base=2, factor=1, max_value=min(max_wait, _LONGEST))
+def _ceiling(doublings: int, factor: float, most: float) -> float:
+    ceilings = backoff.expo(base=2, factor=factor, max_value=most)
     next(ceilings)  # backoff's generators first yield None
-    yield from ceilings
+    number = min(doublings, _MOST_DOUBLINGS)
+    return float(next(islice(ceilings, number, None)))

@@ -1,849 +1,626 @@
-"""The engine: rows through slots into the journal.
+"""One launcher at work: rows are claimed, sent, and given back with what became of them.
 
-It knows neither HTTP nor files. It owns three protocols (:class:`Source` gives starts,
-:class:`Starter` sends one, :class:`Journal` keeps records) and asks the pure modules what to do:
-:mod:`~deslaunch.retry` about a row, :mod:`~deslaunch.throttle` about a target.
+One loop. A turn of it hands over the outcomes that came in and takes the rows that may be sent
+next, by ``await ledger.exchange(outcomes, claims)``: one durable transaction, which returns only
+what it committed. So by construction an intent is on disk before the first byte of its POST
+leaves, an outcome before anybody is told, and a kill leaves at most *slots* rows in doubt,
+because a turn never claims more than the free slots. While one turn commits, responses come in
+for the next.
 
-A slot is a worker. For each start it awaits the durable ``sending`` record, sends, and queues
-the outcome, which the journal writes ahead of the worker's next ``sending``: so a kill leaves
-at most *slots* rows in doubt. A row that must wait (a retry, a pause, a new token) gives its
-slot back; once four rows a slot wait or are on their way, nothing new is read.
-
-An ended row is reported only once its outcome is durable, in the order in which outcomes
-became durable.
+:mod:`~deslaunch.launch.retry` says what a response means, :mod:`~deslaunch.launch.target` when a
+target may be sent to; the ledger keeps the rows that wait, so that none holds a slot or memory.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from contextlib import suppress
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Final
 
-from deslaunch import records
-from deslaunch.errors import (
-    CredentialsRefused,
-    DesError,
-    LedgerWriteFailed,
-    ManifestConflict,
-    ManifestError,
-    NotSent,
-    Redirected,
-    Throttled,
-    Unauthorized,
-)
-from deslaunch.health import ErrorLimit, Health
-from deslaunch.model import (
+from deslaunch.errors import CredentialsRefused, DesError, LedgerError, NotSent, Unauthorized
+from deslaunch.events import (
     Draining,
-    Evidence,
+    Noted,
     Pulse,
     RetryPlanned,
-    RowState,
+    RowEnded,
     Stop,
-    Stopped,
     StopReason,
     TargetPaused,
+    TargetStopped,
     TokenRenewed,
 )
-from deslaunch.retry import Decision, RetryPolicy, target_waits, waits
-from deslaunch.throttle import Gate, Pacer, Pause, Throttle
+from deslaunch.launch.loop import SHORTEST_SLEEP, Workers, wait_for_news
+from deslaunch.launch.retry import ended, pause_wait, retry_wait, verdict
+from deslaunch.launch.target import Health, Pacer, Pause, Throttle
+from deslaunch.model import Outcome, Result, RowState, Sent, count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
-    from deslaunch.model import Event, StartedRun, StartRequest
-    from deslaunch.records import Record
-    from deslaunch.retry import Jitter
+    from deslaunch.des.client import DesClient
+    from deslaunch.events import Event
+    from deslaunch.launch.loop import Clock
+    from deslaunch.launch.retry import Jitter
+    from deslaunch.ledger.ledger import Ledger
+    from deslaunch.model import Start
+    from deslaunch.settings import Settings
 
-_SHORTEST_SLEEP: Final = 0.001  # uvloop's timers know milliseconds; a shorter one would spin
+RECORD_FOR: Final = 60.0
+"""Seconds that outcomes are offered to a ledger that fails, once none is awaited any more."""
 
-WAITING_PER_SLOT: Final = 4
-"""Rows a slot that may wait for a retry or a pause before reading stops."""
+PULSE_EVERY: Final = 1.0
+"""Seconds between two events that say how a session is getting on."""
 
-
-class Starter(Protocol):
-    """Sends starts to one target. One call is one attempt; it never retries."""
-
-    async def start(self, request: StartRequest, evidence: Evidence) -> StartedRun:
-        """Send one start.
-
-        Args:
-            request: what to send.
-            evidence: told when the first byte is about to leave.
-
-        Raises:
-            DesError: what became of it instead.
-            CredentialsRefused: there is no token; no byte left.
-        """
-        ...
-
-    async def probe(self) -> None:
-        """Return if DES answers a request that starts nothing.
-
-        Raises:
-            DesError: it does not.
-        """
-        ...
-
-    async def renew(self, refused: Unauthorized) -> None:
-        """Replace the refused token, once for all rows that wait for it.
-
-        Raises:
-            CredentialsRefused: no newer token could be had.
-            NotSent: one may be had later.
-        """
-        ...
+_ROUNDING: Final = 0.002  # the ledger's times are whole milliseconds
 
 
-class Journal(Protocol):
-    """Keeps records in the order in which they are appended."""
-
-    def append(self, record: Record) -> asyncio.Future[None]:
-        """Queue a record; the future is done once it is durable.
-
-        The future carries :class:`~deslaunch.errors.LedgerWriteFailed` where that failed.
-        """
-        ...
-
-
-class Source(Protocol):
-    """Gives the starts of a batch."""
-
-    async def read(self) -> Sequence[Start]:
-        """Return the next starts, in order; nothing at the end.
-
-        Raises:
-            ManifestError: the rows that were validated are not there any more.
-        """
-        ...
-
-
-class Clock(Protocol):
-    """Time, passed in."""
-
-    def now(self) -> float:
-        """Return seconds of a clock that only goes forward."""
-        ...
-
-    async def sleep(self, seconds: float) -> None:
-        """Return after ``seconds``."""
-        ...
-
-
-class SystemClock:
-    """The running event loop's time."""
-
-    def now(self) -> float:
-        """Return the event loop's time, seconds."""
-        return asyncio.get_running_loop().time()
-
-    async def sleep(self, seconds: float) -> None:
-        """Return after ``seconds``."""
-        await asyncio.sleep(seconds)
-
-
-class Start:
-    """One row on its way.
+class _Target:
+    """What a session knows of one target.
 
     Attributes:
-        request: what to send.
-        attempt: number of the next attempt, from 1, all sessions counted.
-        with_body: the next ``sending`` record carries the body.
-        answers: 5XX answers in this session.
-        renewed: it was refused with 401 once in this session.
-        waits: the waits before its next tries, seconds; made when first needed.
+        due: when its next row may be claimed, by the session's clock; infinity: there is none.
+        refused: generation of the refused token, by row, of rows that wait for a newer one.
+        is_resting: a pause is being sat out.
+        generation: of the newest token that a renewal was told for.
     """
 
-    __slots__ = ("answers", "attempt", "renewed", "request", "waits", "with_body")
+    __slots__ = ("client", "due", "generation", "health", "is_resting", "refused", "throttle")
 
-    def __init__(self, request: StartRequest, *, attempt: int = 1, with_body: bool = True) -> None:
-        self.request = request
-        self.attempt = attempt
-        self.with_body = with_body
-        self.answers = 0
-        self.renewed = False
-        self.waits: Iterator[float] | None = None
-
-    def __repr__(self) -> str:
-        return f"<Start {self.request.key!r} attempt {self.attempt}>"
+    def __init__(self, client: DesClient, throttle: Throttle, health: Health) -> None:
+        self.client = client
+        self.throttle = throttle
+        self.health = health
+        self.due = math.inf
+        self.refused: dict[int, int] = {}
+        self.is_resting = False
+        self.generation = 0
 
 
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """What tunes one session.
-
-    Attributes:
-        slots: starts in flight at most, at least 1.
-        slots_of: the same of single targets, where they get fewer.
-        rate: starts a second at most, above 0; None for no limit.
-        retry: the rules for 5XX answers.
-        give_up_after: seconds that a target may stay paused, above 0.
-        drain_timeout: seconds that rows in flight get after :meth:`Engine.drain`.
-        error_limit: rows of a target that may end without a run.
-    """
-
-    slots: int = 16
-    slots_of: Mapping[str, int] = field(default_factory=dict)
-    rate: float | None = None
-    retry: RetryPolicy = field(default_factory=RetryPolicy)
-    give_up_after: float = 900.0
-    drain_timeout: float = 60.0
-    error_limit: ErrorLimit = field(default_factory=ErrorLimit)
-
-
-class Engine:
+class Session:
     """One session of a batch.
 
     Args:
-        source: where the starts come from.
-        starters: by target.
-        journal: where records go.
+        ledger: a session of it has begun.
+        due: seconds until each target's first row may be claimed; None: it has none.
+        clients: by target.
         settings: slots, waits and limits.
-        ended: called with a start and its final record, once that is durable.
-        emit: called with each event but the rows' ends.
-        clock: time; the event loop's by default.
+        emit: called with each event, after what it tells of is on disk.
+        clock: time; it need not be the ledger's.
         rng: the source of jitter.
 
     Attributes:
         stops: why targets, or the session, ended early, in the order of happening.
-        unrecorded: (key, jobRunId) of runs whose record could not be written.
+        unrecorded: (key, jobRunId) of runs whose outcome could not be written.
+        started_now: rows that were started.
     """
 
     def __init__(
         self,
-        source: Source,
-        starters: Mapping[str, Starter],
-        journal: Journal,
-        settings: EngineSettings,
+        ledger: Ledger,
+        due: Mapping[str, float | None],
+        clients: Mapping[str, DesClient],
+        settings: Settings,
         *,
-        ended: Callable[[StartRequest, Record], None],
         emit: Callable[[Event], None],
         clock: Clock,
         rng: Jitter,
     ) -> None:
         self.stops: list[Stop] = []
         self.unrecorded: list[tuple[str, str]] = []
-        self._source = source
-        self._starters = starters
-        self._journal = journal
+        self.started_now = 0
+        self._ledger = ledger
         self._settings = settings
-        self._ended = ended
         self._emit = emit
         self._clock = clock
         self._rng = rng
         self._pacer = Pacer(settings.rate)
-        self._throttles = {target: self._throttle(target) for target in starters}
-        self._health = {target: Health(target, settings.error_limit) for target in starters}
-        self._fresh: deque[Start] = deque()
-        self._ready: dict[str, deque[Start]] = {target: deque() for target in starters}
-        self._parked = 0
-        self._asleep: set[Start] = set()
-        self._in_flight = 0
-        self._awaited = 0
-        self._sitting_out: set[str] = set()
-        self._pacing: set[asyncio.Task[Any]] = set()
-        self._generations = dict.fromkeys(starters, 0)
-        self._exhausted = False
-        self._draining = False
-        self._idle: deque[asyncio.Future[None]] = deque()
-        self._room = asyncio.Event()
-        self._settling: set[asyncio.Future[None]] = set()
+        self._targets = {name: self._target(name, client) for name, client in clients.items()}
+        self._rotation = deque(self._targets)
+        self._outcomes: list[Outcome] = []  # of rows that came back since the last turn began
+        self._open = 0  # rows whose intent is on disk and whose outcome is not
+        self._workers: Workers[tuple[Start, int]] = Workers(self._send)
+        self._news = asyncio.Event()
+        self._announcements: list[tuple[Event, str, str | None, str]] = []
+        self._is_feeding = False
+        self._is_draining = False
+        self._drain_ends: float | None = None
+        self._ended = 0
+        self._again: list[float] = []  # when rows that wait for a retry are due; with a limit
+        self._failing_since: float | None = None
         self._error: Exception | None = None
-        self._group: asyncio.TaskGroup | None = None
-        self._helpers: set[asyncio.Task[None]] = set()
-        self._workers: list[asyncio.Task[None]] = []
+        self._clocks: dict[str, float] = {}
+        self._set_due(due)
 
     def __repr__(self) -> str:
-        state = "draining" if self._draining else "at work"
-        waiting = self._parked + len(self._asleep)
-        return f"<Engine {state}: {self._in_flight} in flight, {waiting} waiting>"
+        state = "draining" if self._is_draining else "at work"
+        return f"<Session {state}: {self._workers.busy} in flight>"
 
-    # What the launcher calls.
+    def _target(self, name: str, client: DesClient) -> _Target:
+        settings = self._settings
+        slots = min(settings.concurrency, client.concurrency or settings.concurrency)
+        throttle = Throttle(
+            name,
+            slots=slots,
+            wait=lambda pauses: pause_wait(pauses, settings.max_wait, self._rng),
+            give_up_after=settings.give_up_after,
+        )
+        return _Target(client, throttle, Health(settings.error_limit))
+
+    # What the batch calls.
 
     def pulse(self) -> Pulse:
         """Return how the session is getting on."""
-        slots = sum(throttle.open_slots for throttle in self._throttles.values())
+        slots = sum(target.throttle.open_slots for target in self._targets.values())
+        left = None if self._drain_ends is None else self._drain_ends - self._clock.now()
         return Pulse(
-            in_flight=self._awaited,
-            waiting=self._parked + len(self._asleep),
-            slots=min(slots, self._settings.slots),
+            in_flight=self._workers.busy,
+            slots=min(slots, self._settings.concurrency),
+            drain=None if left is None else max(0.0, left),
         )
 
     async def run(self) -> None:
-        """Send all starts of the source; return when the last outcome is durable.
+        """Send all rows that may be sent; return when the last outcome is durable.
 
         Returns early after :meth:`drain`, :meth:`abandon`, or when every target stopped:
         ``stops`` says why, and what was not sent is pending. Don't cancel it; drain it.
 
         Raises:
-            Exception: whatever the source, a callback or a faulty starter raised, once all rows
-                in flight have ended and are recorded.
+            Exception: whatever a listener or a faulty client raised, once all rows in flight have
+                ended and are recorded.
         """
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            self._help(self._read())
-            self._workers = [group.create_task(self._work()) for _ in range(self._settings.slots)]
-            await asyncio.wait(self._workers)
-            self._cancel_helpers()
+        self._ledger.on_wait = self._tell_wait
+        self._workers.help(self._beat())
 
-        while self._settling:
-            await asyncio.wait(self._settling)
+        try:
+            while not self._is_over():
+                self._news.clear()
+                now = self._clock.now()
+                claims = self._claims(now)
+
+                if self._announcements:
+                    await self._announce()
+                elif claims or self._outcomes:
+                    await self._turn(claims)
+                else:
+                    await wait_for_news(self._news, self._clock, self._next_time(now))
+        finally:
+            await self._workers.aclose()
 
         if self._error is not None:
             raise self._error
 
-    def stop(self, target: str, reason: StopReason, message: str) -> None:
-        """End one target; its rows stay pending, the other targets go on."""
-        self._stop(self._throttles[target].stop(reason, message))
-
     def drain(self, stop: Stop | None = None) -> None:
-        """Send nothing new; rows in flight get ``drain_timeout`` seconds for their answers."""
+        """Send nothing new; rows in flight get ``drain_seconds`` for their responses."""
         if stop is not None:
-            self._note(stop)
+            self._note_stop(stop)
 
-        if self._draining:
+        if self._is_draining:
             return
 
-        self._draining = True
-        self._cancel_helpers()
-
-        for worker in self._pacing:
-            worker.cancel()
-
-        self._tell(Draining(self._awaited, self._settings.drain_timeout))
-        self._wake()
-
-        if self._group is not None and self._in_flight:
-            self._help(self._abandon_later())
+        seconds = self._settings.drain_seconds
+        self._is_draining = True
+        self._drain_ends = self._clock.now() + seconds
+        self._plan(Draining(self._workers.busy, seconds), "", None, "")
+        self._workers.help(self._abandon_after(seconds))
+        self._news.set()
 
     def abandon(self) -> None:
-        """Give up the rows in flight: those of which a byte left become unknown."""
+        """Give up the rows in flight: those of which a byte may have left become unknown."""
         self.drain()
+        self._workers.cancel_busy()
 
-        for worker in self._workers:
-            worker.cancel()
+    def stop(self, target: str, reason: StopReason, message: str) -> None:
+        """End one target; its rows stay pending, the other targets go on."""
+        self._stop(self._targets[target].throttle.stop(reason, message))
 
-    # Reading.
+    def feed(self, *, goes_on: bool, targets: Sequence[str] = ()) -> None:
+        """Tell that a program adds rows while the session is at work.
 
-    async def _read(self) -> None:
-        try:
-            while not self._draining and (starts := await self._source.read()):
-                self._fresh.extend(starts)
-                self._wake()
-                await self._until_room()
-        except asyncio.CancelledError as exc:
-            if _is_cancelled():
-                raise
+        Args:
+            goes_on: more may come, so that the session does not end.
+            targets: those that have new rows.
+        """
+        self._is_feeding = goes_on
 
-            self._fail(_as_error(exc))  # the caller's rows raised it: that is no end of them
-        except ManifestConflict as exc:
-            self._fail(exc)
-        except ManifestError as exc:
-            self.drain(Stop(StopReason.MANIFEST_CHANGED, str(exc)))
-        except Exception as exc:  # noqa: BLE001  # the caller's rows may raise anything
-            self._fail(exc)
-        finally:
-            self._exhausted = True
-            self._wake()
+        for name in targets:
+            self._targets[name].due = -math.inf
 
-    async def _until_room(self) -> None:
-        while not self._has_room():
-            self._room.clear()
-            await self._room.wait()
+        self._news.set()
 
-    def _has_room(self) -> bool:
-        return len(self._fresh) < self._settings.slots and not self._is_full()
+    async def note_clocks(self) -> None:
+        """Write by how much each target's clock is ahead, where that is new."""
+        clients = {name: target.client for name, target in self._targets.items()}
+        offsets = {n: c.clock_offset for n, c in clients.items() if c.clock_offset is not None}
+        known = self._clocks
 
-    def _is_full(self) -> bool:
-        under_way = self._parked + len(self._asleep) + self._in_flight
-        return under_way >= WAITING_PER_SLOT * self._settings.slots
+        if any(name not in known or abs(new - known[name]) > 1 for name, new in offsets.items()):
+            self._clocks = offsets
 
-    # Slots.
+            with suppress(LedgerError):  # a turn will fail too, and end the launch
+                await self._ledger.set_clocks(offsets)
 
-    async def _work(self) -> None:
-        while (start := await self._next()) is not None:
-            throttle = self._throttles[start.request.target]
-
-            try:
-                if not self._pacer.paces or await self._paced(throttle):
-                    await self._attempt(start, throttle)
-                else:
-                    self._park(start, first=True)
-            except Exception as exc:  # noqa: BLE001  # the rows of other slots must not be lost
-                self._fail(exc)
-            finally:
-                self._in_flight -= 1
-                throttle.end()
-
-    async def _next(self) -> Start | None:
-        """Return the next start that may be sent, or None when there will be none."""
-        while not self._draining:
-            start = self._take()
-
-            if start is not None:
-                if self._idle and (self._fresh or self._parked):
-                    self._wake()
-
-                return start
-
-            if self._is_over():
-                break
-
-            await self._change()
-
-        self._wake()
-        return None
+    # The loop.
 
     def _is_over(self) -> bool:
-        waiting = self._fresh or self._parked or self._asleep or self._in_flight
-        return self._exhausted and not waiting
+        if self._open or self._announcements:
+            return False
 
-    def _take(self) -> Start | None:
-        start = (self._take_parked() if self._parked else None) or self._take_fresh()
-        self._tell_of_room()  # rows may have been parked or dropped: nothing else would tell
-        return start
-
-    def _take_fresh(self) -> Start | None:
-        while self._fresh and not self._is_full():
-            start = self._fresh.popleft()
-
-            if self._throttles[start.request.target].admits(start.request.key):
-                return self._begun(start)
-
-            self._park(start)
-
-        return None
-
-    def _take_parked(self) -> Start | None:
-        for target, queue in self._ready.items():
-            if queue and self._throttles[target].admits(queue[0].request.key):
-                self._parked -= 1
-                return self._begun(queue.popleft())
-
-        return None
-
-    def _begun(self, start: Start) -> Start:
-        self._in_flight += 1
-        self._throttles[start.request.target].begin(start.request.key)
-        return start
-
-    def _park(self, start: Start, *, first: bool = False) -> None:
-        """Let a row wait for its target; a stopped target's rows are left pending."""
-        if self._throttles[start.request.target].stopped:
-            return
-
-        queue = self._ready[start.request.target]
-        self._parked += 1
-
-        if first:
-            queue.appendleft(start)
-        else:
-            queue.append(start)
-
-    # One attempt.
-
-    async def _attempt(self, start: Start, throttle: Throttle) -> None:
-        request = start.request
-        evidence = Evidence()
-
-        try:
-            run = await self._send(start, throttle, evidence)
-        except LedgerWriteFailed as exc:
-            self._ledger_failed(exc)
-        except asyncio.CancelledError:
-            self._given_up(start, evidence, "given up before an answer")
-            raise
-        except CredentialsRefused as exc:
-            self._keep(records.unsent(request.key, start.attempt, error=str(exc)))
-            self._stop(throttle.stop(StopReason.CREDENTIALS, str(exc)))
-        except Unauthorized as exc:
-            self._unauthorized(start, throttle, exc)
-        except (NotSent, Throttled, Redirected) as exc:
-            self._held_back(start, throttle, exc)
-        except DesError as exc:
-            self._refused(start, throttle, exc)
-        except Exception as exc:  # noqa: BLE001  # a fault of the starter must not lose its row
-            self._given_up(start, evidence, f"the starter failed with {type(exc).__name__}")
-            self._fail(exc)
-        else:
-            if run is not None:
-                throttle.started()
-                run_id = run.job_run_id
-                self._end(start, records.started(request.key, start.attempt, job_run_id=run_id))
-
-    async def _send(
-        self, start: Start, throttle: Throttle, evidence: Evidence
-    ) -> StartedRun | None:
-        """Send a start once its intent is durable.
-
-        Returns:
-            None where it was not sent: meanwhile its target was told to wait, or the session
-            to end.
-        """
-        request = start.request
-        alone = throttle.gate is Gate.ALONE
-        await self._journal.append(
-            records.sending(request, start.attempt, with_body=start.with_body)
-        )
-        start.with_body = False
-
-        if self._draining or not throttle.lets_go(alone=alone):
-            self._given_up(start, evidence, "held back before it was sent")
-            self._again(start)
-            return None
-
-        self._awaited += 1
-
-        try:
-            return await self._starters[request.target].start(request, evidence)
-        finally:
-            self._awaited -= 1
-
-    async def _paced(self, throttle: Throttle) -> bool:
-        """Wait for the start's turn; tell whether it may be sent then."""
-        seconds = self._pacer.wait(self._clock.now())
-
-        if not seconds:
+        if self._is_draining:
             return True
 
-        alone = throttle.gate is Gate.ALONE
-        worker = asyncio.current_task()
-        assert worker is not None
-        self._pacing.add(worker)
+        targets = self._targets.values()
+        is_left = any(t.due < math.inf and not t.throttle.is_stopped for t in targets)
+
+        if self._settings.limit is not None and self._ended >= self._settings.limit:
+            if is_left or self._is_feeding:
+                text = f"the limit of {count(self._settings.limit, 'row')} is reached"
+                self._is_draining = True
+                self._note_stop(Stop(StopReason.LIMIT, text))
+                return False
+
+            return True
+
+        return not is_left and not self._is_feeding
+
+    def _left(self, now: float) -> float:
+        """Return how many rows ``--limit`` still lets begin."""
+        if self._settings.limit is None:
+            return math.inf
+
+        while self._again and self._again[0] <= now:
+            heappop(self._again)
+
+        return self._settings.limit - self._ended - self._open - len(self._again)
+
+    def _claims(self, now: float) -> dict[str, int]:
+        """Return how many rows may be claimed now, by target; the targets take turns."""
+        if self._is_draining:
+            return {}
+
+        # A row whose outcome goes into this very turn gives its slot back.
+        slots = self._settings.concurrency - self._open + len(self._outcomes)
+        free = int(min(slots, self._pacer.allowed(now), self._left(now)))
+        claims = {}
+        self._rotation.rotate(-1)
+
+        for name in self._rotation:
+            target = self._targets[name]
+            wanted = min(free, target.throttle.room(now)) if target.due <= now else 0
+
+            if wanted > 0:
+                claims[name] = wanted
+                free -= wanted
+
+        return claims
+
+    def _next_time(self, now: float) -> float | None:
+        """Return when time alone lets a row be claimed; None where only news can."""
+        times = [
+            time
+            for target in self._targets.values()
+            if target.throttle.open_slots > target.throttle.in_flight
+            and (time := max(target.due, target.throttle.opens_at(now), self._pacer.opens_at(now)))
+            > now
+        ]
+        times += [time for time in self._again[:1] if time > now]
+        return min(times, default=math.inf) if times and min(times) < math.inf else None
+
+    async def _turn(self, claims: Mapping[str, int]) -> None:
+        """Record what came in, and send what the ledger lets have."""
+        outcomes, self._outcomes = self._outcomes, []
+        epochs = {name: self._targets[name].throttle.epoch for name in claims}
 
         try:
-            await self._clock.sleep(seconds)
-        finally:
-            self._pacing.discard(worker)
-
-        return not self._draining and throttle.lets_go(alone=alone)
-
-    def _given_up(self, start: Start, evidence: Evidence, cause: str) -> None:
-        """Record a start without an answer: in doubt as soon as one byte may have left."""
-        if evidence.sent:
-            self._end(start, records.unknown(start.request.key, start.attempt, cause=cause))
-        else:
-            self._keep(records.unsent(start.request.key, start.attempt, error=cause))
-
-    def _unauthorized(self, start: Start, throttle: Throttle, refused: Unauthorized) -> None:
-        """Hold the target back for a new token; where that one was refused, the target stops."""
-        self._keep_answer(start, refused)
-        throttle.answered(final=False)
-
-        if start.renewed:
-            message = "DES refused the new token as well"
-            self._stop(throttle.stop(StopReason.CREDENTIALS, message))
-        elif not self._draining and not throttle.stopped:
-            start.renewed = True
-            start.attempt += 1
-            self._asleep.add(start)
-            throttle.hold()
-            self._help(self._renew(start, throttle, refused))
-
-    async def _renew(self, start: Start, throttle: Throttle, refused: Unauthorized) -> None:
-        """Let the row be sent once more with a new token; without one the target stops."""
-        try:
-            await self._starters[throttle.target].renew(refused)
-        except CredentialsRefused as exc:
-            self._stop(throttle.stop(StopReason.CREDENTIALS, str(exc)))
-        except NotSent:
-            pass  # the row's next try meets it again, and pauses the target
-        except Exception as exc:  # noqa: BLE001  # a fault of the starter ends the session
-            self._fail(exc)
-        else:
-            self._renewed(throttle.target, refused.generation)
-        finally:
-            throttle.release()
-
-        self._return(start)
-
-    def _renewed(self, target: str, generation: int) -> None:
-        """Tell of a new token once, however many rows waited for it."""
-        if generation > self._generations[target]:
-            self._generations[target] = generation
-            self._tell(TokenRenewed(target))
-
-    def _held_back(self, start: Start, throttle: Throttle, error: DesError) -> None:
-        """Keep the row pending, and pause or stop its target."""
-        if isinstance(error, NotSent):
-            self._keep(records.unsent(start.request.key, start.attempt, error=str(error)))
-        else:
-            self._keep_answer(start, error)
-
-        self._wait_or_stop(throttle, throttle.held_back(error, self._clock.now()))
-        self._again(start)
-
-    def _refused(self, start: Start, throttle: Throttle, error: DesError) -> None:
-        start.answers += 1
-        decision = self._settings.retry.decide(
-            error, answers=start.answers, auto=start.request.auto
-        )
-
-        if decision is Decision.UNKNOWN:
-            self._doubt(start, throttle, error)
+            exchange = await self._ledger.exchange(outcomes, claims)
+        except Exception as exc:  # noqa: BLE001  # whatever it is, the outcomes must not be lost
+            self._outcomes[:0] = outcomes
+            await self._offer_again(exc)
             return
 
-        throttle.answered(final=decision is not Decision.RETRY)
+        self._open += len(exchange.starts) - len(outcomes)
+        self._pacer.take(len(exchange.starts))
+        now = self._clock.now()
 
-        if decision is Decision.RETRY:
-            self._retry(start, throttle, error)
-        else:
-            build = records.rejected if decision is Decision.REJECTED else records.failed
-            self._end(
-                start,
-                build(
-                    start.request.key,
-                    start.attempt,
-                    status=error.status,
-                    error=error.answer or str(error),
-                ),
-            )
+        self._set_due(exchange.due)
 
-    def _doubt(self, start: Start, throttle: Throttle, error: DesError) -> None:
-        self._end(
-            start,
-            records.unknown(
-                start.request.key,
-                start.attempt,
-                cause=str(error),
-                status=error.status,
-                job_run_id=error.job_run_id,
-                answer=error.answer,
-            ),
-        )
+        for sent, settled in zip(outcomes, exchange.outcomes, strict=True):
+            self._settle(sent, settled, now)
 
-        stop = throttle.lost(str(error))
+        for start in exchange.starts:
+            self._targets[start.target].throttle.in_flight += 1
+            self._workers.put((start, epochs[start.target]))
 
-        if stop is not None:
-            self._stop(stop)
+    def _set_due(self, due: Mapping[str, float | None]) -> None:
+        now = self._clock.now()
 
-    def _retry(self, start: Start, throttle: Throttle, error: DesError) -> None:
-        self._keep_answer(start, error)
+        for name in due.keys() & self._targets.keys():
+            seconds = due[name]
+            self._targets[name].due = math.inf if seconds is None else now + seconds
 
-        if self._draining or throttle.stopped:
+    def _settle(self, sent: Outcome, settled: Outcome, now: float) -> None:
+        """Tell of an outcome that is durable, and draw the conclusions for its target."""
+        target = self._targets[settled.target]
+        result = settled.result or Result.UNKNOWN
+
+        if not result.is_final:
+            self._expect(target, settled, now)
             return
 
-        if start.waits is None:
-            start.waits = waits(self._settings.retry.max_wait, self._rng)
+        self._ended += 1
+        self.started_now += result is Result.STARTED
 
-        wait = next(start.waits)
-        start.attempt += 1
-        self._asleep.add(start)
-        self._help(self._return_after(start, wait))
-        self._tell(RetryPlanned(start.request.key, start.request.target, error.status, wait))
+        if sent.result is Result.STARTED and result is Result.UNKNOWN:
+            self._note_repeated_run(target, settled)
 
-    def _again(self, start: Start) -> None:
-        start.attempt += 1
-        self._park(start, first=True)
+        self._tell(RowEnded(settled))
+        why = target.health.ended(settled, result)
 
-    # Waiting.
+        if why is not None and not target.throttle.is_stopped and not self._is_draining:
+            reason, message = why
+            is_refused = reason is StopReason.CONFIGURATION
+            status = target.health.forbidden[-1].status if is_refused else None
 
-    async def _return_after(self, start: Start, seconds: float) -> None:
-        await self._clock.sleep(seconds)
-        self._return(start)
+            if is_refused:  # the rows whose refusals stop it are pending again
+                self._outcomes += map(_take_back, target.health.forbidden)
+                self._open += len(target.health.forbidden)
 
-    def _return(self, start: Start) -> None:
-        """Let a row ask for a slot again, unless its target stopped meanwhile."""
-        if start in self._asleep:
-            self._asleep.remove(start)
-            self._park(start, first=True)
+            self._stop(target.throttle.stop(reason, message, status=status))
 
-        self._wake()
+    def _expect(self, target: _Target, outcome: Outcome, now: float) -> None:
+        """Take in that a row is to be sent again."""
+        seconds = outcome.not_before or 0.0
+        target.throttle.expect(now + seconds + _ROUNDING)
 
-    def _pause(self, throttle: Throttle, pause: Pause) -> None:
-        self._keep(records.pause(throttle.target, cause=pause.cause, seconds=pause.seconds))
-        self._tell(TargetPaused(throttle.target, pause.cause, pause.seconds))
+        if self._settings.limit is not None:
+            heappush(self._again, now + seconds + _ROUNDING)
 
-        if not self._draining and throttle.target not in self._sitting_out:
-            self._sitting_out.add(throttle.target)
-            self._help(self._sit_out(throttle))
+        if (
+            outcome.result is Result.RETRY
+            and not self._is_draining
+            and not target.throttle.is_stopped
+        ):
+            self._tell(RetryPlanned(outcome, seconds))
 
-    async def _sit_out(self, throttle: Throttle) -> None:
-        """Wait until a pause is over and a probe is answered, however often it is prolonged."""
-        try:
-            while (rest := throttle.rest(self._clock.now())) is not None:
-                if rest:  # a timer may ring a little early, and a pause may grow meanwhile
-                    await self._clock.sleep(max(rest, _SHORTEST_SLEEP))
-                else:
-                    await self._probe(throttle)
-        except Exception as exc:  # noqa: BLE001  # a fault of the starter must not lose rows
-            self._fail(exc)
-        finally:
-            self._sitting_out.discard(throttle.target)
-
-        self._wake()
-
-    async def _probe(self, throttle: Throttle) -> None:
-        try:
-            await self._starters[throttle.target].probe()
-        except DesError as exc:
-            self._wait_or_stop(throttle, throttle.still_down(exc, self._clock.now()))
-        else:
-            throttle.reopen(self._clock.now())
-
-    def _wait_or_stop(self, throttle: Throttle, decided: Pause | Stop | None) -> None:
-        if isinstance(decided, Stop):
-            self._stop(decided)
-        elif decided is not None:
-            self._pause(throttle, decided)
-
-    async def _abandon_later(self) -> None:
-        await self._clock.sleep(self._settings.drain_timeout)
-        self.abandon()
-
-    def _help(self, work: Coroutine[None, None, None]) -> None:
-        """Run something beside the workers that ends with them."""
-        assert self._group is not None
-        task = self._group.create_task(work)
-        self._helpers.add(task)
-        task.add_done_callback(self._helpers.discard)
-
-    def _cancel_helpers(self) -> None:
-        for task in self._helpers:
-            task.cancel()
-
-    async def _change(self) -> None:
-        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._idle.append(news)
-        await news
-
-    def _wake(self) -> None:
-        """Let one idle worker look again; it wakes the next where that may find something too.
-
-        To wake all would cost each row as many looks as there are slots.
-        """
-        while self._idle:
-            news = self._idle.popleft()
-
-            if not news.done():  # its worker may have been cancelled
-                news.set_result(None)
-                break
-
-        self._tell_of_room()
-
-    def _tell_of_room(self) -> None:
-        if not self._room.is_set() and self._has_room():
-            self._room.set()
-
-    # Records.
-
-    def _end(self, start: Start, record: Record) -> None:
-        """Queue a final outcome; the row has ended once it is durable."""
-        self._keep(record, partial(self._is_durable, start.request, record))
-
-    def _is_durable(self, request: StartRequest, record: Record) -> None:
-        """Report an ended row, and stop its target if it is one bad row too many."""
-        self._ended(request, record)
-        stop = self._health[request.target].ended(
-            RowState(record["record"]), job_id=request.job_id, status=record.get("status")
+    def _note_repeated_run(self, target: _Target, outcome: Outcome) -> None:
+        text = (
+            f"DES gave row {outcome.key!r} the jobRunId {outcome.job_run_id}, which another row "
+            "has already: the row is unknown"
         )
+        target.client.stop_reusing(text)
+        self._plan(Noted(text, is_warning=True), "repeatedRun", outcome.target, text)
 
-        if stop is not None and not self._draining:
-            self._stop(self._throttles[request.target].stop(stop.reason, stop.message))
+    # The ledger's failures.
 
-    def _keep_answer(self, start: Start, error: DesError) -> None:
-        self._keep(
-            records.answered(
-                start.request.key,
-                start.attempt,
-                status=error.status,
-                error=error.answer or str(error),
-            )
-        )
+    async def _offer_again(self, error: Exception) -> None:
+        """Wait before a turn that failed is tried again; once that is of no use, drop it."""
+        now = self._clock.now()
 
-    def _keep(self, record: Record, then: Callable[[], None] | None = None) -> None:
-        try:
-            future = self._journal.append(record)
-        except Exception as exc:  # noqa: BLE001  # a run that can't be recorded must be told
-            self._lose(record)
-            self._fail(exc)
-            return
+        if not isinstance(error, LedgerError):
+            self._error = self._error or error
 
-        self._settling.add(future)
-        future.add_done_callback(partial(self._settled, record, then))
-
-    def _settled(
-        self, record: Record, then: Callable[[], None] | None, future: asyncio.Future[None]
-    ) -> None:
-        self._settling.discard(future)
-        error = future.exception()
-
-        if error is None:
-            self._call(then)
-        else:
-            self._lose(record)
-            self._ledger_failed(error)
-
-    def _lose(self, record: Record) -> None:
-        """Keep the run of a record that is not on disk, for a person to write down."""
-        if record.get("jobRunId"):
-            self.unrecorded.append((record["key"], record["jobRunId"]))
-
-    def _ledger_failed(self, error: BaseException) -> None:
         if not any(stop.reason is StopReason.LEDGER for stop in self.stops):
             self.drain(Stop(StopReason.LEDGER, str(error)))
 
-    # Ends.
+        if self._failing_since is None or self._workers.busy:
+            self._failing_since = now
+
+        if now - self._failing_since >= RECORD_FOR:
+            self.unrecorded += [(o.key, o.job_run_id) for o in self._outcomes if o.job_run_id]
+            self._outcomes.clear()
+            self._open = 0
+        else:
+            await self._clock.sleep(1.0)
+
+    # One attempt.
+
+    async def _send(self, claimed: tuple[Start, int]) -> None:
+        """Send a row whose intent is on disk, unless its target was told to wait meanwhile."""
+        start, epoch = claimed
+        target = self._targets[start.target]
+
+        if self._is_draining or target.throttle.epoch != epoch:
+            outcome = ended(start, Result.UNSENT, "held back before it was sent")
+        else:
+            outcome = await self._attempt(start, target)
+
+        target.throttle.in_flight -= 1
+        self._outcomes.append(outcome)
+        self._news.set()
+
+    async def _attempt(self, start: Start, target: _Target) -> Outcome:
+        """Send a row once, and return what became of it, whatever happens."""
+        sent = Sent()
+
+        try:
+            try:
+                run = await target.client.start(start, sent)
+            except (DesError, CredentialsRefused) as exc:
+                return self._judge(target, start, exc)
+        except asyncio.CancelledError:
+            return ended(start, _doubt(sent), "given up before a response came")
+        except Exception as exc:  # noqa: BLE001  # a bug must not lose its row
+            self._fail(exc)
+            return ended(start, _doubt(sent), f"failed with {type(exc).__name__}: {exc}")
+
+        target.throttle.started()
+        target.refused.pop(start.row, None)
+        return Outcome(
+            start.row,
+            start.attempt,
+            start.key,
+            start.target,
+            start.job_id,
+            Result.STARTED,
+            RowState.STARTED,
+            run.job_run_id,
+        )
+
+    def _judge(
+        self, target: _Target, start: Start, error: DesError | CredentialsRefused
+    ) -> Outcome:
+        """Return the outcome of an attempt without a run, and let its target know."""
+        if isinstance(error, Unauthorized):
+            return self._refuse_token(target, start, error)
+
+        settings = self._settings
+        result = verdict(error, start, settings)
+        result, decided = target.throttle.take(error, result, self._clock.now())
+        target.refused.pop(start.row, None)
+        self._act(target, decided)
+        asked = error.retry_after if isinstance(error, DesError) else None
+        wait = 0.0
+
+        if result is Result.RETRY:
+            wait = retry_wait(start.retries, asked, settings.max_wait, self._rng)
+
+        return ended(start, result, error, wait)
+
+    def _refuse_token(self, target: _Target, start: Start, error: Unauthorized) -> Outcome:
+        """Hold the target for a new token; where that one was refused too, it stops."""
+        throttle = target.throttle
+        throttle.responded(final=False)
+        known = target.refused.get(start.row)
+
+        if known is not None and error.generation > known:
+            message = "DES refused the new token as well"
+            self._stop(throttle.stop(StopReason.CREDENTIALS, message))
+        elif not self._is_draining and not throttle.is_stopped:
+            target.refused[start.row] = error.generation
+            throttle.hold()
+            self._workers.help(self._renew(target, error))
+
+        return ended(start, Result.THROTTLED, error)
+
+    async def _renew(self, target: _Target, refused: Unauthorized) -> None:
+        """Let rows be sent with a new token; without one the target stops."""
+        try:
+            await target.client.renew(refused)
+        except CredentialsRefused as exc:
+            self._stop(target.throttle.stop(StopReason.CREDENTIALS, str(exc)))
+        except NotSent:
+            pass  # the next row meets it again, and pauses the target
+        except Exception as exc:  # noqa: BLE001  # a fault of the client ends the session
+            self._fail(exc)
+        else:
+            if refused.generation > target.generation:  # told once, however many rows waited
+                target.generation = refused.generation
+                name = target.throttle.target
+                self._plan(TokenRenewed(name), "token", name, "a new token is in use")
+        finally:
+            target.throttle.release()
+            self._news.set()
+
+    # Waiting.
+
+    def _act(self, target: _Target, decided: Pause | Stop | None) -> None:
+        if isinstance(decided, Stop):
+            self._stop(decided)
+        elif decided is not None:
+            name = target.throttle.target
+            event = TargetPaused(name, decided.cause, decided.seconds)
+            self._plan(event, "pause", name, f"{decided.seconds:.3f} s: {decided.cause}")
+
+            if not self._is_draining and not target.is_resting:
+                target.is_resting = True
+                self._workers.help(self._rest(target))
+
+    async def _rest(self, target: _Target) -> None:
+        """Wait until a pause is over and a probe got a response, however often it is prolonged."""
+        throttle = target.throttle
+
+        try:
+            while (rest := throttle.rest(self._clock.now())) is not None:
+                if rest:  # a timer may ring a little early, and a pause may grow meanwhile
+                    await self._clock.sleep(max(rest, SHORTEST_SLEEP))
+                    continue
+
+                try:
+                    await target.client.probe()
+                except DesError as exc:
+                    self._act(target, throttle.still_down(exc, self._clock.now()))
+                else:
+                    throttle.reopen(self._clock.now())
+        except Exception as exc:  # noqa: BLE001  # a fault of the client ends the session
+            self._fail(exc)
+        finally:
+            target.is_resting = False
+            self._news.set()
+
+    async def _beat(self) -> None:
+        """Once a second, tell how it goes, and look whether the ledger is still in its place."""
+        while True:
+            await self._clock.sleep(PULSE_EVERY)
+            self._tell(self.pulse())
+            await self.note_clocks()
+
+            if not self._is_draining and not self._ledger.is_in_place():
+                message = "the ledger's file was removed or replaced while it was in use"
+                self.drain(Stop(StopReason.LEDGER, message))
+
+    def _tell_wait(self, seconds: float) -> None:
+        message = (
+            f"the ledger has been locked by another program for {seconds:.0f} s; nothing is sent "
+            "meanwhile"
+        )
+        self._tell(Noted(message, is_warning=True))
+
+    async def _abandon_after(self, seconds: float) -> None:
+        await self._clock.sleep(seconds)
+        self.abandon()
+
+    # Ends, and what is told.
 
     def _stop(self, stop: Stop) -> None:
         """End one target; its rows stay pending, the other targets go on."""
-        assert stop.target is not None
-
         if any(known.target == stop.target for known in self.stops):
             return
 
-        self._note(stop)
-        queue = self._ready[stop.target]
-        self._parked -= len(queue)
-        queue.clear()
-        self._asleep = {start for start in self._asleep if start.request.target != stop.target}
+        self._note_stop(stop)
 
-        if all(throttle.stopped for throttle in self._throttles.values()):
+        if all(target.throttle.is_stopped for target in self._targets.values()):
             self.drain()
 
-        self._wake()
+        self._news.set()
 
-    def _note(self, stop: Stop) -> None:
+    def _note_stop(self, stop: Stop) -> None:
         self.stops.append(stop)
-        self._tell(Stopped(stop))
+        self._plan(TargetStopped(stop), "stop", stop.target, f"{stop.reason}: {stop.message}")
+
+    def _plan(self, event: Event, kind: str, target: str | None, text: str) -> None:
+        """Tell of something once it is in the ledger; without a kind it is only told."""
+        self._announcements.append((event, kind, target, text))
+        self._news.set()
+
+    async def _announce(self) -> None:
+        announcements, self._announcements = self._announcements, []
+
+        for event, kind, target, text in announcements:
+            if kind:
+                with suppress(LedgerError):  # a turn will fail too, and end the launch
+                    await self._ledger.note(kind, target, text)
+
+            self._tell(event)
 
     def _tell(self, event: Event) -> None:
-        self._call(partial(self._emit, event))
-
-    def _call(self, callback: Callable[[], None] | None) -> None:
-        """Call a listener; its error ends the session, not the record that it missed."""
-        if callback is None:
-            return
-
+        """Call the listener; its error ends the session, not the record that it missed."""
         try:
-            callback()
+            self._emit(event)
         except Exception as exc:  # noqa: BLE001  # a listener may raise anything
             self._fail(exc)
 
     def _fail(self, exc: Exception) -> None:
         self._error = self._error or exc
-
-        if not self._draining:
-            self.drain()
-
-    def _throttle(self, target: str) -> Throttle:
-        most = self._settings.slots
-        return Throttle(
-            target,
-            slots=min(most, self._settings.slots_of.get(target, most)),
-            waits=partial(target_waits, self._settings.retry.max_wait, self._rng),
-            give_up_after=self._settings.give_up_after,
-        )
+        self.drain()
 
 
-def _is_cancelled() -> bool:
-    """Tell whether this task was cancelled, and not only what it awaited."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _doubt(sent: Sent) -> Result:
+    return Result.UNKNOWN if sent else Result.UNSENT
 
 
-def _as_error(exc: asyncio.CancelledError) -> Exception:
-    error = RuntimeError("the rows broke off with a cancellation of their own")
-    error.__cause__ = exc
-    return error
+def _take_back(outcome: Outcome) -> Outcome:
+    """Return a refusal as one of its target, so that its row is what it was before."""
+    return outcome._replace(result=Result.THROTTLED, state=RowState.PENDING, not_before=0.0)

@@ -1,29 +1,59 @@
-"""When a target may be sent to: first contact, pauses, probes, and the reasons to stop.
+"""When a target may be sent to: first contact, pauses, probes, pace, and the reasons to stop.
 
-Pure: times are passed in (seconds of any clock that only goes forward), decisions come out,
-and the engine acts on them. One :class:`Throttle` per target is shared by all its rows.
+Pure: times are passed in (seconds of any clock that only goes forward), decisions come out, and
+the session acts on them. Each target has one :class:`Throttle` and one :class:`Health`, shared by
+all its rows.
 
 A target begins *alone*: one start, until the service has shown what it is. After a pause it is
 probed by a query, which starts nothing, and then alone again: one start at a time, and the rest
-follow once one is answered. So neither a dead service nor one that comes back is met by a storm.
+follow once one gets a response. So neither a dead service nor one that comes back is met by a
+storm.
 """
 
 from __future__ import annotations
 
+import math
+from collections import Counter, deque
 from dataclasses import dataclass
 from enum import Enum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from deslaunch.errors import Misconfigured, NotSent, Redirected, Throttled
-from deslaunch.model import Stop, StopReason
+from deslaunch.errors import (
+    CredentialsRefused,
+    Misconfigured,
+    NotSent,
+    Redirected,
+    Throttled,
+    TooLate,
+)
+from deslaunch.events import Stop, StopReason
+from deslaunch.model import Result
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from deslaunch.errors import DesError
+    from deslaunch.model import Outcome
+    from deslaunch.settings import ErrorLimit
 
 TRIES_TO_REACH: Final = 3
-"""Tries after which a target that never answered is given up."""
+"""Tries after which a target that was never reached is given up."""
+
+MISPLACED: Final = frozenset({403, 404, 405, 407, 415, 421, 426})
+"""Statuses that, as a target's first verdict, say that it is no place for these starts."""
+
+FORBIDDEN_IN_A_ROW: Final = 5
+"""403 responses in a row, over more than one job, that stop a target."""
+
+UNKNOWN_IN_A_ROW: Final = 5
+FAILED_IN_A_ROW: Final = 25
+"""Rows, with none started between them, that stop a target."""
+
+LONGEST_CREDIT: Final = 0.05
+"""Seconds of the rate that may be made up for at once, where the loop came late."""
+
+_IN_A_ROW: Final = {Result.UNKNOWN: UNKNOWN_IN_A_ROW, Result.FAILED: FAILED_IN_A_ROW}
 
 
 class Gate(Enum):
@@ -49,14 +79,20 @@ class Pause:
 
 
 class Throttle:
-    """The state of one target.
+    """Whether one target may be sent to, and how much.
 
     Args:
         target: its name.
         slots: starts in flight at most, at least 1. Each pause halves them; each start that
             succeeds gives a part of one back.
-        waits: makes the lengths of the pauses in a row for which DES names none, seconds.
+        wait: seconds of a pause for which DES names none, by the number of pauses in a row.
         give_up_after: seconds that it may stay paused, above 0.
+
+    Attributes:
+        epoch: grows with each pause, hold and stop: what was claimed in an earlier one must not
+            leave.
+        in_flight: rows that were claimed and have not come back.
+        stop_status: HTTP status that stopped the target, or None.
     """
 
     def __init__(
@@ -64,84 +100,62 @@ class Throttle:
         target: str,
         *,
         slots: int,
-        waits: Callable[[], Iterator[float]],
+        wait: Callable[[int], float],
         give_up_after: float,
     ) -> None:
         self.target = target
         self.gate = Gate.ALONE
+        self.epoch = 0
+        self.in_flight = 0
+        self.stop_status: int | None = None
         self._most = slots
         self._slots = float(slots)
-        self._new_waits = waits
+        self._wait = wait
         self._give_up_after = give_up_after
-        self._waits = waits()
-        self._in_flight = 0
         self._holds = 0
         self._reached = False
         self._introduced = False
-        self._contact: str | None = None
+        self._contact_due = -math.inf
         self._paused_since: float | None = None
         self._reopens = 0.0
         self._pauses = 0
 
     def __repr__(self) -> str:
-        return (
-            f"<Throttle {self.target!r} {self.gate.value} "
-            f"in flight {self._in_flight} of {self.slots}>"
-        )
+        return f"<Throttle {self.target!r} {self.gate.value}, {self.in_flight} of {self.slots}>"
 
     @property
     def slots(self) -> int:
-        """Starts that may be in flight now, at least 1."""
+        """Starts that may be in flight once it is open, at least 1."""
         return int(self._slots)
 
     @property
     def open_slots(self) -> int:
-        """Slots that rows may take now: 1 for a first contact, 0 during a pause or after a stop."""
+        """Slots that rows may have now: 1 for a first contact, 0 in a pause or after a stop."""
         if self._holds or self.gate in {Gate.PAUSED, Gate.STOPPED}:
             return 0
 
         return 1 if self.gate is Gate.ALONE else self.slots
 
     @property
-    def stopped(self) -> bool:
+    def is_stopped(self) -> bool:
         """The target has ended for this session."""
         return self.gate is Gate.STOPPED
 
-    def admits(self, key: str) -> bool:
-        """Tell whether the row ``key`` may start now."""
-        if self._holds:
-            return False
+    def room(self, now: float) -> int:
+        """Return how many more rows may be claimed now."""
+        if self.gate is Gate.ALONE and now < self._contact_due:
+            return 0  # the row of the first contact is sent again before any other
 
-        if self.gate is Gate.OPEN:
-            return self._in_flight < self.slots
+        return max(0, self.open_slots - self.in_flight)
 
-        return self.gate is Gate.ALONE and not self._in_flight and self._contact in {None, key}
-
-    def lets_go(self, *, alone: bool) -> bool:
-        """Tell whether a row that was admitted, and not sent yet, may still be sent.
-
-        Args:
-            alone: it was admitted as the target's only row.
-        """
-        if self._holds:
-            return False
-
-        return self.gate is Gate.OPEN or (alone and self.gate is Gate.ALONE)
-
-    def begin(self, key: str) -> None:
-        """Note that the row ``key`` is on its way."""
-        self._in_flight += 1
-
-        if self.gate is Gate.ALONE:
-            self._contact = key
-
-    def end(self) -> None:
-        """Note that a row is on its way no more, whatever became of it."""
-        self._in_flight = max(0, self._in_flight - 1)
+    def opens_at(self, now: float) -> float:
+        """Return when there may be room that only time brings; ``now`` where it is none."""
+        return max(now, self._contact_due) if self.gate is Gate.ALONE else now
 
     def hold(self) -> None:
-        """Admit nothing until :meth:`release` was called as often: a token is renewed."""
+        """Claim nothing until :meth:`release` was called as often: a token is renewed."""
         self._holds += 1
+        self.epoch += 1
 
     def release(self) -> None:
         """End one :meth:`hold`."""
@@ -152,17 +166,21 @@ class Throttle:
         if self._slots < self._most:
             self._slots = min(self._most, self._slots + 1 / self._slots)
 
-        self.answered(final=True)
+        self.responded()
 
-    def answered(self, *, final: bool) -> None:
-        """Take in an answer of the service.
+    def responded(self, *, final: bool = True) -> None:
+        """Take in a response of the service about a row.
 
         Args:
-            final: the row will not be sent again: started, rejected or failed. Only then do
-                the others follow a first contact.
+            final: the row ended: started, rejected or failed. Only then do the others follow a
+                first contact; else they wait until :meth:`expect` tells when it is sent again.
         """
         self._reached = True
-        self._introduced = self._introduced or final
+
+        if final:
+            self._introduced = True
+        elif not self._introduced:
+            self._contact_due = math.inf
 
         if self.gate is Gate.ALONE and self._introduced:
             self.gate = Gate.OPEN
@@ -170,27 +188,72 @@ class Throttle:
         if self._pauses and self.gate in {Gate.OPEN, Gate.ALONE}:
             self._paused_since = None
             self._pauses = 0
-            self._waits = self._new_waits()
+
+    def expect(self, due: float) -> None:
+        """Let the row of a first contact be sent again from ``due`` on, and no other before."""
+        if not self._introduced:
+            self._contact_due = due
+
+    def take(
+        self, error: DesError | CredentialsRefused, result: Result, now: float
+    ) -> tuple[Result, Pause | Stop | None]:
+        """Take in an attempt that started no run; a refused token is another matter.
+
+        Args:
+            error: why.
+            result: what the verdict table makes of it.
+            now: the time, seconds.
+
+        Returns:
+            What it makes of the row after all, since a refusal may be the target's rather than
+            the row's; and the pause or the end that follows for the target, if any.
+        """
+        if isinstance(error, CredentialsRefused):
+            return result, self.stop(StopReason.CREDENTIALS, str(error))
+
+        match result:
+            case Result.UNSENT | Result.THROTTLED:
+                # That it came too late to be sent is no fault of the target's.
+                return result, None if isinstance(error, TooLate) else self.held_back(error, now)
+            case Result.UNKNOWN:
+                return result, self.lost(str(error))
+            case Result.REJECTED:
+                stop = self.refused(error.status, str(error))
+                is_targets = self.stop_status is not None and self.stop_status == error.status
+                return Result.THROTTLED if is_targets else result, stop
+            case _:
+                self.responded(final=result is Result.FAILED)
+                return result, None
+
+    def refused(self, status: int | None, message: str) -> Stop | None:
+        """Take in a refusal; as a target's first verdict some statuses stop it."""
+        if not self._introduced and not self.is_stopped and status in MISPLACED:
+            return self.stop(
+                StopReason.CONFIGURATION,
+                f"its first response was {status}, is it a DES and the token for it? {message}",
+                status=status,
+            )
+
+        self.responded()
+        return None
 
     def lost(self, cause: str) -> Stop | None:
         """Take in a start whose outcome is unknown; as a first contact it stops the target."""
-        self._contact = None
-
-        if self._introduced or self.gate is Gate.STOPPED:
+        if self._introduced or self.is_stopped:
             return None
 
-        return self.stop(StopReason.FIRST_CONTACT, f"the first start got no usable answer: {cause}")
+        return self.stop(
+            StopReason.FIRST_CONTACT, f"the first start got no usable response: {cause}"
+        )
 
     def held_back(self, error: DesError, now: float) -> Pause | Stop | None:
-        """Take in a start that never left or was told to wait, or an answer not from DES.
+        """Take in a start that never left or was told to wait, or a response not from DES.
 
         Returns:
             The pause that begins, or the end of the target; None where the pause that goes on
             covers it.
         """
-        self._contact = None
-
-        if self.gate is Gate.STOPPED:
+        if self.is_stopped:
             return None
 
         if isinstance(error, Throttled):
@@ -210,7 +273,7 @@ class Throttle:
         return max(0.0, self._reopens - now) if self.gate is Gate.PAUSED else None
 
     def reopen(self, now: float) -> None:
-        """End a pause that is over: one row at a time may be sent, until DES answers one."""
+        """End a pause that is over: one row at a time may be sent, until DES responds to one."""
         if self.rest(now) == 0.0:
             self.gate = Gate.ALONE
 
@@ -228,21 +291,31 @@ class Throttle:
 
         return self._go_on_pausing(error, now)
 
-    def stop(self, reason: StopReason, message: str, *, resume_after: float | None = None) -> Stop:
+    def stop(
+        self,
+        reason: StopReason,
+        message: str,
+        *,
+        status: int | None = None,
+        resume_after: float | None = None,
+    ) -> Stop:
         """End the target for this session."""
         self.gate = Gate.STOPPED
+        self.epoch += 1
+        self.stop_status = status
         return Stop(reason, message, self.target, resume_after=resume_after)
 
     def _go_on_pausing(self, error: DesError, now: float) -> Pause | Stop:
+        seconds = self._wait(self._pauses)
         self._pauses += 1
-        seconds = self._seconds(error)
+
+        if error.retry_after is not None:  # never shortened, and not all at the same moment
+            seconds = error.retry_after + min(1.0, seconds)
 
         if self._paused_since is None:
             self._paused_since = now
 
-        stop = self._given_up(error, seconds, now)
-
-        if stop is not None:
+        if (stop := self._give_up(error, seconds, now)) is not None:
             return stop
 
         reopens = now + seconds
@@ -251,6 +324,7 @@ class Throttle:
             reopens = max(reopens, self._reopens)
 
         self.gate = Gate.PAUSED
+        self.epoch += 1
         self._reopens = reopens
         return Pause(reopens - now, str(error))
 
@@ -262,18 +336,9 @@ class Throttle:
             return None
 
         self._reopens = now + seconds
-        return self._given_up(error, seconds, now) or Pause(seconds, str(error))
+        return self._give_up(error, seconds, now) or Pause(seconds, str(error))
 
-    def _seconds(self, error: DesError) -> float:
-        """Return the pause's length: what was asked for, never shortened, or the next wait."""
-        jittered = next(self._waits)
-
-        if error.retry_after is not None:
-            return error.retry_after + min(1.0, jittered)
-
-        return jittered
-
-    def _given_up(self, error: DesError, seconds: float, now: float) -> Stop | None:
+    def _give_up(self, error: DesError, seconds: float, now: float) -> Stop | None:
         assert self._paused_since is not None
 
         if isinstance(error, NotSent) and not self._reached and self._pauses >= TRIES_TO_REACH:
@@ -293,6 +358,87 @@ class Throttle:
         )
 
 
+class Health:
+    """Whether a target's responses are so bad that going on would only do harm.
+
+    It takes in the rows that ended, in the order in which their outcomes became durable.
+
+    Args:
+        limit: how many rows may end without a run.
+
+    Attributes:
+        forbidden: the last 403 outcomes in a row, at most five.
+    """
+
+    def __init__(self, limit: ErrorLimit) -> None:
+        self.forbidden: deque[Outcome] = deque(maxlen=FORBIDDEN_IN_A_ROW)
+        self._limit = limit
+        self._ended = 0
+        self._errors = 0
+        self._in_a_row: Counter[Result] = Counter()
+        self._forbidden_jobs: set[str] = set()
+
+    def __repr__(self) -> str:
+        return f"<Health: {self._errors} of {self._ended} rows ended without a run>"
+
+    def ended(self, outcome: Outcome, result: Result) -> tuple[StopReason, str] | None:
+        """Take in a row that ended.
+
+        Args:
+            outcome: as it is on disk.
+            result: started, failed, rejected or unknown.
+
+        Returns:
+            Why the target stops, where this row is one too many.
+        """
+        self._ended += 1
+
+        if result is Result.STARTED:
+            self._in_a_row.clear()
+            self._forget_forbidden()
+            return None
+
+        self._errors += 1
+
+        if outcome.status == HTTPStatus.FORBIDDEN:
+            self.forbidden.append(outcome)
+            self._forbidden_jobs.add(outcome.job_id)
+
+            if len(self.forbidden) == FORBIDDEN_IN_A_ROW and len(self._forbidden_jobs) > 1:
+                return (
+                    StopReason.CONFIGURATION,
+                    "the last rows were all refused with 403 (forbidden), over several jobs",
+                )
+        else:
+            self._forget_forbidden()
+
+        return self._too_many_in_a_row(result) or self._too_many()
+
+    def _forget_forbidden(self) -> None:
+        self.forbidden.clear()
+        self._forbidden_jobs.clear()
+
+    def _too_many_in_a_row(self, result: Result) -> tuple[StopReason, str] | None:
+        self._in_a_row[result] += 1
+        limit = _IN_A_ROW.get(result, math.inf)
+
+        if self._in_a_row[result] < limit:
+            return None
+
+        message = f"{limit} rows became {result} with none started between them"
+        return StopReason.TOO_MANY_ERRORS, message
+
+    def _too_many(self) -> tuple[StopReason, str] | None:
+        if not self._limit.is_passed(self._errors, self._ended):
+            return None
+
+        message = (
+            f"{self._errors:,} of {self._ended:,} rows ended without a run, and --max-errors "
+            f"is {self._limit}"
+        )
+        return StopReason.TOO_MANY_ERRORS, message
+
+
 class Pacer:
     """Starts a second, at most.
 
@@ -302,18 +448,23 @@ class Pacer:
 
     def __init__(self, rate: float | None) -> None:
         self._interval = 0.0 if rate is None else 1.0 / rate
-        self._next = float("-inf")
+        self._next = -math.inf
 
-    @property
-    def paces(self) -> bool:
-        """There is a limit."""
-        return self._interval > 0
-
-    def wait(self, now: float) -> float:
-        """Take the next start's turn and return the seconds until it comes."""
+    def allowed(self, now: float) -> float:
+        """Return how many may start now; infinity where there is no limit."""
         if not self._interval:
-            return 0.0
+            return math.inf
 
-        turn = max(now, self._next)
-        self._next = turn + self._interval
-        return turn - now
+        # A loop that came a little late makes up for it; one that was idle does not.
+        if now - self._next > LONGEST_CREDIT:
+            self._next = now
+
+        return max(0, math.floor((now - self._next) / self._interval + 1e-6) + 1)
+
+    def take(self, starts: int) -> None:
+        """Note that so many of those allowed are starting."""
+        self._next += starts * self._interval
+
+    def opens_at(self, now: float) -> float:
+        """Return when the next one may start, at least ``now``."""
+        return max(now, self._next) if self._interval else now
