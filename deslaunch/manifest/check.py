@@ -1,319 +1,418 @@
-"""The first pass over a manifest: every row is checked before anything is sent."""
+"""Rows to checked rows: keys, schemas, and what the rows of one batch must not share.
+
+The same check serves ``check``, the import of a manifest, corrections, and the rows that a
+program hands over. Memory stays flat: the digests of keys lie in a private temporary SQLite
+table, which ends with its connection, and repeats are found in it at the end by GROUP BY.
+"""
 
 from __future__ import annotations
 
-import asyncio
-from collections import Counter
-from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
-from operator import attrgetter
-from typing import TYPE_CHECKING, Final
+import sqlite3
+import unicodedata
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
-from deslaunch.errors import CredentialsRefused, DesError, ManifestChanged, SchemaError
-from deslaunch.intake import Intake, InvalidRow
-from deslaunch.keys import NO_SUSPECTS, FirstLook
-from deslaunch.model import KEPT_PROBLEMS, ProblemGroup, Row
-from deslaunch.shards import Share
+from deslaunch.errors import InvalidManifest, ManifestError
+from deslaunch.events import ProblemGroup
+from deslaunch.manifest.rows import (
+    REPEAT_MARK,
+    Fault,
+    InvalidRow,
+    RowRules,
+    Warnings,
+    dump_row,
+    key_digest,
+    row_digest,
+    show,
+)
+from deslaunch.manifest.schema import Body, body_digest, unknown_job
+from deslaunch.model import AUTO, JobRunParameterValue, Problem, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-    from deslaunch.catalog import Catalog
-    from deslaunch.config import Settings
-    from deslaunch.keys import Suspects
-    from deslaunch.manifest import Fingerprint, Manifest
-    from deslaunch.model import RowProblem, StartRequest
-    from deslaunch.rows import Item
+    from deslaunch.manifest.schema import Schema
 
-    Observer = Callable[[StartRequest | InvalidRow], None]
+KEPT_PROBLEMS: Final = 1_000
+"""Problems, and groups of problems, that are kept."""
 
-CHUNK: Final = 256
-"""Rows that are in memory at a time."""
+_TABLES: Final = """
+PRAGMA journal_mode = OFF;
+PRAGMA temp_store = FILE;
+PRAGMA cache_size = -4096;
+CREATE TABLE keys (number INTEGER PRIMARY KEY, line INTEGER, digest BLOB, key TEXT, bad INTEGER);
+CREATE TABLE spelled (number INTEGER PRIMARY KEY, line INTEGER, digest BLOB);
+CREATE TABLE repeated (digest BLOB PRIMARY KEY) WITHOUT ROWID;
+"""
+_REPEATED: Final = """
+INSERT INTO repeated SELECT digest FROM keys GROUP BY digest HAVING count(*) > 1
+"""
+_REPEATS: Final = """
+SELECT * FROM (
+    SELECT number, line, digest, key, bad,
+           row_number() OVER digests AS copy, first_value(line) OVER digests AS first
+    FROM keys WHERE digest IN repeated
+    WINDOW digests AS (PARTITION BY digest ORDER BY number)
+)
+WHERE copy > 1 ORDER BY number
+"""
+_SPELLED: Final = """
+SELECT count(*), min(line) FROM spelled AS one
+WHERE digest IN (SELECT digest FROM keys)
+   OR EXISTS (SELECT 1 FROM spelled AS other
+              WHERE other.digest = one.digest AND other.number < one.number)
+"""
 
-_CHUNKS_A_VISIT: Final = 16
-"""Chunks that are checked in one visit to a worker thread, before an interrupt is looked for."""
 
-_READINGS: Final = 4
-"""A file at rest takes two."""
-
-_JOB: Final = attrgetter("target", "job_id")
-
-
-@dataclass(slots=True)
-class Validation:
-    """What the first pass found.
+class CheckedRow(NamedTuple):
+    """A row that can be started.
 
     Attributes:
-        fingerprint: of the file as it was read.
-        rows: data rows.
-        valid: rows that can be started.
-        problems: the first 1,000 problems in manifest order.
-        problem_count: how many there are in all.
-        groups: the first 1,000 different problems, each with the number of its rows.
-        suspects: the rows that may share their key with another.
-        share: the rows that are this launcher's, where the batch is a shard; else None.
-        jobs: rows that can be started, by target and jobId; empty where that was not asked for.
-        by_schema: a schema is among the reasons.
-        unconfirmed: why a fresher schema could not be had, where a cached one found rows
-            invalid; else None.
+        row: what the manifest says.
+        key: the row's own key, or the digest of what it says.
+        has_own_key: the manifest names the key.
+        body: what is sent; ``b""`` where the target's jobs could not be had.
+        digest: of the body, 16 bytes.
+        auto: a parameter uses the auto value.
+        says: what the ledger keeps of the row, for ``load_row``.
     """
 
-    fingerprint: Fingerprint
-    suspects: Suspects
-    share: Share | None = None
-    rows: int = 0
-    valid: int = 0
-    problems: list[RowProblem] = field(default_factory=list)
-    problem_count: int = 0
-    groups: list[ProblemGroup] = field(default_factory=list)
-    jobs: Counter[tuple[str, str]] = field(default_factory=Counter)
-    by_schema: bool = False
-    unconfirmed: Exception | None = None
-
-    @property
-    def invalid(self) -> int:
-        """Rows that can't be started."""
-        return self.rows - self.valid
-
-    @property
-    def whole(self) -> bool:
-        """The file could be read to its end."""
-        return self.fingerprint.whole
+    row: Row
+    key: str
+    has_own_key: bool
+    body: bytes
+    digest: bytes
+    auto: bool
+    says: str
 
 
-def make_intake(
-    catalog: Catalog, settings: Settings, *, file: str, suspects: Suspects = None
-) -> Intake:
-    """Return an intake with a batch's allowances.
+class Repeat(NamedTuple):
+    """A row whose key an earlier row has.
+
+    Attributes:
+        number: data row, from 1.
+        line: physical line, from 1.
+        key: the row's new key, or None where the row is invalid.
+        problem: why it is invalid, or None.
+    """
+
+    number: int
+    line: int
+    key: str | None
+    problem: Problem | None
+
+
+class Check:
+    """Checks the rows of one batch, each once and in order.
+
+    Not safe for several threads at a time; it may be called from one after another.
 
     Args:
-        catalog: the jobs.
-        settings: the allowances.
-        file: how problems name the file.
-        suspects: the rows that may share their key; None where nothing is known of that.
+        schemas: by target and jobId. A target's jobs must be there before its first row.
+        file: the manifest as it was named, printable.
+        targets: the names that rows may have; default: those of ``schemas`` and ``unchecked``.
+        unchecked: targets whose jobs can't be had: their rows are taken without a body.
+        allow_duplicates: rows that say exactly the same are all started.
+        allow_repeated_auto: a job's feed may be moved on by several rows of the batch.
+        known_auto: key of the auto row that the batch has already, by target and jobId.
+        renew: called once a target before its schema finds a row invalid; returns newer schemas,
+            or None. It may block.
+        is_immediate: :meth:`take` tells repeats at once, and :meth:`finish` none.
+
+    Attributes:
+        rows: how many were taken; a problem of the file as a whole is none.
+        invalid: how many of them can't be started.
+        count: how many problems there are.
+        problems: the first 1,000, in manifest order.
+        warnings: what may be a mistake.
+        renewed: targets that :attr:`renew` gave other jobs for: rows of them that were taken
+            before were checked by the older ones.
     """
-    return Intake(
-        catalog.schemas,
-        file=file,
-        targets=catalog.targets,
-        left_out=catalog.left_out,
-        allow_duplicates=settings.allow_duplicates,
-        allow_repeated_auto=settings.allow_repeated_auto,
-        suspects=suspects,
-    )
 
-
-async def validate(
-    manifest: Manifest,
-    catalog: Catalog,
-    settings: Settings,
-    *,
-    observe: Callable[[], Observer] | None = None,
-    poll: Callable[[], None] = lambda: None,
-    count_jobs: bool = False,
-) -> Validation:
-    """Check every row of a manifest.
-
-    Rows that a cached schema finds invalid are checked again by DES's own answer.
-
-    Args:
-        manifest: the file.
-        catalog: the jobs.
-        settings: the batch's allowances.
-        observe: called before each reading; what it returns is called with every row that is
-            this launcher's.
-        poll: called now and then; may raise to end the reading.
-        count_jobs: also count the valid rows by target and job.
-
-    Raises:
-        DesError: DES could not be asked for a target's jobs.
-        CredentialsRefused: no token that DES accepts.
-        SchemaError: DES's answer can't be read.
-        ManifestError: the file can't be read.
-    """
-    read = partial(_read, manifest, catalog, settings, observe, poll, count_jobs)
-    found = await read()
-
-    if not found.by_schema:
-        return found
-
-    try:
-        changed = await catalog.refresh()
-    except (DesError, CredentialsRefused, SchemaError) as exc:
-        found.unconfirmed = exc
-        return found
-
-    return await read(found.suspects) if changed else found
-
-
-async def _read(
-    manifest: Manifest,
-    catalog: Catalog,
-    settings: Settings,
-    observe: Callable[[], Observer] | None,
-    poll: Callable[[], None],
-    count_jobs: bool,  # noqa: FBT001  # handed on as it came
-    suspects: Suspects = NO_SUSPECTS,
-) -> Validation:
-    """Read a manifest, and once more where rows turned out to share a key, or may.
-
-    Raises:
-        ManifestChanged: it turned out otherwise each time.
-    """
-    for _ in range(_READINGS):
-        intake = make_intake(catalog, settings, file=manifest.name, suspects=suspects)
-        see = observe() if observe is not None else None
-        share = None if settings.of_shard is None else Share(settings.of_shard)
-        found = await _Pass(
-            manifest, catalog, intake, share, see, poll, count_jobs=count_jobs
-        ).run()
-
-        if found.suspects == suspects:
-            return found
-
-        suspects = found.suspects
-
-    raise ManifestChanged(
-        f"{manifest.path} changes while it is validated", hint="launch it once it is at rest"
-    )
-
-
-class _Pass:
     def __init__(
         self,
-        manifest: Manifest,
-        catalog: Catalog,
-        intake: Intake,
-        share: Share | None,
-        see: Observer | None,
-        poll: Callable[[], None],
+        schemas: Mapping[str, Mapping[str, Schema]],
         *,
-        count_jobs: bool,
+        file: str,
+        targets: Collection[str] = (),
+        unchecked: Collection[str] = (),
+        allow_duplicates: bool = False,
+        allow_repeated_auto: bool = False,
+        known_auto: Mapping[tuple[str, str], str] | None = None,
+        renew: Callable[[str], Mapping[str, Schema] | None] | None = None,
+        is_immediate: bool = False,
     ) -> None:
-        self._manifest = manifest
-        self._catalog = catalog
-        self._poll = poll
-        self._see = see
-        self._share = share
-        self._intake = intake
-        self._look = FirstLook()
-        self._count_jobs = count_jobs
-        self._jobs: Counter[tuple[str, str]] = Counter()
-        self._valid = self._problem_count = 0
-        self._problems: list[RowProblem] = []
-        self._groups: dict[tuple[str, str], tuple[RowProblem, int]] = {}
-        self._by_schema = False
-        self._ended = False
+        self._schemas = schemas
+        self._newer: dict[str, Mapping[str, Schema]] = {}
+        self._rules = RowRules(file)
+        self._targets = targets
+        self._unchecked = unchecked
+        self._allow_duplicates = allow_duplicates
+        self._allow_repeated_auto = allow_repeated_auto
+        self._auto = {job: (0, 0, key) for job, key in (known_auto or {}).items()}
+        self._renew = renew
+        self._asked: set[str] = set()
+        self._is_immediate = is_immediate
+        self._groups: dict[tuple[str, str], ProblemGroup] = {}
+        self._keys: list[tuple[int, int, bytes, str | None, bool]] = []
+        self.rows = self.invalid = self.count = 0
+        self.problems: list[Problem] = []
+        self._room = KEPT_PROBLEMS
+        self.warnings = Warnings(file)
+        self.renewed: set[str] = set()
+        self._table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        self._table.executescript(_TABLES)
 
-    async def run(self) -> Validation:
-        self._catalog.schemas.forget_warnings()
-        items = self._manifest.first_pass()
+        if is_immediate:
+            self._table.execute("CREATE INDEX digests ON keys (digest)")
 
-        while not self._ended:
-            chunk = await asyncio.to_thread(self._go_on, items)
-            self._poll()
+    def __enter__(self) -> Self:
+        return self
 
-            if chunk:
-                await self._catalog.load(targets_of(chunk))
-                await asyncio.to_thread(self._take_all, chunk)
+    def __exit__(self, *exc: object) -> None:
+        self.close()
 
-        return self._validation()
+    def close(self) -> None:
+        """Remove the temporary table."""
+        self._table.close()
 
-    def _go_on(self, items: Iterator[Item]) -> list[Item]:
-        """Check rows for a while; return the next ones if their targets must be loaded first."""
-        for _ in range(_CHUNKS_A_VISIT):
-            chunk = read_chunk(items)
+    @property
+    def valid(self) -> int:
+        """Rows that can be started."""
+        return self.rows - self.invalid
 
-            if not chunk:
-                self._ended = True
-            elif any(map(self._catalog.needs, targets_of(chunk))):
-                return chunk
+    @property
+    def groups(self) -> list[ProblemGroup]:
+        """The first 1,000 different problems, each with the number of its rows."""
+        return list(self._groups.values())
 
-            self._take_all(chunk)
-
-        return []
-
-    def _take_all(self, chunk: Sequence[Item]) -> None:
-        if self._see is None and self._intake.sees_no_repeats:
-            invalid = list(self._intake.check(chunk, self._look))
-
-            if self._share is not None:
-                self._share.take_all(chunk)
-        else:
-            invalid = list(self._shown(chunk, self._see))
-
-        self._valid += len(chunk) - len(invalid)
-
-        if self._count_jobs:
-            rows = (item for item in chunk if isinstance(item, Row))
-            self._jobs.update(map(_JOB, filter(self._is_in_share, rows)))
-            bad = (row.row for row in invalid if row.row is not None)
-            self._jobs.subtract(map(_JOB, filter(self._is_in_share, bad)))
-
-        for row in invalid:
-            self._note(row)
-
-    def _shown(self, chunk: Sequence[Item], see: Observer | None) -> Iterator[InvalidRow]:
-        """Let an observer see this launcher's rows; yield the invalid ones of all."""
-        for item in chunk:
-            taken = self._intake.take(item)
-
-            if isinstance(item, Row):
-                self._look.see(item)
-
-            if self._is_own(taken) and see is not None:
-                see(taken)
-
-            if isinstance(taken, InvalidRow):
-                yield taken
-
-    def _is_own(self, taken: StartRequest | InvalidRow) -> bool:
-        return self._share is None or self._share.take(taken.key, number_of(taken))
-
-    def _is_in_share(self, row: Row) -> bool:
-        return self._share is None or row.number in self._share
-
-    def _note(self, row: InvalidRow) -> None:
-        self._problem_count += len(row.problems)
-        self._problems += row.problems[: KEPT_PROBLEMS - len(self._problems)]
-        self._by_schema = self._by_schema or row.by_schema
-
-        for problem in row.problems:
-            self._group(problem)
-
-    def _group(self, problem: RowProblem) -> None:
-        first, rows = self._groups.get(problem.said, (problem, 0))
-
-        if rows or len(self._groups) < KEPT_PROBLEMS:
-            self._groups[problem.said] = first, rows + 1
-
-    def _validation(self) -> Validation:
-        fingerprint = self._manifest.fingerprint
-        return Validation(
-            fingerprint=fingerprint,
-            suspects=self._look.suspects,
-            share=self._share,
-            rows=fingerprint.rows,
-            valid=self._valid,
-            problems=self._problems,
-            problem_count=self._problem_count,
-            groups=[ProblemGroup(first, rows) for first, rows in self._groups.values()],
-            jobs=self._jobs,
-            by_schema=self._by_schema,
+    def error(self, message: str, hint: str = "") -> InvalidManifest:
+        """Return the error of a manifest that has problems."""
+        return InvalidManifest(
+            message, problems=self.problems, count=self.count, groups=self.groups, hint=hint
         )
 
+    def take(self, rows: Iterable[Row | InvalidRow]) -> list[CheckedRow | InvalidRow]:
+        """Return the rows that can be started, and why others can't, in their order."""
+        taken = [self._take(row) for row in rows]
+        self._store_keys()
+        return taken
 
-def number_of(taken: StartRequest | InvalidRow) -> int:
-    """Return the number of a data row."""
-    return taken.number if isinstance(taken, InvalidRow) else taken.row
+    def finish(self) -> Iterator[Repeat]:
+        """Yield the rows whose key an earlier row has, in manifest order; to be called once."""
+        self._warn_of_spellings()
+
+        if self._is_immediate:
+            return
+
+        self._room = KEPT_PROBLEMS  # any of these may precede those that are kept
+        self._execute(_REPEATED)
+
+        for number, line, digest, key, bad, copy, first in self._execute(_REPEATS):
+            if key is None and self._allow_duplicates:
+                yield Repeat(number, line, f"{digest.hex()}{REPEAT_MARK}{copy}", None)
+                continue
+
+            self.invalid += not bad
+            (problem,) = self._note([_repeated(key, digest, first)], number, line)
+            yield Repeat(number, line, None, problem)
+
+        self.problems.sort(key=lambda problem: problem.row)
+        del self.problems[KEPT_PROBLEMS:]
+
+    def _take(self, row: Row | InvalidRow) -> CheckedRow | InvalidRow:
+        if isinstance(row, InvalidRow):
+            self._keep(row.problems)
+            is_row = row.number > self.rows  # else it is what ended the reading
+            self.rows += is_row
+            self.invalid += is_row
+
+            if row.key is not None:
+                _, problems = self._take_key(row, row.key, key_digest(row.key), bad=True)
+                row = row._replace(problems=row.problems + problems)
+
+            return row
+
+        self.rows += 1
+        checked = self._check(row)
+        problems = () if isinstance(checked, Body) else checked
+        digest = bytes.fromhex(row_digest(row)) if row.key is None else key_digest(row.key)
+
+        if isinstance(checked, Body) and checked.auto and not self._allow_repeated_auto:
+            problems = self._check_feed(row, row.key or digest.hex())
+
+        self._keep(problems)
+        key, repeated = self._take_key(row, row.key, digest, bad=bool(problems))
+        problems += repeated
+        says = dump_row(row)
+
+        if problems or not isinstance(checked, Body):
+            self.invalid += 1
+            own = None if repeated else key
+            return InvalidRow(row.number, row.line, own, row.target, row.job_id, problems, says)
+
+        body, auto = checked
+        return CheckedRow(row, key, row.key is not None, body, body_digest(body), auto, says)
+
+    def _check(self, row: Row) -> Body | tuple[Problem, ...]:
+        if row.target in self._unchecked:
+            return Body(b"", _uses_auto(row))
+
+        jobs = self._newer.get(row.target) or self._schemas.get(row.target)
+
+        if jobs is None:
+            known = ", ".join(sorted({*self._targets, *self._schemas, *self._unchecked}))
+            message = (
+                f"there is no target {show(row.target)!r}: leave it out, or name one of {known}"
+            )
+            fault = Fault("target", f"a target that is known: {known}", row.target, message)
+            return self._rules.problems([fault], row.number, row.line)
+
+        checked = self._check_by(jobs, row, self.warnings)
+
+        if isinstance(checked, Body) or not (newer := self._ask_anew(row.target, jobs)):
+            return checked
+
+        return self._check_by(newer, row, None)
+
+    def _check_by(
+        self, jobs: Mapping[str, Schema], row: Row, warnings: Warnings | None
+    ) -> Body | tuple[Problem, ...]:
+        schema = jobs.get(row.job_id)
+
+        if schema is None:
+            return unknown_job(row, {**self._schemas, row.target: jobs}, self._rules.file)
+
+        return schema.check(row, self._rules.file, warnings)
+
+    def _ask_anew(self, target: str, jobs: Mapping[str, Schema]) -> Mapping[str, Schema] | None:
+        """Return a target's newer jobs, before one of its rows is called invalid by older ones."""
+        if self._renew is None or target in self._asked:
+            return None
+
+        self._asked.add(target)
+        newer = self._renew(target)
+
+        if newer is None:
+            return None
+
+        self._newer[target] = newer
+
+        if {job: schema.job for job, schema in jobs.items()} == {
+            job: schema.job for job, schema in newer.items()
+        }:
+            return None
+
+        self.renewed.add(target)
+        return newer
+
+    def _check_feed(self, row: Row, key: str) -> tuple[Problem, ...]:
+        """Return the problem of a second row that moves a job's feed on."""
+        number, line, known = self._auto.setdefault(
+            (row.target, row.job_id), (row.number, row.line, key)
+        )
+
+        if number == row.number or (not number and known == key):
+            return ()
+
+        other = f"line {line}" if number else f"the row {known} of the batch"
+        message = (
+            f"{other} uses an auto value of this job too, and the two runs would race for the same "
+            "data: put them into separate batches, or pass --allow-repeated-auto"
+        )
+        fault = Fault(
+            "", "one auto-value row for each job", f"a second one, after {other}", message
+        )
+        return self._rules.problems([fault], row.number, row.line)
+
+    def _take_key(
+        self, row: Row | InvalidRow, own: str | None, digest: bytes, *, bad: bool
+    ) -> tuple[str, tuple[Problem, ...]]:
+        """Return the row's key; where repeats are told at once, also what is wrong with it."""
+        self._keys.append((row.number, row.line, digest, own, bad))
+
+        if own is not None and not unicodedata.is_normalized("NFC", own):
+            same = key_digest(unicodedata.normalize("NFC", own))
+            self._execute("INSERT INTO spelled VALUES (?, ?, ?)", (row.number, row.line, same))
+
+        key = digest.hex() if own is None else own
+
+        if not self._is_immediate:
+            return key, ()
+
+        known = "SELECT count(*), min(line) FROM keys WHERE digest = ?"
+        copies, first = self._execute(known, (digest,)).fetchone()
+        self._store_keys()
+
+        if not copies:
+            return key, ()
+
+        if own is None and self._allow_duplicates:
+            return f"{key}{REPEAT_MARK}{copies + 1}", ()
+
+        return key, self._note([_repeated(own, digest, first)], row.number, row.line)
+
+    def _store_keys(self) -> None:
+        with _sqlite_errors():
+            self._table.executemany("INSERT INTO keys VALUES (?, ?, ?, ?, ?)", self._keys)
+
+        self._keys.clear()
+
+    def _execute(self, sql: str, parameters: tuple[object, ...] = ()) -> sqlite3.Cursor:
+        with _sqlite_errors():
+            return self._table.execute(sql, parameters)
+
+    def _warn_of_spellings(self) -> None:
+        times, line = self._execute(_SPELLED).fetchone()
+
+        if times:
+            message = "a key looks like another's and is spelled by other characters (NFC, NFD)"
+            self.warnings.add("key", message, line, times)
+
+    def _note(self, faults: list[Fault], number: int, line: int) -> tuple[Problem, ...]:
+        problems = self._rules.problems(faults, number, line)
+        self._keep(problems)
+        return problems
+
+    def _keep(self, problems: tuple[Problem, ...]) -> None:
+        self.count += len(problems)
+        self.problems += problems[: self._room]
+        self._room = max(self._room - len(problems), 0)
+
+        for problem in problems:
+            known = self._groups.get(problem.group_key)
+
+            if known is not None:
+                self._groups[problem.group_key] = ProblemGroup(known.first, known.rows + 1)
+            elif len(self._groups) < KEPT_PROBLEMS:
+                self._groups[problem.group_key] = ProblemGroup(problem)
 
 
-def read_chunk(items: Iterator[Item], size: int = CHUNK) -> list[Item]:
-    """Return the next items; none at the end."""
-    return list(islice(items, size))
+@contextmanager
+def _sqlite_errors() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as exc:
+        raise ManifestError(
+            f"the temporary table of keys can't be written: {exc}",
+            hint="make room in the temporary folder, or name another by TMPDIR",
+        ) from exc
 
 
-def targets_of(chunk: Sequence[Item]) -> set[str]:
-    """Return the targets that rows name."""
-    return {item.target for item in chunk if isinstance(item, Row)}
+def _uses_auto(row: Row) -> bool:
+    return any(
+        (value.value if isinstance(value, JobRunParameterValue) else value) is AUTO
+        for value in row.parameters.values()
+    )
+
+
+def _repeated(own: str | None, digest: bytes, line: int) -> Fault:
+    if own is not None:
+        message = f"key {show(own)!r} is that of line {line}: give this row another"
+        return Fault("key", "a key of its own", own, message)
+
+    message = (
+        f"the row says the same as line {line}, and would start the run twice: remove it, or pass "
+        "--allow-duplicates"
+    )
+    return Fault("", "a row that says something else", digest.hex(), message)

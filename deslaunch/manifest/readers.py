@@ -1,86 +1,78 @@
-"""Lines of text to rows: JSON Lines, and CSV with its columns and escapes.
+r"""Lines of bytes to rows, and rows to lines again: JSON Lines, and CSV with its cells and escapes.
 
 Pure. A reader numbers the rows, remembers the line where each begins, and gives an item for
 every one; where it can't go on it says so in one more item, and tells that it ended early.
 
-Lines are read some hundred at a time. Where all of them are plain, they are decoded together, in
-a third of the time; where one is not, they are read again with care, one by one.
+The cells of CSV: an empty cell is left out; ``\N`` is null, ``\A`` the auto value, ``\E`` the
+empty string; ``\\…`` begins with a backslash; any other leading backslash is an error. A key and
+a target know only ``\\…``; notes know no escapes.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
-from itertools import islice
-from typing import TYPE_CHECKING, Final, NamedTuple
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
 
-from deslaunch.model import AUTO, Row
-from deslaunch.rows import (
-    TEXT,
-    UNCLEAN,
+from deslaunch.errors import ManifestError
+from deslaunch.manifest.rows import (
+    NO_NOTES,
+    NOTES,
+    RESERVED,
+    RESULT_NAMES,
     Fault,
+    InvalidRow,
     Number,
     Unfit,
-    identity,
-    no_job,
-    plain_identity,
-    plain_row,
-    problems,
-    row_of,
+    Unread,
+    make_row,
+    row_from_object,
+    show,
+    unclean_fault,
 )
+from deslaunch.model import AUTO, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from deslaunch.model import ParameterValue, RowProblem
-    from deslaunch.rows import Item, RowDefaults
+    from deslaunch.manifest.rows import RowRules, Warnings
+    from deslaunch.model import ParameterValue
 
-MAX_LINE: Final = 1 << 20
+    Item = Row | InvalidRow
+
+MAX_RECORD: Final = 1 << 20
 """Bytes of a JSONL line, or of a CSV record with all its lines, newlines included."""
-
-MAX_HEADER_FAULTS: Final = 1_000
-"""Problems of a CSV's header that are told; a line of commas alone would have a million."""
-
-_SLICE: Final = 256
-"""Lines that are decoded together."""
-
-_FIELD: Final = 1 << 17
-"""Bytes from which on a CSV line is left to the csv module, which refuses so long a field."""
-
-_LONG: Final = 19  # characters; an integer below has less than 64 bits
 
 PREFIX: Final = "parameters."
 """Begins the column of a parameter whose own name would be read as another column's."""
 
-IGNORED: Final = "deslaunch."
-"""Begins the name of a column that is no part of the row."""
+NOTE_PREFIX: Final = f"{NOTES}."
+"""Begins a column of notes, in any case of letters."""
 
-RESERVED: Final = ("key", "target", "jobId")
-"""The columns that are no parameters."""
-
-_STATE: Final = f"{IGNORED}state"
-_SENT: Final = frozenset({"started", "unknown", "inFlight"})
+_MAX_HEADER_FAULTS: Final = 100  # a line of commas alone would have a million
 _ESCAPES: Final[Mapping[str, ParameterValue]] = {"\\N": None, "\\A": AUTO, "\\E": ""}
+_UNREADABLE_CELL: Final = "\\?"  # begins the cell of a value that no reader takes
 
-_SEPARATORS: Final = re.compile("[;\t|]")
-_CSV_CARE: Final = re.compile(rb'["\\\0\r]')
-_CELL: Final = r'(?:"[^"]*(?:""[^"]*)*"|[^",]*)'
-_RECORD: Final = re.compile(rf"{_CELL}(?:,{_CELL})*\r?\n?")
-
+_UNC: Final = re.compile(r"\\\\[^\\]+\\[^\\]")
+_TWO_BACKSLASHES: Final = (
+    r"a cell that begins with \\ is sent with one backslash; "
+    r"for \\server\share write \\\server\share"
+)
+_SWALLOWED: Final = (
+    "a cell holds line breaks, and lines that look like rows of this file; is a quote missing or "
+    "too many?"
+)
+_DATA: Final = re.compile(  # a number or a time, an escape, a GUID
+    r"[-+]?[0-9][0-9.:/-]*(?:[T ][0-9:.]+Z?)?|\\[NAE]"
+    r"|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+)
 _OLD_MAC: Final = Fault(
     "", "lines that end in \\n or \\r\\n", "\\r", "lines end in a bare \\r; save the file with \\n"
-)
-_LOOSE_QUOTE: Final = Fault(
-    "",
-    "RFC 4180 quoting",
-    '"',
-    "a quote stands inside a cell that is not quoted; quote the whole cell and double it",
-)
-_NO_HEADER: Final = Fault(
-    "", "a header line", "", "the CSV has no header line; write the names of its columns first"
 )
 
 
@@ -97,172 +89,186 @@ class Unreadable(Exception):
 
 
 class RowReader:
-    """Reads the rows of one pass.
+    """Reads the rows of a file once.
 
     Args:
-        file: what problems name as their file.
-        defaults: for what a row leaves out.
+        rules: defaults, and what is allowed.
+        warnings: gets what may be a mistake.
 
     Attributes:
         number: data rows so far.
         line: physical line where the present row begins.
-        whole: nothing kept the reading from the last line.
+        columns: the names in a CSV's header, as they were written.
+        is_whole: nothing kept the reading from the last line.
     """
 
-    def __init__(self, file: str, defaults: RowDefaults) -> None:
-        self._file = file
-        self._defaults = defaults
+    columns: tuple[str, ...] | None = None
+
+    def __init__(self, rules: RowRules, warnings: Warnings) -> None:
+        self._rules = rules
+        self._warnings = warnings
         self.number = 0
         self.line = 0
-        self.whole = True
+        self.is_whole = True
 
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self._file}: row {self.number}, line {self.line}>"
-
-    def items(self, blocks: Iterable[list[bytes]]) -> Iterator[Item]:
+    def items(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
         """Yield an item for every row, and one for what ended the reading early.
 
         Args:
-            blocks: physical lines with their newlines, some at a time. One over ``MAX_LINE``
+            blocks: physical lines with their newlines, some at a time. One over ``MAX_RECORD``
                 may have been cut, but not to less than a byte more. May raise ``Unreadable``.
         """
         try:
-            yield from self._rows(_slices(blocks))
+            yield from self._rows(blocks)
         except Unreadable as exc:
-            self.whole = False
-            yield self._problems(exc.faults)
+            self.is_whole = False
+            yield self._invalid(*exc.faults)
 
-    def _rows(self, slices: Iterator[list[bytes]]) -> Iterator[Item]:
+    def _rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
         raise NotImplementedError
 
-    def _problems(self, faults: Iterable[Fault]) -> tuple[RowProblem, ...]:
-        return problems(faults, file=self._file, line=max(self.line, 1), number=self.number)
+    def _invalid(self, *faults: Fault) -> InvalidRow:
+        return self._rules.invalid(faults, self.number, max(self.line, 1))
+
+    def _refuse_results(self, name: str) -> None:
+        """Refuse a file that results wrote, so that no row is in two batches by accident."""
+        if self._rules.is_batch_output_allowed:
+            return
+
+        message = (
+            f"{show(name)} is what 'deslaunch results --with-manifest' writes, so these rows are "
+            "in a batch already: go on with it by deslaunch resume LEDGER --corrections FILE"
+        )
+        raise Unreadable(Fault(name, "a manifest", name, message))
 
 
 class JsonlReader(RowReader):
-    """One JSON object a line."""
+    """One JSON object a line; no digit and no name that is given twice is lost."""
 
-    def __init__(self, file: str, defaults: RowDefaults) -> None:
-        super().__init__(file, defaults)
-        self._json = _ExactJson()
-
-    def _rows(self, slices: Iterator[list[bytes]]) -> Iterator[Item]:
-        for lines in slices:
-            yield from self._all_plain(lines) or self._one_by_one(lines)
-
-    def _all_plain(self, lines: list[bytes]) -> list[Row] | None:
-        """Return the rows of lines that orjson provably decodes without a loss, else None.
-
-        orjson rounds long integers and decimals to floats, and keeps the last of duplicate keys.
-        A row holds no float anywhere. Without a backslash in the lines, every string stands
-        between two quotes, so that as many quotes out as in means that no key was dropped; and
-        no string holds a NUL or a lone surrogate, since those can only be written as escapes.
-
-        The zero between two lines can't be taken for a part of either: no object has a member
-        without a name, and no plain row holds an array.
-        """
-        text = b"[%b]" % b",0,".join(lines)
-
-        if b"\\" in text or max(map(len, lines)) > MAX_LINE:
-            return None
-
-        try:
-            values = orjson.loads(text)
-            complete = orjson.dumps(values).count(b'"') == text.count(b'"')
-        except (orjson.JSONDecodeError, orjson.JSONEncodeError):  # the latter: nested too deep
-            return None
-
-        if not complete or len(values) != 2 * len(lines) - 1:
-            return None
-
-        return self._numbered(values[::2])
-
-    def _numbered(self, values: list[object]) -> list[Row] | None:
-        number, line, defaults = self.number, self.line, self._defaults
-        rows = []
-
-        for value in values:
-            number += 1
-            line += 1
-            row = plain_row(value, number, line, defaults)
-
-            if row is None:
-                return None
-
-            rows.append(row)
-
-        self.number, self.line = number, line
-        return rows
-
-    def _one_by_one(self, lines: list[bytes]) -> Iterator[Item]:
-        for line in lines:
-            self.line += 1
-
-            if line.isspace():
-                continue
-
-            self.number += 1
-            yield self._exact(line)
-
-    def _exact(self, line: bytes) -> Item:
-        """Return the row of a line, or all that is wrong with it."""
-        if len(line) > MAX_LINE:
-            return self._problems([_too_long("line")])
-
-        try:
-            value, faults = self._json.decode(line.decode().rstrip())
-        except UnicodeDecodeError as exc:
-            return self._problems([_undecodable(line, exc, self.line)])
-        except Unfit as exc:
-            return self._problems([Fault("", exc.expected, _text(line), exc.message)])
-
-        row = row_of(value, self.number, self.line, self._defaults, faults)
-        return row or self._problems(faults)
-
-
-def _integer(text: str) -> int | Number:
-    return int(text) if len(text) < _LONG else Number(text)
-
-
-class _ExactJson:
-    """Decodes JSON without losing a digit or a duplicate key."""
-
-    def __init__(self) -> None:
-        self._faults: list[Fault] = []
-        self._decoder = json.JSONDecoder(
+    def __init__(self, rules: RowRules, warnings: Warnings) -> None:
+        super().__init__(rules, warnings)
+        self._repeated: list[Fault] = []
+        self._decode = json.JSONDecoder(
             object_pairs_hook=self._object,
             parse_float=Number,
-            parse_int=_integer,
+            parse_int=Number,
             parse_constant=float,  # NaN and Infinity, refused where every float is
-        )
-
-    def decode(self, text: str) -> tuple[object, list[Fault]]:
-        """Return the value, and a fault for each name that an object gives twice.
-
-        Raises:
-            Unfit: no JSON, or nested too deep.
-        """
-        self._faults = []
-
-        try:
-            return self._decoder.decode(text), self._faults
-        except json.JSONDecodeError as exc:
-            message = f"this is no JSON: {exc.msg} (character {exc.pos + 1}); mend the line"
-            raise Unfit("one JSON object", message) from exc
-        except RecursionError as exc:
-            raise Unfit("one JSON object", "this is nested too deep; mend the line") from exc
+        ).decode
 
     def _object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
-        members: dict[str, object] = {}
+        members = dict(pairs)
 
-        for name, value in pairs:
-            if name in members:
-                message = "the name is given twice in one object; leave one of them out"
-                self._faults.append(Fault(name, "each name once", value, message))
-
-            members[name] = value
+        if len(members) < len(pairs):
+            names = [name for name, _ in pairs]
+            message = "the name is given twice in one object; leave one of them out"
+            self._repeated += [
+                Fault(name, "each name once", members[name], message)
+                for name in members
+                if names.count(name) > 1
+            ]
 
         return members
+
+    def _rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
+        head = next(blocks, [])
+
+        if fault := _form_of_jsonl(head):
+            raise Unreadable(fault)
+
+        for line in chain.from_iterable(chain((head,), blocks)):
+            self.line += 1
+
+            if not line.isspace():
+                self.number += 1
+                yield self._row(line)
+
+    def _row(self, line: bytes) -> Item:
+        if len(line) > MAX_RECORD:
+            return self._invalid(_too_long("line"))
+
+        self._repeated.clear()
+
+        try:
+            value = self._decode(line.decode().strip())
+        except UnicodeDecodeError as exc:
+            return self._invalid(_undecodable(line, exc, self.line))
+        except json.JSONDecodeError as exc:
+            message = f"this is no JSON: {exc.msg} (character {exc.pos + 1}); fix the line"
+            return self._invalid(Fault("", "one JSON object", _text(line), message))
+        except RecursionError:
+            message = "this is nested too deep; fix the line"
+            return self._invalid(Fault("", "one JSON object", _text(line), message))
+
+        if isinstance(value, dict) and isinstance(notes := value.get(NOTES), dict):
+            for name in notes:
+                if name.lower() in RESULT_NAMES:
+                    self._refuse_results(f"{NOTE_PREFIX}{name}")
+
+        # A NUL or half a surrogate pair can only be written as an escape.
+        is_clean = b"\\u" not in line
+        row = row_from_object(value, self.number, self._rules, self.line, is_clean=is_clean)
+
+        if not self._repeated:
+            return row
+
+        invalid = self._invalid(*self._repeated)
+        more = row.problems if isinstance(row, InvalidRow) else ()
+        return invalid._replace(key=row.key, problems=invalid.problems + more)
+
+
+def _form_of_jsonl(head: list[bytes]) -> Fault | None:
+    """Return the fault of a file that is no JSONL as a whole, or None."""
+    lines = [line.strip() for line in head if not line.isspace()]
+    first, others = (lines[0], lines[1:]) if lines else (b"{}", [])
+
+    if _is_json(first) and (first.startswith(b"{") or others):
+        return None
+
+    def fault(message: str) -> Fault:
+        return Fault("", "one JSON object a line", _text(first), message)
+
+    if first.startswith(b"["):
+        return fault("this is a JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl")
+
+    if first.startswith(b"{"):
+        if first.endswith(b",") and _is_json(first[:-1]):
+            message = "each object ends in a comma; end the lines without: sed 's/,$//' OLD > NEW"
+            return fault(message)
+
+        if first == b"{" or _begins_with_json(head):
+            message = "one object takes several lines; write each in one: jq -c . OLD > NEW.jsonl"
+            return fault(message)
+
+        return None
+
+    if others and others[0].startswith(b"{"):
+        return None
+
+    if re.search(rb"[,;\t|]", first):
+        return fault("this looks like CSV; pass --format csv, or name the file .csv")
+
+    return fault("this is no JSONL; write one object a line, or pass --format csv for CSV")
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+
+    return True
+
+
+def _begins_with_json(lines: list[bytes]) -> bool:
+    """Return True if an object begins in the first line and ends in a later one."""
+    text = b"".join(lines).decode("utf-8", "replace").lstrip()
+
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+
+    return "\n" in text[:end]
 
 
 class _Columns(NamedTuple):
@@ -272,278 +278,243 @@ class _Columns(NamedTuple):
         width: cells of a row.
         reserved: index and name of ``key``, ``target`` and ``jobId``, where they are columns.
         parameters: index and name of each parameter.
-        states: index of each column that tells what became of the row in another batch.
-        no_job: the fault of a row that names no job.
+        notes: index and name of each note.
+        near_job_id: a column that may have been meant to name the job.
     """
 
     width: int
     reserved: tuple[tuple[int, str], ...]
     parameters: tuple[tuple[int, str], ...]
-    states: tuple[int, ...]
-    no_job: Fault
+    notes: tuple[tuple[int, str], ...]
+    near_job_id: str | None
 
 
 class CsvReader(RowReader):
     """A header line, then RFC 4180 records."""
 
-    def __init__(self, file: str, defaults: RowDefaults) -> None:
-        super().__init__(file, defaults)
-        self._columns: _Columns | None = None
-        self._lines: list[bytes] = []
-        self._at = 0
-        self._read = 0
+    def __init__(self, rules: RowRules, warnings: Warnings, delimiter: str = ",") -> None:
+        super().__init__(rules, warnings)
+        self._delimiter = delimiter
+        self._read = 0  # physical lines
+        self._record: list[str] = []
         self._size = 0
         self._damage: Fault | None = None
-        self._quoted: list[str] = []
-        self._escapes = False
         self._ended = False
+        cell = rf'(?:"[^"]*(?:""[^"]*)*"|[^"{re.escape(delimiter)}]*)'
+        self._quoting = re.compile(rf"{cell}(?:{re.escape(delimiter)}{cell})*\r?\n?")
+        csv.field_size_limit(max(MAX_RECORD, csv.field_size_limit()))
 
-    def _rows(self, slices: Iterator[list[bytes]]) -> Iterator[Item]:
-        columns = self._columns = self._header(slices)
+    def _rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
+        head = next(blocks, [])
+        records = self._records(chain.from_iterable(chain((head,), blocks)))
+        names = next(records, None)
+        following = self._peek(head)
 
-        while self._has_lines(slices):
-            rows = self._all_plain(columns)
+        if names is None:
+            message = "the CSV has no header line; write the names of its columns first"
+            raise Unreadable(Fault("", "a header line", "", message))
 
-            if rows is not None:
-                yield from rows
-                continue
+        faults = [self._damage] if self._damage else self._faults_of_header(names, following)
 
-            for cells in self._records(slices):
-                if len(cells) == 1 < columns.width and not cells[0].strip():
-                    continue  # a line of blanks
+        if faults:
+            raise Unreadable(*faults)
 
-                self.number += 1
-                yield self._item(cells, columns)
+        self.columns = tuple(names)
+        columns = _columns(names)
 
-    def _has_lines(self, slices: Iterator[list[bytes]]) -> bool:
-        """Tell whether there are more lines; go on to the next slice for them."""
-        if self._at == len(self._lines):
-            self._lines, self._at = next(slices, []), 0
+        for cells in records:
+            self.number += 1
+            yield self._row(cells, columns, names)
 
-        return self._at < len(self._lines)
-
-    def _all_plain(self, columns: _Columns) -> list[Row] | None:
-        """Return the rows of the slice's remaining lines, if not one needs care, else None."""
-        lines = self._lines[self._at :]
-        text = b"".join(lines).replace(b"\r\n", b"\n")
-
-        if _CSV_CARE.search(text) or max(map(len, lines)) >= _FIELD:
-            return None
-
-        try:
-            records = text.decode().removesuffix("\n").split("\n")
-        except UnicodeDecodeError:
-            return None
-
-        rows = self._numbered(records, columns)
-
-        if rows is not None:
-            self._at = len(self._lines)
-            self._read += len(rows)
-            self.number += len(rows)
-
-        return rows
-
-    def _numbered(self, records: list[str], columns: _Columns) -> list[Row] | None:
-        number, line, rows = self.number, self._read, []
-        told = bool(columns.states)
-
-        for record in records:
-            cells = record.split(",")
-            number += 1
-            line += 1
-
-            if len(cells) != columns.width or not record or (told and _was_sent(cells, columns)):
-                return None
-
-            try:
-                said = plain_identity(_filled(cells, columns.reserved), self._defaults)
-            except Unfit:
-                return None
-
-            rows.append(Row(number, line, *said, _filled(cells, columns.parameters)))
-
-        return rows
-
-    def _records(self, slices: Iterator[list[bytes]]) -> Iterator[list[str]]:
-        """Yield the records that are not blank, with ``line``, ``_damage`` and ``_escapes`` set.
-
-        Ends where a slice ends together with a record.
+    def _records(self, lines: Iterator[bytes]) -> Iterator[list[str]]:
+        """Yield the records that are not blank, with ``line``, ``_damage`` and ``_record`` set.
 
         Raises:
             Unreadable: where the record ends can't be told.
         """
-        reader = csv.reader(self._texts(slices), strict=True)
+        reader = csv.reader(self._texts(lines), strict=True, delimiter=self._delimiter)
         self._begin_record()
 
         try:
             for cells in reader:
-                if self._quoted:
-                    self._check_quotes()
+                text = self._record[0] if len(self._record) == 1 else "".join(self._record)
 
-                if cells:
+                if '"' in text and self._damage is None:
+                    self._damage = self._fault_of_quotes(text)
+
+                if self._damage or any(cells if len(cells) != 1 else cells[0].strip()):
                     yield cells
-
-                if self._at == len(self._lines):
-                    return
 
                 self._begin_record()
         except csv.Error as exc:
-            raise self._broken(_bad_csv(str(exc), ended=self._ended)) from exc
+            self.number += self.columns is not None  # the broken record is a row, or the header
+            raise Unreadable(self._fault_of_csv(str(exc))) from exc
 
     def _begin_record(self) -> None:
         self.line = self._read + 1
         self._size = 0
         self._damage = None
-        self._escapes = False
+        self._record = []
 
-    def _texts(self, slices: Iterator[list[bytes]]) -> Iterator[str]:
+    def _texts(self, lines: Iterator[bytes]) -> Iterator[str]:
         """Yield lines as text; what is wrong with one of them is its record's damage."""
-        while self._has_lines(slices):
-            line = self._lines[self._at]
-            self._at += 1
+        for line in lines:
             self._read += 1
-            yield self._text_of(line)
+            self._size += len(line)
+
+            if self._size > MAX_RECORD:
+                self.number += self.columns is not None
+                raise Unreadable(_OLD_MAC if b"\r" in line[:-2] else _too_long("record"))
+
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as exc:
+                text = _text(line)
+                self._damage = self._damage or _undecodable(line, exc, self._read)
+
+            if "\0" in text:
+                self._damage = self._damage or unclean_fault("", text)
+                text = text.replace("\0", "\ufffd")  # csv refuses it before Python 3.11.4
+
+            self._record.append(text)
+            yield text
 
         self._ended = True
 
-    def _text_of(self, line: bytes) -> str:
-        self._size += len(line)
+    def _fault_of_quotes(self, text: str) -> Fault | None:
+        """Return the fault of a quote in a bare cell, which csv would take as it stands."""
+        if self._quoting.fullmatch(text):
+            return None
 
-        if self._size > MAX_LINE:
-            raise self._broken(_OLD_MAC if b"\r" in line[:-2] else _too_long("record"))
+        delimiter = re.escape(self._delimiter)
+
+        if found := re.search(rf'(?:^|{delimiter})(="[^"]*")', text):
+            message = f"{found[1]} is a spreadsheet's formula; write the text alone, without ="
+            return Fault("", "a text", found[1], message)
+
+        if re.search(rf'(?:^|{delimiter})\s+"', text):
+            message = "a blank stands before a quote; remove it, so that the quote begins the cell"
+            return Fault("", "RFC 4180 quoting", ' "', message)
+
+        message = (
+            "a quote stands inside a cell that is not quoted; quote the whole cell and double it"
+        )
+        return Fault("", "RFC 4180 quoting", '"', message)
+
+    def _fault_of_csv(self, why: str) -> Fault:
+        if self._ended:
+            message = "a quote opened in this row is never closed; close it"
+            return Fault("", "a closing quote", "the end of the file", message)
+
+        if why.startswith("new-line"):
+            return _OLD_MAC
+
+        fault = self._fault_of_quotes("".join(self._record))
+        message = f"the CSV can't be read from this row on ({why}); fix its quotes"
+        return fault or Fault("", "RFC 4180 quoting", why, message)
+
+    def _peek(self, head: list[bytes]) -> list[list[str]]:
+        """Return up to two records behind the header, as far as they are at hand."""
+        texts = [_text(line) for line in head[self._read : self._read + 8]]
 
         try:
-            text = line.decode()
-        except UnicodeDecodeError as exc:
-            text = _text(line)
-            self._damage = self._damage or _undecodable(line, exc, self._read)
+            records = csv.reader(texts, delimiter=self._delimiter)
+            return list(islice(filter(any, records), 2))
+        except csv.Error:
+            return []
 
-        if "\0" in text:
-            self._damage = self._damage or Fault("", TEXT, text, UNCLEAN)
+    def _faults_of_header(self, names: list[str], following: list[list[str]]) -> list[Fault]:
+        if fault := _form_of_csv(names, following, self._delimiter, self._record[0]):
+            return [fault]
 
-        if "\\" in text:
-            self._escapes = True
+        faults, seen = [], set()
 
-        if self._quoted or '"' in text:
-            self._quoted.append(text)
+        for index, name in enumerate(names, 1):
+            kind = _kind(name)
 
-        return text
+            if kind == "note" and _own_name(name).lower() in RESULT_NAMES:
+                self._refuse_results(name)
 
-    def _check_quotes(self) -> None:
-        """Damage a record with a quote in a bare cell, which csv would take as it stands."""
-        if not _RECORD.fullmatch("".join(self._quoted)):
-            self._damage = self._damage or _LOOSE_QUOTE
+            if not _own_name(name):
+                message = f"column {index} has no name; name it, or leave it out in every line"
+                faults.append(Fault("", "a column name", name, message))
+            elif (kind, _own_name(name)) in seen:
+                message = "the column is there twice; leave one of them out"
+                faults.append(Fault(name, "each column once", name, message))
 
-        self._quoted.clear()
+            seen.add((kind, _own_name(name)))
 
-    def _broken(self, fault: Fault) -> Unreadable:
-        self.number += self._columns is not None  # the broken record is a row, or the header
-        return Unreadable(fault)
+        return faults[:_MAX_HEADER_FAULTS]
 
-    def _header(self, slices: Iterator[list[bytes]]) -> _Columns:
-        names = self._first_record(slices)
-        found = [self._damage] if self._damage else _header_faults(names)
-        faults = list(islice(found, MAX_HEADER_FAULTS))
-
-        if faults:
-            raise Unreadable(*faults)
-
-        return _columns(names)
-
-    def _first_record(self, slices: Iterator[list[bytes]]) -> list[str]:
-        while self._has_lines(slices):
-            for cells in self._records(slices):
-                return cells
-
-        raise Unreadable(_NO_HEADER)
-
-    def _item(self, cells: list[str], columns: _Columns) -> Item:
+    def _row(self, cells: list[str], columns: _Columns, names: list[str]) -> Item:
         if self._damage:
-            return self._problems([self._damage])
+            return self._invalid(self._damage)
 
         if len(cells) != columns.width:
-            return self._problems([_ragged(len(cells), columns.width)])
+            return self._invalid(_ragged(len(cells), columns.width))
 
-        said = _filled(cells, columns.reserved)
-        texts = _filled(cells, columns.parameters)
-        faults = _reserved_faults(said) if self._escapes else []
-        key, target, job_id = identity(said, self._defaults, faults, columns.no_job)
-        parameters = _unescaped_all(texts, faults) if self._escapes else texts
+        said = {name: cells[index] for index, name in columns.reserved if cells[index]}
+        parameters: dict[str, Any] = {
+            name: cells[index] for index, name in columns.parameters if cells[index]
+        }
+        notes = {name: cells[index] for index, name in columns.notes if cells[index]}
+        faults: list[Fault] = []
 
-        if _was_sent(cells, columns):
-            faults.append(_sent_already(cells, columns))
+        if cells == names:
+            message = "this is the header again; remove the line"
+            return self._invalid(Fault("", "a row", cells[0], message))
 
-        if faults:
-            return self._problems(faults)
+        if any("\\" in text for text in self._record):
+            self._unescape_all(said, parameters, faults)
 
-        return Row(self.number, self.line, key, target, job_id, parameters)
+        if len(self._record) > 1 and columns.width > 1:
+            self._look_for_rows(cells, columns.width)
 
-
-def _was_sent(cells: list[str], columns: _Columns) -> bool:
-    """Tell whether a row is one of a file of results that has, or may have, a run."""
-    return any(cells[index] in _SENT for index in columns.states)
-
-
-def _sent_already(cells: list[str], columns: _Columns) -> Fault:
-    state = next(cells[index] for index in columns.states if cells[index] in _SENT)
-    message = (
-        f"by {_STATE} the row was sent in another batch, and is {state} there; go on with that "
-        "batch by deslaunch resume, tell what an unknown row did by deslaunch resolve"
-    )
-
-    if state == "started":
-        message += f"; to start a run that failed once more, rename the column to {IGNORED}was"
-
-    return Fault(_STATE, "failed, rejected, invalid or pending", state, message)
-
-
-def _slices(blocks: Iterable[list[bytes]]) -> Iterator[list[bytes]]:
-    """Yield the lines of blocks, at most ``_SLICE`` at a time and never none."""
-    for lines in blocks:
-        for at in range(0, len(lines), _SLICE):
-            yield lines[at : at + _SLICE]
-
-
-def _filled(cells: list[str], columns: Iterable[tuple[int, str]]) -> dict[str, str]:
-    """Return the cells that are not empty, by the names of their columns."""
-    said = {}
-
-    for index, name in columns:  # a comprehension takes almost twice as long before Python 3.12
-        if cell := cells[index]:
-            said[name] = cell
-
-    return said
-
-
-def _reserved_faults(said: Mapping[str, str]) -> list[Fault]:
-    """Return a fault for each reserved cell that tries to be an escape."""
-    return [
-        Fault(
-            name,
-            "no leading backslash",
-            cell,
-            f"{name} takes no escape; write it plainly, or leave the cell empty",
+        return make_row(
+            said,
+            parameters,
+            notes or NO_NOTES,
+            self.number,
+            self.line,
+            self._rules,
+            faults,
+            columns.near_job_id,
         )
-        for name, cell in said.items()
-        if cell[0] == "\\" and name != "jobId"  # which no GUID begins with anyway
-    ]
+
+    def _unescape_all(
+        self, said: dict[str, str], parameters: dict[str, Any], faults: list[Fault]
+    ) -> None:
+        for name in ("key", "target"):
+            if said.get(name, "").startswith("\\\\"):
+                said[name] = said[name][1:]
+            elif said.get(name, "").startswith("\\"):
+                message = f"{name} takes no escape; leave the cell empty, or double the backslash"
+                faults.append(Fault(name, "no leading backslash", said.pop(name), message))
+
+        for name, cell in parameters.items():
+            if cell[0] != "\\":
+                continue
+
+            if _UNC.match(cell):
+                self._warnings.add(name, _TWO_BACKSLASHES, self.line)
+
+            try:
+                parameters[name] = _unescape(cell)
+            except Unfit as exc:
+                faults.append(Fault(name, exc.expected, cell, exc.message))
+                parameters[name] = Unread(cell)
+
+    def _look_for_rows(self, cells: list[str], width: int) -> None:
+        for cell in cells:
+            lines = cell.splitlines()
+
+            if len(lines) > 1 and any(
+                line.count(self._delimiter) == width - 1 for line in lines[:100]
+            ):
+                self._warnings.add("", _SWALLOWED, self.line)
 
 
-def _unescaped_all(said: Mapping[str, str], faults: list[Fault]) -> dict[str, ParameterValue]:
-    """Return what cells stand for; note those that stand for nothing."""
-    parameters: dict[str, ParameterValue] = {}
-
-    for name, cell in said.items():
-        try:
-            parameters[name] = _unescaped(cell) if cell[0] == "\\" else cell
-        except Unfit as exc:
-            faults.append(Fault(name, exc.expected, cell, exc.message))
-
-    return parameters
-
-
-def _unescaped(cell: str) -> ParameterValue:
+def _unescape(cell: str) -> ParameterValue:
     """Return what a cell with a leading backslash stands for.
 
     Raises:
@@ -555,93 +526,90 @@ def _unescaped(cell: str) -> ParameterValue:
     if cell.startswith("\\\\"):
         return cell[1:]
 
-    raise Unfit(
-        "\\N, \\A, \\E or \\\\",
+    message = (
         "a leading backslash begins \\N (null), \\A (auto value), \\E (empty string) or \\\\ "
-        "(a backslash); double it where it is meant as such",
+        "(a backslash); double it where it is meant as such"
     )
+    raise Unfit("\\N, \\A, \\E or \\\\", message)
 
 
-def separator_advice(names: Sequence[str]) -> str:
-    """Return what to do where a CSV's header has other separators than commas, or ``""``."""
-    found = _SEPARATORS.search(names[0]) if len(names) == 1 else None
+def _kind(column: str) -> str:
+    if column.lower().startswith(NOTE_PREFIX):
+        return "note"
 
-    if found is None:
-        return ""
-
-    return (
-        f"the columns look separated by {found[0]!r}; separate them by commas: a spreadsheet "
-        "asks for the field delimiter when it saves, or takes it from the system's region"
-    )
+    return "reserved" if column in RESERVED else "parameter"
 
 
-def _header_faults(names: list[str]) -> Iterator[Fault]:
-    """Yield what is wrong with a CSV's column names."""
-    if message := separator_advice(names):
-        yield Fault("", "commas", names[0], message)
+def _own_name(column: str) -> str:
+    """Return the name of the note or parameter that a column holds, or the reserved name."""
+    if _kind(column) == "note":
+        return column[len(NOTE_PREFIX) :]
 
-    seen = set()
-
-    for index, name in enumerate(names, 1):
-        kind = _column(name)
-
-        if kind is None:
-            continue
-
-        if not kind.name:
-            message = f"column {index} has no name; name it, or leave it out in every line"
-            yield Fault("", "a column name", name, message)
-        elif kind in seen:
-            message = "the column is there twice; leave one of them out"
-            yield Fault(name, "each column once", name, message)
-
-        seen.add(kind)
-
-
-class _Column(NamedTuple):
-    """A column's meaning: a reserved name, or a parameter's."""
-
-    name: str
-    is_parameter: bool
-
-
-def _column(name: str) -> _Column | None:
-    """Return the meaning of a column's name, None where the column is to be ignored."""
-    if name.startswith(IGNORED):
-        return None
-
-    if name in RESERVED:
-        return _Column(name, is_parameter=False)
-
-    return _Column(name.removeprefix(PREFIX), is_parameter=True)
-
-
-def column_of(parameter: str) -> str:
-    """Return the name of the column that holds a parameter, whatever the parameter is called."""
-    taken = parameter in RESERVED or parameter.startswith((PREFIX, IGNORED))
-    return f"{PREFIX}{parameter}" if taken else parameter
+    return column.removeprefix(PREFIX)
 
 
 def _columns(names: list[str]) -> _Columns:
-    kinds = [(index, kind) for index, name in enumerate(names) if (kind := _column(name))]
-    parameters = tuple((index, kind.name) for index, kind in kinds if kind.is_parameter)
+    found: dict[str, list[tuple[int, str]]] = {"reserved": [], "parameter": [], "note": []}
+
+    for index, name in enumerate(names):
+        own = _own_name(name)
+
+        if not (_kind(name) == "note" and own.lower() in RESULT_NAMES):
+            found[_kind(name)].append((index, own))
+
+    near = (name for _, name in found["parameter"] if _folded(name) == "jobid")
     return _Columns(
-        width=len(names),
-        reserved=tuple((index, kind.name) for index, kind in kinds if not kind.is_parameter),
-        parameters=parameters,
-        states=tuple(index for index, name in enumerate(names) if name == _STATE),
-        no_job=no_job(_near_job_id(name for _, name in parameters)),
+        len(names),
+        tuple(found["reserved"]),
+        tuple(found["parameter"]),
+        tuple(found["note"]),
+        next(near, None),
     )
 
 
-def _near_job_id(names: Iterable[str]) -> str | None:
-    """Return the first name that is jobId but for case and separators."""
-    return next((name for name in names if re.sub(r"[-_ ]", "", name).lower() == "jobid"), None)
+def _folded(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name).lower()
+
+
+def _form_of_csv(
+    names: list[str], following: list[list[str]], delimiter: str, line: str
+) -> Fault | None:
+    """Return the fault of a file that is no such CSV as a whole, or None."""
+    if line.lstrip().startswith(("{", "[")):
+        message = "this looks like JSON; pass --format jsonl, or name the file .jsonl"
+        return Fault("", "a header line", line, message)
+
+    others = [other for other in ",;\t|" if other != delimiter and other in line]
+
+    if len(names) == 1 and others and not line.startswith("#"):
+        word = "tab" if others[0] == "\t" else others[0]
+        message = f"the columns look separated by {others[0]!r}; pass --delimiter {word!r}"
+        return Fault("", f"columns separated by {delimiter!r}", line, message)
+
+    if {"state", "jobRunId", "attempts"} <= set(names):
+        message = "these are results without their rows; write them by results --with-manifest"
+        return Fault("", "a manifest", line, message)
+
+    if set(RESERVED) & set(names):
+        return None
+
+    data = next((name for name in names if _DATA.fullmatch(name)), None)
+    widths = {len(cells) for cells in following}
+    is_title = len(following) > 1 and len(widths) == 1 and len(names) not in widths
+
+    if data is None and not is_title and not names[0].startswith("#"):
+        return None
+
+    message = (
+        f"the first line is no header ({show(data or names[0])!r} is no column); the first line "
+        "names the columns: key, target, jobId and the parameters"
+    )
+    return Fault("", "a header line", line.rstrip(), message)
 
 
 def _too_long(what: str) -> Fault:
-    message = f"the {what} is longer than {MAX_LINE:,} bytes; is a line break or a quote missing?"
-    return Fault("", f"at most {MAX_LINE:,} bytes", f"over {MAX_LINE:,} bytes", message)
+    message = f"the {what} is longer than {MAX_RECORD:,} bytes; is a line break or a quote missing?"
+    return Fault("", f"at most {MAX_RECORD:,} bytes", f"over {MAX_RECORD:,} bytes", message)
 
 
 def _undecodable(line: bytes, exc: UnicodeDecodeError, number: int) -> Fault:
@@ -651,24 +619,110 @@ def _undecodable(line: bytes, exc: UnicodeDecodeError, number: int) -> Fault:
 
 def _ragged(cells: int, width: int) -> Fault:
     message = (
-        f"the row has {cells:,} cells and the header {width:,}; quote a cell that holds a comma, "
-        "and leave no cell out"
+        f"the row has {cells:,} cells and the header {width:,}; quote a cell that holds the "
+        "delimiter, and leave no cell out"
     )
     return Fault("", f"{width:,} cells", f"{cells:,} cells", message)
 
 
-def _bad_csv(why: str, *, ended: bool) -> Fault:
-    """Return the fault of a record whose end can't be told."""
-    if ended:
-        message = "a quote opened in this row is never closed; close it"
-        return Fault("", "a closing quote", "the end of the file", message)
-
-    if why.startswith("new-line"):
-        return _OLD_MAC
-
-    message = f"the CSV can't be read from this row on ({why}); mend its quotes"
-    return Fault("", "RFC 4180 quoting", why, message)
-
-
 def _text(line: bytes) -> str:
     return line.decode("utf-8", "replace").rstrip("\r\n")
+
+
+def column_of(parameter: str) -> str:
+    """Return the name of the column that holds a parameter, whatever the parameter is called."""
+    is_taken = _kind(parameter) != "parameter" or parameter.startswith(PREFIX)
+    return f"{PREFIX}{parameter}" if is_taken else parameter
+
+
+def columns_of(says: str) -> list[str]:
+    """Return the columns beside the reserved ones that a row needs: parameters, then notes."""
+    said = orjson.loads(says)
+    parameters = [column_of(name) for name in said.get("parameters", ())]
+    return parameters + [f"{NOTE_PREFIX}{name}" for name in said.get(NOTES, ())]
+
+
+def header_of(written: Iterable[str], needed: Iterable[str]) -> list[str]:
+    """Return the columns of rows that are written again.
+
+    Args:
+        written: the manifest's own header; what results write is left out.
+        needed: more columns, as :func:`columns_of` gives them.
+    """
+    written = [
+        name
+        for name in written
+        if _kind(name) != "note" or _own_name(name).lower() not in RESULT_NAMES
+    ]
+    names = [name for name in RESERVED if name not in written]
+    columns = {(_kind(name), _own_name(name)): name for name in (*needed, *names, *written)}
+    order = (*names, *written, *needed)
+    return list(dict.fromkeys(columns[_kind(name), _own_name(name)] for name in order))
+
+
+def csv_cells(says: str, columns: Sequence[str], key: str | None) -> list[str]:
+    """Return the cells of a row, which the reader takes for the same row.
+
+    A declared type is left out: the job's schema tells it.
+
+    Args:
+        says: what the row says, as the ledger keeps it.
+        columns: the header, in any order; for columns of results there are empty cells.
+        key: the row's key in the batch, or None for none.
+
+    Raises:
+        ManifestError: the row says more than the columns hold.
+    """
+    said = orjson.loads(says)
+    texts = {name: said.get(name, "") for name in RESERVED} | {"key": key or ""}
+    cells = {
+        ("reserved", name): f"\\{text}" if text.startswith("\\") else text
+        for name, text in texts.items()
+    }
+    cells |= {
+        ("parameter", name): _cell(value) for name, value in said.get("parameters", {}).items()
+    }
+    cells |= {("note", name): text for name, text in said.get(NOTES, {}).items()}
+    row = [cells.pop((_kind(column), _own_name(column)), "") for column in columns]
+    left = [name for (_, name), cell in cells.items() if cell]
+
+    if left:
+        raise ManifestError(
+            f"the row {show(key or '')} has {show(left[0])}, and there is no such column",
+            hint="use results --format jsonl --with-manifest",
+        )
+
+    return row
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        if "invalid" in value:
+            text = str(value["invalid"])
+            return text if text.startswith("\\") else f"{_UNREADABLE_CELL}{text}"
+
+        value = AUTO if "auto" in value or "useAutoValue" in value else value["valueStringEncoded"]
+
+    if value is None or value is AUTO:
+        return "\\N" if value is None else "\\A"
+
+    text = str(value)
+    return f"\\{text}" if text.startswith("\\") else text or "\\E"
+
+
+def csv_line(cells: Iterable[object], delimiter: str = ",") -> bytes:
+    """Return a line of CSV with its newline."""
+    line = io.StringIO()
+    csv.writer(line, delimiter=delimiter).writerow(cells)
+    return line.getvalue().encode()
+
+
+def json_object(says: str, key: str | None) -> dict[str, Any]:
+    """Return a row as the object of a line of JSONL, which the reader takes for the same row.
+
+    Args:
+        says: what the row says, as the ledger keeps it.
+        key: the row's key in the batch, or None for none.
+    """
+    said: dict[str, Any] = {} if key is None else {"key": key}
+    return said | {name: value for name, value in orjson.loads(says).items() if name != "key"}

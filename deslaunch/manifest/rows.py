@@ -1,102 +1,89 @@
-"""What one row may say: its identity, its values, and what is wrong with it.
+r"""One row: what it may say, its digest, and the text that the ledger keeps of it.
 
-Pure. An object of the JSONL form, or the cells of a CSV record, give a ``Row`` or the
-``RowProblem``s that keep it from being one. What a row says is never rounded: no number of it
-passes through a float.
+Pure. An object of the JSONL form, the cells of a CSV record, or a row of a program give a ``Row``,
+or an ``InvalidRow`` with everything that keeps it from being one. What a row says is never
+rounded: no number of it passes through a float.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import reprlib
-from collections.abc import Mapping
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import lru_cache, singledispatch
+from difflib import get_close_matches
+from functools import lru_cache
+from hashlib import sha256
 from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import orjson
+
+from deslaunch.des import wire
 from deslaunch.errors import ConfigurationError
-from deslaunch.keys import REPEAT_MARK
 from deslaunch.model import (
     AUTO,
     DEFAULT_TARGET,
     GOT_LIMIT,
     Auto,
+    JobRunParameterValue,
+    Problem,
     Row,
-    RowProblem,
-    TypedValue,
-    shown,
+    count,
+    printable,
+    quote,
 )
-from deslaunch.wire import is_guid
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from deslaunch.model import ParameterValue
 
-Item = Row | tuple[RowProblem, ...]
-"""What one data row gives: itself, or at least one reason why it can't be started."""
+RESERVED: Final = ("key", "target", "jobId")
+"""The columns that are no parameters."""
+
+NOTES: Final = "deslaunch"
+"""The member of a JSONL row that holds its notes; with a point, how a column of notes begins."""
+
+RESULT_NAMES: Final = frozenset(
+    name.lower()
+    for name in (
+        *("key", "row", "target", "jobId", "jobName", "state", "jobRunId", "attempts", "status"),
+        *("error", "possibleDuplicate", "sentUtc", "answeredUtc", "finished", "success"),
+        *("statusText", "finishedUtc", "outputFiles"),
+    )
+)
+"""Notes, in lower case, that ``results --with-manifest`` writes: they tell of another batch."""
+
+REPEAT_MARK: Final = "~"
+"""Stands between a repeated digest and its count; no explicit key of a new row holds it."""
 
 MAX_KEY: Final = 256
 MAX_TARGET: Final = 128
 """Characters."""
 
-_MAX_DIGITS: Final = 1000  # a Decimal of a few bytes can stand for gigabytes of zeros
-_ZERO: Final = timedelta(0)
-_ROW_KEYS: Final = frozenset({"key", "target", "jobId", "parameters"})
-_VALUE_KEYS: Final = frozenset({"type", "valueStringEncoded", "useAutoValue"})
+UNREAD: Final = '{"jobId":"?"}'
+"""What is kept of a row that could not be read: refused until somebody fills it in."""
 
+NO_NOTES: Final[Mapping[str, str]] = {}
+
+_MAX_DIGITS: Final = 1000  # a Decimal of a few bytes can stand for gigabytes of zeros
+_ROW_NAMES: Final = (*RESERVED, "parameters", NOTES)
+_VALUE_NAMES: Final = frozenset({"type", "valueStringEncoded", "useAutoValue"})
+_NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
+_INVISIBLE: Final = re.compile(  # what isprintable() lets pass, and no eye sees
+    "[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
+)
 _REPR: Final = reprlib.Repr()  # bounded in depth and in length, whatever a row nests
 _REPR.maxother = _REPR.maxstring = GOT_LIMIT
 
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
-_NO_TEXT: Final = re.compile("[\x00\ud800-\udfff]")
-
-TEXT: Final = "text without NUL or lone surrogate"
-UNCLEAN: Final = "the text holds a NUL or a lone surrogate; remove it"
-"""What is expected of every text, and what is said of one that is not so."""
-
-_FINITE: Final = "a finite number"
-_NOT_FINITE: Final = "NaN and Infinity are no values; write a number or null"
-_VALUE: Final = "a string, number, true, false, null or an object"
-_VALUE_FORMS: Final = '{"auto": true} or {"type", "valueStringEncoded", "useAutoValue"}'
-
-
-@dataclass(frozen=True, slots=True)
-class RowDefaults:
-    """What rows mean that leave something out.
-
-    Attributes:
-        job_id: GUID for rows that name no job, kept in lower case, or None.
-        target: target for rows that name none, or None for ``"default"``.
-
-    Raises:
-        ConfigurationError: ``job_id`` is no GUID, or ``target`` no target's name.
-    """
-
-    job_id: str | None = None
-    target: str | None = None
-
-    def __post_init__(self) -> None:
-        try:
-            job_id = self.job_id if self.job_id is None else _job_id(self.job_id)
-            target = self.target if self.target is None else _target(self.target)
-        except Unfit as exc:
-            raise ConfigurationError(
-                f"--job-id or --target: {exc.message}",
-                hint="'deslaunch jobs' shows the jobs' GUIDs, 'deslaunch targets' the targets",
-            ) from exc
-
-        object.__setattr__(self, "job_id", job_id)
-        object.__setattr__(self, "target", target)
-
 
 class Fault(NamedTuple):
-    """A problem before it knows its row: the last four fields of a ``RowProblem``."""
+    """A problem before it knows its row: the last four fields of a ``Problem``."""
 
     column: str
     expected: str
@@ -118,186 +105,227 @@ class Unfit(Exception):
         self.message = message
 
 
-def problems(
-    faults: Iterable[Fault], *, file: str, line: int, number: int
-) -> tuple[RowProblem, ...]:
-    """Return the faults as problems of one row.
+class InvalidRow(NamedTuple):
+    """A row that can't be started, or a problem of the file as a whole.
 
-    Args:
-        faults: what is wrong with it.
-        file: what the problems name as their file.
+    Attributes:
+        number: data row, from 1; 0 where the problem precedes all rows.
         line: physical line, from 1.
-        number: data row, from 1; 0 where the faults precede all rows.
+        key: its key, or None where it has none that can be read.
+        target: the target's name.
+        job_id: GUID, lower case, or ``""``.
+        problems: why, at least one.
+        says: what it says, for :func:`load_row`, by which it is invalid again.
     """
-    return tuple(
-        RowProblem(
-            file,
-            line,
-            number,
-            _shown(fault.column),
-            fault.expected,
-            _shown(fault.got),
-            fault.message,
-        )
-        for fault in faults
-    )
+
+    number: int
+    line: int
+    key: str | None
+    target: str
+    job_id: str
+    problems: tuple[Problem, ...]
+    says: str = UNREAD
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
+class Number(str):
     """A JSON number as it was written, since neither int nor float is sure to hold it."""
+
+    __slots__ = ()
+
+
+class Unread(NamedTuple):
+    """Stands for a value that could not be read in what is kept of an invalid row."""
 
     text: str
 
+
+@dataclass(frozen=True, slots=True)
+class RowRules:
+    """How rows are read.
+
+    Attributes:
+        file: what problems name as their file, printable.
+        job_id: GUID for rows that name no job, kept in lower case, or None.
+        target: for rows that name none.
+        is_batch_output_allowed: the rows are corrections: what results wrote beside them is
+            passed over, and a key may hold ``~``.
+
+    Raises:
+        ConfigurationError: ``job_id`` is no GUID, or ``target`` no target's name.
+    """
+
+    file: str = "<rows>"
+    job_id: str | None = None
+    target: str = DEFAULT_TARGET
+    is_batch_output_allowed: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            job_id = self.job_id and _read_job_id(self.job_id)
+            _read_name(self.target, "a target", MAX_TARGET)
+        except Unfit as exc:
+            raise ConfigurationError(
+                f"--job-id or --target: {exc.message}",
+                hint="deslaunch jobs lists the jobs' GUIDs, deslaunch targets the targets",
+            ) from exc
+
+        object.__setattr__(self, "job_id", job_id)
+
+    def problems(self, faults: Iterable[Fault], number: int, line: int) -> tuple[Problem, ...]:
+        """Return faults as problems of one row."""
+        return tuple(
+            Problem(
+                self.file, line, number, show(fault.column), fault.expected, show(fault.got),
+                fault.message,
+            )
+            for fault in faults
+        )  # fmt: skip
+
+    def invalid(self, faults: Iterable[Fault], number: int, line: int) -> InvalidRow:
+        """Return the row, or the file, of which nothing else is known than what is wrong."""
+        return InvalidRow(number, line, None, self.target, "", self.problems(faults, number, line))
+
+
+@dataclass(frozen=True, slots=True)
+class Warned:
+    """One doubt about a column, for all rows that it was seen in.
+
+    Attributes:
+        file: the manifest.
+        line: physical line of the first, from 1.
+        column: column or parameter, or ``""``.
+        message: one sentence that says what is doubtful and what to do.
+        count: how often, at least 1.
+    """
+
+    file: str
+    line: int
+    column: str
+    message: str
+    count: int
+
     def __str__(self) -> str:
-        return self.text
+        column = f"{self.column}: " if self.column else ""
+        times = "" if self.count == 1 else f"{count(self.count, 'time')}, first "
+        return f"{column}{self.message} ({times}in {self.file}:{self.line})"
+
+
+class Warnings:
+    """Counts what may be a mistake and is no error; memory for one of each kind and column."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+        self._found: dict[tuple[str, str], list[int]] = {}
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __iter__(self) -> Iterator[Warned]:
+        for (column, message), (line, times) in self._found.items():
+            yield Warned(self._file, line, column, message, times)
+
+    def add(self, column: str, message: str, line: int, times: int = 1) -> None:
+        """Count a warning; the first line stays."""
+        self._found.setdefault((show(column), message), [line, 0])[1] += times
 
 
 def row_from_object(
-    value: object, *, number: int, line: int, file: str, defaults: RowDefaults
-) -> Item:
-    """Return the row of one object of the JSONL form.
+    value: object, number: int, rules: RowRules, line: int = 0, *, is_clean: bool = False
+) -> Row | InvalidRow:
+    """Return the row of one object of the JSONL form, or all that is wrong with it.
 
     Args:
-        value: a mapping with ``key``, ``target``, ``jobId`` and ``parameters``, each optional.
-            Besides what JSON has, a parameter may be a Decimal (finite), a datetime, a
-            ``TypedValue`` or ``AUTO``; never a float.
+        value: a mapping with ``key``, ``target``, ``jobId``, ``parameters`` and ``deslaunch``
+            (notes), each optional; or a ``Row``. Besides what JSON has, a parameter may be a
+            Decimal (finite), a datetime, a ``JobRunParameterValue`` or ``AUTO``; never a float.
         number: data row, from 1.
-        line: physical line, from 1; the row's number where there is no file.
-        file: what problems name as their file.
-        defaults: for what the object leaves out.
-
-    Returns:
-        The row, or everything that is wrong with it.
+        rules: defaults, and what is allowed.
+        line: physical line, from 1; 0 for a row of a program.
+        is_clean: no text holds a NUL or a lone surrogate.
     """
-    faults: list[Fault] = []
-    row = row_of(value, number, line, defaults, faults)
-    return row or problems(faults, file=file, line=line, number=number)
+    if isinstance(value, Row):
+        value = {
+            "key": value.key, "target": value.target, "jobId": value.job_id,
+            "parameters": value.parameters, NOTES: value.notes,
+        }  # fmt: skip
+        value = {name: said for name, said in value.items() if said is not None}
 
-
-def row_of(
-    value: object, number: int, line: int, defaults: RowDefaults, faults: list[Fault]
-) -> Row | None:
-    """Return the row of an object, or None where there are faults.
-
-    Args:
-        value: as for :func:`row_from_object`; its numbers may be :class:`Number`.
-        number: data row, from 1.
-        line: physical line, from 1.
-        defaults: for what the object leaves out.
-        faults: what is known to be wrong already; gets what else is.
-    """
-    if not isinstance(value, (dict, Mapping)):
+    if not isinstance(value, Mapping):
         message = 'a row is one object in one line: {"jobId": "…", "parameters": {…}}'
-        faults.append(Fault("", "one object", value, message))
-        return None
+        return rules.invalid([Fault("", "one object", value, message)], number, line or number)
 
-    if not value.keys() <= _ROW_KEYS:
-        faults.extend(_unknown_name(name) for name in value if name not in _ROW_KEYS)
+    faults = [_unknown_member(name) for name in value if name not in _ROW_NAMES]
+    is_read = not faults
+    notes = _read_notes(value[NOTES], rules, faults) if NOTES in value else NO_NOTES
+    parameters = _read_parameters(value.get("parameters", {}), faults)
 
-    key, target, job_id = identity(value, defaults, faults)
-    parameters = _parameters(value.get("parameters", {}), faults)
-    return None if faults else Row(number, line, key, target, job_id, parameters)
+    if not is_clean:
+        _check_texts(parameters, faults)
+
+    row = make_row(value, parameters, notes, number, line or number, rules, faults)
+    return row if is_read or isinstance(row, Row) else row._replace(says=UNREAD)
 
 
-def plain_row(value: object, number: int, line: int, defaults: RowDefaults) -> Row | None:
-    """Return what :func:`row_of` returns, in less time, for an object whose texts are clean.
+def make_row(
+    said: Mapping[str, object],
+    parameters: Mapping[str, ParameterValue],
+    notes: Mapping[str, str],
+    number: int,
+    line: int,
+    rules: RowRules,
+    faults: list[Fault],
+    near_job_id: str | None = None,
+) -> Row | InvalidRow:
+    """Return the row of members that were read, or all that is wrong with it.
 
     Args:
-        value: decoded JSON: plain values, and no NUL or lone surrogate in any text. Its
-            parameters become the row's own.
+        said: ``key``, ``target`` and ``jobId``, each optional, and maybe more.
+        parameters: name to value; ``Unread`` where there is a fault.
+        notes: name to text.
         number: data row, from 1.
         line: physical line, from 1.
-        defaults: for what the object leaves out.
-
-    Returns:
-        The row, or None where anything is wrong with it.
+        rules: defaults, and what is allowed.
+        faults: what is known to be wrong already.
+        near_job_id: a column that may have been meant to name the job.
     """
-    if type(value) is not dict or not value.keys() <= _ROW_KEYS:
-        return None
+    key, target, job_id = None, rules.target, rules.job_id
 
-    parameters = value.get("parameters", {})
+    if "key" in said:
+        key = _read_member(said, "key", faults, _read_old_key if rules.is_batch_output_allowed
+                           else _read_key)  # fmt: skip
 
-    if type(parameters) is not dict or "" in parameters:
-        return None
+    if "target" in said:
+        target = _read_member(said, "target", faults, _read_target) or target
 
-    try:
-        for name, said in parameters.items():
-            if type(said) is not str:
-                parameters[name] = _PLAIN.get(type(said), _value)(said)
+    if "jobId" in said:
+        job_id = _read_member(said, "jobId", faults, _read_job_id)
+    elif job_id is None:
+        near = f"; did you mean jobId by the column {show(near_job_id)}?" if near_job_id else ""
+        message = f"the row names no job; add jobId or pass --job-id{near}"
+        faults.append(Fault("jobId", "a GUID", "", message))
 
-        return Row(number, line, *plain_identity(value, defaults), parameters)
-    except Unfit:
-        return None
+    row = Row(number, line, key, target, job_id or "", parameters, notes)
 
+    if not faults:
+        return row
 
-def plain_identity(
-    said: Mapping[str, object], defaults: RowDefaults
-) -> tuple[str | None, str, str]:
-    """Return key, target and jobId, as :func:`identity` does.
-
-    Raises:
-        Unfit: one of them is wrong, or no job is named; nothing says which.
-    """
-    key = _key(said["key"]) if "key" in said else None
-    target = _target(said["target"]) if "target" in said else defaults.target
-    job_id = _job_id(said["jobId"]) if "jobId" in said else defaults.job_id
-
-    if job_id is None:
-        raise Unfit("a GUID", "the row names no job")
-
-    return key, target or DEFAULT_TARGET, job_id
+    says = dump_row(row._replace(job_id=job_id or _REPR.repr(said.get("jobId", "?"))))
+    problems = rules.problems(faults, number, line)
+    return InvalidRow(number, line, key, target, job_id or "", problems, says)
 
 
-def no_job(near: str | None = None) -> Fault:
-    """Return the fault of a row that names no job.
-
-    Args:
-        near: a column that may have been meant to name it.
-    """
-    advice = f"; did you mean jobId by the column {_shown(near)}?" if near else ""
-    return Fault("jobId", "a GUID", "", f"the row names no job; add jobId or pass --job-id{advice}")
-
-
-_NO_JOB: Final = no_job()
-
-
-def identity(
-    said: Mapping[str, object],
-    defaults: RowDefaults,
-    faults: list[Fault],
-    without_job: Fault = _NO_JOB,
-) -> tuple[str | None, str, str]:
-    """Return key, target and jobId.
-
-    Args:
-        said: what the row says of them, and maybe more.
-        defaults: for what it leaves out.
-        faults: gets what is wrong; then what is returned means nothing.
-        without_job: the fault of a row that names no job.
-    """
-    key = _field(said, "key", _key, faults) if "key" in said else None
-    target = _field(said, "target", _target, faults) if "target" in said else defaults.target
-    job_id = _field(said, "jobId", _job_id, faults) if "jobId" in said else defaults.job_id
-
-    if job_id is None:
-        faults.append(without_job)
-
-    return key, target or DEFAULT_TARGET, job_id or ""
-
-
-def _field(
-    said: Mapping[str, object], name: str, read: Callable[[object], str], faults: list[Fault]
-) -> str:
+def _read_member(
+    said: Mapping[str, object], name: str, faults: list[Fault], read: Callable[[object], str]
+) -> str | None:
     try:
         return read(said[name])
     except Unfit as exc:
         faults.append(Fault(name, exc.expected, said[name], exc.message))
-        return ""
+        return None
 
 
-def _key(value: object) -> str:
-    key = _name(value, "a key", MAX_KEY)
+def _read_key(value: object) -> str:
+    key = _read_old_key(value)
 
     if REPEAT_MARK in key:
         message = f"{REPEAT_MARK} is kept for repeated rows; write the key without it"
@@ -306,130 +334,194 @@ def _key(value: object) -> str:
     return key
 
 
-def _target(value: object) -> str:
-    return _name(value, "a target", MAX_TARGET)
+def _read_old_key(value: object) -> str:
+    return _read_name(value, "a key", MAX_KEY)
 
 
-def _name(value: object, what: str, limit: int) -> str:
-    """Return a name that can stand in any message.
+def _read_target(value: object) -> str:
+    return _read_name(value, "a target", MAX_TARGET)
+
+
+def _read_name(value: object, what: str, limit: int) -> str:
+    """Return a name that is what an eye sees of it; it is never trimmed.
 
     Raises:
-        Unfit: no string, empty, over ``limit`` characters, or with control characters.
+        Unfit: no string, empty, over ``limit`` characters, with blanks at its ends or invisible
+            characters in it.
     """
-    if not isinstance(value, str) or not value:
-        raise Unfit("a string", f"{what} is a string that is not empty; mend it or leave it out")
+    if not isinstance(value, str) or not value or isinstance(value, Number):
+        raise Unfit("a string", f"{what} is a string that is not empty; fix it or leave it out")
 
     if len(value) > limit:
         raise Unfit(f"at most {limit} characters", f"{what} has at most {limit} characters")
 
-    if not value.isprintable() and _CONTROL.search(value):
-        raise Unfit("no control characters", f"{what} holds no control characters; remove them")
+    odd = next((c for c in value if not c.isprintable()), "") if not value.isprintable() else ""
+
+    if not (odd or value.isascii()):
+        odd = found[0] if (found := _INVISIBLE.search(value)) else ""
+
+    if odd:
+        message = f"{what} holds {name_character(odd)}, which can't be seen; remove it"
+        raise Unfit("visible characters", message)
+
+    if value[0] == " " or value[-1] == " ":
+        message = f"{what} begins or ends with a blank ({name_character(' ')}); remove it"
+        raise Unfit("no blank at either end", message)
 
     return str.__str__(value)
 
 
 @lru_cache(maxsize=1024)  # a manifest has many rows and few jobs
 def _lower_guid(text: str) -> str | None:
-    return text.lower() if is_guid(text) else None
+    return text.lower() if wire.is_guid(text) else None
 
 
-def _job_id(value: object) -> str:
+def _read_job_id(value: object) -> str:
     job_id = _lower_guid(value) if isinstance(value, str) else None
 
     if job_id is None:
-        got = _shown(value)
-        message = f"jobId is a GUID, 8-4-4-4-12 hex digits, not {got!r}; copy it from DES"
-        raise Unfit("a GUID", message)
+        advice = odd_character(value) if isinstance(value, str) else ""
+        message = f"jobId is a GUID, 8-4-4-4-12 hex digits, not {show(value)!r}: "
+        raise Unfit("a GUID", message + (advice or "copy it from the output of deslaunch jobs"))
 
     return job_id
 
 
-def _parameters(said: object, faults: list[Fault]) -> dict[str, ParameterValue]:
-    """Return the parameters of an object; note those that are unfit."""
-    values: dict[str, ParameterValue] = {}
+def odd_character(text: str) -> str:
+    """Return what to do about the first character that only looks right, or ``""``.
 
-    if not isinstance(said, (dict, Mapping)):
-        message = 'parameters is an object: {"name": value}; mend it or leave it out'
+    Meant for texts that consist of ASCII characters: numbers, times, GUIDs.
+    """
+    odd = next((c for c in text.strip() if not " " < c < "\x7f"), None)
+    return "" if odd is None else f"it holds {name_character(odd)}; type that character anew"
+
+
+def name_character(character: str) -> str:
+    """Return a character's number and name, such as ``U+2212 MINUS SIGN``."""
+    name = unicodedata.name(character, "") or ("control character" if character < " " else "")
+    return f"U+{ord(character):04X} {name}".rstrip()
+
+
+def _read_parameters(said: object, faults: list[Fault]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+
+    if not isinstance(said, Mapping):
+        message = 'parameters is an object: {"name": value}; fix it or leave it out'
         faults.append(Fault("parameters", "an object", said, message))
-        return values
+        return {"parameters": Unread(show(said))}
 
     for name, value in said.items():
+        if type(name) is not str or not name:
+            message = "a parameter's name is a string that is not empty"
+            faults.append(Fault(str(name), "a name", name, message))
+
         try:
-            values[_parameter_name(name)] = _value(value)
+            values[str(name)] = value if type(value) is str else read_value(value)
         except Unfit as exc:
             faults.append(Fault(str(name), exc.expected, value, exc.message))
+            values[str(name)] = Unread(show(value))
 
     return values
 
 
-def _parameter_name(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise Unfit("a name", "a parameter's name is a string that is not empty")
+def _read_notes(said: object, rules: RowRules, faults: list[Fault]) -> Mapping[str, str]:
+    """Return the notes that are texts; what results wrote must have been looked for before."""
+    if not isinstance(said, Mapping):
+        message = f'"{NOTES}" is an object of notes: {{"name": "text"}}; fix it or leave it out'
+        faults.append(Fault(NOTES, "an object", said, message))
+        return NO_NOTES
 
-    return _clean(value)
+    notes = {}
+
+    for name, value in said.items():
+        if rules.is_batch_output_allowed and str(name).lower() in RESULT_NAMES:
+            continue
+
+        if value is None or value == "":
+            continue
+
+        try:
+            text = read_value(value)
+        except Unfit:
+            text = None
+
+        if isinstance(text, str) and type(name) is str and name and not _NO_TEXT.search(text):
+            notes[name] = text
+        else:
+            message = "a note is a text, a number, true, false or null; quote it"
+            faults.append(Fault(f"{NOTES}.{name}", "a text", value, message))
+
+    return notes
 
 
-def _clean(text: str) -> str:
-    """Return ``text`` as a plain str.
+def _check_texts(parameters: dict[str, Any], faults: list[Fault]) -> None:
+    """Note texts that JSON in UTF-8 can't carry, and put what can in their place."""
+    for name, value in [*parameters.items()]:
+        text = value.value if isinstance(value, JobRunParameterValue) else value
 
-    Raises:
-        Unfit: it holds a NUL or a lone surrogate, which no JSON in UTF-8 can carry safely.
-    """
-    if _NO_TEXT.search(text):
-        raise Unfit(TEXT, UNCLEAN)
-
-    return str.__str__(text)
+        if _NO_TEXT.search(f"{name}{text}"):
+            faults.append(unclean_fault(name, text))
+            del parameters[name]
+            parameters[show(name)] = Unread(show(text))
 
 
-@singledispatch
-def _value(value: object) -> ParameterValue:  # noqa: ARG001  # its type is all that is looked at
+def unclean_fault(column: str, text: object) -> Fault:
+    """Return the fault of a text that JSON in UTF-8 can't carry safely."""
+    message = "the text holds a NUL or a lone surrogate; remove it"
+    return Fault(column, "text without NUL or lone surrogate", text, message)
+
+
+def read_value(value: object) -> ParameterValue:
     """Return what a row's value stands for.
 
     Raises:
         Unfit: it is none of the documented forms, or contradicts itself.
     """
-    raise Unfit(_VALUE, "this is no parameter value; write a string, number, bool or null")
+    if value is None or value is AUTO:
+        return value
+
+    if isinstance(value, bool):
+        return "true" if value else "false"
+
+    if isinstance(value, str):
+        return str.__str__(value)
+
+    if isinstance(value, JobRunParameterValue):
+        is_auto = isinstance(value.value, Auto)
+        return _typed_value(value.type, None if is_auto else value.value, auto=is_auto)
+
+    if isinstance(value, Mapping):
+        return _value_of_object(value)
+
+    if isinstance(value, datetime):
+        text = value.isoformat()
+        is_utc = value.utcoffset() == timedelta(0)
+        return f"{text.removesuffix('+00:00')}Z" if is_utc else text
+
+    return _text_of_number(value)
 
 
-@_value.register(NoneType)
-@_value.register(Auto)
-def _as_it_is(value: Auto | None) -> ParameterValue:
-    return value
+def _text_of_number(value: object) -> str:
+    finite = "NaN and Infinity are no values; write a number or null"
 
+    if isinstance(value, int):
+        try:
+            return int.__repr__(value)
+        except ValueError as exc:  # more digits than Python writes
+            raise Unfit("a number", "the number is too long; pass it as a str") from exc
 
-_value.register(str)(_clean)
+    if isinstance(value, float):
+        if math.isfinite(value):
+            raise Unfit("Decimal, int or str", "a float is not exact; pass a Decimal or a str")
 
+        raise Unfit("a finite number", finite)
 
-@_value.register(bool)
-def _of_bool(value: bool) -> ParameterValue:  # noqa: FBT001  # the value itself
-    return "true" if value else "false"
+    if not isinstance(value, Decimal):
+        expected = "a string, number, true, false, null or an object"
+        raise Unfit(expected, "this is no parameter value; write a string, number, bool or null")
 
-
-@_value.register(int)
-def _of_int(value: int) -> ParameterValue:
-    try:
-        return int.__repr__(value)
-    except ValueError as exc:  # more digits than Python writes
-        raise Unfit("a number", "the number is too long; pass it as a str") from exc
-
-
-@_value.register(Number)
-def _of_number(value: Number) -> ParameterValue:
-    return value.text
-
-
-@_value.register(float)
-def _of_float(value: float) -> ParameterValue:
-    if not math.isfinite(value):
-        raise Unfit(_FINITE, _NOT_FINITE)
-
-    raise Unfit("Decimal, int or str", "a float is not exact; pass a Decimal, an int or a str")
-
-
-@_value.register(Decimal)
-def _of_decimal(value: Decimal) -> ParameterValue:
     if not value.is_finite():
-        raise Unfit(_FINITE, _NOT_FINITE)
+        raise Unfit("a finite number", finite)
 
     _, digits, exponent = value.as_tuple()
 
@@ -439,44 +531,35 @@ def _of_decimal(value: Decimal) -> ParameterValue:
     return format(value, "f")
 
 
-@_value.register(datetime)
-def _of_datetime(value: datetime) -> ParameterValue:
-    text = value.isoformat()
-    return f"{text.removesuffix('+00:00')}Z" if value.utcoffset() == _ZERO else text
-
-
-@_value.register(TypedValue)
-def _of_typed_value(value: TypedValue) -> ParameterValue:
-    auto = isinstance(value.value, Auto)
-    return _typed(value.type, None if auto else value.value, auto=auto)
-
-
-@_value.register(Mapping)
-def _of_object(value: Mapping[str, object]) -> ParameterValue:
+def _value_of_object(value: Mapping[str, object]) -> ParameterValue:
     if value.keys() == {"auto"} and value["auto"] is True:
         return AUTO
 
-    if not value.keys() <= _VALUE_KEYS:
-        raise Unfit(_VALUE_FORMS, f"an object as a value is {_VALUE_FORMS}")
+    if not value.keys() <= _VALUE_NAMES:
+        forms = '{"auto": true} or {"type", "valueStringEncoded", "useAutoValue"}'
+        raise Unfit(forms, f"an object as a value is {forms}")
 
     auto = value.get("useAutoValue", False)
 
     if not (auto or "valueStringEncoded" in value):
         raise Unfit("valueStringEncoded", "valueStringEncoded is missing; write it, or null")
 
-    return _typed(value.get("type"), value.get("valueStringEncoded"), auto=auto)
+    return _typed_value(value.get("type"), value.get("valueStringEncoded"), auto=auto)
 
 
-def _typed(type_number: object, text: object, *, auto: object) -> TypedValue:
+def _typed_value(number: object, text: object, *, auto: object) -> JobRunParameterValue:
     """Return a JobRunParameterValue.
 
     Raises:
         Unfit: a member has another type, or the auto value comes with a text.
     """
-    if not (type_number is None or type(type_number) is int):
+    if type(number) is Number and re.fullmatch("-?[0-9]{1,9}", number):
+        number = int(number)
+
+    if not (number is None or type(number) is int):
         raise Unfit("type: integer or null", "type is an integer or null")
 
-    if not isinstance(text, str | None):
+    if not isinstance(text, str | None) or isinstance(text, Number):
         message = "valueStringEncoded is a string, whatever the type, or null; quote it"
         raise Unfit("valueStringEncoded: string or null", message)
 
@@ -487,40 +570,119 @@ def _typed(type_number: object, text: object, *, auto: object) -> TypedValue:
         message = "with useAutoValue valueStringEncoded must be null; leave one of them out"
         raise Unfit("useAutoValue or valueStringEncoded", message)
 
-    return TypedValue(type_number, AUTO if auto else text if text is None else _clean(text))
+    return JobRunParameterValue(number, AUTO if auto else text)
 
 
-_PLAIN: Final[Mapping[type, Callable[[Any], ParameterValue]]] = {
-    int: str,
-    bool: {True: "true", False: "false"}.get,
-    NoneType: {None: None}.get,
-}
-"""What ``_value`` makes of plain JSON, without its checks."""
+def _unknown_member(name: object) -> Fault:
+    folded = {known.lower(): known for known in _ROW_NAMES}
+    near = get_close_matches(str(name)[:16].strip().lower(), folded, n=1, cutoff=0.7)
+    advice = f"did you mean {folded[near[0]]}?" if near else 'parameters belong into "parameters"'
+    return Fault(str(name), ", ".join(_ROW_NAMES), name, f"a row has no such member; {advice}")
 
 
-def _unknown_name(name: object) -> Fault:
-    near = _near_key(name) if isinstance(name, str) else None
-    advice = f"did you mean {near}?" if near else 'parameters belong into "parameters"'
-    return Fault(str(name), ", ".join(sorted(_ROW_KEYS)), name, f"a row has no such key; {advice}")
+def dump_row(row: Row) -> str:
+    """Return what a row says as one JSONL row, in which nothing is lost.
+
+    Args:
+        row: of an invalid one a value may be ``Unread``, which no reader takes.
+    """
+    parameters: Mapping[str, Any] = row.parameters
+
+    if not {str, NoneType}.issuperset(map(type, parameters.values())):
+        parameters = {name: _json_value(value) for name, value in parameters.items()}
+
+    said: dict[str, Any] = {} if row.key is None else {"key": row.key}
+    said |= {"target": row.target, "jobId": row.job_id, "parameters": parameters}
+
+    if row.notes:
+        said[NOTES] = row.notes
+
+    return orjson.dumps(said).decode()
 
 
-def _near_key(name: str) -> str | None:
-    spellings = {key.lower(): key for key in sorted(_ROW_KEYS)}
-    near = difflib.get_close_matches(name[:16].lower(), spellings, n=1, cutoff=0.7)
-    return spellings[near[0]] if near else None
+def _json_value(value: Any) -> object:
+    if isinstance(value, Unread):
+        return {"invalid": value.text.encode("utf-8", "backslashreplace").decode()}
+
+    if value is AUTO:
+        return {"auto": True}
+
+    if not isinstance(value, JobRunParameterValue):
+        return value
+
+    if value.value is AUTO:
+        return {"type": value.type, "useAutoValue": True}
+
+    return {"type": value.type, "valueStringEncoded": value.value}
 
 
-def _shown(value: object) -> str:
-    """Return ``value`` cut, on one line, and fit for any terminal and any encoder."""
-    if isinstance(value, bool | None):
+def load_row(says: str, number: int, line: int, file: str) -> Row | InvalidRow:
+    """Return the row that :func:`dump_row` wrote; an invalid one is invalid again.
+
+    Args:
+        says: as the ledger keeps it.
+        number: data row, from 1.
+        line: physical line, from 1.
+        file: what problems name as their file.
+    """
+    return row_from_object(
+        orjson.loads(says), number, RowRules(file, None, is_batch_output_allowed=True), line
+    )
+
+
+def row_digest(row: Row) -> str:
+    r"""Return the digest of what a row says, 32 lower-case hex digits: its key where it has none.
+
+    The recipe is a contract: others recompute it to find a row in a ledger.
+
+    1. Take the array ``[target, jobId, parameters]``: ``jobId`` in lower case, ``parameters`` an
+       array of ``[name, value]`` sorted by name, by code point. A value is its text as a string,
+       ``null``, or ``true`` for the auto value. Key, notes and a declared type are left out, and
+       so is all that a schema adds.
+    2. Write it as JSON in UTF-8 without white space. Only ``"``, ``\`` and the characters below
+       U+0020 are escaped: ``\b \t \n \f \r``, the others as ``\u00`` and two lower-case hex
+       digits.
+    3. Take the SHA-256, of it the first 128 bits, as 32 lower-case hex digits.
+
+    In Python, ``text = json.dumps(array, ensure_ascii=False, separators=(",", ":"))``, then
+    ``hashlib.sha256(text.encode()).hexdigest()[:32]``.
+
+    Raises:
+        TypeError: a text holds a lone surrogate; no row of a manifest does.
+    """
+    said: Iterable[tuple[str, Any]] = row.parameters.items()
+
+    if not {str, NoneType}.issuperset(map(type, row.parameters.values())):
+        said = [(name, _plain_value(value)) for name, value in said]
+
+    text = orjson.dumps([row.target, row.job_id.lower(), sorted(said)])
+    return sha256(text).hexdigest()[:32]
+
+
+def _plain_value(value: ParameterValue) -> str | bool | None:
+    if isinstance(value, JobRunParameterValue):
+        value = value.value
+
+    return True if value is AUTO else value
+
+
+def key_digest(key: str) -> bytes:
+    """Return 16 bytes that stand for a key; a key that is a digest stands for itself."""
+    return bytes.fromhex(key) if _DIGEST.fullmatch(key) else sha256(key.encode()).digest()[:16]
+
+
+_DIGEST: Final = re.compile("[0-9a-f]{32}")
+
+
+def show(value: object) -> str:
+    """Return a value for a person: cut, on one line, and fit for any terminal and any encoder."""
+    if value is None or isinstance(value, bool):
         return {True: "true", False: "false", None: "null"}[value]
 
-    cut = shown(value if isinstance(value, str) else _represented(value))
-    return cut if cut.isprintable() else shown(repr(cut)[1:-1])
+    if not isinstance(value, str):
+        try:
+            value = str(value) if isinstance(value, Decimal) else _REPR.repr(value)
+        except ValueError:  # an integer with more digits than Python writes
+            value = type(value).__name__
 
-
-def _represented(value: object) -> str:
-    try:
-        return str(value) if isinstance(value, Number | Decimal) else _REPR.repr(value)
-    except ValueError:  # an integer with more digits than Python writes
-        return type(value).__name__
+    return printable(quote(value))

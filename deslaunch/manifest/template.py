@@ -7,15 +7,13 @@ can't stand in it, since neither form has comments, is told beside it.
 
 from __future__ import annotations
 
-import csv
-import io
 from typing import TYPE_CHECKING, Final
 
 import orjson
 
-from deslaunch import wire
+from deslaunch.des import wire
+from deslaunch.manifest.readers import column_of, csv_line
 from deslaunch.model import DEFAULT_TARGET
-from deslaunch.readers import column_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -76,11 +74,8 @@ def explanation(job: Job, form: Format) -> Iterator[str]:
 
 
 def _csv(said: Mapping[str, str], job: Job) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*said, *(column_of(parameter.name) for parameter in job.parameters)])
-    writer.writerow([*said.values(), *map(_cell, job.parameters)])
-    return text.getvalue()
+    header = [*said, *(column_of(parameter.name) for parameter in job.parameters)]
+    return (csv_line(header) + csv_line([*said.values(), *map(_cell, job.parameters)])).decode()
 
 
 def _jsonl(said: Mapping[str, str], job: Job) -> str:
