@@ -21,22 +21,18 @@
     time.title = `${new Date(time.dateTime).toLocaleString()} where you are`;
   }
 
-  // base 85 → gzip → a head in JSON, and ids of 16 bytes each.
+  // base 85 → gzip → JSON.
 
   async function unpack(text) {
     const stream = new Blob([bytesOf(text)]).stream();
     const plain = stream.pipeThrough(new DecompressionStream("gzip"));
-    const buffer = await new Response(plain).arrayBuffer();
-    const size = new DataView(buffer).getUint32(0);
-    const head = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, size)));
-    let at = 4 + size;
+    const table = await new Response(plain).json();
 
-    for (const column of head.columns) {
-      column.values = valuesOf(column, new Uint8Array(buffer, at), head.rows);
-      at += column.ids ? 16 * head.rows : 0;
+    for (const column of table.columns) {
+      column.values = valuesOf(column, table.rows);
     }
 
-    return head;
+    return table;
   }
 
   function bytesOf(text) {
@@ -60,7 +56,7 @@
     return bytes.subarray(0, bytes.length - missing);
   }
 
-  function valuesOf(column, bytes, rows) {
+  function valuesOf(column, rows) {
     if (column.differences) {
       let last = 0;
       return column.differences.map((step) => (step === null ? null : (last += step)));
@@ -70,27 +66,13 @@
       return column.numbers.map((index) => column.words[index]);
     }
 
-    return column.texts || idsOf(bytes, rows, column.ids === "dashed" ? "-" : "");
+    return column.texts || Array.from({ length: rows }, (_, row) =>
+      idOf(column.ids.slice(row * 32, row * 32 + 32), column.dash));
   }
 
-  function idsOf(bytes, rows, dash) {
-    const pairs = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, "0"));
-    const found = new Array(rows);
-
-    for (let row = 0; row < rows; row += 1) {
-      let text = "";
-      let sum = 0;
-
-      for (let index = 0; index < 16; index += 1) {
-        const byte = bytes[row * 16 + index];
-        sum += byte;
-        text += (index === 4 || index === 6 || index === 8 || index === 10 ? dash : "") + pairs[byte];
-      }
-
-      found[row] = sum ? text : null;
-    }
-
-    return found;
+  function idOf(hex, dash) {
+    const parts = [[0, 8], [8, 12], [12, 16], [16, 20], [20, 32]];
+    return /[^0]/.test(hex) ? parts.map(([from, to]) => hex.slice(from, to)).join(dash) : null;
   }
 
   // What stands in a cell.
@@ -111,6 +93,16 @@
       time.textContent = time.dateTime.slice(0, 19).replace("T", " ");
       sayLocalTime(time);
       return time;
+    }
+
+    if (column.name === "job") {
+      const [name, guid] = value.split("\n");
+      const made = document.createElement("span");
+      const small = document.createElement("small");
+      made.append(Object.assign(document.createElement("bdi"), { textContent: name }));
+      small.textContent = guid || "";
+      if (guid) made.append(" ", small);
+      return made;
     }
 
     const made = document.createElement(column.name === "state" ? "span" : "bdi");
