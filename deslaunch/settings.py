@@ -253,7 +253,7 @@ class Settings:
     )
     delimiter: str = _option(
         ",",
-        "What stands between the cells of a CSV manifest.",
+        "What stands between the cells of a CSV manifest: , ; | or tab.",
         str,
         choices=(",", ";", "|", "tab", "\t"),
     )

@@ -1,271 +1,444 @@
-"""``run`` and ``resume``: a batch is launched, or gone on with."""
+"""``check``, ``run``, ``resume`` and ``watch``: what speaks to DES about a batch."""
 
 from __future__ import annotations
 
-import sys
+import json
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from deslaunch.cli import options
-from deslaunch.cli.clients import clients_of, opened
-from deslaunch.cli.command import command
-from deslaunch.cli.exits import EXIT_STOPPED, LAUNCH_EXIT_CODES, exit_code_of
-from deslaunch.cli.given import OF_LAUNCH, cache_folder, chosen, console_of, repeated
-from deslaunch.cli.loop import interruptible
-from deslaunch.cli.stdin import on_disk
-from deslaunch.cli.watching import follow_runs
-from deslaunch.errors import Declined, LedgerWriteFailed
+from deslaunch.cli import options, render
+from deslaunch.cli.terminal import run_work
+from deslaunch.errors import LedgerExists, LedgerMissing
+from deslaunch.model import count
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
-    from deslaunch.console import Console
-    from deslaunch.launcher import Confirm
-    from deslaunch.model import Event, Plan, StartRequest, Summary
-    from deslaunch.session import Interrupt
-    from deslaunch.terms import Clients
+    from deslaunch.cli.options import Given
+    from deslaunch.cli.progress import Progress
+    from deslaunch.cli.terminal import Interrupts, Printer
+    from deslaunch.des.client import DesClient
+    from deslaunch.events import Plan, Summary, WatchSummary
+    from deslaunch.launch.batch import Batch
+    from deslaunch.manifest.files import Manifest
+    from deslaunch.settings import Settings
 
-_WATCHED_AFTER: Final = frozenset({0, 3, 4, EXIT_STOPPED})  # not after an interrupt, for one
+_STOPPED: Final = 5
+_WATCHED_AFTER: Final = frozenset({0, 3, 4, _STOPPED})  # not after a signal, for one
 
-_options_of_launch = options.together(
-    options.rows,
-    options.shard,
-    options.skip_invalid,
-    options.connection,
-    options.schema,
-    options.launching,
-    options.resuming,
-    options.watch_too,
-    options.output,
+_MANIFEST: Final = options.argument("manifest", metavar="MANIFEST")
+_WATCHING: Final = options.tuning("interval", "max_interval", "watch_timeout")
+
+
+@options.command(
+    "check",
+    _MANIFEST,
+    options.ROWS,
+    options.CONNECTION,
+    options.SCHEMA,
+    options.OUTPUT,
+    examples="""
+        deslaunch check night.csv
+        deslaunch check night.csv --schema jobs.json --json
+    """,
 )
+def check(given: Given) -> int:
+    """Check every row of MANIFEST, and send nothing. "-" reads stdin."""
+    from deslaunch.cli.targets import clients_of  # noqa: PLC0415  # aiohttp is slow to import
+    from deslaunch.launch import batch  # noqa: PLC0415
+
+    settings, printer = given.settings(), given.printer
+    manifest = _manifest_of(given["manifest"], settings)
+    clients = None if given["schema"] is not None else clients_of(given, settings)
+
+    async def work(_: Interrupts) -> int:
+        async with AsyncExitStack() as stack:
+            await _open(stack, clients)
+            report = await batch.check(manifest, clients, settings=settings, schema=given["schema"])
+
+        for note in report.notes:
+            printer.say(note)
+
+        for warning in report.warnings:
+            printer.warn(warning)
+
+        if given["as_json"]:
+            printer.json(report.as_dict())
+        else:
+            for line in render.problem_lines(report.problems, report.groups, report.count):
+                printer.insist(line)
+
+            rows = count(report.rows, "row")
+            printer.say(f"{rows}: {report.valid:,} valid, {report.invalid:,} invalid")
+
+        if report.unconfirmed is not None:
+            printer.warn(str(report.unconfirmed))
+
+        return int(report.exit_code)
+
+    return run_work(work)
 
 
-@command(
+@options.command(
     "run",
-    examples=(
-        "  deslaunch run night.csv\n"
-        "  deslaunch run night.csv --watch\n"
-        "  deslaunch run night.csv --ledger /var/lib/exports/night.jsonl --concurrency 64\n"
-        "  deslaunch run night.csv --shard 2/4\n"
-        "  deslaunch run night.csv --dry-run --schema jobs.json | head -n 1\n"
-        "  deslaunch run night.csv --limit 10\n"
-        "  deslaunch run night.csv --yes --log-format json 2>> night.log\n"
-        "  generate | deslaunch run - --format jsonl --ledger night.ledger.jsonl"
+    _MANIFEST,
+    click.Option(
+        ["--ledger"],
+        metavar="LEDGER",
+        envvar="DESLAUNCH_LEDGER",
+        show_envvar=True,
+        help="Default: MANIFEST's name without its suffix + .ledger.db, beside it.",
     ),
-    exit_codes=LAUNCH_EXIT_CODES,
+    options.flag("--resume", "Go on where this very manifest was begun: for cron and containers."),
+    options.ROWS,
+    options.tuning("skip_invalid"),
+    options.CONNECTION,
+    options.SCHEMA,
+    options.LAUNCH,
+    options.OUTPUT,
+    examples="""
+        deslaunch run night.csv
+        deslaunch run night.csv --watch
+        deslaunch run night.csv --ledger /var/lib/exports/night.ledger.db --concurrency 64
+        deslaunch run night.csv --dry-run --schema jobs.json | head -n 1
+        deslaunch run night.csv --limit 10
+        deslaunch run night.csv --yes --resume --quiet
+        generate | deslaunch run - --format jsonl --ledger night.ledger.db
+    """,
+    exit_codes=f"{options.EXIT_CODES}\n\n{options.WATCH_EXIT_CODES}",
 )
-@click.argument("manifest", type=click.Path())
-@click.option(
-    "--ledger",
-    type=options.FILE,
-    help="Default: MANIFEST's stem + .ledger.jsonl, beside it; of a shard, + .I-of-N.ledger.jsonl.",
-)
-@click.option("--resume", is_flag=True, help="Go on where this very manifest was begun.")
-@_options_of_launch
-def run(manifest: str, ledger: Path | None, **given: Any) -> int:
+def run(given: Given) -> int:
     """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required.
 
     It says what it is about to do and, on a terminal, asks before anything is sent.
     """
-    from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
+    from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
-    if manifest == "-" and (ledger is None or given["format"] is None):
-        raise click.UsageError("a manifest from stdin needs --ledger PATH and --format")
+    source, ledger = given["manifest"], given["ledger"]
 
-    async def launch(
-        clients: Clients, interrupt: Interrupt, progress: Callable[[Event], None]
-    ) -> Summary:
-        return await launcher.launch(
-            path,
+    if source == "-" and (ledger is None or given["format"] is None):
+        raise click.UsageError("a manifest from stdin needs --ledger LEDGER and --format")
+
+    ledger = ledger or batch.default_ledger(source)
+    kept = _kept_of(ledger) if given["resume"] else {}
+    settings = given.settings(kept)
+    manifest = _manifest_of(source, settings)
+    more: dict[str, Any] = {"ledger": ledger, "resume": given["resume"]}
+
+    def open_batch(clients: Any, **rest: Any) -> AbstractAsyncContextManager[Batch]:
+        return batch.open_batch(manifest, clients, options_kept=given.kept(kept), **more, **rest)
+
+    try:
+        if given["dry_run"]:
+            return _preview(given, settings, kept, manifest, **more)
+
+        return _launch(given, settings, kept, open_batch)
+    except LedgerExists as exc:
+        again = options.printed("resume", options.place_word(ledger), *given.repeated())
+        exc.hint = f"go on with that batch: {again}; a new batch needs another --ledger"
+        raise
+
+
+@options.command(
+    "resume",
+    options.LEDGER,
+    click.Option(
+        ["--corrections"], metavar="FILE", help="Take the rows of FILE into the batch, by key."
+    ),
+    options.flag(
+        "--add-rows", "FILE may hold rows that the batch does not have, with keys of their own."
+    ),
+    options.tuning("format", "delimiter", "job_id", "target"),
+    options.CONNECTION,
+    options.SCHEMA,
+    options.LAUNCH,
+    options.OUTPUT,
+    examples="""
+        deslaunch resume night.ledger.db
+        deslaunch resume night.ledger.db --corrections fix.csv
+        deslaunch resume night.ledger.db --retry-rejected --yes
+    """,
+    exit_codes=f"{options.EXIT_CODES}\n\n{options.WATCH_EXIT_CODES}",
+)
+def resume(given: Given) -> int:
+    """Go on with the batch of LEDGER: what is pending or failed, never what is unknown.
+
+    It needs the ledger and DES, no manifest and no options: what earlier command lines gave is
+    kept in the ledger. It says what it is about to do and, on a terminal, asks before anything
+    is sent.
+    """
+    from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
+
+    if given["add_rows"] and given["corrections"] is None:
+        raise click.UsageError("--add-rows goes with --corrections FILE")
+
+    ledger = given["ledger"]
+    kept = _kept_of(ledger, must_exist=True)
+    settings = given.settings(kept)
+
+    def open_batch(clients: Any, **rest: Any) -> AbstractAsyncContextManager[Batch]:
+        return batch.resume_batch(
+            ledger,
             clients,
-            ledger=ledger,
-            resume=given["resume"],
-            confirm=_confirm(given),
-            **_of_session(given, interrupt, progress),
-        )
-
-    def preview(
-        clients: Clients | None, interrupt: Interrupt, progress: Callable[[Event], None]
-    ) -> AsyncIterator[StartRequest]:
-        return launcher.preview(
-            path,
-            clients,
-            ledger=ledger,
-            resume=given["resume"],
-            **_of_session(given, interrupt, progress),
+            corrections=_corrections_of(given["corrections"], settings),
+            add_rows=given["add_rows"],
+            options_kept=given.kept(kept),
+            **rest,
         )
 
     if given["dry_run"]:
-        with on_disk(manifest, given["format"]) as path:
-            return _preview(given, preview)
+        return _preview(given, settings, kept, None, ledger=ledger)
 
-    if manifest == "-":
-        assert ledger is not None
-        from deslaunch.kept_rows import kept_rows  # noqa: PLC0415  # not needed for --help
-
-        with kept_rows(sys.stdin.buffer, ledger, resume=given["resume"]) as path:
-            return _launch(given, launch)
-
-    path = Path(manifest)
-    return _launch(given, launch)
+    return _launch(given, settings, kept, open_batch)
 
 
-@command(
-    "resume",
-    examples=(
-        "  deslaunch resume night.ledger.jsonl\n"
-        "  deslaunch resume night.ledger.jsonl --yes\n"
-        "  deslaunch resume night.ledger.jsonl --manifest moved/night.csv"
-    ),
-    exit_codes=LAUNCH_EXIT_CODES,
+@options.command(
+    "watch",
+    options.LEDGER,
+    options.CONNECTION,
+    options.tuning("concurrency", "rate", "max_wait", "give_up_after", "drain_timeout"),
+    _WATCHING,
+    options.OUTPUT,
+    examples="""
+        deslaunch watch night.ledger.db
+        deslaunch watch night.ledger.db --interval 60 --watch-timeout 14400
+    """,
+    exit_codes=options.WATCH_EXIT_CODES,
 )
-@click.argument("ledger", type=options.FILE)
-@click.option("--manifest", type=options.FILE, help="Where the manifest is now, if it was moved.")
-@_options_of_launch
-def resume(ledger: Path, manifest: Path | None, **given: Any) -> int:
-    """Go on with the batch of LEDGER: what is pending or failed, never what is unknown.
+def watch(given: Given) -> int:
+    """Follow the runs that the batch of LEDGER started to their end, and record how they ended.
 
-    It says what it is about to do and, on a terminal, asks before anything is sent.
+    Ended early, it goes on where it was: a run whose end is recorded is not asked about again.
     """
-    from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
+    from deslaunch.cli.targets import clients_of  # noqa: PLC0415  # aiohttp is slow to import
+    from deslaunch.launch import batch  # noqa: PLC0415
 
-    async def launch(
-        clients: Clients, interrupt: Interrupt, progress: Callable[[Event], None]
-    ) -> Summary:
-        return await launcher.resume(
-            ledger,
-            clients,
-            manifest=manifest,
-            confirm=_confirm(given),
-            **_of_session(given, interrupt, progress),
-        )
+    kept, printer = _kept_of(given["ledger"], must_exist=True), given.printer
+    settings = given.settings(kept)
+    clients = clients_of(given, settings, kept, needs_token=True)
 
-    def preview(
-        clients: Clients | None, interrupt: Interrupt, progress: Callable[[Event], None]
-    ) -> AsyncIterator[StartRequest]:
-        return launcher.preview_resume(
-            ledger,
-            clients,
-            manifest=manifest,
-            **_of_session(given, interrupt, progress),
-        )
-
-    return _preview(given, preview) if given["dry_run"] else _launch(given, launch)
-
-
-def _of_session(
-    given: Mapping[str, Any], interrupt: Interrupt, progress: Callable[[Event], None]
-) -> dict[str, Any]:
-    """Return what a launch, a resume and their previews are all called with."""
-    return {
-        "schema": given["schema"],
-        "cache": cache_folder(),
-        "on_event": progress,
-        "interrupt": interrupt,
-        **chosen(given, OF_LAUNCH),
-    }
-
-
-def _confirm(given: Mapping[str, Any]) -> Confirm | None:
-    """Return what asks a person whether to begin; None where nobody is to be asked."""
-    from deslaunch.console import question_of  # noqa: PLC0415  # not needed for --help
-
-    console = console_of(given)
-
-    async def confirm(plan: Plan) -> bool:
-        return await console.ask(question_of(plan))
-
-    return None if given["yes"] or not console.can_ask else confirm
-
-
-def _preview(
-    given: Mapping[str, Any],
-    preview: Callable[
-        [Clients | None, Interrupt, Callable[[Event], None]], AsyncIterator[StartRequest]
-    ],
-) -> int:
-    """Print what would be sent, a line each; where a schema is given, DES is not needed."""
-    from deslaunch.console import Progress  # noqa: PLC0415  # not needed for --help
-
-    console = console_of(given)
-    clients = clients_of(given, needs_token=True) if given["schema"] is None else None
-
-    async def work(interrupt: Interrupt) -> int:
+    async def work(interrupts: Interrupts) -> int:
         async with AsyncExitStack() as stack:
-            if clients is not None:
-                await opened(stack, clients)
+            await _open(stack, clients)
 
-            async for request in preview(clients, interrupt, Progress(console)):
-                console.start(request)
-
-        console.say("nothing was sent: this is a dry run")
-        return 0
-
-    return interruptible(work)
-
-
-def _launch(
-    given: Mapping[str, Any],
-    launch: Callable[[Clients, Interrupt, Callable[[Event], None]], Coroutine[Any, Any, Summary]],
-) -> int:
-    """Launch, and tell the plan, what goes on, the summary and the next command."""
-    from deslaunch.console import Progress  # noqa: PLC0415  # not needed for --help
-
-    console = console_of(given)
-    clients = clients_of(given, needs_token=True)
-
-    async def work(interrupt: Interrupt) -> int:
-        async with AsyncExitStack() as stack:
-            await opened(stack, clients)
-
-            with Progress(console) as progress:
-                try:
-                    summary = await launch(clients, interrupt, progress)
-                except Declined as exc:
-                    console.insist(str(exc))
-                    return exit_code_of(exc)
-                except LedgerWriteFailed as exc:
-                    return _failed_ledger(console, exc, as_json=given["as_json"])
-
-            _tell_of_launch(console, given, summary, is_idle=progress.is_idle)
-            watches = given["watch"] and summary.exit_code in _WATCHED_AFTER
-            console.finish(summary, progress.causes, repeated(given), goes_on=watches)
-
-            if watches:
-                watched = await follow_runs(
-                    console, given, clients, interrupt, Path(summary.ledger)
-                )
-                stopped = summary.exit_code == EXIT_STOPPED and watched < EXIT_STOPPED
-                return EXIT_STOPPED if stopped else watched
+            async with batch.watch_batch(given["ledger"], clients, settings=settings) as opened:
+                interrupts.batch = opened
+                summary = await _watch(opened, given, printer)
 
         if given["as_json"]:
-            console.json(summary.as_dict())
+            printer.outcome_json(summary.as_dict())
 
         return summary.exit_code
 
-    return interruptible(work)
+    return run_work(work)
 
 
-def _tell_of_launch(
-    console: Console, given: Mapping[str, Any], summary: Summary, *, is_idle: bool
+def _manifest_of(source: str, settings: Settings) -> str | Manifest:
+    """Return what is read: a path, or stdin as a manifest."""
+    if source != "-":
+        return source
+
+    from deslaunch.manifest.files import Manifest  # noqa: PLC0415  # not needed for --help
+
+    return Manifest(
+        "-",
+        format=settings.format,
+        delimiter=settings.delimiter,
+        job_id=settings.job_id,
+        target=settings.target,
+    )
+
+
+def _corrections_of(source: str | None, settings: Settings) -> str | Manifest | None:
+    if source != "-":
+        return source
+
+    from deslaunch.manifest.files import Manifest  # noqa: PLC0415  # not needed for --help
+
+    return Manifest(
+        "-",
+        format=settings.format,
+        delimiter=settings.delimiter,
+        job_id=settings.job_id,
+        target=settings.target,
+        is_batch_output_allowed=True,
+    )
+
+
+def _kept_of(ledger: str, *, must_exist: bool = False) -> dict[str, Any]:
+    """Return what the ledger keeps of earlier command lines; nothing where there is none yet."""
+    from deslaunch.ledger.ledger import open_ledger  # noqa: PLC0415
+
+    kept: dict[str, Any] = {}
+
+    async def work(_: Interrupts) -> int:
+        try:
+            async with await open_ledger(ledger) as opened:
+                kept.update(opened.batch.options)
+        except LedgerMissing:
+            if must_exist:
+                raise
+
+        return 0
+
+    run_work(work)
+    return kept
+
+
+async def _open(stack: AsyncExitStack, clients: DesClient | Mapping[str, DesClient] | None) -> None:
+    """Open one client, or each of several, until the stack is left."""
+    several = clients.values() if isinstance(clients, dict) else [clients]
+
+    for client in several:
+        if client is not None:
+            await stack.enter_async_context(client)
+
+
+def _preview(
+    given: Given,
+    settings: Settings,
+    kept: Mapping[str, Any],
+    manifest: str | Manifest | None,
+    **more: Any,
+) -> int:
+    """Print what would be sent, a line each; where a schema is given, DES is not needed."""
+    from deslaunch.cli.progress import Progress  # noqa: PLC0415  # not needed for --help
+    from deslaunch.cli.targets import clients_of  # noqa: PLC0415  # aiohttp is slow to import
+    from deslaunch.launch import batch  # noqa: PLC0415
+
+    printer, schema = given.printer, given["schema"]
+    clients = None if schema else clients_of(given, settings, kept, needs_token=True)
+
+    async def work(_: Interrupts) -> int:
+        async with AsyncExitStack() as stack:
+            await _open(stack, clients)
+            starts = batch.preview(
+                manifest,
+                clients,
+                settings=settings,
+                schema=schema,
+                on_event=Progress(printer),
+                **more,
+            )
+
+            async for start in starts:
+                told = {
+                    "key": start.key,
+                    "row": start.row,
+                    "target": start.target,
+                    "jobId": start.job_id,
+                    "body": json.loads(start.body),
+                }
+                printer.json(told)
+
+        printer.say("nothing was sent: this is a dry run")
+        return 0
+
+    return run_work(work)
+
+
+def _launch(
+    given: Given,
+    settings: Settings,
+    kept: Mapping[str, Any],
+    open_batch: Callable[..., AbstractAsyncContextManager[Batch]],
+) -> int:
+    """Launch, and tell the plan, what goes on, the summary and the next commands."""
+    from deslaunch.cli.progress import Progress  # noqa: PLC0415  # not needed for --help
+    from deslaunch.cli.targets import clients_of  # noqa: PLC0415  # aiohttp is slow to import
+
+    printer = given.printer
+    clients = clients_of(given, settings, kept, needs_token=True)
+    asks = not given["yes"] and printer.can_ask()
+
+    async def confirm(plan: Plan) -> bool:
+        return not (asks and plan.send) or await printer.ask(render.question_of(plan))
+
+    async def work(interrupts: Interrupts) -> int:
+        async with AsyncExitStack() as stack:
+            await _open(stack, clients)
+            progress = stack.enter_context(Progress(printer))
+            opened = await stack.enter_async_context(
+                open_batch(
+                    clients,
+                    settings=settings,
+                    schema=given["schema"],
+                    on_event=progress,
+                    confirm=confirm,
+                )
+            )
+            interrupts.batch = opened
+            _tell_of_nothing(opened.plan, printer)
+            summary = await opened.run(allow_partial=True)
+            printer.end_block()
+            watches = given["watch"] and opened.ledger and summary.exit_code in _WATCHED_AFTER
+            _tell_end(summary, progress, given, printer, goes_on=bool(watches))
+            watched = await _watch(opened, given, printer) if watches else None
+
+        if given["as_json"]:
+            printer.outcome_json((summary if watched is None else watched).as_dict())
+
+        return _exit_code(summary, watched)
+
+    return run_work(work)
+
+
+def _tell_of_nothing(plan: Plan | None, printer: Printer) -> None:
+    """Say, even to the quiet, that a night starts nothing: it looks like a full one else."""
+    if plan is not None and not plan.rows:
+        printer.insist(f"nothing to start: {plan.manifest} holds no rows; no ledger was made")
+    elif plan is not None and not plan.send:
+        printer.insist(render.nothing_line(plan.ledger))
+
+
+def _exit_code(summary: Summary, watched: WatchSummary | None) -> int:
+    """Return the exit code of a launch and of the watch that followed it."""
+    if watched is None:
+        return summary.exit_code
+
+    stopped = summary.exit_code == _STOPPED and watched.exit_code < _STOPPED
+    return _STOPPED if stopped else watched.exit_code
+
+
+def _tell_end(
+    summary: Summary, progress: Progress, given: Given, printer: Printer, *, goes_on: bool
 ) -> None:
-    if is_idle and not summary.stops:
-        console.say("nothing was left to send; a new batch needs a new --ledger")
+    """Tell how a session ended: why rows have no run, the counts, and what to do next."""
+    for line in progress.tally.causes.lines():
+        printer.say(line)
 
-    if given["retry_unknown"] and summary.unknown:
-        console.say("--retry-unknown leaves auto-value rows: each run of one moves the feed on")
+    for line in (render.warning_lines if printer.quiet else render.summary_lines)(summary):
+        printer.insist(line)
+
+    for line in render.unrecorded_lines(summary):
+        printer.insist(line)
+
+    if not goes_on:
+        for line in render.command_lines(render.next_commands(summary, given.repeated())):
+            printer.insist(line)
 
 
-def _failed_ledger(console: Console, error: LedgerWriteFailed, *, as_json: bool) -> int:
-    """Print what is known of a batch whose ledger can't be written any more."""
-    if error.summary is not None:
-        console.summary(error.summary)
+async def _watch(opened: Batch, given: Given, printer: Printer) -> WatchSummary:
+    """Follow a batch's runs, tell how they get on, how they ended, and what to do next."""
+    from deslaunch.cli.progress import Progress  # noqa: PLC0415  # not needed for --help
 
-    if error.summary is not None and as_json:
-        console.json(error.summary.as_dict())
+    assert opened.ledger is not None
+    runs = await opened.ledger.run_counts()
 
-    console.error(error, exit_code_of(error))
-    return exit_code_of(error)
+    with Progress(printer, "run", runs.unfinished + runs.untold) as progress:
+        summary = await opened.watch(progress).run(allow_partial=True)
+
+    for line in render.watch_lines(summary):
+        printer.say(line)
+
+    commands = render.watch_commands(summary, given.repeated())
+
+    for line in render.command_lines(
+        [*commands, *render.next_commands(summary.batch, given.repeated())]
+    ):
+        printer.insist(line)
+
+    return summary

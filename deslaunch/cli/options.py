@@ -1,56 +1,105 @@
-"""The options and arguments that commands share."""
+"""The options that commands share, what was given of them, and commands that are printed.
+
+What tunes a session is declared once, in :mod:`deslaunch.settings`; here it becomes click's
+options, and what was given of it becomes :class:`~deslaunch.settings.Settings` again.
+"""
 
 from __future__ import annotations
 
 import os
+import shlex
+import string
+from dataclasses import dataclass
+from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
+from click.core import ParameterSource
+
+from deslaunch.cli.terminal import Printer
+from deslaunch.settings import OPTIONS, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
 
+    from deslaunch.model import Format
+    from deslaunch.settings import Option
 
-def together(*options: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return one decorator for several options, shown in the order in which they are given."""
+EXIT_CODES: Final = """\b
+Exit codes:
+  0  every row is started or withdrawn
+  1  a bug in deslaunch
+  2  usage, configuration, or an invalid manifest: nothing was sent
+  3  finished, some rows failed, were rejected or invalid
+  4  finished, some rows are unknown
+  5  stopped before the end; resume goes on
+  6  credentials refused; the remaining rows are pending
+  7  the ledger exists, is damaged, foreign, or can't be written
+  8  another launcher is at work on it
+  129, 130, 143  interrupted; drained; resume goes on"""
 
-    def add(command: Any) -> Any:
-        for option in reversed(options):
-            command = option(command)
+WATCH_EXIT_CODES: Final = """\b
+Exit codes of a watch (run and resume: with --watch):
+  0  every row is started, and every run finished with success
+  3  runs failed, or rows failed, were rejected or invalid
+  4  rows are unknown, or DES refuses to tell of runs
+  5  stopped, with runs that have not finished or rows that are pending
+  6, 7, 8, 129, 130, 143  as for run"""
 
-        return command
-
-    return add
-
+DONE_EXIT_CODES: Final = """\b
+Exit codes:
+  0  done
+  2  usage or configuration
+  5  DES can't be reached, or gives no usable response
+  6  credentials refused
+  7  the ledger is missing, damaged, or foreign"""
 
 FILE: Final = click.Path(path_type=Path)
 FORMAT: Final = click.Choice(["jsonl", "csv"])
-
-ledgers = click.argument("ledgers", metavar="LEDGER...", type=FILE, nargs=-1, required=True)
-
-
-def tuning(name: str, **kwargs: Any) -> Callable[[Any], Any]:
-    """Return an option that has an environment variable, ``DESLAUNCH_`` and its name."""
-    variable = f"DESLAUNCH_{name.removeprefix('--').replace('-', '_').upper()}"
-    return click.option(name, envvar=variable, show_envvar=True, **kwargs)
+METAVARS: Final = {"max_errors": "N|N%", "job_id": "GUID", "delimiter": "CHAR"}
 
 
-volume = together(
-    click.option("--quiet", is_flag=True, help="Say only what must not be missed."),
-    click.option("--verbose", is_flag=True, help="Say what becomes of every row."),
-)
+def tuning(*names: str) -> list[click.Parameter]:
+    """Return options of :mod:`deslaunch.settings`, by their names."""
+    return [_tuning(OPTIONS[name]) for name in names]
 
-output = together(
-    click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout."),
-    volume,
-)
+
+def _tuning(option: Option) -> click.Parameter:
+    if option.kind is bool:
+        return flag(option.flag, option.help)
+
+    choices = [choice for choice in option.choices if choice.isprintable()]
+    default = option.default if option.kind is str else option.default and f"{option.default:g}"
+    return click.Option(
+        [option.flag, option.name],
+        type=click.Choice(choices) if choices else option.kind,
+        envvar=option.variable,
+        show_envvar=True,
+        metavar=METAVARS.get(option.name, option.unit.split(" ")[0].upper() or None),
+        help=f"{option.help}  [default: {default}]" if default else option.help,
+    )
+
+
+def flag(name: str, text: str, **more: Any) -> click.Option:
+    """Return an option without a value."""
+    return click.Option([name, *more.pop("names", ())], is_flag=True, help=text, **more)
+
+
+def file(name: str, text: str, **more: Any) -> click.Option:
+    """Return an option that names a file."""
+    return click.Option([*name.split(" ")], type=FILE, help=text, **more)
+
+
+def argument(name: str, **more: Any) -> click.Argument:
+    """Return an argument; of type text, where no other is named."""
+    return click.Argument([name], **more)
 
 
 def _load_env_file(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
     """Set the variables of a file that are not set; before any option looks for its own."""
     if path is not None:
-        from deslaunch.env_file import read_env_file  # noqa: PLC0415  # not needed for --help
+        from deslaunch.cli.targets import read_env_file  # noqa: PLC0415  # not needed for --help
 
         for name, value in read_env_file(path).items():
             os.environ.setdefault(name, value)
@@ -58,184 +107,218 @@ def _load_env_file(_: click.Context, __: click.Parameter, path: Path | None) -> 
     return path
 
 
-connection = together(
-    tuning(
+LEDGER: Final = argument("ledger", metavar="LEDGER", envvar="DESLAUNCH_LEDGER")
+VOLUME: Final = (
+    flag("--quiet", "Say only what must not be missed."),
+    flag("--verbose", "Say what becomes of every row."),
+)
+OUTPUT: Final = (
+    flag("--json", "Print one JSON object on stdout.", names=["as_json"]),
+    *VOLUME,
+)
+YES: Final = flag("--yes", "Never ask.")
+FORCE: Final = flag("--force", "Replace another file that exists; never a ledger or the manifest.")
+CONNECTION: Final = (
+    file(
         "--config",
-        type=FILE,
-        help="TOML file of targets. Default: config.toml in your "
-        "configuration folder of deslaunch.",
+        "TOML file of targets. Default: config.toml in your configuration folder of deslaunch.",
+        envvar="DESLAUNCH_CONFIG",
+        show_envvar=True,
     ),
-    click.option(
+    file(
         "--env-file",
-        type=FILE,
+        "Set the variables in this file (NAME=value) that are not set already.",
         is_eager=True,
         callback=_load_env_file,
-        help="Set the variables in this file (NAME=value) that are not set already.",
     ),
-    click.option(
-        "--base-url", metavar="URL", help="DES's base URL. Default: the variable DES_BASE_URL."
+    click.Option(
+        ["--base-url"], metavar="URL", help="DES's base URL. Default: the variable DES_BASE_URL."
     ),
-    click.option("--allow-http", is_flag=True, help="Allow http:// for hosts but loopback."),
-    tuning(
-        "--timeout",
-        type=float,
-        default=60.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="For one attempt in all.",
+    flag("--allow-http", "Allow http:// for hosts other than loopback."),
+    *tuning("timeout", "connect_timeout"),
+)
+SCHEMA: Final = (
+    file("--schema", "Jobs in QueryJobs' form; DES is not asked for them."),
+    *tuning("schema_max_age"),
+)
+ROWS: Final = tuning(
+    "format", "delimiter", "job_id", "target", "allow_duplicates", "allow_repeated_auto"
+)
+LAUNCH: Final = (
+    *tuning(
+        "concurrency",
+        "rate",
+        "limit",
+        "max_attempts",
+        "max_wait",
+        "give_up_after",
+        "drain_timeout",
+        "max_errors",
+        "retry_5xx",
+        "retry_rejected",
+        "retry_unknown",
     ),
-    tuning(
-        "--connect-timeout",
-        type=float,
-        default=10.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="To connect.",
-    ),
+    flag("--dry-run", "Print what would be sent, a JSON line each; send nothing, make no ledger."),
+    YES,
+    flag("--watch", "Then follow the runs to their end."),
+    *tuning("interval", "max_interval", "watch_timeout"),
 )
 
-schema = together(
-    click.option("--schema", type=FILE, help="Jobs in QueryJobs' form; DES is not asked."),
-    tuning(
-        "--schema-max-age",
-        type=float,
-        default=24.0,
-        show_default=True,
-        metavar="HOURS",
-        help="Ask DES for older JobRunParameters.",
-    ),
-)
 
-rows = together(
-    click.option("--format", type=FORMAT, help="Where the manifest's name does not tell."),
-    click.option("--job-id", metavar="GUID", help="For rows that name no job."),
-    click.option("--target", metavar="NAME", help="For rows that name no target."),
-    click.option("--allow-duplicates", is_flag=True, default=None, help="Start equal rows, each."),
-    click.option(
-        "--allow-repeated-auto",
-        is_flag=True,
-        default=None,
-        help="Start several auto-value rows of one job.",
-    ),
-)
+@dataclass(frozen=True)
+class Given:
+    """What a command was given.
 
-skip_invalid = click.option(
-    "--skip-invalid", is_flag=True, default=None, help="Launch the valid rows all the same."
-)
+    Attributes:
+        values: of all of its parameters, by name; None for what was not given.
+        typed: names of the parameters that stand on the command line itself.
+        argv: the words of the command line, without the program's name.
+    """
 
-shard = click.option(
-    "--shard", metavar="I/N", help="Start the I-th of N shares of the rows, by their keys."
-)
+    values: Mapping[str, Any]
+    typed: frozenset[str] = frozenset()
+    argv: Sequence[str] = ()
 
-yes = click.option("--yes", is_flag=True, help="Never ask.")
+    def __getitem__(self, name: str) -> Any:
+        return self.values.get(name)
 
-max_wait = tuning(
-    "--max-wait",
-    type=float,
-    default=60.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Cap of a computed wait.",
-)
+    @property
+    def printer(self) -> Printer:
+        """A printer that speaks as loudly as was asked for."""
+        return Printer(quiet=bool(self["quiet"]), verbose=bool(self["verbose"]))
 
-give_up_after = tuning(
-    "--give-up-after",
-    type=float,
-    default=900.0,
-    show_default=True,
-    metavar="SECONDS",
-    help="Stop a target that stays paused for so long.",
-)
+    def settings(self, kept: Mapping[str, Any] | None = None) -> Settings:
+        """Return the settings of a session: command line, ledger, environment, default.
 
-launching = together(
-    tuning(
-        "--concurrency",
-        type=int,
-        default=16,
-        show_default=True,
-        metavar="N",
-        help="Slots: starts in flight.",
-    ),
-    tuning("--rate", type=float, metavar="R", help="Starts a second at most."),
-    tuning(
-        "--max-attempts",
-        type=int,
-        default=5,
-        show_default=True,
-        metavar="N",
-        help="5XX answers that make a row failed.",
-    ),
-    max_wait,
-    give_up_after,
-    tuning(
-        "--drain-timeout",
-        type=float,
-        metavar="SECONDS",
-        help="For rows in flight after an interrupt. Default: --timeout.",
-    ),
-    tuning(
-        "--max-errors",
-        default="50%",
-        show_default=True,
-        metavar="N|N%",
-        help="Rows without a run that stop a target; a share once 200 rows have ended.",
-    ),
-    click.option(
-        "--retry-5xx",
-        type=click.Choice(["all", "none"]),
-        help="Send 504 and 524 again like any 5XX, or none at all.",
-    ),
-    click.option(
-        "--limit", type=int, metavar="N", help="Start N rows at most; the others stay pending."
-    ),
-    click.option(
-        "--dry-run", is_flag=True, help="Print what would be sent, a JSON line each; send nothing."
-    ),
-    yes,
-    tuning(
-        "--log-format",
-        type=click.Choice(["text", "json"]),
-        default="text",
-        show_default=True,
-        help="On stderr: sentences, or one JSON object a line.",
-    ),
-)
+        Args:
+            kept: what the ledger keeps of earlier command lines, if there is one.
 
-watching = together(
-    tuning(
-        "--interval",
-        type=float,
-        default=5.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="Ask about a run again after so long, then after half as long again, and so on.",
-    ),
-    tuning(
-        "--max-interval",
-        type=float,
-        default=300.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="Between two questions about a run at most.",
-    ),
-    tuning(
-        "--watch-timeout",
-        type=float,
-        metavar="SECONDS",
-        help="End the watch after so long. Default: with the last run.",
-    ),
-)
+        Raises:
+            ConfigurationError: a value is out of its range.
+        """
+        chosen: dict[str, Any] = {"allow_new_origin": "base_url" in self.typed}
 
-watch_too = together(
-    click.option("--watch", is_flag=True, help="Then follow the runs to their end."), watching
-)
+        for name, option in OPTIONS.items():
+            if name in self.typed:
+                chosen[name] = self[name]
+            elif option.kept and (kept or {}).get(name) is not None:
+                chosen[name] = (kept or {})[name]
+            elif self[name] is not None:
+                chosen[name] = self[name]
 
-resuming = together(
-    click.option("--retry-rejected", is_flag=True, help="Send what DES refused, unchanged."),
-    click.option(
-        "--retry-unknown", is_flag=True, help="Send what may have started: it may run twice."
-    ),
-    click.option(
-        "--accept-new-rows", is_flag=True, help="New rows are no changed forms of lost ones."
-    ),
-)
+        return Settings(**chosen)
+
+    def kept(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Return what the ledger is to keep for later sessions, as JSON can hold it.
+
+        Options of this command line stand over those of earlier ones. ``config`` is absolute and
+        good on ``host`` alone; ``repeat`` are the words that printed commands need besides.
+        """
+        kept = dict(before or {})
+        kept |= {name: self[name] for name in self.typed if name in OPTIONS and OPTIONS[name].kept}
+
+        if "config" in self.typed and _is_text(self["config"]):
+            kept |= {"config": str(self["config"].absolute()), "host": os.uname().nodename}
+
+        repeated = self.repeated(from_anywhere=True)
+        return kept | ({"repeat": repeated} if repeated and _is_text(*repeated) else {})
+
+    def repeated(self, *, from_anywhere: bool = False) -> list[str]:
+        """Return the words that a later command must be given again: no ledger keeps them.
+
+        Args:
+            from_anywhere: files are named by absolute paths, and ``--config`` is left out.
+        """
+        words: list[str] = []
+
+        for name in ("config", "env_file", "base_url", "schema"):
+            if name not in self.typed or (name == "config" and from_anywhere):
+                continue
+
+            value = self[name]
+            is_moved = from_anywhere and isinstance(value, Path)
+            words += [f"--{name.replace('_', '-')}", str(value.absolute() if is_moved else value)]
+
+        return [*words, "--allow-http"] if self["allow_http"] else words
+
+
+def kept_words(kept: Mapping[str, Any]) -> list[str]:
+    """Return what a printed command must be given, from what a ledger keeps."""
+    config = kept_config(kept)
+    return [*(["--config", config] if config else []), *kept.get("repeat", ())]
+
+
+def kept_config(kept: Mapping[str, Any]) -> str | None:
+    """Return the configuration file that a ledger keeps, where this is the machine that has it."""
+    return kept.get("config") if kept.get("host") == os.uname().nodename else None
+
+
+def _is_text(*words: object) -> bool:
+    """Return True if JSON can hold the words: file names may be other bytes than UTF-8."""
+    return not any("\ud800" <= c <= "\udfff" for word in words for c in str(word))
+
+
+def form_of(output: Path | None, given: Format | None) -> Format:
+    """Return the format that is asked for, else that of the output's name, else CSV."""
+    return given or ("jsonl" if output and output.suffix in {".jsonl", ".ndjson"} else "csv")
+
+
+def printed(command: str, *words: str | Path) -> str:
+    """Return a command of deslaunch as a shell takes it: it works as it is printed."""
+    return " ".join(["deslaunch", command, *(_quoted(str(word)) for word in words)])
+
+
+def place_word(place: str | Path) -> str:
+    """Return a path as a word that is never taken for an option: ``./-x``."""
+    return f"./{place}" if str(place).startswith("-") else str(place)
+
+
+def _quoted(word: str) -> str:
+    r"""Return a word for a shell; what can't be shown, or is no UTF-8, comes as ``$'\xff'``."""
+    if word.isprintable():
+        return shlex.quote(word)
+
+    plain = (string.ascii_letters + string.digits + " ./_-=:,+@%").encode()
+    safe = (chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(word))
+    return f"$'{''.join(safe)}'"
+
+
+def command(
+    name: str,
+    *parameters: click.Parameter | Sequence[click.Parameter],
+    examples: str,
+    exit_codes: str = DONE_EXIT_CODES,
+) -> Callable[[Callable[[Given], int]], click.Command]:
+    """Return a decorator that makes a function a command; what it returns is the exit code.
+
+    Args:
+        name: the command's.
+        parameters: arguments and options, or several of them at a time.
+        examples: command lines, one a line.
+        exit_codes: for the command's page.
+    """
+    flat: list[click.Parameter] = []
+
+    for one in parameters:
+        flat += [one] if isinstance(one, click.Parameter) else one
+
+    def decorate(function: Callable[[Given], int]) -> click.Command:
+        def call(**values: Any) -> int:
+            context = click.get_current_context()
+            typed = {
+                one
+                for one in values
+                if context.get_parameter_source(one) is ParameterSource.COMMANDLINE
+            }
+            return function(Given(values, frozenset(typed), context.obj or ()))
+
+        shown = "\n".join(f"  {line}" for line in cleandoc(examples).splitlines())
+        return click.Command(
+            name,
+            params=flat,
+            callback=call,
+            help=cleandoc(function.__doc__ or ""),
+            epilog=f"\b\nExamples:\n{shown}\n\n{exit_codes}",
+        )
+
+    return decorate

@@ -1,229 +1,334 @@
-"""``check``, ``jobs``, ``template`` and ``targets``: what is done before a launch."""
+"""``jobs``, ``targets``, ``template``, ``simulate`` and ``completion``: before a launch."""
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 from contextlib import AsyncExitStack
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from deslaunch.cli import options
-from deslaunch.cli.clients import by_target, clients_of, only, opened
-from deslaunch.cli.command import command
-from deslaunch.cli.given import OF_CHECK, cache_folder, chosen, console_of, form_of
-from deslaunch.cli.loop import interruptible
-from deslaunch.cli.stdin import on_disk
-from deslaunch.errors import ConfigurationError
-from deslaunch.model import DEFAULT_TARGET, counted
+from deslaunch.cli import options, render
+from deslaunch.cli.terminal import run_work
+from deslaunch.errors import ConfigurationError, CredentialsRefused, DesError, DeslaunchError
+from deslaunch.model import DEFAULT_TARGET
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
-    from deslaunch.console import Console
-    from deslaunch.launcher import CheckReport
+    from deslaunch.cli.options import Given
+    from deslaunch.cli.terminal import Interrupts
+    from deslaunch.des.client import DesClient
     from deslaunch.model import Job
-    from deslaunch.session import Interrupt
 
-
-@command(
-    "check",
-    examples="  deslaunch check night.csv\n  deslaunch check night.csv --schema jobs.json --json",
+_TARGET: Final = click.Option(
+    ["--target"], metavar="NAME", help="Whose jobs, where there are several targets."
 )
-@click.argument("manifest", type=click.Path())
-@options.together(options.rows, options.connection, options.schema, options.output)
-def check(manifest: str, **given: Any) -> int:
-    """Check every row of MANIFEST, and send nothing. "-" reads stdin."""
-    from deslaunch import launcher  # noqa: PLC0415  # aiohttp is slow to import
-
-    console = console_of(given)
-    clients = clients_of(given) if given["schema"] is None else None
-
-    async def work(interrupt: Interrupt) -> int:
-        async with AsyncExitStack() as stack:
-            report = await launcher.check(
-                path,
-                await opened(stack, clients) if clients is not None else None,
-                schema=given["schema"],
-                cache=cache_folder(),
-                interrupt=interrupt,
-                shown_as="<stdin>" if manifest == "-" else None,
-                **chosen(given, OF_CHECK),
-            )
-
-        _print_report(console, report, as_json=given["as_json"])
-        return report.exit_code
-
-    with on_disk(manifest, given["format"]) as path:
-        return interruptible(work)
 
 
-def _print_report(console: Console, report: CheckReport, *, as_json: bool) -> None:
-    for note in report.notes:
-        console.say(note)
-
-    for warning in report.warnings:
-        console.warn(warning)
-
-    if as_json:
-        console.json(report.as_dict())
-        return
-
-    console.problems(report.problems, report.groups, report.problem_count)
-    rows = counted(report.rows, "row")
-    console.say(f"{rows}: {report.valid:,} valid, {report.invalid:,} invalid")
-
-
-@command("jobs", examples="  deslaunch jobs\n  deslaunch jobs --target acme --json > jobs.json")
-@click.option("--target", metavar="NAME", help="Whose jobs, where there are several targets.")
-@options.together(options.connection, options.output)
-def jobs(**given: Any) -> int:
+@options.command(
+    "jobs",
+    _TARGET,
+    options.CONNECTION,
+    options.OUTPUT,
+    examples="""
+        deslaunch jobs
+        deslaunch jobs --target acme --json > jobs.json
+    """,
+)
+def jobs(given: Given) -> int:
     """List the organisation's jobs and their JobRunParameters.
 
     What --json prints is what --schema reads.
     """
-    from deslaunch import wire  # noqa: PLC0415  # not needed for --help
+    from deslaunch.des.wire import encode_jobs  # noqa: PLC0415  # not needed for --help
 
-    console = console_of(given)
-    client = only(clients_of(given, needs_token=True), given["target"])
+    printer, found = given.printer, _query(given)
 
-    async def work(_: Interrupt) -> int:
-        async with client:
-            found = await client.query_jobs()
+    if given["as_json"]:
+        printer.json({"jobs": encode_jobs(found)})
+    else:
+        for line in render.job_lines(found):
+            printer.data(line)
 
-        if given["as_json"]:
-            console.json({"jobs": wire.encode_jobs(found)})
-        else:
-            console.jobs(found)
+    return 0
+
+
+def _query(given: Given) -> list[Job]:
+    """Ask the one target that is meant for its jobs."""
+    named = _clients(given)
+    meant = given["target"] or (next(iter(named)) if len(named) == 1 else DEFAULT_TARGET)
+
+    if meant not in named:
+        raise ConfigurationError(
+            f"there is no target {meant}", hint=f"pass --target and one of {', '.join(named)}"
+        )
+
+    found: list[Job] = []
+
+    async def work(_: Interrupts) -> int:
+        async with named[meant] as client:
+            found.extend(await client.query_jobs())
 
         return 0
 
-    return interruptible(work)
+    run_work(work)
+    return found
 
 
-@command(
-    "template",
-    examples=(
-        "  deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 -o night.csv\n"
-        "  deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 --format jsonl"
-    ),
+def _clients(given: Given) -> Mapping[str, DesClient]:
+    from deslaunch.cli.targets import clients_of  # noqa: PLC0415  # aiohttp is slow to import
+
+    clients = clients_of(given, given.settings(), needs_token=True)
+    return clients if isinstance(clients, dict) else {given["target"] or DEFAULT_TARGET: clients}
+
+
+@options.command(
+    "targets",
+    options.CONNECTION,
+    options.OUTPUT,
+    examples="""
+        deslaunch targets
+        deslaunch targets --config acme.toml --json
+    """,
 )
-@click.argument("job_id", metavar="JOBID")
-@click.option("--format", type=options.FORMAT, help="Default: by the output's name, else csv.")
-@click.option("-o", "--output", type=options.FILE, help="A new file. Default: stdout.")
-@click.option("--target", metavar="NAME", help="Whose job, where there are several targets.")
-@click.option("--schema", type=options.FILE, help="Jobs in QueryJobs' form; DES is not asked.")
-@options.together(options.connection, options.volume)
-def template(
-    job_id: str,
-    format: Literal["jsonl", "csv"] | None,  # noqa: A002  # the option's name
-    output: Path | None,
-    **given: Any,
-) -> int:
+def targets(given: Given) -> int:
+    """Ask each target for a token and for its jobs, and say which of them work.
+
+    Exits with 6 where a login or a token is refused, else with 5 where there is no usable
+    response, else with 2 where one can't be read.
+    """
+    printer, clients = given.printer, _clients(given)
+    found: list[dict[str, Any]] = []
+    codes: list[int] = []
+
+    async def ask(name: str, client: DesClient) -> None:
+        error: DeslaunchError | None = None
+        number = None
+
+        try:
+            number = len(await client.query_jobs())
+        except DeslaunchError as exc:
+            error = exc
+
+        codes.append(_code_of(error))
+        found.append(
+            {
+                "target": name,
+                "baseUrl": client.base_url,
+                "orgId": client.org_id,
+                "token": _takes_token(error),
+                "jobs": number,
+                "error": None if error is None else str(error),
+                "hint": None if error is None else error.hint,
+            }
+        )
+
+    async def work(_: Interrupts) -> int:
+        async with AsyncExitStack() as stack:
+            for client in clients.values():
+                await stack.enter_async_context(client)
+
+            await asyncio.gather(*(ask(name, client) for name, client in clients.items()))
+
+        return max(codes)
+
+    code = run_work(work)
+    found.sort(key=lambda one: list(clients).index(one["target"]))
+
+    if given["as_json"]:
+        printer.json({"targets": found, "exitCode": code})
+        return code
+
+    heads = ("target", "base URL", "organisation", "token", "jobs")
+
+    for line in render.columns([heads, *map(_cells, found)]):
+        printer.data(line)
+
+    for one in found:
+        if one["error"] is not None:
+            printer.insist(f"error: target {one['target']}: {one['error']}\n  {one['hint']}")
+
+    return code
+
+
+def _code_of(error: DeslaunchError | None) -> int:
+    match error:
+        case None:
+            return 0
+        case CredentialsRefused() | DesError():
+            return error.exit_code
+        case _:
+            return 2
+
+
+def _takes_token(error: DeslaunchError | None) -> bool | None:
+    """Return whether DES takes the token; None where that does not show."""
+    match error:
+        case CredentialsRefused():
+            return False
+        case DesError(status=None):
+            return None
+        case _:
+            return True
+
+
+def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
+    token = {True: "ok", False: "no", None: "-"}[found["token"]]
+    jobs = "-" if found["jobs"] is None else f"{found['jobs']:,}"
+    return found["target"], found["baseUrl"] or "-", found["orgId"] or "-", token, jobs
+
+
+@options.command(
+    "template",
+    options.argument("job_id", metavar="JOBID"),
+    click.Option(
+        ["--format"], type=options.FORMAT, help="Default: by the output's name, else csv."
+    ),
+    options.file("--output -o", "Default: stdout."),
+    options.FORCE,
+    _TARGET,
+    options.file("--schema", "Jobs in QueryJobs' form; DES is not asked for them."),
+    options.CONNECTION,
+    options.VOLUME,
+    examples="""
+        deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 -o night.csv
+        deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 --format jsonl
+    """,
+)
+def template(given: Given) -> int:
     """Write a manifest to begin with: one example row for the job JOBID.
 
     What each parameter takes is told on stderr. The row passes the check as it is; give it
     values of your own before you launch it.
     """
-    from deslaunch import template as templates  # noqa: PLC0415  # not needed for --help
+    from deslaunch.des.catalog import read_schema_file  # noqa: PLC0415  # not needed for --help
+    from deslaunch.manifest.template import explanation, manifest_of  # noqa: PLC0415
+    from deslaunch.report.output import open_output  # noqa: PLC0415
 
-    console = console_of(given)
-    form = form_of(output, format)
-    job = _job(_jobs_of(given), job_id)
-    text = templates.manifest_of(job, form, given["target"] or DEFAULT_TARGET)
+    printer, output = given.printer, given["output"]
+    form = options.form_of(output, given["format"])
+    known = _query(given) if given["schema"] is None else read_schema_file(given["schema"])
+    job = _job(known, given["job_id"])
+    text = manifest_of(job, form, given["target"] or DEFAULT_TARGET)
 
     if output is None:
-        console.data(text.removesuffix("\n"))
+        printer.data(text.removesuffix("\n"))
     else:
-        _write_new(output, text)
+        with open_output(output, force=given["force"]) as stream:
+            stream.write(text.encode())
 
-    for line in templates.explanation(job, form):
-        console.say(line)
+    for line in explanation(job, form):
+        printer.say(line)
 
     if output is not None:
-        console.say(f"the manifest is in {output}; check it with: deslaunch check {output}")
+        printer.say(
+            f"{output}: check it with: {options.printed('check', options.place_word(output))}"
+        )
 
     return 0
 
 
-def _jobs_of(given: Mapping[str, Any]) -> list[Job]:
-    """Return the jobs of the schema file, where one is given, or else those that DES names."""
-    if given["schema"] is not None:
-        from deslaunch.schema_cache import read_schema_file  # noqa: PLC0415  # not for --help
-
-        return read_schema_file(given["schema"])
-
-    client = only(clients_of(given, needs_token=True), given["target"])
-    found: list[Job] = []
-
-    async def work(_: Interrupt) -> int:
-        async with client:
-            found.extend(await client.query_jobs())
-
-        return 0
-
-    interruptible(work)
-    return found
-
-
-def _job(jobs: Sequence[Job], job_id: str) -> Job:
-    for job in jobs:
+def _job(known: Sequence[Job], job_id: str) -> Job:
+    for job in known:
         if job.job_id == job_id.lower():
             return job
 
-    known = [f"{job.job_id} ({job.name})" for job in jobs]
-    near = get_close_matches(job_id.lower(), [job.job_id for job in jobs], n=1)
+    near = get_close_matches(job_id.lower(), [job.job_id for job in known], n=1)
     meant = f": did you mean {near[0]}?" if near else ""
+    names = ", ".join(f"{job.job_id} ({job.name})" for job in known[:5])
     raise ConfigurationError(
         f"there is no job {job_id}{meant}",
-        hint=f"there are {', '.join(known[:5]) or 'none'}; deslaunch jobs lists all of them",
+        hint=f"there are {names or 'none'}; see all of them: deslaunch jobs",
     )
 
 
-def _write_new(path: Path, text: str) -> None:
-    """Write a file that is not there yet: what a person wrote is never written over.
+@options.command(
+    "simulate",
+    click.Option(["--host"], default="127.0.0.1", show_default=True, help="Address to listen on."),
+    click.Option(["--port"], type=click.IntRange(0, 65535), default=0, help="Default: a free one."),
+    options.file("--jobs", "Jobs in QueryJobs' form. Default: two real templates."),
+    options.file("--faults", 'A fault script: {"faults": [{"fault": "hang", "at": [3]}]}.'),
+    options.file("--log", "Every run is appended here before it is responded to."),
+    options.flag("--oauth", "Accept only tokens of its own token endpoint."),
+    click.Option(
+        ["--token-seconds"],
+        type=click.FloatRange(0, min_open=True),
+        default=28_800,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long a token of the token endpoint is good.",
+    ),
+    examples="""
+        deslaunch simulate --port 8080 --log runs.jsonl
+        DESLAUNCH_SIMULATE_TOKENS='one two' deslaunch simulate --faults faults.json
+        DES_ORG_ID=BISTRO DES_PASSWORD=secret deslaunch simulate --oauth --token-seconds 60
+    """,
+)
+def simulate(given: Given) -> int:
+    """Run a local DES that starts nothing, and print its base URL.
 
-    Raises:
-        ConfigurationError: it is there, or can't be written.
+    It accepts the tokens that DESLAUNCH_SIMULATE_TOKENS lists (default: simulated). It is an
+    auth server too, which takes any login; but where DES_ORG_ID, DES_CLIENT_ID,
+    DES_CLIENT_SECRET, DES_USERNAME or DES_PASSWORD is set for it, only that one.
     """
-    from deslaunch import durable  # noqa: PLC0415  # not needed for --help
+    from deslaunch import simulator  # noqa: PLC0415  # not needed for --help
 
-    if path.exists():
-        raise ConfigurationError(f"{path} exists", hint="name a new file with -o")
+    printer, oauth = given.printer, given["oauth"]
+    tokens = os.environ.get("DESLAUNCH_SIMULATE_TOKENS", "" if oauth else "simulated").split()
+    fields = ("org_id", "client_id", "client_secret", "username", "password")
+    login = {name: os.environ.get(f"DES_{name.upper()}", "") for name in fields}
+
+    async def work(_: Interrupts) -> int:
+        stop = asyncio.Event()
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+
+        jobs_file, faults = given["jobs"], given["faults"]
+        made = simulator.Simulator(
+            jobs=simulator.load_jobs(jobs_file) if jobs_file else simulator.DEFAULT_JOBS,
+            script=simulator.load_script(faults) if faults else None,
+            log=given["log"],
+            tokens=tokens,
+            login={name: value for name, value in login.items() if value},
+            token_seconds=given["token_seconds"],
+            host=given["host"],
+            port=given["port"],
+        )
+        await simulator.serve(made, printer.data, stop)
+        return 0
 
     try:
-        durable.write_atomically(path, text.encode())
-    except OSError as exc:
+        return run_work(work)
+    except (simulator.SimulatorError, OSError) as exc:
         raise ConfigurationError(
-            f"{path} can't be written: {exc.strerror}", hint="name another file with -o"
+            f"the simulator can't start: {exc}", hint="see: deslaunch simulate --help"
         ) from exc
 
 
-@command("targets", examples="  deslaunch targets\n  deslaunch targets --config acme.toml --json")
-@options.together(options.connection, options.output)
-def targets(**given: Any) -> int:
-    """Ask each target for a token and for its jobs, and say which of them work.
+@options.command(
+    "completion",
+    options.argument("shell", type=click.Choice(["bash", "zsh", "fish"])),
+    examples="""
+        deslaunch completion bash > ~/.local/share/bash-completion/completions/deslaunch
+        deslaunch completion zsh > ~/.zfunc/_deslaunch    # with ~/.zfunc in fpath
+        deslaunch completion fish > ~/.config/fish/completions/deslaunch.fish
+    """,
+)
+def completion(given: Given) -> int:
+    """Print the script with which SHELL completes commands, options, choices and files.
 
-    It exits with 0 where all work, with 6 where a login or a token is refused, else with 5 where
-    there is no usable answer, else with 2.
+    Write it where the shell looks for such scripts, and open a new shell; bash must be 4.4 or
+    newer.
     """
-    from deslaunch.targets import check_targets  # noqa: PLC0415  # aiohttp is slow to import
+    from click.shell_completion import get_completion_class  # noqa: PLC0415  # not for --help
 
-    console = console_of(given)
-    clients = clients_of(given, needs_token=True)
-
-    async def work(_: Interrupt) -> int:
-        async with AsyncExitStack() as stack:
-            reports = await check_targets(by_target(await opened(stack, clients)))
-
-        code = max(report.exit_code for report in reports)
-
-        if given["as_json"]:
-            console.json({"targets": [report.as_dict() for report in reports], "exitCode": code})
-        else:
-            console.targets(reports)
-
-        return code
-
-    return interruptible(work)
+    kind = get_completion_class(given["shell"])
+    assert kind is not None
+    root = click.get_current_context().find_root().command
+    given.printer.data(kind(root, {}, "deslaunch", "_DESLAUNCH_COMPLETE").source().strip())
+    return 0

@@ -1,30 +1,44 @@
-"""What a launch has done so far, counted from its events: for a terminal, a log and a summary.
+"""What the events of a session add up to, and when that is told.
 
-Pure: times are passed in, seconds of any clock that only goes forward.
+Errors are grouped by their cause: the first row of each gets a line, the others are counted. On a
+terminal a block of a few lines is redrawn in its place; elsewhere a line comes every ten seconds.
 """
 
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter, deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
-from deslaunch.model import (
-    Plan,
+from deslaunch.cli.render import (
+    SHOWN_CAUSES,
+    duration,
+    one_line,
+    plan_lines,
+    stop_line,
+)
+from deslaunch.events import (
+    Draining,
+    Noted,
     Planned,
     Pulse,
     RetryPlanned,
     RowEnded,
-    RowState,
+    RunEnded,
     TargetPaused,
-    counted,
+    TargetStopped,
+    TokenRenewed,
 )
+from deslaunch.model import RowState, count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from deslaunch.model import Event, Outcome
+    from deslaunch.cli.terminal import Printer
+    from deslaunch.events import Event, Plan
+    from deslaunch.model import Outcome, RunStatus
 
 MAX_CAUSES: Final = 100
 """Causes that are told apart; what comes after them is counted together."""
@@ -32,50 +46,39 @@ MAX_CAUSES: Final = 100
 RATE_WINDOW: Final = 30.0
 """Seconds over which the rate is taken: what it was an hour ago says nothing of the rest."""
 
-_WITHOUT_RUN: Final = (RowState.FAILED, RowState.REJECTED, RowState.UNKNOWN, RowState.INVALID)
+REPORT_EVERY: Final = 10.0
+"""Seconds between two lines of progress where nobody sees a terminal."""
+
+REDRAW_EVERY: Final = 0.2
+"""Seconds between two pictures of the block on a terminal."""
+
+_SHORTEST_SPAN: Final = 0.5  # seconds: what the first rows did says little
+_CAUSE_TEXT: Final = 160
+_STYLES: Final = {"started": "green", "succeeded": "green", "unknown": "bold yellow"}
 _ROWS_OWN: Final = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]+(?:[.:TZ+-][0-9]+)*", re.IGNORECASE
 )
-_SHOWN_TEXT: Final = 160
-_SHORTEST_SPAN: Final = 0.5  # seconds: what the first rows did says little
 
 
 @dataclass(slots=True)
 class Cause:
-    """Why rows have no run: one kind of error, with the first row that met it.
+    """Why rows have no run: one kind of error.
 
     Attributes:
         state: what the rows are now.
-        target: the rows' target.
-        status: the HTTP status, or None.
-        error: what was said of the first row, cut to 160 characters, on one line.
-        key: the first row's key, or None where it has none.
-        row: the first row's number, from 1; 0 for causes that are counted together.
-        line: the first row's line, or None where it is not known.
+        error: what was said of the first row, cut, on one line.
+        example: the first row, in words; ``""`` where none stands for the others.
         rows: how many rows met it.
     """
 
     state: RowState
-    target: str
-    status: int | None
     error: str
-    key: str | None
-    row: int
-    line: int | None
+    example: str
     rows: int = 1
 
     def __str__(self) -> str:
-        return f"{counted(self.rows, 'row')} {self.state}: {self.error}{self.example}"
-
-    @property
-    def example(self) -> str:
-        """The first row, in brackets behind a space; ``""`` where none stands for the others."""
-        if not self.row:
-            return ""
-
-        key = "" if self.key is None else f", key {self.key}"
-        line = "" if self.line is None else f", line {self.line:,}"
-        return f" (first: row {self.row:,}{line}{key})"
+        example = f" (first: {self.example})" if self.example else ""
+        return f"{self.state}: {self.error}{example}"
 
 
 class Causes:
@@ -84,18 +87,14 @@ class Causes:
     def __init__(self) -> None:
         self._found: dict[tuple[object, ...], Cause] = {}
 
-    def __repr__(self) -> str:
-        return f"<Causes {len(self._found)}>"
-
-    def __iter__(self) -> Iterator[Cause]:
-        return iter(sorted(self._found.values(), key=lambda cause: -cause.rows))
-
     def add(self, outcome: Outcome) -> Cause | None:
         """Take in a row that ended; return its cause where that is a new one."""
-        if outcome.state not in _WITHOUT_RUN:
+        if outcome.state is RowState.STARTED:
             return None
 
-        text = _told(outcome)
+        text = outcome.problems[0].message if outcome.problems else outcome.error
+        status = f"HTTP {outcome.status}: " if outcome.status and "HTTP" not in text else ""
+        text = one_line(f"{status}{text}", _CAUSE_TEXT)
         kind: tuple[object, ...] = (
             outcome.state,
             outcome.target,
@@ -103,110 +102,87 @@ class Causes:
             _ROWS_OWN.sub("#", text),
         )
 
-        cause = _cause(outcome, text)
-
         if kind not in self._found and len(self._found) >= MAX_CAUSES:
-            kind, cause = (outcome.state, outcome.target), _rest(outcome)
+            kind, text = (outcome.state,), "for other reasons"
 
-        known = self._found.setdefault(kind, cause)
+        if (known := self._found.get(kind)) is not None:
+            known.rows += 1
+            return None
 
-        if known is cause:
-            return cause
+        line = f", line {outcome.problems[0].line:,}" if outcome.problems else ""
+        key = f", key {outcome.key}" if outcome.key else ""
+        example = "" if len(kind) == 1 else f"row {outcome.row:,}{line}{key}"
+        cause = self._found[kind] = Cause(outcome.state, text, example)
+        return cause
 
-        known.rows += 1
-        return None
+    def lines(self) -> Iterator[str]:
+        """Yield why rows have no run, the most frequent cause first, a line each."""
+        found = sorted(self._found.values(), key=lambda cause: -cause.rows)
 
+        for cause in found[:SHOWN_CAUSES]:
+            yield f"{count(cause.rows, 'row')} {cause}"
 
-def _told(outcome: Outcome) -> str:
-    text = outcome.problems[0].message if outcome.problems else outcome.error
-    words = " ".join(text.split())
-    status = f"HTTP {outcome.status}: " if outcome.status and "HTTP" not in words else ""
-    whole = f"{status}{words}"
-    return whole if len(whole) <= _SHOWN_TEXT else f"{whole[: _SHOWN_TEXT - 1]}…"
-
-
-def _rest(outcome: Outcome) -> Cause:
-    return Cause(outcome.state, outcome.target, None, "for other reasons", None, 0, None)
-
-
-def _cause(outcome: Outcome, text: str) -> Cause:
-    line = outcome.problems[0].line if outcome.problems else None
-    return Cause(
-        outcome.state, outcome.target, outcome.status, text, outcome.key, outcome.row, line
-    )
+        if rest := found[SHOWN_CAUSES:]:
+            rows = count(sum(cause.rows for cause in rest), "row")
+            yield f"{rows} for {len(rest):,} other causes: see results"
 
 
 class Tally:
-    """Counts what a launch does.
+    """Counts what a launch, or a watch, does. Pure: times are passed in.
 
     Args:
-        now: when it began.
+        now: when it began, seconds of a clock that only goes forward.
+        noun: what ends: ``"row"`` or ``"run"``.
+        whole: how many are to end, or None where nobody knows yet.
 
     Attributes:
-        plan: what the launch is about to do, or None where that was not told.
-        counts: rows that ended in this session, by state.
+        counts: what ended in this session, by how.
         retries: how often rows were sent again, or will be.
         pulse: how it is getting on, or None before the first second is over.
         causes: why rows have no run.
     """
 
-    def __init__(self, now: float) -> None:
-        self.plan: Plan | None = None
-        self.counts: Counter[RowState] = Counter()
+    def __init__(self, now: float, noun: str = "row", whole: int | None = None) -> None:
+        self.counts: Counter[str] = Counter()
         self.retries = 0
         self.pulse: Pulse | None = None
         self.causes = Causes()
-        self._began = now
-        self._is_planned = False  # and nothing was done yet: a person may think about the plan
+        self.noun = noun
+        self.whole = whole
         self._marks: deque[tuple[float, int]] = deque([(now, 0)])
         self._pauses: dict[str, tuple[float, str]] = {}
 
-    def __repr__(self) -> str:
-        return f"<Tally {dict(self.counts)}>"
-
     @property
     def ended(self) -> int:
-        """Rows that ended in this session."""
+        """Rows, or runs, that ended in this session."""
         return self.counts.total()
 
-    @property
-    def left(self) -> int | None:
-        """Rows that are still to end, or None where nobody knows."""
-        if self.plan is None:
-            return None
-
-        return max(0, self.plan.send - self.ended + self.counts[RowState.INVALID])
-
     def take(self, event: Event, now: float) -> Cause | None:
-        """Take in an event; return the cause where it tells of a row without a run, by a new one.
-
-        Args:
-            event: any.
-            now: the time.
-        """
-        if self._is_planned and isinstance(event, RowEnded | Pulse | RetryPlanned | TargetPaused):
-            self._is_planned = False
-            self._marks = deque([(now, self.ended)])
-
+        """Take in an event; return the cause of a row without a run, where that is a new one."""
         match event:
             case RowEnded(outcome):
-                self.counts[outcome.state] += 1
+                self.counts[str(outcome.state)] += 1
                 return self.causes.add(outcome)
+            case RunEnded(status):
+                self.counts[how_it_ended(status)] += 1
             case RetryPlanned():
                 self.retries += 1
             case TargetPaused(target, cause, seconds):
                 self._pauses[target] = (now + seconds, cause)
             case Planned(plan):
-                self.plan = plan
-                self._is_planned = True
+                self.whole = plan.send
+                self._marks = deque([(now, 0)])
             case Pulse():
                 self.pulse = event
-                self._mark(now)
+                self._marks.append((now, self.ended))
+
+                while len(self._marks) > 1 and now - self._marks[1][0] >= RATE_WINDOW:
+                    self._marks.popleft()
 
         return None
 
     def rate(self, now: float) -> float:
-        """Return how many rows end a second, over the last 30 seconds; 0 before that is known."""
+        """Return how many end a second, over the last 30 seconds; 0 before that is known."""
         since, before = self._marks[0]
         span = now - since
         return (self.ended - before) / span if span >= _SHORTEST_SPAN else 0.0
@@ -215,7 +191,10 @@ class Tally:
         """Return about how long the rest takes, seconds; None where nothing tells."""
         rate = self.rate(now)
         pause = max((seconds for _, seconds, _ in self.pauses(now)), default=0.0)
-        return None if self.left is None or not rate else pause + self.left / rate
+        return None if self.whole is None or not rate else pause + self._left(self.whole) / rate
+
+    def _left(self, whole: int) -> int:
+        return max(0, whole - self.ended + self.counts[RowState.INVALID])
 
     def pauses(self, now: float) -> Iterator[tuple[str, float, str]]:
         """Yield the targets that wait, how many seconds more, and why."""
@@ -223,24 +202,166 @@ class Tally:
             if until > now:
                 yield target, until - now, cause
 
-    def _mark(self, now: float) -> None:
-        self._marks.append((now, self.ended))
+    def text(self, now: float) -> str:
+        """Return how the session is getting on, in one line."""
+        told = ", ".join(f"{number:,} {how}" for how, number in self.counts.items() if number)
+        ended = count(self.ended, self.noun)
 
-        while len(self._marks) > 1 and now - self._marks[1][0] >= RATE_WINDOW:
-            self._marks.popleft()
+        if self.whole is not None:
+            ended = f"{self.ended:,} of {count(self.whole, self.noun)}"
+
+        again = f", {self.retries:,} sent again" if self.noun == "row" else ""
+        text = f"{ended} ended{f' ({told})' if told else ''}{again}, {self.rate(now):,.0f} a second"
+        left = self.seconds_left(now)
+        drain = self.pulse.drain if self.pulse else None
+
+        if drain is not None:
+            return f"{text}, {duration(drain)} left for those in flight"
+
+        return f"{text}, about {duration(left)} left" if left else text
+
+    def block(self, now: float) -> list[tuple[str, str]]:
+        """Return the block, each line with its style: beside the bar, counts, pace, waits."""
+        whole = self.whole or 0
+        share = f" {self.ended / whole:.0%}" if whole else ""
+        lines = [(f"{self.ended:,} of {count(whole, self.noun)}{share}", "bold")]
+
+        if self.whole is None:
+            lines = [(f"{count(self.ended, self.noun)} ended", "bold")]
+
+        for how, number in self.counts.items():
+            lines.append((f"{number:,} {how}", _STYLES.get(how, "red")))
+
+        if self.retries:
+            lines.append((f"{self.retries:,} sent again", ""))
+
+        pace = [f"{self.rate(now):,.0f} {self.noun}s/s"]
+
+        if (pulse := self.pulse) is not None:
+            pace.insert(0, f"{pulse.in_flight:,} in flight, {count(pulse.slots, 'slot')} now")
+
+        if pulse is not None and pulse.drain is not None:
+            pace.append(f"{duration(pulse.drain)} left for those in flight")
+        elif left := self.seconds_left(now):
+            pace.append(f"about {duration(left)} left")
+
+        lines.append((" · ".join(pace), "dim"))
+
+        for target, seconds, cause in self.pauses(now):
+            lines.append(
+                (
+                    f"target {target}: all {self.noun}s wait {duration(seconds)} more: {cause}",
+                    "yellow",
+                )
+            )
+
+        return lines
 
 
-def duration(seconds: float) -> str:
-    """Return a time as a person says it: ``45 s``, ``12 min``, ``3 h 5 min``."""
-    whole = max(1, round(seconds))
+def how_it_ended(status: RunStatus) -> str:
+    """Return what became of a run that is asked about no more."""
+    if not status.finished:
+        return "untold"
 
-    if whole < 120:  # noqa: PLR2004  # up to two minutes, seconds say more
-        return f"{whole} s"
+    return "succeeded" if status.success else "failed"
 
-    minutes = round(whole / 60)
-    hours, rest = divmod(minutes, 60)
 
-    if not hours:
-        return f"{minutes} min"
+class Progress:
+    """Tells what a launch, or a watch, does while it does it. Use it as a context manager.
 
-    return f"{hours:,} h {rest} min" if rest else f"{hours:,} h"
+    Args:
+        printer: where to tell it.
+        noun: what ends: ``"row"`` or ``"run"``.
+        whole: how many are to end, or None where nobody knows yet.
+        clock: seconds of a clock that only goes forward.
+    """
+
+    def __init__(
+        self,
+        printer: Printer,
+        noun: str = "row",
+        whole: int | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._printer = printer
+        self._clock = clock
+        self._reported = clock()
+        self.tally = Tally(self._reported, noun, whole)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._printer.end_block()
+
+    def __call__(self, event: Event) -> None:
+        """Take in an event, and tell what is to be told."""
+        now = self._clock()
+        cause = self.tally.take(event, now)
+
+        if isinstance(event, (RowEnded, RunEnded, RetryPlanned)):
+            self._tell_end(event, cause)
+        else:
+            self._tell(event)
+
+        if isinstance(event, (RowEnded, RunEnded, Pulse, TargetPaused, RetryPlanned)):
+            self._report(now)
+
+    def _tell_end(self, event: RowEnded | RunEnded | RetryPlanned, cause: Cause | None) -> None:
+        if self._printer.verbose:
+            self._printer.insist(_line_of(event))
+        elif cause is not None:
+            self._printer.say(str(cause))
+
+    def _tell(self, event: Event) -> None:
+        printer = self._printer
+
+        match event:
+            case TargetPaused(target, why, seconds):
+                printer.say(f"target {target}: all {self.tally.noun}s wait {seconds:.1f} s: {why}")
+            case Noted(message, is_warning):
+                (printer.warn if is_warning else printer.say)(message)
+            case Planned(plan):
+                self._tell_plan(plan)
+            case TokenRenewed(target):
+                printer.say(f"target {target}: the token was renewed")
+            case Draining(in_flight, seconds) if in_flight:
+                starts = count(in_flight, "start")
+                printer.say(f"waiting up to {seconds:g} s for the responses to {starts};")
+                printer.say("  a second signal gives them up as unknown")
+            case TargetStopped(stop):
+                printer.insist(stop_line(stop))
+
+    def _tell_plan(self, plan: Plan) -> None:
+        for line in plan_lines(plan):
+            self._printer.say(line)
+
+        for warning in plan.warnings:
+            self._printer.warn(warning)
+
+    def _report(self, now: float) -> None:
+        has_block = self._printer.has_block
+
+        if now - self._reported < (REDRAW_EVERY if has_block else REPORT_EVERY):
+            return
+
+        self._reported = now
+
+        if has_block:
+            self._printer.show(self.tally.block(now), self.tally.ended, self.tally.whole)
+        else:
+            self._printer.say(self.tally.text(now))
+
+
+def _line_of(event: RowEnded | RunEnded | RetryPlanned) -> str:
+    match event:
+        case RowEnded(row):
+            what = row.job_run_id or one_line(row.error)
+            return f"row {row.row:,} key {row.key}: {row.state} {what}"
+        case RetryPlanned(row, seconds):
+            again = f"again in {seconds:.1f} s"
+            return f"row {row.row:,} key {row.key}: HTTP {row.status}, {again}"
+        case RunEnded(run):
+            text = f": {one_line(run.status)}" if run.status else ""
+            return f"key {run.key}: run {run.job_run_id} {how_it_ended(run)}{text}"

@@ -1,187 +1,437 @@
-"""What only a terminal shows: a block that changes in place, and tables.
+"""What a command shares with its terminal: streams, questions, signals, the block that is redrawn.
 
-The only module that needs rich, so that nothing else waits for its import.
+Data goes to stdout, all else to stderr. A stream that is closed, full or in another encoding never
+ends a launch: what can't be told on stderr is lost, what can't be encoded comes as an escape.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import contextlib
+import json
+import os
+import signal
+import sys
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TextIO
 
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
-
-from deslaunch import wire
-from deslaunch.model import RowState, counted
-from deslaunch.progress import duration
+from deslaunch.errors import ConfigurationError, Interrupted
+from deslaunch.model import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from typing import TextIO
+    import asyncio
+    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+    from typing import Protocol
 
-    from rich.console import RenderableType
+    class Drainable(Protocol):
+        """What a signal ends in good order: a batch at work."""
 
-    from deslaunch.model import Job
-    from deslaunch.progress import Tally
+        def drain(self, signum: int = 0) -> None:
+            """Send nothing more, and wait for what is in flight."""
 
-_STYLES: Final = {
-    RowState.STARTED: "green",
-    RowState.FAILED: "red",
-    RowState.REJECTED: "red",
-    RowState.UNKNOWN: "bold yellow",
-    RowState.INVALID: "red",
-}
+        def abandon(self) -> None:
+            """Give up what is in flight."""
+
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+_COLLECT_AFTER: Final = 50_000
+"""Objects that are made, more than go, before a search for cycles: a launch makes few of them."""
+
+
+class Printer:
+    """Writes to the two streams of a command: the only one who does.
+
+    Args:
+        out: for data.
+        err: for all else.
+        source: where a person's replies come from.
+        quiet: say only what must not be missed.
+        verbose: say what became of every row.
+    """
+
+    def __init__(
+        self,
+        *,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+        source: TextIO | None = None,
+        quiet: bool = False,
+        verbose: bool = False,
+    ) -> None:
+        self._out = _stream(out or sys.stdout)
+        self._err = _stream(err or sys.stderr)
+        self._source = source or sys.stdin
+        self._block: Block | None = None
+        self.quiet = quiet
+        self.verbose = verbose
+
+    @property
+    def shows_data_to_a_person(self) -> bool:
+        """Stdout is a terminal."""
+        return self._out.isatty()
+
+    @property
+    def has_block(self) -> bool:
+        """Progress is to be shown as a block that is redrawn in its place."""
+        can_redraw = os.environ.get("TERM") not in {"dumb", "unknown"}
+        return self._err.isatty() and can_redraw and not (self.quiet or self.verbose)
+
+    def data(self, text: str) -> None:
+        """Print lines on stdout.
+
+        Raises:
+            BrokenPipeError: nobody reads it any more.
+            ConfigurationError: it can't be written.
+        """
+        with self.binary():
+            _write(self._out, f"{_escaped(text)}\n")
+
+    def json(self, value: Mapping[str, Any]) -> None:
+        """Print one JSON object on stdout.
+
+        Raises:
+            BrokenPipeError: nobody reads it any more.
+            ConfigurationError: it can't be written.
+        """
+        with self.binary():
+            _write(self._out, f"{encode_json(value, encoding=self._out.encoding)}\n")
+
+    def outcome_json(self, value: Mapping[str, Any]) -> None:
+        """Print one JSON object about what is on disk already: a failure is only told."""
+        try:
+            self.json(value)
+        except (BrokenPipeError, ConfigurationError) as exc:
+            self.warn(f"the JSON object was not printed: {exc}")
+
+    @contextlib.contextmanager
+    def binary(self) -> Iterator[BinaryIO]:
+        """Give stdout for bytes; after an error nothing that it still holds fails again.
+
+        Raises:
+            BrokenPipeError: nobody reads it any more.
+            ConfigurationError: it can't be written.
+        """
+        try:
+            self._out.flush()
+            yield getattr(self._out, "buffer", None)  # type: ignore[misc]  # a test may pass a text in
+            self._out.flush()
+        except BrokenPipeError:
+            _mute(self._out)
+            raise
+        except OSError as exc:
+            _mute(self._out)
+            raise ConfigurationError(
+                f"stdout can't be written: {exc.strerror}", hint="free some space, or use -o"
+            ) from exc
+
+    def say(self, text: str) -> None:
+        """Tell what a person wants to know, unless told to be quiet."""
+        if not self.quiet:
+            self.insist(text)
+
+    def insist(self, text: str) -> None:
+        """Tell what must not be missed; a launch goes on although nobody can read it."""
+        if self._block is not None:
+            self._draw(self._block.print_above, _escaped(text))
+        else:
+            self._draw(_write, self._err, f"{_escaped(text)}\n")
+
+    def warn(self, text: str) -> None:
+        """Tell what may be a mistake."""
+        self.insist(f"warning: {text}")
+
+    def show(self, lines: Sequence[tuple[str, str]], done: int, whole: int | None) -> None:
+        """Redraw the block at the terminal's end: a bar, and lines with their styles."""
+        if self._block is None:
+            self._block = Block(self._err)
+
+        self._draw(self._block.show, lines, done, whole)
+
+    def end_block(self) -> None:
+        """Leave the block as it stands, and print at the terminal's end again."""
+        if self._block is not None:
+            self._draw(self._block.close)
+            self._block = None
+
+    def _draw(self, change: Callable[..., None], *arguments: Any) -> None:
+        try:
+            change(*arguments)
+        except (OSError, ValueError):  # ValueError: it was closed
+            _mute(self._err)
+
+    def can_ask(self) -> bool:
+        """Return True if a person sees a question and can reply to it.
+
+        Raises:
+            ConfigurationError: there is a terminal, and it belongs to another process group.
+        """
+        if not (self._err.isatty() and self._source is not None and self._source.isatty()):
+            return False
+
+        with contextlib.suppress(OSError):  # it is not this session's terminal
+            if os.tcgetpgrp(self._source.fileno()) != os.getpgrp():
+                raise ConfigurationError(
+                    "nobody can be asked from the background; nothing was sent",
+                    hint="pass --yes, or start deslaunch in the foreground (timeout: --foreground)",
+                )
+
+        return True
+
+    async def ask(self, question: str) -> bool:
+        """Ask a person; anything but ``y`` and ``yes`` means no, and so does the end of input.
+
+        It waits in the event loop, not in a thread, so that a signal ends it.
+        """
+        import asyncio  # noqa: PLC0415  # not needed for --help
+
+        self._draw(_write, self._err, f"{_escaped(question)} [y/N] ")
+        loop = asyncio.get_running_loop()
+        reply: asyncio.Future[bytes] = loop.create_future()
+        fd = self._source.fileno()
+        loop.add_reader(fd, _read_reply, fd, reply)
+
+        try:
+            return (await reply).strip().lower() in {b"y", b"yes"}
+        finally:
+            loop.remove_reader(fd)
+
+
+def _read_reply(fd: int, reply: asyncio.Future[bytes]) -> None:
+    """Take a line from a terminal; nothing where it has gone."""
+    if not reply.done():
+        try:
+            reply.set_result(os.read(fd, 1024))
+        except OSError:
+            reply.set_result(b"")
+
+
+def _stream(stream: TextIO | None) -> TextIO:
+    """Return a stream that takes every text; nowhere for one that is closed."""
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  # for good
+
+    reconfigure = getattr(stream, "reconfigure", None)
+
+    if reconfigure is not None:
+        reconfigure(errors="backslashreplace")
+
+    return stream
+
+
+def _write(stream: TextIO, text: str) -> None:
+    stream.write(text)
+    stream.flush()
+
+
+def _mute(stream: TextIO) -> None:
+    """Send a stream nowhere: what it still holds would else fail when the process ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def end_streams() -> None:
+    """Write out what the streams still hold; what fails here is lost, and costs no exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                _mute(stream)
+
+
+def _escaped(text: str) -> str:
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def encode_json(value: Any, *, encoding: str | None = "utf-8") -> str:
+    r"""Return a value as JSON in one line, in ASCII for streams that are not UTF-8.
+
+    File names that are no UTF-8 come with backslash escapes, ``night\xff.csv``: as JSON's own
+    escapes they would be surrogates, which many readers refuse.
+    """
+    is_utf8 = (encoding or "utf-8").lower().replace("-", "").replace("_", "") == "utf8"
+    return json.dumps(_encodable(value), ensure_ascii=not is_utf8, separators=(",", ":"))
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value if value.isascii() else _without_surrogates(value)
+
+    if isinstance(value, dict):
+        return {key: _encodable(one) for key, one in value.items()}
+
+    return [_encodable(one) for one in value] if isinstance(value, (list, tuple)) else value
+
+
+def _without_surrogates(text: str) -> str:
+    return "".join(printable(c) if "\ud800" <= c <= "\udfff" else c for c in text)
 
 
 class Block:
-    """A few lines at the terminal's end that are drawn anew while a launch goes on.
+    """A few lines at the terminal's end that are redrawn while something goes on.
 
     Args:
         stream: the terminal.
     """
 
     def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console  # noqa: PLC0415  # only a terminal needs rich
+        from rich.live import Live  # noqa: PLC0415
+
         console = Console(file=stream, highlight=False)
         self._live = Live(
-            console=console,
-            auto_refresh=False,
-            redirect_stdout=False,
-            redirect_stderr=False,
+            console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
         )
-
-    def begin(self) -> None:
-        """Take the lines at the terminal's end."""
         self._live.start()
 
-    def above(self, text: str) -> None:
+    def print_above(self, text: str) -> None:
         """Print a line that stays, above the block."""
+        from rich.text import Text  # noqa: PLC0415
+
         self._live.console.print(Text(text), soft_wrap=True)
 
-    def show(self, tally: Tally, now: float) -> None:
-        """Draw the block anew."""
-        self._live.update(block_of(tally, now), refresh=True)
+    def show(self, lines: Sequence[tuple[str, str]], done: int, whole: int | None) -> None:
+        """Redraw the block.
 
-    def close(self, tally: Tally) -> None:
-        """Leave what was done as it stands, and nothing that only held while it was done."""
-        self._live.update(Group(_bar(tally), _counts(tally)), refresh=True)
+        Args:
+            lines: each with its style; the first stands beside the bar.
+            done: how much of ``whole`` is done.
+            whole: None where that is not known: there is no bar.
+        """
+        from rich.console import Group  # noqa: PLC0415
+        from rich.progress_bar import ProgressBar  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        texts: list[Any] = [
+            Text(printable(line), style=style, no_wrap=True, overflow="ellipsis")
+            for line, style in lines
+        ]
+
+        if whole is not None:
+            first = Table.grid(padding=(0, 1))
+            bar = ProgressBar(max(whole, 1), done, width=36, complete_style="cyan")
+            first.add_row(bar, texts[0])
+            texts[0] = first
+
+        self._live.update(Group(*texts), refresh=True)
+
+    def close(self) -> None:
+        """Leave the block as it stands."""
         self._live.stop()
 
 
-class Line:
-    """One line at the terminal's end that changes in place, beside a spinner.
+class SignalReceived(KeyboardInterrupt):
+    """A signal came before there was anything to drain.
 
-    Args:
-        stream: the terminal.
+    Attributes:
+        signum: the signal's number.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._status = Console(file=stream, highlight=False).status("starting")
-        self._status.start()
-
-    def show(self, text: str) -> None:
-        """Let the line say something else."""
-        self._status.update(text)
-
-    def close(self) -> None:
-        """Take the line away."""
-        self._status.stop()
+    def __init__(self, signum: int) -> None:
+        super().__init__()
+        self.signum = signum
 
 
-def block_of(tally: Tally, now: float) -> RenderableType:
-    """Return the block: a bar, the counts, what goes on, and why it waits.
+def take_signals() -> None:
+    """Let a signal end what goes on, until an event loop takes it; an ignored one stays ignored."""
 
-    Args:
-        tally: what was done so far.
-        now: the time, by the tally's clock.
+    def on_signal(number: int, _: object) -> None:
+        raise SignalReceived(number)
+
+    for number in heeded_signals():
+        signal.signal(number, on_signal)
+
+
+def heeded_signals() -> list[signal.Signals]:
+    """Return the signals that end a command: those that its parent did not have ignored."""
+    return [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+
+
+class Interrupts:
+    """What signals do: the first drains a batch at work, the second abandons what is in flight.
+
+    Before there is a batch, the first one ends the command.
+
+    Attributes:
+        signum: the first signal that came, or 0.
+        batch: what is at work, as soon as there is something.
     """
-    return Group(_bar(tally), _counts(tally), _now(tally, now), *_waits(tally, now))
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self.batch: Drainable | None = None
+        self._is_draining = False
+        self._task: asyncio.Task[Any] | None = None
+
+    def __call__(self, signum: int) -> None:
+        """Take a signal."""
+        self.signum = self.signum or signum
+
+        if self.batch is None:
+            assert self._task is not None
+            self._task.cancel()
+        elif self._is_draining:
+            self.batch.abandon()
+        else:
+            self._is_draining = True
+            self.batch.drain(signum)
+
+    async def run(self, work: Callable[[Interrupts], Coroutine[Any, Any, int]]) -> int:
+        """Run a command's work; signals come here.
+
+        Raises:
+            Interrupted: a signal came while nothing was at work.
+        """
+        import asyncio  # noqa: PLC0415  # not needed for --help
+
+        self._task = asyncio.current_task()
+        loop = asyncio.get_running_loop()
+
+        with contextlib.suppress(ValueError, RuntimeError):  # this is not the main thread
+            for number in heeded_signals():
+                loop.add_signal_handler(number, self, number)
+
+        try:
+            return await work(self)
+        except asyncio.CancelledError:
+            if not self.signum:
+                raise
+
+            raise Interrupted("interrupted", signum=self.signum) from None
 
 
-def _bar(tally: Tally) -> RenderableType:
-    if tally.left is None:
-        return Text(f"{counted(tally.ended, 'row')} ended", style="bold")
+def run_work(work: Callable[[Interrupts], Coroutine[Any, Any, int]]) -> int:
+    """Run a command's work to its end, in the fastest event loop that there is.
 
-    done = tally.ended - tally.counts[RowState.INVALID]
-    whole = done + tally.left
-    share = done / whole if whole else 1.0
-    line = Table.grid(padding=(0, 1))
-    bar = ProgressBar(total=max(whole, 1), completed=done, width=36, complete_style="cyan")
-    line.add_row(bar, Text(f"{done:,} of {counted(whole, 'row')}", style="bold"), f"{share:.0%}")
-    return line
+    Threads that still wait for a name server or for stdin are left behind: asyncio's own runner
+    would wait for them.
 
+    Raises:
+        Interrupted: a signal came while nothing was at work.
+    """
+    import asyncio  # noqa: PLC0415  # not needed for --help
+    import gc  # noqa: PLC0415
 
-def _counts(tally: Tally) -> Text:
-    parts = [
-        Text(f"{tally.counts[state]:,} {state}", style=style)
-        for state, style in _STYLES.items()
-        if tally.counts[state] or state is RowState.STARTED
-    ]
+    try:
+        import uvloop  # noqa: PLC0415
+    except ImportError:  # other Pythons do without it
+        loop = asyncio.new_event_loop()
+    else:
+        loop = uvloop.new_event_loop()
 
-    if tally.retries:
-        parts.append(Text(f"{tally.retries:,} sent again"))
+    gc.freeze()  # what was imported stays: no collection needs to look at it again
+    gc.set_threshold(_COLLECT_AFTER)
 
-    return Text("   ").join(parts)
+    try:
+        asyncio.set_event_loop(loop)
+        return loop.run_until_complete(Interrupts().run(work))
+    finally:
+        for task in (left := asyncio.all_tasks(loop)):
+            task.cancel()
 
-
-def _now(tally: Tally, now: float) -> Text:
-    pulse = tally.pulse
-    words = []
-
-    if pulse is not None:
-        words.append(f"{pulse.in_flight:,} in flight, {counted(pulse.slots, 'slot')} now")
-
-    if pulse is not None and pulse.waiting:
-        words.append(f"{pulse.waiting:,} waiting")
-
-    words.append(f"{tally.rate(now):,.0f} rows/s")
-    left = tally.seconds_left(now)
-
-    if left:
-        words.append(f"about {duration(left)} left")
-
-    return Text(" · ".join(words), style="dim")
-
-
-def _waits(tally: Tally, now: float) -> Iterator[Text]:
-    for target, seconds, cause in tally.pauses(now):
-        text = f"target {target}: all rows wait {duration(seconds)} more: {cause}"
-        yield Text(text, style="yellow", no_wrap=True, overflow="ellipsis")
-
-
-def print_jobs(jobs: Iterable[Job], stream: TextIO) -> None:
-    """Print a table for each job: its parameters and what each takes."""
-    console = Console(file=stream, highlight=False)
-
-    for job in jobs:
-        title = Text.assemble((job.job_id, "bold cyan"), "  ", (job.name, "bold"))
-        console.print(title, soft_wrap=True)
-        console.print(_parameters(job))
-
-
-def _parameters(job: Job) -> RenderableType:
-    if not job.parameters:
-        return Text("  takes no parameters\n", style="dim")
-
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-
-    table.add_column("  parameter", overflow="fold")  # a name is needed to its last letter
-
-    for heading in ("type", "required", "null", "auto"):
-        table.add_column(heading, no_wrap=True)
-
-    table.add_column("description")
-
-    for parameter in job.parameters:
-        table.add_row(
-            Text(f"  {parameter.name}"),
-            wire.type_name(parameter.type),
-            *(
-                "yes" if holds else "-"
-                for holds in (parameter.required, parameter.nullable, parameter.supports_auto)
-            ),
-            Text(parameter.description),
-        )
-
-    return Group(table, Text(""))
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        asyncio.set_event_loop(None)
+        loop.close()

@@ -1,0 +1,437 @@
+"""``status``, ``results``, ``log``, ``resolve`` and ``report``: what a ledger says."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from deslaunch.cli import options, render
+from deslaunch.cli.terminal import run_work
+from deslaunch.errors import ConfigurationError, Declined
+from deslaunch.model import RowState, count
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterator, Sequence
+    from typing import BinaryIO
+
+    from deslaunch.cli.options import Given
+    from deslaunch.cli.terminal import Interrupts, Printer
+    from deslaunch.events import Summary, WatchSummary
+    from deslaunch.ledger.findings import Finding
+    from deslaunch.ledger.ledger import Ledger, LogEntry
+
+SHOWN_ROWS: Final = 20
+_EXIT_PENDING: Final = 5
+_FOLLOW_EVERY: Final = 1.0  # seconds
+_OVERLAP_MS: Final = 10_000
+"""A turn is committed after what it tells of happened: so much is read again, and told once."""
+
+_STATES: Final = [*(str(state) for state in RowState if state is not RowState.SENDING), "inFlight"]
+
+
+def _with_ledger(given: Given, work: Callable[[Ledger], Coroutine[Any, Any, int]]) -> int:
+    """Read a ledger; it may be at work."""
+    from deslaunch.ledger.ledger import open_ledger  # noqa: PLC0415
+
+    async def read(_: Interrupts) -> int:
+        async with await open_ledger(given["ledger"]) as ledger:
+            return await work(ledger)
+
+    return run_work(read)
+
+
+@contextmanager
+def _stream(given: Given, ledger: Ledger, printer: Printer) -> Iterator[BinaryIO]:
+    """Give the file of ``-o``, which takes its place as a whole, or stdout."""
+    from deslaunch.report.output import open_output  # noqa: PLC0415  # not needed for --help
+
+    if given["output"] is None:
+        with printer.binary() as stream:
+            yield stream
+    else:
+        manifest, force = ledger.batch.manifest, bool(given["force"])
+
+        with open_output(
+            given["output"], ledger=ledger.place, manifest=manifest, force=force
+        ) as stream:
+            yield stream
+
+
+@options.command(
+    "status",
+    options.LEDGER,
+    options.flag(
+        "--unknown", "Write the unknown rows as a options.file to fill in, for resolve --from."
+    ),
+    options.file("--output -o", "With --unknown: a CSV options.file. Default: stdout."),
+    options.FORCE,
+    options.OUTPUT,
+    examples="""
+        deslaunch status night.ledger.db --json
+        deslaunch status night.ledger.db --unknown -o findings.csv
+    """,
+)
+def status(given: Given) -> int:
+    """Say how the batch of LEDGER stands, why it stopped, and list its unknown rows."""
+    from deslaunch.launch import batch  # noqa: PLC0415  # not needed for --help
+
+    if given["output"] is not None and not given["unknown"]:
+        raise click.UsageError("-o goes with --unknown")
+
+    printer = given.printer
+
+    async def work(ledger: Ledger) -> int:
+        if given["unknown"]:
+            return await _write_unknown(given, ledger, printer)
+
+        summary = await batch.summary_of(ledger)
+
+        if given["as_json"]:
+            printer.json(_as_status(summary))
+        else:
+            await _print_status(ledger, summary, await batch.watch_summary_of(ledger), printer)
+
+        return 0
+
+    return _with_ledger(given, work)
+
+
+def _as_status(summary: Summary) -> dict[str, object]:
+    """Return a summary whose exit code is 5 where rows are pending, whatever stopped them."""
+    left = summary.counts.pending or summary.counts.in_flight
+    return summary.as_dict() | ({"exitCode": _EXIT_PENDING} if left else {})
+
+
+async def _print_status(
+    ledger: Ledger, summary: Summary, runs: WatchSummary | None, printer: Printer
+) -> None:
+    for line in (
+        *render.summary_lines(summary),
+        *([] if runs is None else render.watch_lines(runs)),
+    ):
+        printer.data(line)
+
+    launcher = await ledger.launcher()
+
+    if launcher is not None:
+        since = "" if launcher.since_ms is None else f" since {render.utc(launcher.since_ms)}"
+        printer.data(f"at work: process {launcher.pid} on {launcher.host}{since}")
+    elif summary.counts.pending:
+        for stop in summary.stops:
+            printer.data(render.stop_line(stop))
+
+    await _print_unknown(ledger, summary.counts.unknown, printer)
+    repeated = options.kept_words(ledger.batch.options)
+    commands = [] if runs is None else render.watch_commands(runs, repeated)
+
+    if launcher is None:
+        commands += render.next_commands(summary, repeated, is_listed=True)
+
+    for line in render.command_lines(commands):
+        printer.insist(line)
+
+
+async def _print_unknown(ledger: Ledger, unknown: int, printer: Printer) -> None:
+    """Print the first unknown rows with what is needed to look them up."""
+    shown = 0
+
+    async for rows in ledger.unknown_rows():
+        for row in rows[: SHOWN_ROWS - shown]:
+            shown += 1
+
+            for line in render.unknown_lines(row):
+                printer.data(line)
+
+        if shown >= SHOWN_ROWS:
+            break
+
+    if unknown > shown:
+        printer.data(f"… and {count(unknown - shown, 'unknown row')} more")
+
+
+async def _write_unknown(given: Given, ledger: Ledger, printer: Printer) -> int:
+    from deslaunch.ledger.findings import write_findings  # noqa: PLC0415  # not needed for --help
+
+    rows = [row async for portion in ledger.unknown_rows() for row in portion]
+
+    with _stream(given, ledger, printer) as stream:
+        write_findings(stream, rows)
+
+    if given["output"] is not None:
+        printer.say(f"{count(len(rows), 'unknown row')}: {given['output']}; fill in the column as")
+
+    return 0
+
+
+@options.command(
+    "results",
+    options.LEDGER,
+    options.file("--output -o", "Default: stdout."),
+    click.Option(
+        ["--format"], type=options.FORMAT, help="Default: by the output's name, else csv."
+    ),
+    click.Option(["--state"], type=click.Choice(_STATES), help="Only rows in this state."),
+    click.Option(
+        ["--run"],
+        type=click.Choice(["failed", "succeeded", "unfinished"]),
+        help="Only rows with such a run.",
+    ),
+    click.Option(["--key", "keys"], multiple=True, metavar="KEY", help="Only this row."),
+    options.flag("--with-manifest", "Also what each row says; ours: deslaunch.*"),
+    click.Option(
+        ["--split"],
+        type=options.FILE,
+        metavar="DIR",
+        help="Write DIR/failed.csv and so on instead.",
+    ),
+    options.FORCE,
+    options.VOLUME,
+    examples="""
+        deslaunch results night.ledger.db -o night.results.csv
+        deslaunch results night.ledger.db --format jsonl | jq -r .jobRunId
+        deslaunch results night.ledger.db --state rejected --with-manifest -o fix.csv
+        deslaunch results night.ledger.db --run failed
+        deslaunch results night.ledger.db --split night.results
+    """,
+)
+def results(given: Given) -> int:
+    """Write what became of every row, in manifest order.
+
+    What --with-manifest and --split write is no new batch: run refuses it. Fix rows there, and
+    take them into this batch: deslaunch resume LEDGER --corrections options.FILE.
+    """
+    from deslaunch.report.results import (  # noqa: PLC0415  # not needed for --help
+        Choice,
+        split_results,
+        write_results,
+    )
+
+    if given["split"] is not None and (given["output"] or given["format"]):
+        raise click.UsageError("--split names its files itself, all of them CSV")
+
+    printer, output, force = given.printer, given["output"], given["force"]
+    choice = Choice(given["state"], given["run"], given["keys"] or None)
+    form = options.form_of(output, given["format"])
+
+    async def work(ledger: Ledger) -> int:
+        if given["split"] is not None:
+            written = await split_results(ledger, given["split"], choice=choice, force=force)
+
+            for name, rows in written.items():
+                printer.say(f"{given['split'] / name}.csv: {count(rows, 'row')}")
+
+            return 0
+
+        with_manifest = given["with_manifest"]
+
+        if output is None:
+            with printer.binary() as stream:
+                await write_results(
+                    ledger, stream, form=form, choice=choice, with_manifest=with_manifest
+                )
+        else:
+            rows = await write_results(
+                ledger, output, form=form, choice=choice, with_manifest=with_manifest, force=force
+            )
+            printer.say(f"{count(rows, 'row')}: {output}")
+
+        return 0
+
+    return _with_ledger(given, work)
+
+
+@options.command(
+    "log",
+    options.LEDGER,
+    options.flag("--follow", "Go on while the ledger grows, until a signal."),
+    click.Option(["--key"], metavar="KEY", help="Only this row's."),
+    options.VOLUME,
+    examples="""
+        deslaunch log night.ledger.db --key store-17
+        deslaunch log night.ledger.db --follow | jq -c 'select(.kind != "attempt")'
+    """,
+)
+def log(given: Given) -> int:
+    """Print every attempt and event of the batch of LEDGER, a JSON object a line, in time order."""
+    printer = given.printer
+
+    async def work(ledger: Ledger) -> int:
+        after, recent = -1, dict[str, int]()
+
+        while True:
+            async for entries in ledger.log(key=given["key"], after_ms=after):
+                for entry in entries:
+                    line = str(entry)
+
+                    if line not in recent:
+                        recent[line] = entry.ms
+                        printer.json(_log_line(entry))
+
+                after = max(after, entries[-1].ms - _OVERLAP_MS)
+                recent = {line: ms for line, ms in recent.items() if ms > after}
+
+            if not given["follow"]:
+                return 0
+
+            await asyncio.sleep(_FOLLOW_EVERY)
+
+    return _with_ledger(given, work)
+
+
+def _log_line(entry: LogEntry) -> dict[str, Any]:
+    return {
+        "utc": render.utc(entry.ms),
+        "kind": entry.kind,
+        "session": entry.session,
+        "key": entry.key,
+        "target": entry.target,
+        **entry.details,
+    }
+
+
+@options.command(
+    "resolve",
+    options.LEDGER,
+    options.argument("keys", metavar="[KEY]...", nargs=-1),
+    click.Option(["--started"], metavar="JOBRUNID", help="The row started this run."),
+    options.flag("--not-started", "The rows started nothing: resume may send them."),
+    options.flag("--unknown", "Take an earlier finding back."),
+    options.file("--from findings", "What status --unknown wrote, filled in; CSV or JSONL."),
+    click.Option(["--note"], default="", help="Kept with each finding."),
+    options.flag("--early", "Take --not-started although DES may list a run later than now."),
+    options.YES,
+    options.OUTPUT,
+    examples="""
+        deslaunch resolve night.ledger.db KEY --not-started --note 'not in DES, 8:40'
+        deslaunch resolve night.ledger.db KEY --started JOBRUNID
+        deslaunch resolve night.ledger.db --from findings.csv
+    """,
+    exit_codes=options.DONE_EXIT_CODES,
+)
+def resolve(given: Given) -> int:
+    """Record what a person found out about unknown or failed rows of LEDGER, all or nothing.
+
+    A finding can be changed as long as its row was not sent again. Before DES surely lists a
+    row's run, --not-started asks on a terminal, and needs --early elsewhere.
+    """
+    from deslaunch.launch import batch  # noqa: PLC0415  # not needed for --help
+
+    printer, found = given.printer, _findings_of(given)
+
+    async def work(ledger: Ledger) -> int:
+        resolved = await ledger.resolve(found, early=given["early"])
+
+        if resolved.early:
+            await _check_early(resolved.early, given, printer)
+            resolved = await ledger.resolve(found, early=True)
+
+        summary = await batch.summary_of(ledger)
+        same = f", {resolved.same:,} known already" if resolved.same else ""
+        printer.say(f"recorded: {count(resolved.changed, 'finding')}{same}")
+
+        if given["as_json"]:
+            printer.outcome_json(_as_status(summary))
+            return 0
+
+        repeated = options.kept_words(ledger.batch.options)
+
+        for line in (
+            *render.summary_lines(summary),
+            *render.command_lines(render.next_commands(summary, repeated)),
+        ):
+            printer.say(line)
+
+        return 0
+
+    return _with_ledger(given, work)
+
+
+def _findings_of(given: Given) -> Sequence[Finding]:
+    from deslaunch.ledger.findings import Finding, read_findings  # noqa: PLC0415  # not for --help
+
+    keys, started = given["keys"], given["started"]
+    verdicts = [started is not None, given["not_started"], given["unknown"]]
+
+    if given["findings"] is not None:
+        if keys or any(verdicts):
+            raise click.UsageError("--from stands alone: the options.file names keys and findings")
+
+        return read_findings(given["findings"], note=given["note"])
+
+    if not keys or sum(verdicts) != 1:
+        raise click.UsageError(
+            "name at least one KEY, and --started JOBRUNID, --not-started or --unknown"
+        )
+
+    if started is not None and len(keys) > 1:
+        raise click.UsageError("--started takes one KEY: two rows never share a run")
+
+    verdict = "started" if started else "notStarted" if given["not_started"] else "unknown"
+    return [Finding(key, verdict, started, given["note"]) for key in keys]
+
+
+async def _check_early(early: Sequence[tuple[str, int]], given: Given, printer: Printer) -> None:
+    """Ask whether to record all the same what nobody can be sure of yet.
+
+    Raises:
+        ConfigurationError: nobody can be asked.
+        Declined: the reply was no.
+    """
+    keys = ", ".join(key for key, _ in early[:SHOWN_ROWS])
+    more = " …" if len(early) > SHOWN_ROWS else ""
+    until = render.utc(max(ms for _, ms in early))
+    told = (
+        f"it is too early to say that nothing was started for {keys}{more}: DES may list a run "
+        f"until {until}; if it does, resume starts a second one"
+    )
+
+    if given["yes"] or not printer.can_ask():
+        raise ConfigurationError(told, hint="wait until then, or pass --early")
+
+    printer.warn(told)
+
+    if not await printer.ask("Record all the same that nothing was started?"):
+        raise Declined("nothing was recorded")
+
+
+@options.command(
+    "report",
+    options.LEDGER,
+    options.file("--output -o", "The page, an .html options.file.", required=True),
+    options.FORCE,
+    options.VOLUME,
+    examples="deslaunch report night.ledger.db -o night.report.html",
+)
+def report(given: Given) -> int:
+    """Write a page for a browser: counts, times, causes, what to do, and every row.
+
+    One file that loads nothing from anywhere. Needs Jinja2, which the extra "report" brings.
+    """
+    from deslaunch.launch import batch  # noqa: PLC0415  # not needed for --help
+
+    try:
+        from deslaunch.report.page import write_report  # noqa: PLC0415  # an extra brings it
+    except ModuleNotFoundError as exc:
+        if exc.name not in {"jinja2", "markupsafe"}:
+            raise
+
+        raise ConfigurationError(
+            "a report needs Jinja2, which is not there",
+            hint="install it with: pip install 'deslaunch[report]'",
+        ) from exc
+
+    printer, output = given.printer, given["output"]
+
+    async def work(ledger: Ledger) -> int:
+        summary, runs = await batch.summary_of(ledger), await batch.watch_summary_of(ledger)
+        repeated = options.kept_words(ledger.batch.options)
+        commands = [] if runs is None else render.watch_commands(runs, repeated)
+        commands += render.next_commands(summary, repeated, is_listed=True)
+        await write_report(ledger, output, commands=commands, force=given["force"])
+        printer.say(f"the report is in {output}")
+        return 0
+
+    return _with_ledger(given, work)

@@ -1,0 +1,159 @@
+"""argv → command → exit code: the one place where an error becomes an exit code."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping
+from difflib import get_close_matches
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import click
+
+from deslaunch import __version__
+from deslaunch.cli.options import EXIT_CODES, printed
+from deslaunch.cli.terminal import Printer
+from deslaunch.errors import (
+    CredentialsRefused,
+    Declined,
+    DesError,
+    DeslaunchError,
+    Interrupted,
+    InvalidManifest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HOMES: Final = {
+    "check": "launching",
+    "run": "launching",
+    "resume": "launching",
+    "watch": "launching",
+    "status": "inspecting",
+    "results": "inspecting",
+    "log": "inspecting",
+    "resolve": "inspecting",
+    "report": "inspecting",
+    "jobs": "preparing",
+    "targets": "preparing",
+    "template": "preparing",
+    "simulate": "preparing",
+    "completion": "preparing",
+}
+"""The module of this package that has each command, under its name."""
+
+EXIT_BUG: Final = 1
+EXIT_USAGE: Final = 2
+
+
+class _Commands(Mapping[str, click.Command]):
+    """Commands by name; the module of one is imported when it is looked up, and no sooner."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        return cast("click.Command", getattr(import_module(f"{__package__}.{HOMES[name]}"), name))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(HOMES)
+
+    def __len__(self) -> int:
+        return len(HOMES)
+
+
+class _Group(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's protocol
+        return list(HOMES)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args[0] not in HOMES:
+            near = get_close_matches(args[0], HOMES, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(HOMES)}"
+            raise click.UsageError(f"there is no command {args[0]!r}; {advice}", ctx)
+
+        return super().resolve_command(ctx, args)
+
+
+@click.group(
+    cls=_Group,
+    commands=cast("MutableMapping[str, click.Command]", _Commands()),  # none is ever added
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog=EXIT_CODES,
+)
+@click.version_option(__version__, prog_name="deslaunch")
+def command_line() -> None:
+    """Start thousands of DES job runs from one manifest, and know what became of every row.
+
+    The base URL comes from DES_BASE_URL; the token from DES_TOKEN, DES_TOKEN_FILE or
+    DES_TOKEN_COMMAND, never from the command line. With DES_ORG_ID, DES_CLIENT_ID,
+    DES_CLIENT_SECRET, DES_USERNAME and DES_PASSWORD set instead, the auth server gives tokens
+    and tells the base URL. For many organisations, name targets in a file: see --config.
+    """
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        argv: the arguments; default: the process's own.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    printer = Printer()
+
+    if sys.platform == "win32":
+        printer.insist("error: deslaunch runs on Linux and macOS only")
+        return EXIT_USAGE
+
+    try:
+        return int(
+            command_line.main(words, prog_name="deslaunch", standalone_mode=False, obj=words) or 0
+        )
+    except click.ClickException as exc:
+        return _refuse_usage(exc, printer)
+    except BrokenPipeError:  # nobody reads stdout any more: end as a pipe's writer ends
+        return 128 + signal.SIGPIPE
+    except DeslaunchError as exc:
+        return refuse(exc, printer, words)
+    except KeyboardInterrupt as exc:
+        return 128 + int(getattr(exc, "signum", signal.SIGINT))
+    except Exception:  # noqa: BLE001  # the last stop of a bug
+        return _report_bug(printer)
+
+
+def refuse(error: DeslaunchError, printer: Printer, words: Sequence[str]) -> int:
+    """Print an error that ended a command, and what to do next; return the exit code."""
+    from deslaunch.cli.render import problem_lines  # noqa: PLC0415  # not needed for --help
+
+    if isinstance(error, InvalidManifest):
+        for line in problem_lines(error.problems, error.groups, error.count):
+            printer.insist(line)
+
+    printer.insist(str(error) if isinstance(error, Declined) else f"error: {error}")
+
+    if error.hint:
+        printer.insist(f"  {error.hint}")
+
+    if isinstance(error, (DesError, CredentialsRefused, Interrupted)) and words:
+        again = printed(words[0], *words[1:])
+        printer.insist(f"nothing was sent; go on with: {again}")
+
+    if isinstance(error, Interrupted):
+        return 128 + (error.signum or signal.SIGINT)
+
+    return error.exit_code
+
+
+def _refuse_usage(error: click.ClickException, printer: Printer) -> int:
+    context = getattr(error, "ctx", None)
+    command = "" if context is None or context.parent is None else f" {context.info_name}"
+    printer.insist(f"error: {error.format_message()}")
+    printer.insist(f"  see: deslaunch{command} --help")
+    return EXIT_USAGE
+
+
+def _report_bug(printer: Printer) -> int:
+    import traceback  # noqa: PLC0415  # not needed for --help
+
+    printer.insist(traceback.format_exc().rstrip())
+    printer.insist("error: this is a bug in deslaunch; please report it with the lines above")
+    return EXIT_BUG
