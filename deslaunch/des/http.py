@@ -144,6 +144,47 @@ def split_proxy(text: str | None) -> tuple[URL | None, dict[str, str] | None]:
     return url.with_user(None), {"Proxy-Authorization": f"Basic {pair}"}
 
 
+def proxy_of(url: str) -> str | None:
+    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for a URL, or None.
+
+    None for this machine's own addresses: what is sent to them in the clear must not leave it.
+    """
+    from urllib.request import getproxies_environment  # noqa: PLC0415  # slow to import
+
+    parts = URL(url)
+    proxies = getproxies_environment()
+    host = parts.host or ""
+    is_direct = is_loopback(host) or _needs_no_proxy(host, parts.port, proxies.get("no", ""))
+    return None if is_direct else proxies.get(parts.scheme)
+
+
+def _needs_no_proxy(host: str, port: int | None, rules: str) -> bool:
+    """Return True if one of the rules of NO_PROXY fits.
+
+    A rule is ``*``, a name (which stands for what is below it too, with ``*.`` or ``.`` before
+    it or not), an address, a network (CIDR), each with ``:port`` or not, ``[v6]:port``.
+    """
+    for rule in filter(None, rules.lower().replace(",", " ").split()):
+        name, _, wanted = rule.partition(":") if rule.count(":") == 1 else (rule, "", "")
+
+        if rule.startswith("["):
+            name, _, wanted = rule[1:].partition("]")
+
+        if wanted and wanted.removeprefix(":") != str(port):
+            continue
+
+        try:
+            if ipaddress.ip_address(host) in ipaddress.ip_network(name, strict=False):
+                return True
+        except ValueError:  # the rule, or the host, is a name
+            name = name.removeprefix("*").removeprefix(".")
+
+            if not name or host.lower() == name or host.lower().endswith(f".{name}"):
+                return True
+
+    return False
+
+
 # -- Time limits ------------------------------------------------------------------------------
 
 
