@@ -6,8 +6,9 @@
         ...  # POST to simulator.base_url
         assert len(simulator.runs) == 2
 
-    with in_thread(Simulator(log="runs.jsonl")) as simulator:
-        ...  # run a command against simulator.base_url
+    with start_blocking_portal() as portal:  # of anyio: in a thread of its own
+        with portal.wrap_async_context_manager(Simulator(log="runs.jsonl")) as simulator:
+            ...  # run a command against simulator.base_url
 
 It imports no other module of deslaunch, so that both sides can't be wrong together: paths,
 parameter rules, token rules and the HTTP parser are written a second time, from the service's
@@ -130,7 +131,7 @@ serving kind would do.
 """
 
 from deslaunch.simulator.faults import OTHER_JOB, SimulatorError, load_script
-from deslaunch.simulator.server import Simulator, in_thread, serve
+from deslaunch.simulator.server import Simulator, serve
 from deslaunch.simulator.service import (
     CSV_SALES_EXPORT,
     DEFAULT_JOBS,
@@ -147,7 +148,6 @@ __all__ = [
     "Run",
     "Simulator",
     "SimulatorError",
-    "in_thread",
     "load_jobs",
     "load_script",
     "serve",

@@ -337,13 +337,9 @@ def read_script(script: Any) -> Script:
 
 def _read_fault(index: int, entry: dict[str, Any]) -> Fault:
     where = f"faults[{index}]"
-    name = entry.get("fault")
-    known = one_of(KINDS)
-
-    if not known.holds(name):
-        raise SimulatorError(f"{where}.fault", expected=known.expected, got=name)
-
-    kind = KINDS[str(name)]
+    check_object(entry, where, {"fault": one_of(KINDS)}, "fault", is_closed=False)
+    name: str = entry["fault"]
+    kind = KINDS[name]
     some = {key: _RULES_OF_SOME[key] for key in kind.needs | kind.takes if key in _RULES_OF_SOME}
     check_object(entry, where, {**_RULES_OF_ALL, **some}, *sorted(kind.needs))
     check_object(entry.get("match", {}), f"{where}.match", {"jobId": GUID, "text": TEXT})
@@ -361,7 +357,7 @@ def _read_fault(index: int, entry: dict[str, Any]) -> Fault:
         raise SimulatorError(f"{where}.body", expected=expected, got=entry["body"])
 
     is_served = entry.get("start", kind.is_served)
-    return Fault(str(name), index, entry, frozenset(entry.get("at", ())), is_served)
+    return Fault(name, index, entry, frozenset(entry.get("at", ())), is_served)
 
 
 # What a fault makes of a response: another one, or bytes.
@@ -438,28 +434,12 @@ def _leave_out(entry: Entry, response: Response, _now: float) -> Response:
     return response._replace(body=orjson.dumps(kept))
 
 
-def _other_job(_entry: Entry, response: Response, _now: float) -> Response:
-    return _change(response, jobId=OTHER_JOB)
-
-
-def _huge_body(entry: Entry, response: Response, _now: float) -> Response:
-    return _pad(response, entry.get("bytes", 2 * 1024 * 1024))
-
-
 def _gzip(entry: Entry, response: Response, _now: float) -> Response:
     encoding = entry.get("encoding", "gzip")
     body = _pad(response, entry.get("bytes", 0)).body
     packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body, mtime=0)
     headers = () if encoding == "none" else (("Content-Encoding", encoding),)
     return response._replace(body=packed, headers=headers)
-
-
-def _bom(_entry: Entry, response: Response, _now: float) -> Response:
-    return response._replace(body=b"\xef\xbb\xbf" + response.body)
-
-
-def _more_headers(entry: Entry, response: Response, _now: float) -> Response:
-    return response._replace(headers=_headers(entry))
 
 
 def _long_header(entry: Entry, response: Response, _now: float) -> Response:
@@ -517,12 +497,12 @@ KINDS: Final[Mapping[str, Kind]] = {
     "not-json": Kind(_not_json, takes={"body", "start"}),
     "no-id": Kind(_leave_out),
     "leave-out": Kind(_leave_out, needs={"keys"}),
-    "other-job": Kind(_other_job),
+    "other-job": Kind(lambda _, r, __: _change(r, jobId=OTHER_JOB)),
     "other-run": Kind(_good),  # the service knows the runs
-    "huge-body": Kind(_huge_body, takes={"bytes"}),
+    "huge-body": Kind(lambda e, r, _: _pad(r, e.get("bytes", 2 << 20)), takes={"bytes"}),
     "gzip": Kind(_gzip, takes={"encoding", "bytes"}),
-    "bom": Kind(_bom),
-    "headers": Kind(_more_headers, needs={"headers"}),
+    "bom": Kind(lambda _, r, __: r._replace(body=b"\xef\xbb\xbf" + r.body)),
+    "headers": Kind(lambda e, r, _: r._replace(headers=_headers(e)), needs={"headers"}),
     "long-header": Kind(_long_header, takes={"bytes"}),
     "latency": Kind(_good, needs={"seconds"}),
     "hold": Kind(_good),

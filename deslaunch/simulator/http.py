@@ -116,21 +116,12 @@ class Delivery(NamedTuple):
     more: bytes = b""
 
 
-class _Head(NamedTuple):
-    method: str
-    path: str
-    headers: Mapping[str, str]
-    is_last: bool
-    length: int | None
-    """Bytes of the body, or None where it comes in chunks."""
-
-
 class RequestParser:
     """Bytes in, requests out: the same ones, and the same error, however the bytes are split."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._head: _Head | None = None
+        self._head: tuple[Request, int | None] | None = None
 
     def feed(self, data: bytes) -> None:
         """Add bytes as they came from the socket."""
@@ -153,7 +144,7 @@ class RequestParser:
             self._head = _parse_head(bytes(buffer[:end]))
             del buffer[: end + 4]
 
-        head, length = self._head, self._head.length
+        request, length = self._head
 
         if length is None:
             read = _read_chunks(buffer)
@@ -169,7 +160,7 @@ class RequestParser:
 
         del buffer[:length]
         self._head = None
-        return Request(head.method, head.path, head.headers, body, head.is_last)
+        return request._replace(body=body)
 
 
 def _find(data: bytearray, marker: bytes, start: int = 0) -> int | None:
@@ -210,9 +201,9 @@ def _read_chunks(data: bytearray) -> tuple[bytes, int] | None:
     return None
 
 
-@lru_cache(maxsize=256)
-def _parse_head(data: bytes) -> _Head:
-    """Parse a head; one client's heads differ in little but their Content-Length."""
+@lru_cache(maxsize=256)  # one client's heads differ in little but their Content-Length
+def _parse_head(data: bytes) -> tuple[Request, int | None]:
+    """Return a request without its body, and the body's length, None where it comes in chunks."""
     request_line, *fields = data.decode("latin-1").split("\r\n")
     words = request_line.split(" ")
 
@@ -221,13 +212,9 @@ def _parse_head(data: bytes) -> _Head:
 
     headers = dict(map(_parse_field, fields))
     connection = headers.get("connection", "").lower()
-    return _Head(
-        method=words[0],
-        path=words[1].partition("?")[0],
-        headers=headers,
-        is_last=connection == "close" or (words[2] == "HTTP/1.0" and connection != "keep-alive"),
-        length=_body_length(headers),
-    )
+    is_last = connection == "close" or (words[2] == "HTTP/1.0" and connection != "keep-alive")
+    path = words[1].partition("?")[0]
+    return Request(words[0], path, headers, b"", is_last), _body_length(headers)
 
 
 def _parse_field(line: str) -> tuple[str, str]:

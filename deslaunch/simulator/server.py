@@ -6,11 +6,9 @@ import asyncio
 import socket
 import struct
 import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, cast
 
 import anyio
-from anyio.from_thread import start_blocking_portal
 
 from deslaunch.simulator import faults
 from deslaunch.simulator.faults import CONNECTION, ENDPOINTS, NOTHING, START_JOB, Fault, spoil
@@ -20,7 +18,7 @@ from deslaunch.simulator.service import DEFAULT_JOBS, Des, Refused, Run, RunLog,
 if TYPE_CHECKING:
     import os
     import ssl as tls
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 _BACKLOG: Final = 1024
 _STEPS_OF_ACCEPT: Final = 5  # turns of the loop until an accepted client has its connection
@@ -94,16 +92,10 @@ class Simulator:
         self._sleep = sleep
         self._clock = clock
         self.use(script)
-        self._tokens = Tokens(tokens, self._script, seconds=token_seconds, clock=self._now)
+        self._tokens = Tokens(tokens, self._script, token_seconds, self._now)
         self._log = RunLog(log)
-        self._des = Des(
-            jobs,
-            self._tokens,
-            self._log,
-            login=login or {},
-            finish_after=self._script.finish_after if finish_after is None else finish_after,
-            clock=self._now,
-        )
+        self._des = Des(jobs, self._tokens, self._log, login or {}, self._now)
+        self._des.finish_after = self._script.finish_after if finish_after is None else finish_after
         self._host = host
         self._port = port
         self._ssl = ssl
@@ -157,7 +149,7 @@ class Simulator:
     def release(self) -> None:
         """Let go every response that a ``hold`` fault holds back, now and later.
 
-        Like ``use`` and the attributes, it may be called from any thread.
+        It may be called from any thread, as may ``use``, and the attributes be read.
         """
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._released.set)
@@ -431,17 +423,3 @@ async def serve(simulator: Simulator, ready: Callable[[str], None], stop: asynci
     async with simulator:
         ready(simulator.base_url)
         await stop.wait()
-
-
-@contextmanager
-def in_thread(simulator: Simulator) -> Iterator[Simulator]:
-    """Run a simulator in a thread of its own while the block runs.
-
-    Its attributes may be read from the block, and ``use``, ``release``, ``issue_token`` and
-    ``revoke`` be called.
-
-    Raises:
-        OSError: as :class:`Simulator` says.
-    """
-    with start_blocking_portal() as portal, portal.wrap_async_context_manager(simulator):
-        yield simulator

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
     from deslaunch.simulator.faults import Fault, Script
 
+    Clock = Callable[[], float]
+
 POS_USAGE_EXPORT: Final = "43f87799-62c6-4001-92f9-6b3df816a6d6"
 CSV_SALES_EXPORT: Final = "8d0c3c7e-5b0f-4d5e-9a51-0f6a2f1c9e04"
 
@@ -51,8 +53,6 @@ class Refused(Exception):
 DEFAULT_JOBS: Final[Mapping[str, Any]] = faults.load_json(Path(__file__).with_name("jobs.json"))
 """Two real templates as jobs. ``exclusive`` and ``template`` are private to the simulator."""
 
-_PRIVATE_JOB_KEYS: Final = frozenset({"exclusive", "template"})
-
 _JOB_RULES: Final[Mapping[str, Rule]] = {
     "jobId": GUID,
     "name": TEXT,
@@ -68,24 +68,17 @@ _PARAMETER_RULES: Final[Mapping[str, Rule]] = {
 }
 
 
-class _Parameter(NamedTuple):
-    type: int | None
-    is_required: bool
-    is_nullable: bool
-    has_auto: bool
-
-
 class Job(NamedTuple):
     """One job as a start sees it.
 
     Attributes:
         job_id: GUID, lower case.
-        parameters: by name.
+        parameters: name to what the jobs file says of it.
         exclusive: groups of names; one start may use one of them.
     """
 
     job_id: str
-    parameters: Mapping[str, _Parameter]
+    parameters: Mapping[str, Mapping[str, Any]]
     exclusive: tuple[frozenset[str], ...]
 
 
@@ -119,17 +112,12 @@ def read_jobs(jobs: Any) -> dict[str, Job]:
 def _read_job(job: Any, where: str) -> Job:
     needed = "jobId", "jobRunParameters"
     checked = faults.check_object(job, where, _JOB_RULES, *needed, is_closed=False)
-    parameters: dict[str, _Parameter] = {}
+    parameters: dict[str, dict[str, Any]] = {}
 
     for i, item in enumerate(checked["jobRunParameters"]):
         inside = f"{where}.jobRunParameters[{i}]"
         declared = faults.check_object(item, inside, _PARAMETER_RULES, "name", is_closed=False)
-        parameters[declared["name"]] = _Parameter(
-            type=declared.get("type"),
-            is_required=declared.get("required", False),
-            is_nullable=declared.get("nullable", False),
-            has_auto=declared.get("supportsAutoValue", False),
-        )
+        parameters[declared["name"]] = declared
 
     exclusive = tuple(map(frozenset, checked.get("exclusive", [])))
     return Job(checked["jobId"].lower(), parameters, exclusive)
@@ -137,10 +125,8 @@ def _read_job(job: Any, where: str) -> Job:
 
 def _public_jobs(jobs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the jobs file as QueryJobs shows it."""
-    public = [
-        {key: value for key, value in job.items() if key not in _PRIVATE_JOB_KEYS}
-        for job in jobs["jobs"]
-    ]
+    hidden = ("exclusive", "template")
+    public = [{k: v for k, v in job.items() if k not in hidden} for job in jobs["jobs"]]
     return {"jobs": public}
 
 
@@ -159,7 +145,7 @@ def check_parameters(job: Job, parameters: Mapping[str, Any]) -> None:
     for name, declared in job.parameters.items():
         if name in parameters:
             _check_value(name, declared, parameters[name])
-        elif declared.is_required:
+        elif declared.get("required", False):
             raise Refused(400, f"parameter {name!r} is required")
 
     used = {name for name, value in parameters.items() if _is_used(value)}
@@ -175,35 +161,35 @@ def _is_used(value: Any) -> bool:
     )
 
 
-def _check_value(name: str, declared: _Parameter, value: Any) -> None:
+def _check_value(name: str, declared: Mapping[str, Any], value: Any) -> None:
     given = {} if value is None else value
 
     if not isinstance(given, dict):
         raise Refused(400, f"parameter {name!r} is neither an object nor null")
 
-    sent_type, text = given.get("type"), given.get("valueStringEncoded")
-    auto = given.get("useAutoValue")
+    declared_type, sent_type = declared.get("type"), given.get("type")
+    text, auto = given.get("valueStringEncoded"), given.get("useAutoValue")
 
     if sent_type is not None and not faults.is_whole(sent_type):
         raise Refused(400, f"parameter {name!r} has no type number")
 
-    if None not in (sent_type, declared.type) and sent_type != declared.type:
-        raise Refused(400, f"parameter {name!r} is of type {declared.type}, not {sent_type}")
+    if None not in (sent_type, declared_type) and sent_type != declared_type:
+        raise Refused(400, f"parameter {name!r} is of type {declared_type}, not {sent_type}")
 
     if not isinstance(text, str | None) or not isinstance(auto, bool | None):
         raise Refused(400, f"parameter {name!r} is no JobRunParameterValue")
 
-    if auto and not declared.has_auto:
+    if auto and not declared.get("supportsAutoValue", False):
         raise Refused(400, f"parameter {name!r} has no auto value")
 
     if auto and text is not None:
         raise Refused(400, f"parameter {name!r} has both a value and the auto value")
 
-    if text is None and not auto and not declared.is_nullable:
+    if text is None and not auto and not declared.get("nullable", False):
         raise Refused(400, f"parameter {name!r} can't be null")
 
-    if text is not None and not _is_text_of(declared.type, text):
-        raise Refused(400, f"parameter {name!r} is not of type {declared.type}: {shorten(text)}")
+    if text is not None and not _is_text_of(declared_type, text):
+        raise Refused(400, f"parameter {name!r} is not of type {declared_type}: {shorten(text)}")
 
 
 _INTEGER_TEXT: Final = re.compile(r"(-?)0*([0-9]{1,19})")
@@ -246,20 +232,13 @@ class Tokens:
     """Access tokens, each with the number of starts left to it.
 
     Args:
-        accepted: tokens that are good from the start, and don't expire by time.
+        good: tokens that are good from the start, and don't expire by time.
         script: after how many starts a token expires.
         seconds: for which an issued token is good.
         clock: Unix time in seconds.
     """
 
-    def __init__(
-        self,
-        accepted: Iterable[str],
-        script: Script,
-        *,
-        seconds: float,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, good: Iterable[str], script: Script, seconds: float, clock: Clock) -> None:
         self.seconds = seconds
         self._clock = clock
         self._budget = script.expire_after
@@ -267,12 +246,11 @@ class Tokens:
         self._left: dict[str, float] = {}
         self._ends: dict[str, float] = {}
 
-        for token in accepted:
+        for token in good:
             self._add(token, math.inf)
 
     def _add(self, token: str, end: float) -> None:
-        self._left[token] = self._budget
-        self._ends[token] = end
+        self._left[token], self._ends[token] = self._budget, end
 
         if self._is_first_only:
             self._budget = math.inf
@@ -415,32 +393,30 @@ class Des:
         tokens: who may call.
         log: where runs are kept.
         login: what a password grant must say; what it does not name may be anything.
-        finish_after: seconds from a run's start to its end.
         clock: Unix time in seconds.
 
     Attributes:
         svc: base URL that a token's response names; set once the simulator listens.
-        finish_after: see above.
+        finish_after: seconds from a run's start to its end.
     """
+
+    svc = ""
+    finish_after = 0.0
 
     def __init__(
         self,
         jobs: Mapping[str, Any],
         tokens: Tokens,
         log: RunLog,
-        *,
         login: Mapping[str, str],
-        finish_after: float,
-        clock: Callable[[], float],
+        clock: Clock,
     ) -> None:
-        self.svc = ""
-        self.finish_after = finish_after
-        self._login = login
         self._jobs = read_jobs(jobs)
         self._jobs_response = _respond(_public_jobs(jobs))
         self._tokens = tokens
         self._organisations: dict[str, str] = {}  # of refresh tokens, each good once
         self._log = log
+        self._login = login
         self._clock = clock
 
     def serve(self, endpoint: str, request: Request, number: int, fault: Fault | None) -> Response:
