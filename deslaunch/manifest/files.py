@@ -5,7 +5,10 @@ Memory stays flat: one block, one line, one chunk of rows.
 
 from __future__ import annotations
 
+import csv
+import json
 import os
+import re
 import sys
 import zlib
 from contextlib import contextmanager
@@ -15,9 +18,11 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import orjson
+
 from deslaunch.errors import ConfigurationError, ManifestError
-from deslaunch.manifest.readers import MAX_RECORD, CsvReader, JsonlReader, Unreadable
-from deslaunch.manifest.rows import Fault, InvalidRow, RowRules, Warnings
+from deslaunch.manifest.readers import MAX_RECORD, CsvReader, JsonlReader, Unreadable, text_of
+from deslaunch.manifest.rows import RESERVED, Fault, InvalidRow, RowRules, Warnings, show
 from deslaunch.model import DEFAULT_TARGET, Row, printable
 
 if TYPE_CHECKING:
@@ -27,6 +32,10 @@ if TYPE_CHECKING:
     from deslaunch.manifest.readers import RowReader
     from deslaunch.model import Format
 
+_DATA: Final = re.compile(  # a number or a time, an escape, a GUID
+    r"[-+]?[0-9][0-9.:/-]*(?:[T ][0-9:.]+Z?)?|\\[NAE]"
+    r"|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+)
 CHUNK: Final = 512
 """Rows that are given out together, at most."""
 
@@ -89,6 +98,7 @@ class Manifest:
         self.format: Format = detect_format(self.name, format)
         self.warnings = Warnings(self.name)
         self._stream = None if isinstance(source, str | os.PathLike) else source
+        self._delimiter = delimiter
         self._digest = sha256()
         self._has_ended = False
         rules = RowRules(self.name, job_id, target, is_batch_output_allowed)
@@ -140,7 +150,29 @@ class Manifest:
 
     def _read(self) -> Iterator[Row | InvalidRow]:
         with self._open() as stream:
-            yield from self._reader.items(_lines(self._content(stream)))
+            yield from self._reader.items(self._check_form(_lines(self._content(stream))))
+
+    def _check_form(self, blocks: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
+        damage = None
+        head = next(blocks, [])
+
+        try:
+            head += next(blocks, [])  # the end of a small file
+        except Unreadable as exc:
+            damage = exc
+
+        is_csv = self.format == "csv"
+        fault = _form_of_csv(head, self._delimiter) if is_csv else _form_of_jsonl(head)
+
+        if fault is not None:
+            raise Unreadable(fault)
+
+        yield head
+
+        if damage is not None:
+            raise damage
+
+        yield from blocks
 
     @contextmanager
     def _open(self) -> Iterator[BinaryIO]:
@@ -296,3 +328,102 @@ def _lines(content: Iterable[bytes]) -> Iterator[list[bytes]]:
 
     if rest:
         yield [rest]
+
+
+def _form_of_jsonl(head: list[bytes]) -> Fault | None:
+    """Return the fault of a file that is no JSONL as a whole, or None."""
+    lines = [line.strip() for line in head if not line.isspace()]
+    first, others = (lines[0], lines[1:]) if lines else (b"{}", [])
+
+    if _is_json(first) and (first.startswith(b"{") or others):
+        return None
+
+    def fault(message: str) -> Fault:
+        return Fault("", "one JSON object a line", text_of(first), message)
+
+    if first.startswith(b"["):
+        return fault("this is a JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl")
+
+    if first.startswith(b"{"):
+        if first.endswith(b",") and _is_json(first[:-1]):
+            message = "each object ends in a comma; end the lines without: sed 's/,$//' OLD > NEW"
+            return fault(message)
+
+        if first == b"{" or _begins_with_json(head):
+            message = "one object takes several lines; write each in one: jq -c . OLD > NEW.jsonl"
+            return fault(message)
+
+        return None
+
+    if others and others[0].startswith(b"{"):
+        return None
+
+    if re.search(rb"[,;\t|]", first):
+        return fault("this looks like CSV; pass --format csv, or name the file .csv")
+
+    return fault("this is no JSONL; write one object a line, or pass --format csv for CSV")
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+
+    return True
+
+
+def _begins_with_json(lines: list[bytes]) -> bool:
+    """Return True if an object begins in the first line and ends in a later one."""
+    text = b"".join(lines).decode("utf-8", "replace").lstrip()
+
+    try:
+        _, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return False
+
+    return "\n" in text[:end]
+
+
+def _form_of_csv(head: list[bytes], delimiter: str) -> Fault | None:
+    """Return the fault of a file that is no such CSV as a whole, or None."""
+    texts = [text_of(line) for line in head[:32] if not line.isspace()]
+
+    try:
+        records = filter(any, csv.reader(texts, delimiter=delimiter))
+        names, *following = islice(records, 3)
+    except (csv.Error, ValueError):  # its reader tells
+        return None
+
+    line = texts[0]
+
+    if line.lstrip().startswith(("{", "[")):
+        message = "this looks like JSON; pass --format jsonl, or name the file .jsonl"
+        return Fault("", "a header line", line, message)
+
+    others = [other for other in ",;\t|" if other != delimiter and other in line]
+
+    if len(names) == 1 and others and not line.startswith("#"):
+        word = "tab" if others[0] == "\t" else others[0]
+        message = f"the columns look separated by {others[0]!r}; pass --delimiter {word!r}"
+        return Fault("", f"columns separated by {delimiter!r}", line, message)
+
+    if {"state", "jobRunId", "attempts"} <= set(names):
+        message = "these are results without their rows; write them by results --with-manifest"
+        return Fault("", "a manifest", line, message)
+
+    if set(RESERVED) & set(names):
+        return None
+
+    data = next((name for name in names if _DATA.fullmatch(name)), None)
+    widths = {len(cells) for cells in following}
+    is_title = len(following) > 1 and len(widths) == 1 and len(names) not in widths
+
+    if data is None and not is_title and not names[0].startswith("#"):
+        return None
+
+    message = (
+        f"the first line is no header ({show(data or names[0])!r} is no column); the first line "
+        "names the columns: key, target, jobId and the parameters"
+    )
+    return Fault("", "a header line", line, message)

@@ -14,7 +14,7 @@ import csv
 import io
 import json
 import re
-from itertools import chain, islice
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
@@ -66,10 +66,6 @@ _TWO_BACKSLASHES: Final = (
 _SWALLOWED: Final = (
     "a cell holds line breaks, and lines that look like rows of this file; is a quote missing or "
     "too many?"
-)
-_DATA: Final = re.compile(  # a number or a time, an escape, a GUID
-    r"[-+]?[0-9][0-9.:/-]*(?:[T ][0-9:.]+Z?)?|\\[NAE]"
-    r"|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 )
 _OLD_MAC: Final = Fault(
     "", "lines that end in \\n or \\r\\n", "\\r", "lines end in a bare \\r; save the file with \\n"
@@ -170,12 +166,7 @@ class JsonlReader(RowReader):
         return members
 
     def _rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
-        head = next(blocks, [])
-
-        if fault := _form_of_jsonl(head):
-            raise Unreadable(fault)
-
-        for line in chain.from_iterable(chain((head,), blocks)):
+        for line in chain.from_iterable(blocks):
             self.line += 1
 
             if not line.isspace():
@@ -194,10 +185,10 @@ class JsonlReader(RowReader):
             return self._invalid(_undecodable(line, exc, self.line))
         except json.JSONDecodeError as exc:
             message = f"this is no JSON: {exc.msg} (character {exc.pos + 1}); fix the line"
-            return self._invalid(Fault("", "one JSON object", _text(line), message))
+            return self._invalid(Fault("", "one JSON object", text_of(line), message))
         except RecursionError:
             message = "this is nested too deep; fix the line"
-            return self._invalid(Fault("", "one JSON object", _text(line), message))
+            return self._invalid(Fault("", "one JSON object", text_of(line), message))
 
         if isinstance(value, dict) and isinstance(notes := value.get(NOTES), dict):
             for name in notes:
@@ -214,61 +205,6 @@ class JsonlReader(RowReader):
         invalid = self._invalid(*self._repeated)
         more = row.problems if isinstance(row, InvalidRow) else ()
         return invalid._replace(key=row.key, problems=invalid.problems + more)
-
-
-def _form_of_jsonl(head: list[bytes]) -> Fault | None:
-    """Return the fault of a file that is no JSONL as a whole, or None."""
-    lines = [line.strip() for line in head if not line.isspace()]
-    first, others = (lines[0], lines[1:]) if lines else (b"{}", [])
-
-    if _is_json(first) and (first.startswith(b"{") or others):
-        return None
-
-    def fault(message: str) -> Fault:
-        return Fault("", "one JSON object a line", _text(first), message)
-
-    if first.startswith(b"["):
-        return fault("this is a JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl")
-
-    if first.startswith(b"{"):
-        if first.endswith(b",") and _is_json(first[:-1]):
-            message = "each object ends in a comma; end the lines without: sed 's/,$//' OLD > NEW"
-            return fault(message)
-
-        if first == b"{" or _begins_with_json(head):
-            message = "one object takes several lines; write each in one: jq -c . OLD > NEW.jsonl"
-            return fault(message)
-
-        return None
-
-    if others and others[0].startswith(b"{"):
-        return None
-
-    if re.search(rb"[,;\t|]", first):
-        return fault("this looks like CSV; pass --format csv, or name the file .csv")
-
-    return fault("this is no JSONL; write one object a line, or pass --format csv for CSV")
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return False
-
-    return True
-
-
-def _begins_with_json(lines: list[bytes]) -> bool:
-    """Return True if an object begins in the first line and ends in a later one."""
-    text = b"".join(lines).decode("utf-8", "replace").lstrip()
-
-    try:
-        _, end = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        return False
-
-    return "\n" in text[:end]
 
 
 class _Columns(NamedTuple):
@@ -305,16 +241,14 @@ class CsvReader(RowReader):
         csv.field_size_limit(max(MAX_RECORD, csv.field_size_limit()))
 
     def _rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
-        head = next(blocks, [])
-        records = self._records(chain.from_iterable(chain((head,), blocks)))
+        records = self._records(chain.from_iterable(blocks))
         names = next(records, None)
-        following = self._peek(head)
 
         if names is None:
             message = "the CSV has no header line; write the names of its columns first"
             raise Unreadable(Fault("", "a header line", "", message))
 
-        faults = [self._damage] if self._damage else self._faults_of_header(names, following)
+        faults = [self._damage] if self._damage else self._faults_of_header(names)
 
         if faults:
             raise Unreadable(*faults)
@@ -369,7 +303,7 @@ class CsvReader(RowReader):
             try:
                 text = line.decode()
             except UnicodeDecodeError as exc:
-                text = _text(line)
+                text = text_of(line)
                 self._damage = self._damage or _undecodable(line, exc, self._read)
 
             if "\0" in text:
@@ -413,20 +347,7 @@ class CsvReader(RowReader):
         message = f"the CSV can't be read from this row on ({why}); fix its quotes"
         return fault or Fault("", "RFC 4180 quoting", why, message)
 
-    def _peek(self, head: list[bytes]) -> list[list[str]]:
-        """Return up to two records behind the header, as far as they are at hand."""
-        texts = [_text(line) for line in head[self._read : self._read + 8]]
-
-        try:
-            records = csv.reader(texts, delimiter=self._delimiter)
-            return list(islice(filter(any, records), 2))
-        except csv.Error:
-            return []
-
-    def _faults_of_header(self, names: list[str], following: list[list[str]]) -> list[Fault]:
-        if fault := _form_of_csv(names, following, self._delimiter, self._record[0]):
-            return [fault]
-
+    def _faults_of_header(self, names: list[str]) -> list[Fault]:
         faults, seen = [], set()
 
         for index, name in enumerate(names, 1):
@@ -571,42 +492,6 @@ def _folded(name: str) -> str:
     return re.sub(r"[-_\s]", "", name).lower()
 
 
-def _form_of_csv(
-    names: list[str], following: list[list[str]], delimiter: str, line: str
-) -> Fault | None:
-    """Return the fault of a file that is no such CSV as a whole, or None."""
-    if line.lstrip().startswith(("{", "[")):
-        message = "this looks like JSON; pass --format jsonl, or name the file .jsonl"
-        return Fault("", "a header line", line, message)
-
-    others = [other for other in ",;\t|" if other != delimiter and other in line]
-
-    if len(names) == 1 and others and not line.startswith("#"):
-        word = "tab" if others[0] == "\t" else others[0]
-        message = f"the columns look separated by {others[0]!r}; pass --delimiter {word!r}"
-        return Fault("", f"columns separated by {delimiter!r}", line, message)
-
-    if {"state", "jobRunId", "attempts"} <= set(names):
-        message = "these are results without their rows; write them by results --with-manifest"
-        return Fault("", "a manifest", line, message)
-
-    if set(RESERVED) & set(names):
-        return None
-
-    data = next((name for name in names if _DATA.fullmatch(name)), None)
-    widths = {len(cells) for cells in following}
-    is_title = len(following) > 1 and len(widths) == 1 and len(names) not in widths
-
-    if data is None and not is_title and not names[0].startswith("#"):
-        return None
-
-    message = (
-        f"the first line is no header ({show(data or names[0])!r} is no column); the first line "
-        "names the columns: key, target, jobId and the parameters"
-    )
-    return Fault("", "a header line", line.rstrip(), message)
-
-
 def _too_long(what: str) -> Fault:
     message = f"the {what} is longer than {MAX_RECORD:,} bytes; is a line break or a quote missing?"
     return Fault("", f"at most {MAX_RECORD:,} bytes", f"over {MAX_RECORD:,} bytes", message)
@@ -614,7 +499,7 @@ def _too_long(what: str) -> Fault:
 
 def _undecodable(line: bytes, exc: UnicodeDecodeError, number: int) -> Fault:
     message = f"byte {exc.start + 1} of line {number} is not UTF-8; save the file as UTF-8"
-    return Fault("", "UTF-8", _text(line), message)
+    return Fault("", "UTF-8", text_of(line), message)
 
 
 def _ragged(cells: int, width: int) -> Fault:
@@ -625,7 +510,8 @@ def _ragged(cells: int, width: int) -> Fault:
     return Fault("", f"{width:,} cells", f"{cells:,} cells", message)
 
 
-def _text(line: bytes) -> str:
+def text_of(line: bytes) -> str:
+    """Return a line as a text for a person."""
     return line.decode("utf-8", "replace").rstrip("\r\n")
 
 

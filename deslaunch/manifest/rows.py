@@ -72,6 +72,7 @@ UNREAD: Final = '{"jobId":"?"}'
 NO_NOTES: Final[Mapping[str, str]] = {}
 
 _MAX_DIGITS: Final = 1000  # a Decimal of a few bytes can stand for gigabytes of zeros
+_LONG: Final = 10  # digits of a JobRunParameterType
 _ROW_NAMES: Final = (*RESERVED, "parameters", NOTES)
 _VALUE_NAMES: Final = frozenset({"type", "valueStringEncoded", "useAutoValue"})
 _NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
@@ -250,7 +251,7 @@ def row_from_object(
         }  # fmt: skip
         value = {name: said for name, said in value.items() if said is not None}
 
-    if not isinstance(value, Mapping):
+    if not isinstance(value, dict | Mapping):
         message = 'a row is one object in one line: {"jobId": "…", "parameters": {…}}'
         return rules.invalid([Fault("", "one object", value, message)], number, line or number)
 
@@ -309,7 +310,10 @@ def make_row(
     if not faults:
         return row
 
-    says = dump_row(row._replace(job_id=job_id or _REPR.repr(said.get("jobId", "?"))))
+    # What is kept must be invalid when it is read again, and so holds whatever is at fault.
+    is_named = {"key", "target"}.isdisjoint(fault.column for fault in faults)
+    job_text = job_id or show(said.get("jobId", "")) or "?"
+    says = dump_row(row._replace(job_id=job_text)) if is_named else UNREAD
     problems = rules.problems(faults, number, line)
     return InvalidRow(number, line, key, target, job_id or "", problems, says)
 
@@ -477,21 +481,21 @@ def read_value(value: object) -> ParameterValue:
     Raises:
         Unfit: it is none of the documented forms, or contradicts itself.
     """
+    if isinstance(value, str):
+        return str.__str__(value)
+
+    if isinstance(value, dict | Mapping):
+        return _value_of_object(value)
+
     if value is None or value is AUTO:
         return value
 
     if isinstance(value, bool):
         return "true" if value else "false"
 
-    if isinstance(value, str):
-        return str.__str__(value)
-
     if isinstance(value, JobRunParameterValue):
         is_auto = isinstance(value.value, Auto)
         return _typed_value(value.type, None if is_auto else value.value, auto=is_auto)
-
-    if isinstance(value, Mapping):
-        return _value_of_object(value)
 
     if isinstance(value, datetime):
         text = value.isoformat()
@@ -532,10 +536,10 @@ def _text_of_number(value: object) -> str:
 
 
 def _value_of_object(value: Mapping[str, object]) -> ParameterValue:
-    if value.keys() == {"auto"} and value["auto"] is True:
-        return AUTO
+    if not _VALUE_NAMES.issuperset(value):
+        if value.keys() == {"auto"} and value["auto"] is True:
+            return AUTO
 
-    if not value.keys() <= _VALUE_NAMES:
         forms = '{"auto": true} or {"type", "valueStringEncoded", "useAutoValue"}'
         raise Unfit(forms, f"an object as a value is {forms}")
 
@@ -553,7 +557,7 @@ def _typed_value(number: object, text: object, *, auto: object) -> JobRunParamet
     Raises:
         Unfit: a member has another type, or the auto value comes with a text.
     """
-    if type(number) is Number and re.fullmatch("-?[0-9]{1,9}", number):
+    if isinstance(number, Number) and number.isdigit() and len(number) < _LONG:
         number = int(number)
 
     if not (number is None or type(number) is int):
