@@ -20,6 +20,10 @@ def run() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
 
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r+", encoding="utf-8"))  # noqa: SIM115, PTH123
+
     from deslaunch.cli.terminal import end_streams, take_signals  # noqa: PLC0415
 
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from deslaunch.cli.options import Given
     from deslaunch.cli.terminal import Interrupts, Printer
     from deslaunch.events import Summary, WatchSummary
-    from deslaunch.ledger.findings import Finding
+    from deslaunch.ledger.findings import Finding, Verdict
     from deslaunch.ledger.ledger import Ledger, LogEntry
 
 SHOWN_ROWS: Final = 20
@@ -153,12 +154,14 @@ async def _print_unknown(ledger: Ledger, unknown: int, printer: Printer) -> None
 
 
 async def _write_unknown(given: Given, ledger: Ledger, printer: Printer) -> int:
-    from deslaunch.ledger.findings import write_findings  # noqa: PLC0415  # not needed for --help
+    from deslaunch.ledger.findings import write_unknown  # noqa: PLC0415  # not needed for --help
 
     rows = [row async for portion in ledger.unknown_rows() for row in portion]
 
     with _stream(given, ledger, printer) as stream:
-        write_findings(stream, rows)
+        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+        write_unknown(text, rows)
+        text.detach()  # which flushes, and leaves the stream open
 
     if given["output"] is not None:
         printer.say(f"{count(len(rows), 'unknown row')}: {given['output']}; fill in the column as")
@@ -369,7 +372,11 @@ def _findings_of(given: Given) -> Sequence[Finding]:
     if started is not None and len(keys) > 1:
         raise click.UsageError("--started takes one KEY: two rows never share a run")
 
-    verdict = "started" if started else "notStarted" if given["not_started"] else "unknown"
+    verdict: Verdict = "notStarted" if given["not_started"] else "unknown"
+
+    if started is not None:
+        verdict = "started"
+
     return [Finding(key, verdict, started, given["note"]) for key in keys]
 
 

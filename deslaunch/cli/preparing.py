@@ -184,7 +184,7 @@ def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 @options.command(
     "template",
-    options.argument("job_id", metavar="JOBID"),
+    options.argument("job", metavar="JOBID"),
     click.Option(
         ["--format"], type=options.FORMAT, help="Default: by the output's name, else csv."
     ),
@@ -212,14 +212,13 @@ def template(given: Given) -> int:
     printer, output = given.printer, given["output"]
     form = options.form_of(output, given["format"])
     known = _query(given) if given["schema"] is None else read_schema_file(given["schema"])
-    job = _job(known, given["job_id"])
+    job = _job(known, given["job"])
     text = manifest_of(job, form, given["target"] or DEFAULT_TARGET)
 
-    if output is None:
-        printer.data(text.removesuffix("\n"))
-    else:
-        with open_output(output, force=given["force"]) as stream:
-            stream.write(text.encode())
+    stream = printer.binary() if output is None else open_output(output, force=given["force"])
+
+    with stream as opened:
+        opened.write(text.encode())
 
     for line in explanation(job, form):
         printer.say(line)

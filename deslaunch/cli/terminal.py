@@ -7,6 +7,7 @@ ends a launch: what can't be told on stderr is lost, what can't be encoded comes
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -65,15 +66,10 @@ class Printer:
         self.verbose = verbose
 
     @property
-    def shows_data_to_a_person(self) -> bool:
-        """Stdout is a terminal."""
-        return self._out.isatty()
-
-    @property
     def has_block(self) -> bool:
         """Progress is to be shown as a block that is redrawn in its place."""
         can_redraw = os.environ.get("TERM") not in {"dumb", "unknown"}
-        return self._err.isatty() and can_redraw and not (self.quiet or self.verbose)
+        return _is_terminal(self._err) and can_redraw and not (self.quiet or self.verbose)
 
     def data(self, text: str) -> None:
         """Print lines on stdout.
@@ -164,7 +160,7 @@ class Printer:
         Raises:
             ConfigurationError: there is a terminal, and it belongs to another process group.
         """
-        if not (self._err.isatty() and self._source is not None and self._source.isatty()):
+        if not (_is_terminal(self._err) and _is_terminal(self._source)):
             return False
 
         with contextlib.suppress(OSError):  # it is not this session's terminal
@@ -205,9 +201,9 @@ def _read_reply(fd: int, reply: asyncio.Future[bytes]) -> None:
 
 
 def _stream(stream: TextIO | None) -> TextIO:
-    """Return a stream that takes every text; nowhere for one that is closed."""
+    """Return a stream that takes every text; one that nobody reads where there is none."""
     if stream is None:
-        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123  # for good
+        return io.StringIO()
 
     reconfigure = getattr(stream, "reconfigure", None)
 
@@ -215,6 +211,13 @@ def _stream(stream: TextIO | None) -> TextIO:
         reconfigure(errors="backslashreplace")
 
     return stream
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    try:
+        return stream is not None and stream.isatty()
+    except ValueError:  # it was closed
+        return False
 
 
 def _write(stream: TextIO, text: str) -> None:

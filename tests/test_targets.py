@@ -1,0 +1,682 @@
+"""Where DES is and where its tokens come from: file, environment, options, file of variables."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from deslaunch.cli.options import Given
+from deslaunch.cli.targets import (
+    Login,
+    Secret,
+    Target,
+    Token,
+    clients_of,
+    default_config,
+    from_environment,
+    merged,
+    read_config,
+    read_env_file,
+)
+from deslaunch.des.client import DesClient
+from deslaunch.des.http import proxy_of
+from deslaunch.errors import ConfigurationError, CredentialsRefused
+from deslaunch.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+URL = "https://des.example"
+ACME = '[targets.acme]\nbase_url = "https://des.example"\ntoken_env = "ACME"\n'
+BISTRO = """
+[targets.bistro.oauth]
+org_id = "BISTRO"
+client_id = "night"
+client_secret_env = "BISTRO_SECRET"
+username_env = "BISTRO_USER"
+password_env = "BISTRO_PASSWORD"
+"""
+LOGIN = {
+    "DES_ORG_ID": "BISTRO",
+    "DES_CLIENT_ID": "night",
+    "DES_CLIENT_SECRET": "s3cret",
+    "DES_USERNAME": "u5er",
+    "DES_PASSWORD": "p4ss",
+}
+
+
+def written(folder: Path, text: str | bytes) -> Path:
+    path = folder / "config.toml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    return path
+
+
+def mistakes(folder: Path, text: str | bytes) -> list[str]:
+    path = written(folder, text)
+
+    with pytest.raises(ConfigurationError) as caught:
+        read_config(path)
+
+    assert caught.value.hint
+    assert "s3cret" not in f"{caught.value}{vars(caught.value)}{caught.value.__cause__!r}"
+    return str(caught.value).replace(str(path), "FILE").split("\n")
+
+
+# The configuration file.
+
+
+def test_the_targets_of_a_file(tmp_path: Path) -> None:
+    text = (
+        ACME
+        + "concurrency = 8\ntimeout = 5\nconnect_timeout = 1.5\n"
+        + BISTRO
+        + 'auth_url = "https://auth.example"\n'
+        + '[targets."Café 1"]\nbase_url = "http://des.local"\nallow_http = true\n'
+        + 'token_command = ["vault", "read"]\n'
+    )
+
+    assert read_config(written(tmp_path, text)) == {
+        "acme": Target(URL, Token("env", "ACME"), 8, 5, 1.5),
+        "bistro": Target(
+            token=Token(
+                "oauth",
+                Login(
+                    "BISTRO",
+                    "night",
+                    Secret("BISTRO_SECRET"),
+                    Secret("BISTRO_USER"),
+                    Secret("BISTRO_PASSWORD"),
+                    "https://auth.example",
+                ),
+            )
+        ),
+        "Café 1": Target("http://des.local", Token("command", ("vault", "read")), allow_http=True),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        pytest.param("acme.token", "{folder}/acme.token", id="beside"),
+        pytest.param("/run/acme.token", "/run/acme.token", id="absolute"),
+        pytest.param("~/acme.token", "/home/of/u/acme.token", id="home"),
+    ],
+)
+def test_paths_are_meant_from_the_files_folder(
+    name: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/of/u")
+    text = ACME.replace('token_env = "ACME"', f'token_file = "{name}"')
+
+    found = read_config(written(tmp_path, text))["acme"].token
+
+    assert found == Token("file", path.format(folder=tmp_path))
+
+
+@pytest.mark.parametrize("text", [pytest.param("", id="empty"), pytest.param("[targets]", id="no")])
+def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
+    assert read_config(written(tmp_path, text)) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        pytest.param(
+            "target = 1", "target: is no key of this table; did you mean targets?", id="top"
+        ),
+        pytest.param("targets = 1", "targets: expected a table, got 1", id="no-table"),
+        pytest.param(
+            "[targets]\nacme = 's3cret'",
+            "[targets] acme: expected a table, got a text",
+            id="target-no-table",
+        ),
+        pytest.param(
+            ACME + "concurency = 8",
+            "[targets.acme] concurency: is no key of this table; did you mean concurrency?",
+            id="near-miss",
+        ),
+        pytest.param(
+            ACME + "base-url = 's3cret'",
+            "[targets.acme] base-url: is no key of this table; did you mean base_url?",
+            id="dash",
+        ),
+        pytest.param(
+            ACME + "x = 's3cret'",
+            "[targets.acme] x: is no key of this table; expected one of base_url, token_env, "
+            "token_file, token_command, oauth, concurrency, timeout, connect_timeout, allow_http",
+            id="unknown",
+        ),
+        pytest.param(
+            ACME.replace('"https://des.example"', "5"),
+            "[targets.acme] base_url: expected a text in quotes, got 5",
+            id="number-for-text",
+        ),
+        pytest.param(
+            ACME.replace('"ACME"', '""'),
+            "[targets.acme] token_env: expected a text in quotes, got an empty text",
+            id="empty-text",
+        ),
+        pytest.param(
+            ACME + "concurrency = 0",
+            "[targets.acme] concurrency: expected a whole number of slots from 1 to 1,024, got 0",
+            id="no-slots",
+        ),
+        pytest.param(
+            ACME + "concurrency = true",
+            "[targets.acme] concurrency: expected a whole number of slots from 1 to 1,024, "
+            "got true",
+            id="true-slots",
+        ),
+        pytest.param(
+            ACME + "concurrency = 's3cret'",
+            "[targets.acme] concurrency: expected a whole number of slots from 1 to 1,024, "
+            "got a text",
+            id="text-slots",
+        ),
+        pytest.param(
+            ACME + "timeout = inf",
+            "[targets.acme] timeout: expected seconds, above 0, got inf",
+            id="endless",
+        ),
+        pytest.param(
+            ACME + "timeout = 0",
+            "[targets.acme] timeout: expected seconds, above 0, got 0",
+            id="no-time",
+        ),
+        pytest.param(
+            ACME + "allow_http = 2026-01-01",
+            "[targets.acme] allow_http: expected true or false, got a date",
+            id="date",
+        ),
+        pytest.param(
+            ACME.replace('token_env = "ACME"', "token_command = 'vault s3cret'"),
+            "[targets.acme] token_command: expected a list of texts, as in "
+            '["vault", "read", "secret/des"]; there is no shell, got a text',
+            id="command-text",
+        ),
+        pytest.param(
+            ACME.replace('token_env = "ACME"', "token_command = []"),
+            "[targets.acme] token_command: expected a list of texts, as in "
+            '["vault", "read", "secret/des"]; there is no shell, got a list',
+            id="command-empty",
+        ),
+        pytest.param(
+            ACME + "token = 's3cret'",
+            "[targets.acme] token: a secret must not stand in this file; "
+            "write token_env, token_file or token_command",
+            id="token-literal",
+        ),
+        pytest.param(
+            BISTRO.replace('password_env = "BISTRO_PASSWORD"', "password = 's3cret'"),
+            "[targets.bistro.oauth] password: a secret must not stand in this file; "
+            "write password_env or password_file",
+            id="password-literal",
+        ),
+        pytest.param(
+            BISTRO.replace("client_secret_env", "client_secret"),
+            "[targets.bistro.oauth] client_secret: a secret must not stand in this file; "
+            "write client_secret_env or client_secret_file",
+            id="client-secret-literal",
+        ),
+        pytest.param(
+            ACME + "token_file = 'f'",
+            "[targets.acme] token_env and token_file: are both there; expected one token",
+            id="two-sources",
+        ),
+        pytest.param(
+            ACME + BISTRO.replace("bistro", "acme"),
+            "[targets.acme] token_env and oauth: are both there; expected one token",
+            id="token-and-oauth",
+        ),
+        pytest.param(
+            '[targets.acme]\nbase_url = "https://des.example"',
+            "[targets.acme] token: is missing; expected token_env, token_file, token_command "
+            "or oauth",
+            id="no-source",
+        ),
+        pytest.param(
+            '[targets.acme]\ntoken_env = "ACME"',
+            "[targets.acme] base_url: is missing; only an oauth table can do without it",
+            id="no-base-url",
+        ),
+        pytest.param(
+            BISTRO.replace('org_id = "BISTRO"', ""),
+            "[targets.bistro.oauth] org_id: is missing",
+            id="no-organisation",
+        ),
+        pytest.param(
+            BISTRO.replace('username_env = "BISTRO_USER"', ""),
+            "[targets.bistro.oauth] username: is missing; expected username_env or username_file",
+            id="no-user",
+        ),
+        pytest.param(
+            BISTRO + "password_file = 'f'",
+            "[targets.bistro.oauth] password_env and password_file: are both there; "
+            "expected one password",
+            id="two-passwords",
+        ),
+        pytest.param(
+            ACME.replace("https:", "http:"),
+            "[targets.acme] base_url: the URL 'http://des.example' would send the token in the "
+            "clear; write https://des.example; or, where nobody can listen on the way, allow http "
+            "with allow_http = true",
+            id="http",
+        ),
+        pytest.param(
+            ACME.replace("des.ex", "u:s3cret@des.ex"),
+            "[targets.acme] base_url: the URL holds a user name or password; remove what stands "
+            "before the '@': DES takes nothing but a token",
+            id="password-in-url",
+        ),
+        pytest.param(
+            BISTRO + 'auth_url = "http://auth.example"',
+            "[targets.bistro.oauth] auth_url: the URL 'http://auth.example' would send the token "
+            "in the clear; write https://auth.example; or, where nobody can listen on the way, "
+            "allow http with allow_http = true",
+            id="auth-http",
+        ),
+        pytest.param(
+            '[targets."a b"]\ntoken_env = "A"',
+            '[targets."a b"] base_url: is missing; only an oauth table can do without it',
+            id="quoted-name",
+        ),
+    ],
+)
+def test_a_mistake(text: str, told: str, tmp_path: Path) -> None:
+    assert mistakes(tmp_path, text) == [f"FILE: {told}"]
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    text = "x = 1\n" + ACME + "concurrency = 0\n" + BISTRO + "y = 2"
+
+    assert [line.split(":")[1].strip() for line in mistakes(tmp_path, text)] == [
+        "x",
+        "[targets.acme] concurrency",
+        "[targets.bistro.oauth] y",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        pytest.param(
+            "[targets.acme]\ntoken = s3cret", "is no TOML: Invalid value (at line 2", id="no-toml"
+        ),
+        pytest.param(
+            ACME + ACME, "is no TOML: Cannot declare ('targets', 'acme') twice", id="twice"
+        ),
+        pytest.param("# é s3cret".encode("utf-16"), "is not in UTF-8", id="utf-16"),
+    ],
+)
+def test_a_file_that_can_not_be_understood(text: Any, told: str, tmp_path: Path) -> None:
+    assert told in mistakes(tmp_path, text)[0]
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"gone\.toml can't be read: No such file"):
+        read_config(tmp_path / "gone.toml")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        pytest.param(None, "can't be read", id="gone"),
+        pytest.param(b" \n", "holds nothing", id="blank"),
+        pytest.param(b"\xffs3cret", "not in UTF-8", id="latin"),
+    ],
+)
+def test_a_secret_that_is_not_there(content: bytes | None, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "password"
+
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(CredentialsRefused, match=told) as caught:
+        Secret(file=str(path)).read()
+
+    assert caught.value.hint
+    assert "s3cret" not in f"{caught.value!r}{caught.value.__cause__!r}"
+
+
+def test_a_secret_is_read_anew_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "password"
+    monkeypatch.setenv("P", "ab c")
+    secrets = [Secret(file=str(path)), Secret(variable="P")]
+    path.write_text("pass word\n")
+
+    assert [secret.read() for secret in secrets] == ["pass word", "ab c"]
+
+    path.write_text("new")
+    monkeypatch.delenv("P")
+
+    assert secrets[0].read() == "new"
+
+    with pytest.raises(CredentialsRefused, match="variable P holds nothing"):
+        secrets[1].read()
+
+
+def test_the_users_own_file_is_in_the_configuration_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+
+    assert default_config() == tmp_path / "deslaunch" / "config.toml"
+
+
+def test_a_user_without_a_home_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("XDG_CONFIG_HOME")
+    monkeypatch.setattr("os.getuid", lambda: 77_777)  # nobody of this number is listed
+
+    assert default_config() is None
+
+
+# The environment, and what is said on top of a file.
+
+
+@pytest.mark.parametrize(
+    ("environment", "token"),
+    [
+        pytest.param({}, None, id="nothing"),
+        pytest.param({"DES_TOKEN": ""}, None, id="empty"),
+        pytest.param({"DES_TOKEN": "t"}, Token("env", "DES_TOKEN"), id="token"),
+        pytest.param({"DES_TOKEN_FILE": "/t"}, Token("file", "/t"), id="file"),
+        pytest.param(
+            {"DES_TOKEN_COMMAND": "vault read 'a b'"},
+            Token("command", ("vault", "read", "a b")),
+            id="command",
+        ),
+        pytest.param(
+            LOGIN | {"DES_AUTH_URL": "https://a.example"},
+            Token(
+                "oauth",
+                Login(
+                    "BISTRO",
+                    "night",
+                    Secret("DES_CLIENT_SECRET"),
+                    Secret("DES_USERNAME"),
+                    Secret("DES_PASSWORD"),
+                    "https://a.example",
+                ),
+            ),
+            id="login",
+        ),
+    ],
+)
+def test_a_token_comes_from_one_place(environment: Mapping[str, str], token: Token | None) -> None:
+    found = from_environment(environment)
+
+    assert found.token == token
+    assert not [secret for secret in ("s3cret", "u5er", "p4ss") if secret in repr(found)]
+
+
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        *(
+            pytest.param(LOGIN | {name: ""}, f"lacks {name}", id=f"without-{name}")
+            for name in LOGIN
+        ),
+        pytest.param(LOGIN | {"DES_TOKEN": "t"}, "DES_TOKEN and DES_ORG_ID and", id="and-login"),
+        pytest.param(
+            {"DES_TOKEN": "t", "DES_TOKEN_FILE": "/t"}, "DES_TOKEN and DES_TOKEN_FILE", id="two"
+        ),
+        pytest.param({"DES_TOKEN_COMMAND": "vault 'read"}, "can't be split", id="open-quote"),
+        pytest.param({"DES_TOKEN_COMMAND": "  "}, "names no command", id="blank-command"),
+    ],
+)
+def test_a_token_source_that_can_not_be_used(environment: Mapping[str, str], told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        from_environment(environment)
+
+
+ENV = {"DES_BASE_URL": "https://env.example", "DES_TOKEN": "t"}
+OF_ENV = Token("env", "DES_TOKEN")
+OF_FILE = Target("https://file.example", Token("file", "f"), concurrency=8)
+
+
+@pytest.mark.parametrize(
+    ("of_file", "environment", "options", "expected"),
+    [
+        pytest.param({"a": OF_FILE}, {}, {}, {"a": OF_FILE}, id="file-alone"),
+        pytest.param(
+            {"a": OF_FILE},
+            ENV,
+            {},
+            {"a": OF_FILE, "default": Target("https://env.example", OF_ENV)},
+            id="environment-is-the-default",
+        ),
+        pytest.param(
+            {"default": OF_FILE},
+            ENV,
+            {},
+            {"default": Target("https://env.example", OF_ENV, concurrency=8)},
+            id="environment-wins",
+        ),
+        pytest.param(
+            {"default": OF_FILE},
+            {"DES_TOKEN": "t"},
+            {},
+            {"default": Target("https://file.example", OF_ENV, concurrency=8)},
+            id="environment-in-part",
+        ),
+        pytest.param({"a": OF_FILE}, {"DES_TOKEN": "t"}, {}, {"a": OF_FILE}, id="half-a-default"),
+        pytest.param(
+            {"a": OF_FILE},
+            {"DES_TOKEN": "t"},
+            {"base_url": "https://arg.example"},
+            {"a": OF_FILE, "default": Target("https://arg.example", OF_ENV)},
+            id="argument-of-the-default",
+        ),
+        pytest.param(
+            {"a": OF_FILE},
+            ENV,
+            {"base_url": "https://arg.example", "target": "a"},
+            {
+                "a": Target("https://arg.example", OF_FILE.token, concurrency=8),
+                "default": Target("https://env.example", OF_ENV),
+            },
+            id="argument-of-a-target",
+        ),
+    ],
+)
+def test_who_wins(
+    of_file: dict[str, Target],
+    environment: dict[str, str],
+    options: dict[str, str],
+    expected: dict[str, Target],
+) -> None:
+    assert merged(of_file, environment, **options) == expected
+
+
+def test_a_base_url_of_no_target() -> None:
+    with pytest.raises(ConfigurationError, match="target b, and there is none"):
+        merged({"a": OF_FILE}, {}, base_url="https://arg.example", target="b")
+
+
+# Clients.
+
+
+def client(values: Mapping[str, Any], kept: Mapping[str, Any] | None = None) -> Any:
+    given = Given(values, frozenset(values))
+    return clients_of(given, given.settings(kept), kept, needs_token=True)
+
+
+def test_without_a_file_there_is_one_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DES_TOKEN", "t")
+
+    found = client({"base_url": URL})
+
+    assert isinstance(found, DesClient)
+    assert (found.home, found.timeout, found.connect_timeout) == (f"{URL}", 60, 10)
+
+
+@pytest.mark.parametrize(
+    ("values", "kept", "timeouts"),
+    [
+        pytest.param({}, {}, (5, 10), id="target-before-default"),
+        pytest.param({"timeout": 7.0}, {}, (7, 10), id="command-line-before-target"),
+        pytest.param({}, {"timeout": 8.0, "connect_timeout": 2.0}, (8, 2), id="ledger"),
+    ],
+)
+def test_a_targets_own_limits_give_way_to_what_was_said_of_all(
+    values: dict[str, Any], kept: dict[str, Any], timeouts: tuple[float, float], tmp_path: Path
+) -> None:
+    config = written(tmp_path, ACME + "timeout = 5\nconcurrency = 3\n")
+
+    found = client({"config": config, **values}, kept)["acme"]
+
+    assert (found.timeout, found.connect_timeout) == timeouts
+    assert found.concurrency == 3
+
+
+@pytest.mark.parametrize("host", [pytest.param(True, id="here"), pytest.param(False, id="there")])
+def test_the_file_that_a_ledger_keeps_is_read_on_its_machine_alone(
+    host: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DES_TOKEN", "t")
+    config = written(tmp_path, ACME)
+    kept = Given({"config": config}, frozenset({"config"})).kept()
+    given = Given({"base_url": URL}, frozenset())
+
+    found = clients_of(given, Settings(), kept if host else kept | {"host": "elsewhere"})
+
+    assert (set(found) if isinstance(found, dict) else None) == (
+        {"acme", "default"} if host else None
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "variables", "told"),
+    [
+        pytest.param({}, {}, "there is no base URL of DES", id="no-base-url"),
+        pytest.param({"base_url": URL}, {}, "there is no token", id="no-token"),
+        pytest.param(
+            {"base_url": "http://des.example"}, {"DES_TOKEN": "t"}, "in the clear", id="http"
+        ),
+    ],
+)
+def test_what_a_client_lacks(
+    values: dict[str, Any],
+    variables: dict[str, str],
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+    with pytest.raises(ConfigurationError, match=told):
+        client(values)
+
+
+@pytest.mark.parametrize(
+    ("no_proxy", "url", "is_direct"),
+    [
+        pytest.param("", "https://des.example", False, id="proxy"),
+        pytest.param("", "http://des.example", True, id="no-proxy-of-this-scheme"),
+        pytest.param("", "https://127.0.0.1:8080", True, id="loopback"),
+        pytest.param("", "https://localhost", True, id="localhost"),
+        pytest.param("", "https://[::1]:8080", True, id="loopback-v6"),
+        pytest.param("*", "https://des.example", True, id="all"),
+        pytest.param("a, des.example", "https://des.example", True, id="name"),
+        pytest.param("example", "https://des.example", True, id="below"),
+        pytest.param(".example", "https://des.example", True, id="dot"),
+        pytest.param("*.example", "https://DES.example", True, id="star"),
+        pytest.param("ample", "https://des.example", False, id="end-of-a-name"),
+        pytest.param("des.example:443", "https://des.example", True, id="port"),
+        pytest.param("des.example:8443", "https://des.example", False, id="other-port"),
+        pytest.param("10.0.0.0/8", "https://10.1.2.3", True, id="network"),
+        pytest.param("10.0.0.0/8", "https://des.example", False, id="network-and-name"),
+        pytest.param("[fd00::1]", "https://[fd00::1]", True, id="v6"),
+        pytest.param("[fd00::1]:8443", "https://[fd00::1]", False, id="v6-other-port"),
+        pytest.param("fd00::/8", "https://[fd00::1]:8", True, id="v6-network"),
+    ],
+)
+def test_the_environments_proxy(
+    no_proxy: str, url: str, is_direct: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "no_proxy", "https_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", no_proxy)
+
+    assert proxy_of(url) == (None if is_direct else "http://proxy:3128")
+
+
+# The file of variables.
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        pytest.param("", {}, id="empty"),
+        pytest.param("\n  \n# A=b\n  # c\n", {}, id="comments"),
+        pytest.param("A=b", {"A": "b"}, id="bare"),
+        pytest.param("A=", {"A": ""}, id="nothing"),
+        pytest.param("  export A=b  \r\nB=c\r\n", {"A": "b", "B": "c"}, id="export-and-crlf"),
+        pytest.param("A=vault read -field=x a#b", {"A": "vault read -field=x a#b"}, id="blanks"),
+        pytest.param("A=$B${C}", {"A": "$B${C}"}, id="nothing-is-expanded"),
+        pytest.param("A=b\nA=c", {"A": "c"}, id="the-last-wins"),
+        pytest.param("A='b # \\ \" c'", {"A": 'b # \\ " c'}, id="single"),
+        pytest.param('A="b # \' \\" \\\\n"  # d', {"A": "b # ' \" \\n"}, id="double"),
+        pytest.param("A=''", {"A": ""}, id="empty-quotes"),
+        pytest.param("\ufeffA=b", {"A": "b"}, id="bom"),
+        pytest.param("A='b\u2028c'", {"A": "b\u2028c"}, id="odd-line-break"),
+    ],
+)
+def test_what_is_read(text: str, found: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    path.write_bytes(text.encode())
+
+    assert read_env_file(path) == found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param("s3cret", id="no-assignment"),
+        pytest.param("A =s3cret", id="blank-before"),
+        pytest.param("A= s3cret", id="blank-behind"),
+        pytest.param("1A=s3cret", id="name"),
+        pytest.param("A-B=s3cret", id="dash"),
+        pytest.param("A=s3cret # c", id="ambiguous-comment"),
+        pytest.param("A=#s3cret", id="ambiguous-hash"),
+        pytest.param("A='s3cret", id="open-quote"),
+        pytest.param('A="s3cret', id="open-double-quote"),
+        pytest.param('A="s3cret\\n"', id="unknown-escape"),
+        pytest.param("A='s3cret'x", id="text-behind"),
+        pytest.param("A='s3cret'#x", id="comment-without-blank"),
+        pytest.param("A=s3\\cret", id="backslash"),
+        pytest.param("A=it's3cret", id="quote-within"),
+        pytest.param("A=s3cret\0", id="nul"),
+    ],
+)
+def test_what_readers_differ_on_is_refused(line: str, tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+    path.write_text(f"# first\n{line}\n")
+
+    with pytest.raises(ConfigurationError) as caught:
+        read_env_file(path)
+
+    assert str(caught.value).startswith(f"{path}:2: expected NAME=value")
+    assert "s3" not in f"{caught.value}{caught.value.hint}".replace(str(path), "")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        pytest.param(None, "can't be read: No such file", id="gone"),
+        pytest.param("A=é".encode("latin-1"), "not in UTF-8", id="latin"),
+    ],
+)
+def test_a_file_that_can_not_be_read(content: bytes | None, told: str, tmp_path: Path) -> None:
+    path = tmp_path / ".env"
+
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(ConfigurationError, match=told):
+        read_env_file(path)
