@@ -85,6 +85,7 @@ _QUERY_RUN_STATUS: Final = _Call(wire.QUERY_RUN_STATUS, QueryFailed)
 
 _VERDICTS: Final[Mapping[int, type[DesError] | None]] = {
     301: Redirected,
+    302: Redirected,  # but a start's: see _kind
     307: Redirected,
     308: Redirected,
     408: None,  # the server, or a gateway at 504 and 524, gave up waiting: nobody knows for what
@@ -281,7 +282,7 @@ class DesClient:
             CredentialsRefused: there is no token; nothing was sent.
         """
         latest = start.meant + self.connect_timeout + LATE if start.meant else math.inf
-        return await self._start(start.job_id, start.body, sent or Sent(), latest)
+        return await self._start(start.job_id, start.body, Sent() if sent is None else sent, latest)
 
     def stop_reusing(self, reason: str) -> None:
         """Let each connection serve one request only from now on, and tell why, once."""
@@ -559,8 +560,8 @@ class DesClient:
         if status == HTTPStatus.SERVICE_UNAVAILABLE and "Retry-After" in headers:
             return Throttled
 
-        if status == HTTPStatus.FOUND:  # the commonest way to show a page after the work was done
-            return Redirected if self._is_elsewhere(call, headers) else None
+        if status == HTTPStatus.FOUND and call is _START and not self._is_elsewhere(call, headers):
+            return None  # the common way to show a page after the work was done
 
         return _VERDICTS.get(status, _VERDICTS_BY_HUNDRED.get(status // 100))
 

@@ -37,7 +37,7 @@ KEEPALIVE: Final = 2.0
 """Seconds that an idle connection is kept: shorter than any server's own limit, because a
 start on a connection that the server closed meanwhile ends unknown."""
 
-REST: Final = 0.03
+REST: Final = 0.05
 """Seconds for which a connection is left alone after a response."""
 
 SPARE: Final = 64
@@ -124,6 +124,7 @@ class QuickWay:
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
         self._on_doubt = on_doubt
         self._reuses = True
+        self._spare = SPARE
         self._idle: dict[str, deque[_Link]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -145,7 +146,7 @@ class QuickWay:
             body, flaw = await read_body(content, sending.limit, sending.most)
 
             if link.has_more():
-                flaw = Unasked("two responses came to one request")
+                body, flaw = link.came, Unasked("two responses came to one request")
                 self.doubt(str(flaw), link.came)
 
             if self._reuses and flaw is None and link.is_clean():
@@ -185,7 +186,7 @@ class QuickWay:
 
         await self._connector.close()
 
-    def _take(self, origin: str) -> _Link | None:
+    def _take(self, origin: str, *, rested: bool = True) -> _Link | None:
         """Return a connection that has rested, or None where a new one is to be made."""
         idle = self._idle.get(origin)
 
@@ -195,7 +196,7 @@ class QuickWay:
         now = self._loop.time()
 
         while idle:
-            if now < idle[0].rests_until and len(idle) < SPARE:
+            if rested and now < idle[0].rests_until and len(idle) < self._spare:
                 return None
 
             link = idle.popleft()
@@ -218,8 +219,16 @@ class QuickWay:
 
         try:
             connection = await self._connector.connect(request, [], self._timeout)
-        except TimeoutError as exc:
-            raise aiohttp.ConnectionTimeoutError(f"no connection to {route.url} in time") from exc
+        except OSError as exc:
+            if (link := self._take(route.origin, rested=False)) is not None:
+                self._spare = 0  # the server, or this process, has no room for those that rest
+                return link
+
+            if isinstance(exc, TimeoutError):
+                text = f"no connection to {route.url} in time"
+                raise aiohttp.ConnectionTimeoutError(text) from exc
+
+            raise
 
         return _Link(self, connection, route.origin)
 

@@ -311,6 +311,7 @@ _GRANT_HEADERS: Final = {
     "Content-Type": "application/x-www-form-urlencoded",
     "User-Agent": f"deslaunch/{__version__}",
 }
+_SILENCE: Final = 1.0  # seconds
 _UNUSABLE: Final = "no usable response came"
 _UNREACHED: Final = "check the auth server's URL and the way to it; nothing was started"
 
@@ -333,6 +334,7 @@ class OAuthToken:
             the password.
         ssl: TLS settings, a private CA's for example; default: the system's CAs.
         proxy: ``http://[user:password@]host:port``. The environment's proxies are not used.
+        clock: seconds of a clock that only goes forward.
 
     Attributes:
         org_id: the organisation.
@@ -354,6 +356,7 @@ class OAuthToken:
         allow_http: bool = False,
         ssl: ssl_module.SSLContext | None = None,
         proxy: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.org_id = org_id
         self._client_id = client_id
@@ -364,8 +367,11 @@ class OAuthToken:
         self._route = route_to(self._base / wire.GRANT, _GRANT_HEADERS, *split_proxy(proxy))
         self._timeout = timeout
         self._ssl = ssl
+        self._clock = clock
         self._refresh: str | None = None
         self._lock = asyncio.Lock()
+        self._failure: CredentialsRefused | NotSent | None = None
+        self._silent_until = 0.0
 
     def __repr__(self) -> str:
         return f"<OAuthToken of {self.org_id} from {self.auth_url}>"
@@ -378,15 +384,29 @@ class OAuthToken:
     async def fetch(self) -> Token:
         """Return a new token; all who ask at the same time are served one after the other.
 
+        After a failure the auth server is left alone for a second, or for as long as it asked:
+        who asks meanwhile gets the same failure.
+
         Raises:
             CredentialsRefused: the auth server refused the login, or a secret can't be had.
             NotSent: it could not be reached, or gave no usable response; ``Misconfigured`` where
                 asking again is of no use.
         """
         async with self._lock:
-            refresh, self._refresh = self._refresh, None  # good once, whatever becomes of it
-            token = None if refresh is None else await self._refreshed(refresh)
-            return token or await self._ask(await self._login())
+            if self._failure is not None and self._clock() < self._silent_until:
+                raise _same(self._failure) from self._failure
+
+            try:
+                return await self._fetch()
+            except (CredentialsRefused, NotSent) as exc:
+                wait = exc.retry_after or 0.0 if isinstance(exc, NotSent) else 0.0
+                self._failure, self._silent_until = exc, self._clock() + max(wait, _SILENCE)
+                raise
+
+    async def _fetch(self) -> Token:
+        refresh, self._refresh = self._refresh, None  # good once, whatever becomes of it
+        token = None if refresh is None else await self._refreshed(refresh)
+        return token or await self._ask(await self._login())
 
     async def _refreshed(self, refresh_token: str) -> Token | None:
         """Return the token that a refresh token buys; None where it was spent or revoked."""
@@ -628,7 +648,7 @@ class TokenKeeper:
 
 
 def _same(failure: CredentialsRefused | NotSent) -> CredentialsRefused | NotSent:
-    """Return the failure anew, for another who waited for the same renewal."""
+    """Return the failure anew, for another who asked for the same."""
     if isinstance(failure, NotSent):
         after = failure.retry_after
         return type(failure)(str(failure), hint=failure.hint, retry_after=after)
