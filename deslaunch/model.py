@@ -71,6 +71,50 @@ class Row(NamedTuple):
     notes: Mapping[str, str] = {}
 
 
+class CheckedRow(NamedTuple):
+    """A row that can be started.
+
+    Attributes:
+        row: what the manifest says.
+        key: the row's own key, or the digest of what it says.
+        has_own_key: the manifest names the key.
+        body: what is sent; ``b""`` where the target's jobs could not be had.
+        digest: of the body, 16 bytes.
+        auto: a parameter uses the auto value.
+        says: what the ledger keeps of the row, for ``load_row``.
+    """
+
+    row: Row
+    key: str
+    has_own_key: bool
+    body: bytes
+    digest: bytes
+    auto: bool
+    says: str
+
+
+class InvalidRow(NamedTuple):
+    """A row that can't be started, or a problem of the file as a whole.
+
+    Attributes:
+        number: data row, from 1; 0 where the problem precedes all rows.
+        line: physical line, from 1.
+        key: its key, or None where it has none that can be read.
+        target: the target's name.
+        job_id: GUID, lower case, or ``""``.
+        problems: why, at least one.
+        says: what it says, for ``load_row``, by which it is invalid again.
+    """
+
+    number: int
+    line: int
+    key: str | None
+    target: str
+    job_id: str
+    problems: tuple[Problem, ...]
+    says: str = '{"jobId":"?"}'
+
+
 class Start(NamedTuple):
     """One start whose intent is on disk.
 

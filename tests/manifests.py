@@ -5,11 +5,10 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING, Any
 
-from deslaunch.manifest.check import Check, CheckedRow
+from deslaunch.manifest.check import Check
 from deslaunch.manifest.files import Manifest
-from deslaunch.manifest.rows import InvalidRow
 from deslaunch.manifest.schema import compile_jobs
-from deslaunch.model import Job, JobParameter, Problem, Row
+from deslaunch.model import CheckedRow, InvalidRow, Job, JobParameter, Problem, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -19,8 +19,7 @@ from deslaunch.errors import ConfigurationError, ManifestError
 from deslaunch.manifest import files
 from deslaunch.manifest.files import CHUNK, Manifest, detect_format
 from deslaunch.manifest.readers import MAX_RECORD
-from deslaunch.manifest.rows import InvalidRow
-from deslaunch.model import Row
+from deslaunch.model import InvalidRow, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

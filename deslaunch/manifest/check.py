@@ -17,7 +17,6 @@ from deslaunch.events import ProblemGroup
 from deslaunch.manifest.rows import (
     REPEAT_MARK,
     Fault,
-    InvalidRow,
     RowRules,
     Warnings,
     dump_row,
@@ -26,7 +25,7 @@ from deslaunch.manifest.rows import (
     show,
 )
 from deslaunch.manifest.schema import Body, body_digest, unknown_job
-from deslaunch.model import AUTO, JobRunParameterValue, Problem, Row
+from deslaunch.model import AUTO, CheckedRow, InvalidRow, JobRunParameterValue, Problem, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -62,28 +61,6 @@ WHERE digest IN (SELECT digest FROM keys)
    OR EXISTS (SELECT 1 FROM spelled AS other
               WHERE other.digest = one.digest AND other.number < one.number)
 """
-
-
-class CheckedRow(NamedTuple):
-    """A row that can be started.
-
-    Attributes:
-        row: what the manifest says.
-        key: the row's own key, or the digest of what it says.
-        has_own_key: the manifest names the key.
-        body: what is sent; ``b""`` where the target's jobs could not be had.
-        digest: of the body, 16 bytes.
-        auto: a parameter uses the auto value.
-        says: what the ledger keeps of the row, for ``load_row``.
-    """
-
-    row: Row
-    key: str
-    has_own_key: bool
-    body: bytes
-    digest: bytes
-    auto: bool
-    says: str
 
 
 class Repeat(NamedTuple):

@@ -22,8 +22,8 @@ import orjson
 
 from deslaunch.errors import ConfigurationError, ManifestError
 from deslaunch.manifest.readers import MAX_RECORD, CsvReader, JsonlReader, Unreadable, text_of
-from deslaunch.manifest.rows import RESERVED, Fault, InvalidRow, RowRules, Warnings, show
-from deslaunch.model import DEFAULT_TARGET, Row, printable
+from deslaunch.manifest.rows import RESERVED, Fault, RowRules, Warnings, show
+from deslaunch.model import DEFAULT_TARGET, InvalidRow, Row, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

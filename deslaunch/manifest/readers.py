@@ -26,7 +26,6 @@ from deslaunch.manifest.rows import (
     RESERVED,
     RESULT_NAMES,
     Fault,
-    InvalidRow,
     Number,
     Unfit,
     Unread,
@@ -35,7 +34,7 @@ from deslaunch.manifest.rows import (
     show,
     unclean_fault,
 )
-from deslaunch.model import AUTO, Row
+from deslaunch.model import AUTO, InvalidRow, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

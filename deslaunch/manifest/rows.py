@@ -30,6 +30,7 @@ from deslaunch.model import (
     DEFAULT_TARGET,
     GOT_LIMIT,
     Auto,
+    InvalidRow,
     JobRunParameterValue,
     Problem,
     Row,
@@ -106,28 +107,6 @@ class Unfit(Exception):
         self.message = message
 
 
-class InvalidRow(NamedTuple):
-    """A row that can't be started, or a problem of the file as a whole.
-
-    Attributes:
-        number: data row, from 1; 0 where the problem precedes all rows.
-        line: physical line, from 1.
-        key: its key, or None where it has none that can be read.
-        target: the target's name.
-        job_id: GUID, lower case, or ``""``.
-        problems: why, at least one.
-        says: what it says, for :func:`load_row`, by which it is invalid again.
-    """
-
-    number: int
-    line: int
-    key: str | None
-    target: str
-    job_id: str
-    problems: tuple[Problem, ...]
-    says: str = UNREAD
-
-
 class Number(str):
     """A JSON number as it was written, since neither int nor float is sure to hold it."""
 
@@ -177,7 +156,7 @@ class RowRules:
         return tuple(
             Problem(
                 self.file, line, number, show(fault.column), fault.expected, show(fault.got),
-                fault.message,
+                printable(fault.message),
             )
             for fault in faults
         )  # fmt: skip
@@ -396,7 +375,7 @@ def odd_character(text: str) -> str:
 
     Meant for texts that consist of ASCII characters: numbers, times, GUIDs.
     """
-    odd = next((c for c in text.strip() if not " " < c < "\x7f"), None)
+    odd = next((c for c in text.strip() if not " " <= c < "\x7f"), None)
     return "" if odd is None else f"it holds {name_character(odd)}; type that character anew"
 
 
