@@ -26,13 +26,12 @@ from deslaunch.manifest.rows import (
     MAX_TARGET,
     RESULT_NAMES,
     UNREAD,
-    InvalidRow,
     RowRules,
     dump_row,
     load_row,
     row_from_object,
 )
-from deslaunch.model import AUTO, GOT_LIMIT, JobRunParameterValue, Row
+from deslaunch.model import AUTO, GOT_LIMIT, InvalidRow, JobRunParameterValue, Row
 
 if TYPE_CHECKING:
     from deslaunch.model import Format, ParameterValue
@@ -561,12 +560,7 @@ def test_what_is_written_as_csv_is_read_as_the_same_rows(rows: list[Row], delimi
     table += b"".join(csv_line(csv_cells(says, header, key), delimiter) for says, key in told)
     items = items_of("csv", table, delimiter=delimiter, is_batch_output_allowed=True)
 
-    assert [item._replace(number=1, line=1) for item in items if isinstance(item, Row)] == [
-        row._replace(parameters=item.parameters) for row, item in zip(rows, items, strict=True)
-    ]
-    assert [item.parameters for item in items if isinstance(item, Row)] == [
-        row.parameters for row in rows
-    ]
+    assert [item._replace(number=1, line=1) for item in items] == rows
 
 
 @given(st.lists(rows_with(values), max_size=4), st.booleans())

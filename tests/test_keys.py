@@ -1,0 +1,420 @@
+"""Every row of a batch has a key of its own, and a row says twice only what may be said twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from manifests import JOB, OTHER_JOB, SAMPLE, check_manifest, open_manifest
+
+from deslaunch.errors import InvalidManifest
+from deslaunch.manifest import check as check_module
+from deslaunch.manifest.check import Check, Repeat
+from deslaunch.manifest.rows import dump_row, key_digest, row_digest
+from deslaunch.manifest.schema import Schema, body_digest, compile_jobs
+from deslaunch.model import (
+    AUTO,
+    CheckedRow,
+    InvalidRow,
+    Job,
+    JobParameter,
+    JobRunParameterValue,
+    Row,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from deslaunch.model import ParameterValue
+
+FILE = "night"
+ROW = Row(1, 2, None, "default", JOB, {"b": "x", "a": None, "c": AUTO})
+
+
+def row(number: int, key: str | None = None, *, job_id: str = JOB, **said: Any) -> Row:
+    return Row(number, number + 1, key, "default", job_id, said or {"Text": "x"})
+
+
+def make_check(**options: Any) -> Check:
+    schemas = {"default": compile_jobs([SAMPLE, Job(OTHER_JOB, "Other", SAMPLE.parameters)])}
+    return Check(schemas, file=FILE, **options)
+
+
+def take(*rows: Row | InvalidRow, **options: Any) -> tuple[list[Any], list[Repeat], Check]:
+    with make_check(**options) as check:
+        taken = check.take(rows)
+        return taken, list(check.finish()), check
+
+
+# The digest
+
+
+def test_the_digest_is_the_documented_recipe() -> None:
+    text = f'["default","{JOB}",[["a",null],["b","x"],["c",true]]]'
+
+    assert row_digest(ROW) == hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def test_the_digest_never_changes() -> None:
+    """Ledgers hold digests: a change here would make every old row look new."""
+    said = {"DBGenFrom": "1200", "TradingDate": None, "DBGenTo": AUTO, "Näme": '"\\\x01\n'}
+
+    assert row_digest(Row(1, 1, None, "default", JOB, said)) == "9ef399650c3164c437e2c47a0df76c99"
+
+
+names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+values = st.one_of(st.none(), st.just(AUTO), names)
+
+
+@given(st.dictionaries(names, values, max_size=4))
+def test_the_digest_can_be_recomputed_with_the_standard_library(
+    said: dict[str, ParameterValue],
+) -> None:
+    pairs = sorted([name, True if value is AUTO else value] for name, value in said.items())
+    text = json.dumps(["acme", JOB, pairs], ensure_ascii=False, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    assert row_digest(Row(5, 5, "k", "acme", JOB.upper(), said)) == digest
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(ROW._replace(number=7, line=9), id="another place"),
+        pytest.param(ROW._replace(key="k"), id="an explicit key"),
+        pytest.param(ROW._replace(notes={"n": "x"}), id="a note"),
+        pytest.param(ROW._replace(job_id=JOB.upper()), id="upper case"),
+        pytest.param(ROW._replace(parameters={"c": AUTO, "b": "x", "a": None}), id="order"),
+        pytest.param(
+            ROW._replace(
+                parameters={
+                    "a": JobRunParameterValue(1, None),
+                    "b": JobRunParameterValue(2, "x"),
+                    "c": JobRunParameterValue(None, AUTO),
+                }
+            ),
+            id="declared types",
+        ),
+    ],
+)
+def test_what_is_not_said_has_no_part_in_the_digest(other: Row) -> None:
+    assert row_digest(other) == row_digest(ROW)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(ROW._replace(target="acme"), id="target"),
+        pytest.param(ROW._replace(job_id=OTHER_JOB), id="job"),
+        pytest.param(ROW._replace(parameters={"b": "x", "a": "", "c": AUTO}), id="null, empty"),
+        pytest.param(ROW._replace(parameters={"b": "x", "a": None, "c": "true"}), id="auto, text"),
+        pytest.param(ROW._replace(parameters={"b": "x", "a": None}), id="left out"),
+    ],
+)
+def test_what_is_said_has(other: Row) -> None:
+    assert row_digest(other) != row_digest(ROW)
+
+
+def test_a_key_that_is_a_digest_stands_for_itself() -> None:
+    digest = row_digest(ROW)
+
+    assert key_digest(digest) == bytes.fromhex(digest)
+    assert len({key_digest(key) for key in ("a", "b", digest, digest.upper(), "a" * 31)}) == 5
+
+
+# What a checked row is
+
+
+def test_a_valid_row_is_checked_whole() -> None:
+    said = row(1, "k", Count="5")
+    (checked,), repeats, check = take(said)
+    body = (
+        b'{"jobId":"%b","parameters":{"Count":{"type":2,"valueStringEncoded":"5"}}}' % JOB.encode()
+    )
+
+    assert checked == CheckedRow(said, "k", True, body, body_digest(body), False, dump_row(said))
+    assert (repeats, check.rows, check.valid, check.invalid) == ([], 1, 1, 0)
+
+
+def test_a_row_without_a_key_has_its_digest() -> None:
+    said = row(1)
+    (checked,), _, _ = take(said)
+
+    assert (checked.key, checked.has_own_key) == (row_digest(said), False)
+
+
+def test_a_row_that_does_not_validate_keeps_what_it_says() -> None:
+    said = row(1, "k", Count="x")
+    (invalid,), _, check = take(said)
+
+    assert isinstance(invalid, InvalidRow)
+    assert invalid[:5] == (1, 2, "k", "default", JOB)
+    assert [problem.column for problem in invalid.problems] == ["Count"]
+    assert invalid.says == dump_row(said)
+    assert (check.rows, check.valid, check.count) == (1, 0, 1)
+
+
+def test_an_unknown_target_names_those_that_are_known() -> None:
+    (invalid,), _, _ = take(row(1)._replace(target="acmee"), targets=["acme", "default"])
+
+    assert "name one of acme, default" in invalid.problems[0].message
+
+
+def test_rows_of_a_target_that_cannot_be_asked_are_taken_unchecked() -> None:
+    plain, auto = row(1)._replace(target="acme"), row(2, Nonsense=AUTO)._replace(target="acme")
+    taken, _, check = take(plain, auto, unchecked={"acme"})
+
+    assert [(checked.body, checked.auto) for checked in taken] == [(b"", False), (b"", True)]
+    assert check.valid == 2
+
+
+# Repeats
+
+
+def test_exact_repeats_are_refused_and_name_the_first() -> None:
+    taken, repeats, check = take(row(1), row(2, Text="y"), row(3), row(4))
+
+    assert all(isinstance(checked, CheckedRow) for checked in taken)
+    assert [(repeat.number, repeat.line, repeat.key) for repeat in repeats] == [
+        (3, 4, None),
+        (4, 5, None),
+    ]
+    assert "the same as line 2" in check.problems[0].message
+    assert "--allow-duplicates" in check.problems[0].message
+    assert (check.valid, check.invalid, check.count) == (2, 2, 2)
+
+
+def test_allowed_repeats_get_keys_of_their_own() -> None:
+    digest = row_digest(row(1))
+    _, repeats, check = take(row(1), row(2, Text="y"), row(3), row(4), allow_duplicates=True)
+
+    assert repeats == [Repeat(3, 4, f"{digest}~2", None), Repeat(4, 5, f"{digest}~3", None)]
+    assert (check.valid, check.count) == (4, 0)
+
+
+@pytest.mark.parametrize("allow_duplicates", [True, False])
+def test_an_explicit_key_is_given_once(allow_duplicates: bool) -> None:
+    _, repeats, check = take(
+        row(1, "a"), row(2, "b"), row(3, "a", Text="y"), allow_duplicates=allow_duplicates
+    )
+
+    assert [repeat.number for repeat in repeats] == [3]
+    assert (check.problems[0].column, check.problems[0].got) == ("key", "a")
+    assert "key 'a' is that of line 2" in check.problems[0].message
+
+
+def test_an_explicit_key_may_not_take_a_digest_that_is_taken() -> None:
+    digest = row_digest(row(1))
+    _, repeats, _ = take(row(1), row(2, digest, Text="y"), allow_duplicates=True)
+
+    assert [(repeat.number, repeat.key) for repeat in repeats] == [(2, None)]
+
+
+def test_a_row_that_is_invalid_anyway_is_no_second_invalid_row() -> None:
+    _, repeats, check = take(row(1, "a"), row(2, "a", Count="x"), row(3, "b"))
+
+    assert [repeat.number for repeat in repeats] == [2]
+    assert (check.valid, check.invalid, check.count) == (2, 1, 2)
+
+
+def test_the_key_of_a_row_that_could_not_be_read_is_taken_too() -> None:
+    table = f"key,jobId,Text\na,{JOB},\\x\na,{JOB},1\n"
+    _, repeats, _ = check_manifest("csv", table)
+
+    assert [repeat.number for repeat in repeats] == [2]
+
+
+@given(st.lists(st.sampled_from([None, None, "a", "b"]), max_size=8), st.booleans())
+def test_no_two_rows_have_one_key(keys: list[str | None], allow: bool) -> None:
+    rows = [row(number, key) for number, key in enumerate(keys, 1)]
+    taken, repeats, check = take(*rows, allow_duplicates=allow)
+    final = {checked.row.number: checked.key for checked in taken}
+    final |= {repeat.number: repeat.key for repeat in repeats}
+    left = [key for key in final.values() if key is not None]
+    at_once, _, immediate = take(*rows, allow_duplicates=allow, is_immediate=True)
+
+    assert len(set(left)) == len(left) == check.valid
+    assert [key.key if isinstance(key, CheckedRow) else None for key in at_once] == [
+        final[number] for number in range(1, len(rows) + 1)
+    ]
+    assert immediate.valid == check.valid
+    assert sorted(p.row for p in immediate.problems) == [p.row for p in check.problems]
+
+
+def test_keys_that_only_look_alike_are_warned_of() -> None:  # M13
+    composed, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    table = "key,jobId\n" + "".join(
+        f"{key},{JOB}\n" for key in (composed, apart, "K", "\u212a", "\u2126", "cafe")
+    )
+    taken, repeats, warnings = check_manifest("csv", table)
+
+    assert (len(taken), repeats) == (6, [])
+    (warning,) = warnings
+    assert "key looks like another's" in warning
+    assert warning.endswith("(2 times, first in night:3)")
+
+
+def test_keys_that_are_alike_in_neither_spelling_are_warned_of() -> None:  # M13
+    one, other = "a\u0323\u0307", "a\u0307\u0323"
+    _, _, warnings = check_manifest("csv", f"key,jobId\n{one},{JOB}\n{other},{JOB}\n")
+
+    assert len(warnings) == 1
+
+
+# Auto rows
+
+
+def test_two_auto_rows_of_one_job_would_race() -> None:
+    taken, _, check = take(row(1, Count=AUTO), row(2), row(3, Count=JobRunParameterValue(2, AUTO)))
+
+    assert [isinstance(checked, CheckedRow) for checked in taken] == [True, True, False]
+    assert "line 2 uses an auto value of this job too" in check.problems[0].message
+
+
+@pytest.mark.parametrize(
+    "second",
+    [
+        pytest.param(row(2, job_id=OTHER_JOB, Count=AUTO), id="another job"),
+        pytest.param(row(2, Count="1"), id="no auto value"),
+        pytest.param(row(2, Count=AUTO, Nope="1"), id="an invalid one"),
+    ],
+)
+def test_rows_that_do_not_race(second: Row) -> None:
+    _, _, check = take(row(1, Count=AUTO), second)
+
+    assert not any("auto" in problem.message for problem in check.problems)
+
+
+def test_repeated_auto_rows_may_be_allowed() -> None:
+    _, _, check = take(row(1, "a", Count=AUTO), row(2, "b", Count=AUTO), allow_repeated_auto=True)
+
+    assert check.valid == 2
+
+
+def test_a_repeated_row_that_is_allowed_races_all_the_same() -> None:
+    _, _, check = take(row(1, Count=AUTO), row(2, Count=AUTO), allow_duplicates=True)
+
+    assert check.valid == 1
+
+
+@pytest.mark.parametrize(("key", "valid"), [("a", 1), ("b", 0)])
+def test_the_auto_row_of_the_batch_may_be_corrected_and_no_other_added(
+    key: str, valid: int
+) -> None:
+    _, _, check = take(row(1, key, Count=AUTO), known_auto={("default", JOB): "a"})
+
+    assert check.valid == valid
+
+
+# Schemas that may be old
+
+
+def changed_job(**parameters: int) -> dict[str, Schema]:
+    declared = tuple(JobParameter(name, number) for name, number in parameters.items())
+    return compile_jobs([Job(JOB, "", declared)])
+
+
+class Source:
+    """Gives newer jobs, and notes who asked."""
+
+    def __init__(self, newer: Mapping[str, Schema] | None) -> None:
+        self.asked: list[str] = []
+        self._newer = newer
+
+    def __call__(self, target: str) -> Mapping[str, Schema] | None:
+        self.asked.append(target)
+        return self._newer
+
+
+@pytest.mark.parametrize(
+    ("newer", "valid", "renewed"),
+    [
+        pytest.param(changed_job(Text=1, New=1), 2, {"default"}, id="the parameter is new"),
+        pytest.param(changed_job(Other=1), 0, {"default"}, id="another change"),
+        pytest.param(compile_jobs([SAMPLE]), 1, set(), id="the same"),
+        pytest.param(None, 1, set(), id="none to be had"),
+    ],
+)
+def test_no_row_is_called_invalid_before_des_was_asked_anew(
+    newer: Mapping[str, Schema] | None, valid: int, renewed: set[str]
+) -> None:
+    source = Source(newer)
+
+    with Check({"default": compile_jobs([SAMPLE])}, file=FILE, renew=source) as check:
+        check.take([row(1, "a", New="x"), row(2, "b"), row(3, "c", New="y", Count="z")])
+
+    assert (check.valid, check.renewed, source.asked) == (valid, renewed, ["default"])
+
+
+def test_no_job_is_called_unknown_before_des_was_asked_anew() -> None:
+    source = Source(compile_jobs([SAMPLE]))
+
+    with Check({"default": {}}, file=FILE, renew=source) as check:
+        check.take([row(1, "a"), row(2, "b")])
+
+    assert (check.valid, source.asked) == (2, ["default"])
+
+
+# What is told
+
+
+def test_a_problem_of_many_rows_is_told_once() -> None:
+    table = "key,jobId,Nope\n" + "".join(f"k{number},{JOB},x\n" for number in range(2_000))
+    manifest = open_manifest("csv", table)
+
+    with make_check() as check:
+        for chunk in manifest.chunks():
+            check.take(chunk)
+
+        list(check.finish())
+
+    error = check.error("no", "see above")
+    assert (check.count, len(check.problems), check.invalid) == (2_000, 1_000, 2_000)
+    assert [(group.first.line, group.rows) for group in check.groups] == [(2, 2_000)]
+    assert isinstance(error, InvalidManifest)
+    assert (error.count, len(error.problems), len(error.groups)) == (2_000, 1_000, 1)
+
+
+def test_the_first_problems_are_in_manifest_order() -> None:
+    _, _, check = take(row(1), row(2), row(3, "x", Count="x"), row(4))
+
+    assert [problem.row for problem in check.problems] == [2, 3, 4]
+
+
+def test_what_ended_the_reading_is_no_row() -> None:
+    manifest = open_manifest("csv", f'jobId,Text\n{JOB},1\n{JOB},"2\n')
+
+    with make_check() as check:
+        for chunk in manifest.chunks():
+            check.take(chunk)
+
+    assert (check.rows, check.invalid, check.count) == (2, 1, 1)
+
+    with make_check() as check:
+        check.take([item for chunk in open_manifest("csv", "a,a\n").chunks() for item in chunk])
+
+    assert (check.rows, check.invalid, check.count) == (0, 0, 1)
+
+
+def test_warnings_of_the_schema_are_counted_over_the_batch() -> None:
+    rows = [row(number, When="2026-01-31T06:16:47", Text=str(number)) for number in (1, 2, 3)]
+    _, _, check = take(*rows)
+
+    assert [(warned.column, warned.count) for warned in check.warnings] == [("When", 3)]
+
+
+def test_memory_does_not_grow_with_the_rows() -> None:
+    """The table is a file, and its cache has a limit."""
+    with make_check() as check:
+        check.take(row(number, f"k{number}") for number in range(1, 1_000))
+        (cache,) = check._table.execute("PRAGMA cache_size").fetchone()
+        (store,) = check._table.execute("PRAGMA temp_store").fetchone()
+        ((_, _, path),) = check._table.execute("PRAGMA database_list").fetchall()
+
+    assert (cache, store, path, check._keys) == (-4096, 1, "", [])
+    assert check_module.KEPT_PROBLEMS == 1_000
