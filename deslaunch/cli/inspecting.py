@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from deslaunch.cli.terminal import Interrupts, Printer
     from deslaunch.events import Summary, WatchSummary
     from deslaunch.ledger.findings import Finding, Verdict
-    from deslaunch.ledger.ledger import Ledger, LogEntry
+    from deslaunch.ledger.ledger import Ledger
+    from deslaunch.ledger.reading import LogEntry
 
 SHOWN_ROWS: Final = 20
 _EXIT_PENDING: Final = 5
@@ -70,13 +71,14 @@ def _stream(given: Given, ledger: Ledger, printer: Printer) -> Iterator[BinaryIO
     options.file("--output -o", "With --unknown: a CSV options.file. Default: stdout."),
     options.FORCE,
     options.OUTPUT,
-    examples="""
-        deslaunch status night.ledger.db --json
-        deslaunch status night.ledger.db --unknown -o findings.csv
-    """,
 )
 def status(given: Given) -> int:
-    """Say how the batch of LEDGER stands, why it stopped, and list its unknown rows."""
+    """Say how the batch of LEDGER stands, why it stopped, and list its unknown rows.
+
+    Examples:
+        deslaunch status night.ledger.db --json
+        deslaunch status night.ledger.db --unknown -o findings.csv
+    """
     from deslaunch.launch import batch  # noqa: PLC0415  # not needed for --help
 
     if given["output"] is not None and not given["unknown"]:
@@ -192,19 +194,19 @@ async def _write_unknown(given: Given, ledger: Ledger, printer: Printer) -> int:
     ),
     options.FORCE,
     options.VOLUME,
-    examples="""
-        deslaunch results night.ledger.db -o night.results.csv
-        deslaunch results night.ledger.db --format jsonl | jq -r .jobRunId
-        deslaunch results night.ledger.db --state rejected --with-manifest -o fix.csv
-        deslaunch results night.ledger.db --run failed
-        deslaunch results night.ledger.db --split night.results
-    """,
 )
 def results(given: Given) -> int:
     """Write what became of every row, in manifest order.
 
     What --with-manifest and --split write is no new batch: run refuses it. Fix rows there, and
     take them into this batch: deslaunch resume LEDGER --corrections options.FILE.
+
+    Examples:
+        deslaunch results night.ledger.db -o night.results.csv
+        deslaunch results night.ledger.db --format jsonl | jq -r .jobRunId
+        deslaunch results night.ledger.db --state rejected --with-manifest -o fix.csv
+        deslaunch results night.ledger.db --run failed
+        deslaunch results night.ledger.db --split night.results
     """
     from deslaunch.report.results import (  # noqa: PLC0415  # not needed for --help
         Choice,
@@ -252,13 +254,14 @@ def results(given: Given) -> int:
     options.flag("--follow", "Go on while the ledger grows, until a signal."),
     click.Option(["--key"], metavar="KEY", help="Only this row's."),
     options.VOLUME,
-    examples="""
-        deslaunch log night.ledger.db --key store-17
-        deslaunch log night.ledger.db --follow | jq -c 'select(.kind != "attempt")'
-    """,
 )
 def log(given: Given) -> int:
-    """Print every attempt and event of the batch of LEDGER, a JSON object a line, in time order."""
+    """Print every attempt and event of the batch of LEDGER, a JSON object a line, in time order.
+
+    Examples:
+        deslaunch log night.ledger.db --key store-17
+        deslaunch log night.ledger.db --follow | jq -c 'select(.kind != "attempt")'
+    """
     printer = given.printer
 
     async def work(ledger: Ledger) -> int:
@@ -307,11 +310,6 @@ def _log_line(entry: LogEntry) -> dict[str, Any]:
     options.flag("--early", "Take --not-started although DES may list a run later than now."),
     options.YES,
     options.OUTPUT,
-    examples="""
-        deslaunch resolve night.ledger.db KEY --not-started --note 'not in DES, 8:40'
-        deslaunch resolve night.ledger.db KEY --started JOBRUNID
-        deslaunch resolve night.ledger.db --from findings.csv
-    """,
     exit_codes=options.DONE_EXIT_CODES,
 )
 def resolve(given: Given) -> int:
@@ -319,6 +317,11 @@ def resolve(given: Given) -> int:
 
     A finding can be changed as long as its row was not sent again. Before DES surely lists a
     row's run, --not-started asks on a terminal, and needs --early elsewhere.
+
+    Examples:
+        deslaunch resolve night.ledger.db KEY --not-started --note 'not in DES, 8:40'
+        deslaunch resolve night.ledger.db KEY --started JOBRUNID
+        deslaunch resolve night.ledger.db --from findings.csv
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # not needed for --help
 
@@ -410,12 +413,14 @@ async def _check_early(early: Sequence[tuple[str, int]], given: Given, printer: 
     options.file("--output -o", "The page, an .html options.file.", required=True),
     options.FORCE,
     options.VOLUME,
-    examples="deslaunch report night.ledger.db -o night.report.html",
 )
 def report(given: Given) -> int:
     """Write a page for a browser: counts, times, causes, what to do, and every row.
 
     One file that loads nothing from anywhere. Needs Jinja2, which the extra "report" brings.
+
+    Examples:
+        deslaunch report night.ledger.db -o night.report.html
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # not needed for --help
 

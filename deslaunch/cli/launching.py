@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deslaunch.cli import options, render
+from deslaunch.cli.progress import Progress
+from deslaunch.cli.targets import clients_of
 from deslaunch.cli.terminal import run_work
 from deslaunch.errors import LedgerExists, LedgerMissing
 from deslaunch.model import count
@@ -18,46 +20,44 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from deslaunch.cli.options import Given
-    from deslaunch.cli.progress import Progress
     from deslaunch.cli.terminal import Interrupts, Printer
     from deslaunch.des.client import DesClient
     from deslaunch.events import Plan, Summary, WatchSummary
     from deslaunch.launch.batch import Batch
-    from deslaunch.manifest.files import Manifest
     from deslaunch.settings import Settings
 
 _STOPPED: Final = 5
 _WATCHED_AFTER: Final = frozenset({0, 3, 4, _STOPPED})  # not after a signal, for one
 
 _MANIFEST: Final = options.argument("manifest", metavar="MANIFEST")
-_WATCHING: Final = options.tuning("interval", "max_interval", "watch_timeout")
+_DES: Final = (*options.CONNECTION, *options.SCHEMA)
 
 
 @options.command(
     "check",
     _MANIFEST,
     options.ROWS,
-    options.CONNECTION,
-    options.SCHEMA,
+    _DES,
     options.OUTPUT,
-    examples="""
-        deslaunch check night.csv
-        deslaunch check night.csv --schema jobs.json --json
-    """,
 )
 def check(given: Given) -> int:
-    """Check every row of MANIFEST, and send nothing. "-" reads stdin."""
-    from deslaunch.cli.targets import clients_of  # noqa: PLC0415  # aiohttp is slow to import
-    from deslaunch.launch import batch  # noqa: PLC0415
+    """Check every row of MANIFEST, and send nothing. "-" reads stdin.
+
+    Examples:
+        deslaunch check night.csv
+        deslaunch check night.csv --schema jobs.json --json
+    """
+    from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     settings, printer = given.settings(), given.printer
-    manifest = _manifest_of(given["manifest"], settings)
     clients = None if given["schema"] is not None else clients_of(given, settings)
 
     async def work(_: Interrupts) -> int:
         async with AsyncExitStack() as stack:
             await _open(stack, clients)
-            report = await batch.check(manifest, clients, settings=settings, schema=given["schema"])
+            report = await batch.check(
+                given["manifest"], clients, settings=settings, schema=given["schema"]
+            )
 
         for note in report.notes:
             printer.say(note)
@@ -95,11 +95,17 @@ def check(given: Given) -> int:
     options.flag("--resume", "Go on where this very manifest was begun: for cron and containers."),
     options.ROWS,
     options.tuning("skip_invalid"),
-    options.CONNECTION,
-    options.SCHEMA,
+    _DES,
     options.LAUNCH,
     options.OUTPUT,
-    examples="""
+    exit_codes=options.LAUNCH_EXIT_CODES,
+)
+def run(given: Given) -> int:
+    """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required.
+
+    It says what it is about to do and, on a terminal, asks before anything is sent.
+
+    Examples:
         deslaunch run night.csv
         deslaunch run night.csv --watch
         deslaunch run night.csv --ledger /var/lib/exports/night.ledger.db --concurrency 64
@@ -107,13 +113,6 @@ def check(given: Given) -> int:
         deslaunch run night.csv --limit 10
         deslaunch run night.csv --yes --resume --quiet
         generate | deslaunch run - --format jsonl --ledger night.ledger.db
-    """,
-    exit_codes=f"{options.EXIT_CODES}\n\n{options.WATCH_EXIT_CODES}",
-)
-def run(given: Given) -> int:
-    """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required.
-
-    It says what it is about to do and, on a terminal, asks before anything is sent.
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
@@ -125,15 +124,14 @@ def run(given: Given) -> int:
     ledger = ledger or batch.default_ledger(source)
     kept = _kept_of(ledger) if given["resume"] else {}
     settings = given.settings(kept)
-    manifest = _manifest_of(source, settings)
     more: dict[str, Any] = {"ledger": ledger, "resume": given["resume"]}
 
     def open_batch(clients: Any, **rest: Any) -> AbstractAsyncContextManager[Batch]:
-        return batch.open_batch(manifest, clients, options_kept=given.kept(kept), **more, **rest)
+        return batch.open_batch(source, clients, options_kept=given.kept(kept), **more, **rest)
 
     try:
         if given["dry_run"]:
-            return _preview(given, settings, kept, manifest, **more)
+            return _preview(given, settings, kept, None if kept else source, ledger)
 
         return _launch(given, settings, kept, open_batch)
     except LedgerExists as exc:
@@ -148,20 +146,12 @@ def run(given: Given) -> int:
     click.Option(
         ["--corrections"], metavar="FILE", help="Take the rows of FILE into the batch, by key."
     ),
-    options.flag(
-        "--add-rows", "FILE may hold rows that the batch does not have, with keys of their own."
-    ),
+    options.flag("--add-rows", "FILE may hold rows that the batch lacks, with keys of their own."),
     options.tuning("format", "delimiter", "job_id", "target"),
-    options.CONNECTION,
-    options.SCHEMA,
+    _DES,
     options.LAUNCH,
     options.OUTPUT,
-    examples="""
-        deslaunch resume night.ledger.db
-        deslaunch resume night.ledger.db --corrections fix.csv
-        deslaunch resume night.ledger.db --retry-rejected --yes
-    """,
-    exit_codes=f"{options.EXIT_CODES}\n\n{options.WATCH_EXIT_CODES}",
+    exit_codes=options.LAUNCH_EXIT_CODES,
 )
 def resume(given: Given) -> int:
     """Go on with the batch of LEDGER: what is pending or failed, never what is unknown.
@@ -169,6 +159,11 @@ def resume(given: Given) -> int:
     It needs the ledger and DES, no manifest and no options: what earlier command lines gave is
     kept in the ledger. It says what it is about to do and, on a terminal, asks before anything
     is sent.
+
+    Examples:
+        deslaunch resume night.ledger.db
+        deslaunch resume night.ledger.db --corrections fix.csv
+        deslaunch resume night.ledger.db --retry-rejected --yes
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
@@ -183,14 +178,14 @@ def resume(given: Given) -> int:
         return batch.resume_batch(
             ledger,
             clients,
-            corrections=_corrections_of(given["corrections"], settings),
+            corrections=given["corrections"],
             add_rows=given["add_rows"],
             options_kept=given.kept(kept),
             **rest,
         )
 
     if given["dry_run"]:
-        return _preview(given, settings, kept, None, ledger=ledger)
+        return _preview(given, settings, kept, None, ledger)
 
     return _launch(given, settings, kept, open_batch)
 
@@ -200,21 +195,20 @@ def resume(given: Given) -> int:
     options.LEDGER,
     options.CONNECTION,
     options.tuning("concurrency", "rate", "max_wait", "give_up_after", "drain_timeout"),
-    _WATCHING,
+    options.WATCH,
     options.OUTPUT,
-    examples="""
-        deslaunch watch night.ledger.db
-        deslaunch watch night.ledger.db --interval 60 --watch-timeout 14400
-    """,
     exit_codes=options.WATCH_EXIT_CODES,
 )
 def watch(given: Given) -> int:
     """Follow the runs that the batch of LEDGER started to their end, and record how they ended.
 
     Ended early, it goes on where it was: a run whose end is recorded is not asked about again.
+
+    Examples:
+        deslaunch watch night.ledger.db
+        deslaunch watch night.ledger.db --interval 60 --watch-timeout 14400
     """
-    from deslaunch.cli.targets import clients_of  # noqa: PLC0415  # aiohttp is slow to import
-    from deslaunch.launch import batch  # noqa: PLC0415
+    from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     kept, printer = _kept_of(given["ledger"], must_exist=True), given.printer
     settings = given.settings(kept)
@@ -234,38 +228,6 @@ def watch(given: Given) -> int:
         return summary.exit_code
 
     return run_work(work)
-
-
-def _manifest_of(source: str, settings: Settings) -> str | Manifest:
-    """Return what is read: a path, or stdin as a manifest."""
-    if source != "-":
-        return source
-
-    from deslaunch.manifest.files import Manifest  # noqa: PLC0415  # not needed for --help
-
-    return Manifest(
-        "-",
-        format=settings.format,
-        delimiter=settings.delimiter,
-        job_id=settings.job_id,
-        target=settings.target,
-    )
-
-
-def _corrections_of(source: str | None, settings: Settings) -> str | Manifest | None:
-    if source != "-":
-        return source
-
-    from deslaunch.manifest.files import Manifest  # noqa: PLC0415  # not needed for --help
-
-    return Manifest(
-        "-",
-        format=settings.format,
-        delimiter=settings.delimiter,
-        job_id=settings.job_id,
-        target=settings.target,
-        is_batch_output_allowed=True,
-    )
 
 
 def _kept_of(ledger: str, *, must_exist: bool = False) -> dict[str, Any]:
@@ -288,9 +250,9 @@ def _kept_of(ledger: str, *, must_exist: bool = False) -> dict[str, Any]:
     return kept
 
 
-async def _open(stack: AsyncExitStack, clients: DesClient | Mapping[str, DesClient] | None) -> None:
+async def _open(stack: AsyncExitStack, clients: DesClient | dict[str, DesClient] | None) -> None:
     """Open one client, or each of several, until the stack is left."""
-    several = clients.values() if isinstance(clients, dict) else [clients]
+    several = [*clients.values()] if isinstance(clients, dict) else [clients]
 
     for client in several:
         if client is not None:
@@ -301,38 +263,29 @@ def _preview(
     given: Given,
     settings: Settings,
     kept: Mapping[str, Any],
-    manifest: str | Manifest | None,
-    **more: Any,
+    manifest: str | None,
+    ledger: str,
 ) -> int:
-    """Print what would be sent, a line each; where a schema is given, DES is not needed."""
-    from deslaunch.cli.progress import Progress  # noqa: PLC0415  # not needed for --help
-    from deslaunch.cli.targets import clients_of  # noqa: PLC0415  # aiohttp is slow to import
-    from deslaunch.launch import batch  # noqa: PLC0415
+    """Print what would be sent, a line each: of a manifest, or else of a ledger.
+
+    Where a schema is given, and for a ledger, DES is not needed.
+    """
+    from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     printer, schema = given.printer, given["schema"]
-    clients = None if schema else clients_of(given, settings, kept, needs_token=True)
+    needs_des = manifest is not None and schema is None
+    clients = clients_of(given, settings, kept, needs_token=True) if needs_des else None
+    more: dict[str, Any] = {"ledger": ledger, "settings": settings, "schema": schema}
 
     async def work(_: Interrupts) -> int:
         async with AsyncExitStack() as stack:
             await _open(stack, clients)
-            starts = batch.preview(
-                manifest,
-                clients,
-                settings=settings,
-                schema=schema,
-                on_event=Progress(printer),
-                **more,
-            )
+            starts = batch.preview(manifest, clients, on_event=Progress(printer), **more)
 
             async for start in starts:
-                told = {
-                    "key": start.key,
-                    "row": start.row,
-                    "target": start.target,
-                    "jobId": start.job_id,
-                    "body": json.loads(start.body),
-                }
-                printer.json(told)
+                told = {"key": start.key, "row": start.row, "target": start.target}
+                body = json.loads(start.body)
+                printer.json({**told, "jobId": start.job_id, "body": body})
 
         printer.say("nothing was sent: this is a dry run")
         return 0
@@ -347,9 +300,6 @@ def _launch(
     open_batch: Callable[..., AbstractAsyncContextManager[Batch]],
 ) -> int:
     """Launch, and tell the plan, what goes on, the summary and the next commands."""
-    from deslaunch.cli.progress import Progress  # noqa: PLC0415  # not needed for --help
-    from deslaunch.cli.targets import clients_of  # noqa: PLC0415  # aiohttp is slow to import
-
     printer = given.printer
     clients = clients_of(given, settings, kept, needs_token=True)
     asks = not given["yes"] and printer.can_ask()
@@ -423,8 +373,6 @@ def _tell_end(
 
 async def _watch(opened: Batch, given: Given, printer: Printer) -> WatchSummary:
     """Follow a batch's runs, tell how they get on, how they ended, and what to do next."""
-    from deslaunch.cli.progress import Progress  # noqa: PLC0415  # not needed for --help
-
     assert opened.ledger is not None
     runs = await opened.ledger.run_counts()
 

@@ -114,8 +114,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
     except DeslaunchError as exc:
         return refuse(exc, printer, words)
-    except KeyboardInterrupt as exc:
-        return 128 + int(getattr(exc, "signum", signal.SIGINT))
+    except click.Abort as exc:  # click's word for a KeyboardInterrupt
+        return 128 + int(getattr(exc.__cause__, "signum", signal.SIGINT))
     except Exception:  # noqa: BLE001  # the last stop of a bug
         return _report_bug(printer)
 

@@ -47,6 +47,8 @@ Exit codes of a watch (run and resume: with --watch):
   5  stopped, with runs that have not finished or rows that are pending
   6, 7, 8, 129, 130, 143  as for run"""
 
+LAUNCH_EXIT_CODES: Final = f"{EXIT_CODES}\n\n{WATCH_EXIT_CODES}"
+
 DONE_EXIT_CODES: Final = """\b
 Exit codes:
   0  done
@@ -96,17 +98,6 @@ def argument(name: str, **more: Any) -> click.Argument:
     return click.Argument([name], **more)
 
 
-def _load_env_file(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
-    """Set the variables of a file that are not set; before any option looks for its own."""
-    if path is not None:
-        from deslaunch.cli.targets import read_env_file  # noqa: PLC0415  # not needed for --help
-
-        for name, value in read_env_file(path).items():
-            os.environ.setdefault(name, value)
-
-    return path
-
-
 LEDGER: Final = argument("ledger", metavar="LEDGER", envvar="DESLAUNCH_LEDGER")
 VOLUME: Final = (
     flag("--quiet", "Say only what must not be missed."),
@@ -125,12 +116,6 @@ CONNECTION: Final = (
         envvar="DESLAUNCH_CONFIG",
         show_envvar=True,
     ),
-    file(
-        "--env-file",
-        "Set the variables in this file (NAME=value) that are not set already.",
-        is_eager=True,
-        callback=_load_env_file,
-    ),
     click.Option(
         ["--base-url"], metavar="URL", help="DES's base URL. Default: the variable DES_BASE_URL."
     ),
@@ -144,24 +129,14 @@ SCHEMA: Final = (
 ROWS: Final = tuning(
     "format", "delimiter", "job_id", "target", "allow_duplicates", "allow_repeated_auto"
 )
+WATCH: Final = tuning("interval", "max_interval", "watch_timeout")
 LAUNCH: Final = (
-    *tuning(
-        "concurrency",
-        "rate",
-        "limit",
-        "max_attempts",
-        "max_wait",
-        "give_up_after",
-        "drain_timeout",
-        "max_errors",
-        "retry_5xx",
-        "retry_rejected",
-        "retry_unknown",
-    ),
+    *tuning("concurrency", "rate", "limit", "max_attempts", "max_wait", "give_up_after"),
+    *tuning("drain_timeout", "max_errors", "retry_5xx", "retry_rejected", "retry_unknown"),
     flag("--dry-run", "Print what would be sent, a JSON line each; send nothing, make no ledger."),
     YES,
     flag("--watch", "Then follow the runs to their end."),
-    *tuning("interval", "max_interval", "watch_timeout"),
+    *WATCH,
 )
 
 
@@ -196,15 +171,19 @@ class Given:
         Raises:
             ConfigurationError: a value is out of its range.
         """
+        before = kept or {}
         chosen: dict[str, Any] = {"allow_new_origin": "base_url" in self.typed}
 
         for name, option in OPTIONS.items():
             if name in self.typed:
                 chosen[name] = self[name]
-            elif option.kept and (kept or {}).get(name) is not None:
-                chosen[name] = (kept or {})[name]
+            elif option.kept and before.get(name) is not None:
+                chosen[name] = before[name]
             elif self[name] is not None:
                 chosen[name] = self[name]
+
+        if "target" not in chosen and "rows" in before:  # that of the rows that named none
+            chosen["target"] = before["rows"]["target"]
 
         return Settings(**chosen)
 
@@ -231,7 +210,7 @@ class Given:
         """
         words: list[str] = []
 
-        for name in ("config", "env_file", "base_url", "schema"):
+        for name in ("config", "base_url", "schema"):
             if name not in self.typed or (name == "config" and from_anywhere):
                 continue
 
@@ -286,15 +265,13 @@ def _quoted(word: str) -> str:
 def command(
     name: str,
     *parameters: click.Parameter | Sequence[click.Parameter],
-    examples: str,
     exit_codes: str = DONE_EXIT_CODES,
 ) -> Callable[[Callable[[Given], int]], click.Command]:
     """Return a decorator that makes a function a command; what it returns is the exit code.
 
     Args:
-        name: the command's.
+        name: the command's; its page is the function's docstring, whose end are examples.
         parameters: arguments and options, or several of them at a time.
-        examples: command lines, one a line.
         exit_codes: for the command's page.
     """
     flat: list[click.Parameter] = []
@@ -312,13 +289,8 @@ def command(
             }
             return function(Given(values, frozenset(typed), context.obj or ()))
 
-        shown = "\n".join(f"  {line}" for line in cleandoc(examples).splitlines())
-        return click.Command(
-            name,
-            params=flat,
-            callback=call,
-            help=cleandoc(function.__doc__ or ""),
-            epilog=f"\b\nExamples:\n{shown}\n\n{exit_codes}",
-        )
+        text, _, examples = cleandoc(function.__doc__ or "").partition("\n\nExamples:\n")
+        epilog = f"\b\nExamples:\n{examples}\n\n{exit_codes}"
+        return click.Command(name, params=flat, callback=call, help=text, epilog=epilog)
 
     return decorate

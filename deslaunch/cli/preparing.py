@@ -34,15 +34,15 @@ _TARGET: Final = click.Option(
     _TARGET,
     options.CONNECTION,
     options.OUTPUT,
-    examples="""
-        deslaunch jobs
-        deslaunch jobs --target acme --json > jobs.json
-    """,
 )
 def jobs(given: Given) -> int:
     """List the organisation's jobs and their JobRunParameters.
 
     What --json prints is what --schema reads.
+
+    Examples:
+        deslaunch jobs
+        deslaunch jobs --target acme --json > jobs.json
     """
     from deslaunch.des.wire import encode_jobs  # noqa: PLC0415  # not needed for --help
 
@@ -90,16 +90,16 @@ def _clients(given: Given) -> Mapping[str, DesClient]:
     "targets",
     options.CONNECTION,
     options.OUTPUT,
-    examples="""
-        deslaunch targets
-        deslaunch targets --config acme.toml --json
-    """,
 )
 def targets(given: Given) -> int:
     """Ask each target for a token and for its jobs, and say which of them work.
 
     Exits with 6 where a login or a token is refused, else with 5 where there is no usable
     response, else with 2 where one can't be read.
+
+    Examples:
+        deslaunch targets
+        deslaunch targets --config acme.toml --json
     """
     printer, clients = given.printer, _clients(given)
     found: list[dict[str, Any]] = []
@@ -194,16 +194,16 @@ def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
     options.file("--schema", "Jobs in QueryJobs' form; DES is not asked for them."),
     options.CONNECTION,
     options.VOLUME,
-    examples="""
-        deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 -o night.csv
-        deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 --format jsonl
-    """,
 )
 def template(given: Given) -> int:
     """Write a manifest to begin with: one example row for the job JOBID.
 
     What each parameter takes is told on stderr. The row passes the check as it is; give it
     values of your own before you launch it.
+
+    Examples:
+        deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 -o night.csv
+        deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 --format jsonl
     """
     from deslaunch.des.catalog import read_schema_file  # noqa: PLC0415  # not needed for --help
     from deslaunch.manifest.template import explanation, manifest_of  # noqa: PLC0415
@@ -261,11 +261,6 @@ def _job(known: Sequence[Job], job_id: str) -> Job:
         metavar="SECONDS",
         help="How long a token of the token endpoint is good.",
     ),
-    examples="""
-        deslaunch simulate --port 8080 --log runs.jsonl
-        DESLAUNCH_SIMULATE_TOKENS='one two' deslaunch simulate --faults faults.json
-        DES_ORG_ID=BISTRO DES_PASSWORD=secret deslaunch simulate --oauth --token-seconds 60
-    """,
 )
 def simulate(given: Given) -> int:
     """Run a local DES that starts nothing, and print its base URL.
@@ -273,6 +268,11 @@ def simulate(given: Given) -> int:
     It accepts the tokens that DESLAUNCH_SIMULATE_TOKENS lists (default: simulated). It is an
     auth server too, which takes any login; but where DES_ORG_ID, DES_CLIENT_ID,
     DES_CLIENT_SECRET, DES_USERNAME or DES_PASSWORD is set for it, only that one.
+
+    Examples:
+        deslaunch simulate --port 8080 --log runs.jsonl
+        DESLAUNCH_SIMULATE_TOKENS='one two' deslaunch simulate --faults faults.json
+        DES_ORG_ID=BISTRO DES_PASSWORD=secret deslaunch simulate --oauth --token-seconds 60
     """
     from deslaunch import simulator  # noqa: PLC0415  # not needed for --help
 
@@ -312,17 +312,17 @@ def simulate(given: Given) -> int:
 @options.command(
     "completion",
     options.argument("shell", type=click.Choice(["bash", "zsh", "fish"])),
-    examples="""
-        deslaunch completion bash > ~/.local/share/bash-completion/completions/deslaunch
-        deslaunch completion zsh > ~/.zfunc/_deslaunch    # with ~/.zfunc in fpath
-        deslaunch completion fish > ~/.config/fish/completions/deslaunch.fish
-    """,
 )
 def completion(given: Given) -> int:
     """Print the script with which SHELL completes commands, options, choices and files.
 
     Write it where the shell looks for such scripts, and open a new shell; bash must be 4.4 or
     newer.
+
+    Examples:
+        deslaunch completion bash > ~/.local/share/bash-completion/completions/deslaunch
+        deslaunch completion zsh > ~/.zfunc/_deslaunch    # with ~/.zfunc in fpath
+        deslaunch completion fish > ~/.config/fish/completions/deslaunch.fish
     """
     from click.shell_completion import get_completion_class  # noqa: PLC0415  # not for --help
 

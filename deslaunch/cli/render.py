@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from deslaunch.events import Counts, Plan, PlannedJob, Stop, Summary, WatchSummary
-    from deslaunch.ledger.ledger import UnknownRow
+    from deslaunch.ledger.reading import UnknownRow
     from deslaunch.model import Job, JobParameter, Problem
 
 SHOWN_PROBLEMS: Final = 100

@@ -1,4 +1,4 @@
-r"""The targets: a TOML file, a file of variables, the environment and options → clients of DES.
+"""The targets: a TOML file, the environment and options → clients of DES.
 
 A configuration file is read only where ``--config`` names it, or from the user's configuration
 folder: never because it lies beside a manifest. It names variables, files and commands, never a
@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import math
 import os
-import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -37,36 +36,31 @@ class Secret(NamedTuple):
     file: str | None = None
 
     def read(self) -> str:
-        """Return the text as it is now, surrounding white space of a file apart.
+        """Return the text as it is now, surrounding white space apart.
 
         Raises:
-            CredentialsRefused: it is not there.
+            CredentialsRefused: it is not there; the message shows nothing of it.
         """
-        if self.variable is not None:
-            text, place = os.environ.get(self.variable), f"variable {self.variable}"
-        else:
-            text, place = _content(self.file or ""), f"file {self.file}"
+        place = f"the variable {self.variable}" if self.variable else f"the file {self.file}"
 
-        if not text:
+        try:
+            if self.variable:
+                text = os.environ.get(self.variable, "")
+            else:
+                text = Path(self.file or "").read_text(encoding="utf-8")
+        except OSError as exc:
             raise CredentialsRefused(
-                f"the {place} holds nothing", hint="put there what the auth server asks for"
+                f"{place} can't be read: {exc.strerror}", hint="check its path and permissions"
+            ) from exc
+        except UnicodeDecodeError:  # not chained: it holds the text
+            raise CredentialsRefused(f"{place} is not in UTF-8", hint="save it as UTF-8") from None
+
+        if not text.strip():
+            raise CredentialsRefused(
+                f"{place} holds nothing", hint="put there what the auth server asks for"
             )
 
-        return text
-
-
-def _content(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except OSError as exc:
-        raise CredentialsRefused(
-            f"the file {path} can't be read: {exc.strerror}",
-            hint="check the file's path and permissions",
-        ) from exc
-    except UnicodeDecodeError:  # not chained: it holds the text
-        raise CredentialsRefused(
-            f"the file {path} is not in UTF-8", hint="save it as UTF-8"
-        ) from None
+        return text.strip()
 
 
 class Login(NamedTuple):
@@ -261,8 +255,8 @@ class _Reader:
         if "token_file" in known:
             return Token("file", self._file(known["token_file"]))
 
-        if "token_command" in known:
-            return Token("command", tuple(known["token_command"]))
+        if words := known.get("token_command"):
+            return Token("command", tuple(words))
 
         return Token("env", known["token_env"]) if "token_env" in known else None
 
@@ -362,63 +356,6 @@ def _described(value: Any) -> str:
             return "a table"
         case _:
             return "a date"
-
-
-# The file of variables: strict, so that no secret is cut or changed in silence. Nothing is
-# expanded; what readers of such files differ on must stand in quotes.
-
-_VARIABLE: Final = re.compile(
-    r"""\s*(?:export\s+)?(?P<name>[A-Za-z_]\w*)=
-    (?:(?:'(?P<single>[^']*)'|"(?P<double>(?:[^"\\]|\\["\\])*)")(?:\s+\#.*|\s*)
-      |(?P<bare>(?!\s|\#)(?:(?!\s\#)[^'"\\])*|)
-    )""",
-    re.VERBOSE | re.ASCII,
-)
-
-
-def read_env_file(path: Path) -> dict[str, str]:
-    r"""Return the variables of a file; the last of two of one name wins.
-
-    A line is blank, a comment that begins with ``#``, or ``NAME=value``, with ``export`` before
-    it or not. A value in single quotes is taken as it is; in double quotes, ``\"`` and ``\\``
-    stand for what they escape.
-
-    Raises:
-        ConfigurationError: the file can't be read, or a line of it is none of the above; the
-            message names the line and shows nothing of it.
-    """
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as exc:
-        raise ConfigurationError(
-            f"the file of variables {path} can't be read: {exc.strerror}",
-            hint="check what --env-file names",
-        ) from exc
-    except UnicodeDecodeError:  # not chained: it holds the whole file
-        raise ConfigurationError(
-            f"the file of variables {path} is not in UTF-8", hint="save it as UTF-8"
-        ) from None
-
-    found: dict[str, str] = {}
-
-    for number, line in enumerate(text.split("\n"), 1):
-        if not (stripped := line.strip()) or stripped.startswith("#"):
-            continue
-
-        match = _VARIABLE.fullmatch(line.rstrip("\r"))
-
-        if match is None or "\0" in line:
-            raise ConfigurationError(
-                f"{path}:{number}: expected NAME=value, with quotes around a value that holds "
-                "quotes, backslashes or ' #'",
-                hint="put the value in single quotes, and nothing but a comment behind them",
-            )
-
-        double = match["double"]
-        plain = match["single"] or (match["bare"] or "").rstrip()
-        found[match["name"]] = plain if double is None else re.sub(r"\\(.)", r"\1", double)
-
-    return found
 
 
 # The environment.
