@@ -531,8 +531,8 @@ def test_ten_thousand_naive_datetimes_are_one_warning() -> None:
     (warning,) = warned("TradingDate", "2026-01-31T06:16:47", range(5, 10_005))
 
     assert warning == (
-        "TradingDate: a datetime without a zone means what DES takes it for; add Z or an offset "
-        "(10,000 times, first in night.csv:6)"
+        "night.csv:6, column TradingDate (10,000 rows): a datetime without a zone means what DES "
+        "takes it for; add Z or an offset"
     )
 
 
@@ -557,8 +557,7 @@ def test_a_doubtful_parameter_is_one_warning(
 ) -> None:
     (warning,) = warned(name, value, range(1, 4))
 
-    assert warning.startswith(f"{name}: {message}")
-    assert warning.endswith("(3 times, first in night.csv:2)")
+    assert warning.startswith(f"night.csv:2, column {name} (3 rows): {message}")
 
 
 @pytest.mark.parametrize(

@@ -92,8 +92,8 @@ class Check:
         allow_duplicates: rows that say exactly the same are all started.
         allow_repeated_auto: a job's feed may be moved on by several rows of the batch.
         known_auto: key of the auto row that the batch has already, by target and jobId.
-        renew: called once a target before its schema finds a row invalid; returns newer schemas,
-            or None. It may block.
+        renew: called once a target before its schema finds a row invalid; puts newer jobs into
+            ``schemas`` and returns them, or None. It may block.
         is_immediate: :meth:`take` tells repeats at once, and :meth:`finish` none.
 
     Attributes:
@@ -120,7 +120,6 @@ class Check:
         is_immediate: bool = False,
     ) -> None:
         self._schemas = schemas
-        self._newer: dict[str, Mapping[str, Schema]] = {}
         self._rules = RowRules(file)
         self._targets = targets
         self._unchecked = unchecked
@@ -235,7 +234,7 @@ class Check:
         if row.target in self._unchecked:
             return Body(b"", _uses_auto(row))
 
-        jobs = self._newer.get(row.target) or self._schemas.get(row.target)
+        jobs = self._schemas.get(row.target)
 
         if jobs is None:
             known = ", ".join(sorted({*self._targets, *self._schemas, *self._unchecked}))
@@ -268,16 +267,10 @@ class Check:
             return None
 
         self._asked.add(target)
+        known = {job: schema.job for job, schema in jobs.items()}
         newer = self._renew(target)
 
-        if newer is None:
-            return None
-
-        self._newer[target] = newer
-
-        if {job: schema.job for job, schema in jobs.items()} == {
-            job: schema.job for job, schema in newer.items()
-        }:
+        if newer is None or known == {job: schema.job for job, schema in newer.items()}:
             return None
 
         self.renewed.add(target)

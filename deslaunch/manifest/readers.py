@@ -15,7 +15,7 @@ import io
 import json
 import re
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -182,11 +182,9 @@ class JsonlReader(RowReader):
             value = self._decode(line.decode().strip())
         except UnicodeDecodeError as exc:
             return self._invalid(_undecodable(line, exc, self.line))
-        except json.JSONDecodeError as exc:
-            message = f"this is no JSON: {exc.msg} (character {exc.pos + 1}); fix the line"
-            return self._invalid(Fault("", "one JSON object", text_of(line), message))
-        except RecursionError:
-            message = "this is nested too deep; fix the line"
+        except (json.JSONDecodeError, RecursionError) as exc:
+            why = f"no JSON: {exc}" if isinstance(exc, ValueError) else "nested too deep"
+            message = f"this is {why}; fix the line"
             return self._invalid(Fault("", "one JSON object", text_of(line), message))
 
         if isinstance(value, dict) and isinstance(notes := value.get(NOTES), dict):
@@ -202,26 +200,9 @@ class JsonlReader(RowReader):
             return row
 
         invalid = self._invalid(*self._repeated)
+        key = None if "key" in {fault.column for fault in self._repeated} else row.key
         more = row.problems if isinstance(row, InvalidRow) else ()
-        return invalid._replace(key=row.key, problems=invalid.problems + more)
-
-
-class _Columns(NamedTuple):
-    """What the cells of a CSV row mean.
-
-    Attributes:
-        width: cells of a row.
-        reserved: index and name of ``key``, ``target`` and ``jobId``, where they are columns.
-        parameters: index and name of each parameter.
-        notes: index and name of each note.
-        near_job_id: a column that may have been meant to name the job.
-    """
-
-    width: int
-    reserved: tuple[tuple[int, str], ...]
-    parameters: tuple[tuple[int, str], ...]
-    notes: tuple[tuple[int, str], ...]
-    near_job_id: str | None
+        return invalid._replace(key=key, problems=invalid.problems + more)
 
 
 class CsvReader(RowReader):
@@ -235,6 +216,7 @@ class CsvReader(RowReader):
         self._size = 0
         self._damage: Fault | None = None
         self._ended = False
+        self._cells: dict[str, dict[str, int]] = {"reserved": {}, "parameter": {}, "note": {}}
         cell = rf'(?:"[^"]*(?:""[^"]*)*"|[^"{re.escape(delimiter)}]*)'
         self._quoting = re.compile(rf"{cell}(?:{re.escape(delimiter)}{cell})*\r?\n?")
         csv.field_size_limit(max(MAX_RECORD, csv.field_size_limit()))
@@ -253,11 +235,10 @@ class CsvReader(RowReader):
             raise Unreadable(*faults)
 
         self.columns = tuple(names)
-        columns = _columns(names)
 
         for cells in records:
             self.number += 1
-            yield self._row(cells, columns, names)
+            yield self._row(cells)
 
     def _records(self, lines: Iterator[bytes]) -> Iterator[list[str]]:
         """Yield the records that are not blank, with ``line``, ``_damage`` and ``_record`` set.
@@ -347,59 +328,60 @@ class CsvReader(RowReader):
         return fault or Fault("", "RFC 4180 quoting", why, message)
 
     def _faults_of_header(self, names: list[str]) -> list[Fault]:
-        faults, seen = [], set()
+        """Take the columns; return what is wrong with them."""
+        faults = []
 
-        for index, name in enumerate(names, 1):
-            kind = _kind(name)
+        for index, column in enumerate(names):
+            name = _own_name(column)
+            cells = self._cells[_kind(column)]
 
-            if kind == "note" and _own_name(name).lower() in RESULT_NAMES:
-                self._refuse_results(name)
-
-            if not _own_name(name):
-                message = f"column {index} has no name; name it, or leave it out in every line"
-                faults.append(Fault("", "a column name", name, message))
-            elif (kind, _own_name(name)) in seen:
+            if cells is self._cells["note"] and name.lower() in RESULT_NAMES:
+                self._refuse_results(column)
+            elif not name:
+                message = f"column {index + 1} has no name; name it, or leave it out in every line"
+                faults.append(Fault("", "a column name", column, message))
+            elif name in cells:
                 message = "the column is there twice; leave one of them out"
-                faults.append(Fault(name, "each column once", name, message))
-
-            seen.add((kind, _own_name(name)))
+                faults.append(Fault(column, "each column once", column, message))
+            else:
+                cells[name] = index
 
         return faults[:_MAX_HEADER_FAULTS]
 
-    def _row(self, cells: list[str], columns: _Columns, names: list[str]) -> Item:
+    def _row(self, cells: list[str]) -> Item:
+        assert self.columns is not None
+        width = len(self.columns)
+
         if self._damage:
             return self._invalid(self._damage)
 
-        if len(cells) != columns.width:
-            return self._invalid(_ragged(len(cells), columns.width))
+        if len(cells) != width:
+            return self._invalid(_ragged(len(cells), width))
 
-        said = {name: cells[index] for index, name in columns.reserved if cells[index]}
-        parameters: dict[str, Any] = {
-            name: cells[index] for index, name in columns.parameters if cells[index]
-        }
-        notes = {name: cells[index] for index, name in columns.notes if cells[index]}
-        faults: list[Fault] = []
-
-        if cells == names:
+        if cells[0] == self.columns[0] and tuple(cells) == self.columns:
             message = "this is the header again; remove the line"
             return self._invalid(Fault("", "a row", cells[0], message))
+
+        said, parameters, notes = (
+            {name: cells[index] for name, index in columns.items() if cells[index]}
+            for columns in self._cells.values()
+        )
+        faults: list[Fault] = []
 
         if any("\\" in text for text in self._record):
             self._unescape_all(said, parameters, faults)
 
-        if len(self._record) > 1 and columns.width > 1:
-            self._look_for_rows(cells, columns.width)
+        if len(self._record) > 1 and width > 1:
+            self._look_for_rows(cells, width)
 
-        return make_row(
-            said,
-            parameters,
-            notes or NO_NOTES,
-            self.number,
-            self.line,
-            self._rules,
-            faults,
-            columns.near_job_id,
-        )
+        near = None if "jobId" in said or self._rules.job_id else self._near_job_id()
+        where = (self.number, self.line, self._rules)
+        return make_row(said, parameters, notes or NO_NOTES, *where, faults, near)
+
+    def _near_job_id(self) -> str | None:
+        """Return a column that may have been meant to name the job."""
+        names = self._cells["parameter"]
+        return next((n for n in names if re.sub(r"[-_\s]", "", n).lower() == "jobid"), None)
 
     def _unescape_all(
         self, said: dict[str, str], parameters: dict[str, Any], faults: list[Fault]
@@ -468,29 +450,6 @@ def _own_name(column: str) -> str:
     return column.removeprefix(PREFIX)
 
 
-def _columns(names: list[str]) -> _Columns:
-    found: dict[str, list[tuple[int, str]]] = {"reserved": [], "parameter": [], "note": []}
-
-    for index, name in enumerate(names):
-        own = _own_name(name)
-
-        if not (_kind(name) == "note" and own.lower() in RESULT_NAMES):
-            found[_kind(name)].append((index, own))
-
-    near = (name for _, name in found["parameter"] if _folded(name) == "jobid")
-    return _Columns(
-        len(names),
-        tuple(found["reserved"]),
-        tuple(found["parameter"]),
-        tuple(found["note"]),
-        next(near, None),
-    )
-
-
-def _folded(name: str) -> str:
-    return re.sub(r"[-_\s]", "", name).lower()
-
-
 def _too_long(what: str) -> Fault:
     message = f"the {what} is longer than {MAX_RECORD:,} bytes; is a line break or a quote missing?"
     return Fault("", f"at most {MAX_RECORD:,} bytes", f"over {MAX_RECORD:,} bytes", message)
@@ -534,15 +493,17 @@ def header_of(written: Iterable[str], needed: Iterable[str]) -> list[str]:
         written: the manifest's own header; what results write is left out.
         needed: more columns, as :func:`columns_of` gives them.
     """
-    written = [
+    own = [
         name
         for name in written
         if _kind(name) != "note" or _own_name(name).lower() not in RESULT_NAMES
     ]
-    names = [name for name in RESERVED if name not in written]
-    columns = {(_kind(name), _own_name(name)): name for name in (*needed, *names, *written)}
-    order = (*names, *written, *needed)
-    return list(dict.fromkeys(columns[_kind(name), _own_name(name)] for name in order))
+    columns: dict[tuple[str, str], str] = {}
+
+    for name in (*(name for name in RESERVED if name not in own), *own, *needed):
+        columns.setdefault((_kind(name), _own_name(name)), name)
+
+    return list(columns.values())
 
 
 def csv_cells(says: str, columns: Sequence[str], key: str | None) -> list[str]:

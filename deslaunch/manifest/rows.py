@@ -25,6 +25,7 @@ import orjson
 
 from deslaunch.des import wire
 from deslaunch.errors import ConfigurationError
+from deslaunch.events import ProblemGroup
 from deslaunch.model import (
     AUTO,
     DEFAULT_TARGET,
@@ -34,7 +35,6 @@ from deslaunch.model import (
     JobRunParameterValue,
     Problem,
     Row,
-    count,
     printable,
     quote,
 )
@@ -77,6 +77,7 @@ _LONG: Final = 10  # digits of a JobRunParameterType
 _ROW_NAMES: Final = (*RESERVED, "parameters", NOTES)
 _VALUE_NAMES: Final = frozenset({"type", "valueStringEncoded", "useAutoValue"})
 _NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
+_DIGEST: Final = re.compile("[0-9a-f]{32}")
 _INVISIBLE: Final = re.compile(  # what isprintable() lets pass, and no eye sees
     "[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
@@ -151,6 +152,20 @@ class RowRules:
 
         object.__setattr__(self, "job_id", job_id)
 
+    def read_key(self, value: object) -> str:
+        """Return a key.
+
+        Raises:
+            Unfit: it can be none.
+        """
+        key = _read_name(value, "a key", MAX_KEY)
+
+        if REPEAT_MARK in key and not self.is_batch_output_allowed:
+            message = f"{REPEAT_MARK} is kept for repeated rows; write the key without it"
+            raise Unfit(f"a key without {REPEAT_MARK}", message)
+
+        return key
+
     def problems(self, faults: Iterable[Fault], number: int, line: int) -> tuple[Problem, ...]:
         """Return faults as problems of one row."""
         return tuple(
@@ -166,30 +181,6 @@ class RowRules:
         return InvalidRow(number, line, None, self.target, "", self.problems(faults, number, line))
 
 
-@dataclass(frozen=True, slots=True)
-class Warned:
-    """One doubt about a column, for all rows that it was seen in.
-
-    Attributes:
-        file: the manifest.
-        line: physical line of the first, from 1.
-        column: column or parameter, or ``""``.
-        message: one sentence that says what is doubtful and what to do.
-        count: how often, at least 1.
-    """
-
-    file: str
-    line: int
-    column: str
-    message: str
-    count: int
-
-    def __str__(self) -> str:
-        column = f"{self.column}: " if self.column else ""
-        times = "" if self.count == 1 else f"{count(self.count, 'time')}, first "
-        return f"{column}{self.message} ({times}in {self.file}:{self.line})"
-
-
 class Warnings:
     """Counts what may be a mistake and is no error; memory for one of each kind and column."""
 
@@ -200,9 +191,9 @@ class Warnings:
     def __len__(self) -> int:
         return len(self._found)
 
-    def __iter__(self) -> Iterator[Warned]:
+    def __iter__(self) -> Iterator[ProblemGroup]:
         for (column, message), (line, times) in self._found.items():
-            yield Warned(self._file, line, column, message, times)
+            yield ProblemGroup(Problem(self._file, line, 0, column, "", "", message), times)
 
     def add(self, column: str, message: str, line: int, times: int = 1) -> None:
         """Count a warning; the first line stays."""
@@ -224,11 +215,8 @@ def row_from_object(
         is_clean: no text holds a NUL or a lone surrogate.
     """
     if isinstance(value, Row):
-        value = {
-            "key": value.key, "target": value.target, "jobId": value.job_id,
-            "parameters": value.parameters, NOTES: value.notes,
-        }  # fmt: skip
-        value = {name: said for name, said in value.items() if said is not None}
+        members = zip(_ROW_NAMES, value[2:], strict=True)
+        value = {name: said for name, said in members if said is not None}
 
     if not isinstance(value, dict | Mapping):
         message = 'a row is one object in one line: {"jobId": "…", "parameters": {…}}'
@@ -271,8 +259,7 @@ def make_row(
     key, target, job_id = None, rules.target, rules.job_id
 
     if "key" in said:
-        key = _read_member(said, "key", faults, _read_old_key if rules.is_batch_output_allowed
-                           else _read_key)  # fmt: skip
+        key = _read_member(said, "key", faults, rules.read_key)
 
     if "target" in said:
         target = _read_member(said, "target", faults, _read_target) or target
@@ -307,20 +294,6 @@ def _read_member(
         return None
 
 
-def _read_key(value: object) -> str:
-    key = _read_old_key(value)
-
-    if REPEAT_MARK in key:
-        message = f"{REPEAT_MARK} is kept for repeated rows; write the key without it"
-        raise Unfit(f"a key without {REPEAT_MARK}", message)
-
-    return key
-
-
-def _read_old_key(value: object) -> str:
-    return _read_name(value, "a key", MAX_KEY)
-
-
 def _read_target(value: object) -> str:
     return _read_name(value, "a target", MAX_TARGET)
 
@@ -338,14 +311,12 @@ def _read_name(value: object, what: str, limit: int) -> str:
     if len(value) > limit:
         raise Unfit(f"at most {limit} characters", f"{what} has at most {limit} characters")
 
-    odd = next((c for c in value if not c.isprintable()), "") if not value.isprintable() else ""
+    if not (value.isascii() and value.isprintable()):
+        odd = next((c for c in value if not c.isprintable() or _INVISIBLE.match(c)), "")
 
-    if not (odd or value.isascii()):
-        odd = found[0] if (found := _INVISIBLE.search(value)) else ""
-
-    if odd:
-        message = f"{what} holds {name_character(odd)}, which can't be seen; remove it"
-        raise Unfit("visible characters", message)
+        if odd:
+            message = f"{what} holds {name_character(odd)}, which can't be seen; remove it"
+            raise Unfit("visible characters", message)
 
     if value[0] == " " or value[-1] == " ":
         message = f"{what} begins or ends with a blank ({name_character(' ')}); remove it"
@@ -394,9 +365,9 @@ def _read_parameters(said: object, faults: list[Fault]) -> dict[str, Any]:
         return {"parameters": Unread(show(said))}
 
     for name, value in said.items():
-        if type(name) is not str or not name:
+        if not isinstance(name, str) or not name:
             message = "a parameter's name is a string that is not empty"
-            faults.append(Fault(str(name), "a name", name, message))
+            faults.append(Fault(show(name), "a name", name, message))
 
         try:
             values[str(name)] = value if type(value) is str else read_value(value)
@@ -417,10 +388,9 @@ def _read_notes(said: object, rules: RowRules, faults: list[Fault]) -> Mapping[s
     notes = {}
 
     for name, value in said.items():
-        if rules.is_batch_output_allowed and str(name).lower() in RESULT_NAMES:
-            continue
+        is_result = str(name).lower() in RESULT_NAMES
 
-        if value is None or value == "":
+        if value is None or value == "" or (is_result and rules.is_batch_output_allowed):
             continue
 
         try:
@@ -428,11 +398,13 @@ def _read_notes(said: object, rules: RowRules, faults: list[Fault]) -> Mapping[s
         except Unfit:
             text = None
 
-        if isinstance(text, str) and type(name) is str and name and not _NO_TEXT.search(text):
-            notes[name] = text
-        else:
-            message = "a note is a text, a number, true, false or null; quote it"
+        if is_result or not (name and isinstance(name, str) and isinstance(text, str)):
+            message = "a note is a text, and none of what results write; quote or rename it"
             faults.append(Fault(f"{NOTES}.{name}", "a text", value, message))
+        elif _NO_TEXT.search(f"{name}{text}"):
+            faults.append(unclean_fault(f"{NOTES}.{name}", text))
+        else:
+            notes[name] = text
 
     return notes
 
@@ -608,9 +580,8 @@ def load_row(says: str, number: int, line: int, file: str) -> Row | InvalidRow:
         line: physical line, from 1.
         file: what problems name as their file.
     """
-    return row_from_object(
-        orjson.loads(says), number, RowRules(file, None, is_batch_output_allowed=True), line
-    )
+    rules = RowRules(file, is_batch_output_allowed=True)
+    return row_from_object(orjson.loads(says), number, rules, line)
 
 
 def row_digest(row: Row) -> str:
@@ -654,18 +625,14 @@ def key_digest(key: str) -> bytes:
     return bytes.fromhex(key) if _DIGEST.fullmatch(key) else sha256(key.encode()).digest()[:16]
 
 
-_DIGEST: Final = re.compile("[0-9a-f]{32}")
-
-
 def show(value: object) -> str:
     """Return a value for a person: cut, on one line, and fit for any terminal and any encoder."""
     if value is None or isinstance(value, bool):
         return {True: "true", False: "false", None: "null"}[value]
 
-    if not isinstance(value, str):
-        try:
-            value = str(value) if isinstance(value, Decimal) else _REPR.repr(value)
-        except ValueError:  # an integer with more digits than Python writes
-            value = type(value).__name__
+    try:
+        text = value if isinstance(value, str | Decimal) else _REPR.repr(value)
+    except ValueError:  # an integer with more digits than Python writes
+        text = type(value).__name__
 
-    return printable(quote(value))
+    return printable(quote(str(text)))
