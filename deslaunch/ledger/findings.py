@@ -1,106 +1,283 @@
-"""What a person found out about unknown or failed rows: one by one, or as a file.
+"""What a person found out about rows whose outcome is not known: read, and taken.
 
-The file is CSV with a header line, or JSONL. ``key`` names the row; ``as`` is ``started`` or
-``not-started`` (or ``notStarted``, as in the ledger's record), in any letter case; ``jobRunId``
-goes with ``started``; ``note`` is kept.
+The file is CSV with a header line, or JSONL. ``key`` names the row; ``as`` is ``started``,
+``not-started`` or ``unknown`` (which takes an earlier finding back), in any letter case;
+``jobRunId`` goes with ``started``; ``note`` is kept. Lines without ``as`` say nothing, and other
+columns are for the reader: so the file that :func:`write_unknown` makes can be filled in.
 """
 
 from __future__ import annotations
 
 import csv
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+import json
+import re
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
-import orjson
-
-from deslaunch.errors import ConfigurationError
-from deslaunch.readers import separator_advice
+from deslaunch.errors import ManifestError
+from deslaunch.ledger.place import as_word
+from deslaunch.ledger.reading import storable, utc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
+    from typing import TextIO
 
-# In small letters; the last spelling is the command line's.
-_VERDICTS: Final = {("started", False), ("notstarted", True), ("not-started", True)}
+    from deslaunch.ledger.reading import Store, UnknownRow
 
-_FIELDS: Final = frozenset({"key", "as", "jobRunId", "note"})
-_FORM: Final = "a finding has key, as (started or not-started), jobRunId (if started) and note"
+Verdict = Literal["started", "notStarted", "unknown"]
+
+_VERDICTS: Final[dict[str, Verdict]] = {
+    "started": "started",
+    "notstarted": "notStarted",
+    "not-started": "notStarted",
+    "unknown": "unknown",
+}
+_COLUMNS: Final = ("key", "as", "jobRunId", "note")
+_WHERE_TO_LOOK: Final = ("target", "jobId", "jobName", "createdAfterUtc", "createdBeforeUtc")
+_FOR_THE_READER: Final = (*_WHERE_TO_LOOK, "error", "row")
+_FORM: Final = "a finding has key, as (started, not-started or unknown), jobRunId if started, note"
+
+
+_GUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+_SHOWN: Final = 10
+"""Findings that an error quotes."""
 
 
 class Finding(NamedTuple):
-    """One row that a person looked up.
+    """What a person found out about one row.
 
     Attributes:
         key: the row's key.
-        job_run_id: the run that it started, a GUID; None: it started nothing, and the next
-            resume may send it.
+        verdict: ``started`` a run, ``notStarted``: the next resume may send it, or ``unknown``:
+            an earlier finding is taken back.
+        job_run_id: the run that it started, a GUID; None but for ``started``.
         note: the person's words.
     """
 
     key: str
-    job_run_id: str | None
+    verdict: Verdict
+    job_run_id: str | None = None
     note: str = ""
+
+
+class Resolved(NamedTuple):
+    """What findings did.
+
+    Attributes:
+        changed: rows with a new finding.
+        same: rows of which the ledger had this finding.
+        early: (key, ms since 1970 when its window is over) of rows that are said not to have
+            started before that; nothing was taken where there are any, unless that was asked for.
+    """
+
+    changed: int
+    same: int
+    early: tuple[tuple[str, int], ...]
+
+
+class _Found(NamedTuple):
+    """A row that a finding is about."""
+
+    key: str
+    number: int
+    state: str
+    duplicate: int
+    last_attempt: int
+    has_run: int
+    is_resolved: int | None
+    until_ms: int
+    finding: str | None
+    found_run: str | None
+
+    def has(self, finding: Finding) -> bool:
+        return (finding.verdict, _lower(finding.job_run_id)) == (
+            self.finding or "unknown",
+            _lower(self.found_run),
+        )
 
 
 def read_findings(path: Path, *, note: str = "") -> list[Finding]:
     """Read a file of findings.
 
     Args:
-        path: ``.csv``, else JSONL.
+        path: ``.jsonl`` or ``.ndjson``, else CSV.
         note: for findings that have none of their own.
 
     Raises:
-        ConfigurationError: the file can't be read, or a finding says too little; the message
-            names its line.
+        ManifestError: the file can't be read, or a finding says too little or too much; the
+            message names its line.
     """
-    rows = _csv_rows if path.suffix == ".csv" else _jsonl_rows
+    read = _read_jsonl if path.suffix in {".jsonl", ".ndjson"} else _read_csv
 
     try:
-        return [_finding(row, f"{path}:{line}", note) for line, row in rows(path)]
+        found = [_take(fields, f"{path}:{line}", note) for line, fields in read(path)]
     except OSError as exc:
-        raise ConfigurationError(
+        raise ManifestError(
             f"{path}: can't be read: {exc.strerror or exc}", hint="check the path and its mode"
         ) from exc
-    except (UnicodeDecodeError, csv.Error, orjson.JSONDecodeError) as exc:
-        raise ConfigurationError(f"{path}: is no file of findings: {exc}", hint=_FORM) from exc
+    except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as exc:
+        raise ManifestError(f"{path}: is no file of findings: {exc}", hint=_FORM) from exc
+
+    return [finding for finding in found if finding is not None]
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def write_unknown(stream: TextIO, rows: Iterable[UnknownRow]) -> None:
+    """Write unknown rows as CSV, where to look for their runs and with the finding left empty."""
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow((*_COLUMNS, *_FOR_THE_READER))
+
+    for row in rows:
+        window = (utc(row.from_ms), utc(row.until_ms))
+        job = (row.target, row.job_id, row.job_name)
+        writer.writerow((row.key, "", "", "", *job, *window, row.error, row.says))
+
+
+def write_unrecorded(stream: TextIO, runs: Iterable[tuple[str, str]]) -> None:
+    """Write (key, jobRunId) of runs that are in no ledger, as CSV of findings."""
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(_COLUMNS)
+    writer.writerows((key, "started", run, "not recorded by its launcher") for key, run in runs)
+
+
+def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
+    csv.field_size_limit(2**31 - 1)
+
     with path.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
 
-        if advice := separator_advice(reader.fieldnames or []):
-            raise ConfigurationError(f"{path}:1: {advice}", hint=_FORM)
+        if "key" not in (reader.fieldnames or ()):
+            raise ManifestError(f"{path}:1: expected a column key, got none", hint=_FORM)
 
         for row in reader:
             yield reader.line_num, {name: value for name, value in row.items() if value}
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with path.open("rb") as stream:
+def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+    with path.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
-                yield number, orjson.loads(line)
+                yield number, json.loads(line)
 
 
-def _finding(row: Mapping[str, Any], where: str, note: str) -> Finding:
-    if not isinstance(row, dict) or not isinstance(row.get("key"), str):
-        raise ConfigurationError(f"{where}: a finding needs a key", hint=_FORM)
+def _take(fields: Any, where: str, note: str) -> Finding | None:
+    """Return the finding of one line; None where it says nothing."""
+    if not isinstance(fields, dict) or not isinstance(fields.get("key"), str):
+        raise ManifestError(f"{where}: a finding needs a key", hint=_FORM)
 
-    unknown = sorted(map(str, row.keys() - _FIELDS))
+    if unknown := [name for name in fields if name not in {*_COLUMNS, *_FOR_THE_READER}]:
+        raise ManifestError(f"{where}: unknown field {unknown[0]!r}", hint=_FORM)
 
-    if unknown:
-        raise ConfigurationError(
-            f"{where}: unknown field {unknown[0]!r}; a finding has key, as, jobRunId and note",
+    said, run = fields.get("as"), fields.get("jobRunId")
+
+    if said in {None, ""} and not run:
+        return None
+
+    verdict = _VERDICTS.get(str(said).lower())
+
+    if verdict is None or (verdict == "started") != bool(run):
+        raise ManifestError(
+            f"{where}: expected as=started with a jobRunId, or as=not-started or as=unknown "
+            f"without one; got as={said!r}, jobRunId={run!r}",
             hint=_FORM,
         )
 
-    verdict, job_run_id = row.get("as"), row.get("jobRunId")
+    return Finding(
+        fields["key"], verdict, str(run) if run else None, str(fields.get("note") or note)
+    )
 
-    if (str(verdict).lower(), job_run_id is None) not in _VERDICTS:
-        raise ConfigurationError(
-            f"{where}: expected as=started with a jobRunId, or as=not-started without one; got "
-            f"as={verdict!r} and jobRunId={job_run_id!r}",
-            hint=_FORM,
+
+def resolve(
+    store: Store, findings: Sequence[Finding], now: int, *, is_at_work: bool, early: bool
+) -> Resolved:
+    """Take findings, all or none, inside a transaction; see :meth:`Ledger.resolve`."""
+    keys = json.dumps([finding.key for finding in findings])
+    rows = {row[0]: _Found._make(row) for row in store.fetch("rows_to_resolve", (keys,))}
+    _check(store, findings, rows, is_at_work=is_at_work)
+    new = [finding for finding in findings if not rows[finding.key].has(finding)]
+    same = len(findings) - len(new)
+    too_early = tuple(
+        (finding.key, rows[finding.key].until_ms)
+        for finding in new
+        if finding.verdict == "notStarted" and rows[finding.key].until_ms > now
+    )
+
+    if too_early and not early:
+        return Resolved(0, same, too_early)
+
+    for finding in new:
+        _write(store, rows[finding.key], finding, now)
+
+    store.run("derive", {"rows": json.dumps([rows[finding.key].number for finding in new])})
+    return Resolved(len(new), same, ())
+
+
+def _check(
+    store: Store, findings: Sequence[Finding], rows: Mapping[str, _Found], *, is_at_work: bool
+) -> None:
+    runs = json.dumps([_lower(finding.job_run_id) for finding in findings if finding.job_run_id])
+    owners: dict[str | None, str] = dict(store.fetch("rows_of_runs", (runs,)))
+    problems: list[str] = []
+    seen: set[str] = set()
+
+    for finding in findings:
+        problem = _refuse(finding, rows.get(finding.key), is_at_work=is_at_work)
+        run = _lower(finding.job_run_id)
+
+        if finding.key in seen:
+            problem = "comes twice"
+        elif problem is None and run and owners.setdefault(run, finding.key) != finding.key:
+            problem = f"jobRunId {finding.job_run_id} is that of row {owners[run]!r}"
+
+        if problem is not None:
+            problems.append(f"{finding.key!r} {problem}")
+
+        seen.add(finding.key)
+
+    if problems:
+        more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
+        raise ManifestError(
+            f"no finding was taken: {'; '.join(problems[:_SHOWN])}{more}",
+            hint=f"deslaunch status {as_word(store.place)} lists the rows that are unknown",
         )
 
-    return Finding(row["key"], job_run_id, str(row.get("note") or note))
+
+def _refuse(finding: Finding, row: _Found | None, *, is_at_work: bool) -> str | None:
+    """Return why a finding can't be taken."""
+    if row is None:
+        return "is no key of the batch"
+
+    if row.state == "sending" and is_at_work:
+        return "is in flight: wait for its response"
+
+    if finding.verdict == "started" and row.has_run:
+        return "is started: DES said so itself"
+
+    if finding.job_run_id is not None and _GUID.fullmatch(finding.job_run_id) is None:
+        return f"needs a GUID as its jobRunId, got {finding.job_run_id!r}"
+
+    is_spare = row.duplicate and finding.verdict == "notStarted"  # attempts beside its run
+
+    if row.state in {"unknown", "failed", "sending"} or row.is_resolved or is_spare:
+        return None
+
+    return f"is {row.state}: only a row that is unknown or failed can be resolved"
+
+
+def _write(store: Store, row: _Found, finding: Finding, now: int) -> None:
+    if row.state == "sending":  # of a launcher that is gone
+        store.run("lose_attempts", {"rows": json.dumps([row.number])})
+
+    store.run("clear_findings", (row.number,))
+
+    if finding.verdict == "notStarted":
+        store.run("find_nothing", (row.number,))
+    elif finding.verdict == "started":
+        store.run("find_run", (row.number, finding.job_run_id))
+
+    said = (finding.verdict, finding.job_run_id, storable(finding.note))
+    store.run("keep_resolution", (row.number, row.last_attempt, now, *said))
+
+
+def _lower(run: str | None) -> str | None:
+    return run and run.lower()

@@ -2,63 +2,71 @@
 
 A batch is imported once (:func:`begin_import`); from then on the ledger is the batch. A session
 hands over what came in and takes what may be sent by one call, :meth:`Ledger.exchange`, which is
-one durable transaction. Everything that touches the database runs in the ledger's own thread.
-The rules are SQL, in ``queries.sql``: how a row's state follows from its attempts stands there,
-once, under ``derive``.
+one durable transaction. The rules are SQL, in ``queries.sql``: how a row's state follows from its
+attempts stands there, once, under ``derive``.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
+import asyncio
+import hashlib
+import json
+import os
+import re
+import socket
+import time
+from array import array
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
+
+from deslaunch.errors import LedgerDamaged, LedgerError
+from deslaunch.ledger.changes import RowWriter, add_rows, correct_rows, invalidate, recheck_rows
+from deslaunch.ledger.findings import resolve
+from deslaunch.ledger.place import as_word
+from deslaunch.ledger.reading import PORTION, Reader, in_thread, make_plan, run_in, storable
+from deslaunch.ledger.sqlite import SqliteStore
+from deslaunch.model import (
+    CheckedRow,
+    InvalidRow,
+    Outcome,
+    Result,
+    RowState,
+    RunStatus,
+    Start,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from concurrent.futures import Future
 
-    from deslaunch.events import Counts
-    from deslaunch.ledger.findings import Finding
-    from deslaunch.model import Job, Outcome, Problem, Row, RowState, RunStatus, Start
-
-PORTION = 512
-"""Rows that are read at a time; no cursor stays open between two portions."""
-
-
-class CheckedRow(Protocol):
-    """A row that may be sent (``manifest.check.CheckedRow``)."""
-
-    @property
-    def row(self) -> Row: ...
-    @property
-    def key(self) -> str: ...
-    @property
-    def has_own_key(self) -> bool: ...
-    @property
-    def body(self) -> bytes: ...
-    @property
-    def digest(self) -> bytes: ...
-    @property
-    def auto(self) -> bool: ...
-    @property
-    def says(self) -> str: ...
+    from deslaunch.events import Stop
+    from deslaunch.ledger.changes import Added, Corrections
+    from deslaunch.ledger.findings import Finding, Resolved
+    from deslaunch.ledger.reading import Plan, Store, TargetInfo
+    from deslaunch.model import Job
 
 
-class InvalidRow(Protocol):
-    """A row that did not validate (``manifest.check.InvalidRow``)."""
+def boottime() -> float:
+    """Return seconds of a clock that counts suspension and is never set."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
-    @property
-    def number(self) -> int: ...
-    @property
-    def line(self) -> int: ...
-    @property
-    def key(self) -> str | None: ...
-    @property
-    def target(self) -> str: ...
-    @property
-    def job_id(self) -> str: ...
-    @property
-    def problems(self) -> tuple[Problem, ...]: ...
-    @property
-    def says(self) -> str: ...
+
+OpenT = TypeVar("OpenT")
+
+
+class Clock(NamedTuple):
+    """The two clocks of a session; its own time is ``wall`` at its begin, and ``elapsed`` since.
+
+    Attributes:
+        wall: seconds since 1970, UTC.
+        elapsed: seconds of a clock that counts suspension.
+    """
+
+    wall: Callable[[], float] = time.time
+    elapsed: Callable[[], float] = boottime
+
+
+_SYSTEM: Final = Clock()
 
 
 class NewBatch(NamedTuple):
@@ -74,58 +82,6 @@ class NewBatch(NamedTuple):
     manifest: str
     options: Mapping[str, Any]
     is_whole: bool = True
-
-
-class BatchInfo(NamedTuple):
-    """What the ledger says of its batch.
-
-    Attributes:
-        name: of the batch: its file's name without ``.ledger.db``.
-        manifest: as it was named at the import.
-        digest: SHA-256 of its uncompressed bytes, hex; ``""`` for rows of a program.
-        columns: header of a CSV manifest as it was written; None for JSONL.
-        rows: rows that the import brought.
-        options: as in :class:`NewBatch`, with what later command lines gave.
-        imported_ms: ms since 1970, UTC.
-        is_whole: no more rows are to be added by a program.
-    """
-
-    name: str
-    manifest: str
-    digest: str
-    columns: tuple[str, ...] | None
-    rows: int
-    options: dict[str, Any]
-    imported_ms: int
-    is_whole: bool
-
-
-class TargetInfo(NamedTuple):
-    """Where a target's rows were last sent; None where none were.
-
-    Attributes:
-        base_url: of the last session.
-        org_id: the organisation that its token source names, where one is named.
-    """
-
-    base_url: str | None
-    org_id: str | None
-
-
-class KnownJob(NamedTuple):
-    """A job as its rows were checked.
-
-    Attributes:
-        target: the target's name.
-        job: with the JobRunParameters that the rows were checked with.
-        is_checked: False where its target could not be asked: its rows are unchecked.
-        from_des: the parameters came from DES; False for a schema file.
-    """
-
-    target: str
-    job: Job
-    is_checked: bool
-    from_des: bool
 
 
 class NewSession(NamedTuple):
@@ -181,256 +137,29 @@ class Exchange(NamedTuple):
     due: dict[str, float | None]
 
 
-class Plan(NamedTuple):
-    """How a batch stands, by job.
-
-    Attributes:
-        states: rows by state.
-        ready: rows that a session with these consents may send, by (target, jobId).
-        names: the jobs' names by (target, jobId); ``""`` where that is not known.
-    """
-
-    states: dict[RowState, int]
-    ready: dict[tuple[str, str], int]
-    names: dict[tuple[str, str], str]
-
-
-class Added(NamedTuple):
-    """What became of rows that a program added.
-
-    Attributes:
-        numbers: the number in the batch of each row, in the order given.
-        same: how many the batch had already, saying the same: they were skipped.
-    """
-
-    numbers: list[int]
-    same: int
-
-
-class Corrections(NamedTuple):
-    """What a file of corrections does; nothing where there are problems.
-
-    Attributes:
-        replaced: rows that say something else now and are pending.
-        added: rows that the batch did not have.
-        same: rows that say what the batch has; they stay as they are.
-        problems: why nothing was applied.
-    """
-
-    replaced: int
-    added: int
-    same: int
-    problems: tuple[Problem, ...]
-
-
-class Resolved(NamedTuple):
-    """What findings did.
-
-    Attributes:
-        changed: rows with a new finding.
-        same: rows of which the ledger had this finding.
-        early: (key, ms since 1970 when its window is over) of rows that are said not to have
-            started before that; nothing was applied where there are any, unless ``early``.
-    """
-
-    changed: int
-    same: int
-    early: tuple[tuple[str, int], ...]
-
-
-class Launcher(NamedTuple):
-    """Who holds the batch's lock.
-
-    Attributes:
-        pid: process; 0 where neither the lock nor the ledger tells.
-        host: ``""`` where the ledger does not tell.
-        since_ms: ms since 1970, or None.
-    """
-
-    pid: int
-    host: str
-    since_ms: int | None
-
-
-class SessionInfo(NamedTuple):
-    """One session, as the ledger keeps it.
-
-    Attributes:
-        number: from 1.
-        host: where it ran.
-        pid: its process.
-        began_ms: ms since 1970.
-        ended_ms: None where it did not come to its end.
-        exit_code: None where it did not come to its end.
-        stops: why it ended early: dicts with reason, message, target, resumeAfter.
-        options: as given.
-        targets: base URL by target.
-    """
-
-    number: int
-    host: str
-    pid: int
-    began_ms: int
-    ended_ms: int | None
-    exit_code: int | None
-    stops: list[dict[str, Any]]
-    options: dict[str, Any]
-    targets: dict[str, str]
-
-
-class ResultRow(NamedTuple):
-    """One row of the view ``results``; flags are 0, 1 or None, times RFC 3339 in UTC.
-
-    Attributes:
-        says: what the row says (JSON), where rows were asked for; else None.
-    """
-
-    batch: str
-    key: str
-    row: int
-    target: str
-    job_id: str
-    job_name: str
-    state: str
-    job_run_id: str | None
-    attempts: int
-    status: int | None
-    error: str
-    possible_duplicate: int
-    sent_utc: str | None
-    answered_utc: str | None
-    finished: int | None
-    success: int | None
-    status_text: str | None
-    finished_utc: str | None
-    output_files: str | None
-    says: str | None = None
-
-
-class UnknownRow(NamedTuple):
-    """A row whose outcome is unknown, and where to look for its run.
-
-    Attributes:
-        says: what the row says, JSON.
-        error: what came instead of a usable response.
-        job_run_id: one that came and can't be relied on, or None.
-        from_ms: its run was created after this, by DES's clock, ms since 1970.
-        until_ms: and before this.
-    """
-
-    row: int
-    key: str
-    target: str
-    job_id: str
-    job_name: str
-    says: str
-    error: str
-    job_run_id: str | None
-    from_ms: int
-    until_ms: int
-
-
-class RunToAsk(NamedTuple):
-    """A run that has not ended as far as is known."""
-
-    row: int
-    attempt: int
-    key: str
-    target: str
-    job_id: str
-    job_run_id: str
-
-
-class RunCounts(NamedTuple):
-    """How the runs of a batch stand; as in ``events.WatchSummary``."""
-
-    succeeded: int
-    failed: int
-    untold: int
-    unfinished: int
-    failures: tuple[tuple[str, int, str], ...]
-
-
-class LogEntry(NamedTuple):
-    """One attempt or event.
-
-    Attributes:
-        ms: when it ended or happened, ms since 1970; of an open attempt, when it was meant.
-        kind: ``attempt``, ``session``, ``resolution``, ``correction`` or an event's kind.
-        session: number, or None.
-        key: of the row, or None.
-        target: or None.
-        details: what else there is, by its name in JSON.
-    """
-
-    ms: int
-    kind: str
-    session: int | None
-    key: str | None
-    target: str | None
-    details: dict[str, Any]
-
-
-class Store(Protocol):
-    """What the ledger needs of a database; all of it runs in the ledger's thread."""
-
-    place: str
-
-    def transaction(self) -> AbstractContextManager[None]:
-        """Begin, and commit at the end of the block; what raises rolls back.
-
-        Raises:
-            LedgerWriteFailed: it may or may not be durable.
-        """
-        ...
-
-    def fetch(self, query: str, parameters: Any = ()) -> list[Any]:
-        """Return all rows of a named query."""
-        ...
-
-    def run(self, query: str, parameters: Any = ()) -> int:
-        """Run a named query; return how many rows it changed."""
-        ...
-
-    def many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Run a named query once for each row of parameters."""
-        ...
-
-
 class Import:
-    """A batch on its way into its ledger; nobody sees it before :meth:`publish`."""
+    """A batch on its way into its ledger; nobody sees it before :meth:`publish`.
 
-    async def add(self, rows: Sequence[CheckedRow | InvalidRow]) -> None:
-        """Take the next rows, in manifest order."""
-        raise NotImplementedError
+    As a context manager it discards what was not published.
+    """
 
-    async def add_jobs(self, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
-        """Take the jobs that a target's rows were checked with."""
-        raise NotImplementedError
-
-    async def rename(self, keys: Mapping[int, str]) -> None:
-        """Give rows the keys of exact repeats (``…~2``), by number."""
-        raise NotImplementedError
-
-    async def invalidate(self, rows: Sequence[InvalidRow]) -> None:
-        """Turn rows that were taken into invalid ones: a key given twice, a repeated auto row."""
-        raise NotImplementedError
-
-    async def plan(self) -> Plan:
-        """Return how the batch would stand."""
-        raise NotImplementedError
-
-    async def publish(self, *, digest: str = "", columns: Sequence[str] | None = None) -> Ledger:
-        """Make it a ledger, whole or not at all; return the launcher's ledger, lock held.
-
-        Raises:
-            LedgerExists: another took its name meanwhile.
-        """
-        raise NotImplementedError
-
-    async def discard(self) -> None:
-        """Leave nothing of it; free the lock. Does nothing once it was published."""
-        raise NotImplementedError
+    def __init__(
+        self,
+        store: Store,
+        thread: ThreadPoolExecutor,
+        batch: NewBatch,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self.place = store.place
+        self.warning = store.warning
+        self.thread = thread
+        self._store = store
+        self._batch = batch
+        self._clock = clock
+        self._loop = loop
+        self._rows = RowWriter(store)
+        self._is_open = True
 
     async def __aenter__(self) -> Self:
         return self
@@ -438,20 +167,151 @@ class Import:
     async def __aexit__(self, *exc: object) -> None:
         await self.discard()
 
+    @in_thread
+    def add(self, rows: Sequence[CheckedRow | InvalidRow]) -> None:
+        """Take the next rows, in manifest order."""
+        self._rows.add(rows)
 
-class Ledger:
+    @in_thread
+    def add_jobs(self, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
+        """Take the jobs that a target's rows were checked with, and only those."""
+        self._rows.describe(target, jobs, from_des=from_des)
+
+    @in_thread
+    def rename(self, keys: Mapping[int, str]) -> None:
+        """Give rows the keys of exact repeats (``…~2``), by number."""
+        self._store.many("rename_row", keys.items())
+
+    @in_thread
+    def invalidate(self, rows: Sequence[InvalidRow]) -> None:
+        """Turn rows that were taken into invalid ones: a key given twice, a repeated auto row."""
+        invalidate(self._store, rows)
+
+    @in_thread
+    def plan(self) -> Plan:
+        """Return how the batch would stand."""
+        return make_plan(self._store, {}, is_at_work=False)
+
+    async def publish(self, *, digest: str = "", columns: Sequence[str] | None = None) -> Ledger:
+        """Make it a ledger, whole or not at all; return it as the launcher's, its lock held.
+
+        Raises:
+            LedgerExists: its name was taken meanwhile.
+        """
+        self._is_open = False
+
+        try:
+            return await run_in(self.thread, self._publish, digest, columns)
+        except LedgerError:
+            self._is_open = True
+            raise
+
+    def _publish(self, digest: str, columns: Sequence[str] | None) -> Ledger:
+        try:
+            self._store.run("index_keys")
+        except LedgerError:  # two rows of one key
+            self._store.run("drop_repeated_keys")
+            self._store.run("index_keys")
+
+        self._store.run("index_due")
+        [(rows,)] = self._store.fetch("last_row")
+        name = re.sub(r"(\.ledger)?\.\w+$", "", os.path.basename(self.place))  # noqa: PTH119
+        manifest = os.fsencode(self._batch.manifest)
+        is_text = manifest == self._batch.manifest.encode("utf-8", "replace")
+        batch = (
+            storable(name),
+            self._batch.manifest if is_text else manifest,
+            digest,
+            None if columns is None else json.dumps(columns),
+            rows,
+            json.dumps(self._batch.options),
+            self._batch.is_whole,
+            round(1000 * self._clock.wall()),
+        )
+        self._store.run("add_batch", batch)
+        self._store.publish()
+        return Ledger(self._store, self.thread, self._clock, self._loop)
+
+    async def discard(self) -> None:
+        """Leave nothing of it, and free the lock; does nothing once it was published."""
+        if self._is_open:
+            self._is_open = False
+            await run_in(self.thread, self._store.discard)
+            self.thread.shutdown(wait=False)
+
+
+class _RunIds:
+    """The jobRunIds of a batch as 64-bit hashes, 8 bytes a slot: a set of texts costs ten times that.
+
+    An index in the database would write a page of its own for every row.
+    """
+
+    def __init__(self, expected: int) -> None:
+        self._slots = array("q", bytes(8 << (2 * expected + 1024).bit_length()))
+        self.room = len(self._slots) // 2
+
+    def add(self, run: str) -> bool:
+        """Take an id; return True if it, or in 2^64 another, was there already."""
+        slots = self._slots
+        wanted = hash(run) or 1
+        mask = len(slots) - 1
+        at = wanted & mask
+
+        while found := slots[at]:
+            if found == wanted:
+                return True
+
+            at = (at + 1) & mask
+
+        slots[at] = wanted
+        self.room -= 1
+        return False
+
+
+class Ledger(Reader):
     """One batch, as a launcher (:func:`take_ledger`) or a reader (:func:`open_ledger`) has it.
 
     Attributes:
-        place: path of the file.
-        batch: what is known of the batch.
         on_wait: called in the event loop with the seconds that a turn has been kept from the
             write lock, once a wait, after 5 s.
     """
 
-    place: str
-    batch: BatchInfo
-    on_wait: Callable[[float], None] | None = None
+    def __init__(
+        self,
+        store: Store,
+        thread: ThreadPoolExecutor,
+        clock: Clock,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__(store, thread)
+        self.on_wait: Callable[[float], None] | None = None
+        self._loop = loop
+        store.on_wait = self._tell_wait
+        self._clock = clock
+        self._time_zero = clock.wall() - clock.elapsed()
+        self._is_open = True
+        self._session = 0
+        self._runs: _RunIds | None = None
+        self._unsettled: dict[str, tuple[int, str]] = {}  # owners of the jobRunIds of this turn
+        self._handed_back: list[tuple[int, int]] = []  # attempts that will not be sent
+        self._look_at_rows()
+
+    def _tell_wait(self, seconds: float) -> None:
+        if self.on_wait is not None:
+            self._loop.call_soon_threadsafe(self.on_wait, seconds)
+
+    def _is_at_work(self) -> bool:
+        # What this launcher's predecessors had in flight is not, before its session begins.
+        return self._session > 0 if self._store.is_launcher else super()._is_at_work()
+
+    def _look_at_rows(self) -> None:
+        targets = self._store.fetch("targets")
+        self._targets = {name: number for number, name, *_ in targets}
+        self._positions = {row[1]: row[4] for row in targets}
+        [(self._last_row,)] = self._store.fetch("last_row")
+
+    def _now(self) -> int:
+        return round(1000 * (self._time_zero + self._clock.elapsed()))
 
     async def __aenter__(self) -> Self:
         return self
@@ -462,25 +322,73 @@ class Ledger:
     async def aclose(self) -> str:
         """Close; a launcher's ledger becomes one file again, and its lock is freed.
 
-        Waits up to 5 s for readers.
+        Waits up to 5 s for readers. Does nothing the second time.
 
         Returns:
             ``""``, or a sentence where a ``-wal`` that belongs to the batch stays beside it.
         """
-        raise NotImplementedError
+        if not self._is_open:
+            return ""
+
+        self._is_open = False
+
+        try:
+            return await run_in(self.thread, self._store.close)
+        finally:
+            self.thread.shutdown(wait=False)
 
     # A session
 
-    async def begin_session(self, session: NewSession) -> SessionStart:
+    @in_thread
+    def begin_session(self, session: NewSession) -> SessionStart:
         """Begin: what an ended launcher had in flight is unknown, what is due is due.
 
         Raises:
             LedgerWriteFailed: it could not be written.
         """
-        raise NotImplementedError
+        self._time_zero = self._clock.wall() - self._clock.elapsed()
+        self._store.give_up_after = session.give_up_after
+        now = self._now()
+        places = {name: target.base_url for name, target in session.targets.items()}
+        kept = {**self.batch.options, **session.kept}
+
+        with self._store.transaction():
+            lost = self._lose_attempts()
+            self._store.run(
+                "begin_session",
+                (
+                    socket.gethostname(),
+                    os.getpid(),
+                    now,
+                    json.dumps(session.options),
+                    json.dumps(places),
+                    round(1000 * session.timeout),
+                ),
+            )
+            consents = {
+                "retry_rejected": session.retry_rejected,
+                "retry_unknown": session.retry_unknown,
+            }
+            self._store.run("make_due", {**consents, "now": now})
+            self._store.run("set_options", (json.dumps(kept),))
+            self._store.many("set_target", ((name, *t) for name, t in session.targets.items()))
+            [(number, *_)] = self._store.fetch("last_session")
+            due = {target: self._next_due(target, self._positions, now) for target in self._targets}
+
+        self._session, self.batch = number, self.batch._replace(options=kept)
+        return SessionStart(number, lost, due)
+
+    def _lose_attempts(self) -> int:
+        """End what a launcher that is gone had in flight as unknown; return how many rows."""
+        rows = json.dumps([row for (row,) in self._store.fetch("sending_rows")])
+        lost = self._store.run("lose_attempts", {"rows": rows})
+        self._store.run("derive", {"rows": rows})
+        return lost
 
     async def exchange(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
         """Write what came in, and take what may be sent: one durable transaction.
+
+        Where this is cancelled, what it took is handed back.
 
         Args:
             outcomes: of attempts whose starts an earlier exchange gave.
@@ -488,141 +396,345 @@ class Ledger:
 
         Raises:
             LedgerWriteFailed: it is in doubt whether this turn is durable. Hand the outcomes
-                over again; nothing of its claims is sent, and the ledger ends them as unsent in
-                the next turn that succeeds.
+                over again; nothing of its claims is sent, and the next turn that succeeds ends
+                their attempts as unsent.
             LedgerDamaged: a row's body does not fit its digest. As above; the same claims will
                 meet it again.
         """
-        raise NotImplementedError
+        turn = self.thread.submit(self._turn, outcomes, claims)
 
-    async def note(self, kind: str, target: str | None, text: str) -> None:
+        try:
+            return await asyncio.shield(asyncio.wrap_future(turn))
+        except asyncio.CancelledError:
+            turn.add_done_callback(self._hand_back)
+            raise
+
+    def _hand_back(self, turn: Future[Exchange]) -> None:
+        if turn.exception() is None:
+            self._handed_back += [(start.row, start.attempt) for start in turn.result().starts]
+
+    def _turn(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
+        handed_back, self._handed_back = self._handed_back, []
+        positions = dict(self._positions)
+        starts: list[Start] = []
+
+        try:
+            outcomes = self._refuse_repeated_runs(outcomes)
+
+            with self._store.transaction():
+                meant, now = self._clock.elapsed(), self._now()
+                self._end_attempts(outcomes, handed_back, now)
+                settled = self._look_up(outcomes)
+
+                for target, count in claims.items():
+                    starts += self._claim(target, count, positions, meant, now)
+
+                self._write_intents(starts, now)
+                targets = dict.fromkeys([*claims, *(outcome.target for outcome in outcomes)])
+                due = {target: self._next_due(target, positions, now) for target in targets}
+        except BaseException:
+            self._handed_back += [*handed_back, *((start.row, start.attempt) for start in starts)]
+            raise
+
+        self._positions = positions
+        self._unsettled.clear()
+
+        if self._runs is not None and self._runs.room < 1:
+            self._runs = None  # to be made anew, with room for the rows that came since
+        return Exchange(settled, starts, due)
+
+    def _refuse_repeated_runs(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Turn outcomes unknown whose jobRunId another row has: a run can't be two rows'."""
+        checked = []
+
+        for outcome in outcomes:
+            if outcome.job_run_id is not None:
+                owner = self._find_owner(outcome.job_run_id.lower(), outcome)
+
+                if owner is not None:
+                    outcome = outcome._replace(  # noqa: PLW2901  # what is known of it by now
+                        result=Result.UNKNOWN,
+                        state=RowState.UNKNOWN,
+                        not_before=None,
+                        error=f"jobRunId {outcome.job_run_id} is that of row {owner[0]} "
+                        f"({owner[1]}) {outcome.error}".rstrip(),
+                    )
+
+            checked.append(outcome)
+
+        return checked
+
+    def _find_owner(self, run: str, outcome: Outcome) -> tuple[int, str] | None:
+        """Return number and key of another row that has the run."""
+        if self._runs is None:
+            self._runs = self._load_runs()
+
+        if not self._runs.add(run):
+            self._unsettled[run] = outcome.row, outcome.key
+            return None
+
+        owner = self._unsettled.get(run)
+
+        if owner is None:
+            found = self._store.fetch("row_of_run", (run, outcome.row))
+            owner = found[0] if found else None
+
+        return None if owner is None or owner[0] == outcome.row else owner
+
+    def _load_runs(self) -> _RunIds:
+        runs = _RunIds(self._last_row)
+        after = (0, 0)
+
+        while found := self._store.fetch("run_ids", after):
+            for _row, _number, run in found:
+                runs.add(run.lower())
+
+            after = found[-1][:2]
+
+        return runs
+
+    def _end_attempts(
+        self, outcomes: Sequence[Outcome], handed_back: Sequence[tuple[int, int]], now: int
+    ) -> None:
+        unsent = "not sent: its turn came too late, or its intent may not be on disk"
+        ended: list[tuple[Any, ...]] = [
+            (row, number, "unsent", None, None, unsent, now, now) for row, number in handed_back
+        ]
+
+        for outcome in outcomes:
+            assert outcome.result is not None
+            wait = outcome.not_before
+            again = None if wait is None else now + round(1000 * wait)
+            run = outcome.job_run_id and storable(outcome.job_run_id)
+            error = outcome.error and storable(outcome.error)
+            result = outcome.result.value
+            said = (result, outcome.status, run, error, now, again)
+            ended.append((outcome.row, outcome.attempt, *said))
+
+        if ended:
+            self._store.many("end_attempt", ended)
+            self._derive([row for row, *_ in ended])
+
+    def _claim(
+        self, target: str, count: int, positions: dict[str, int], meant: float, now: int
+    ) -> list[Start]:
+        """Take rows whose time has come, then fresh ones in manifest order."""
+        number = self._targets.get(target)
+
+        if number is None or count < 1:
+            return []
+
+        rows = [row for (row,) in self._store.fetch("due_rows", (number, now, count))]
+        room = count - len(rows)
+
+        if room and positions[target] < self._last_row:
+            found = self._store.fetch("fresh_rows", (number, positions[target], room))
+            fresh = [row for (row,) in found]
+            rows += fresh
+            positions[target] = fresh[-1] if len(fresh) == room else self._last_row
+            self._store.run("set_position", (positions[target], number))
+
+        starts = []
+
+        for row, attempt, key, job_id, body, digest, auto, retries in self._store.fetch(
+            "starts", (json.dumps(rows),)
+        ):
+            if not body or hashlib.sha256(body).digest()[:16] != digest:
+                raise LedgerDamaged(
+                    f"{self.place}: row {row} ({key}): its body does not fit its digest",
+                    hint=f"correct the row: deslaunch resume {as_word(self.place)} --corrections FILE",
+                )
+
+            starts.append(
+                Start(row, attempt, key, target, job_id, body, bool(auto), retries, meant)
+            )
+
+        return starts
+
+    def _write_intents(self, starts: Sequence[Start], now: int) -> None:
+        if starts:
+            intents = [(start.row, start.attempt, self._session, now) for start in starts]
+            self._store.many("add_intent", intents)
+            self._derive([start.row for start in starts])
+
+    def _look_up(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        rows = json.dumps([outcome.row for outcome in outcomes])
+        states = {row: told for row, *told in self._store.fetch("states", (rows,))}
+        settled = []
+
+        for outcome in outcomes:
+            state, attempts, duplicate = states[outcome.row]
+            settled.append(
+                outcome._replace(
+                    state=RowState(state), attempts=attempts, possible_duplicate=bool(duplicate)
+                )
+            )
+
+        return settled
+
+    def _next_due(self, target: str, positions: Mapping[str, int], now: int) -> float | None:
+        if target not in self._targets:
+            return None
+
+        if positions[target] < self._last_row:
+            return 0.0
+
+        [(due,)] = self._store.fetch("next_due", (self._targets[target],))
+        return None if due is None else max(0.0, (due - now) / 1000)
+
+    def _derive(self, rows: Sequence[int]) -> None:
+        self._store.run("derive", {"rows": json.dumps(rows)})
+
+    @in_thread
+    def note(self, kind: str, target: str | None, text: str) -> None:
         """Write an event."""
-        raise NotImplementedError
+        with self._store.transaction():
+            event = (self._session or None, self._now(), kind, target, storable(text))
+            self._store.run("add_event", event)
 
-    async def set_clocks(self, offsets: Mapping[str, float]) -> None:
+    @in_thread
+    def set_clocks(self, offsets: Mapping[str, float]) -> None:
         """Note by how many seconds each target's DES clock is ahead of ours."""
-        raise NotImplementedError
+        with self._store.transaction():
+            self._store.run("set_clocks", (json.dumps(offsets), self._session))
 
-    async def end_session(self, exit_code: int, stops: Sequence[Any]) -> None:
-        """Note how the session ended; stops are ``events.Stop``."""
-        raise NotImplementedError
+    @in_thread
+    def end_session(self, exit_code: int, stops: Sequence[Stop]) -> None:
+        """Note how the session ended."""
+        told = [
+            {
+                "reason": str(stop.reason),
+                "message": stop.message,
+                "target": stop.target,
+                "resumeAfter": stop.resume_after,
+            }
+            for stop in stops
+        ]
+
+        if self._handed_back:
+            self._turn((), {})
+
+        with self._store.transaction():
+            ended = (self._now(), exit_code, json.dumps(told), self._session)
+            self._store.run("end_session", ended)
+
+        self._session = 0
 
     def is_in_place(self) -> bool:
-        """Return True if the path still names the file that was opened. Doesn't block."""
-        raise NotImplementedError
+        """Return True if the path still names the file that was opened."""
+        return self._store.is_in_place()
 
-    async def rescue(self) -> str:
+    @in_thread
+    def rescue(self) -> str:
         """Copy what there is to ``<ledger>.rescued`` (or ``.rescued.2`` …); return its path."""
-        raise NotImplementedError
+        return self._store.rescue()
 
     # Rows
 
-    async def add(self, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
+    @in_thread
+    def add(self, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
         """Add rows of a program; the ledger numbers them. Rows of a known key are skipped.
 
         Raises:
             ManifestError: a row says something else than the batch's row of its key; none of
                 ``rows`` was added.
         """
-        raise NotImplementedError
+        with self._store.transaction():
+            added = add_rows(self._store, rows)
 
-    async def add_jobs(self, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
+        self._look_at_rows()
+        return added
+
+    @in_thread
+    def add_jobs(self, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
         """Take the JobRunParameters that rows are checked with from now on."""
-        raise NotImplementedError
+        with self._store.transaction():
+            RowWriter(self._store).describe(target, jobs, from_des=from_des)
 
-    async def set_whole(self) -> None:
+        self._look_at_rows()
+
+    @in_thread
+    def set_whole(self) -> None:
         """Note that the program has given its last row."""
-        raise NotImplementedError
+        with self._store.transaction():
+            self._store.run("set_whole")
 
-    async def correct(
+        self.batch = self.batch._replace(is_whole=True)
+
+    @in_thread
+    def correct(
         self, rows: Sequence[CheckedRow], *, file: str, add: bool, dry_run: bool
     ) -> Corrections:
-        """Take corrected rows by their keys, all or none, in one transaction."""
-        raise NotImplementedError
+        """Take corrected rows by their keys, all or none, in one transaction.
 
-    async def resolve(self, findings: Sequence[Finding], *, early: bool = False) -> Resolved:
-        """Take what a person found out, all or none; also beside a launcher at work.
+        A row that has no run and none in doubt is replaced, and pending. One that says what the
+        batch has stays as it is.
 
-        Raises:
-            ManifestError: a key is not known, or its row can't be resolved: started, pending,
-                in flight …; or another row has the jobRunId.
+        Args:
+            rows: checked as a manifest of their own, so that no key comes twice.
+            file: as it was named, for the problems.
+            add: rows of other keys become rows of the batch; each needs a key of its own.
+            dry_run: look only.
         """
-        raise NotImplementedError
+        with self._store.transaction():
+            done = correct_rows(self._store, rows, file, self._now(), add=add, dry_run=dry_run)
 
-    async def recheck_portion(
+        self._look_at_rows()
+        return done
+
+    @in_thread
+    def recheck_portion(
         self, target: str, job_id: str, after: int = 0, limit: int = PORTION
     ) -> list[tuple[int, int, str, str]]:
-        """Return (number, line, key, says) of the job's rows beyond ``after`` that were never sent."""
-        raise NotImplementedError
+        """Return number, line, key, says of the job's rows beyond ``after`` never sent."""
+        return self._store.fetch("unsent_rows", (after, target, job_id, limit))
 
-    async def recheck(self, rows: Sequence[CheckedRow | InvalidRow]) -> None:
-        """Take rows that were checked again: new bodies, or invalid; a row that was sent is left."""
-        raise NotImplementedError
+    @in_thread
+    def recheck(self, rows: Sequence[CheckedRow | InvalidRow]) -> None:
+        """Take rows that were checked again: with new bodies, or invalid.
 
-    # Reading
-
-    async def counts(self) -> tuple[Counts, dict[str, Counts]]:
-        """Return the rows by state, in all and by target."""
-        raise NotImplementedError
-
-    async def plan(self, *, retry_rejected: bool = False, retry_unknown: bool = False) -> Plan:
-        """Return what a session with these consents would send, by job."""
-        raise NotImplementedError
-
-    async def targets(self) -> dict[str, TargetInfo]:
-        """Return the batch's targets in the order in which they were met."""
-        raise NotImplementedError
-
-    async def jobs(self) -> list[KnownJob]:
-        """Return the batch's jobs."""
-        raise NotImplementedError
-
-    async def sessions(self) -> list[SessionInfo]:
-        """Return all sessions, the oldest first."""
-        raise NotImplementedError
-
-    async def launcher(self) -> Launcher | None:
-        """Return who is at work, or None. Looks the lock up, never takes it."""
-        raise NotImplementedError
-
-    def results(
-        self,
-        *,
-        state: RowState | str | None = None,
-        run: Literal["failed", "succeeded", "unfinished"] | None = None,
-        keys: Sequence[str] | None = None,
-        with_rows: bool = False,
-    ) -> AsyncIterator[list[ResultRow]]:
-        """Yield rows in manifest order, in portions.
-
-        A row in flight is ``sending`` while its launcher lives, and ``unknown`` after that.
+        Rows that were sent since :meth:`recheck_portion` gave them stay as they are.
         """
-        raise NotImplementedError
+        with self._store.transaction():
+            recheck_rows(self._store, rows)
 
-    def unknown_rows(self) -> AsyncIterator[list[UnknownRow]]:
-        """Yield the unknown rows in manifest order, in portions."""
-        raise NotImplementedError
+    @in_thread
+    def resolve(self, findings: Sequence[Finding], *, early: bool = False) -> Resolved:
+        """Take what a person found out, all or none; also beside a launcher at work.
 
-    def log(self, *, key: str | None = None, after_ms: int = -1) -> AsyncIterator[list[LogEntry]]:
-        """Yield every attempt and event beyond ``after_ms`` in time order, in portions."""
-        raise NotImplementedError
+        Args:
+            findings: at most one for each row.
+            early: also take that a row was not started before the window is over in which its
+                run may still appear.
 
-    # Runs
+        Raises:
+            ManifestError: a key is not known, or comes twice; its row can't be resolved
+                (pending, in flight, sent again …); or another row has the jobRunId.
+        """
+        with self._store.writing() as store, store.transaction():
+            is_at_work = self._is_at_work()
+            return resolve(store, findings, self._now(), is_at_work=is_at_work, early=early)
 
-    async def runs_to_ask(self, after: int, limit: int = PORTION) -> list[RunToAsk]:
-        """Return the started rows beyond ``after`` whose runs have not finished as far as known."""
-        raise NotImplementedError
+    @in_thread
+    def record_runs(self, runs: Sequence[tuple[int, int, RunStatus | str]]) -> None:
+        """Write (row, attempt, status) of runs; a text: why DES does not tell of it."""
+        now = self._now()
 
-    async def record_runs(self, runs: Sequence[tuple[int, int, RunStatus | str]]) -> None:
-        """Write (row, attempt, status): how runs are getting on; a text: DES refuses to tell."""
-        raise NotImplementedError
-
-    async def run_counts(self) -> RunCounts:
-        """Return how the runs of the batch stand."""
-        raise NotImplementedError
+        with self._store.transaction():
+            self._store.many("record_run", [_run_fields(*run, now) for run in runs])
 
 
-async def begin_import(place: str, batch: NewBatch) -> Import:
+def _run_fields(row: int, attempt: int, told: RunStatus | str, now: int) -> tuple[Any, ...]:
+    if isinstance(told, str):
+        return (row, attempt, now, storable(told), *(None,) * 6)
+
+    said = told.status and storable(told.status)
+    times = (told.created_utc, told.finished_utc)
+    files = json.dumps(told.output_files)
+    return (row, attempt, now, None, told.finished, told.success, said, *times, files)
+
+
+async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -> Import:
     """Begin a new batch: its lock is held, its rows go to ``<place>.new``.
 
     Raises:
@@ -630,10 +742,11 @@ async def begin_import(place: str, batch: NewBatch) -> Import:
         LedgerLocked: another process is importing it.
         LedgerError: its folder's file system is not fit, or can't be written.
     """
-    raise NotImplementedError
+    loop = asyncio.get_running_loop()
+    return await _open(lambda thread: Import(SqliteStore.create(place), thread, batch, clock, loop))
 
 
-async def take_ledger(place: str) -> Ledger:
+async def take_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
     """Open a batch as its launcher: the lock is held, writing is possible.
 
     Raises:
@@ -642,10 +755,11 @@ async def take_ledger(place: str) -> Ledger:
         LedgerForeign: it is no ledger, or of a newer version.
         LedgerDamaged: it can't be read.
     """
-    raise NotImplementedError
+    loop = asyncio.get_running_loop()
+    return await _open(lambda thread: Ledger(SqliteStore.take(place), thread, clock, loop))
 
 
-async def open_ledger(place: str) -> Ledger:
+async def open_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
     """Open a batch as a reader, at any time; only :meth:`Ledger.resolve` writes.
 
     Raises:
@@ -653,4 +767,16 @@ async def open_ledger(place: str) -> Ledger:
         LedgerForeign: it is no ledger, or of a newer version.
         LedgerDamaged: it can't be read.
     """
-    raise NotImplementedError
+    loop = asyncio.get_running_loop()
+    return await _open(lambda thread: Ledger(SqliteStore.read(place), thread, clock, loop))
+
+
+async def _open(make: Callable[[ThreadPoolExecutor], OpenT]) -> OpenT:
+    """Make a ledger in a thread of its own."""
+    thread = ThreadPoolExecutor(1, "ledger")
+
+    try:
+        return await run_in(thread, make, thread)
+    except BaseException:
+        thread.shutdown(wait=False)
+        raise

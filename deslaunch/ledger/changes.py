@@ -1,0 +1,239 @@
+"""Rows that come into a ledger or change there: imported, added, corrected, checked again.
+
+All functions run in the ledger's thread, inside a transaction of their caller.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from deslaunch.errors import ManifestError
+from deslaunch.ledger.reading import storable
+from deslaunch.model import CheckedRow, InvalidRow, Problem, quote
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from deslaunch.ledger.reading import Store
+    from deslaunch.model import Job
+
+_FIXED: Final = frozenset({"started", "unknown", "sending"})
+"""States that a correction can't change: the row has a run, or one in doubt."""
+
+
+class Added(NamedTuple):
+    """What became of rows that a program added.
+
+    Attributes:
+        numbers: the number in the batch of each row, in the order given.
+        same: how many the batch had already, saying the same: they were skipped.
+    """
+
+    numbers: list[int]
+    same: int
+
+
+class Corrections(NamedTuple):
+    """What a file of corrections does; nothing where there are problems.
+
+    Attributes:
+        replaced: rows that say something else now and are pending.
+        added: rows that the batch did not have.
+        same: rows that say what the batch has; they stay as they are.
+        problems: why nothing was applied.
+    """
+
+    replaced: int
+    added: int
+    same: int
+    problems: tuple[Problem, ...]
+
+
+class _Known(NamedTuple):
+    """A row that the batch has, looked up by its key."""
+
+    key: str
+    number: int
+    target: str
+    job_id: str
+    digest: bytes | None
+    state: str
+    last_attempt: int
+
+    def says_the_same(self, row: CheckedRow | InvalidRow) -> bool:
+        if isinstance(row, InvalidRow):
+            return self.digest is None
+
+        said = (row.digest, row.row.target, row.row.job_id)
+        return said == (self.digest, self.target, self.job_id) and self.state != "invalid"
+
+
+class RowWriter:
+    """Writes rows, and the jobs and targets that they name."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._jobs = {(target, job): ids for target, job, *ids in store.fetch("job_numbers")}
+
+    def add(self, rows: Sequence[CheckedRow | InvalidRow], first: int | None = None) -> None:
+        """Write rows under their own numbers, or counted from ``first``."""
+        narrow: list[tuple[Any, ...]] = []
+        wide: list[tuple[Any, ...]] = []
+
+        for index, row in enumerate(rows):
+            if isinstance(row, CheckedRow):
+                said = row.row
+                number = said.number if first is None else first + index
+                job = self.job(said.target, said.job_id, number)
+                narrow.append((number, said.line, row.key, *job, row.auto, None))
+                wide.append((number, row.digest, row.body, row.says))
+            else:
+                number = row.number if first is None else first + index
+                job = self.job(row.target, row.job_id, number)
+                narrow.append((number, row.line, row.key, *job, False, _describe(row)))
+                wide.append((number, None, None, row.says))
+
+        self._store.many("add_row", narrow)
+        self._store.many("add_content", wide)
+
+    def job(self, target: str, job_id: str, number: int = 1) -> list[int]:
+        """Return the target's and the job's number; ``number`` is the row that may be the first."""
+        ids: list[int] | None = self._jobs.get((target, job_id))
+
+        if ids is None:
+            self._store.run("add_target", (target, number - 1))
+            self._store.run("add_job", (target, job_id))
+            [(_target, _job, *ids)] = self._store.fetch("job_number", (target, job_id))
+            self._jobs[target, job_id] = ids
+
+        return ids
+
+    def describe(self, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
+        """Write the JobRunParameters of jobs."""
+        for job in jobs:
+            self.job(target, job.job_id)
+            parameters = json.dumps([asdict(parameter) for parameter in job.parameters])
+            known = (target, job.job_id, storable(job.name), parameters, from_des)
+            self._store.run("describe_job", known)
+
+
+def invalidate(store: Store, rows: Sequence[InvalidRow]) -> None:
+    """Turn rows that were never sent into invalid ones."""
+    store.many("invalidate_row", [(row.number, _describe(row)) for row in rows])
+    store.many("empty_content", [(row.number,) for row in rows])
+    store.run("derive", {"rows": json.dumps([row.number for row in rows])})
+
+
+def add_rows(store: Store, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
+    """Add rows, numbered on; skip those of a known key that say the same.
+
+    Raises:
+        ManifestError: a row says something else than the batch's row of its key.
+    """
+    known = _find_by_key(store, rows)
+    [(last,)] = store.fetch("last_row")
+    numbers: list[int] = []
+    new: list[CheckedRow | InvalidRow] = []
+
+    for row in rows:
+        match = known.get(row.key or "")
+
+        if match is None:
+            new.append(row)
+            numbers.append(last + len(new))
+        elif match.says_the_same(row):
+            numbers.append(match.number)
+        else:
+            raise ManifestError(
+                f"key {row.key!r}: the batch has it, as row {match.number}, which says something "
+                "else",
+                hint="give the row a key of its own, or let it say what it said",
+            )
+
+    RowWriter(store).add(new, last + 1)
+    return Added(numbers, len(rows) - len(new))
+
+
+def correct_rows(
+    store: Store, rows: Sequence[CheckedRow], file: str, now: int, *, add: bool, dry_run: bool
+) -> Corrections:
+    """Replace rows by their keys, and add those of other keys: all, or none."""
+    known = _find_by_key(store, rows)
+    found = (_refuse(row, known.get(row.key), file, add=add) for row in rows)
+    problems = tuple(problem for problem in found if problem is not None)
+    added = [row for row in rows if row.key not in known]
+    changed = [(match, row) for row in rows if (match := known.get(row.key))]
+    replaced = [(match, row) for match, row in changed if not match.says_the_same(row)]
+    same = len(changed) - len(replaced)
+
+    if not problems and not dry_run:
+        writer = RowWriter(store)
+
+        for match, row in replaced:
+            _replace(store, writer, match, row, (now, storable(file)))
+
+        store.run("derive", {"rows": json.dumps([match.number for match, _ in replaced])})
+        [(last,)] = store.fetch("last_row")
+        writer.add(added, last + 1)
+        numbers = range(last + 1, last + 1 + len(added))
+        store.many("keep_addition", [(number, now, storable(file)) for number in numbers])
+
+    return Corrections(len(replaced), len(added), same, problems)
+
+
+def recheck_rows(store: Store, rows: Sequence[CheckedRow | InvalidRow]) -> None:
+    """Write the new bodies, or problems, of rows; those that were sent meanwhile are left."""
+    by_number = {row.row.number if isinstance(row, CheckedRow) else row.number: row for row in rows}
+    numbers = json.dumps(list(by_number))
+    unsent = [by_number[number] for (number,) in store.fetch("still_unsent", (numbers,))]
+    valid = [row for row in unsent if isinstance(row, CheckedRow)]
+    contents = [(row.row.number, row.digest, row.body, row.says) for row in valid]
+    store.many("replace_content", contents)
+    invalidate(store, [row for row in unsent if isinstance(row, InvalidRow)])
+
+
+def _replace(
+    store: Store, writer: RowWriter, match: _Known, row: CheckedRow, made: tuple[int, str]
+) -> None:
+    number, last = match.number, match.last_attempt
+    job = writer.job(row.row.target, row.row.job_id)
+    store.run("keep_correction", (number, last, *made))
+    store.run("replace_row", (number, *job, row.auto))
+    store.run("replace_content", (number, row.digest, row.body, row.says))
+    store.run("forget_attempts", (number, last))
+
+
+def _find_by_key(store: Store, rows: Iterable[CheckedRow | InvalidRow]) -> Mapping[str, _Known]:
+    keys = json.dumps([row.key for row in rows if row.key is not None])
+    return {row[0]: _Known._make(row) for row in store.fetch("rows_by_key", (keys,))}
+
+
+def _refuse(row: CheckedRow, match: _Known | None, file: str, *, add: bool) -> Problem | None:
+    """Return why a corrected row can't be taken."""
+    if match is None:
+        if add and row.has_own_key:
+            return None
+
+        expected = "a key of its own" if add else "a key of the batch"
+        message = (
+            "a row that is added needs a key of its own: write one"
+            if add
+            else "the batch has no row of this key: correct it, or add the row with --add-rows"
+        )
+    elif match.state in _FIXED and not match.says_the_same(row):
+        expected = "what the batch says"
+        message = (
+            f"row {match.number} is {match.state}, and the batch says something else of it: leave "
+            "it out, or start another run under a key of its own"
+        )
+    else:
+        return None
+
+    return Problem(file, row.row.line, row.row.number, "key", expected, quote(row.key), message)
+
+
+def _describe(row: InvalidRow) -> str:
+    said = (f"{p.column}: {p.message}" if p.column else p.message for p in row.problems)
+    return storable("; ".join(said))

@@ -1,0 +1,437 @@
+-- The ledger's statements, one under each name. A list of rows or keys comes as a JSON array.
+
+-- name: derive
+-- A row's state follows from its attempts. The first that applies: one started; one open; one in
+-- doubt and not resolved; else what its last attempt said that said anything. Attempts that were
+-- unsent, throttled or are retried leave the row as it was before, with a time.
+INSERT INTO state (row, target, state, due_ms, retries, attempts, shown, duplicate, corrected)
+SELECT
+  row,
+  target,
+  state,
+  CASE
+    WHEN state IN ('started', 'sending', 'invalid') THEN NULL
+    WHEN again_ms IS NOT NULL THEN again_ms
+    WHEN state = 'pending' THEN 0
+  END,
+  retries,
+  attempts,
+  coalesce(started, open, doubt, left_last),
+  started IS NOT NULL AND runs > 1,
+  corrected
+FROM (
+  SELECT
+    d.*,
+    CASE
+      WHEN d.started IS NOT NULL THEN 'started'
+      WHEN d.open IS NOT NULL THEN 'sending'
+      WHEN d.doubt IS NOT NULL THEN 'unknown'
+      WHEN d.problem IS NOT NULL THEN 'invalid'
+      WHEN said.row IS NULL OR said.finding IS NOT NULL THEN 'pending'
+      ELSE said.result
+    END AS state,
+    CASE WHEN last.session = d.current THEN last.again_ms END AS again_ms
+  FROM (
+    SELECT
+      r.number AS row,
+      r.target AS target,
+      r.problem AS problem,
+      coalesce(s.corrected, 0) AS corrected,
+      c.id AS current,
+      max(CASE WHEN a.result = 'started' OR a.finding = 'started' THEN a.number END) AS started,
+      max(CASE WHEN a.result IS NULL THEN a.number END) AS open,
+      max(CASE WHEN a.result = 'unknown' AND a.finding IS NULL THEN a.number END) AS doubt,
+      max(CASE WHEN a.number > coalesce(s.corrected, 0) AND (a.result IN ('rejected', 'failed') OR a.finding IS NOT NULL)
+               THEN a.number END) AS said,
+      max(CASE WHEN a.number > coalesce(s.corrected, 0) AND a.result <> 'unsent' THEN a.number END) AS left_last,
+      max(CASE WHEN a.number > coalesce(s.corrected, 0) THEN a.number END) AS last,
+      count(CASE WHEN a.result IS NOT 'unsent' THEN a.number END) AS attempts,
+      count(CASE WHEN a.result = 'retry' AND a.finding IS NULL AND a.session = c.id
+                  AND a.number > coalesce(s.corrected, 0) THEN 1 END) AS retries,
+      count(CASE WHEN a.result IN ('started', 'failed', 'retry', 'unknown') AND a.finding IS NOT 'notStarted' THEN 1 END) AS runs
+    FROM json_each(:rows) v
+    JOIN row r ON r.number = v.value
+    JOIN (SELECT coalesce(max(id), 0) AS id FROM session) c
+    LEFT JOIN state s ON s.row = r.number
+    LEFT JOIN attempt a ON a.row = r.number
+    GROUP BY r.number
+  ) d
+  LEFT JOIN attempt said ON said.row = d.row AND said.number = d.said
+  LEFT JOIN attempt last ON last.row = d.row AND last.number = d.last
+) WHERE true
+ON CONFLICT (row) DO UPDATE SET
+  target = excluded.target, state = excluded.state, due_ms = excluded.due_ms, retries = excluded.retries, attempts = excluded.attempts,
+  shown = excluded.shown, duplicate = excluded.duplicate;
+
+
+-- A session
+
+-- name: begin_session
+INSERT INTO session (host, pid, began_ms, options, targets, timeout_ms) VALUES (?, ?, ?, ?, ?, ?);
+
+-- name: last_session
+SELECT id, host, pid, began_ms, ended_ms FROM session ORDER BY id DESC LIMIT 1;
+
+-- name: sending_rows
+SELECT row FROM state WHERE state = 'sending';
+
+-- name: lose_attempts
+-- Their launcher is gone: it may have sent them.
+UPDATE attempt SET result = 'unknown', error = 'its launcher ended before a response was recorded'
+WHERE result IS NULL AND row IN (SELECT value FROM json_each(:rows));
+
+-- name: make_due
+-- What a session may send when it begins; a consent changes no state. A wait goes on, but for one
+-- that only a wrong clock can have asked for.
+UPDATE state SET retries = 0, due_ms = CASE
+  WHEN state IN ('pending', 'failed')
+    OR state = 'rejected' AND :retry_rejected
+    OR state = 'unknown' AND :retry_unknown AND NOT (SELECT auto FROM row WHERE number = state.row)
+  THEN CASE WHEN due_ms BETWEEN :now AND :now + 86400000 THEN due_ms ELSE :now END
+END
+WHERE state NOT IN ('started', 'invalid', 'withdrawn');
+
+-- name: set_target
+UPDATE target SET base_url = ?2, org_id = ?3 WHERE name = ?1;
+
+-- name: end_session
+UPDATE session SET ended_ms = ?, exit_code = ?, stops = ? WHERE id = ?;
+
+-- name: set_clocks
+UPDATE session SET clocks = ? WHERE id = ?;
+
+-- name: add_event
+INSERT INTO event (session, at_ms, kind, target, text) VALUES (?, ?, ?, ?, ?);
+
+-- A turn
+
+-- name: end_attempt
+-- An outcome ends its own attempt, once, and lifts that attempt's doubt; it outranks a finding.
+UPDATE attempt SET
+  result = ?3, status = ?4, job_run_id = ?5, error = ?6, answered_ms = ?7, again_ms = ?8,
+  finding = NULL, found_run = NULL
+WHERE row = ?1 AND number = ?2 AND (result IS NULL OR result = 'unknown' AND ?3 <> 'unknown');
+
+-- name: states
+SELECT s.row, s.state, s.attempts, s.duplicate
+FROM json_each(?) v JOIN state s ON s.row = v.value;
+
+-- name: due_rows
+SELECT row FROM state WHERE target = ? AND due_ms <= ? ORDER BY due_ms, row LIMIT ?;
+
+-- name: fresh_rows
+SELECT r.number FROM row r
+WHERE r.target = ? AND r.number > ? AND r.problem IS NULL
+  AND NOT EXISTS (SELECT 1 FROM state s WHERE s.row = r.number)
+ORDER BY r.number LIMIT ?;
+
+-- name: starts
+SELECT
+  r.number,
+  coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = r.number), 0) + 1,
+  r.key, j.job_id, c.body, c.digest, r.auto, coalesce(s.retries, 0)
+FROM json_each(?) v
+JOIN row r ON r.number = v.value
+JOIN job j ON j.id = r.job
+JOIN content c ON c.row = r.number
+LEFT JOIN state s ON s.row = r.number;
+
+-- name: add_intent
+INSERT INTO attempt (row, number, session, sent_ms) VALUES (?, ?, ?, ?);
+
+-- name: set_position
+UPDATE target SET position = ? WHERE id = ?;
+
+-- name: next_due
+SELECT min(due_ms) FROM state WHERE target = ? AND due_ms IS NOT NULL;
+
+-- name: run_ids
+SELECT row, number, job_run_id FROM attempt
+WHERE job_run_id IS NOT NULL AND (row, number) > (?, ?) ORDER BY row, number LIMIT 5000;
+
+-- name: row_of_run
+SELECT a.row, r.key FROM attempt a JOIN row r ON r.number = a.row
+WHERE lower(a.job_run_id) = ? AND a.row <> ? LIMIT 1;
+
+-- Rows
+
+-- name: add_target
+INSERT OR IGNORE INTO target (name, position) VALUES (?, ?);
+
+-- name: targets
+SELECT id, name, base_url, org_id, position FROM target ORDER BY id;
+
+-- name: add_job
+INSERT INTO job (target, job_id) SELECT id, ?2 FROM target WHERE name = ?1;
+
+-- name: job_numbers
+SELECT t.name, j.job_id, t.id, j.id FROM job j JOIN target t ON t.id = j.target;
+
+-- name: job_number
+SELECT t.name, j.job_id, t.id, j.id FROM job j JOIN target t ON t.id = j.target
+WHERE t.name = ? AND j.job_id = ?;
+
+-- name: describe_job
+UPDATE job SET name = ?3, parameters = ?4, from_des = ?5
+WHERE target = (SELECT id FROM target WHERE name = ?1) AND job_id = ?2;
+
+-- name: jobs
+SELECT j.id, t.name, j.job_id, j.name, j.parameters, j.from_des
+FROM job j JOIN target t ON t.id = j.target ORDER BY j.id;
+
+-- name: add_row
+INSERT INTO row (number, line, key, target, job, auto, problem) VALUES (?, ?, ?, ?, ?, ?, ?);
+
+-- name: add_content
+INSERT INTO content (row, digest, body, says) VALUES (?, ?, ?, ?);
+
+-- name: last_row
+SELECT coalesce(max(number), 0) FROM row;
+
+-- name: rename_row
+UPDATE row SET key = ?2 WHERE number = ?1;
+
+-- name: invalidate_row
+UPDATE row SET problem = ?2 WHERE number = ?1;
+
+-- name: empty_content
+UPDATE content SET digest = NULL, body = NULL WHERE row = ?;
+
+-- name: drop_repeated_keys
+-- An invalid row may name a key that another row has: it is known by its number alone.
+UPDATE row SET key = NULL WHERE problem IS NOT NULL AND number NOT IN (
+  SELECT coalesce(min(CASE WHEN problem IS NULL THEN number END), min(number))
+  FROM row WHERE key IS NOT NULL GROUP BY key
+);
+
+-- name: index_keys
+CREATE UNIQUE INDEX row_key ON row (key);
+
+-- name: index_due
+CREATE INDEX state_due ON state (target, due_ms) WHERE due_ms IS NOT NULL;
+
+-- name: add_batch
+INSERT INTO batch (id, name, manifest, digest, columns, rows, options, is_whole, imported_ms)
+VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?);
+
+-- name: batch
+SELECT name, manifest, digest, columns, rows, options, is_whole, imported_ms FROM batch;
+
+-- name: set_options
+UPDATE batch SET options = ?;
+
+-- name: set_whole
+UPDATE batch SET is_whole = 1;
+
+-- name: rows_by_key
+SELECT
+  r.key, r.number, t.name, j.job_id, c.digest,
+  coalesce(s.state, CASE WHEN r.problem IS NULL THEN 'pending' ELSE 'invalid' END),
+  coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = r.number), 0)
+FROM json_each(?) v
+JOIN row r ON r.key = v.value
+JOIN target t ON t.id = r.target
+JOIN job j ON j.id = r.job
+JOIN content c ON c.row = r.number
+LEFT JOIN state s ON s.row = r.number;
+
+-- name: rows_by_number
+SELECT r.number FROM json_each(?) v JOIN row r ON r.key = v.value ORDER BY r.number;
+
+-- name: keep_correction
+INSERT INTO correction (row, attempt, at_ms, file, said)
+SELECT ?1, ?2, ?3, ?4, (SELECT says FROM content WHERE row = ?1);
+
+-- name: keep_addition
+INSERT INTO correction (row, attempt, at_ms, file) VALUES (?, 0, ?, ?);
+
+-- name: replace_row
+UPDATE row SET target = ?2, job = ?3, auto = ?4, problem = NULL WHERE number = ?1;
+
+-- name: replace_content
+UPDATE content SET digest = ?2, body = ?3, says = ?4 WHERE row = ?1;
+
+-- name: forget_attempts
+-- A corrected row begins anew: what its earlier form was told says nothing of it.
+INSERT INTO state (row, target, state, corrected) SELECT number, target, 'pending', ?2 FROM row WHERE number = ?1
+ON CONFLICT (row) DO UPDATE SET corrected = excluded.corrected;
+
+-- name: unsent_rows
+SELECT r.number, r.line, r.key, c.says
+FROM row r
+JOIN job j ON j.id = r.job
+JOIN target t ON t.id = r.target
+JOIN content c ON c.row = r.number
+LEFT JOIN state s ON s.row = r.number
+WHERE r.number > ? AND t.name = ? AND j.job_id = ? AND r.problem IS NULL
+  AND coalesce(s.state, 'pending') = 'pending' AND coalesce(s.attempts, 0) = 0
+ORDER BY r.number LIMIT ?;
+
+-- name: still_unsent
+SELECT v.value, s.row IS NOT NULL
+FROM json_each(?) v
+LEFT JOIN state s ON s.row = v.value
+WHERE coalesce(s.state, 'pending') = 'pending' AND coalesce(s.attempts, 0) = 0;
+
+-- Findings
+
+-- name: rows_to_resolve
+-- An attempt whose response never came may have started a run, and so may one that got a 5XX.
+SELECT
+  r.key, r.number,
+  coalesce(s.state, CASE WHEN r.problem IS NULL THEN 'pending' ELSE 'invalid' END) AS state,
+  coalesce(s.duplicate, 0) AS duplicate,
+  coalesce(max(a.number), 0) AS last,
+  max(a.result = 'started') AS has_run,
+  max(CASE WHEN a.result IS NOT 'unsent' THEN a.number END)
+    <= (SELECT max(f.attempt) FROM resolution f WHERE f.row = r.number) AS is_resolved,
+  max(CASE WHEN coalesce(a.result, 'unknown') IN ('unknown', 'failed', 'retry') THEN a.sent_ms + n.timeout_ms ELSE 0 END) AS until_ms,
+  max(a.finding) AS finding,
+  max(a.found_run) AS found_run
+FROM json_each(?) v
+JOIN row r ON r.key = v.value
+LEFT JOIN state s ON s.row = r.number
+LEFT JOIN attempt a ON a.row = r.number
+LEFT JOIN session n ON n.id = a.session
+GROUP BY r.number;
+
+-- name: rows_of_runs
+SELECT DISTINCT lower(coalesce(a.found_run, a.job_run_id)), r.key
+FROM attempt a JOIN row r ON r.number = a.row
+WHERE lower(coalesce(a.found_run, a.job_run_id)) IN (SELECT value FROM json_each(?))
+  AND (a.result = 'started' OR a.finding = 'started');
+
+-- name: clear_findings
+UPDATE attempt SET finding = NULL, found_run = NULL WHERE row = ? AND finding IS NOT NULL;
+
+-- name: find_nothing
+UPDATE attempt SET finding = 'notStarted' WHERE row = ? AND result IN ('unknown', 'failed', 'retry');
+
+-- name: find_run
+UPDATE attempt SET finding = 'started', found_run = ?2
+WHERE row = ?1 AND number = (
+  SELECT coalesce(max(CASE WHEN result = 'unknown' THEN number END), max(number))
+  FROM attempt WHERE row = ?1 AND result IN ('unknown', 'failed', 'retry')
+);
+
+-- name: keep_resolution
+INSERT INTO resolution (row, attempt, at_ms, finding, job_run_id, note) VALUES (?, ?, ?, ?, ?, ?);
+
+-- Reading
+
+-- name: tally
+SELECT
+  r.job, r.auto,
+  coalesce(s.state, CASE WHEN r.problem IS NULL THEN 'pending' ELSE 'invalid' END) AS state,
+  count(*), coalesce(sum(s.duplicate), 0), coalesce(sum(s.attempts), 0)
+FROM row r LEFT JOIN state s ON s.row = r.number GROUP BY 1, 2, 3;
+
+-- name: sessions
+SELECT id, host, pid, began_ms, ended_ms, exit_code, stops, options, targets FROM session ORDER BY id;
+
+-- name: results
+SELECT v.*, CASE WHEN :with_rows THEN (SELECT c.says FROM content c WHERE c.row = v.row) END
+FROM results v
+WHERE v.row > :after
+  AND (:state IS NULL OR v.state = :state OR v.state = :too)
+  AND (:run IS NULL OR v.state = 'started' AND :run = CASE
+        WHEN v.finished IS NOT 1 THEN 'unfinished' WHEN v.success = 1 THEN 'succeeded' ELSE 'failed' END)
+ORDER BY v.row LIMIT :limit;
+
+-- name: results_by_number
+SELECT v.*, CASE WHEN :with_rows THEN (SELECT c.says FROM content c WHERE c.row = v.row) END
+FROM json_each(:rows) n JOIN results v ON v.row = n.value
+WHERE (:state IS NULL OR v.state = :state OR v.state = :too)
+  AND (:run IS NULL OR v.state = 'started' AND :run = CASE
+        WHEN v.finished IS NOT 1 THEN 'unfinished' WHEN v.success = 1 THEN 'succeeded' ELSE 'failed' END);
+
+-- name: unknown_rows
+SELECT
+  r.number, r.key, t.name, j.job_id, j.name, c.says, coalesce(a.error, ''), a.job_run_id,
+  min(d.sent_ms), max(d.sent_ms + n.timeout_ms), n.clocks
+FROM (SELECT row, shown FROM state
+      WHERE row > :after AND (state = 'unknown' OR state = :too) ORDER BY row LIMIT :limit) s
+JOIN row r ON r.number = s.row
+JOIN target t ON t.id = r.target
+JOIN job j ON j.id = r.job
+JOIN content c ON c.row = r.number
+JOIN attempt a ON a.row = s.row AND a.number = s.shown
+JOIN attempt d ON d.row = s.row AND coalesce(d.result, 'unknown') = 'unknown' AND d.finding IS NULL
+JOIN session n ON n.id = d.session
+GROUP BY r.number ORDER BY r.number;
+
+-- name: make_log
+CREATE TEMP TABLE IF NOT EXISTS log (
+  id INTEGER PRIMARY KEY, at_ms INTEGER, kind TEXT, session INTEGER, row INTEGER, number INTEGER
+);
+
+-- name: empty_log
+DELETE FROM temp.log;
+
+-- name: fill_log
+INSERT INTO temp.log (at_ms, kind, session, row, number)
+SELECT * FROM (
+  SELECT coalesce(answered_ms, sent_ms) AS at_ms, 'attempt', session, row, number FROM attempt
+  UNION ALL SELECT began_ms, 'began', id, NULL, NULL FROM session
+  UNION ALL SELECT ended_ms, 'ended', id, NULL, NULL FROM session WHERE ended_ms IS NOT NULL
+  UNION ALL SELECT at_ms, 'event', session, NULL, id FROM event
+  UNION ALL SELECT at_ms, 'resolution', NULL, row, id FROM resolution
+  UNION ALL SELECT at_ms, 'correction', NULL, row, id FROM correction
+)
+WHERE at_ms > :after AND (:row IS NULL OR row = :row) ORDER BY at_ms;
+
+-- name: log
+SELECT l.id, l.at_ms, l.kind, l.session, r.key, t.name, CASE l.kind
+  WHEN 'attempt' THEN (
+    SELECT json_object('attempt', number, 'sentMs', sent_ms, 'result', result, 'status', status, 'jobRunId', job_run_id,
+                       'error', error, 'againMs', again_ms)
+    FROM attempt a WHERE a.row = l.row AND a.number = l.number)
+  WHEN 'began' THEN (SELECT json_object('host', host, 'pid', pid, 'options', json(options), 'targets', json(targets))
+                     FROM session WHERE id = l.session)
+  WHEN 'ended' THEN (SELECT json_object('exitCode', exit_code, 'stops', json(stops)) FROM session WHERE id = l.session)
+  WHEN 'event' THEN (SELECT json_object('event', kind, 'target', target, 'text', text) FROM event WHERE id = l.number)
+  WHEN 'resolution' THEN (SELECT json_object('as', finding, 'jobRunId', job_run_id, 'note', note)
+                          FROM resolution WHERE id = l.number)
+  WHEN 'correction' THEN (SELECT json_object('file', file, 'said', json(said)) FROM correction WHERE id = l.number)
+END
+FROM temp.log l LEFT JOIN row r ON r.number = l.row LEFT JOIN target t ON t.id = r.target
+WHERE l.id > ? ORDER BY l.id LIMIT ?;
+
+-- Runs
+
+-- name: runs_to_ask
+SELECT s.row, s.shown, r.key, t.name, j.job_id, coalesce(a.found_run, a.job_run_id)
+FROM state s
+JOIN row r ON r.number = s.row
+JOIN target t ON t.id = r.target
+JOIN job j ON j.id = r.job
+JOIN attempt a ON a.row = s.row AND a.number = s.shown
+LEFT JOIN run u ON u.row = s.row AND u.attempt = s.shown
+WHERE s.row > ? AND s.state = 'started' AND u.finished IS NOT 1
+ORDER BY s.row LIMIT ?;
+
+-- name: record_run
+INSERT INTO run (row, attempt, asked_ms, refused, finished, success, status_text, created_utc, finished_utc, output_files)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (row, attempt) DO UPDATE SET
+  asked_ms = excluded.asked_ms, refused = excluded.refused, finished = excluded.finished, success = excluded.success,
+  status_text = excluded.status_text, created_utc = excluded.created_utc, finished_utc = excluded.finished_utc,
+  output_files = excluded.output_files;
+
+-- name: count_runs
+SELECT
+  count(CASE WHEN u.finished = 1 AND u.success = 1 THEN 1 END),
+  count(CASE WHEN u.finished = 1 AND u.success IS NOT 1 THEN 1 END),
+  count(CASE WHEN u.finished IS NOT 1 AND u.refused IS NOT NULL THEN 1 END),
+  count(CASE WHEN u.finished IS NOT 1 AND u.refused IS NULL THEN 1 END)
+FROM state s LEFT JOIN run u ON u.row = s.row AND u.attempt = s.shown WHERE s.state = 'started';
+
+-- name: run_failures
+SELECT f.text, f.runs, r.key
+FROM (
+  SELECT coalesce(u.status_text, '') AS text, count(*) AS runs, min(u.row) AS first
+  FROM state s JOIN run u ON u.row = s.row AND u.attempt = s.shown
+  WHERE s.state = 'started' AND u.finished = 1 AND u.success IS NOT 1
+  GROUP BY 1
+) f JOIN row r ON r.number = f.first
+ORDER BY f.runs DESC, f.first LIMIT 5;

@@ -1,0 +1,604 @@
+"""What a ledger says: for status, results, the log, the report and the watch of runs.
+
+All is read in portions, never with an open cursor: one that stays open keeps SQLite's WAL from
+being used again. A row in flight is ``sending`` while its launcher lives, ``unknown`` after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial, wraps
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Literal,
+    NamedTuple,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+)
+
+from deslaunch.events import Counts
+from deslaunch.model import Job, JobParameter, RowState
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+    from concurrent.futures import ThreadPoolExecutor
+    from contextlib import AbstractContextManager
+
+PORTION: Final = 512
+"""Rows that are read at a time."""
+
+TEXT_LIMIT: Final = 4096
+"""Characters that are kept of what DES or a person said."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+ThreadedT = TypeVar("ThreadedT", bound="Threaded")
+
+_READY: Final = frozenset({RowState.PENDING, RowState.FAILED})
+"""States of rows that any session sends."""
+
+
+class Plan(NamedTuple):
+    """How a batch stands, by job.
+
+    Attributes:
+        states: rows by state.
+        ready: rows that a session with these consents may send, by (target, jobId).
+        names: the jobs' names by (target, jobId); ``""`` where that is not known.
+    """
+
+    states: dict[RowState, int]
+    ready: dict[tuple[str, str], int]
+    names: dict[tuple[str, str], str]
+
+
+class TargetInfo(NamedTuple):
+    """Where a target's rows were last sent; None where none were.
+
+    Attributes:
+        base_url: of the last session.
+        org_id: the organisation that its token source names, where one is named.
+    """
+
+    base_url: str | None
+    org_id: str | None
+
+
+class KnownJob(NamedTuple):
+    """A job as its rows were checked.
+
+    Attributes:
+        target: the target's name.
+        job: with the JobRunParameters that the rows were checked with.
+        is_checked: False where its target could not be asked: its rows are unchecked.
+        from_des: the parameters came from DES; False for a schema file.
+    """
+
+    target: str
+    job: Job
+    is_checked: bool
+    from_des: bool
+
+
+class BatchInfo(NamedTuple):
+    """What the ledger says of its batch.
+
+    Attributes:
+        name: of the batch: its file's name without ``.ledger.db``.
+        manifest: as it was named at the import.
+        digest: SHA-256 of its uncompressed bytes, hex; ``""`` for rows of a program.
+        columns: header of a CSV manifest as it was written; None for JSONL.
+        rows: rows that the import brought.
+        options: as in :class:`NewBatch`, with what later command lines gave.
+        imported_ms: ms since 1970, UTC.
+        is_whole: no more rows are to be added by a program.
+    """
+
+    name: str
+    manifest: str
+    digest: str
+    columns: tuple[str, ...] | None
+    rows: int
+    options: dict[str, Any]
+    imported_ms: int
+    is_whole: bool
+
+
+class Launcher(NamedTuple):
+    """Who holds the batch's lock.
+
+    Attributes:
+        pid: process; 0 where neither the lock nor the ledger tells.
+        host: ``""`` where the ledger does not tell.
+        since_ms: ms since 1970, or None.
+    """
+
+    pid: int
+    host: str
+    since_ms: int | None
+
+
+class SessionInfo(NamedTuple):
+    """One session, as the ledger keeps it.
+
+    Attributes:
+        number: from 1.
+        host: where it ran.
+        pid: its process.
+        began_ms: ms since 1970.
+        ended_ms: None where it did not come to its end.
+        exit_code: None where it did not come to its end.
+        stops: why it ended early: dicts with reason, message, target, resumeAfter.
+        options: as given.
+        targets: base URL by target.
+    """
+
+    number: int
+    host: str
+    pid: int
+    began_ms: int
+    ended_ms: int | None
+    exit_code: int | None
+    stops: list[dict[str, Any]]
+    options: dict[str, Any]
+    targets: dict[str, str]
+
+
+class ResultRow(NamedTuple):
+    """One row of the view ``results``; flags are 0, 1 or None, times RFC 3339 in UTC.
+
+    Attributes:
+        says: what the row says (JSON), where rows were asked for; else None.
+    """
+
+    batch: str
+    key: str
+    row: int
+    target: str
+    job_id: str
+    job_name: str
+    state: str
+    job_run_id: str | None
+    attempts: int
+    status: int | None
+    error: str
+    possible_duplicate: int
+    sent_utc: str | None
+    answered_utc: str | None
+    finished: int | None
+    success: int | None
+    status_text: str | None
+    finished_utc: str | None
+    output_files: str | None
+    says: str | None = None
+
+
+class UnknownRow(NamedTuple):
+    """A row whose outcome is unknown, and where to look for its run.
+
+    Attributes:
+        says: what the row says, JSON.
+        error: what came instead of a usable response.
+        job_run_id: one that came and can't be relied on, or None.
+        from_ms: its run was created after this, by DES's clock, ms since 1970.
+        until_ms: and before this.
+    """
+
+    row: int
+    key: str
+    target: str
+    job_id: str
+    job_name: str
+    says: str
+    error: str
+    job_run_id: str | None
+    from_ms: int
+    until_ms: int
+
+
+class RunToAsk(NamedTuple):
+    """A run that has not ended as far as is known."""
+
+    row: int
+    attempt: int
+    key: str
+    target: str
+    job_id: str
+    job_run_id: str
+
+
+class RunCounts(NamedTuple):
+    """How the runs of a batch stand; as in ``events.WatchSummary``."""
+
+    succeeded: int
+    failed: int
+    untold: int
+    unfinished: int
+    failures: tuple[tuple[str, int, str], ...]
+
+
+class LogEntry(NamedTuple):
+    """One attempt or event.
+
+    Attributes:
+        ms: when it ended or happened, ms since 1970; of an open attempt, when it was meant.
+        kind: ``attempt``, ``session``, ``resolution``, ``correction`` or an event's kind.
+        session: number, or None.
+        key: of the row, or None.
+        target: or None.
+        details: what else there is, by its name in JSON.
+    """
+
+    ms: int
+    kind: str
+    session: int | None
+    key: str | None
+    target: str | None
+    details: dict[str, Any]
+
+
+class Store(Protocol):
+    """What the ledger needs of a database; all of it but the attributes in the ledger's thread.
+
+    Queries are named; they stand in ``queries.sql``.
+    """
+
+    place: str
+    warning: str
+    is_launcher: bool
+    give_up_after: float
+    on_wait: Callable[[float], None] | None
+
+    def fetch(self, query: str, parameters: Any = ()) -> list[Any]:
+        """Return all rows of a query."""
+        ...
+
+    def run(self, query: str, parameters: Any = ()) -> int:
+        """Return how many rows a statement changed."""
+        ...
+
+    def many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a statement once for each row of parameters."""
+        ...
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """Begin, and commit at the end of the block; what raises rolls back."""
+        ...
+
+    def writing(self) -> AbstractContextManager[Store]:
+        """Give a store that may write, also beside a launcher."""
+        ...
+
+    def holder(self) -> int | None:
+        """Return the pid of who is at work (0: can't be told), or None."""
+        ...
+
+    def is_in_place(self) -> bool:
+        """Return True if the place still names what was opened; doesn't block."""
+        ...
+
+    def rescue(self) -> str:
+        """Copy what there is to a place of its own; return that."""
+        ...
+
+    def publish(self) -> None:
+        """End an import: whole, or not at all."""
+        ...
+
+    def discard(self) -> None:
+        """End an import without a trace."""
+        ...
+
+    def close(self) -> str:
+        """Close, and free the lock; return what a person should know, or ``""``."""
+        ...
+
+
+class Threaded(Protocol):
+    """Something whose work is done in the ledger's thread."""
+
+    thread: ThreadPoolExecutor
+
+
+def in_thread(
+    method: Callable[Concatenate[ThreadedT, P], T],
+) -> Callable[Concatenate[ThreadedT, P], Coroutine[Any, Any, T]]:
+    """Let a method run in the ledger's thread: whoever calls it awaits it.
+
+    One that was cancelled runs to its end all the same.
+    """
+
+    @wraps(method)
+    async def run(self: ThreadedT, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await run_in(self.thread, partial(method, self, *args, **kwargs))
+
+    return run
+
+
+async def run_in(thread: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
+    """Run a function in the ledger's thread."""
+    return await asyncio.shield(asyncio.wrap_future(thread.submit(function, *args)))
+
+
+class Reader:
+    """One batch, as its ledger has it.
+
+    Attributes:
+        place: path of the file.
+        warning: about the file system that it lies on, or ``""``.
+        batch: what is known of the batch.
+        thread: the ledger's own; everything that touches the database runs in it.
+    """
+
+    def __init__(self, store: Store, thread: ThreadPoolExecutor) -> None:
+        """Read what is known of the batch; runs in the ledger's thread."""
+        self.place = store.place
+        self.warning = store.warning
+        self.thread = thread
+        self._store = store
+        [(name, manifest, digest, columns, rows, options, is_whole, ms)] = store.fetch("batch")
+        self.batch = BatchInfo(
+            name,
+            os.fsdecode(manifest),
+            digest,
+            None if columns is None else tuple(json.loads(columns)),
+            rows,
+            json.loads(options),
+            ms,
+            bool(is_whole),
+        )
+
+    def _is_at_work(self) -> bool:
+        return self._store.holder() is not None
+
+    @in_thread
+    def counts(self) -> tuple[Counts, dict[str, Counts]]:
+        """Return the rows by state: in all, and by target."""
+        targets = {number: target for number, target, *_ in self._store.fetch("jobs")}
+        in_all, by_target = Counts(), dict.fromkeys(targets.values(), Counts())
+
+        for job, _auto, state, rows, duplicates, attempts in _tally(
+            self._store, is_at_work=self._is_at_work()
+        ):
+            target = targets[job]
+            name = "in_flight" if state is RowState.SENDING else state.value
+            more = {name: rows, "possible_duplicates": duplicates, "attempts": attempts}
+            in_all = _add(in_all, more)
+            by_target[target] = _add(by_target[target], more)
+
+        return in_all, by_target
+
+    @in_thread
+    def plan(self, *, retry_rejected: bool = False, retry_unknown: bool = False) -> Plan:
+        """Return what a session with these consents would send, by job."""
+        consents = {RowState.REJECTED: retry_rejected, RowState.UNKNOWN: retry_unknown}
+        return make_plan(self._store, consents, is_at_work=self._is_at_work())
+
+    @in_thread
+    def targets(self) -> dict[str, TargetInfo]:
+        """Return the batch's targets in the order in which they were met."""
+        return {
+            name: TargetInfo(base_url, org_id)
+            for _id, name, base_url, org_id, _position in self._store.fetch("targets")
+        }
+
+    @in_thread
+    def jobs(self) -> list[KnownJob]:
+        """Return the batch's jobs."""
+        return [
+            KnownJob(
+                target,
+                Job(job_id, name, tuple(JobParameter(**p) for p in json.loads(parameters or "[]"))),
+                parameters is not None,
+                bool(from_des),
+            )
+            for _id, target, job_id, name, parameters, from_des in self._store.fetch("jobs")
+        ]
+
+    @in_thread
+    def sessions(self) -> list[SessionInfo]:
+        """Return all sessions, the oldest first."""
+        return [
+            SessionInfo._make([*row, *map(json.loads, (stops, options, targets))])
+            for *row, stops, options, targets in self._store.fetch("sessions")
+        ]
+
+    @in_thread
+    def launcher(self) -> Launcher | None:
+        """Return who is at work, or None. The lock is looked up, never tried."""
+        pid = self._store.holder()
+
+        if pid is None:
+            return None
+
+        last = self._store.fetch("last_session")
+
+        if last and last[0][4] is None:  # the ledger knows more than a lock in another container
+            return Launcher(pid or last[0][2], last[0][1], last[0][3])
+
+        return Launcher(pid, "", None)
+
+    async def results(
+        self,
+        *,
+        state: RowState | str | None = None,
+        run: Literal["failed", "succeeded", "unfinished"] | None = None,
+        keys: Sequence[str] | None = None,
+        with_rows: bool = False,
+    ) -> AsyncIterator[list[ResultRow]]:
+        """Yield rows in manifest order, in portions.
+
+        Args:
+            state: only rows of this state.
+            run: only started rows whose run stands so, as far as is known.
+            keys: only these rows; keys that the batch does not know are passed over.
+            with_rows: with what the rows say.
+        """
+        wanted: dict[str, Any] = {
+            "state": state and str(state),
+            "run": run,
+            "with_rows": with_rows,
+            "after": 0,
+        }
+        numbers = None if keys is None else await self._numbers(list(keys))
+
+        while numbers is None or numbers:
+            if numbers is not None:
+                wanted["rows"], numbers = numbers[:PORTION], numbers[PORTION:]
+
+            rows = await self._results(wanted)
+
+            if rows:
+                yield rows
+
+            if numbers is None:
+                if len(rows) < PORTION:
+                    return
+
+                wanted["after"] = rows[-1].row
+
+    @in_thread
+    def _numbers(self, keys: list[str]) -> list[int]:
+        return [number for (number,) in self._store.fetch("rows_by_number", (json.dumps(keys),))]
+
+    @in_thread
+    def _results(self, wanted: dict[str, Any]) -> list[ResultRow]:
+        is_at_work = self._is_at_work()
+        too = "sending" if wanted["state"] == "unknown" and not is_at_work else None
+        asked = {**wanted, "too": too, "limit": PORTION}
+
+        if "rows" in wanted:
+            asked["rows"] = json.dumps(wanted["rows"])
+            found = self._store.fetch("results_by_number", asked)
+        else:
+            found = self._store.fetch("results", asked)
+
+        rows = list(map(ResultRow._make, found))
+
+        if not is_at_work:
+            rows = [r._replace(state="unknown") if r.state == "sending" else r for r in rows]
+
+        return rows
+
+    async def unknown_rows(self) -> AsyncIterator[list[UnknownRow]]:
+        """Yield the unknown rows in manifest order, in portions, and where to look for them."""
+        after = 0
+
+        while rows := await self._unknown_rows(after):
+            yield rows
+            after = rows[-1].row
+
+    @in_thread
+    def _unknown_rows(self, after: int) -> list[UnknownRow]:
+        too = None if self._is_at_work() else "sending"
+        asked = {"after": after, "too": too, "limit": PORTION}
+        rows = []
+
+        for *row, sent_ms, until_ms, clocks in self._store.fetch("unknown_rows", asked):
+            ahead = round(1000 * json.loads(clocks).get(row[2], 0.0))
+            rows.append(UnknownRow._make([*row, sent_ms + ahead, until_ms + ahead]))
+
+        return rows
+
+    async def log(
+        self, *, key: str | None = None, after_ms: int = -1
+    ) -> AsyncIterator[list[LogEntry]]:
+        """Yield every attempt and event beyond ``after_ms`` in time order, in portions.
+
+        An attempt stands where it ended; an open one where it was meant.
+        """
+        last = await self._begin_log(key, after_ms)
+
+        while last is not None:
+            last, entries = await self._log(last)
+
+            if entries:
+                yield entries
+
+    @in_thread
+    def _begin_log(self, key: str | None, after_ms: int) -> int | None:
+        """Sort all of it into a temporary table; return what :meth:`_log` begins after."""
+        row = None
+
+        if key is not None:
+            found = self._store.fetch("rows_by_number", (json.dumps([key]),))
+
+            if not found:
+                return None
+
+            row = found[0][0]
+
+        self._store.run("make_log")
+        self._store.run("empty_log")
+        self._store.run("fill_log", {"after": after_ms, "row": row})
+        return 0
+
+    @in_thread
+    def _log(self, after: int) -> tuple[int | None, list[LogEntry]]:
+        rows = self._store.fetch("log", (after, PORTION))
+        entries = [LogEntry._make([*row, json.loads(details)]) for _id, *row, details in rows]
+        return rows[-1][0] if rows else None, entries
+
+    @in_thread
+    def query(self, name: str, parameters: Any = ()) -> list[Any]:
+        """Return all rows of one of the queries that add something up, ``report_…``."""
+        return self._store.fetch(name, parameters)
+
+    @in_thread
+    def runs_to_ask(self, after: int, limit: int = PORTION) -> list[RunToAsk]:
+        """Return the started rows beyond ``after`` whose runs have not finished as far as known."""
+        return list(map(RunToAsk._make, self._store.fetch("runs_to_ask", (after, limit))))
+
+    @in_thread
+    def run_counts(self) -> RunCounts:
+        """Return how the runs of the batch stand."""
+        [counts] = self._store.fetch("count_runs")
+        return RunCounts._make([*counts, tuple(self._store.fetch("run_failures"))])
+
+
+def _add(counts: Counts, more: dict[str, int]) -> Counts:
+    return replace(counts, **{name: getattr(counts, name) + n for name, n in more.items()})
+
+
+def make_plan(store: Store, consents: Mapping[RowState, bool], *, is_at_work: bool) -> Plan:
+    """Return what a session would send that has a consent for rows of these states."""
+    jobs = {number: (target, job, name) for number, target, job, name, *_ in store.fetch("jobs")}
+    names = {(target, job): name for target, job, name in jobs.values()}
+    plan = Plan(dict.fromkeys(RowState, 0), {}, names)
+
+    for job, auto, state, rows, *_ in _tally(store, is_at_work=is_at_work):
+        plan.states[state] += rows
+        is_left = auto and state is RowState.UNKNOWN
+
+        if state in _READY or (consents.get(state) and not is_left):
+            target, job_id, _name = jobs[job]
+            plan.ready[target, job_id] = plan.ready.get((target, job_id), 0) + rows
+
+    return plan
+
+
+def _tally(store: Store, *, is_at_work: bool) -> list[tuple[int, int, RowState, int, int, int]]:
+    """Return job, auto, state, rows, possible duplicates and attempts of rows alike."""
+    gone = {} if is_at_work else {"sending": "unknown"}
+    return [
+        (job, auto, RowState(gone.get(state, state)), *numbers)
+        for job, auto, state, *numbers in store.fetch("tally")
+    ]
+
+
+def storable(text: str) -> str:
+    """Return a text that a database takes: no lone surrogates, at most 4,096 characters."""
+    return text[:TEXT_LIMIT].encode("utf-8", "backslashreplace").decode()
+
+
+def utc(ms: int) -> str:
+    """Return a time of a ledger as RFC 3339."""
+    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
