@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import errno
 import io
@@ -14,17 +15,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from batches import STARTED as STARTED_ATTEMPT
+from batches import Said, write_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deslaunch.errors import ConfigurationError
-from deslaunch.ledger.ledger import ResultRow
+from deslaunch.errors import ConfigurationError, LedgerDamaged
+from deslaunch.ledger.ledger import open_ledger
+from deslaunch.ledger.reading import ResultRow
+from deslaunch.manifest.files import Manifest
+from deslaunch.model import AUTO, JobRunParameterValue, Row
 from deslaunch.report import results
 from deslaunch.report.output import PAGE_MARK, check_output, open_output
-from deslaunch.report.results import COLUMNS, CSV_HEADER, csv_line, json_line
+from deslaunch.report.results import (
+    COLUMNS,
+    CSV_HEADER,
+    FILES,
+    Choice,
+    csv_line,
+    json_line,
+    split_results,
+    write_results,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncIterator, Callable
+
+    from deslaunch.model import Format
 
 JOB = "43f87799-62c6-4001-92f9-6b3df816a6d6"
 RUN = "0d8ab4f4-6f4f-4f8e-9f4e-9a3a8d6c1f00"
@@ -63,9 +80,8 @@ class TestOutput:
     def test_after_an_error_the_old_file_is_there(self, output: Path) -> None:
         output.write_bytes(CSV_HEADER)
 
-        with pytest.raises(KeyError), open_output(output) as stream:
-            stream.write(b"new\n")
-            raise KeyError
+        with pytest.raises(TypeError), open_output(output) as stream:
+            stream.write("new\n")  # type: ignore[call-overload]
 
         assert output.read_bytes() == CSV_HEADER
         assert list(output.parent.iterdir()) == [output]
@@ -194,7 +210,9 @@ class TestReplaced:
             check_output(ledger, ledger=str(ledger))
 
         other = "import sqlite3, sys; sqlite3.connect(sys.argv[1], 0).execute('BEGIN IMMEDIATE')"
-        ended = subprocess.run([sys.executable, "-c", other, ledger], capture_output=True)
+        ended = subprocess.run(
+            [sys.executable, "-c", other, ledger], check=False, capture_output=True
+        )
         connection.close()
         assert b"database is locked" in ended.stderr
 
@@ -207,10 +225,9 @@ class TestReplaced:
             check_output(tmp_path, force=True)
 
     def test_another_file_only_where_that_is_said(self, manifest: Path) -> None:
-        with pytest.raises(ConfigurationError, match="this file exists") as caught:
+        with pytest.raises(ConfigurationError, match=r"this file exists.*--force"):
             check_output(manifest)
 
-        assert "--force" in caught.value.hint
         check_output(manifest, force=True)
 
     @pytest.mark.parametrize(
@@ -310,3 +327,218 @@ class TestLines:
         assert (cells[0], cells[9], cells[15]) == (key, error, said)
         assert len(cells) == len(COLUMNS)
         assert json.loads(json_line(row))["error"] == error
+
+
+def files_in(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def batch() -> list[Said]:
+    """A batch with a row of each state that it can be left in, and a run of each kind."""
+    ended = "2026-11-24T01:02:10.000Z"
+    typed = {"A": JobRunParameterValue(2, "7"), "B": None, "C": AUTO, "D": "", "E": '\\N,"'}
+    return [
+        Said("started", attempts=STARTED_ATTEMPT, run=(True, True, None, ended)),
+        Said("run-failed", attempts=STARTED_ATTEMPT, run=(True, False, "no rows", ended)),
+        Said("rejected", typed, (("rejected", 400, "no, no"),), notes={"shop": "17"}),
+        Said("unknown", attempts=(("unknown", None, "reset"),)),
+        Said("failed", attempts=(("retry", 500, "busy"), ("failed", 502, "down"))),
+        Said("invalid", problem="DBGenFrom: an integer, got many"),
+        Said("pending"),
+    ]
+
+
+COLUMNS_AS_WRITTEN = ("deslaunch.shop", "key", "A", "parameters.B", "C", "D", "E", "jobId")
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("batch") / "night.ledger.db"
+    manifest = str(place.with_name("night.csv"))
+    Path(manifest).write_text("key\n")
+    asyncio.run(write_batch(place, batch(), manifest=manifest, columns=COLUMNS_AS_WRITTEN))
+    return place
+
+
+class TestBatch:
+    """Results out of a ledger."""
+
+    async def write(self, night: Path, output: Any, **options: Any) -> int:
+        async with await open_ledger(str(night)) as ledger:
+            return await write_results(ledger, output, **options)
+
+    async def test_every_row_comes_once_in_manifest_order(
+        self, night: Path, tmp_path: Path
+    ) -> None:
+        count = await self.write(night, tmp_path / "out.csv")
+        found = read_csv(tmp_path / "out.csv")
+
+        assert count == len(found) == 7
+        assert [row["row"] for row in found] == [str(n) for n in range(1, 8)]
+        assert [row["state"] for row in found] == [
+            *("started", "started", "rejected", "unknown", "failed", "invalid", "pending")
+        ]
+        assert {row["jobName"] for row in found} == {"POS usage"}
+        assert found[1]["statusText"] == "no rows"
+        assert found[2]["error"] == "no, no"
+        assert (found[4]["attempts"], found[4]["status"]) == ("2", "502")
+        assert found[5]["error"] == "DBGenFrom: an integer, got many"
+
+    async def test_jsonl_says_the_same(self, night: Path, tmp_path: Path) -> None:
+        stream = io.BytesIO()
+
+        await self.write(night, stream, form="jsonl")
+
+        found = [json.loads(line) for line in stream.getvalue().splitlines()]
+        assert [row["key"] for row in found] == [said.key for said in batch()]
+        assert (found[0]["finished"], found[0]["success"]) == (True, True)
+        assert found[0]["outputFiles"] == [{"name": "out.csv"}]
+        assert (found[6]["jobRunId"], found[6]["finished"]) == (None, None)
+
+    @pytest.mark.parametrize(
+        ("choice", "keys"),
+        [
+            pytest.param(Choice(state="rejected"), ["rejected"], id="a state"),
+            pytest.param(Choice(run="failed"), ["run-failed"], id="failed runs"),
+            pytest.param(Choice(keys=["pending", "started"]), ["started", "pending"], id="keys"),
+            pytest.param(Choice(keys=["none"]), [], id="a key of no row"),
+            pytest.param(Choice(state="inFlight"), [], id="in flight"),
+            pytest.param(Choice("started", "succeeded", ["started"]), ["started"], id="all of it"),
+        ],
+    )
+    async def test_rows_can_be_chosen(self, night: Path, choice: Choice, keys: list[str]) -> None:
+        stream = io.BytesIO()
+
+        assert await self.write(night, stream, choice=choice) == len(keys)
+        assert [line.split(b",")[0].decode() for line in stream.getvalue().splitlines()[1:]] == keys
+
+    async def test_beside_the_row_in_the_manifest_s_columns(
+        self, night: Path, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "fix.csv"
+
+        await self.write(night, output, choice=Choice(state="rejected"), with_manifest=True)
+
+        (row,) = read_csv(output)
+        assert list(row)[:9] == ["target", *COLUMNS_AS_WRITTEN]
+        assert list(row)[9:] == [f"deslaunch.{name}" for name in COLUMNS]
+        assert (row["deslaunch.shop"], row["key"], row["target"]) == ("17", "rejected", "default")
+        assert (row["A"], row["parameters.B"], row["C"], row["D"]) == ("7", "\\N", "\\A", "\\E")
+        assert (row["E"], row["jobId"]) == ('\\\\N,"', JOB)
+        assert row["deslaunch.state"] == "rejected"
+
+    async def test_columns_that_the_header_lacks_follow(self, night: Path, tmp_path: Path) -> None:
+        """Of rows in JSONL, and of rows that were corrected since."""
+        await self.write(night, tmp_path / "all.csv", with_manifest=True)
+
+        rows = read_csv(tmp_path / "all.csv")
+        assert list(rows[0])[9] == "DBGenFrom"
+        assert [row["DBGenFrom"] for row in rows] == ["1", "1", "", "1", "1", "1", "1"]
+
+    @pytest.mark.parametrize("name", ["back.csv", "back.jsonl"])
+    async def test_beside_the_row_it_is_a_manifest_again(
+        self, night: Path, tmp_path: Path, name: str
+    ) -> None:
+        form: Format = "csv" if name.endswith("csv") else "jsonl"
+
+        await self.write(night, tmp_path / name, form=form, with_manifest=True)
+
+        manifest = Manifest(tmp_path / name, is_batch_output_allowed=True)
+        found = [row for rows in await asyncio.to_thread(list, manifest.chunks()) for row in rows]
+        assert [row.key for row in found] == [said.key for said in batch()]
+        assert {type(row) for row in found} == {Row}
+        values = found[2].parameters  # type: ignore[union-attr]
+        typed = JobRunParameterValue(2, "7") if form == "jsonl" else "7"
+        assert values == {"A": typed, "B": None, "C": AUTO, "D": "", "E": '\\N,"'}
+        assert found[2].notes == {"shop": "17"}  # type: ignore[union-attr]
+
+    async def test_a_new_batch_is_not_made_of_results(self, night: Path, tmp_path: Path) -> None:
+        await self.write(night, tmp_path / "again.csv", with_manifest=True)
+
+        manifest = Manifest(tmp_path / "again.csv")
+        found = [row for rows in await asyncio.to_thread(list, manifest.chunks()) for row in rows]
+        assert not any(isinstance(row, Row) for row in found)
+
+    async def test_each_state_has_its_file(self, night: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "split" / "here"
+
+        async with await open_ledger(str(night)) as ledger:
+            counts = await split_results(ledger, folder)
+            again = await split_results(ledger, folder)
+
+        assert counts == again
+        assert set(counts) == set(FILES) == {path.stem for path in folder.iterdir()}
+        found = {path.stem: [row["key"] for row in read_csv(path)] for path in folder.iterdir()}
+        assert found == {
+            "pending": ["pending"],
+            "started": ["started", "run-failed"],
+            "failed": ["failed"],
+            "rejected": ["rejected"],
+            "unknown": ["unknown"],
+            "invalid": ["invalid"],
+            "withdrawn": [],
+            "run-failed": ["run-failed"],
+        }
+        assert {name: len(keys) for name, keys in found.items()} == counts
+
+    async def test_a_split_replaces_no_other_file(self, night: Path, tmp_path: Path) -> None:
+        (tmp_path / "rejected.csv").write_text("key,jobId\n")
+
+        async with await open_ledger(str(night)) as ledger:
+            with pytest.raises(ConfigurationError, match=r"rejected\.csv: this file exists"):
+                await split_results(ledger, tmp_path)
+
+        assert files_in(tmp_path) == ["rejected.csv"]
+
+    async def test_results_replace_neither_ledger_nor_manifest(self, night: Path) -> None:
+        for output in (night, night.with_name("night.csv")):
+            before = output.read_bytes()
+
+            with pytest.raises(ConfigurationError, match="no output replaces"):
+                await self.write(night, output, force=True)
+
+            assert output.read_bytes() == before
+
+    async def test_what_fails_half_way_leaves_the_old_file(
+        self, night: Path, tmp_path: Path
+    ) -> None:
+        output = tmp_path / "out.csv"
+        output.write_bytes(CSV_HEADER)
+
+        async with await open_ledger(str(night)) as ledger:
+            ledger.results = broken_results  # type: ignore[method-assign]
+
+            with pytest.raises(LedgerDamaged):
+                await write_results(ledger, output)
+
+        assert output.read_bytes() == CSV_HEADER
+        assert files_in(tmp_path) == ["out.csv"]
+
+    async def test_a_row_in_flight_is_called_so(self) -> None:
+        stream = io.BytesIO()
+        ledger: Any = Sending()
+
+        await write_results(ledger, stream, choice=Choice(state="inFlight"))
+
+        assert b",inFlight," in stream.getvalue()
+        assert ledger.asked == "sending"
+
+
+async def broken_results(**_: Any) -> AsyncIterator[list[ResultRow]]:
+    yield [PENDING]
+    raise LedgerDamaged("page 7")
+
+
+class Sending:
+    """A ledger of one row that is being sent."""
+
+    asked: str | None = None
+
+    async def results(self, *, state: str | None, **_: Any) -> AsyncIterator[list[ResultRow]]:
+        self.asked = state
+        yield [PENDING._replace(state="sending")]

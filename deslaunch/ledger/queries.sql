@@ -435,3 +435,48 @@ FROM (
   GROUP BY 1
 ) f JOIN row r ON r.number = f.first
 ORDER BY f.runs DESC, f.first LIMIT 5;
+
+-- What a report adds up. Durations are in ms; those from a second on are cut to 1 %, so that there
+-- are few different ones.
+
+-- name: report_span
+SELECT min(sent_ms), max(coalesce(answered_ms, sent_ms)), count(DISTINCT coalesce(answered_ms, sent_ms) / 60000)
+FROM attempt
+WHERE result IS NOT NULL;
+
+-- name: report_timeline
+SELECT coalesce(answered_ms, sent_ms) / :width * :width AS begin, result, count(*)
+FROM attempt
+WHERE result IS NOT NULL
+GROUP BY 1, 2;
+
+-- name: report_responses
+SELECT CASE WHEN ms < 1000 THEN ms WHEN ms < 10000 THEN ms / 10 * 10 ELSE ms / 100 * 100 END AS took, count(*)
+FROM (SELECT max(0, answered_ms - sent_ms) AS ms FROM attempt WHERE status IS NOT NULL AND answered_ms IS NOT NULL)
+GROUP BY 1;
+
+-- name: report_run_times
+SELECT CASE WHEN ms < 1000 THEN ms WHEN ms < 10000 THEN ms / 10 * 10 ELSE ms / 1000 * 1000 END AS took, count(*)
+FROM (
+  SELECT CAST(round(max(0.0, julianday(finished_utc) - julianday(created_utc)) * 86400000) AS INTEGER) AS ms
+  FROM run
+  WHERE finished = 1
+)
+WHERE ms IS NOT NULL
+GROUP BY 1;
+
+-- name: report_again
+-- Why starts were left to be sent again; the rarest of very many different ones are left out.
+SELECT result, status, said, starts, r.key
+FROM (
+  SELECT result, status, substr(error, 1, 300) AS said, count(*) AS starts, min(row) AS first
+  FROM attempt
+  WHERE result IN ('retry', 'throttled', 'unsent')
+  GROUP BY 1, 2, 3
+  ORDER BY 4 DESC
+  LIMIT 1000
+) JOIN row r ON r.number = first
+ORDER BY starts DESC;
+
+-- name: report_events
+SELECT at_ms, kind, target, text FROM event ORDER BY id LIMIT 101;

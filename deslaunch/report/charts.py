@@ -50,10 +50,6 @@ _WIDTHS: Final = (
     *(100, 200, 1_000, 2_000, 10_000, 30_000, 60_000, 120_000, 600_000, 1_800_000),
     *(n * _HOUR for n in (1, 3, 6, 12, 24)),
 )
-_TICKS: Final = (
-    *(100, 200, 500, 1_000, 2_000, 5_000, 10_000, 15_000, 30_000),
-    *(n * _MINUTE for n in (1, 2, 5, 10, 15, 30, 60, 120, 180, 360, 720, 1_440)),
-)
 _EDGES: Final = (
     *(0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700),
     *(n * unit for unit in (_SECOND, _MINUTE) for n in (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 45)),
@@ -70,18 +66,8 @@ _UNITS: Final = (
     (_MINUTE, "min", _SECOND, "s"),
 )
 
-_CUTS: Final = 5
-CUT_WIDTH: Final = 2.5
-"""Percent of the width that a stretch of idle time takes which is cut out."""
-
-_LEAST_CUT: Final = 30_000
-_IDLE_SHARE: Final = 0.15
-_TICK_COUNT: Final = 5
 _TICK_DISTANCE: Final = 19.0  # percent; a label is that wide in a window of 400 pixels
 _LAST_TICK: Final = 94.0
-
-Stretch = tuple[int, int]
-"""Begin and end of something, in milliseconds since 1970."""
 
 
 def duration(ms: float) -> str:
@@ -137,112 +123,61 @@ class Tick(NamedTuple):
     text: str
 
 
-class Piece(NamedTuple):
-    """An uncut part of the time axis, and its place in percent."""
-
-    begin: int
-    end: int
-    left: float
-    width: float
-
-
 class Axis:
-    """Where a time lies on a line whose length is 100, the longest idle times cut out.
+    """Where the bars of a timeline lie on a line whose length is 100; long idle time is cut out.
 
     Args:
-        busy: stretches in which something happened, at least one.
+        begins: of the bars in which something happened, in order, at least one.
+        width: of a bar.
 
     Attributes:
-        pieces: the uncut parts, in order.
+        bar: percent that a bar takes.
+        cuts: the middle of each stretch that is cut out, and its length in words.
+        cut: percent that each of them takes.
     """
 
-    def __init__(self, busy: Iterable[Stretch]) -> None:
-        kept = _without_idle_times(_merge(busy))
-        time = sum(end - begin for begin, end in kept)
-        scale = (100 - CUT_WIDTH * (len(kept) - 1)) / time
-        self.pieces: list[Piece] = []
-        left = 0.0
+    def __init__(self, begins: Sequence[int], width: int) -> None:
+        longest, cut = max(5, len(begins) // 5), max(1.0, len(begins) / 40)
+        self._begins, self._width = begins, width
+        places: list[float] = [0]
+        cuts = []
 
-        for begin, end in kept:
-            width = (end - begin) * scale
-            self.pieces.append(Piece(begin, end, left, width))
-            left += width + CUT_WIDTH
+        for before, begin in pairwise(begins):
+            end = places[-1] + 1
+            idle = (begin - before) // width - 1
 
-    def __repr__(self) -> str:
-        return f"<Axis of {self.pieces}>"
+            if idle > longest:
+                cuts.append((end + cut / 2, duration(idle * width)))
 
-    def at(self, ms: int) -> float:
-        """Return the place of a time, 0 to 100."""
-        index = bisect_right(self.pieces, ms, key=lambda piece: piece.begin) - 1
-        piece = self.pieces[max(0, index)]
-        into = min(max(ms, piece.begin), piece.end) - piece.begin
-        return piece.left + piece.width * into / (piece.end - piece.begin)
+            places.append(end + (cut if idle > longest else idle))
 
-    def cuts(self) -> tuple[Tick, ...]:
-        """Return the middle of each cut, and how much time it takes out."""
-        return tuple(
-            Tick(self.at(before.end) + CUT_WIDTH / 2, duration(after.begin - before.end))
-            for before, after in pairwise(self.pieces)
-        )
+        self.bar = 100 / (places[-1] + 1)
+        self.cut = cut * self.bar
+        self.cuts = [Tick(at * self.bar, text) for at, text in cuts]
+        self._places = {b: at * self.bar for b, at in zip(begins, places, strict=True)}
 
-    def ticks(self) -> tuple[Tick, ...]:
-        """Return about five marks at round times, none too close to another."""
-        time = sum(piece.end - piece.begin for piece in self.pieces)
-        least = time / _TICK_COUNT
-        step = next((one for one in _TICKS if one >= least), math.ceil(least / _DAY) * _DAY)
-        form = "%d %b" if step >= _DAY else "%H:%M" if step >= _MINUTE else "%H:%M:%S"
+    def at(self, begin: int) -> float:
+        """Return the place of a bar, 0 to 100."""
+        return self._places[begin]
+
+    @property
+    def ticks(self) -> list[Tick]:
+        """The times of some bars, none too close to another."""
+        form = "%d %b" if self._width >= _DAY else "%H:%M" if self._width >= _MINUTE else "%H:%M:%S"
         found: list[Tick] = []
 
-        for piece in self.pieces:
-            first = -(-piece.begin // step) * step
+        for begin, at in self._places.items():
+            if at <= _LAST_TICK and (not found or at - found[-1].at >= _TICK_DISTANCE):
+                tenths = f".{begin // 100 % 10}" if self._width < _SECOND else ""
+                found.append(Tick(at, f"{time_of(begin):{form}}{tenths}"))
 
-            for ms in range(first, piece.end, step) or (piece.begin,):
-                at = self.at(ms)
+        return found
 
-                if at <= _LAST_TICK and (not found or at - found[-1].at >= _TICK_DISTANCE):
-                    tenths = f".{ms // 100 % 10}" if step < _SECOND else ""
-                    found.append(Tick(at, f"{time_of(ms):{form}}{tenths}"))
-
-        return tuple(found)
-
+    @property
     def days(self) -> str:
-        """Return the date of the first and of the last event, or the only one."""
-        first, last = time_of(self.pieces[0].begin), time_of(self.pieces[-1].end - 1)
-        days = dict.fromkeys(f"{time.day} {time:%B %Y}" for time in (first, last))
-        return " to ".join(days)
-
-
-def _merge(stretches: Iterable[Stretch]) -> list[Stretch]:
-    found: list[Stretch] = []
-
-    for begin, end in sorted(stretches):
-        if found and begin <= found[-1][1]:
-            found[-1] = (found[-1][0], max(found[-1][1], end))
-        else:
-            found.append((begin, end))
-
-    return found
-
-
-def _without_idle_times(busy: list[Stretch]) -> list[Stretch]:
-    gaps = sorted(((after[0] - end, end) for (_, end), after in pairwise(busy)), reverse=True)
-    left = busy[-1][1] - busy[0][0]
-    cuts: set[int] = set()
-
-    for gap, begin in gaps[:_CUTS]:
-        if gap >= max(_LEAST_CUT, left * _IDLE_SHARE):
-            cuts.add(begin)
-            left -= gap
-
-    kept: list[Stretch] = []
-
-    for begin, end in busy:
-        if kept and kept[-1][1] not in cuts:
-            kept[-1] = (kept[-1][0], end)
-        else:
-            kept.append((begin, end))
-
-    return kept
+        """The date of the first and of the last bar, or the only one."""
+        ends = (time_of(self._begins[0]), time_of(self._begins[-1]))
+        return " to ".join(dict.fromkeys(f"{time.day} {time:%B %Y}" for time in ends))
 
 
 class Lane(NamedTuple):
@@ -281,42 +216,33 @@ class TimeChart(NamedTuple):
     rows: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def time_chart(
-    events: Iterable[tuple[int, str, int]], width: int, sessions: Sequence[Stretch]
-) -> TimeChart | None:
+def time_chart(events: Iterable[tuple[int, str, int]], width: int) -> TimeChart | None:
     """Return the timeline of a batch, or None where nothing happened.
 
     Args:
         events: begin of a bar, a series, and how many events of it lie in the bar.
         width: of a bar.
-        sessions: when a launcher was at work.
     """
     bars: dict[int, Counter[str]] = {}
+    totals: Counter[str] = Counter()
 
-    for begin, series, number in events:
+    for begin, series, number in sorted(events):
         bars.setdefault(begin, Counter())[series] += number
+        totals[series] += number
 
     if not bars:
         return None
 
-    axis = Axis((begin, begin + width) for begin in bars)
-    totals: Counter[str] = Counter()
-
-    for counts in bars.values():
-        totals.update(counts)
-
+    axis = Axis(list(bars), width)
     shown = ["started", *(name for name in SERIES if totals[name] and name != "started")]
-    lanes = [_lane(bars, width, axis, name, totals[name]) for name in shown]
-    note = "once" if len(sessions) == 1 else counted(len(sessions), "time")
-    blocks = "".join(_box(axis.at(begin), axis.at(end), 1) for begin, end in sessions)
     return TimeChart(
         bar=duration(width),
-        lanes=(*lanes, Lane("launches", "Launched", note, blocks)),
+        lanes=tuple(_lane(bars, width, axis, name, totals[name]) for name in shown),
         axis=axis,
         columns=tuple(SERIES[name] for name in shown),
         rows=tuple(
-            (f"{time_of(begin):%Y-%m-%d %H:%M:%S}", tuple(bars[begin][name] for name in shown))
-            for begin in sorted(bars)
+            (f"{time_of(begin):%Y-%m-%d %H:%M:%S}", tuple(counts[name] for name in shown))
+            for begin, counts in bars.items()
         ),
     )
 
@@ -337,10 +263,12 @@ def _lane(bars: Mapping[int, Counter[str]], width: int, axis: Axis, name: str, t
     elif peak > 1:
         note += f", at most {peak:,} in {duration(width)}"
 
+    # Each is wide and high enough to be seen.
+    bar = max(2.0, axis.bar * 10 * 0.92)
     path = "".join(
-        _box(axis.at(begin), axis.at(begin + width), counts[name] / top, gap=0.08)
-        for begin, counts in sorted(bars.items())
-        if counts[name]
+        f"M{axis.at(begin) * 10:.1f} 100h{bar:.1f}v-{max(3.0, height):.1f}h-{bar:.1f}z"
+        for begin, counts in bars.items()
+        if (height := 100 * counts[name] / top)
     )
     return Lane(name, label, note, path, grid)
 
@@ -359,13 +287,6 @@ def _grid(peak: float) -> tuple[float, tuple[Tick, ...]]:
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"  # noqa: PLR2004
-
-
-def _box(left: float, right: float, share: float, *, gap: float = 0.0) -> str:
-    """Return the path of a box from the bottom; wide and high enough to be seen."""
-    width = max(2.0, (right - left) * 10 * (1 - gap))
-    height = max(3.0, share * 100)
-    return f"M{left * 10:.1f} 100h{width:.1f}v-{height:.1f}h-{width:.1f}z"
 
 
 class Share(NamedTuple):

@@ -15,11 +15,15 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from anyio import CancelScope, to_thread
+
 from deslaunch.errors import ConfigurationError
 from deslaunch.model import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from deslaunch.ledger.reading import Reader
 
 PAGE_MARK: Final = b"<!DOCTYPE html><!-- deslaunch report -->"
 """How the first line of a report begins."""
@@ -47,59 +51,49 @@ def check_output(
             folder; or it exists, ``force`` is not set, and neither is it empty nor does its
             first line show that deslaunch wrote it as results or as a report.
     """
-    name = printable(str(output))
+    if why := _why_not(output, ledger, manifest, is_forced=force):
+        raise ConfigurationError(
+            f"{printable(str(output))}: {why}", hint="name another file with -o"
+        )
 
+
+def _why_not(output: Path, ledger: str | None, manifest: str | None, *, is_forced: bool) -> str:
     # By inode and name only: to open and close a ledger that this process has open would drop
     # the locks that SQLite holds on it.
-    if ledger is not None and _is_any(output, [f"{ledger}{suffix}" for suffix in _BESIDE_LEDGER]):
-        raise ConfigurationError(
-            f"{name}: this file belongs to the ledger {printable(ledger)}, "
-            "and no output replaces a ledger",
-            hint="name another file with -o",
-        )
+    beside = [] if ledger is None else [f"{ledger}{suffix}" for suffix in _BESIDE_LEDGER]
 
-    if manifest is not None and _is_any(output, [manifest]):
-        raise ConfigurationError(
-            f"{name}: this is the batch's manifest, and no output replaces it",
-            hint="name another file with -o",
-        )
+    if any(_is_same(output, file) for file in beside):
+        return "this file belongs to the batch's ledger, and no output replaces a ledger"
+
+    if manifest is not None and _is_same(output, manifest):
+        return "this is the batch's manifest, and no output replaces it"
 
     if output.is_dir():
-        raise ConfigurationError(f"{name}: this is a folder", hint="name a file in it with -o")
+        return "this is a folder"
 
-    if output.is_file():
-        _check_content(output, name, is_forced=force)
+    if not output.is_file():
+        return ""
 
-
-def _is_any(output: Path, files: list[str]) -> bool:
-    place = output.resolve()
-
-    for file in files:
-        with contextlib.suppress(OSError, ValueError):
-            if place == Path(file).resolve() or place.samefile(file):
-                return True
-
-    return False
-
-
-def _check_content(output: Path, name: str, *, is_forced: bool) -> None:
     try:
         with output.open("rb") as stream:
             first = stream.readline(_FIRST_LINE_LIMIT)
     except OSError as exc:
-        raise _unwritable(output, exc) from exc
+        return f"can't be read: {exc.strerror or exc}"
 
     if first.startswith(_SQLITE):
-        raise ConfigurationError(
-            f"{name}: this is a SQLite database, and no output replaces a ledger",
-            hint="name another file with -o",
-        )
+        return "this is a SQLite database, and no output replaces a ledger"
 
     if first and not is_forced and not is_own(first):
-        raise ConfigurationError(
-            f"{name}: this file exists, and it is neither results nor a report of deslaunch",
-            hint="name another file with -o, or replace it with --force",
-        )
+        return "this file exists, and neither results nor a report wrote it (--force replaces it)"
+
+    return ""
+
+
+def _is_same(output: Path, file: str) -> bool:
+    with contextlib.suppress(OSError, ValueError):
+        return output.resolve() == Path(file).resolve() or output.samefile(file)
+
+    return False
 
 
 def is_own(first_line: bytes) -> bool:
@@ -112,6 +106,23 @@ def is_own(first_line: bytes) -> bool:
     is_csv = line.startswith(b"key,row,target,jobId,jobName,")
     is_csv_with_manifest = b"deslaunch.key," in line and line.endswith(b",deslaunch.outputFiles")
     return is_csv or is_csv_with_manifest or line.startswith(PAGE_MARK)
+
+
+@contextlib.asynccontextmanager
+async def open_beside(ledger: Reader, output: Path, *, force: bool) -> AsyncIterator[BinaryIO]:
+    """Write a batch's output file as :func:`open_output` does, without blocking the event loop."""
+    opening = open_output(output, ledger=ledger.place, manifest=ledger.batch.manifest, force=force)
+    stream = await to_thread.run_sync(opening.__enter__)
+
+    try:
+        yield stream
+    except BaseException as exc:
+        with CancelScope(shield=True):
+            await to_thread.run_sync(opening.__exit__, type(exc), exc, exc.__traceback__)
+
+        raise
+
+    await to_thread.run_sync(opening.__exit__, None, None, None)
 
 
 @contextlib.contextmanager
@@ -176,7 +187,12 @@ def _replacing(place: Path, sync: Callable[[int], None]) -> Iterator[BinaryIO]:
         raise
 
     with contextlib.suppress(OSError):
-        _sync_folder(place.parent, sync)
+        folder = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY)
+
+        try:
+            sync(folder)
+        finally:
+            os.close(folder)
 
 
 def _sync(fd: int, sync: Callable[[int], None]) -> None:
@@ -185,15 +201,6 @@ def _sync(fd: int, sync: Callable[[int], None]) -> None:
     except OSError as exc:
         if exc.errno not in _NO_SYNC:
             raise
-
-
-def _sync_folder(folder: Path, sync: Callable[[int], None]) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-
-    try:
-        sync(fd)
-    finally:
-        os.close(fd)
 
 
 def _unwritable(output: Path, exc: OSError) -> ConfigurationError:

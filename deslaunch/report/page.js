@@ -21,15 +21,19 @@
     time.title = `${new Date(time.dateTime).toLocaleString()} where you are`;
   }
 
-  // base 85 → gzip → JSON.
+  // base 85 → gzip → a head in JSON, and ids of 16 bytes each.
 
   async function unpack(text) {
     const stream = new Blob([bytesOf(text)]).stream();
     const plain = stream.pipeThrough(new DecompressionStream("gzip"));
-    const table = await new Response(plain).json();
+    const buffer = await new Response(plain).arrayBuffer();
+    const size = new DataView(buffer).getUint32(0);
+    const table = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, size)));
+    let at = 4 + size;
 
     for (const column of table.columns) {
-      column.values = valuesOf(column, table.rows);
+      column.values = valuesOf(column, new Uint8Array(buffer, at), table.rows);
+      at += "dash" in column ? 16 * table.rows : 0;
     }
 
     return table;
@@ -56,7 +60,7 @@
     return bytes.subarray(0, bytes.length - missing);
   }
 
-  function valuesOf(column, rows) {
+  function valuesOf(column, bytes, rows) {
     if (column.differences) {
       let last = 0;
       return column.differences.map((step) => (step === null ? null : (last += step)));
@@ -67,10 +71,11 @@
     }
 
     return column.texts || Array.from({ length: rows }, (_, row) =>
-      idOf(column.ids.slice(row * 32, row * 32 + 32), column.dash));
+      idOf(bytes.subarray(row * 16, row * 16 + 16), column.dash));
   }
 
-  function idOf(hex, dash) {
+  function idOf(bytes, dash) {
+    const hex = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
     const parts = [[0, 8], [8, 12], [12, 16], [16, 20], [20, 32]];
     return /[^0]/.test(hex) ? parts.map(([from, to]) => hex.slice(from, to)).join(dash) : null;
   }
@@ -95,21 +100,16 @@
       return time;
     }
 
-    if (column.name === "job") {
-      const [name, guid] = value.split("\n");
-      const made = document.createElement("span");
-      const small = document.createElement("small");
-      made.append(Object.assign(document.createElement("bdi"), { textContent: name }));
-      small.textContent = guid || "";
-      if (guid) made.append(" ", small);
-      return made;
-    }
-
     const made = document.createElement(column.name === "state" ? "span" : "bdi");
 
     if (column.name === "state") {
       made.className = "state";
       made.dataset.state = value.split(",")[0];
+    }
+
+    if (column.name === "job") {
+      [made.textContent, made.title = ""] = value.split("\n");
+      return made;
     }
 
     made.textContent = column.kind === "duration" ? duration(value)

@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from importlib import resources
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 import orjson
+from anyio import to_thread
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -27,7 +28,7 @@ from deslaunch.manifest.rows import load_row
 from deslaunch.model import AUTO, DEFAULT_TARGET, JobRunParameterValue, Row, printable
 from deslaunch.model import count as counted
 from deslaunch.report import charts
-from deslaunch.report.output import PAGE_MARK, open_output
+from deslaunch.report.output import PAGE_MARK, open_beside
 from deslaunch.report.results import IN_FLIGHT, rows_of
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deslaunch.events import Counts
-    from deslaunch.ledger.ledger import Ledger, ResultRow
+    from deslaunch.ledger.reading import Reader, ResultRow
     from deslaunch.model import ParameterValue
 
 TABLE_ROWS: Final = 100_000
@@ -47,8 +48,8 @@ ENCODED_LIMIT: Final = 4_500_000
 STATIC_ROWS: Final = 100
 """Rows that are part of the page itself, so that it can be read without its script."""
 
-LISTED: Final = 100
-"""Unknown rows, and possible duplicates, that are shown with what to do about them."""
+LISTED: Final = 50
+"""Unknown rows, and events, that are shown; and possible duplicates, half as many."""
 
 CAUSES: Final = 200
 """Different causes that are told apart; all others are one more."""
@@ -70,7 +71,7 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 async def write_report(
-    ledger: Ledger,
+    ledger: Reader,
     output: Path,
     *,
     commands: Sequence[tuple[str, str]] = (),
@@ -89,65 +90,72 @@ async def write_report(
         ConfigurationError: the file must not be replaced, or can't be written.
         LedgerError: the ledger can't be read.
     """
-    with open_output(
-        output, ledger=ledger.place, manifest=ledger.batch.manifest, force=force
-    ) as stream:
+    async with open_beside(ledger, output, force=force) as stream:
         context = await _context(ledger, commands)
-
-        for piece in _environment().get_template("page.html").generate(context):
-            stream.write(piece.encode())
+        await to_thread.run_sync(_render, context, stream)
 
 
-async def _context(ledger: Ledger, commands: Sequence[tuple[str, str]]) -> dict[str, Any]:
+def _render(context: dict[str, Any], stream: BinaryIO) -> None:
+    table: Table = context["table"]
+    columns = table.columns()
+    data, held = encode_table(columns)
+    style, script = _file("page.css"), _file("page.js")
+    pieces = (
+        _environment()
+        .get_template("page.html")
+        .generate(
+            context,
+            mark=Markup(PAGE_MARK.decode()),  # noqa: S704  # a constant
+            policy=_policy(style, script),
+            style=style,
+            script=script,
+            columns=columns,
+            held=held,
+            static_rows=min(held, STATIC_ROWS),
+            data=Markup(data),  # noqa: S704  # base 85 without <, & and >
+        )
+    )
+    stream.writelines(piece.encode() for piece in pieces)
+
+
+async def _context(ledger: Reader, commands: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return what the template shows."""
     counts, targets = await ledger.counts()
     found = _Gathered()
 
     async for rows in rows_of(ledger, with_rows=True):
-        for row in rows:
-            found.take(row)
+        await to_thread.run_sync(found.take, rows)
 
-    columns = found.table.columns()
-    data, held = encode_table(columns)
-    style, script = _file("page.css"), _file("page.js")
     return {
-        "mark": Markup(PAGE_MARK.decode()),  # noqa: S704  # a constant
-        "policy": _policy(style, script),
-        "style": style,
-        "script": script,
         "ledger": shlex.quote(_as_argument(ledger.place)),
         "launcher": await ledger.launcher(),
         "verdict": _verdict(counts, found.runs["failed"]),
         "counts": counts,
         "targets": targets,
         "shares": charts.shares(counts),
-        "jobs": sorted(found.jobs.values(), key=lambda job: -job.counts.total()),
+        "jobs": sorted(found.jobs.items(), key=lambda job: -job[1].total()),
         "shown_jobs": _SHOWN_JOBS,
         "commands": commands,
         "unknown": await _unknown(ledger),
         "duplicates": [doubt_of(row, ledger.place) for row in found.duplicates],
         "causes": found.causes.worst(),
         "shown_causes": _SHOWN_CAUSES,
-        "attempts": sorted((sent, rows) for sent, rows in found.attempts.items() if sent),
         "runs": found.runs,
         "run_failures": found.run_failures.worst(),
-        "columns": columns,
-        "held": held,
-        "static_rows": min(held, STATIC_ROWS),
-        "data": Markup(data),  # noqa: S704  # base 85 without <, & and >
+        "table": found.table,
         "about": await _about(ledger),
         **await _over_time(ledger),
     }
 
 
-async def _unknown(ledger: Ledger) -> list[Doubt]:
+async def _unknown(ledger: Reader) -> list[Doubt]:
     async for rows in ledger.unknown_rows():
         return [doubt_of(row, ledger.place) for row in rows[:LISTED]]
 
     return []
 
 
-async def _about(ledger: Ledger) -> list[tuple[str, str]]:
+async def _about(ledger: Reader) -> list[tuple[str, str]]:
     """Return what the report was made from, name by name."""
     batch, sessions = ledger.batch, await ledger.sessions()
     manifest = "rows of a program" if batch.manifest == "<rows>" else batch.manifest
@@ -164,7 +172,7 @@ async def _about(ledger: Ledger) -> list[tuple[str, str]]:
     return found
 
 
-async def _over_time(ledger: Ledger) -> dict[str, Any]:
+async def _over_time(ledger: Reader) -> dict[str, Any]:
     """Return what the attempts add up to; the ledger counts them."""
     ((first, last, minutes),) = await ledger.query("report_span")
     chart = None
@@ -173,8 +181,7 @@ async def _over_time(ledger: Ledger) -> dict[str, Any]:
         width = charts.bucket_width(minutes, last - first)
         counts = await ledger.query("report_timeline", {"width": width})
         series = ((begin, _SERIES.get(result, result), number) for begin, result, number in counts)
-        sessions = [(one.began_ms, one.ended_ms or last) for one in await ledger.sessions()]
-        chart = charts.time_chart(series, width, sessions)
+        chart = charts.time_chart(series, width)
 
     again = Causes()
 
@@ -185,9 +192,6 @@ async def _over_time(ledger: Ledger) -> dict[str, Any]:
     events = await ledger.query("report_events")
     return {
         "chart": chart,
-        "cuts": chart.axis.cuts() if chart else (),
-        "ticks": chart.axis.ticks() if chart else (),
-        "cut_width": charts.CUT_WIDTH,
         "last_utc": None if last is None else _iso(last),
         "again": again.worst(),
         "events": [(_iso(ms), kind, target, text) for ms, kind, target, text in events[:LISTED]],
@@ -239,43 +243,31 @@ class Causes:
         return sorted(self._groups.values(), key=lambda cause: -cause.count)
 
 
-class JobRows(NamedTuple):
-    """A job's rows by state."""
-
-    job_name: str
-    job_id: str
-    target: str
-    counts: Counter[str]
-
-
 class _Gathered:
     """What adds up over the rows."""
 
     def __init__(self) -> None:
-        self.jobs: dict[tuple[str, str], JobRows] = {}
+        self.jobs: dict[tuple[str, str, str], Counter[str]] = {}
         self.causes = Causes()
         self.runs: Counter[str] = Counter()
         self.run_failures = Causes()
-        self.attempts: Counter[int] = Counter()
         self.duplicates: list[ResultRow] = []
         self.table = Table()
 
-    def take(self, row: ResultRow) -> None:
-        job = self.jobs.get((row.target, row.job_id))
+    def take(self, rows: Sequence[ResultRow]) -> None:
+        for row in rows:
+            self._take(row)
 
-        if job is None:
-            job = JobRows(row.job_name, row.job_id, row.target, Counter())
-            self.jobs[row.target, row.job_id] = job
-
-        job.counts[_STATE_NAMES.get(row.state, row.state)] += 1
-        self.attempts[row.attempts] += 1
+    def _take(self, row: ResultRow) -> None:
+        counts = self.jobs.setdefault((row.job_name, row.job_id, row.target), Counter())
+        counts[_STATE_NAMES.get(row.state, row.state)] += 1
         self.table.take(row)
 
         if row.state in _NEED_A_CAUSE:
             key = row.key or f"row {row.row}"
             self.causes.add(row.state, _said(row) or "no reason was given", key)
 
-        if row.possible_duplicate and len(self.duplicates) < LISTED:
+        if row.possible_duplicate and len(self.duplicates) < LISTED // 2:
             self.duplicates.append(row)
 
         if run := _run_word(row):
@@ -354,7 +346,9 @@ class Table:
 
     def take(self, row: ResultRow) -> None:
         """Take in the next row."""
-        needs_a_look = row.state != "started" or row.possible_duplicate or row.success is False
+        needs_a_look = (
+            row.state != "started" or row.possible_duplicate or _run_word(row) == "failed"
+        )
         kept = self._urgent if needs_a_look else self._started
 
         if len(kept) < self._limit:
@@ -377,7 +371,7 @@ class Table:
         run, twice = _run_word(row), ", maybe twice" if row.possible_duplicate else ""
         return (
             row.row,
-            None if row.key is None else printable(row.key),
+            printable(row.key) or None,
             self._word(row.target),
             self._word(f"{row.job_name}\n{row.job_id}" if row.job_name else row.job_id),
             self._word(f"{row.state}{twice}"),
@@ -426,11 +420,11 @@ _MILLISECOND: Final = timedelta(milliseconds=1)
 
 
 # The table as text that stands in the page. It is kept by column, as what repeats least: words
-# once and their numbers, numbers as differences, ids without dashes; then gzip, then base 85 with
+# once and their numbers, numbers as differences, ids as 16 bytes; then gzip, then base 85 with
 # ",.:" for "<&>". 100,000 keys and jobRunIds fit into a page of 5 MB in no plainer form.
 
 _ID: Final = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_NO_ID: Final = "0" * 32
+_NO_ID: Final = bytes(16)
 _PIECE: Final = 4 << 14  # whole groups of four bytes; the encoder takes many times its memory
 _TO_SAFE: Final = bytes.maketrans(b"<&>", b",.:")
 
@@ -440,11 +434,14 @@ def encode_table(columns: Sequence[Column], *, limit: int = ENCODED_LIMIT) -> tu
     rows = len(columns[0].values)
 
     while True:
+        blobs: list[bytes] = []
         packed = [
-            {"name": name, "label": label, "kind": kind, **_pack(kind, values[:rows])}
+            {"name": name, "label": label, "kind": kind, **_pack(kind, values[:rows], blobs)}
             for name, label, kind, values in columns
         ]
-        data = gzip.compress(orjson.dumps({"rows": rows, "columns": packed}), 9, mtime=0)
+        head = orjson.dumps({"rows": rows, "columns": packed})
+        data = b"".join((len(head).to_bytes(4, "big"), head, *blobs))
+        data = gzip.compress(data, 9, mtime=0)
         pieces = (base64.b85encode(data[at : at + _PIECE]) for at in range(0, len(data), _PIECE))
         text = b"".join(pieces).translate(_TO_SAFE).decode()
 
@@ -454,7 +451,7 @@ def encode_table(columns: Sequence[Column], *, limit: int = ENCODED_LIMIT) -> tu
         rows = int(rows * limit / len(text) * 0.98)
 
 
-def _pack(kind: str, values: Sequence[Any]) -> dict[str, Any]:
+def _pack(kind: str, values: Sequence[Any], blobs: list[bytes]) -> dict[str, Any]:
     if kind != "text":
         steps: list[int | None] = []
         last = 0
@@ -469,8 +466,8 @@ def _pack(kind: str, values: Sequence[Any]) -> dict[str, Any]:
     lengths = {len(word) for word in words if word is not None}
 
     if len(lengths) == 1 and all(word is None or _is_id(word) for word in words):
-        ids = "".join((value or _NO_ID).replace("-", "") for value in values)
-        return {"ids": ids, "dash": "" if lengths == {32} else "-"}
+        blobs.append(b"".join(_id_bytes(value) for value in values))
+        return {"dash": "" if lengths == {32} else "-"}
 
     if len(words) * 2 > len(values):
         return {"texts": values}
@@ -478,8 +475,12 @@ def _pack(kind: str, values: Sequence[Any]) -> dict[str, Any]:
     return {"words": list(words), "numbers": [words[value] for value in values]}
 
 
+def _id_bytes(value: str | None) -> bytes:
+    return _NO_ID if value is None else bytes.fromhex(value.replace("-", ""))
+
+
 def _is_id(word: str) -> bool:
-    return _ID.fullmatch(word) is not None and word.replace("-", "") != _NO_ID
+    return _ID.fullmatch(word) is not None and _id_bytes(word) != _NO_ID
 
 
 # What the template is given beside the numbers.

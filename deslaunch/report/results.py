@@ -8,12 +8,14 @@ Beside what the row says, a line is a line of a manifest again, with what became
 from __future__ import annotations
 
 import re
-from contextlib import AbstractContextManager, ExitStack
+from collections import Counter
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Final, Literal, NamedTuple
 
 import orjson
+from anyio import to_thread
 
 from deslaunch.errors import ConfigurationError
 from deslaunch.manifest.readers import (
@@ -24,12 +26,12 @@ from deslaunch.manifest.readers import (
     json_object,
 )
 from deslaunch.model import RowState, printable
-from deslaunch.report.output import open_output
+from deslaunch.report.output import open_beside
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
-    from deslaunch.ledger.ledger import Ledger, ResultRow
+    from deslaunch.ledger.reading import Reader, ResultRow
     from deslaunch.model import Format
 
 COLUMNS: Final = (
@@ -72,7 +74,7 @@ ALL: Final = Choice()
 
 
 async def rows_of(
-    ledger: Ledger, choice: Choice = ALL, *, with_rows: bool = False
+    ledger: Reader, choice: Choice = ALL, *, with_rows: bool = False
 ) -> AsyncIterator[list[ResultRow]]:
     """Yield rows in portions, as they are told outside the ledger: ``sending`` is ``inFlight``."""
     sending = RowState.SENDING.value
@@ -85,7 +87,7 @@ async def rows_of(
 
 
 async def write_results(
-    ledger: Ledger,
+    ledger: Reader,
     output: Path | BinaryIO,
     *,
     form: Format = "csv",
@@ -95,7 +97,7 @@ async def write_results(
 ) -> int:
     """Write what became of the rows, and return how many were written.
 
-    Memory does not grow with the rows. It writes in the event loop's thread.
+    Memory does not grow with the rows.
 
     Args:
         ledger: of the batch; may be at work.
@@ -112,34 +114,28 @@ async def write_results(
         ManifestError: a row says what CSV can't.
         OSError: the stream can't be written.
     """
-    with ExitStack() as stack:
-        stream = (
-            stack.enter_context(_open(ledger, output, force=force))
-            if isinstance(output, Path)
-            else output
-        )
+    async with AsyncExitStack() as stack:
+        if isinstance(output, Path):
+            output = await stack.enter_async_context(open_beside(ledger, output, force=force))
+
+        header = b""
 
         if form == "jsonl":
             encode = json_with_manifest if with_manifest else json_line
         elif with_manifest:
             names = await _columns_of(ledger, choice)
-            encode = partial(csv_with_manifest, names)
-            stream.write(header_with_manifest(names))
+            encode, header = partial(csv_with_manifest, names), header_with_manifest(names)
         else:
-            encode = csv_line
-            stream.write(CSV_HEADER)
+            encode, header = csv_line, CSV_HEADER
 
+        await to_thread.run_sync(output.write, header)
         count = 0
 
         async for rows in rows_of(ledger, choice, with_rows=with_manifest):
-            stream.writelines(map(encode, rows))
+            await to_thread.run_sync(output.writelines, map(encode, rows))
             count += len(rows)
 
     return count
-
-
-def _open(ledger: Ledger, output: Path, *, force: bool) -> AbstractContextManager[BinaryIO]:
-    return open_output(output, ledger=ledger.place, manifest=ledger.batch.manifest, force=force)
 
 
 # Each line is made alone and goes straight into the stream's buffer: to gather the lines of a
@@ -221,7 +217,7 @@ def header_with_manifest(names: Sequence[str]) -> bytes:
     return f"{join_cells((*names, *own))}\r\n".encode()
 
 
-async def _columns_of(ledger: Ledger, choice: Choice) -> list[str]:
+async def _columns_of(ledger: Reader, choice: Choice) -> list[str]:
     """Return the manifest's columns, and those of rows that say more than its header.
 
     The rows of JSONL, and corrected rows, may say what no header names: they are looked through.
@@ -237,7 +233,7 @@ async def _columns_of(ledger: Ledger, choice: Choice) -> list[str]:
 
 
 async def split_results(
-    ledger: Ledger, folder: Path, *, choice: Choice = ALL, force: bool = False
+    ledger: Reader, folder: Path, *, choice: Choice = ALL, force: bool = False
 ) -> dict[str, int]:
     """Write results beside what their rows say into one CSV file for each state.
 
@@ -258,26 +254,39 @@ async def split_results(
         LedgerError: the ledger can't be read.
         ManifestError: a row says what CSV can't.
     """
-    _make_folder(folder)
+    await to_thread.run_sync(_make_folder, folder)
     names = await _columns_of(ledger, choice)
-    counts = dict.fromkeys(FILES, 0)
+    counts = Counter(dict.fromkeys(FILES, 0))
 
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         files = {
-            name: stack.enter_context(_open(ledger, folder / f"{name}.csv", force=force))
+            name: await stack.enter_async_context(
+                open_beside(ledger, folder / f"{name}.csv", force=force)
+            )
             for name in FILES
         }
 
         for file in files.values():
-            file.write(header_with_manifest(names))
+            await to_thread.run_sync(file.write, header_with_manifest(names))
 
         async for rows in rows_of(ledger, choice, with_rows=True):
-            for row in rows:
-                line = csv_with_manifest(names, row)
+            counts.update(await to_thread.run_sync(_write_apart, rows, names, files))
 
-                for name in _files_of(row):
-                    files[name].write(line)
-                    counts[name] += 1
+    return counts
+
+
+def _write_apart(
+    rows: Sequence[ResultRow], names: Sequence[str], files: Mapping[str, BinaryIO]
+) -> Counter[str]:
+    counts: Counter[str] = Counter()
+
+    for row in rows:
+        line = csv_with_manifest(names, row)
+        own = [RowState.UNKNOWN.value if row.state == IN_FLIGHT else row.state]
+
+        for name in [*own, RUN_FAILED] if row.finished and not row.success else own:
+            files[name].write(line)
+            counts[name] += 1
 
     return counts
 
@@ -290,10 +299,3 @@ def _make_folder(folder: Path) -> None:
             f"{printable(str(folder))}: can't be made: {exc.strerror or exc}",
             hint="you need write permission for its parent; or name another folder with --split",
         ) from exc
-
-
-def _files_of(row: ResultRow) -> Iterator[str]:
-    yield RowState.UNKNOWN.value if row.state == IN_FLIGHT else row.state
-
-    if row.finished and not row.success:
-        yield RUN_FAILED
