@@ -1,8 +1,8 @@
-"""Launch 2,000 rows on a local DES that fails on purpose, be cut short, go on, and prove it.
+"""Launch 2,000 rows on a local DES that fails on purpose, kill the launch, resume, and prove it.
 
 Runs the installed ``deslaunch`` command, the one beside this Python, in a temporary folder.
 Nothing leaves this machine. Ends with 0 if every step ended as expected and the proof holds,
-else with 1.
+else with 1. Takes about ten seconds.
 
     python samples/demo.py
 """
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 SAMPLES = Path(__file__).absolute().parent
 DESLAUNCH = Path(sys.executable).with_name("deslaunch")
-LIMIT = 120.0
-"""Seconds that one command may take; the whole demo needs about ten."""
+LIMIT = 60.0
+"""Seconds that one command may take."""
 
-LAUNCHING = ("--concurrency", "64", "--max-wait", "1", "--max-attempts", "8")
-FIRST_TOKEN, SECOND_TOKEN = "one", "two"
+KILL_AFTER = 1000
+"""Runs in the DES's log when the launch is killed."""
+
 SHOWN_RESULTS = 4
 SHOWN_KEYS = 5
 
@@ -46,14 +47,14 @@ class DemoFailed(Exception):
 
 
 class Run(NamedTuple):
-    """One run in the simulator's log."""
+    """One run in the DES's log."""
 
     job_run_id: str
     start: Start
 
 
 class Proof(NamedTuple):
-    """What the simulator's log says of the rows of the manifest.
+    """What the DES's log says of the rows of the manifest.
 
     Attributes:
         runs: runs in the log.
@@ -78,7 +79,7 @@ class Proof(NamedTuple):
 
 
 def prove(rows: Mapping[str, Start], runs: Iterable[Run], results: Mapping[str, str]) -> Proof:
-    """Hold the manifest and the results against the simulator's log.
+    """Hold the manifest and the results against the DES's log.
 
     Args:
         rows: key to start, of the manifest; no two starts are the same.
@@ -101,35 +102,61 @@ def prove(rows: Mapping[str, Start], runs: Iterable[Run], results: Mapping[str, 
 
 def read_rows(manifest: Path) -> dict[str, Start]:
     r"""Read a CSV manifest: key to start. An empty cell is left out, ``\N`` is null."""
-    with manifest.open(encoding="utf-8", newline="") as stream:
-        return {row.pop("key"): _start_of_cells(row) for row in csv.DictReader(stream)}
+    rows = {}
 
+    for cells in _read_csv(manifest):
+        key, job_id = cells.pop("key"), cells.pop("jobId")
+        given = {name: None if cell == r"\N" else cell for name, cell in cells.items() if cell}
+        rows[key] = (job_id, tuple(sorted(given.items())))
 
-def _start_of_cells(cells: dict[str, str]) -> Start:
-    job_id = cells.pop("jobId")
-    said = {name: None if cell == r"\N" else cell for name, cell in cells.items() if cell}
-    return job_id, tuple(sorted(said.items()))
+    return rows
 
 
 def read_log(log: Path) -> list[Run]:
-    """Read the simulator's log, one run a line."""
-    return [_run_of(json.loads(line)) for line in log.read_text(encoding="utf-8").splitlines()]
+    """Read the DES's log, one run a line."""
+    runs = []
 
+    for line in log.read_text(encoding="utf-8").splitlines():
+        record = json.loads(line)
+        texts = {
+            name: None if value is None else value["valueStringEncoded"]
+            for name, value in record["parameters"].items()
+        }
+        runs.append(Run(record["jobRunId"], (record["jobId"], tuple(sorted(texts.items())))))
 
-def _run_of(said: dict[str, object]) -> Run:
-    parameters = said["parameters"]
-    assert isinstance(parameters, dict)
-    texts = {
-        name: None if value is None else value["valueStringEncoded"]
-        for name, value in parameters.items()
-    }
-    return Run(str(said["jobRunId"]), (str(said["jobId"]), tuple(sorted(texts.items()))))
+    return runs
 
 
 def read_results(results: Path) -> dict[str, str]:
     """Read the results as CSV: key to jobRunId."""
-    with results.open(encoding="utf-8", newline="") as stream:
-        return {row["key"]: row["jobRunId"] for row in csv.DictReader(stream)}
+    return {row["key"]: row["jobRunId"] for row in _read_csv(results)}
+
+
+def fill_in(findings: Path, rows: Mapping[str, Start], runs: Iterable[Run]) -> tuple[int, int]:
+    """Do what a person does: look each unknown row up in DES, and note what is found.
+
+    Returns:
+        How many rows had started a run, and how many had not.
+    """
+    made = {run.start: run.job_run_id for run in runs}
+    lines = _read_csv(findings)
+
+    for line in lines:
+        line["jobRunId"] = made.get(rows[line["key"]], "")
+        line["as"] = "started" if line["jobRunId"] else "not-started"
+
+    with findings.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, list(lines[0]) if lines else ["key"])
+        writer.writeheader()
+        writer.writerows(lines)
+
+    started = sum(line["as"] == "started" for line in lines)
+    return started, len(lines) - started
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
 class Terminal:
@@ -158,63 +185,73 @@ class Terminal:
         Raises:
             DemoFailed: the exit code is another than the expected one.
         """
-        self._show(arguments)
-        ended = subprocess.run(
-            [DESLAUNCH, *arguments],
-            cwd=self._folder,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            encoding="utf-8",
-            timeout=LIMIT,
-            check=False,
-        )
-        print(f"{ended.stdout}(exit code {ended.returncode})", flush=True)
+        with self._start(arguments, stderr=subprocess.STDOUT) as process:
+            output, _ = process.communicate(timeout=LIMIT)
 
-        if ended.returncode != expect:
+        print(f"{output}(exit code {process.returncode})", flush=True)
+
+        if process.returncode != expect:
             raise DemoFailed(
-                f"'deslaunch {arguments[0]}' ended with exit code {ended.returncode}, "
+                f"'deslaunch {arguments[0]}' ended with exit code {process.returncode}, "
                 f"and {expect} was expected"
             )
+
+    def kill(self, *arguments: str, log: Path, runs: int) -> None:
+        """Run deslaunch, and kill it once there are so many runs in the DES's log.
+
+        Raises:
+            DemoFailed: it ended before that.
+        """
+        with self._start(arguments, stderr=subprocess.DEVNULL) as process:
+            while process.poll() is None and log.read_bytes().count(b"\n") < runs:
+                time.sleep(0.01)
+
+            process.kill()
+            process.communicate(timeout=LIMIT)
+
+        if process.returncode != -signal.SIGKILL:
+            raise DemoFailed(f"the launch ended by itself, with exit code {process.returncode}")
+
+        print("Killed\n(exit code 137: SIGKILL, which no program can catch)", flush=True)
 
     @contextmanager
     def running(self, *arguments: str) -> Iterator[str]:
         """Run deslaunch beside the block; yield its first line, and end it after the block."""
-        self._show(arguments)
+        with self._start(arguments) as process:
+            try:
+                assert process.stdout is not None
+                line = process.stdout.readline().strip()
+
+                if not line:
+                    raise DemoFailed(f"'deslaunch {arguments[0]}' did not start")
+
+                print(line, flush=True)
+                yield line
+            finally:
+                process.terminate()
+                process.communicate(timeout=LIMIT)
+
+    @contextmanager
+    def _start(
+        self, arguments: tuple[str, ...], stderr: int | None = None
+    ) -> Iterator[subprocess.Popen[str]]:
+        print(f"$ {shlex.join(['deslaunch', *arguments])}", flush=True)
         process = subprocess.Popen(
             [DESLAUNCH, *arguments],
             cwd=self._folder,
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
+            stderr=stderr,
             encoding="utf-8",
         )
 
         try:
-            assert process.stdout is not None
-            line = process.stdout.readline().strip()
-
-            if not line:
-                raise DemoFailed(f"'deslaunch {arguments[0]}' did not start")
-
-            print(line, flush=True)
-            yield line
+            yield process
         finally:
-            _end(process)
-
-    def _show(self, arguments: Iterable[str]) -> None:
-        print(f"$ {shlex.join(['deslaunch', *arguments])}", flush=True)
-
-
-def _end(process: subprocess.Popen[str]) -> None:
-    process.terminate()
-
-    try:
-        process.communicate(timeout=10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
 
 
 def say(sentence: str) -> None:
@@ -228,45 +265,49 @@ def demonstrate(folder: Path) -> None:
     Raises:
         DemoFailed: see there.
     """
-    terminal = Terminal(folder)
+    terminal, log = Terminal(folder), folder / "log.jsonl"
 
     for name in ("night.csv", "faults.json", "jobs.json"):
         shutil.copyfile(SAMPLES / name, folder / name)
 
-    say("A local DES stands in for the real one: it responds to 7 % of all starts with 503 or 500.")
-    terminal.export(DESLAUNCH_SIMULATE_TOKENS=f"{FIRST_TOKEN} {SECOND_TOKEN}")
-    simulate = ("simulate", "--jobs", "jobs.json", "--faults", "faults.json", "--log", "log.jsonl")
+    say("A local DES stands in for the real one. It gives 503 or 500 to 7 % of all starts.")
+    simulate = ("simulate", "--jobs", "jobs.json", "--faults", "faults.json", "--log", log.name)
 
     with terminal.running(*simulate) as base_url:
-        terminal.export(DES_BASE_URL=base_url, DES_TOKEN=FIRST_TOKEN)
-        launch(terminal, folder / "results.csv")
+        terminal.export(DES_BASE_URL=base_url, DES_TOKEN="simulated")  # noqa: S106
+        launch(terminal, folder, log)
 
     say("The proof, from the log of the DES itself, not from what deslaunch says of itself:")
-    proof = prove(
-        read_rows(folder / "night.csv"),
-        read_log(folder / "log.jsonl"),
-        read_results(folder / "results.csv"),
-    )
+    rows, results = read_rows(folder / "night.csv"), read_results(folder / "results.csv")
+    proof = prove(rows, read_log(log), results)
     show(proof)
 
     if not proof.holds:
         raise DemoFailed("the proof does not hold: see the lines that begin with 'NOT'")
 
 
-def launch(terminal: Terminal, results: Path) -> None:
-    """Check, run, be cut short, resume, and write the results."""
+def launch(terminal: Terminal, folder: Path, log: Path) -> None:
+    """Check, run, be killed, find out what became of the rows in flight, resume, write results."""
+    findings, results = folder / "findings.csv", folder / "results.csv"
+
     say("All 2,000 rows are checked against what the jobs declare; nothing is started yet.")
     terminal.run("check", "night.csv", expect=0)
 
-    say("The rows are launched; the token expires after 1,200 starts, so this run ends early.")
-    terminal.run("run", "night.csv", *LAUNCHING, expect=6)
+    say(f"The rows are launched, and the launch is killed after about {KILL_AFTER:,} runs.")
+    options = ("--concurrency", "64", "--max-wait", "1", "--max-attempts", "8", "--yes")
+    terminal.kill("run", "night.csv", *options, log=log, runs=KILL_AFTER)
 
-    say("The ledger beside the manifest knows how every row stands: 800 are still to be sent.")
-    terminal.run("status", "night.ledger.db", expect=0)
+    say("The ledger beside the manifest knows how every row stands. What was in flight is unknown:")
+    print("# it may have started a run, so deslaunch does not send it again by itself.")
+    terminal.run("status", "night.ledger.db", "--unknown", "-o", findings.name, expect=0)
 
-    say("With a new token the batch goes on where it ended, and sends only what is left.")
-    terminal.export(DES_TOKEN=SECOND_TOKEN)
-    terminal.run("resume", "night.ledger.db", *LAUNCHING, expect=0)
+    say("A person looks the unknown rows up in DES, and writes down what is there.")
+    started, missed = fill_in(findings, read_rows(folder / "night.csv"), read_log(log))
+    print(f"({started} of them had started a run, {missed} had not: now noted in {findings.name})")
+    terminal.run("resolve", "night.ledger.db", "--from", findings.name, "--early", expect=0)
+
+    say("The batch goes on where it was cut short, and sends only what is left.")
+    terminal.run("resume", "night.ledger.db", "--yes", expect=0)
     print(
         "(A possible duplicate is a row whose first response was a 503 or 500 and that was sent\n"
         "again: a 5XX does not promise that nothing was started. The proof below will tell.)"

@@ -24,7 +24,7 @@ WEEK = 7
 
 
 def week_of_sales() -> Iterator[dict[str, Any]]:
-    """Yield a row for each day of a week; rows are read as slots become free."""
+    """Yield a row for each day of a week; rows are taken as slots become free."""
     for day in range(1, WEEK + 1):
         filters = {
             "TradingDateFrom": f"2026-02-{day:02}T00:00:00Z",
@@ -34,7 +34,7 @@ def week_of_sales() -> Iterator[dict[str, Any]]:
 
 
 async def main() -> None:
-    """Launch both batches, and say what became of them."""
+    """Launch both batches, and print what became of them."""
     base_url = os.environ["DES_BASE_URL"]
 
     async with deslaunch.DesClient(base_url, token=deslaunch.EnvToken()) as des:

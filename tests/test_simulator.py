@@ -17,7 +17,7 @@ import orjson
 import pytest
 import trustme
 from anyio.from_thread import start_blocking_portal
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rawdes import (
     AUTO,
@@ -38,6 +38,8 @@ from rawdes import (
     start_body,
 )
 
+from deslaunch.manifest.schema import Body, Schema
+from deslaunch.model import Job, JobParameter, Row
 from deslaunch.simulator import (
     CSV_SALES_EXPORT,
     DEFAULT_JOBS,
@@ -49,6 +51,7 @@ from deslaunch.simulator import (
     serve,
 )
 from deslaunch.simulator.http import BadRequest, Request, RequestParser
+from deslaunch.simulator.service import is_text_of
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 
@@ -504,6 +507,32 @@ async def test_a_bad_value_is_refused(
     assert message in response["message"]
 
 
+DIGITS = st.from_regex(r"[+-]?0{0,3}[0-9]{0,20}(\.[0-9]{0,3})?(e3)?", fullmatch=True)
+TIMES = st.from_regex(
+    r"20[0-9]{2}-[01][0-9]-[0-3][0-9]"
+    r"([T ][0-2][0-9](:[0-6][0-9](:[0-6][0-9](\.[0-9]{1,10})?)?)?"
+    r"(Z|[+-][0-2][0-9](:?[0-6][0-9])?)?)?",
+    fullmatch=True,
+)
+
+
+@given(st.sampled_from([2, 3, 4]), st.text("0123456789+-.:TZ", max_size=6) | DIGITS | TIMES)
+@example(2, "-0")
+@example(2, "+5")
+@example(2, "-9223372036854775808")
+@example(2, "9223372036854775808")
+@example(4, "2026-01-31T06:16:47+14:00")
+@example(4, "2026-01-31T06:16:47-14:01")
+@example(4, "2026-01-31T24:00:00Z")
+@settings(max_examples=300, deadline=None)
+def test_the_simulator_takes_what_check_takes(kind: int, text: str) -> None:
+    parameter = JobParameter(name="P", type=kind)
+    schema = Schema(Job(job_id=CSV_SALES_EXPORT, name="x", parameters=(parameter,)))
+    checked = schema.check(Row(1, 1, None, "default", CSV_SALES_EXPORT, {"P": text}), "m.csv")
+
+    assert is_text_of(kind, text) == isinstance(checked, Body)
+
+
 DAY = {"type": 4, "valueStringEncoded": "2026-01-31"}
 
 BAD_BODIES = [
@@ -769,22 +798,41 @@ async def test_leaving_drops_clients_at_every_stage(tmp_path: Path) -> None:
     assert simulator.in_flight == 0
 
 
-@pytest.mark.parametrize("turns", range(7))
-async def test_leaving_drops_a_client_at_every_turn_of_its_accept(turns: int) -> None:
+@pytest.mark.parametrize("turns", range(12))
+async def test_leaving_drops_a_client_at_every_turn_of_its_request(turns: int) -> None:
     loop = asyncio.get_running_loop()
 
     with socket.socket() as client:
         client.setblocking(False)
 
-        async with Simulator() as simulator:
+        async with Simulator(script={"latency": 60}) as simulator:
             url = urlsplit(simulator.base_url)
             await loop.sock_connect(client, (url.hostname, url.port))
+            await loop.sock_sendall(client, encode())
 
             for _ in range(turns):
                 await asyncio.sleep(0)
 
         with suppress(ConnectionResetError):
             assert await loop.sock_recv(client, 1) == b""
+
+    assert simulator.in_flight == 0
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_leaving_counts_down_what_comes_while_it_leaves(turns: int) -> None:
+    async with Simulator(script={"latency": 60}) as simulator, connect(simulator) as client:
+        await client.send(encode(START, {}, close=False))
+        await client.response()
+        leaving = asyncio.create_task(simulator.refuse())
+
+        for _ in range(turns):
+            await asyncio.sleep(0)
+
+        client.writer.write(encode())
+        await leaving
+
+    assert simulator.in_flight == 0
 
 
 async def test_a_failing_test_is_seen_as_it_is() -> None:
@@ -813,9 +861,13 @@ async def test_a_port_that_is_taken_is_an_error(tmp_path: Path) -> None:
         port = urlsplit(simulator.base_url).port
         assert port is not None
 
+        before = os.listdir("/dev/fd")  # noqa: PTH208
+
         with pytest.raises(OSError, match="address already in use"):
             async with Simulator(port=port, log=tmp_path / "log"):
                 pytest.fail("two can't listen on one port")
+
+        assert os.listdir("/dev/fd") == before  # noqa: PTH208  # the log is closed again
 
 
 async def test_another_script_can_be_followed_at_any_time() -> None:

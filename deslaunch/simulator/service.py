@@ -188,7 +188,7 @@ def _check_value(name: str, declared: Mapping[str, Any], value: Any) -> None:
     if text is None and not auto and not declared.get("nullable", False):
         raise Refused(400, f"parameter {name!r} can't be null")
 
-    if text is not None and not _is_text_of(declared_type, text):
+    if text is not None and not is_text_of(declared_type, text):
         raise Refused(400, f"parameter {name!r} is not of type {declared_type}: {shorten(text)}")
 
 
@@ -201,7 +201,7 @@ _DATETIME_TEXT: Final = re.compile(
 )
 
 
-def _is_text_of(type_number: int | None, text: str) -> bool:
+def is_text_of(type_number: int | None, text: str) -> bool:
     """Return True if a parameter of this type takes the text; an unknown type takes any."""
     if type_number == _INTEGER:
         match = _INTEGER_TEXT.fullmatch(text)
