@@ -45,7 +45,7 @@ async def main() -> None:
             resume=True,
             settings=deslaunch.Settings(concurrency=64),
         )
-        print(f"night: {summary.started} of {summary.rows} started")
+        print(f"night: {summary.counts.started} of {summary.counts.rows} started")
 
         async with deslaunch.open_batch(
             week_of_sales(), des, ledger="library-week.ledger.db", resume=True
