@@ -253,7 +253,7 @@ async def test_retry_after(header: str, seconds: float | None) -> None:
         pytest.param([response(500, b"no", length=9), Step.FIN], ServerError, 500, id="500 cut"),
         pytest.param([response(503, b"no", "Retry-After: 1", length=9), Step.RST], Throttled, 503,
                      id="503 reset"),
-        pytest.param([response(307, b"no", length=9), Step.STALL], Redirected, 307, id="307 stalls"),
+        pytest.param([response(307, b"no", length=9), Step.STALL], Redirected, 307, id="307 stall"),
         pytest.param([response(400, b"no" * 2**20)], Rejected, 400, id="400 over 1 MiB"),
     ],
 )  # fmt: skip

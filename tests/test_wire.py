@@ -136,8 +136,8 @@ def test_a_start_is_believed_only_with_both_ids(body: bytes, expected: StartedRu
         pytest.param(b"", None, id="empty"),
     ],
 )
-def test_a_run_id_is_saved_from_an_unusable_answer(body: bytes, expected: str | None) -> None:
-    assert wire.job_run_id_in(body) == expected
+def test_a_run_id_is_saved_from_an_unusable_response(body: bytes, expected: str | None) -> None:
+    assert wire.job_run_ids_in(body) == ([] if expected is None else [expected])
 
 
 # Responses about a run
@@ -427,7 +427,7 @@ def test_no_job_raises_anything_but_a_schema_error(value: object) -> None:
 def test_no_answer_makes_a_reader_raise(body: bytes) -> None:
     assert isinstance(wire.decode_started(body), StartedRun | None)
     assert isinstance(wire.decode_run_status(body), RunStatus | None)
-    assert isinstance(wire.job_run_id_in(body), str | None)
+    assert isinstance(wire.job_run_ids_in(body), list)
     assert len(wire.error_text(wire.text_of(body))) <= 500
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from multidict import CIMultiDictProxy
 
-    from deslaunch.des.http import Response, Route, Way
+    from deslaunch.des.http import Response, Route
     from deslaunch.des.tokens import Token, TokenSource
     from deslaunch.model import Job, RunStatus, Start, StartedRun
 
@@ -186,7 +186,7 @@ class DesClient:
         self._authorized = 0  # the generation of these routes' token
         self._reuses = True
         self._dated: tuple[str, datetime] | None = None
-        self._way: Way | None = None
+        self._way: quick.QuickWay | http.PlainWay | None = None
 
         if base_url is not None:
             self._go_to(base_url)
@@ -428,9 +428,7 @@ class DesClient:
         token, generation = await self._tokens.current()
         route = self._route(call, token, generation)
         limit = self._deadlines.begin()
-        sending = http.Sending(
-            body, sent=sent, limit=limit, most=call.limit, latest=latest, clock=self._boottime
-        )
+        sending = http.Sending(body, sent, limit, call.limit, latest, self._boottime)
 
         try:
             response = await self._way.post(route, sending)
@@ -495,10 +493,10 @@ class DesClient:
 
     def _doubt(self, why: str, came: bytes) -> None:
         """Take note of a connection that can't be relied on."""
-        text = self._kept(came)
-        said = f" ({text})" if text else ""
-        hint = "; look in DES at the runs around this time" if text else ""
-        self.stop_reusing(f"{why}{said}{hint}")
+        runs = wire.job_run_ids_in(came)
+        text = f"it names the run {' and '.join(runs)}" if runs else self._kept(came)[:200]
+        said = f" ({' '.join(text.split())})" if text else ""
+        self.stop_reusing(f"{why}{said}")
 
     def _translated(self, call: _Call, exc: Exception, sending: http.Sending) -> DesError:
         """Return what a failed exchange means."""
@@ -508,7 +506,7 @@ class DesClient:
                 f"the request was sent to {self.base_url}, and {text}",
                 hint=_HINTS.get(call.lost, ""),
                 response=self._kept(sending.came),
-                job_run_id=wire.job_run_id_in(sending.came),
+                job_run_id=_first_run(sending.came),
             )
 
         fault = http.fault_of(exc)
@@ -588,7 +586,7 @@ class DesClient:
                 response.headers.getall("Retry-After", ()),
                 now=wire.http_date(response.headers.get("Date")) or self._now(),
             ),
-            job_run_id=wire.job_run_id_in(response.body),
+            job_run_id=_first_run(response.body),
         )
 
     def _kept(self, body: bytes) -> str:
@@ -598,6 +596,10 @@ class DesClient:
     def _scrubbed(self, body: bytes) -> bytes:
         """Return a response without tokens; Latin-1 makes a text of any bytes, and back."""
         return self._tokens.scrub(body.decode("latin-1")).encode("latin-1")
+
+
+def _first_run(body: bytes) -> str | None:
+    return next(iter(wire.job_run_ids_in(body)), None)
 
 
 def _sentence(text: str, response: str) -> str:

@@ -14,11 +14,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import ipaddress
+import math
 import ssl as ssl_module
 import sys
 import time
 import zlib
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import aiohttp
 from yarl import URL
@@ -271,9 +273,6 @@ class Limit:
         self._task = task
         self._cancelling = task.cancelling()
 
-    def __repr__(self) -> str:
-        return f"<Limit {'expired' if self.expired else 'running'}>"
-
     def __enter__(self) -> None:
         return None
 
@@ -343,6 +342,7 @@ def route_to(
     return Route(url, headers, proxy, proxy_headers, "\r\n".join(lines).encode(), str(url.origin()))
 
 
+@dataclass(slots=True)
 class Sending:
     """One request on its way, and what is known of it.
 
@@ -354,28 +354,17 @@ class Sending:
         latest: when the first byte may leave at the latest, by ``clock``.
         clock: seconds of a clock that counts suspension.
         came: the first bytes that came back, head and all, as far as they are known.
+        has_left: a byte may have left over some connection.
     """
 
-    __slots__ = ("_left", "body", "came", "clock", "latest", "limit", "most", "sent")
-
-    def __init__(
-        self,
-        body: bytes,
-        *,
-        sent: Sent,
-        limit: Limit,
-        most: int,
-        latest: float,
-        clock: Callable[[], float],
-    ) -> None:
-        self.body = body
-        self.sent = sent
-        self.limit = limit
-        self.most = most
-        self.latest = latest
-        self.clock = clock
-        self.came = b""
-        self._left = False
+    body: bytes
+    sent: Sent
+    limit: Limit
+    most: int
+    latest: float = math.inf
+    clock: Callable[[], float] = boottime
+    came: bytes = b""
+    has_left: bool = False
 
     def connect(self) -> None:
         """Note that a connection is looked for, and that no byte has left.
@@ -383,7 +372,7 @@ class Sending:
         Raises:
             RuntimeError: one had left before: it must not be sent a second time.
         """
-        if self._left:
+        if self.has_left:
             raise RuntimeError("this request was sent already")
 
         self.sent.clear()
@@ -401,7 +390,7 @@ class Sending:
                 hint="nothing was started: it may be sent again",
             )
 
-        self._left = True
+        self.has_left = True
         self.sent.set()
 
 
@@ -429,29 +418,6 @@ class Unasked(Exception):
     """More came than the one response that was asked for."""
 
 
-class Way(Protocol):
-    """How requests are sent."""
-
-    async def post(self, route: Route, sending: Sending) -> Response:
-        """Send a body once and return the response; no redirect is followed.
-
-        Raises:
-            TimeoutError: the limit ran out before the response's headers were there.
-            TooLate: no byte left.
-            aiohttp.ClientError: as ``ClientSession.post`` raises it.
-            aiohttp.http.HttpProcessingError: what came back is no HTTP.
-        """
-        ...
-
-    def stop_reusing(self) -> None:
-        """Let each connection serve one request only, from now on."""
-        ...
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        ...
-
-
 class PlainWay:
     """Sends by ``ClientSession.post``, each request over a connection of its own.
 
@@ -475,13 +441,18 @@ class PlainWay:
             auto_decompress=False,
             trust_env=False,
             trace_configs=[trace],
-            max_line_size=LINE,
             max_field_size=LINE,
             max_headers=HEADERS,
         )
 
     async def post(self, route: Route, sending: Sending) -> Response:
-        """Send a body once and return the response; see :class:`Way`."""
+        """Send a body once and return the response; no redirect is followed.
+
+        Raises:
+            TimeoutError: the limit ran out before the response's headers were there.
+            TooLate: no byte left.
+            aiohttp.ClientError: as ``ClientSession.post`` raises it.
+        """
         sending.sent.set()  # as far as is known from here on
 
         try:
@@ -495,9 +466,6 @@ class PlainWay:
                     proxy_headers=route.proxy_headers,
                     trace_request_ctx=sending,
                 )
-        except (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError):
-            sending.sent.clear()  # raised before aiohttp looks for a connection
-            raise
         except aiohttp.ClientResponseError as exc:
             sending.came = exc.message.encode()
             raise
@@ -597,15 +565,9 @@ _FAULTS: Final = (
         Misconfigured,
         "the server's certificate is not trusted",
     ),
+    Fault(aiohttp.ClientConnectorSSLError, Misconfigured, "server and client agree on no TLS"),
     Fault(
-        aiohttp.ClientConnectorSSLError,
-        Misconfigured,
-        "the server and this client agree on no TLS connection",
-    ),
-    Fault(
-        (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError),
-        Misconfigured,
-        "the URL can't be used",
+        (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError), Misconfigured, "the URL can't be used"
     ),
     Fault(aiohttp.ClientConnectorDNSError, NotSent, "the host's name can't be looked up"),
     Fault(aiohttp.ClientProxyConnectionError, NotSent, "the proxy can't be connected to"),

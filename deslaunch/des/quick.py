@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+import resource
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -40,8 +41,9 @@ start on a connection that the server closed meanwhile ends unknown."""
 REST: Final = 0.05
 """Seconds for which a connection is left alone after a response."""
 
-SPARE: Final = 64
-"""Connections that rest at most; with more of them the oldest is used at once."""
+SPARE: Final = 256
+"""Connections that rest at most, and no more than a quarter of the files that this process may
+open; with more of them the oldest is used at once."""
 
 KEPT: Final = 65_536
 """Bytes of what came back that are kept for a fault."""
@@ -104,12 +106,12 @@ IS_KNOWN: Final = is_known()
 
 
 class QuickWay:
-    """Sends requests over connections that it keeps. See ``http.Way`` for what it promises.
+    """Sends requests over connections that it keeps. It promises what ``PlainWay`` does.
 
     Args:
         ssl: TLS settings, or None for the system's.
         connect_timeout: seconds to resolve, connect and shake hands.
-        on_doubt: told once why connections are not to be reused any more, and what came.
+        on_doubt: told why connections should not be reused any more, and what came.
     """
 
     def __init__(
@@ -122,9 +124,9 @@ class QuickWay:
         self._loop = asyncio.get_running_loop()
         self._connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=ssl or True)
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
-        self._on_doubt = on_doubt
+        self.on_doubt = on_doubt
         self._reuses = True
-        self._spare = SPARE
+        self._spare = min(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._idle: dict[str, deque[_Link]] = {}
         self._sweeper: asyncio.TimerHandle | None = None
 
@@ -133,7 +135,14 @@ class QuickWay:
         return f"<QuickWay: {idle} idle, {'reusing' if self._reuses else 'not reusing'}>"
 
     async def post(self, route: Route, sending: Sending) -> Response:
-        """Send a body once and return the response."""
+        """Send a body once and return the response; no redirect is followed.
+
+        Raises:
+            TimeoutError: the limit ran out before the response's headers were there.
+            TooLate: no byte left.
+            aiohttp.ClientError: as ``ClientSession.post`` raises it.
+            aiohttp.http.HttpProcessingError: what came back is no HTTP.
+        """
         with sending.limit:
             link = self._take(route.origin) or await self._connect(route)
 
@@ -147,14 +156,12 @@ class QuickWay:
 
             if link.has_more():
                 body, flaw = link.came, Unasked("two responses came to one request")
-                self.doubt(str(flaw), link.came)
+                self.on_doubt(str(flaw), link.came)
 
-            if self._reuses and flaw is None and link.is_clean():
-                self._keep(link, message.headers)
-                keeps = True
+            keeps = self._reuses and flaw is None and link.is_clean()
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
             if link.served:
-                self.doubt("a kept connection was lost as a request was sent on it", link.came)
+                self.on_doubt("a kept connection was lost as a request was sent on it", link.came)
 
             raise
         finally:
@@ -163,13 +170,10 @@ class QuickWay:
             if not keeps:
                 link.close()
 
-        return Response(message.code, message.headers, body, flaw)
+        if keeps:
+            self._keep(link, message.headers)
 
-    def doubt(self, why: str, came: bytes) -> None:
-        """Reuse no connection any more, and tell why."""
-        if self._reuses:
-            self.stop_reusing()
-            self._on_doubt(why, came)
+        return Response(message.code, message.headers, body, flaw)
 
     def stop_reusing(self) -> None:
         """Let each connection serve one request only, from now on."""
@@ -365,4 +369,4 @@ class _Link(asyncio.Protocol):
             self._expires = 0.0
 
             if _TIMED_OUT.match(data) is None:
-                self._way.doubt("a response came that nobody asked for", data)
+                self._way.on_doubt("a response came that nobody asked for", data)

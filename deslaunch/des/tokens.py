@@ -30,7 +30,6 @@ from deslaunch.des.http import (
     Deadlines,
     PlainWay,
     Sending,
-    boottime,
     detail_of,
     fault_of,
     route_to,
@@ -454,14 +453,7 @@ class OAuthToken:
         """
         deadlines = Deadlines(self._timeout)
         way = PlainWay(ssl=self._ssl, connect_timeout=self._timeout)
-        sending = Sending(
-            form,
-            sent=Sent(),
-            limit=deadlines.begin(),
-            most=_GRANT_LIMIT,
-            latest=math.inf,
-            clock=boottime,
-        )
+        sending = Sending(form, Sent(), deadlines.begin(), _GRANT_LIMIT)
 
         try:
             return await way.post(self._route, sending)

@@ -229,10 +229,9 @@ def decode_started(body: bytes) -> StartedRun | None:
     return StartedRun(str(job_id).lower(), str(job_run_id))
 
 
-def job_run_id_in(body: bytes) -> str | None:
-    """Return the first jobRunId in a response that is unusable, even no whole JSON, or None."""
-    found = _JOB_RUN_ID.search(body)
-    return found[1].decode() if found is not None else None
+def job_run_ids_in(body: bytes) -> list[str]:
+    """Return the jobRunIds in a response that is unusable, even no whole JSON."""
+    return [found.decode() for found in _JOB_RUN_ID.findall(body)]
 
 
 def decode_run_status(body: bytes) -> RunStatus | None:
