@@ -60,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             tallies.append(tally)
             print(f"{name}: {tally.cells[-1]} in {tally.seconds:.0f} s", flush=True)
 
+            for note in tally.notes:
+                print(f"  {note}", flush=True)
+
             for sentence in tally.broken[:SHOWN]:
                 print(f"  BROKEN {sentence}", flush=True)
 

@@ -21,6 +21,9 @@ MOST_CALLS: Final = 2_000
 
 WRITES: Final = ("pwrite64",)
 SYNCS: Final = ("fdatasync", "fsync")
+LEAST: Final = {"pwrite64": 5 * 12, "fdatasync": 12}
+"""So many of them must have been there to kill at, for a dozen rows."""
+
 NAMES: Final = ("/^link", "/^unlink", "/^rename", "/^f?truncate")
 
 SHORT: Final[dict[str, Any]] = {
@@ -91,6 +94,7 @@ def at_every_call(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     """Kill at the n-th write, sync and naming of a short batch, for every n."""
     tally = Tally("kill at every write and sync")
     survived: set[str] = set()
+    most: dict[str, int] = {}
 
     def one(n: int, calls: str) -> None:
         if calls in survived:
@@ -106,6 +110,7 @@ def at_every_call(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
 
             if done.returncode in KILLED:
                 tally.kills += 1
+                most[calls] = max(most.get(calls, 0), n)
             else:
                 survived.add(calls)
                 assert done.returncode in {0, 3}, shown(done)
@@ -125,10 +130,15 @@ def at_every_call(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
 
     side_by_side(one, cases)
 
-    if not fast:
-        most = len(WRITES) + len(SYNCS) + len(NAMES)
-        assert len(survived) == most, f"only {survived} came to their end"
+    for calls in () if fast else (*WRITES, *SYNCS, *NAMES):
+        with tally.case(calls):
+            assert calls in survived, "no launch came to its end"
+            assert most.get(calls, 0) >= LEAST.get(calls, 1), f"killed only up to {most}"
 
+    with tally.case("the attack"):
+        assert tally.kills >= len(cases) // 2 or not fast, f"only {tally.kills} kills"
+
+    tally.notes.append(f"killed up to the n-th: {most}")
     return tally
 
 
@@ -165,4 +175,8 @@ def during_import(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
         cases += product((*SYNCS, *NAMES), range(1, 8))
 
     side_by_side(one, [(number, *case) for number, case in enumerate(cases)])
+
+    with tally.case("the attack"):
+        assert tally.kills >= len(cases) // 2, f"only {tally.kills} of {len(cases)} were killed"
+
     return tally
