@@ -8,6 +8,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import orjson
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from deslaunch.des import catalog as catalog_module
 from deslaunch.des import wire
 from deslaunch.des.catalog import CachedJobs, Catalog, SchemaCache, read_schema_file
 from deslaunch.errors import (
@@ -27,8 +29,6 @@ from deslaunch.errors import (
 from deslaunch.model import Job, JobParameter
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from deslaunch.des.catalog import JobQuery
 
 JOB_ID: Final = "11111111-1111-4111-8111-111111111111"
@@ -336,6 +336,14 @@ async def test_a_user_without_a_home_has_no_cache_and_is_told_once(
 
     assert (cache.directory, os.path.exists("~")) == (None, False)  # noqa: PTH110, ASYNC240  # by its name
     assert catalog.warnings == ["this user has no home: JobRunParameters are not cached"]
+
+
+def test_a_home_that_is_no_folder_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older platformdirs takes ``~`` for a folder here."""
+    monkeypatch.delenv("DESLAUNCH_CACHE_DIR", raising=False)
+    monkeypatch.setattr(catalog_module, "user_cache_path", lambda _: Path("~/.cache/deslaunch"))
+
+    assert SchemaCache.of_user().directory is None
 
 
 def no_entry(uid: int) -> object:

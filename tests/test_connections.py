@@ -572,8 +572,16 @@ async def test_a_loss_on_a_new_connection_says_nothing_of_kept_ones() -> None:
 
 
 @pytest.mark.usefixtures("quickly")
-async def test_a_second_response_at_once_leaves_its_row_in_doubt() -> None:
-    async with Peer([[OK + SECOND], [OK]]).listening() as peer, client_of(peer) as client:
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(OK, id="two good ones"),
+        pytest.param(response(400, STARTED), id="a refusal and a good one"),
+        pytest.param(response(503, STARTED, "Retry-After: 1"), id="a pause and a good one"),
+    ],
+)
+async def test_a_second_response_at_once_leaves_its_row_in_doubt(first: bytes) -> None:
+    async with Peer([[first + SECOND], [OK]]).listening() as peer, client_of(peer) as client:
         notes = noting(client)
         error, sent = await refused(client)
         runs = [await client.start(start_of()) for _ in range(2)]
@@ -616,6 +624,19 @@ async def test_a_server_that_closes_with_a_408_asked_for_nothing() -> None:
         await client.start(start_of())
 
     assert (peer.connections, notes) == (2, [])
+
+
+@pytest.mark.usefixtures("without_rest")
+async def test_a_client_that_is_opened_again_remembers_its_doubts() -> None:
+    async with Peer([[OK]]).listening() as peer:
+        client = client_of(peer)
+        client.stop_reusing("two rows got one run")
+
+        async with client:
+            await client.start(start_of())
+            await client.start(start_of())
+
+    assert peer.connections == 2
 
 
 async def test_whoever_stops_the_reuse_is_told_once() -> None:

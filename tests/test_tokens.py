@@ -267,10 +267,16 @@ child.wait()
 """
 
 
-def alive(pid: int) -> bool:
-    """Tell whether a process runs; one that is dead and not yet reaped does not."""
-    shown = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, check=False)
-    return bool(shown.stdout.strip()) and not shown.stdout.startswith(b"Z")
+def are_dead(pids: str) -> bool:
+    """Return True once no process runs; one that is dead and not yet reaped does not."""
+    for _ in range(500):  # who was killed may need a moment to die
+        command = ["ps", "-o", "stat=", "-p", ",".join(pids.split())]
+        shown = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+        if all(line.startswith("Z") for line in shown.split()):
+            return True
+
+    return False
 
 
 async def test_a_command_that_takes_too_long_is_killed_with_its_children(tmp_path: Path) -> None:
@@ -279,7 +285,7 @@ async def test_a_command_that_takes_too_long_is_killed_with_its_children(tmp_pat
     with pytest.raises(CredentialsRefused, match=r"within 0\.5 s"):
         await CommandToken(python(PARENT, str(pids)), timeout=0.5).fetch()
 
-    assert [alive(int(pid)) for pid in pids.read_text().split()] == [False, False]
+    assert are_dead(pids.read_text())
 
 
 async def test_a_command_whose_fetch_is_cancelled_is_killed(tmp_path: Path) -> None:
@@ -292,7 +298,7 @@ async def test_a_command_whose_fetch_is_cancelled_is_killed(tmp_path: Path) -> N
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert [alive(int(pid)) for pid in started.split()] == [False, False]
+    assert are_dead(started)
 
 
 # -- the keeper -------------------------------------------------------------------------------
