@@ -87,6 +87,12 @@ def test_another_kind_of_file_is_named(form: Format, content: bytes, says: str, 
         pytest.param("jsonl", f"key,jobId\nk,{JOB}\nl,{JOB}\n", "--format csv", id="CSV"),
         pytest.param("jsonl", f"key\tjobId\nk\t{JOB}\n", "--format csv", id="tabs"),
         pytest.param("jsonl", "hello\nworld\n", "no JSONL", id="a text"),
+        pytest.param(
+            "jsonl",
+            '{"key":"a","row":1,"state":"failed","jobRunId":null,"attempts":1}\n' * 2,
+            "--with-manifest",
+            id="results as JSONL",
+        ),
         pytest.param("csv", f"{GOOD}\n{GOOD}\n", "--format jsonl", id="JSONL"),
         pytest.param("csv", f"[{GOOD}]\n", "--format jsonl", id="an array as CSV"),
         pytest.param("csv", "key;jobId;a\nk;x;1\n", "--delimiter ';'", id="semicolons"),
@@ -111,7 +117,7 @@ def test_a_file_in_the_wrong_form_is_told_once(form: Format, content: str, says:
 
     assert isinstance(item, InvalidRow)
     (problem,) = item.problems
-    assert (problem.row, problem.line, manifest.is_whole) == (0, 1, False)
+    assert (problem.line, manifest.is_whole) == (1, False)
     assert says in problem.message
 
 

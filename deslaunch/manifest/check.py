@@ -142,6 +142,8 @@ class Check:
         if is_immediate:
             self._table.execute("CREATE INDEX digests ON keys (digest)")
 
+        self._table.execute("BEGIN")  # one transaction for all rows, never committed
+
     def __enter__(self) -> Self:
         return self
 
@@ -217,7 +219,9 @@ class Check:
         if isinstance(checked, Body) and checked.auto and not self._allow_repeated_auto:
             problems = self._check_feed(row, row.key or digest.hex())
 
-        self._keep(problems)
+        if problems:
+            self._keep(problems)
+
         key, repeated = self._take_key(row, row.key, digest, bad=bool(problems))
         problems += repeated
         says = dump_row(row)

@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Final
 import orjson
 
 from deslaunch.errors import ConfigurationError, ManifestError
-from deslaunch.manifest.readers import MAX_RECORD, CsvReader, JsonlReader, Unreadable, text_of
+from deslaunch.manifest.readers import (
+    MAX_RECORD,
+    CsvReader,
+    JsonlReader,
+    Unreadable,
+    results_alone,
+    text_of,
+)
 from deslaunch.manifest.rows import RESERVED, Fault, RowRules, Warnings, show
 from deslaunch.model import DEFAULT_TARGET, InvalidRow, Row, printable
 
@@ -408,9 +415,8 @@ def _form_of_csv(head: list[bytes], delimiter: str) -> Fault | None:
         message = f"the columns look separated by {others[0]!r}; pass --delimiter {word!r}"
         return Fault("", f"columns separated by {delimiter!r}", line, message)
 
-    if {"state", "jobRunId", "attempts"} <= set(names):
-        message = "these are results without their rows; write them by results --with-manifest"
-        return Fault("", "a manifest", line, message)
+    if fault := results_alone(names, line):
+        return fault
 
     if set(RESERVED) & set(names):
         return None

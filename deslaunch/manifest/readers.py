@@ -37,7 +37,7 @@ from deslaunch.manifest.rows import (
 from deslaunch.model import AUTO, InvalidRow, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from deslaunch.manifest.rows import RowRules, Warnings
     from deslaunch.model import ParameterValue
@@ -172,6 +172,16 @@ class JsonlReader(RowReader):
                 self.number += 1
                 yield self._row(line)
 
+    def _look_for_results(self, value: dict[str, object]) -> None:
+        notes = value.get(NOTES)
+
+        for name in notes if isinstance(notes, dict) else ():
+            if name.lower() in RESULT_NAMES:
+                self._refuse_results(f"{NOTE_PREFIX}{name}")
+
+        if fault := results_alone(value, "state, jobRunId, attempts"):
+            raise Unreadable(fault)
+
     def _row(self, line: bytes) -> Item:
         if len(line) > MAX_RECORD:
             return self._invalid(_too_long("line"))
@@ -187,10 +197,8 @@ class JsonlReader(RowReader):
             message = f"this is {why}; fix the line"
             return self._invalid(Fault("", "one JSON object", text_of(line), message))
 
-        if isinstance(value, dict) and isinstance(notes := value.get(NOTES), dict):
-            for name in notes:
-                if name.lower() in RESULT_NAMES:
-                    self._refuse_results(f"{NOTE_PREFIX}{name}")
+        if isinstance(value, dict):
+            self._look_for_results(value)
 
         # A NUL or half a surrogate pair can only be written as an escape.
         is_clean = b"\\u" not in line
@@ -433,6 +441,15 @@ def _unescape(cell: str) -> ParameterValue:
         "(a backslash); double it where it is meant as such"
     )
     raise Unfit("\\N, \\A, \\E or \\\\", message)
+
+
+def results_alone(names: Collection[str], line: str) -> Fault | None:
+    """Return the fault of results that were written without their rows, or None."""
+    if not {"state", "jobRunId", "attempts"}.issubset(names):
+        return None
+
+    message = "these are results without their rows; write them by results --with-manifest"
+    return Fault("", "a manifest", line, message)
 
 
 def _kind(column: str) -> str:
