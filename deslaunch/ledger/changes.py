@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from deslaunch.errors import ManifestError
 from deslaunch.ledger.reading import storable
 from deslaunch.model import CheckedRow, InvalidRow, Problem, quote
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Sequence
 
     from deslaunch.ledger.reading import Store
     from deslaunch.model import Job
@@ -61,6 +61,14 @@ class _Known(NamedTuple):
     digest: bytes | None
     state: str
     last_attempt: int
+
+    @classmethod
+    def of(cls, row: CheckedRow | InvalidRow, number: int) -> Self:
+        if isinstance(row, InvalidRow):
+            return cls(row.key or "", number, row.target, row.job_id, None, "invalid", 0)
+
+        said = row.row
+        return cls(row.key, number, said.target, said.job_id, row.digest, "pending", 0)
 
     def says_the_same(self, row: CheckedRow | InvalidRow) -> bool:
         if isinstance(row, InvalidRow):
@@ -143,6 +151,9 @@ def add_rows(store: Store, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
         if match is None:
             new.append(row)
             numbers.append(last + len(new))
+
+            if row.key is not None:
+                known[row.key] = _Known.of(row, numbers[-1])
         elif match.says_the_same(row):
             numbers.append(match.number)
         else:
@@ -205,7 +216,7 @@ def _replace(
     store.run("forget_attempts", (number, last))
 
 
-def _find_by_key(store: Store, rows: Iterable[CheckedRow | InvalidRow]) -> Mapping[str, _Known]:
+def _find_by_key(store: Store, rows: Iterable[CheckedRow | InvalidRow]) -> dict[str, _Known]:
     keys = json.dumps([row.key for row in rows if row.key is not None])
     return {row[0]: _Known._make(row) for row in store.fetch("rows_by_key", (keys,))}
 

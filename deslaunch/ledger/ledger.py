@@ -241,7 +241,7 @@ class Import:
 
 
 class _RunIds:
-    """The jobRunIds of a batch as 64-bit hashes, 8 bytes a slot: a set of texts costs ten times that.
+    """The jobRunIds of a batch as 64-bit hashes, 8 bytes a slot; a set of texts takes 20 times that.
 
     An index in the database would write a page of its own for every row.
     """
@@ -291,6 +291,7 @@ class Ledger(Reader):
         self._time_zero = clock.wall() - clock.elapsed()
         self._is_open = True
         self._session = 0
+        self._places: Mapping[str, TargetInfo] = {}
         self._runs: _RunIds | None = None
         self._unsettled: dict[str, tuple[int, str]] = {}  # owners of the jobRunIds of this turn
         self._handed_back: list[tuple[int, int]] = []  # attempts that will not be sent
@@ -354,28 +355,18 @@ class Ledger(Reader):
 
         with self._store.transaction():
             lost = self._lose_attempts()
-            self._store.run(
-                "begin_session",
-                (
-                    socket.gethostname(),
-                    os.getpid(),
-                    now,
-                    json.dumps(session.options),
-                    json.dumps(places),
-                    round(1000 * session.timeout),
-                ),
-            )
-            consents = {
-                "retry_rejected": session.retry_rejected,
-                "retry_unknown": session.retry_unknown,
-            }
-            self._store.run("make_due", {**consents, "now": now})
+            told = (now, json.dumps(session.options), json.dumps(places))
+            limit = round(1000 * session.timeout)
+            self._store.run("begin_session", (socket.gethostname(), os.getpid(), *told, limit))
+            consents = (session.retry_rejected, session.retry_unknown)
+            self._store.run("make_due", (now, *consents))
             self._store.run("set_options", (json.dumps(kept),))
-            self._store.many("set_target", ((name, *t) for name, t in session.targets.items()))
+            self._store.many("set_target", [(name, *t) for name, t in session.targets.items()])
             [(number, *_)] = self._store.fetch("last_session")
             due = {target: self._next_due(target, self._positions, now) for target in self._targets}
 
-        self._session, self.batch = number, self.batch._replace(options=kept)
+        self._session, self._places = number, session.targets
+        self.batch = self.batch._replace(options=kept)
         return SessionStart(number, lost, due)
 
     def _lose_attempts(self) -> int:
@@ -441,6 +432,7 @@ class Ledger(Reader):
 
         if self._runs is not None and self._runs.room < 1:
             self._runs = None  # to be made anew, with room for the rows that came since
+
         return Exchange(settled, starts, due)
 
     def _refuse_repeated_runs(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -501,15 +493,11 @@ class Ledger(Reader):
             (row, number, "unsent", None, None, unsent, now, now) for row, number in handed_back
         ]
 
-        for outcome in outcomes:
-            assert outcome.result is not None
-            wait = outcome.not_before
-            again = None if wait is None else now + round(1000 * wait)
-            run = outcome.job_run_id and storable(outcome.job_run_id)
-            error = outcome.error and storable(outcome.error)
-            result = outcome.result.value
-            said = (result, outcome.status, run, error, now, again)
-            ended.append((outcome.row, outcome.attempt, *said))
+        for o in outcomes:
+            assert o.result is not None
+            again = None if o.not_before is None else now + round(1000 * o.not_before)
+            said = (o.status, o.job_run_id and storable(o.job_run_id), storable(o.error))
+            ended.append((o.row, o.attempt, o.result.value, *said, now, again))
 
         if ended:
             self._store.many("end_attempt", ended)
@@ -528,26 +516,25 @@ class Ledger(Reader):
         room = count - len(rows)
 
         if room and positions[target] < self._last_row:
-            found = self._store.fetch("fresh_rows", (number, positions[target], room))
-            fresh = [row for (row,) in found]
+            fresh_rows = self._store.fetch("fresh_rows", (number, positions[target], room))
+            fresh = [row for (row,) in fresh_rows]
             rows += fresh
             positions[target] = fresh[-1] if len(fresh) == room else self._last_row
             self._store.run("set_position", (positions[target], number))
 
         starts = []
 
-        for row, attempt, key, job_id, body, digest, auto, retries in self._store.fetch(
-            "starts", (json.dumps(rows),)
-        ):
-            if not body or hashlib.sha256(body).digest()[:16] != digest:
+        found = self._store.fetch("starts", (json.dumps(rows),))
+
+        for row, attempt, key, job_id, body, digest, auto, retries in found:
+            if not _fits(body, digest):
                 raise LedgerDamaged(
                     f"{self.place}: row {row} ({key}): its body does not fit its digest",
-                    hint=f"correct the row: deslaunch resume {as_word(self.place)} --corrections FILE",
+                    hint=f"correct it: deslaunch resume {as_word(self.place)} --corrections FILE",
                 )
 
-            starts.append(
-                Start(row, attempt, key, target, job_id, body, bool(auto), retries, meant)
-            )
+            said = (row, attempt, key, target, job_id, body, bool(auto), retries, meant)
+            starts.append(Start(*said))
 
         return starts
 
@@ -560,17 +547,14 @@ class Ledger(Reader):
     def _look_up(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
         rows = json.dumps([outcome.row for outcome in outcomes])
         states = {row: told for row, *told in self._store.fetch("states", (rows,))}
-        settled = []
-
-        for outcome in outcomes:
-            state, attempts, duplicate = states[outcome.row]
-            settled.append(
-                outcome._replace(
-                    state=RowState(state), attempts=attempts, possible_duplicate=bool(duplicate)
-                )
+        return [
+            outcome._replace(
+                state=RowState(states[outcome.row][0]),
+                attempts=states[outcome.row][1],
+                possible_duplicate=bool(states[outcome.row][2]),
             )
-
-        return settled
+            for outcome in outcomes
+        ]
 
     def _next_due(self, target: str, positions: Mapping[str, int], now: int) -> float | None:
         if target not in self._targets:
@@ -641,6 +625,7 @@ class Ledger(Reader):
         """
         with self._store.transaction():
             added = add_rows(self._store, rows)
+            self._store.many("set_target", [(name, *t) for name, t in self._places.items()])
 
         self._look_at_rows()
         return added
@@ -722,6 +707,13 @@ class Ledger(Reader):
 
         with self._store.transaction():
             self._store.many("record_run", [_run_fields(*run, now) for run in runs])
+
+
+def _fits(body: object, digest: object) -> bool:
+    if not isinstance(body, bytes) or not body:  # it was never checked, so it has none
+        return False
+
+    return hashlib.sha256(body).digest()[:16] == digest
 
 
 def _run_fields(row: int, attempt: int, told: RunStatus | str, now: int) -> tuple[Any, ...]:

@@ -148,12 +148,12 @@ def check_file_system(place: str, mounts: str | None = None) -> str:
 def _list_mounts() -> str:
     try:
         if sys.platform == "darwin":
-            command = ["/sbin/mount"]
-            return subprocess.run(
-                command, capture_output=True, text=True, timeout=5, check=False
-            ).stdout
+            run = subprocess.run(
+                ["/sbin/mount"], capture_output=True, timeout=5, check=False
+            )  # fixed
+            return os.fsdecode(run.stdout)
 
-        return Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+        return Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
     except (OSError, subprocess.SubprocessError):
         return ""  # a system that doesn't tell
 

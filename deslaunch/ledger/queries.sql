@@ -85,9 +85,9 @@ WHERE result IS NULL AND row IN (SELECT value FROM json_each(:rows));
 -- that only a wrong clock can have asked for.
 UPDATE state SET retries = 0, due_ms = CASE
   WHEN state IN ('pending', 'failed')
-    OR state = 'rejected' AND :retry_rejected
-    OR state = 'unknown' AND :retry_unknown AND NOT (SELECT auto FROM row WHERE number = state.row)
-  THEN CASE WHEN due_ms BETWEEN :now AND :now + 86400000 THEN due_ms ELSE :now END
+    OR state = 'rejected' AND ?2
+    OR state = 'unknown' AND ?3 AND NOT (SELECT auto FROM row WHERE number = state.row)
+  THEN CASE WHEN due_ms BETWEEN ?1 AND ?1 + 86400000 THEN due_ms ELSE ?1 END
 END
 WHERE state NOT IN ('started', 'invalid', 'withdrawn');
 
@@ -268,8 +268,7 @@ WHERE r.number > ? AND t.name = ? AND j.job_id = ? AND r.problem IS NULL
 ORDER BY r.number LIMIT ?;
 
 -- name: still_unsent
-SELECT v.value, s.row IS NOT NULL
-FROM json_each(?) v
+SELECT v.value FROM json_each(?) v
 LEFT JOIN state s ON s.row = v.value
 WHERE coalesce(s.state, 'pending') = 'pending' AND coalesce(s.attempts, 0) = 0;
 
@@ -371,14 +370,15 @@ DELETE FROM temp.log;
 -- name: fill_log
 INSERT INTO temp.log (at_ms, kind, session, row, number)
 SELECT * FROM (
-  SELECT coalesce(answered_ms, sent_ms) AS at_ms, 'attempt', session, row, number FROM attempt
+  SELECT coalesce(answered_ms, sent_ms) AS at_ms, 'attempt' AS kind, session, row, number FROM attempt
   UNION ALL SELECT began_ms, 'began', id, NULL, NULL FROM session
   UNION ALL SELECT ended_ms, 'ended', id, NULL, NULL FROM session WHERE ended_ms IS NOT NULL
   UNION ALL SELECT at_ms, 'event', session, NULL, id FROM event
   UNION ALL SELECT at_ms, 'resolution', NULL, row, id FROM resolution
   UNION ALL SELECT at_ms, 'correction', NULL, row, id FROM correction
 )
-WHERE at_ms > :after AND (:row IS NULL OR row = :row) ORDER BY at_ms;
+WHERE at_ms > :after AND (:row IS NULL OR row = :row)
+ORDER BY at_ms, kind <> 'began', kind = 'ended';
 
 -- name: log
 SELECT l.id, l.at_ms, l.kind, l.session, r.key, t.name, CASE l.kind
@@ -480,3 +480,6 @@ ORDER BY starts DESC;
 
 -- name: report_events
 SELECT at_ms, kind, target, text FROM event ORDER BY id LIMIT 101;
+
+-- name: report_is_corrected
+SELECT EXISTS (SELECT 1 FROM correction);

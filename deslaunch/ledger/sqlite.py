@@ -102,7 +102,7 @@ class SqliteStore:
 
     @classmethod
     def create(cls, place: str) -> Self:
-        """Take the lock and begin ``<place>.new``, in a transaction that only :meth:`publish` ends."""
+        """Take the lock and begin ``<place>.new``, in a transaction that :meth:`publish` ends."""
         place = os.path.realpath(place)
         _refuse_names_in_use(place)
         warning = check_file_system(place)

@@ -1,0 +1,158 @@
+"""A ledger among tests: rows to put in, outcomes to hand over, clocks and disks to go wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from deslaunch.errors import LedgerWriteFailed
+from deslaunch.ledger.ledger import Clock, Ledger, NewBatch, NewSession, begin_import, take_ledger
+from deslaunch.ledger.place import free_lock
+from deslaunch.ledger.reading import TargetInfo, run_in
+from deslaunch.model import CheckedRow, InvalidRow, Outcome, Problem, Result, Row, RowState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from deslaunch.ledger.reading import ResultRow
+    from deslaunch.model import Start
+
+JOB: Final = "43f87799-62c6-4001-92f9-6b3df816a6d6"
+NOW: Final = 1_795_000_000.0
+
+
+class Hands:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+        self.clock = Clock(wall=lambda: NOW + self.seconds, elapsed=lambda: self.seconds)
+
+    def move(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def run_id(number: int) -> str:
+    return f"00000000-0000-4000-8000-{number:012d}"
+
+
+def checked(number: int, key: str | None = None, **more: Any) -> CheckedRow:
+    """Return a row; ``says`` is what makes its body another one."""
+    said = {"target": "default", "job": JOB, "says": number, "auto": False, "own": True, **more}
+    row = Row(number, number + 1, key, said["target"], said["job"], {})
+    body = json.dumps([said["job"], said["says"]]).encode()
+    digest = hashlib.sha256(body).digest()[:16]
+    text = json.dumps({"says": said["says"]})
+    return CheckedRow(row, key or f"k{number}", said["own"], body, digest, said["auto"], text)
+
+
+def invalid(number: int, key: str | None = None, message: str = "is no number") -> InvalidRow:
+    problem = Problem("night.csv", number + 1, number, "Count", "a number", "x", message)
+    return InvalidRow(number, number + 1, key, "default", JOB, (problem,), '{"says":"x"}')
+
+
+async def make(
+    place: Path, rows: Sequence[CheckedRow | InvalidRow] | int = 4, hands: Hands | None = None
+) -> Ledger:
+    """Import rows; return the launcher's ledger."""
+    rows = [checked(number) for number in range(1, rows + 1)] if isinstance(rows, int) else rows
+    clock = (hands or Hands()).clock
+    batch = await begin_import(str(place), NewBatch("night.csv", {"timeout": 7}), clock=clock)
+    await batch.add(rows)
+    return await batch.publish(digest="ab")
+
+
+def session(*targets: str, **consents: Any) -> NewSession:
+    places = {name: TargetInfo(f"https://{name}.example", None) for name in targets or ("default",)}
+    return NewSession(places, **consents)
+
+
+async def begin(place: Path, hands: Hands | None = None, **consents: Any) -> Ledger:
+    """Open a batch and begin a session of it."""
+    ledger = await take_ledger(str(place), clock=(hands or Hands()).clock)
+    await ledger.begin_session(session(**consents))
+    return ledger
+
+
+def outcome(start: Start, result: str, **more: Any) -> Outcome:
+    known: dict[str, Any] = {}
+
+    if result == "started":
+        known = {"job_run_id": run_id(100 * start.row + start.attempt), "status": 200}
+    elif result in {"retry", "throttled", "unsent"}:
+        known = {"not_before": 0.0, "status": None if result == "unsent" else 503}
+
+    said = (start.row, start.attempt, start.key, start.target, start.job_id)
+    return Outcome(*said, Result(result), RowState.PENDING, **{**known, **more})
+
+
+async def send(ledger: Ledger, *results: str, **more: Any) -> list[Outcome]:
+    """Claim as many rows as there are results, and hand these over."""
+    starts = (await ledger.exchange([], {"default": len(results)})).starts
+    outcomes = [outcome(s, result, **more) for s, result in zip(starts, results, strict=True)]
+    return (await ledger.exchange(outcomes, {})).outcomes
+
+
+async def read(ledger: Ledger, **wanted: Any) -> list[ResultRow]:
+    return [row async for portion in ledger.results(**wanted) for row in portion]
+
+
+async def states(ledger: Ledger) -> dict[str, str]:
+    return {row.key: row.state for row in await read(ledger)}
+
+
+async def crash(ledger: Ledger) -> None:
+    """End a launcher as a kill does: nothing is checkpointed, and its lock is free."""
+    store = cast("Any", ledger)._store
+    cast("Any", ledger)._is_open = False
+
+    def drop() -> None:
+        store.is_launcher = False
+        store._connection.close()
+
+    await run_in(ledger.thread, drop)
+    ledger.thread.shutdown()
+    free_lock(ledger.place)
+
+
+class FaultyStore:
+    """A store whose next commits fail, before or after they are durable.
+
+    Attributes:
+        faults: ``before``, ``after`` or ``""`` for each transaction to come.
+    """
+
+    def __init__(self, store: Any) -> None:
+        self.faults: list[str] = []
+        self._store = store
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        fault = self.faults.pop(0) if self.faults else ""
+
+        with self._store.transaction():
+            yield
+
+            if fault == "before":
+                raise LedgerWriteFailed("the disk is full")
+
+        if fault == "after":
+            raise LedgerWriteFailed("the disk did not say")
+
+
+def make_faulty(ledger: Ledger) -> FaultyStore:
+    faulty = FaultyStore(cast("Any", ledger)._store)
+    cast("Any", ledger)._store = faulty
+    return faulty
+
+
+async def never_mind(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
