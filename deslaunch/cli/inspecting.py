@@ -31,6 +31,7 @@ _FOLLOW_EVERY: Final = 1.0  # seconds
 _OVERLAP_MS: Final = 10_000
 """A turn is committed after what it tells of happened: so much is read again, and told once."""
 
+_RUNS: Final = ["failed", "succeeded", "unfinished"]
 _STATES: Final = [*(str(state) for state in RowState if state is not RowState.SENDING), "inFlight"]
 
 
@@ -175,23 +176,12 @@ async def _write_unknown(given: Given, ledger: Ledger, printer: Printer) -> int:
     "results",
     options.LEDGER,
     options.file("--output -o", "Default: stdout."),
-    click.Option(
-        ["--format"], type=options.FORMAT, help="Default: by the output's name, else csv."
-    ),
-    click.Option(["--state"], type=click.Choice(_STATES), help="Only rows in this state."),
-    click.Option(
-        ["--run"],
-        type=click.Choice(["failed", "succeeded", "unfinished"]),
-        help="Only rows with such a run.",
-    ),
-    click.Option(["--key", "keys"], multiple=True, metavar="KEY", help="Only this row."),
+    options.FORMAT,
+    options.value("--state", "Only rows in this state.", type=click.Choice(_STATES)),
+    options.value("--run", "Only rows with such a run.", type=click.Choice(_RUNS)),
+    options.value("--key keys", "Only this row; repeatable.", multiple=True, metavar="KEY"),
     options.flag("--with-manifest", "Also what each row says; ours: deslaunch.*"),
-    click.Option(
-        ["--split"],
-        type=options.FILE,
-        metavar="DIR",
-        help="Write DIR/failed.csv and so on instead.",
-    ),
+    options.file("--split", "Write DIR/failed.csv and so on instead.", metavar="DIR"),
     options.FORCE,
     options.VOLUME,
 )
@@ -252,7 +242,7 @@ def results(given: Given) -> int:
     "log",
     options.LEDGER,
     options.flag("--follow", "Go on while the ledger grows, until a signal."),
-    click.Option(["--key"], metavar="KEY", help="Only this row's."),
+    options.value("--key", "Only this row's.", metavar="KEY"),
     options.VOLUME,
 )
 def log(given: Given) -> int:
@@ -302,15 +292,14 @@ def _log_line(entry: LogEntry) -> dict[str, Any]:
     "resolve",
     options.LEDGER,
     options.argument("keys", metavar="[KEY]...", nargs=-1),
-    click.Option(["--started"], metavar="JOBRUNID", help="The row started this run."),
+    options.value("--started", "The row started this run.", metavar="JOBRUNID"),
     options.flag("--not-started", "The rows started nothing: resume may send them."),
     options.flag("--unknown", "Take an earlier finding back."),
     options.file("--from findings", "What status --unknown wrote, filled in; CSV or JSONL."),
-    click.Option(["--note"], default="", help="Kept with each finding."),
+    options.value("--note", "Kept with each finding.", default=""),
     options.flag("--early", "Take --not-started although DES may list a run later than now."),
     options.YES,
     options.OUTPUT,
-    exit_codes=options.DONE_EXIT_CODES,
 )
 def resolve(given: Given) -> int:
     """Record what a person found out about unknown or failed rows of LEDGER, all or nothing.

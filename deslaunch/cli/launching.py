@@ -85,12 +85,12 @@ def check(given: Given) -> int:
 @options.command(
     "run",
     _MANIFEST,
-    click.Option(
-        ["--ledger"],
+    options.value(
+        "--ledger",
+        "Default: MANIFEST's name without its suffix + .ledger.db, beside it.",
         metavar="LEDGER",
         envvar="DESLAUNCH_LEDGER",
         show_envvar=True,
-        help="Default: MANIFEST's name without its suffix + .ledger.db, beside it.",
     ),
     options.flag("--resume", "Go on where this very manifest was begun: for cron and containers."),
     options.ROWS,
@@ -143,9 +143,7 @@ def run(given: Given) -> int:
 @options.command(
     "resume",
     options.LEDGER,
-    click.Option(
-        ["--corrections"], metavar="FILE", help="Take the rows of FILE into the batch, by key."
-    ),
+    options.value("--corrections", "Take the rows of FILE into it, by key.", metavar="FILE"),
     options.flag("--add-rows", "FILE may hold rows that the batch lacks, with keys of their own."),
     options.tuning("format", "delimiter", "job_id", "target"),
     _DES,

@@ -58,7 +58,6 @@ Exit codes:
   7  the ledger is missing, damaged, or foreign"""
 
 FILE: Final = click.Path(path_type=Path)
-FORMAT: Final = click.Choice(["jsonl", "csv"])
 METAVARS: Final = {"max_errors": "N|N%", "job_id": "GUID", "delimiter": "CHAR"}
 
 
@@ -90,7 +89,12 @@ def flag(name: str, text: str, **more: Any) -> click.Option:
 
 def file(name: str, text: str, **more: Any) -> click.Option:
     """Return an option that names a file."""
-    return click.Option([*name.split(" ")], type=FILE, help=text, **more)
+    return value(name, text, type=FILE, **more)
+
+
+def value(name: str, text: str, **more: Any) -> click.Option:
+    """Return an option with a value; of type text, where no other is named."""
+    return click.Option([*name.split(" ")], help=text, **more)
 
 
 def argument(name: str, **more: Any) -> click.Argument:
@@ -108,6 +112,9 @@ OUTPUT: Final = (
     *VOLUME,
 )
 YES: Final = flag("--yes", "Never ask.")
+FORMAT: Final = value(
+    "--format", "Default: by the output's name, else csv.", type=click.Choice(["jsonl", "csv"])
+)
 FORCE: Final = flag("--force", "Replace another file that exists; never a ledger or the manifest.")
 CONNECTION: Final = (
     file(
@@ -116,9 +123,7 @@ CONNECTION: Final = (
         envvar="DESLAUNCH_CONFIG",
         show_envvar=True,
     ),
-    click.Option(
-        ["--base-url"], metavar="URL", help="DES's base URL. Default: the variable DES_BASE_URL."
-    ),
+    value("--base-url", "DES's base URL. Default: the variable DES_BASE_URL.", metavar="URL"),
     flag("--allow-http", "Allow http:// for hosts other than loopback."),
     *tuning("timeout", "connect_timeout"),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 from contextlib import AsyncExitStack
@@ -24,17 +25,12 @@ if TYPE_CHECKING:
     from deslaunch.des.client import DesClient
     from deslaunch.model import Job
 
-_TARGET: Final = click.Option(
-    ["--target"], metavar="NAME", help="Whose jobs, where there are several targets."
+_TARGET: Final = options.value(
+    "--target", "Whose jobs, where there are several targets.", metavar="NAME"
 )
 
 
-@options.command(
-    "jobs",
-    _TARGET,
-    options.CONNECTION,
-    options.OUTPUT,
-)
+@options.command("jobs", _TARGET, options.CONNECTION, options.OUTPUT)
 def jobs(given: Given) -> int:
     """List the organisation's jobs and their JobRunParameters.
 
@@ -86,11 +82,7 @@ def _clients(given: Given) -> Mapping[str, DesClient]:
     return clients if isinstance(clients, dict) else {given["target"] or DEFAULT_TARGET: clients}
 
 
-@options.command(
-    "targets",
-    options.CONNECTION,
-    options.OUTPUT,
-)
+@options.command("targets", options.CONNECTION, options.OUTPUT)
 def targets(given: Given) -> int:
     """Ask each target for a token and for its jobs, and say which of them work.
 
@@ -102,78 +94,60 @@ def targets(given: Given) -> int:
         deslaunch targets --config acme.toml --json
     """
     printer, clients = given.printer, _clients(given)
-    found: list[dict[str, Any]] = []
-    codes: list[int] = []
-
-    async def ask(name: str, client: DesClient) -> None:
-        error: DeslaunchError | None = None
-        number = None
-
-        try:
-            number = len(await client.query_jobs())
-        except DeslaunchError as exc:
-            error = exc
-
-        codes.append(_code_of(error))
-        found.append(
-            {
-                "target": name,
-                "baseUrl": client.base_url,
-                "orgId": client.org_id,
-                "token": _takes_token(error),
-                "jobs": number,
-                "error": None if error is None else str(error),
-                "hint": None if error is None else error.hint,
-            }
-        )
+    found: list[tuple[int, dict[str, Any]]] = []
 
     async def work(_: Interrupts) -> int:
         async with AsyncExitStack() as stack:
             for client in clients.values():
                 await stack.enter_async_context(client)
 
-            await asyncio.gather(*(ask(name, client) for name, client in clients.items()))
+            found.extend(await asyncio.gather(*itertools.starmap(_ask, clients.items())))
 
-        return max(codes)
+        return max(code for code, _ in found)
 
-    code = run_work(work)
-    found.sort(key=lambda one: list(clients).index(one["target"]))
+    code, told = run_work(work), [one for _, one in found]
 
     if given["as_json"]:
-        printer.json({"targets": found, "exitCode": code})
+        printer.json({"targets": told, "exitCode": code})
         return code
 
     heads = ("target", "base URL", "organisation", "token", "jobs")
 
-    for line in render.columns([heads, *map(_cells, found)]):
+    for line in render.columns([heads, *map(_cells, told)]):
         printer.data(line)
 
-    for one in found:
+    for one in told:
         if one["error"] is not None:
             printer.insist(f"error: target {one['target']}: {one['error']}\n  {one['hint']}")
 
     return code
 
 
-def _code_of(error: DeslaunchError | None) -> int:
-    match error:
-        case None:
-            return 0
-        case CredentialsRefused() | DesError():
-            return error.exit_code
-        case _:
-            return 2
+async def _ask(name: str, client: DesClient) -> tuple[int, dict[str, Any]]:
+    """Return an exit code, and what ``--json`` tells of a target."""
+    code = 0
+    takes_token: bool | None = True
+    error: DeslaunchError | None = None
+    jobs = None
 
+    try:
+        jobs = len(await client.query_jobs())
+    except CredentialsRefused as exc:
+        code, takes_token, error = exc.exit_code, False, exc
+    except DesError as exc:  # without a response it does not show whether DES takes the token
+        code, takes_token, error = exc.exit_code, None if exc.status is None else True, exc
+    except DeslaunchError as exc:
+        code, error = 2, exc
 
-def _takes_token(error: DeslaunchError | None) -> bool | None:
-    """Return whether DES takes the token; None where that does not show."""
-    match error:
-        case CredentialsRefused():
-            return False
-        case DesError(status=None):
-            return None
-        case _:
-            return True
+    return code, {
+        "target": name,
+        "baseUrl": client.base_url,
+        "orgId": client.org_id,
+        "token": takes_token,
+        "jobs": jobs,
+        "error": None if error is None else str(error),
+        "hint": None if error is None else error.hint,
+    }
 
 
 def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
@@ -185,9 +159,7 @@ def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
 @options.command(
     "template",
     options.argument("job", metavar="JOBID"),
-    click.Option(
-        ["--format"], type=options.FORMAT, help="Default: by the output's name, else csv."
-    ),
+    options.FORMAT,
     options.file("--output -o", "Default: stdout."),
     options.FORCE,
     _TARGET,
@@ -247,19 +219,18 @@ def _job(known: Sequence[Job], job_id: str) -> Job:
 
 @options.command(
     "simulate",
-    click.Option(["--host"], default="127.0.0.1", show_default=True, help="Address to listen on."),
-    click.Option(["--port"], type=click.IntRange(0, 65535), default=0, help="Default: a free one."),
+    options.value("--host", "Address to listen on.", default="127.0.0.1", show_default=True),
+    options.value("--port", "Default: a free one.", type=click.IntRange(0, 65535), default=0),
     options.file("--jobs", "Jobs in QueryJobs' form. Default: two real templates."),
     options.file("--faults", 'A fault script: {"faults": [{"fault": "hang", "at": [3]}]}.'),
     options.file("--log", "Every run is appended here before it is responded to."),
     options.flag("--oauth", "Accept only tokens of its own token endpoint."),
-    click.Option(
-        ["--token-seconds"],
+    options.value(
+        "--token-seconds",
+        "How long a token of the token endpoint is good.  [default: 28800]",
         type=click.FloatRange(0, min_open=True),
         default=28_800,
-        show_default=True,
         metavar="SECONDS",
-        help="How long a token of the token endpoint is good.",
     ),
 )
 def simulate(given: Given) -> int:
@@ -310,8 +281,7 @@ def simulate(given: Given) -> int:
 
 
 @options.command(
-    "completion",
-    options.argument("shell", type=click.Choice(["bash", "zsh", "fish"])),
+    "completion", options.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 )
 def completion(given: Given) -> int:
     """Print the script with which SHELL completes commands, options, choices and files.
