@@ -604,9 +604,10 @@ class Ledger(Reader):
 
         self._session = 0
 
-    def is_in_place(self) -> bool:
+    async def is_in_place(self) -> bool:
         """Return True if the path still names the file that was opened."""
-        return self._store.is_in_place()
+        # Not in the ledger's thread: that may be waiting for the write lock.
+        return await asyncio.to_thread(self._store.is_in_place)
 
     @in_thread
     def rescue(self) -> str:

@@ -419,10 +419,10 @@ class Reader:
         if pid is None:
             return None
 
-        last = self._store.fetch("last_session")
-
-        if last and last[0][4] is None:  # the ledger knows more than a lock in another container
-            return Launcher(pid or last[0][2], last[0][1], last[0][3])
+        for _number, host, session_pid, began_ms, ended_ms in self._store.fetch("last_session"):
+            # A lock that is held in another container names no process.
+            if ended_ms is None and pid in {0, session_pid}:
+                return Launcher(session_pid, host, began_ms)
 
         return Launcher(pid, "", None)
 

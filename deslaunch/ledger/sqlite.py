@@ -117,8 +117,9 @@ class SqliteStore:
             make_private(new)
             store = cls(place, _connect(new, "rw"), is_launcher=True, warning=warning)
             # One sync of the whole file, before it gets its name, is enough.
-            store._set("PRAGMA synchronous=OFF", f"PRAGMA application_id={APPLICATION_ID}")
-            store._set(f"PRAGMA user_version={SCHEMA_VERSION}", "BEGIN IMMEDIATE")
+            store._set("PRAGMA synchronous=OFF", "BEGIN IMMEDIATE")
+            store._set(f"PRAGMA application_id={APPLICATION_ID}")
+            store._set(f"PRAGMA user_version={SCHEMA_VERSION}")
             tables = re.sub("--.*", "", (_FOLDER / "schema.sql").read_text("utf-8"))
             # Not executescript, which commits first.
             store._set(*(statement for statement in tables.split(";") if statement.strip()))
@@ -299,6 +300,7 @@ class SqliteStore:
     def _leave_wal(self) -> None:
         """Wait for readers until all is in the one file."""
         deadline = time.monotonic() + READERS_WAIT
+        self._set("PRAGMA busy_timeout=50")
 
         while time.monotonic() < deadline:
             with suppress(sqlite3.Error):
@@ -400,11 +402,12 @@ def _describe_launcher(place: str) -> str:
     pid, host, since = find_holder(place), socket.gethostname(), ""
 
     with suppress(LedgerError, sqlite3.Error), closing(_open_reader(place)) as connection:
-        found = connection.execute(_QUERIES["last_session"]).fetchone()
-
-        if found is not None and found[4] is None:
-            since = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(found[3] / 1000))
-            host, pid, since = found[1], found[2], f", since {since}"
+        for _number, its_host, its_pid, began_ms, ended_ms in connection.execute(
+            _QUERIES["last_session"]
+        ):
+            if ended_ms is None and pid in {0, its_pid}:
+                began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began_ms / 1000))
+                host, pid, since = its_host, its_pid, f", since {began}"
 
     return f": process {pid or '?'} on {host}{since}"
 
