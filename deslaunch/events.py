@@ -30,6 +30,7 @@ class StopReason(StrEnum):
     INTERRUPTED = "interrupted"
     LEDGER = "ledger"
     LIMIT = "limit"
+    OUT_OF_TIME = "outOfTime"
 
 
 @dataclass(frozen=True, slots=True)

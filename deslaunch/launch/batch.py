@@ -1,205 +1,778 @@
-"""A batch whose rows come from the caller, one after the other."""
+"""How a batch is opened: a manifest imported, a ledger gone on with, a check or a look ahead.
+
+Everything here prints nothing and installs no signal handler. What can't be opened leaves
+nothing behind, and nothing is sent before a batch is launched.
+"""
 
 from __future__ import annotations
 
-import asyncio
+import inspect
+import math
+import os
 from collections import deque
-from collections.abc import AsyncIterable, Iterable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Collection,
+    Iterable,
+    Mapping,
+)
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Unpack
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import anyio
+from anyio.to_thread import run_sync
 
-from deslaunch.config import LaunchOptions, Settings
-from deslaunch.errors import LedgerExists, LedgerForeign
-from deslaunch.ledger import Ledger, peek
-from deslaunch.model import RowEnded
-from deslaunch.session import Interrupt, Session, header, held, keep, session_record
-from deslaunch.sources import ROWS, RowsSource
-from deslaunch.terms import by_target, check_origins, load_catalog, manifest_options, settings_of
-from deslaunch.validation import make_intake
+from deslaunch.errors import (
+    ConfigurationError,
+    CredentialsRefused,
+    Declined,
+    InvalidManifest,
+    LedgerError,
+    LedgerExists,
+    LedgerForeign,
+)
+from deslaunch.events import Noted, Plan, Planned, PlannedJob
+from deslaunch.launch import importing
+from deslaunch.launch.importing import (
+    ROWS,
+    Clients,
+    StrPath,
+    check_again,
+    open_manifest,
+    warnings_of,
+)
+from deslaunch.launch.launcher import (
+    Batch,
+    Confirm,
+    OnEvent,
+    Rows,
+    Setup,
+    resume_command,
+)
+from deslaunch.launch.watch import summary_of, watch_summary_of
+from deslaunch.ledger.ledger import NewBatch, begin_import, open_ledger, take_ledger
+from deslaunch.manifest.files import Manifest
+from deslaunch.manifest.schema import compile_jobs
+from deslaunch.model import CheckedRow, InvalidRow, RowState, Start, printable
+from deslaunch.settings import OPTIONS, Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from deslaunch.events import ProblemGroup, Summary
+    from deslaunch.ledger.changes import Corrections
+    from deslaunch.ledger.ledger import Ledger
+    from deslaunch.ledger.reading import Plan as LedgerPlan
+    from deslaunch.manifest.schema import Schema
+    from deslaunch.model import Problem
 
-    from deslaunch.model import Event, Outcome, Row, Summary
-    from deslaunch.terms import Clients, StrPath
-
-OUTCOMES_PER_SLOT: Final = 4
-"""Outcomes a slot that an open batch holds for a slow consumer before reading stops."""
-
-
-class Batch:
-    """A batch whose rows come from the caller: an asynchronous iterator of outcomes.
-
-    Made by :func:`open_batch`. Every row that was read gives one outcome, in the order in which
-    outcomes became durable; rows that an earlier session ended give theirs again.
-
-    Attributes:
-        summary: the counts of the whole batch, once the block was left; else None.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.summary: Summary | None = None
-        self._limit = limit
-        self._outcomes: deque[Outcome] = deque()
-        self._news = asyncio.Event()
-        self._taken = asyncio.Event()
-        self._work: asyncio.Task[Summary] | None = None
-
-    def __repr__(self) -> str:
-        return f"<Batch {len(self._outcomes)} outcomes waiting>"
-
-    def __aiter__(self) -> Batch:
-        return self
-
-    async def __anext__(self) -> Outcome:
-        assert self._work is not None
-
-        while not self._outcomes:
-            if self._work.done():
-                self._work.result()
-                raise StopAsyncIteration
-
-            self._news.clear()
-            await self._news.wait()
-
-        self._taken.set()
-        return self._outcomes.popleft()
-
-    def _begin(self, work: asyncio.Task[Summary]) -> None:
-        self._work = work
-        work.add_done_callback(lambda _: self._news.set())
-
-    def _put(self, event: Event) -> None:
-        if isinstance(event, RowEnded):
-            self._outcomes.append(event.outcome)
-            self._news.set()
-
-    async def _room(self) -> None:
-        """Return once a slow consumer has taken enough of its outcomes."""
-        while len(self._outcomes) >= self._limit:
-            self._taken.clear()
-            await self._taken.wait()
+__all__ = [
+    "Batch",
+    "CheckReport",
+    "Confirm",
+    "check",
+    "default_ledger",
+    "launch",
+    "open_batch",
+    "preview",
+    "resume_batch",
+    "resume_command",
+    "settings_of",
+    "summary_of",
+    "watch_batch",
+    "watch_summary_of",
+]
 
 
 @asynccontextmanager
 async def open_batch(
-    rows: Iterable[Mapping[str, Any] | Row] | AsyncIterable[Mapping[str, Any] | Row],
+    rows: StrPath | Manifest | Rows,
     des: Clients,
     *,
-    ledger: StrPath,
+    ledger: StrPath | None = None,
     resume: bool = False,
+    settings: Settings | None = None,
     schema: StrPath | None = None,
     cache: StrPath | None = None,
-    on_event: Callable[[Event], None] | None = None,
-    **options: Unpack[LaunchOptions],
+    on_event: OnEvent | None = None,
+    confirm: Confirm | None = None,
+    options_kept: Mapping[str, Any] | None = None,
 ) -> AsyncIterator[Batch]:
-    """Start a run for every row that the caller hands over.
+    """Open a batch: import a manifest, or take rows of a program; nothing is sent yet.
 
-    Rows are checked as they are read; an invalid one gives an outcome ``invalid``. A consumer
-    that is slow holds back the reading of rows, never the ledger. Leaving the block, or being
-    cancelled in it, drains; rows that were not read stay pending.
+    A manifest is checked whole before its ledger is made. Rows of a program are added while the
+    batch runs; an invalid one gives an outcome ``invalid``. Leaving the block, or being cancelled
+    in it, drains; rows that were not sent stay pending.
 
     Args:
-        rows: any iterable or asynchronous iterable of dicts of the JSONL form, or ``Row``s.
+        rows: a manifest's path, a :class:`Manifest`, or an iterable or asynchronous iterable of
+            dicts in the JSONL form or ``Row``s.
         des: the client, or one for each target.
-        ledger: the batch's ledger.
-        resume: go on with a ledger that exists; rows are matched by key.
+        ledger: the ledger's path; default: beside the manifest.
+        resume: where the ledger exists, go on: the same manifest's, or a program's by keys.
+        settings: what the session is told.
         schema: a file of jobs in QueryJobs' form; then DES is not asked for them.
         cache: directory of the schema cache; default: the user's.
-        on_event: called with each event, in the event loop.
-        **options: see :class:`~deslaunch.config.Settings`.
-
-    Yields:
-        The batch, an asynchronous iterator of outcomes.
+        on_event: called with each event, in the event loop; an error of its ends the launch.
+        confirm: asked with the plan before the ledger is made, or gone on with.
+        options_kept: JSON values that the ledger keeps; default: the settings that are kept.
 
     Raises:
+        InvalidManifest: rows did not validate, and ``skip_invalid`` is not set.
+        ManifestError: the manifest can't be read.
         LedgerExists: the ledger exists, and ``resume`` is not set.
-        LedgerForeign: the ledger is a manifest's.
-        LedgerError: the ledger can't be made, written or locked.
-        ConfigurationError: an option is wrong.
-        ManifestConflict: a row that was sent says something else now.
-        DesError: DES could not be asked for the jobs of a target that a row names.
-        TypeError: ``rows`` can't be iterated over; nothing was made.
+        LedgerForeign: ``resume``, and the ledger is another manifest's.
+        LedgerLocked: another launcher is at work on it.
+        LedgerError: it can't be made, or taken.
+        ConfigurationError: an option is wrong, or ``ledger`` is missing.
+        DesError: DES could not be asked for the jobs of any target that rows name; likewise
+            CredentialsRefused, SchemaError.
+        Declined: ``confirm`` said no.
     """
-    if not isinstance(rows, Iterable | AsyncIterable):
-        raise TypeError(f"rows must be iterable, got {type(rows).__name__}")
+    settings = settings or Settings()
+    kept = settings.kept() if options_kept is None else options_kept
+    setup = await _make_setup(des, settings, schema, cache, on_event, confirm, kept)
 
-    path = Path(ledger)
-    exists = await asyncio.to_thread(peek, path) is not None
+    async with AsyncExitStack() as stack:
+        if isinstance(rows, str | os.PathLike | Manifest):
+            manifest = open_manifest(rows, settings)
+            place = _place(manifest, ledger)
+            opened = await _open_manifest(stack, manifest, place, setup, is_resuming=resume)
+        elif ledger is None:
+            raise ConfigurationError("rows of a program need a ledger", hint="pass ledger=PATH")
+        else:
+            opened = await _open_rows(stack, rows, os.fspath(ledger), setup, is_resuming=resume)
 
-    if exists and not resume:
-        raise LedgerExists(f"{path}: the ledger exists", hint="pass resume=True to go on")
+        yield await stack.enter_async_context(opened)
 
-    async with held(Ledger.open(path) if exists else Ledger.create(path)) as journal:
-        if exists and journal.replay.manifest is not None:
-            raise LedgerForeign(
-                f"{path}: the batch's rows come from a manifest, not from a program",
-                hint="go on with resume()",
+
+@asynccontextmanager
+async def resume_batch(
+    ledger: StrPath,
+    des: Clients,
+    *,
+    settings: Settings | None = None,
+    corrections: StrPath | Manifest | None = None,
+    add_rows: bool = False,
+    schema: StrPath | None = None,
+    cache: StrPath | None = None,
+    on_event: OnEvent | None = None,
+    confirm: Confirm | None = None,
+    options_kept: Mapping[str, Any] | None = None,
+) -> AsyncIterator[Batch]:
+    """Open a batch that was begun, to go on with it; nothing is sent yet.
+
+    Args:
+        ledger: the batch's ledger.
+        des: the client, or one for each target.
+        settings: what the session is told; default: what the ledger keeps.
+        corrections: a manifest of corrected rows, taken by their keys.
+        add_rows: rows of ``corrections`` with keys that the batch does not have are added.
+        schema: as for :func:`open_batch`.
+        cache: as for :func:`open_batch`.
+        on_event: as for :func:`open_batch`.
+        confirm: asked with the plan before corrections are applied and the session begins.
+        options_kept: JSON values that the ledger keeps from now on; default: as before.
+
+    Raises:
+        DeslaunchError: as for :func:`open_batch`.
+    """
+    async with _held(take_ledger(os.fspath(ledger)), on_event) as taken:
+        settings = settings or settings_of(taken)
+        setup = await _make_setup(des, settings, schema, cache, on_event, confirm, options_kept)
+        file = None
+
+        if corrections is not None:
+            file = open_manifest(corrections, settings, is_batch_output_allowed=True)
+
+        async with await _go_on(taken, setup, file, is_adding=add_rows) as batch:
+            yield batch
+
+
+@asynccontextmanager
+async def watch_batch(
+    ledger: StrPath,
+    des: Clients,
+    *,
+    settings: Settings | None = None,
+    on_event: OnEvent | None = None,
+) -> AsyncIterator[Batch]:
+    """Open a batch to watch its runs; no launching session begins.
+
+    Args:
+        ledger: the batch's ledger; it is held.
+        des: the client, or one for each target.
+        settings: what the watch is told; default: what the ledger keeps.
+        on_event: called with each event.
+
+    Raises:
+        LedgerError: the ledger can't be taken.
+        ConfigurationError: a target is at another DES than the one that started the runs.
+    """
+    async with _held(take_ledger(os.fspath(ledger)), on_event) as taken:
+        settings = settings or settings_of(taken)
+        setup = await _make_setup(des, settings, None, None, on_event, None, None)
+        await _check_origins(taken, setup, await taken.targets())
+
+        async with Batch(setup, taken, None) as batch:
+            yield batch
+
+
+async def launch(
+    rows: StrPath | Manifest | Rows,
+    des: Clients,
+    *,
+    allow_partial: bool = False,
+    **options: Any,
+) -> Summary:
+    """Start a run for every row, and record each in a ledger.
+
+    Args:
+        rows: as for :func:`open_batch`.
+        des: the client, or one for each target.
+        allow_partial: return the summary also where the launch did not finish.
+        **options: as for :func:`open_batch`.
+
+    Returns:
+        The counts of the whole batch.
+
+    Raises:
+        Stopped: rows are left; ``CredentialsRefused``, ``LedgerWriteFailed`` and ``Interrupted``
+            are kinds of it.
+        DeslaunchError: as for :func:`open_batch`.
+    """
+    async with open_batch(rows, des, **options) as batch:
+        return await batch.run(allow_partial=allow_partial)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What :func:`check` found.
+
+    Attributes:
+        rows: data rows.
+        invalid: rows that could not be started.
+        problems: the first 1,000 problems in manifest order.
+        count: how many problems there are in all.
+        groups: the first 1,000 different problems, each with the number of its rows.
+        notes: how old cached JobRunParameters are, one sentence for each target.
+        warnings: what may be a mistake, one sentence each.
+        unconfirmed: why a fresher schema could not be had, where a cached one found rows
+            invalid; else None.
+    """
+
+    rows: int
+    invalid: int
+    problems: tuple[Problem, ...]
+    count: int
+    groups: tuple[ProblemGroup, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    unconfirmed: Exception | None = None
+
+    @property
+    def valid(self) -> int:
+        """Rows that could be started."""
+        return self.rows - self.invalid
+
+    @property
+    def exit_code(self) -> int:
+        """0 valid, 2 invalid; 5 or 6 where only an old schema says so: DES must be asked."""
+        if self.unconfirmed is not None:
+            return 6 if isinstance(self.unconfirmed, CredentialsRefused) else 5
+
+        return 2 if self.count else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report in the documented form of ``check --json``."""
+        return {
+            "rows": self.rows,
+            "valid": self.valid,
+            "invalid": self.invalid,
+            "problems": [problem.as_dict() for problem in self.problems],
+            "warnings": list(self.warnings),
+            "exitCode": self.exit_code,
+        }
+
+
+async def check(
+    manifest: StrPath | Manifest,
+    des: Clients | None = None,
+    *,
+    settings: Settings | None = None,
+    schema: StrPath | None = None,
+    cache: StrPath | None = None,
+) -> CheckReport:
+    """Check every row of a manifest; send nothing.
+
+    Args:
+        manifest: a path, a stream, or a manifest with options of its own.
+        des: the client, or one for each target; None where ``schema`` is given.
+        settings: how it is read and checked.
+        schema: a file of jobs in QueryJobs' form; then DES is not asked.
+        cache: directory of the schema cache; default: the user's.
+
+    Raises:
+        ConfigurationError: there is neither ``des`` nor ``schema``.
+        ManifestError: the file can't be opened.
+        DesError: DES could not be asked, and no cached response serves.
+        CredentialsRefused: no token that DES accepts, and no cached response serves.
+        SchemaError: DES's response, or the schema file, can't be read.
+    """
+    settings = settings or Settings()
+    schemas = await importing.make_schemas(
+        importing.by_target(des, settings), settings, schema, cache, offline=True
+    )
+    file = open_manifest(manifest, settings)
+
+    async def pass_by(_: list[CheckedRow | InvalidRow]) -> None:
+        return None
+
+    with schemas.checks(settings, file.name) as found:
+        await importing.read_rows(file, found, schemas, pass_by)
+        await run_sync(lambda: deque(found.finish(), maxlen=0))
+
+    return CheckReport(
+        rows=found.rows,
+        invalid=found.invalid,
+        problems=tuple(found.problems),
+        count=found.count,
+        groups=tuple(found.groups),
+        notes=tuple(schemas.catalog.notes()),
+        warnings=warnings_of(file, found, schemas),
+        unconfirmed=schemas.unconfirmed,
+    )
+
+
+async def preview(
+    rows: StrPath | Manifest | None,
+    des: Clients | None = None,
+    *,
+    ledger: StrPath | None = None,
+    settings: Settings | None = None,
+    schema: StrPath | None = None,
+    cache: StrPath | None = None,
+    on_event: OnEvent | None = None,
+) -> AsyncIterator[Start]:
+    """Give the starts that a launch would send, in order; send nothing, and leave nothing.
+
+    Args:
+        rows: the manifest of a new batch, which is imported into a temporary folder; None for
+            the rows of a ledger.
+        des: the client, or one for each target; for a new batch without ``schema``.
+        ledger: of the batch that would be resumed.
+        settings: how rows are read and checked, consents, and the limit.
+        schema: a file of jobs in QueryJobs' form.
+        cache: directory of the schema cache; default: the user's.
+        on_event: called with each event.
+
+    Yields:
+        Each start, with the very bytes of its body.
+
+    Raises:
+        DeslaunchError: as for :func:`open_batch`.
+    """
+    settings = settings or Settings()
+
+    with TemporaryDirectory() as folder:
+        place = os.fspath(ledger or "")
+
+        if rows is not None:
+            place = f"{folder}/preview.ledger.db"
+            setup = await _make_setup(des, settings, schema, cache, on_event, None, None)
+
+            async with AsyncExitStack() as stack:
+                manifest = open_manifest(rows, settings)
+                opened = await _open_manifest(stack, manifest, place, setup, is_resuming=False)
+
+            if opened.ledger is None:
+                return
+
+        async for start in _starts_of(place, settings):
+            yield start
+
+
+async def _starts_of(place: str, settings: Settings) -> AsyncIterator[Start]:
+    """Yield the starts of a ledger's rows, as its own jobs make them."""
+    states = {RowState.PENDING, RowState.FAILED}
+    states |= {RowState.REJECTED} if settings.retry_rejected else set()
+    states |= {RowState.UNKNOWN} if settings.retry_unknown else set()
+    left = settings.limit if settings.limit is not None else math.inf
+    schemas: dict[str, dict[str, Schema]] = {}
+
+    async with await open_ledger(place) as ledger:
+        for known in await ledger.jobs():
+            schemas.setdefault(known.target, {}).update(compile_jobs([known.job]))
+
+        async for portion in ledger.results(with_rows=True):
+            wanted = [line for line in portion if line.state in states]
+            stored = [(line.row, 0, line.key, line.says or "") for line in wanted]
+
+            for line, row in zip(wanted, await run_sync(check_again, schemas, stored), strict=True):
+                if (
+                    isinstance(row, CheckedRow)
+                    and left > 0
+                    and not (row.auto and line.state == RowState.UNKNOWN)
+                ):
+                    left -= 1
+                    body, auto = row.body, row.auto
+                    attempt = line.attempts + 1
+                    yield Start(line.row, attempt, line.key, line.target, line.job_id, body, auto)
+
+
+def default_ledger(manifest: StrPath) -> str:
+    """Return where a manifest's ledger is by default: ``night.csv.gz`` → ``night.ledger.db``."""
+    path = Path(os.fspath(manifest))
+    return str(path.with_name(f"{Path(path.name.removesuffix('.gz')).stem}.ledger.db"))
+
+
+def settings_of(ledger: Ledger) -> Settings:
+    """Return the settings that a ledger keeps; all else is default."""
+    kept = {name: v for name, v in ledger.batch.options.items() if name in OPTIONS}
+    return Settings(**kept)
+
+
+# Opening.
+
+
+async def _make_setup(
+    des: Clients | None,
+    settings: Settings,
+    schema: StrPath | None,
+    cache: StrPath | None,
+    on_event: OnEvent | None,
+    confirm: Confirm | None,
+    kept: Mapping[str, Any] | None,
+) -> Setup:
+    clients = importing.by_target(des, settings)
+    schemas = await importing.make_schemas(clients, settings, schema, cache)
+    emit = on_event or (lambda _: None)
+    return Setup(settings, clients, schemas, emit, confirm, kept or {})
+
+
+def _place(manifest: Manifest, ledger: StrPath | None) -> str:
+    if ledger is not None:
+        return os.fspath(ledger)
+
+    if manifest.path is None:
+        raise ConfigurationError(
+            "a manifest that is no file needs a ledger's name", hint="pass --ledger FILE"
+        )
+
+    return default_ledger(manifest.path)
+
+
+async def _agree(
+    setup: Setup,
+    known: LedgerPlan,
+    manifest: str,
+    ledger: str,
+    *,
+    resumes: bool,
+    warnings: tuple[str, ...] = (),
+    corrections: tuple[int, int] | None = None,
+) -> Plan:
+    """Tell the plan, and ask whether to begin.
+
+    Raises:
+        Declined: the response is no.
+    """
+    jobs = [
+        PlannedJob(target, job_id, known.names.get((target, job_id), ""), rows)
+        for (target, job_id), rows in known.ready.items()
+    ]
+    plan = Plan(
+        manifest=manifest,
+        ledger=ledger,
+        resumes=resumes,
+        rows=sum(known.states.values()),
+        ready=sum(known.ready.values()),
+        jobs=tuple(sorted(jobs, key=lambda job: -job.rows)),
+        states=known.states,
+        concurrency=setup.settings.concurrency,
+        rate=setup.settings.rate,
+        limit=setup.settings.limit,
+        corrections=corrections,
+        warnings=warnings,
+    )
+    setup.emit(Planned(plan))
+
+    if setup.confirm is not None:
+        agreed = setup.confirm(plan)
+
+        if not (await agreed if inspect.isawaitable(agreed) else agreed):
+            raise Declined("nothing was sent")
+
+    return plan
+
+
+@asynccontextmanager
+async def _held(opening: Awaitable[Ledger], on_event: OnEvent | None) -> AsyncIterator[Ledger]:
+    """Hold a batch's lock for the time of a block."""
+    ledger = await opening
+
+    try:
+        yield ledger
+    finally:
+        with anyio.CancelScope(shield=True):
+            message = await ledger.aclose()
+
+        if message and on_event is not None:
+            on_event(Noted(message, is_warning=True))
+
+
+async def _open_manifest(
+    stack: AsyncExitStack, manifest: Manifest, place: str, setup: Setup, *, is_resuming: bool
+) -> Batch:
+    if is_resuming and await run_sync(os.path.lexists, place):
+        ledger = await stack.enter_async_context(_held(take_ledger(place), setup.emit))
+        await _check_same(ledger, manifest, setup.settings)
+        return await _go_on(ledger, setup)
+
+    name = manifest.name if manifest.path is None else str(manifest.path.absolute())
+    new = NewBatch(name, {**setup.kept, "rows": _row_options(setup.settings)})
+
+    try:
+        async with await begin_import(place, new) as made:
+            with setup.schemas.checks(setup.settings, manifest.name) as found:
+                await importing.import_manifest(
+                    manifest, found, setup.schemas, made, setup.settings
+                )
+
+            warnings = warnings_of(manifest, found, setup.schemas)
+            known = await made.plan()
+
+            for note in setup.schemas.catalog.notes():
+                setup.emit(Noted(note))
+
+            plan = await _agree(
+                setup, known, manifest.name, place, resumes=False, warnings=warnings
             )
 
-        settings = settings_of(journal.replay.header, options) if exists else Settings(**options)
-        clients = by_target(des, settings)
-        await check_origins(journal.replay.session, clients, settings)
-        catalog = await load_catalog(clients, settings, schema, cache)
+            if not found.rows:
+                return Batch(setup, None, plan)
 
-        if not exists:
-            keep(journal, header(settings, None, None))
+            publishing = made.publish(digest=manifest.digest, columns=manifest.columns)
+            ledger = await stack.enter_async_context(_held(publishing, setup.emit))
+            return Batch(setup, ledger, plan)
+    except LedgerExists as exc:
+        raise await _with_command(exc, place) from exc.__cause__
 
-        keep(journal, session_record(settings, None, clients))
-        batch = Batch(OUTCOMES_PER_SLOT * settings.concurrency)
-        interrupt = Interrupt()
-        session = Session(journal, clients, settings, _both(batch._put, on_event), interrupt)
-        source = RowsSource(
-            rows,
-            make_intake(catalog, settings, file=ROWS),
-            catalog,
-            session.sifter(report_known=True),
-            manifest_options(settings),
-            batch._room,
-            settings.of_shard,
+
+async def _with_command(error: LedgerExists, place: str) -> LedgerExists:
+    """Return the error with the command that goes on with the batch that is there."""
+    options: Mapping[str, Any] = {}
+
+    with suppress(LedgerError):
+        async with await open_ledger(place) as ledger:
+            options = ledger.batch.options
+
+    return LedgerExists(
+        str(error),
+        hint=f"go on with: {resume_command(place, options)}; a new batch needs a new --ledger",
+    )
+
+
+def _row_options(settings: Settings) -> dict[str, Any]:
+    """Return what decides on the rows that a manifest means."""
+    names = ("job_id", "target", "allow_duplicates", "allow_repeated_auto", "skip_invalid")
+    return {name: getattr(settings, name) for name in names}
+
+
+async def _check_same(ledger: Ledger, manifest: Manifest, settings: Settings) -> None:
+    """Refuse to go on, unless this very manifest was begun in the ledger.
+
+    Raises:
+        LedgerForeign: it is another's.
+    """
+    if manifest.path is not None:
+        digest = await run_sync(importing.digest_of, manifest.path)
+    else:
+        await run_sync(lambda: deque(manifest.chunks(), maxlen=0))
+        digest = manifest.digest
+
+    begun = ledger.batch.options.get("rows")
+
+    if begun is not None and begun != _row_options(settings):
+        differing = [
+            f"--{n.replace('_', '-')}"
+            for n, v in _row_options(settings).items()
+            if begun.get(n) != v
+        ]
+        raise ConfigurationError(
+            f"the batch was begun with other values of {', '.join(differing)}; nothing was sent",
+            hint=f"go on with: {resume_command(ledger.place, ledger.batch.options)}",
         )
-        work = asyncio.create_task(session.run(source))
-        batch._begin(work)
 
-        try:
-            yield batch
-        finally:
-            batch.summary = await _finished(work, interrupt)
-
-
-def _both(
-    first: Callable[[Event], None], second: Callable[[Event], None] | None
-) -> Callable[[Event], None]:
-    def emit(event: Event) -> None:
-        first(event)
-
-        if second is not None:
-            second(event)
-
-    return emit
+    if digest != ledger.batch.digest:
+        raise LedgerForeign(
+            f"{ledger.place}: it is the ledger of another manifest than {manifest.name}, or of "
+            "this one as it was before it changed; nothing was sent",
+            hint="go on with it as it was imported: "
+            f"{resume_command(ledger.place, ledger.batch.options)}; for changed rows add "
+            "--corrections FILE; a new batch needs a new --ledger",
+        )
 
 
-async def _finished(work: asyncio.Task[Summary], interrupt: Interrupt) -> Summary:
-    """Drain a batch that is left, and wait for its end; cancelled again, give up what is left."""
-    if not work.done():
-        interrupt()
+async def _open_rows(
+    stack: AsyncExitStack, rows: Any, place: str, setup: Setup, *, is_resuming: bool
+) -> Batch:
+    if not isinstance(rows, Iterable | AsyncIterable):
+        raise TypeError(f"rows must be a path or iterable, not {type(rows).__name__}")
 
-    cancelled: asyncio.CancelledError | None = None
+    if is_resuming and await run_sync(os.path.lexists, place):
+        ledger = await stack.enter_async_context(_held(take_ledger(place), setup.emit))
 
-    with anyio.CancelScope(shield=True):
-        while not work.done():
-            try:
-                await asyncio.wait([work])
-            except asyncio.CancelledError as exc:
-                interrupt()
-                cancelled = exc
+        if ledger.batch.digest:
+            raise LedgerForeign(
+                f"{place}: the batch's rows come from a manifest, not from a program",
+                hint=f"go on with: {resume_command(place, ledger.batch.options)}",
+            )
 
-    summary = work.result()
+        return await _go_on(ledger, setup, rows=rows)
 
-    if cancelled is not None:
-        raise cancelled
+    try:
+        async with await begin_import(place, NewBatch(ROWS, setup.kept, is_whole=False)) as made:
+            plan = await _agree(setup, await made.plan(), ROWS, place, resumes=False)
+            ledger = await stack.enter_async_context(_held(made.publish(), setup.emit))
+            return Batch(setup, ledger, plan, rows)
+    except LedgerExists as exc:
+        raise LedgerExists(str(exc), hint="pass resume=True to go on with it") from exc.__cause__
 
-    return summary
+
+async def _go_on(
+    ledger: Ledger,
+    setup: Setup,
+    corrections: Manifest | None = None,
+    *,
+    is_adding: bool = False,
+    rows: Rows | None = None,
+) -> Batch:
+    """Return a batch that was begun, with corrections applied that were agreed to."""
+    settings = setup.settings
+    consents = {
+        "retry_rejected": settings.retry_rejected,
+        "retry_unknown": settings.retry_unknown,
+    }
+    known = await ledger.plan(**consents)
+    await _check_origins(ledger, setup, {target for target, _ in known.ready})
+    await _tell_if_changed(ledger, setup)
+    checked: list[CheckedRow] = []
+    corrected = None
+    warnings: tuple[str, ...] = ()
+
+    if corrections is not None:
+        with setup.schemas.checks(settings, corrections.name) as found:
+            checked = await importing.read_corrections(
+                corrections, found, setup.schemas, is_adding=is_adding
+            )
+
+        told = await _correct(ledger, corrections, checked, is_adding=is_adding, is_dry=True)
+        corrected = (told.replaced, told.added)
+        warnings = warnings_of(corrections, found, setup.schemas)
+
+    plan = await _agree(
+        setup,
+        known,
+        ledger.batch.manifest,
+        ledger.place,
+        resumes=True,
+        corrections=corrected,
+        warnings=warnings,
+    )
+
+    if corrections is not None:
+        await _correct(ledger, corrections, checked, is_adding=is_adding, is_dry=False)
+
+    return Batch(setup, ledger, plan, rows)
+
+
+async def _correct(
+    ledger: Ledger, file: Manifest, rows: list[CheckedRow], *, is_adding: bool, is_dry: bool
+) -> Corrections:
+    """Apply corrections, or look at what they would do.
+
+    Raises:
+        InvalidManifest: they don't fit the batch; nothing was applied.
+    """
+    done = await ledger.correct(rows, file=file.name, add=is_adding, dry_run=is_dry)
+
+    if done.problems:
+        raise InvalidManifest(
+            f"{file.name}: the corrections don't fit the batch; nothing was changed or sent",
+            problems=done.problems,
+            count=len(done.problems),
+            hint="do what the lines above say, and pass the file again",
+        )
+
+    return done
+
+
+async def _check_origins(ledger: Ledger, setup: Setup, used: Collection[str]) -> None:
+    """Refuse to send the rest of a batch to another DES than before, unless that is wanted.
+
+    An organisation may move: there, ``svc`` is where its token says.
+
+    Args:
+        ledger: the batch.
+        setup: with the clients.
+        used: the targets that matter.
+
+    Raises:
+        ConfigurationError: a target is not configured, or is another's than in the last session.
+        CredentialsRefused: a target's origin can't be found out, as there is no token; likewise
+            NotSent.
+    """
+    for name, known in (await ledger.targets()).items():
+        client = setup.clients.get(name)
+
+        if name not in used:
+            continue
+
+        if client is None:
+            raise ConfigurationError(
+                f"rows of the batch go to the target {name}, which is not configured",
+                hint=f"configure it; there is: {', '.join(setup.clients)}",
+            )
+
+        if client.org_id is not None and known.org_id is not None:
+            if client.org_id != known.org_id:
+                raise ConfigurationError(
+                    f"target {name} was organisation {known.org_id} in the last session, and is "
+                    f"{client.org_id} now",
+                    hint="give the target its organisation back, or begin a new batch",
+                )
+        elif known.base_url is not None and not setup.settings.allow_new_origin:
+            now = await client.locate()
+
+            if _origin(now) != _origin(known.base_url):
+                raise ConfigurationError(
+                    f"target {name} was at {known.base_url} in the last session, and is at {now} "
+                    "now: its jobs may not be the same",
+                    hint=f"if it moved, pass --base-url {now}",
+                )
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.lower()
+
+
+async def _tell_if_changed(ledger: Ledger, setup: Setup) -> None:
+    """Say so where the manifest's file is not what was imported; it is not read again."""
+    if ledger.batch.digest:
+        with suppress(OSError, EOFError):
+            if (
+                await run_sync(importing.digest_of, Path(ledger.batch.manifest))
+                != ledger.batch.digest
+            ):
+                setup.emit(
+                    Noted(
+                        f"{printable(ledger.batch.manifest)} has changed since it was imported; "
+                        "its changed rows come in with --corrections FILE, not by themselves"
+                    )
+                )

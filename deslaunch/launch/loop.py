@@ -1,4 +1,4 @@
-"""What a session and a watch stand on: a clock that is passed in, and workers that share a queue."""
+"""What a session and a watch stand on: a clock that is passed in, workers that share a queue."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ from deslaunch.launch.target import Health, Pacer, Pause, Throttle
 from deslaunch.model import Outcome, Result, RowState, Sent, count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping
 
     from deslaunch.des.client import DesClient
     from deslaunch.events import Event
@@ -96,6 +96,7 @@ class Session:
         stops: why targets, or the session, ended early, in the order of happening.
         unrecorded: (key, jobRunId) of runs whose outcome could not be written.
         started_now: rows that were started.
+        is_held_back: returns True while nothing is to be claimed; :meth:`wake` when that ends.
     """
 
     def __init__(
@@ -105,13 +106,14 @@ class Session:
         clients: Mapping[str, DesClient],
         settings: Settings,
         *,
-        emit: Callable[[Event], None],
+        emit: Callable[[Event], object],
         clock: Clock,
         rng: Jitter,
     ) -> None:
         self.stops: list[Stop] = []
         self.unrecorded: list[tuple[str, str]] = []
         self.started_now = 0
+        self.is_held_back: Callable[[], bool] = lambda: False
         self._ledger = ledger
         self._settings = settings
         self._emit = emit
@@ -217,7 +219,7 @@ class Session:
         """End one target; its rows stay pending, the other targets go on."""
         self._stop(self._targets[target].throttle.stop(reason, message))
 
-    def feed(self, *, goes_on: bool, targets: Sequence[str] = ()) -> None:
+    def feed(self, *, goes_on: bool, targets: Collection[str] = ()) -> None:
         """Tell that a program adds rows while the session is at work.
 
         Args:
@@ -229,6 +231,10 @@ class Session:
         for name in targets:
             self._targets[name].due = -math.inf
 
+        self._news.set()
+
+    def wake(self) -> None:
+        """Look again whether rows may be claimed."""
         self._news.set()
 
     async def note_clocks(self) -> None:
@@ -278,7 +284,7 @@ class Session:
 
     def _claims(self, now: float) -> dict[str, int]:
         """Return how many rows may be claimed now, by target; the targets take turns."""
-        if self._is_draining:
+        if self._is_draining or self.is_held_back():
             return {}
 
         # A row whose outcome goes into this very turn gives its slot back.
@@ -557,7 +563,7 @@ class Session:
             self._tell(self.pulse())
             await self.note_clocks()
 
-            if not self._is_draining and not self._ledger.is_in_place():
+            if not self._is_draining and not await self._ledger.is_in_place():
                 message = "the ledger's file was removed or replaced while it was in use"
                 self.drain(Stop(StopReason.LEDGER, message))
 

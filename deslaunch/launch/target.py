@@ -302,7 +302,7 @@ class Throttle:
         """End the target for this session."""
         self.gate = Gate.STOPPED
         self.epoch += 1
-        self.stop_status = status
+        self.stop_status = self.stop_status or status
         return Stop(reason, message, self.target, resume_after=resume_after)
 
     def _go_on_pausing(self, error: DesError, now: float) -> Pause | Stop:

@@ -1,24 +1,23 @@
-"""The poller: asks about runs until they end, and keeps how they did.
+"""The runs of a batch, followed to their end: DES is asked about each until it has finished.
 
-It knows neither HTTP nor files, like the engine: an :class:`Asker` is asked about one run, a
-:class:`~deslaunch.engine.Journal` keeps the records. :mod:`~deslaunch.patience` says when a run is
-asked about next, :mod:`~deslaunch.throttle` when a target may be asked at all.
-
-A slot is a worker. Runs wait in a heap of due times, not in tasks of their own. An answer that no
-run is to blame for (a 5XX, no connection, no usable answer) pauses its target; what ends a run is
-durable before it is counted or handed on. A slow listener keeps its slots from asking on.
+A run waits in a heap of due times, not in a task of its own. Each wait is longer than the one
+before by half, so that the end of a run is noticed after about a third of the time that it took.
+A response that no run is to blame for (a 5XX, no connection, no usable response) pauses its
+target. What is told is in the ledger by then; what was not finished when the watch ended is asked
+about by the next one, and nothing else is.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import replace
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
-from deslaunch import records
+import anyio
+
 from deslaunch.errors import (
     CredentialsRefused,
     DesError,
@@ -26,397 +25,361 @@ from deslaunch.errors import (
     Redirected,
     Rejected,
     Throttled,
+    Unfinished,
 )
-from deslaunch.model import RunStatus, Stop, Stopped, StopReason, TargetPaused
-from deslaunch.patience import Patience
-from deslaunch.retry import target_waits
-from deslaunch.throttle import Pacer, Throttle
+from deslaunch.events import (
+    RunEnded,
+    Stop,
+    StopReason,
+    Summary,
+    TargetPaused,
+    TargetStopped,
+    WatchSummary,
+)
+from deslaunch.launch.loop import Workers, wait_for_news
+from deslaunch.launch.retry import pause_wait
+from deslaunch.launch.target import Pacer, Pause, Throttle
+from deslaunch.model import RunStatus, count
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
-    from deslaunch.engine import Clock, Journal
-    from deslaunch.model import Event
-    from deslaunch.records import Record
-    from deslaunch.retry import Jitter
-    from deslaunch.throttle import Pause
+    from deslaunch.des.client import DesClient
+    from deslaunch.events import Event
+    from deslaunch.launch.loop import Clock
+    from deslaunch.launch.retry import Jitter
+    from deslaunch.ledger.ledger import Ledger
+    from deslaunch.ledger.reading import RunToAsk
+    from deslaunch.settings import Settings
 
 REFUSED_AT_FIRST: Final = 5
-"""Refusals, before any good answer, that stop a target: it is asked in the wrong way."""
+"""Refusals, before any good response, that stop a target: it is another DES than it was."""
 
-_SHORTEST_SLEEP: Final = 0.001  # uvloop's timers know milliseconds; a shorter one would spin
+GROWTH: Final = 1.5
+_MOST_GROWTHS: Final = 1_000  # GROWTH to this power is still a float
 
+_NOT_ENDED: Final = (False, False)  # finished, success
 
-class Asker(Protocol):
-    """Asks one target about runs. One call asks once, and once more with a renewed token."""
-
-    async def query_run_status(self, job_run_id: str) -> RunStatus:
-        """Return how one run is getting on.
-
-        Raises:
-            DesError: why there is no usable answer.
-            CredentialsRefused: there is no token that is accepted.
-        """
-        ...
+_Waiting = tuple[float, int, int, "RunToAsk"]
+"""When a run is due, its row, how often it was asked about, and itself."""
 
 
-class WatchedRun(NamedTuple):
-    """A run that has not ended, as far as is known.
+def poll_wait(asked: int, settings: Settings, rng: Jitter) -> float:
+    """Return the seconds until a run is asked about again.
 
-    Attributes:
-        key: the row's key.
-        target: the target's name.
-        job_run_id: the run.
+    A tenth is left to chance, so that runs that were started together are not asked about
+    together for ever.
+
+    Args:
+        asked: how often it was asked about, at least 1.
+        settings: ``interval`` and ``max_interval``.
+        rng: the source of jitter.
     """
-
-    key: str
-    target: str
-    job_run_id: str
-
-
-_Waiting = tuple[float, int, int, WatchedRun]
-"""When a run is due, its number, how often it was asked about, and itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class PollerSettings:
-    """What tunes one watch.
-
-    Attributes:
-        slots: questions in flight at most, at least 1.
-        slots_of: the same for single targets that take fewer.
-        rate: questions a second at most, above 0; None for no limit.
-        patience: when a run is asked about next.
-        max_wait: cap of a target's computed pause, seconds, above 0.
-        give_up_after: seconds that a target may stay paused, above 0.
-        timeout: seconds after which the watch ends, above 0; None for no limit.
-    """
-
-    slots: int = 16
-    slots_of: Mapping[str, int] = field(default_factory=dict)
-    rate: float | None = None
-    patience: Patience = field(default_factory=Patience)
-    max_wait: float = 60.0
-    give_up_after: float = 900.0
-    timeout: float | None = None
+    grown: float = settings.interval * GROWTH ** min(asked - 1, _MOST_GROWTHS)
+    ceiling = min(grown, max(settings.interval, settings.max_interval))
+    return rng.uniform(0.9 * ceiling, ceiling)
 
 
 class _Target:
     """One target's runs, and whether it may be asked."""
 
-    def __init__(self, asker: Asker, throttle: Throttle) -> None:
-        self.asker = asker
+    def __init__(self, client: DesClient, throttle: Throttle) -> None:
+        self.client = client
         self.throttle = throttle
         self.due: list[_Waiting] = []
         self.has_told = False
         self.refusals = 0
 
-    def next_at(self, now: float) -> float | None:
-        """Return when its next run can be asked about; None if that is not a matter of time."""
-        if self.throttle.stopped or not self.due:
-            return None
 
-        due = max(self.due[0][0], now + (self.throttle.rest(now) or 0.0))
-        return due if due > now else None
-
-    def take(self, now: float) -> _Waiting | None:
-        """Return the run that is to be asked about now, if there is one."""
-        self.throttle.reopen(now)
-
-        if not self.due or self.due[0][0] > now or not self.throttle.admits(self.due[0][3].key):
-            return None
-
-        waiting = heappop(self.due)
-        self.throttle.begin(waiting[3].key)
-        return waiting
-
-
-class Poller:
-    """One watch of a batch's runs.
+class Watch:
+    """One watch of a batch's runs; an asynchronous iterator of how each ended.
 
     Args:
-        runs: those that have not ended, in the order in which they are first asked about.
-        askers: by target; each run's must be there.
-        journal: where records go.
-        settings: slots, waits and limits.
-        ended: awaited with each run's last status once it is durable.
-        emit: called with each pause and stop.
+        ledger: the batch's; nothing else writes to it.
+        clients: by target; each run's must be there.
+        settings: slots, rate, intervals and limits.
+        emit: called with each event.
         clock: time.
         rng: the source of jitter.
 
     Attributes:
         stops: why targets, or the watch, ended early, in the order of happening.
-        asked: questions that were answered.
     """
 
     def __init__(
         self,
-        runs: Iterable[WatchedRun],
-        askers: Mapping[str, Asker],
-        journal: Journal,
-        settings: PollerSettings,
+        ledger: Ledger,
+        clients: Mapping[str, DesClient],
+        settings: Settings,
         *,
-        ended: Callable[[RunStatus], Awaitable[None]],
-        emit: Callable[[Event], None],
+        emit: Callable[[Event], object],
         clock: Clock,
         rng: Jitter,
     ) -> None:
         self.stops: list[Stop] = []
-        self.asked = 0
-        self._journal = journal
+        self._ledger = ledger
         self._settings = settings
-        self._ended = ended
         self._emit = emit
         self._clock = clock
         self._rng = rng
         self._pacer = Pacer(settings.rate)
-        self._targets = {
-            name: _Target(asker, self._throttle(name)) for name, asker in askers.items()
-        }
-        self._turns = deque(self._targets.values())
-        self._in_flight = 0
-        self._draining = False
-        self._idle: deque[asyncio.Future[None]] = deque()
-        self._alarm: asyncio.Task[None] | None = None
-        self._rings = 0.0
+        self._targets = {name: self._target(name, client) for name, client in clients.items()}
+        self._rotation = deque(self._targets)
+        self._after: int | None = 0  # the last row that was read; None: there are no more
+        self._unasked = 0
+        self._workers: Workers[tuple[_Target, _Waiting]] = Workers(self._ask)
+        self._told: list[tuple[RunToAsk, RunStatus | str]] = []
+        self._news = asyncio.Event()
+        self._is_ending = False
         self._error: Exception | None = None
-        self._group: asyncio.TaskGroup | None = None
-        self._helpers: set[asyncio.Task[None]] = set()
-        self._workers: list[asyncio.Task[None]] = []
-
-        for number, run in enumerate(runs):
-            self._targets[run.target].due.append((float("-inf"), number, 0, run))
+        self._unread: deque[RunStatus] | None = None  # where somebody iterates
+        self._heard = asyncio.Event()
 
     def __repr__(self) -> str:
-        state = "ending" if self._draining else "at work"
-        waiting = sum(len(target.due) for target in self._turns)
-        return f"<Poller {state}: {self._in_flight} in flight, {waiting} waiting>"
+        return f"<Watch {'ending' if self._is_ending else 'at work'}: {self._workers.busy} asked>"
 
-    async def run(self) -> None:
+    def _target(self, name: str, client: DesClient) -> _Target:
+        settings = self._settings
+        throttle = Throttle(
+            name,
+            slots=min(settings.concurrency, client.concurrency or settings.concurrency),
+            wait=lambda pauses: pause_wait(pauses, settings.max_wait, self._rng),
+            give_up_after=settings.give_up_after,
+        )
+        return _Target(client, throttle)
+
+    # What the batch calls.
+
+    async def run(self, *, allow_partial: bool = False) -> WatchSummary:
         """Ask about all runs until they have ended, or until ``stops`` says why not.
 
+        Cancelled, it ends at once: to ask again costs nothing.
+
+        Args:
+            allow_partial: return the summary also where runs had not finished.
+
         Raises:
+            Unfinished: runs had not finished when the watch ended.
             LedgerWriteFailed: a status could not be recorded.
-            Exception: whatever a callback or a faulty asker raised.
+            Exception: whatever a listener or a faulty client raised.
         """
-        async with asyncio.TaskGroup() as group:
-            self._group = group
-            self._workers = [group.create_task(self._work()) for _ in range(self._settings.slots)]
+        began = self._clock.now()
 
-            if self._settings.timeout is not None:
-                self._help(self._end_after(self._settings.timeout))
+        if self._settings.watch_timeout is not None:
+            self._workers.help(self._end_after(self._settings.watch_timeout))
 
-            await asyncio.wait(self._workers)
+        try:
+            await self._read_on()
 
-            for task in self._helpers:
-                task.cancel()
+            while not self._is_over():
+                now = self._clock.now()
+
+                while not self._is_ending and (taken := self._take(now)) is not None:
+                    self._workers.put(taken)
+
+                await wait_for_news(self._news, self._clock, self._next_time(now))
+                self._news.clear()  # before what came is taken: what comes meanwhile is news again
+                await self._record()
+                await self._read_on()
+        finally:
+            await self._workers.aclose()
 
         if self._error is not None:
             raise self._error
 
+        seconds = self._clock.now() - began
+        summary = await watch_summary_of(self._ledger, stops=self.stops, seconds=seconds)
+
+        if summary.stops and summary.unfinished and not allow_partial:
+            why = "; ".join(stop.message for stop in summary.stops)
+            raise Unfinished(
+                f"{count(summary.unfinished, 'run')} had not finished when the watch ended: {why}",
+                runs=summary,
+                stops=summary.stops,
+                hint="watch the ledger again: only what is left is asked about",
+            )
+
+        return summary
+
+    async def __aiter__(self) -> AsyncIterator[RunStatus]:
+        """Watch, and yield how each run ended; a slow consumer holds back asking.
+
+        Raises:
+            Unfinished: as :meth:`run`.
+        """
+        self._unread = deque()
+        work = asyncio.create_task(self.run())
+        work.add_done_callback(lambda _: self._heard.set())
+
+        try:
+            while self._unread or not work.done():
+                self._heard.clear()
+
+                while self._unread:
+                    yield self._unread.popleft()
+
+                self._news.set()
+
+                if not work.done():
+                    await self._heard.wait()
+
+            work.result()
+        finally:
+            self.drain()
+
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([work])
+
     def drain(self, stop: Stop | None = None) -> None:
         """End the watch. Questions in flight are given up: to ask again costs nothing."""
         if stop is not None:
-            self._note(stop)
+            self._note_stop(stop)
 
-        self._draining = True
+        self._is_ending = True
         self.abandon()
+        self._news.set()
 
     def abandon(self) -> None:
-        """Give up all that is under way."""
-        for worker in self._workers:
-            worker.cancel()
+        """Give up what is in flight."""
+        self._workers.cancel_busy()
 
-    # Slots.
+    # The loop.
 
-    async def _work(self) -> None:
-        while (found := await self._next()) is not None:
-            target, waiting = found
+    def _is_over(self) -> bool:
+        targets = self._targets.values()
 
-            try:
-                await self._pace()
-                await self._ask(target, waiting)
-            except Exception as exc:  # noqa: BLE001  # it ends the watch, once all slots ended
-                self._fail(exc)
-            finally:
-                self._in_flight -= 1
-                target.throttle.end()
-                self._wake()
+        if self._told or any(target.throttle.in_flight for target in targets):
+            return False
 
-    async def _pace(self) -> None:
-        seconds = self._pacer.wait(self._clock.now())
+        is_left = any(target.due and not target.throttle.is_stopped for target in targets)
+        return self._is_ending or (self._after is None and not is_left)
 
-        if seconds:
-            await self._clock.sleep(seconds)
+    async def _read_on(self) -> None:
+        """Read runs that were not asked about yet, so that the slots have enough to do."""
+        while self._after is not None and self._unasked < self._settings.concurrency:
+            runs = await self._ledger.runs_to_ask(self._after)
+            self._after = runs[-1].row if runs else None
 
-    async def _next(self) -> tuple[_Target, _Waiting] | None:
-        """Return the next run to be asked about, or None when there will be none."""
-        while not self._draining:
-            now = self._clock.now()
-            found = self._take(now)
-
-            if found is not None:
-                self._in_flight += 1
-                self._wake()  # the next one may be due as well
-                return found
-
-            if self._is_over():
-                break
-
-            self._set_alarm(now)
-            await self._change()
-
-        self._wake()
-        return None
+            for run in runs:
+                heappush(self._targets[run.target].due, (-math.inf, run.row, 0, run))
+                self._unasked += not self._targets[run.target].throttle.is_stopped
 
     def _take(self, now: float) -> tuple[_Target, _Waiting] | None:
-        for _ in range(len(self._turns)):
-            target = self._turns[0]
-            self._turns.rotate(-1)  # so that no target keeps the slots from another
-            waiting = target.take(now)
+        """Return the run that is to be asked about now; the targets take turns."""
+        unread = 0 if self._unread is None else len(self._unread)
+        busy = self._workers.busy + len(self._told) + unread
 
-            if waiting is not None:
+        if busy >= self._settings.concurrency or self._pacer.allowed(now) < 1:
+            return None
+
+        for _ in range(len(self._rotation)):
+            self._rotation.rotate(-1)
+            target = self._targets[self._rotation[0]]
+            target.throttle.reopen(now)  # the question is the probe
+
+            if target.due and target.due[0][0] <= now and target.throttle.room(now) > 0:
+                target.throttle.in_flight += 1
+                self._pacer.take(1)
+                waiting = heappop(target.due)
+                self._unasked -= not waiting[2]
                 return target, waiting
 
         return None
 
-    def _is_over(self) -> bool:
-        waits = any(target.due and not target.throttle.stopped for target in self._turns)
-        return not waits and not self._in_flight
+    def _next_time(self, now: float) -> float | None:
+        times = [
+            time
+            for target in self._targets.values()
+            if target.due and not target.throttle.is_stopped
+            for rest in [target.throttle.rest(now) or 0.0]
+            if (time := max(target.due[0][0], now + rest, self._pacer.opens_at(now))) > now
+        ]
+        return min(times, default=None)
+
+    async def _record(self) -> None:
+        """Write what was told, then tell it on."""
+        told, self._told = self._told, []
+
+        if told:
+            await self._ledger.record_runs([(run.row, run.attempt, said) for run, said in told])
+
+        for run, said in told:
+            status = (
+                replace(said, key=run.key)
+                if isinstance(said, RunStatus)
+                else RunStatus(run.job_id, run.job_run_id, *_NOT_ENDED, said, key=run.key)
+            )
+            self._tell(RunEnded(status))
+
+            if self._unread is not None:
+                self._unread.append(status)
+                self._heard.set()
 
     # One question.
 
-    async def _ask(self, target: _Target, waiting: _Waiting) -> None:
-        run = waiting[3]
+    async def _ask(self, asked: tuple[_Target, _Waiting]) -> None:
+        target, waiting = asked
+        throttle, run = target.throttle, waiting[3]
 
         try:
-            status = await target.asker.query_run_status(run.job_run_id)
+            status = await target.client.query_run_status(run.job_run_id)
         except CredentialsRefused as exc:
-            self._stop(target.throttle.stop(StopReason.CREDENTIALS, str(exc)))
+            self._act(target, throttle.stop(StopReason.CREDENTIALS, str(exc)))
         except (NotSent, Throttled, Redirected) as exc:
             heappush(target.due, waiting)
-            self._held_back(target, exc)
+            self._unasked += not waiting[2]
+            self._act(target, throttle.held_back(exc, self._clock.now()))
         except Rejected as exc:
-            await self._refused(target, run, exc)
-        except DesError as exc:
-            self._later(target, waiting)
-            self._held_back(target, exc)
+            self._refuse(target, run, exc)
+        except DesError as exc:  # no run is to blame for it
+            self._ask_later(target, waiting)
+            self._act(target, throttle.held_back(exc, self._clock.now()))
+        except asyncio.CancelledError:
+            pass  # the next watch asks about it
+        except Exception as exc:  # noqa: BLE001  # it ends the watch, once all slots ended
+            self._fail(exc)
         else:
-            await self._told(target, waiting, replace(status, key=run.key))
+            target.has_told = True
+            throttle.started()
 
-    async def _told(self, target: _Target, waiting: _Waiting, status: RunStatus) -> None:
-        target.has_told = True
-        target.throttle.started()
-        self.asked += 1
-        self._wake()  # the first answer lets the others follow
+            if status.finished:
+                self._told.append((run, status))
+            else:
+                self._ask_later(target, waiting)
+        finally:
+            throttle.in_flight -= 1
+            self._news.set()
 
-        if status.finished:
-            await self._end(status)
-        else:
-            self._later(target, waiting)
-
-    async def _refused(self, target: _Target, run: WatchedRun, error: Rejected) -> None:
-        """Ask about a run no more in this watch; stop a target that answers nothing else."""
-        target.throttle.answered(final=True)
+    def _refuse(self, target: _Target, run: RunToAsk, error: Rejected) -> None:
+        """Ask about a run no more in this watch; stop a target that tells of none."""
+        target.throttle.responded()
         target.refusals += 1
-        self.asked += 1
-        self._wake()
-        said = error.answer or str(error)
-        await self._end(
-            RunStatus("", run.job_run_id, finished=False, success=False, status=said, key=run.key)
-        )
+        self._told.append((run, str(error)))
 
         if target.refusals >= REFUSED_AT_FIRST and not target.has_told:
             message = (
                 f"DES refused to tell of its first {target.refusals} runs "
                 f"(is it the one that started them?): {error}"
             )
-            self._stop(target.throttle.stop(StopReason.CONFIGURATION, message))
+            self._act(target, target.throttle.stop(StopReason.CONFIGURATION, message))
 
-    async def _end(self, status: RunStatus) -> None:
-        assert status.key is not None
-        await self._journal.append(records.run_status(status.key, status))
-        await self._ended(status)
-
-    def _later(self, target: _Target, waiting: _Waiting) -> None:
-        """Let a run be asked about again, later than the last time."""
+    def _ask_later(self, target: _Target, waiting: _Waiting) -> None:
         _, number, asked, run = waiting
-        wait = self._settings.patience.wait(asked + 1, self._rng)
-        heappush(target.due, (self._clock.now() + wait, number, asked + 1, run))
+        due = self._clock.now() + poll_wait(asked + 1, self._settings, self._rng)
+        heappush(target.due, (due, number, asked + 1, run))
 
-    # Waiting.
+    # Ends, and what is told.
 
-    def _held_back(self, target: _Target, error: DesError) -> None:
-        decided = target.throttle.held_back(error, self._clock.now())
+    def _act(self, target: _Target, decided: Pause | Stop | None) -> None:
+        if isinstance(decided, Pause):
+            self._tell(TargetPaused(target.throttle.target, decided.cause, decided.seconds))
+        elif decided is not None and all(stop.target != decided.target for stop in self.stops):
+            self._note_stop(decided)
+            self._unasked -= sum(not waiting[2] for waiting in target.due)
 
-        if isinstance(decided, Stop):
-            self._stop(decided)
-        elif decided is not None:
-            self._pause(target, decided)
-
-    def _pause(self, target: _Target, pause: Pause) -> None:
-        name = target.throttle.target
-        self._keep(records.pause(name, cause=pause.cause, seconds=pause.seconds))
-        self._tell(TargetPaused(name, pause.cause, pause.seconds))
-
-    def _set_alarm(self, now: float) -> None:
-        """Wake the workers when the next run is due, or the next pause over."""
-        times = [time for target in self._turns if (time := target.next_at(now)) is not None]
-
-        if not times or (self._alarm is not None and self._rings <= min(times)):
-            return
-
-        if self._alarm is not None:
-            self._alarm.cancel()
-
-        self._rings = min(times)
-        self._alarm = self._help(self._ring(max(self._rings - now, _SHORTEST_SLEEP)))
-
-    async def _ring(self, seconds: float) -> None:
-        await self._clock.sleep(seconds)
-        self._alarm = None
-        self._wake()
-
-    async def _end_after(self, seconds: float) -> None:
-        await self._clock.sleep(seconds)
-        self.drain(Stop(StopReason.OUT_OF_TIME, f"watched for {seconds:g} s"))
-
-    def _help(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Run something beside the workers that ends with them."""
-        assert self._group is not None
-        task = self._group.create_task(work)
-        self._helpers.add(task)
-        task.add_done_callback(self._helpers.discard)
-        return task
-
-    async def _change(self) -> None:
-        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._idle.append(news)
-        await news
-
-    def _wake(self) -> None:
-        """Let one idle worker look again; it wakes the next where that may find something too."""
-        while self._idle:
-            news = self._idle.popleft()
-
-            if not news.done():  # its worker may have been cancelled
-                news.set_result(None)
-                break
-
-    # Records and ends.
-
-    def _keep(self, record: Record) -> None:
-        """Queue a record; its failure fails the next one that is awaited."""
-        self._journal.append(record).add_done_callback(lambda future: future.exception())
-
-    def _stop(self, stop: Stop) -> None:
-        """End one target; the others go on."""
-        if not any(known.target == stop.target for known in self.stops):
-            self._note(stop)
-
-    def _note(self, stop: Stop) -> None:
+    def _note_stop(self, stop: Stop) -> None:
         self.stops.append(stop)
-        self._tell(Stopped(stop))
+        self._tell(TargetStopped(stop))
 
     def _tell(self, event: Event) -> None:
         try:
@@ -428,11 +391,49 @@ class Poller:
         self._error = self._error or exc
         self.drain()
 
-    def _throttle(self, target: str) -> Throttle:
-        most = self._settings.slots
-        return Throttle(
-            target,
-            slots=min(most, self._settings.slots_of.get(target, most)),
-            waits=partial(target_waits, self._settings.max_wait, self._rng),
-            give_up_after=self._settings.give_up_after,
-        )
+    async def _end_after(self, seconds: float) -> None:
+        await self._clock.sleep(seconds)
+        self.drain(Stop(StopReason.OUT_OF_TIME, f"watched for {seconds:g} s"))
+
+
+async def summary_of(ledger: Ledger) -> Summary:
+    """Return how a whole batch stands, and why its last session ended."""
+    counts, targets = await ledger.counts()
+    sessions = await ledger.sessions()
+    last = sessions[-1] if sessions else None
+    ended = None if last is None else last.ended_ms
+    stops = () if last is None else tuple(map(_stop_of, last.stops))
+    seconds = 0.0 if last is None or ended is None else (ended - last.began_ms) / 1000
+    return Summary(counts, ledger.place, targets, seconds=seconds, stops=stops)
+
+
+def _stop_of(kept: Mapping[str, Any]) -> Stop:
+    return Stop(
+        StopReason(kept["reason"]),
+        kept["message"],
+        kept.get("target"),
+        resume_after=kept.get("resumeAfter"),
+    )
+
+
+async def watch_summary_of(
+    ledger: Ledger, *, stops: Sequence[Stop] = (), seconds: float = 0.0
+) -> WatchSummary:
+    """Return how the runs of a whole batch stand.
+
+    Args:
+        ledger: the batch's.
+        stops: why a watch ended early, if one did.
+        seconds: how long it took.
+    """
+    runs = await ledger.run_counts()
+    return WatchSummary(
+        runs.succeeded,
+        runs.failed,
+        runs.untold,
+        runs.unfinished,
+        batch=await summary_of(ledger),
+        failures=runs.failures,
+        seconds=seconds,
+        stops=tuple(stops),
+    )

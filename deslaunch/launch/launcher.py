@@ -1,0 +1,613 @@
+"""One batch at work: launched, fed with rows of a program, watched, and asked how it stands.
+
+A cancelled launch is ended by draining it: rows in flight are waited for, and recorded; cancelled
+again, it gives them up as unknown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import shlex
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from itertools import islice, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
+
+import anyio
+from anyio.to_thread import run_sync
+from platformdirs import user_state_path
+
+from deslaunch import errors, events
+from deslaunch.events import Counts, Event, Noted, RowEnded, Stop, StopReason, Summary
+from deslaunch.launch.importing import ROWS, recheck
+from deslaunch.launch.loop import SystemClock
+from deslaunch.launch.session import Session
+from deslaunch.launch.watch import Watch, summary_of
+from deslaunch.ledger.findings import Finding, write_unrecorded
+from deslaunch.ledger.ledger import NewSession
+from deslaunch.ledger.reading import TargetInfo
+from deslaunch.manifest.rows import RowRules, row_from_object
+from deslaunch.model import CheckedRow, InvalidRow, Outcome, Row, RowState, count
+
+if TYPE_CHECKING:
+    from deslaunch.des.client import DesClient
+    from deslaunch.events import Plan
+    from deslaunch.launch.importing import Schemas
+    from deslaunch.ledger.ledger import Ledger
+    from deslaunch.ledger.reading import ResultRow
+    from deslaunch.settings import Settings
+
+Rows = Iterable[Mapping[str, Any] | Row] | AsyncIterable[Mapping[str, Any] | Row]
+OnEvent = Callable[[Event], object]
+Confirm = Callable[["Plan"], Awaitable[bool] | bool]
+"""Asked before a session begins; False leaves it at that."""
+
+UNREAD_PER_SLOT: Final = 4
+"""Outcomes, or added rows, a slot that may wait before a batch takes no more."""
+
+ROWS_AT_ONCE: Final = 64
+"""Rows of a program that are added together, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a batch is opened with.
+
+    Attributes:
+        settings: of the session.
+        clients: by target.
+        schemas: what rows are checked with.
+        emit: called with each event.
+        confirm: asked with the plan, or None.
+        kept: what the ledger is to keep of the options, beside what it keeps.
+    """
+
+    settings: Settings
+    clients: Mapping[str, DesClient]
+    schemas: Schemas
+    emit: OnEvent
+    confirm: Confirm | None
+    kept: Mapping[str, Any]
+
+
+class Batch:
+    """One batch: its plan, its launch, the watch of its runs, its results.
+
+    Made by ``open_batch``, ``resume_batch`` and ``watch_batch``. As an asynchronous iterator it
+    launches, and gives each outcome once it is on disk.
+
+    Attributes:
+        plan: what a launch is about to do; None where the batch is opened to be watched.
+        ledger: None where there is nothing to start.
+    """
+
+    def __init__(
+        self, setup: Setup, ledger: Ledger | None, plan: Plan | None, rows: Rows | None = None
+    ) -> None:
+        self.plan = plan
+        self.ledger = ledger
+        self._setup = setup
+        self._rows = rows
+        self._emit = setup.emit
+        self._endable: Session | Watch | None = None
+        self._signals: list[int] = []
+        self._work: asyncio.Task[Summary] | None = None
+        self._unread: deque[Outcome] | None = None  # where somebody iterates
+        self._heard = asyncio.Event()
+        self._waiting: Counter[str] = Counter()  # rows of a program that have not ended, by target
+        self._taken = asyncio.Event()
+        self._stopped: set[str | None] = set()
+
+    def __repr__(self) -> str:
+        return f"<Batch {self.ledger.place if self.ledger is not None else 'of no rows'}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        """Drain what is at work, and wait for its end; cancelled again, give up what is left."""
+        if self._work is not None:
+            if not self._work.done():
+                self.drain()
+                await _wait_for(self._work, self.abandon)
+
+            self._work.exception()  # it is seen, not logged
+
+    # Ends.
+
+    def drain(self, signum: int = 0) -> None:
+        """Send nothing new; rows in flight are waited for. Ends a watch at once.
+
+        Args:
+            signum: the signal's number, for the exit code; 0 for none.
+        """
+        self._signals.append(signum)
+
+        if self._endable is not None:
+            self._endable.drain(_interruption(signum))
+
+    def abandon(self) -> None:
+        """Give up what is in flight: rows of which a byte may have left become unknown."""
+        if self._endable is not None:
+            self._endable.abandon()
+
+    def _attach(self, endable: Session | Watch) -> None:
+        """Let later calls of :meth:`drain` reach what is at work, and an earlier one too."""
+        self._endable = endable
+
+        for signum in self._signals[:1]:
+            endable.drain(_interruption(signum))
+
+    # Launching.
+
+    async def run(self, on_event: OnEvent | None = None, *, allow_partial: bool = False) -> Summary:
+        """Launch: send all rows that may be sent.
+
+        Cancelled, it drains; cancelled again, it gives up what is in flight.
+
+        Args:
+            on_event: called with each event, beside the batch's own listener.
+            allow_partial: return the summary also where the launch did not finish.
+
+        Raises:
+            Stopped: rows are left; ``CredentialsRefused``, ``LedgerWriteFailed`` and
+                ``Interrupted`` are kinds of it.
+            Exception: whatever a listener, or the caller's rows, raised, once all rows in flight
+                have ended and are recorded.
+        """
+        work = self._begin(on_event)
+
+        try:
+            summary = await asyncio.shield(work)
+        except asyncio.CancelledError:
+            self.drain()
+            await _wait_for(work, self.abandon)
+            raise
+
+        if not allow_partial:
+            raise_if_unfinished(summary, self._setup.kept)
+
+        return summary
+
+    async def __aiter__(self) -> AsyncIterator[Outcome]:
+        """Launch, and yield each outcome; a slow consumer holds back claiming, not recording.
+
+        Raises:
+            Stopped: as :meth:`run`, after the last outcome.
+        """
+        self._unread = deque()
+        work = self._begin(None)
+
+        while self._unread or not work.done():
+            self._heard.clear()
+
+            while self._unread:
+                yield self._unread.popleft()
+
+            self._taken.set()
+
+            if isinstance(self._endable, Session):
+                self._endable.wake()
+
+            if not work.done():
+                await self._heard.wait()
+
+        raise_if_unfinished(work.result(), self._setup.kept)
+
+    def _begin(self, on_event: OnEvent | None) -> asyncio.Task[Summary]:
+        if self._work is not None:
+            raise RuntimeError("this batch was launched already: open it again")
+
+        self._emit = _both(self._setup.emit, on_event)
+        self._work = asyncio.create_task(self._launch())
+        self._work.add_done_callback(lambda _: self._heard.set())
+        return self._work
+
+    async def _launch(self) -> Summary:
+        if self.ledger is None:
+            assert self.plan is not None
+            return Summary(Counts(), ledger=self.plan.ledger)
+
+        began = time.monotonic()
+        setup, ledger = self._setup, self.ledger
+        begun = await ledger.begin_session(await self._new_session())
+        session = Session(
+            ledger,
+            begun.due,
+            setup.clients,
+            setup.settings,
+            emit=self._tell,
+            clock=SystemClock(),
+            rng=random.Random(),  # noqa: S311  # jitter is no secret
+        )
+        session.is_held_back = lambda: len(self._unread or ()) >= self._most
+        self._attach(session)
+        feeding: asyncio.Task[None] | None = None
+
+        for client in setup.clients.values():
+            client.on_note = lambda text: self._tell(Noted(text, is_warning=True))
+
+        try:
+            await self._check_again(session)
+
+            if self._rows is not None:
+                session.feed(goes_on=True)
+                feeding = asyncio.create_task(self._feed(self._rows, session))
+
+            await session.run()
+        finally:
+            if feeding is not None:
+                feeding.cancel()
+                await asyncio.wait([feeding])
+
+            summary = await self._end(session, time.monotonic() - began)
+
+        if feeding is not None and not feeding.cancelled():
+            feeding.result()
+
+        return summary
+
+    async def _new_session(self) -> NewSession:
+        setup, settings = self._setup, self._setup.settings
+        targets: dict[str, TargetInfo] = {}
+
+        for name, client in setup.clients.items():
+            with suppress(errors.CredentialsRefused, errors.NotSent):  # it stops when it is sent to
+                await client.locate()
+
+            targets[name] = TargetInfo(client.base_url, client.org_id)
+
+        return NewSession(
+            targets=targets,
+            options=asdict(settings),
+            kept=setup.kept,
+            retry_rejected=settings.retry_rejected,
+            retry_unknown=settings.retry_unknown,
+            timeout=max(client.timeout for client in setup.clients.values()),
+            give_up_after=settings.give_up_after,
+        )
+
+    async def _check_again(self, session: Session) -> None:
+        """Check rows that were never sent by their jobs as they are now, target by target."""
+        assert self.ledger is not None
+        assert self.plan is not None
+        schemas = self._setup.schemas
+
+        for target in {job.target for job in self.plan.jobs}:
+            is_unchecked = target in schemas.unchecked
+
+            try:
+                await (schemas.fetch(target) if is_unchecked else schemas.load([target]))
+                invalid = await recheck(self.ledger, schemas, target)
+            except errors.CredentialsRefused as exc:
+                session.stop(target, StopReason.CREDENTIALS, str(exc))
+            except (errors.DesError, errors.SchemaError) as exc:
+                if is_unchecked:
+                    session.stop(target, _reason(exc), str(exc))
+                else:
+                    self._warn(f"the rows of target {target} are sent as they were checked: {exc}")
+            else:
+                if invalid:
+                    rows = count(invalid, "row")
+                    self._warn(f"{rows} of target {target} do not fit its jobs any more: invalid")
+
+    async def _end(self, session: Session, seconds: float) -> Summary:
+        """Record how the session ended, and say how the batch stands."""
+        assert self.ledger is not None
+        ledger, stops = self.ledger, session.stops
+        counts = Counts()
+        targets: dict[str, Counts] = {}
+
+        if not await ledger.is_in_place():
+            with suppress(errors.LedgerError):
+                self._warn(f"what the ledger held is in {await ledger.rescue()}")
+
+        if session.unrecorded:
+            path = await run_sync(_write_unrecorded, session.unrecorded)
+            self._warn(
+                f"{count(len(session.unrecorded), 'run')} could not be recorded; they stand in "
+                f"{path}, for: deslaunch resolve {shlex.quote(ledger.place)} --from {path}"
+            )
+
+        try:
+            await session.note_clocks()
+            counts, targets = await ledger.counts()
+            exit_code = Summary(counts, ledger.place, stops=tuple(stops)).exit_code
+            await ledger.end_session(exit_code, stops)
+        except errors.LedgerError as exc:
+            if not any(stop.reason is StopReason.LEDGER for stop in stops):
+                stops.append(Stop(StopReason.LEDGER, str(exc)))
+
+        return Summary(
+            counts,
+            ledger.place,
+            targets,
+            session.started_now,
+            seconds,
+            tuple(stops),
+            tuple(session.unrecorded),
+        )
+
+    def _warn(self, text: str) -> None:
+        with suppress(Exception):  # what it is about goes on all the same
+            self._emit(Noted(text, is_warning=True))
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, RowEnded):
+            self._waiting[event.outcome.target] -= 1
+
+            if self._unread is not None:
+                self._unread.append(event.outcome)
+                self._heard.set()
+        elif isinstance(event, events.TargetStopped):
+            self._stopped.add(event.stop.target)
+
+        self._taken.set()
+        self._emit(event)
+
+    # Rows of a program.
+
+    @property
+    def _most(self) -> int:
+        return UNREAD_PER_SLOT * self._setup.settings.concurrency
+
+    async def _room(self) -> int:
+        """Return how many more rows may be added, once there are any."""
+        while True:
+            waiting = sum(n for name, n in self._waiting.items() if name not in self._stopped)
+            room = self._most - waiting - len(self._unread or ())
+
+            if room > 0:
+                return min(room, ROWS_AT_ONCE)
+
+            self._taken.clear()
+            await self._taken.wait()
+
+    async def _feed(self, rows: Rows, session: Session) -> None:
+        """Add the rows of a program, as far as there is room for them."""
+        assert self.ledger is not None
+        settings, schemas = self._setup.settings, self._setup.schemas
+        rules = RowRules(job_id=settings.job_id, target=settings.target)
+        source = aiter(rows) if isinstance(rows, AsyncIterable) else iter(rows)
+        number = 0
+
+        try:
+            with schemas.checks(settings, ROWS, is_immediate=True) as found:
+                while said := await _next_rows(source, await self._room()):
+                    read = [
+                        row_from_object(one, number + n, rules) for n, one in enumerate(said, 1)
+                    ]
+                    number += len(read)
+
+                    for target in await schemas.load({row.target for row in read}):
+                        await self.ledger.add_jobs(
+                            target, schemas.jobs(target), from_des=schemas.from_des
+                        )
+
+                    await self._add(await run_sync(found.take, read), session)
+
+            await self.ledger.set_whole()
+        except BaseException:
+            session.drain()
+            raise
+        finally:
+            session.feed(goes_on=False)
+
+    async def _add(self, checked: list[CheckedRow | InvalidRow], session: Session) -> None:
+        assert self.ledger is not None
+
+        if self._setup.schemas.unconfirmed is not None:
+            raise self._setup.schemas.unconfirmed
+
+        added = await self.ledger.add(checked)
+        targets = [row.row.target for row in checked if isinstance(row, CheckedRow)]
+
+        for row, number in zip(checked, added.numbers, strict=True):
+            if isinstance(row, InvalidRow):
+                self._waiting[row.target] += 1
+                self._tell(RowEnded(_outcome_of_invalid(row, number)))
+
+        if targets and added.same < len(targets):
+            self._waiting.update(targets)
+            session.feed(goes_on=True, targets=set(targets))
+
+    # Afterwards.
+
+    def watch(self, on_event: OnEvent | None = None) -> Watch:
+        """Follow the runs to their end: an asynchronous iterator of how each ended.
+
+        Args:
+            on_event: called with each event, beside the batch's own listener.
+
+        Raises:
+            LedgerMissing: there is no ledger, since there was nothing to start.
+        """
+        if self.ledger is None:
+            raise errors.LedgerMissing("there are no runs: the batch has no rows")
+
+        watch = Watch(
+            self.ledger,
+            self._setup.clients,
+            self._setup.settings,
+            emit=_both(self._setup.emit, on_event),
+            clock=SystemClock(),
+            rng=random.Random(),  # noqa: S311  # jitter is no secret
+        )
+        self._attach(watch)
+        return watch
+
+    async def resolve(
+        self, key: str, *, job_run_id: str | None = None, not_started: bool = False, note: str = ""
+    ) -> None:
+        """Say what became of a row whose outcome is unknown; without either, take that back.
+
+        Args:
+            key: the row's key.
+            job_run_id: the run that it started.
+            not_started: it started none.
+            note: kept with the finding.
+
+        Raises:
+            ManifestError: the row is not known, or can't be resolved.
+        """
+        assert self.ledger is not None
+        verdict: Literal["notStarted", "unknown"] = "notStarted" if not_started else "unknown"
+        finding = Finding(key, "started" if job_run_id else verdict, job_run_id, note)
+        await self.ledger.resolve([finding], early=True)
+
+    async def results(
+        self,
+        *,
+        state: RowState | None = None,
+        run: Literal["failed", "succeeded", "unfinished"] | None = None,
+    ) -> AsyncIterator[ResultRow]:
+        """Yield the rows as they stand, in manifest order.
+
+        Args:
+            state: only rows in this state.
+            run: only rows with such a run.
+        """
+        if self.ledger is not None:
+            async for portion in self.ledger.results(state=state, run=run):
+                for row in portion:
+                    yield row
+
+    async def summary(self) -> Summary:
+        """Return how the whole batch stands."""
+        if self.ledger is None:
+            return Summary(Counts(), ledger=self.plan.ledger if self.plan else "")
+
+        return await summary_of(self.ledger)
+
+
+def resume_command(ledger: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> str:
+    """Return the command that goes on with a batch; it works as it is printed.
+
+    Args:
+        ledger: the ledger's path.
+        options: what the ledger keeps; ``repeat`` are words that belong to every command.
+    """
+    place = os.fspath(ledger)
+    place = f"./{place}" if place.startswith("-") else place
+    words = ["deslaunch", "resume", place, *(options or {}).get("repeat", ())]
+    return " ".join(map(shlex.quote, words))
+
+
+def raise_if_unfinished(summary: Summary, options: Mapping[str, Any]) -> None:
+    """Raise what a launch raises that left rows behind.
+
+    Raises:
+        Stopped: or a kind of it.
+    """
+    stops = summary.stops
+    left = summary.counts.pending + summary.counts.in_flight
+    reasons = {stop.reason for stop in stops}
+    why = "; ".join(stop.message for stop in stops) or "they are left from an earlier session"
+    message = f"{count(left, 'row')} pending: {why}"
+    known: dict[str, Any] = {
+        "summary": summary,
+        "stops": stops,
+        "hint": f"go on with: {resume_command(summary.ledger, options)}",
+    }
+
+    if StopReason.LEDGER in reasons or summary.unrecorded:
+        raise errors.LedgerWriteFailed(why, unrecorded=summary.unrecorded, **known)
+
+    if not left:
+        return
+
+    if StopReason.CREDENTIALS in reasons:
+        raise errors.CredentialsRefused(message, **known)
+
+    if reasons == {StopReason.INTERRUPTED}:
+        signum = next((stop.signal for stop in stops if stop.signal), 0)
+        raise errors.Interrupted(message, signum=signum, **known)
+
+    raise errors.Stopped(message, **known)
+
+
+def _interruption(signum: int) -> Stop:
+    return Stop(StopReason.INTERRUPTED, "interrupted", signal=signum)
+
+
+def _reason(error: errors.DeslaunchError) -> StopReason:
+    """Return why a target stops whose jobs could not be had."""
+    is_final = isinstance(error, errors.Misconfigured | errors.Rejected | errors.SchemaError)
+    return StopReason.CONFIGURATION if is_final else StopReason.UNREACHABLE
+
+
+def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
+    return first if second is None else lambda event: (first(event), second(event))
+
+
+def _outcome_of_invalid(row: InvalidRow, number: int) -> Outcome:
+    return Outcome(
+        number,
+        0,
+        row.key or "",
+        row.target,
+        row.job_id,
+        None,
+        RowState.INVALID,
+        error="; ".join(problem.message for problem in row.problems),
+        problems=row.problems,
+    )
+
+
+async def _next_rows(source: Any, most: int) -> list[Any]:
+    """Return the next rows of a program; none at the end."""
+    if not isinstance(source, AsyncIterator):
+        return list(islice(source, most))
+
+    try:
+        return [await anext(source)]
+    except StopAsyncIteration:
+        return []
+
+
+async def _wait_for(work: asyncio.Task[Any], abandon: Callable[[], None]) -> None:
+    """Wait for work that is ending; cancelled meanwhile, abandon it and pass that on."""
+    cancelled: asyncio.CancelledError | None = None
+
+    with anyio.CancelScope(shield=True):
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError as exc:
+                abandon()
+                cancelled = exc
+
+    if cancelled is not None:
+        raise cancelled
+
+
+def _write_unrecorded(runs: list[tuple[str, str]]) -> Path | str:
+    """Write runs that no ledger has to the user's state folder, or else the temporary one."""
+    folders = [Path(tempfile.gettempdir())]
+
+    if named := os.environ.get("DESLAUNCH_STATE_DIR"):
+        folders.insert(0, Path(named))
+    else:
+        with suppress(RuntimeError, KeyError):  # platformdirs asks for a home that is not there
+            folders.insert(0, user_state_path("deslaunch"))
+
+    for folder, number in product(folders, range(1, 1000)):
+        path = folder / f"unrecorded{f'-{number}' if number > 1 else ''}.csv"
+
+        with suppress(OSError):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.touch(mode=0o600, exist_ok=False)
+
+            with path.open("w", encoding="utf-8", newline="") as file:
+                write_unrecorded(file, runs)
+
+            return path
+
+    return "no file, since none can be written"
