@@ -78,6 +78,7 @@ __all__ = [
     "default_ledger",
     "launch",
     "open_batch",
+    "open_ledger",
     "preview",
     "resume_batch",
     "resume_command",
