@@ -14,7 +14,6 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Awaitable,
-    Collection,
     Iterable,
     Mapping,
 )
@@ -22,21 +21,12 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import anyio
 from anyio.to_thread import run_sync
 
-from deslaunch.errors import (
-    ConfigurationError,
-    CredentialsRefused,
-    Declined,
-    InvalidManifest,
-    LedgerError,
-    LedgerExists,
-    LedgerForeign,
-)
+from deslaunch import errors
 from deslaunch.events import Noted, Plan, Planned, PlannedJob
 from deslaunch.launch import importing
 from deslaunch.launch.importing import (
@@ -74,6 +64,7 @@ __all__ = [
     "Batch",
     "CheckReport",
     "Confirm",
+    "Options",
     "check",
     "default_ledger",
     "launch",
@@ -89,6 +80,26 @@ __all__ = [
 ]
 
 
+class Options(TypedDict, total=False):
+    """What a batch is opened with, all of it optional.
+
+    Attributes:
+        settings: what the session is told.
+        schema: a file of jobs in QueryJobs' form; then DES is not asked for them.
+        cache: directory of the schema cache; default: the user's.
+        on_event: called with each event, in the event loop; an error of its ends the launch.
+        confirm: asked with the plan before a ledger is made, corrected, or gone on with.
+        options_kept: JSON values for the ledger to keep; default: the settings that are kept.
+    """
+
+    settings: Settings | None
+    schema: StrPath | None
+    cache: StrPath | None
+    on_event: OnEvent | None
+    confirm: Confirm | None
+    options_kept: Mapping[str, Any] | None
+
+
 @asynccontextmanager
 async def open_batch(
     rows: StrPath | Manifest | Rows,
@@ -96,12 +107,7 @@ async def open_batch(
     *,
     ledger: StrPath | None = None,
     resume: bool = False,
-    settings: Settings | None = None,
-    schema: StrPath | None = None,
-    cache: StrPath | None = None,
-    on_event: OnEvent | None = None,
-    confirm: Confirm | None = None,
-    options_kept: Mapping[str, Any] | None = None,
+    **options: Unpack[Options],
 ) -> AsyncIterator[Batch]:
     """Open a batch: import a manifest, or take rows of a program; nothing is sent yet.
 
@@ -115,12 +121,7 @@ async def open_batch(
         des: the client, or one for each target.
         ledger: the ledger's path; default: beside the manifest.
         resume: where the ledger exists, go on: the same manifest's, or a program's by keys.
-        settings: what the session is told.
-        schema: a file of jobs in QueryJobs' form; then DES is not asked for them.
-        cache: directory of the schema cache; default: the user's.
-        on_event: called with each event, in the event loop; an error of its ends the launch.
-        confirm: asked with the plan before the ledger is made, or gone on with.
-        options_kept: JSON values that the ledger keeps; default: the settings that are kept.
+        **options: see :class:`Options`.
 
     Raises:
         InvalidManifest: rows did not validate, and ``skip_invalid`` is not set.
@@ -134,9 +135,8 @@ async def open_batch(
             CredentialsRefused, SchemaError.
         Declined: ``confirm`` said no.
     """
-    settings = settings or Settings()
-    kept = settings.kept() if options_kept is None else options_kept
-    setup = await _make_setup(des, settings, schema, cache, on_event, confirm, kept)
+    settings = options.get("settings") or Settings()
+    setup = await _make_setup(des, settings, options, settings.kept())
 
     async with AsyncExitStack() as stack:
         if isinstance(rows, str | os.PathLike | Manifest):
@@ -144,7 +144,9 @@ async def open_batch(
             place = _place(manifest, ledger)
             opened = await _open_manifest(stack, manifest, place, setup, is_resuming=resume)
         elif ledger is None:
-            raise ConfigurationError("rows of a program need a ledger", hint="pass ledger=PATH")
+            raise errors.ConfigurationError(
+                "rows of a program need a ledger", hint="pass ledger=PATH"
+            )
         else:
             opened = await _open_rows(stack, rows, os.fspath(ledger), setup, is_resuming=resume)
 
@@ -156,35 +158,25 @@ async def resume_batch(
     ledger: StrPath,
     des: Clients,
     *,
-    settings: Settings | None = None,
     corrections: StrPath | Manifest | None = None,
     add_rows: bool = False,
-    schema: StrPath | None = None,
-    cache: StrPath | None = None,
-    on_event: OnEvent | None = None,
-    confirm: Confirm | None = None,
-    options_kept: Mapping[str, Any] | None = None,
+    **options: Unpack[Options],
 ) -> AsyncIterator[Batch]:
     """Open a batch that was begun, to go on with it; nothing is sent yet.
 
     Args:
         ledger: the batch's ledger.
         des: the client, or one for each target.
-        settings: what the session is told; default: what the ledger keeps.
-        corrections: a manifest of corrected rows, taken by their keys.
+        corrections: a manifest of corrected rows, taken by their keys, once they are agreed to.
         add_rows: rows of ``corrections`` with keys that the batch does not have are added.
-        schema: as for :func:`open_batch`.
-        cache: as for :func:`open_batch`.
-        on_event: as for :func:`open_batch`.
-        confirm: asked with the plan before corrections are applied and the session begins.
-        options_kept: JSON values that the ledger keeps from now on; default: as before.
+        **options: see :class:`Options`; settings that are not given are what the ledger keeps.
 
     Raises:
         DeslaunchError: as for :func:`open_batch`.
     """
-    async with _held(take_ledger(os.fspath(ledger)), on_event) as taken:
-        settings = settings or settings_of(taken)
-        setup = await _make_setup(des, settings, schema, cache, on_event, confirm, options_kept)
+    async with _held(take_ledger(os.fspath(ledger)), options.get("on_event")) as taken:
+        settings = options.get("settings") or settings_of(taken)
+        setup = await _make_setup(des, settings, options)
         file = None
 
         if corrections is not None:
@@ -196,28 +188,23 @@ async def resume_batch(
 
 @asynccontextmanager
 async def watch_batch(
-    ledger: StrPath,
-    des: Clients,
-    *,
-    settings: Settings | None = None,
-    on_event: OnEvent | None = None,
+    ledger: StrPath, des: Clients, **options: Unpack[Options]
 ) -> AsyncIterator[Batch]:
     """Open a batch to watch its runs; no launching session begins.
 
     Args:
         ledger: the batch's ledger; it is held.
         des: the client, or one for each target.
-        settings: what the watch is told; default: what the ledger keeps.
-        on_event: called with each event.
+        **options: see :class:`Options`; settings that are not given are what the ledger keeps.
 
     Raises:
         LedgerError: the ledger can't be taken.
         ConfigurationError: a target is at another DES than the one that started the runs.
     """
-    async with _held(take_ledger(os.fspath(ledger)), on_event) as taken:
-        settings = settings or settings_of(taken)
-        setup = await _make_setup(des, settings, None, None, on_event, None, None)
-        await _check_origins(taken, setup, await taken.targets())
+    async with _held(take_ledger(os.fspath(ledger)), options.get("on_event")) as taken:
+        settings = options.get("settings") or settings_of(taken)
+        setup = await _make_setup(des, settings, options)
+        await importing.check_origins(taken, setup.clients, settings, await taken.targets())
 
         async with Batch(setup, taken, None) as batch:
             yield batch
@@ -227,16 +214,20 @@ async def launch(
     rows: StrPath | Manifest | Rows,
     des: Clients,
     *,
+    ledger: StrPath | None = None,
+    resume: bool = False,
     allow_partial: bool = False,
-    **options: Any,
+    **options: Unpack[Options],
 ) -> Summary:
     """Start a run for every row, and record each in a ledger.
 
     Args:
         rows: as for :func:`open_batch`.
         des: the client, or one for each target.
+        ledger: as for :func:`open_batch`.
+        resume: as for :func:`open_batch`.
         allow_partial: return the summary also where the launch did not finish.
-        **options: as for :func:`open_batch`.
+        **options: see :class:`Options`.
 
     Returns:
         The counts of the whole batch.
@@ -246,7 +237,7 @@ async def launch(
             are kinds of it.
         DeslaunchError: as for :func:`open_batch`.
     """
-    async with open_batch(rows, des, **options) as batch:
+    async with open_batch(rows, des, ledger=ledger, resume=resume, **options) as batch:
         return await batch.run(allow_partial=allow_partial)
 
 
@@ -284,7 +275,7 @@ class CheckReport:
     def exit_code(self) -> int:
         """0 valid, 2 invalid; 5 or 6 where only an old schema says so: DES must be asked."""
         if self.unconfirmed is not None:
-            return 6 if isinstance(self.unconfirmed, CredentialsRefused) else 5
+            return 6 if isinstance(self.unconfirmed, errors.CredentialsRefused) else 5
 
         return 2 if self.count else 0
 
@@ -301,21 +292,14 @@ class CheckReport:
 
 
 async def check(
-    manifest: StrPath | Manifest,
-    des: Clients | None = None,
-    *,
-    settings: Settings | None = None,
-    schema: StrPath | None = None,
-    cache: StrPath | None = None,
+    manifest: StrPath | Manifest, des: Clients | None = None, **options: Unpack[Options]
 ) -> CheckReport:
     """Check every row of a manifest; send nothing.
 
     Args:
         manifest: a path, a stream, or a manifest with options of its own.
         des: the client, or one for each target; None where ``schema`` is given.
-        settings: how it is read and checked.
-        schema: a file of jobs in QueryJobs' form; then DES is not asked.
-        cache: directory of the schema cache; default: the user's.
+        **options: see :class:`Options`.
 
     Raises:
         ConfigurationError: there is neither ``des`` nor ``schema``.
@@ -324,10 +308,8 @@ async def check(
         CredentialsRefused: no token that DES accepts, and no cached response serves.
         SchemaError: DES's response, or the schema file, can't be read.
     """
-    settings = settings or Settings()
-    schemas = await importing.make_schemas(
-        importing.by_target(des, settings), settings, schema, cache, offline=True
-    )
+    settings = options.get("settings") or Settings()
+    schemas = (await _make_setup(des, settings, options, is_offline=True)).schemas
     file = open_manifest(manifest, settings)
 
     async def pass_by(_: list[CheckedRow | InvalidRow]) -> None:
@@ -354,10 +336,7 @@ async def preview(
     des: Clients | None = None,
     *,
     ledger: StrPath | None = None,
-    settings: Settings | None = None,
-    schema: StrPath | None = None,
-    cache: StrPath | None = None,
-    on_event: OnEvent | None = None,
+    **options: Unpack[Options],
 ) -> AsyncIterator[Start]:
     """Give the starts that a launch would send, in order; send nothing, and leave nothing.
 
@@ -366,10 +345,7 @@ async def preview(
             the rows of a ledger.
         des: the client, or one for each target; for a new batch without ``schema``.
         ledger: of the batch that would be resumed.
-        settings: how rows are read and checked, consents, and the limit.
-        schema: a file of jobs in QueryJobs' form.
-        cache: directory of the schema cache; default: the user's.
-        on_event: called with each event.
+        **options: see :class:`Options`.
 
     Yields:
         Each start, with the very bytes of its body.
@@ -377,21 +353,17 @@ async def preview(
     Raises:
         DeslaunchError: as for :func:`open_batch`.
     """
-    settings = settings or Settings()
+    settings = options.get("settings") or Settings()
 
     with TemporaryDirectory() as folder:
         place = os.fspath(ledger or "")
 
         if rows is not None:
             place = f"{folder}/preview.ledger.db"
-            setup = await _make_setup(des, settings, schema, cache, on_event, None, None)
 
-            async with AsyncExitStack() as stack:
-                manifest = open_manifest(rows, settings)
-                opened = await _open_manifest(stack, manifest, place, setup, is_resuming=False)
-
-            if opened.ledger is None:
-                return
+            async with open_batch(rows, des or {}, ledger=place, **options) as batch:
+                if batch.ledger is None:
+                    return
 
         async for start in _starts_of(place, settings):
             yield start
@@ -443,16 +415,18 @@ def settings_of(ledger: Ledger) -> Settings:
 async def _make_setup(
     des: Clients | None,
     settings: Settings,
-    schema: StrPath | None,
-    cache: StrPath | None,
-    on_event: OnEvent | None,
-    confirm: Confirm | None,
-    kept: Mapping[str, Any] | None,
+    options: Options,
+    kept: Mapping[str, Any] | None = None,
+    *,
+    is_offline: bool = False,
 ) -> Setup:
     clients = importing.by_target(des, settings)
-    schemas = await importing.make_schemas(clients, settings, schema, cache)
-    emit = on_event or (lambda _: None)
-    return Setup(settings, clients, schemas, emit, confirm, kept or {})
+    schemas = await importing.make_schemas(
+        clients, settings, options.get("schema"), options.get("cache"), offline=is_offline
+    )
+    emit = options.get("on_event") or (lambda _: None)
+    kept = options.get("options_kept", kept)
+    return Setup(settings, clients, schemas, emit, options.get("confirm"), kept or {})
 
 
 def _place(manifest: Manifest, ledger: StrPath | None) -> str:
@@ -460,7 +434,7 @@ def _place(manifest: Manifest, ledger: StrPath | None) -> str:
         return os.fspath(ledger)
 
     if manifest.path is None:
-        raise ConfigurationError(
+        raise errors.ConfigurationError(
             "a manifest that is no file needs a ledger's name", hint="pass --ledger FILE"
         )
 
@@ -506,7 +480,7 @@ async def _agree(
         agreed = setup.confirm(plan)
 
         if not (await agreed if inspect.isawaitable(agreed) else agreed):
-            raise Declined("nothing was sent")
+            raise errors.Declined("nothing was sent")
 
     return plan
 
@@ -560,22 +534,9 @@ async def _open_manifest(
             publishing = made.publish(digest=manifest.digest, columns=manifest.columns)
             ledger = await stack.enter_async_context(_held(publishing, setup.emit))
             return Batch(setup, ledger, plan)
-    except LedgerExists as exc:
-        raise await _with_command(exc, place) from exc.__cause__
-
-
-async def _with_command(error: LedgerExists, place: str) -> LedgerExists:
-    """Return the error with the command that goes on with the batch that is there."""
-    options: Mapping[str, Any] = {}
-
-    with suppress(LedgerError):
-        async with await open_ledger(place) as ledger:
-            options = ledger.batch.options
-
-    return LedgerExists(
-        str(error),
-        hint=f"go on with: {resume_command(place, options)}; a new batch needs a new --ledger",
-    )
+    except errors.LedgerExists as exc:
+        hint = f"go on with: {resume_command(place)}; a new batch needs a new --ledger"
+        raise errors.LedgerExists(str(exc), hint=hint) from exc.__cause__
 
 
 def _row_options(settings: Settings) -> dict[str, Any]:
@@ -604,13 +565,13 @@ async def _check_same(ledger: Ledger, manifest: Manifest, settings: Settings) ->
             for n, v in _row_options(settings).items()
             if begun.get(n) != v
         ]
-        raise ConfigurationError(
+        raise errors.ConfigurationError(
             f"the batch was begun with other values of {', '.join(differing)}; nothing was sent",
             hint=f"go on with: {resume_command(ledger.place, ledger.batch.options)}",
         )
 
     if digest != ledger.batch.digest:
-        raise LedgerForeign(
+        raise errors.LedgerForeign(
             f"{ledger.place}: it is the ledger of another manifest than {manifest.name}, or of "
             "this one as it was before it changed; nothing was sent",
             hint="go on with it as it was imported: "
@@ -629,7 +590,7 @@ async def _open_rows(
         ledger = await stack.enter_async_context(_held(take_ledger(place), setup.emit))
 
         if ledger.batch.digest:
-            raise LedgerForeign(
+            raise errors.LedgerForeign(
                 f"{place}: the batch's rows come from a manifest, not from a program",
                 hint=f"go on with: {resume_command(place, ledger.batch.options)}",
             )
@@ -641,8 +602,10 @@ async def _open_rows(
             plan = await _agree(setup, await made.plan(), ROWS, place, resumes=False)
             ledger = await stack.enter_async_context(_held(made.publish(), setup.emit))
             return Batch(setup, ledger, plan, rows)
-    except LedgerExists as exc:
-        raise LedgerExists(str(exc), hint="pass resume=True to go on with it") from exc.__cause__
+    except errors.LedgerExists as exc:
+        raise errors.LedgerExists(
+            str(exc), hint="pass resume=True to go on with it"
+        ) from exc.__cause__
 
 
 async def _go_on(
@@ -660,7 +623,9 @@ async def _go_on(
         "retry_unknown": settings.retry_unknown,
     }
     known = await ledger.plan(**consents)
-    await _check_origins(ledger, setup, {target for target, _ in known.ready})
+    await importing.check_origins(
+        ledger, setup.clients, settings, {target for target, _ in known.ready}
+    )
     await _tell_if_changed(ledger, setup)
     checked: list[CheckedRow] = []
     corrected = None
@@ -703,7 +668,7 @@ async def _correct(
     done = await ledger.correct(rows, file=file.name, add=is_adding, dry_run=is_dry)
 
     if done.problems:
-        raise InvalidManifest(
+        raise errors.InvalidManifest(
             f"{file.name}: the corrections don't fit the batch; nothing was changed or sent",
             problems=done.problems,
             count=len(done.problems),
@@ -711,56 +676,6 @@ async def _correct(
         )
 
     return done
-
-
-async def _check_origins(ledger: Ledger, setup: Setup, used: Collection[str]) -> None:
-    """Refuse to send the rest of a batch to another DES than before, unless that is wanted.
-
-    An organisation may move: there, ``svc`` is where its token says.
-
-    Args:
-        ledger: the batch.
-        setup: with the clients.
-        used: the targets that matter.
-
-    Raises:
-        ConfigurationError: a target is not configured, or is another's than in the last session.
-        CredentialsRefused: a target's origin can't be found out, as there is no token; likewise
-            NotSent.
-    """
-    for name, known in (await ledger.targets()).items():
-        client = setup.clients.get(name)
-
-        if name not in used:
-            continue
-
-        if client is None:
-            raise ConfigurationError(
-                f"rows of the batch go to the target {name}, which is not configured",
-                hint=f"configure it; there is: {', '.join(setup.clients)}",
-            )
-
-        if client.org_id is not None and known.org_id is not None:
-            if client.org_id != known.org_id:
-                raise ConfigurationError(
-                    f"target {name} was organisation {known.org_id} in the last session, and is "
-                    f"{client.org_id} now",
-                    hint="give the target its organisation back, or begin a new batch",
-                )
-        elif known.base_url is not None and not setup.settings.allow_new_origin:
-            now = await client.locate()
-
-            if _origin(now) != _origin(known.base_url):
-                raise ConfigurationError(
-                    f"target {name} was at {known.base_url} in the last session, and is at {now} "
-                    "now: its jobs may not be the same",
-                    hint=f"if it moved, pass --base-url {now}",
-                )
-
-
-def _origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc.lower()
 
 
 async def _tell_if_changed(ledger: Ledger, setup: Setup) -> None:

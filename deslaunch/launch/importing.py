@@ -8,24 +8,19 @@ from __future__ import annotations
 import gzip
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from urllib.parse import urlsplit
 
 from anyio.from_thread import run as run_in_loop
 from anyio.to_thread import run_sync
 
+from deslaunch import errors
 from deslaunch.des.catalog import Catalog, SchemaCache, read_schema_file
 from deslaunch.des.client import DesClient
-from deslaunch.errors import (
-    ConfigurationError,
-    CredentialsRefused,
-    DesError,
-    ManifestError,
-    SchemaError,
-)
 from deslaunch.manifest.check import Check
 from deslaunch.manifest.files import Manifest
 from deslaunch.manifest.rows import load_row
@@ -66,7 +61,7 @@ class Schemas:
         self.from_des = from_des
         self.by_target: dict[str, Mapping[str, Schema]] = {}
         self.unchecked: set[str] = set()
-        self.unconfirmed: DesError | CredentialsRefused | SchemaError | None = None
+        self.unconfirmed: errors.DeslaunchError | None = None
 
     async def load(self, targets: Iterable[str]) -> set[str]:
         """Load the jobs of targets that rows name; known ones cost nothing.
@@ -108,7 +103,7 @@ class Schemas:
 
         try:
             await self.catalog.renew(target)
-        except (DesError, CredentialsRefused, SchemaError) as exc:
+        except (errors.DesError, errors.CredentialsRefused, errors.SchemaError) as exc:
             self.unconfirmed = exc
             return None
 
@@ -236,7 +231,7 @@ async def read_corrections(
     nameless = next((row for row in rows if not row.has_own_key), None)
 
     if is_adding and nameless is not None:
-        raise ManifestError(
+        raise errors.ManifestError(
             f"{manifest.name}:{nameless.row.line}: with --add-rows each row needs a key of its own",
             hint="give the row a key that the batch does not have",
         )
@@ -314,9 +309,6 @@ def by_target(des: Clients | None, settings: Settings) -> dict[str, DesClient]:
     if isinstance(des, DesClient):
         return {settings.target: des}
 
-    if not des:
-        raise ConfigurationError("there is no target", hint="give at least one client")
-
     return dict(des)
 
 
@@ -342,7 +334,7 @@ async def make_schemas(
         ConfigurationError: there is neither a client nor a schema file.
     """
     if not clients and schema is None:
-        raise ConfigurationError(
+        raise errors.ConfigurationError(
             "there is neither a DES to ask nor a schema file",
             hint="set DES_BASE_URL and DES_TOKEN, or pass --schema FILE",
         )
@@ -417,3 +409,56 @@ def warnings_of(manifest: Manifest | None, check: Check, schemas: Schemas) -> tu
         )
 
     return tuple(found)
+
+
+async def check_origins(
+    ledger: Ledger, clients: Mapping[str, DesClient], settings: Settings, used: Collection[str]
+) -> None:
+    """Refuse to send the rest of a batch to another DES than before, unless that is wanted.
+
+    An organisation may move: there, ``svc`` is where its token says.
+
+    Args:
+        ledger: the batch.
+        clients: by target.
+        settings: whether another origin is wanted.
+        used: the targets that matter.
+
+    Raises:
+        ConfigurationError: a target is not configured, or is another's than in the last session.
+        CredentialsRefused: a target's origin can't be found out, as there is no token; likewise
+            NotSent.
+    """
+    for name, known in (await ledger.targets()).items():
+        client = clients.get(name)
+
+        if name not in used:
+            continue
+
+        if client is None:
+            raise errors.ConfigurationError(
+                f"rows of the batch go to the target {name}, which is not configured",
+                hint=f"configure it; there is: {', '.join(clients)}",
+            )
+
+        if client.org_id is not None and known.org_id is not None:
+            if client.org_id != known.org_id:
+                raise errors.ConfigurationError(
+                    f"target {name} was organisation {known.org_id} in the last session, and is "
+                    f"{client.org_id} now",
+                    hint="give the target its organisation back, or begin a new batch",
+                )
+        elif known.base_url is not None and not settings.allow_new_origin:
+            now = await client.locate()
+
+            if _origin(now) != _origin(known.base_url):
+                raise errors.ConfigurationError(
+                    f"target {name} was at {known.base_url} in the last session, and is at {now} "
+                    "now: its jobs may not be the same",
+                    hint=f"if it moved, pass --base-url {now}",
+                )
+
+
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc.lower()

@@ -20,19 +20,8 @@ from contextlib import suppress
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final
 
+from deslaunch import events
 from deslaunch.errors import CredentialsRefused, DesError, LedgerError, NotSent, Unauthorized
-from deslaunch.events import (
-    Draining,
-    Noted,
-    Pulse,
-    RetryPlanned,
-    RowEnded,
-    Stop,
-    StopReason,
-    TargetPaused,
-    TargetStopped,
-    TokenRenewed,
-)
 from deslaunch.launch.loop import SHORTEST_SLEEP, Workers, wait_for_news
 from deslaunch.launch.retry import ended, pause_wait, retry_wait, verdict
 from deslaunch.launch.target import Health, Pacer, Pause, Throttle
@@ -110,7 +99,7 @@ class Session:
         clock: Clock,
         rng: Jitter,
     ) -> None:
-        self.stops: list[Stop] = []
+        self.stops: list[events.Stop] = []
         self.unrecorded: list[tuple[str, str]] = []
         self.started_now = 0
         self.is_held_back: Callable[[], bool] = lambda: False
@@ -154,11 +143,11 @@ class Session:
 
     # What the batch calls.
 
-    def pulse(self) -> Pulse:
+    def pulse(self) -> events.Pulse:
         """Return how the session is getting on."""
         slots = sum(target.throttle.open_slots for target in self._targets.values())
         left = None if self._drain_ends is None else self._drain_ends - self._clock.now()
-        return Pulse(
+        return events.Pulse(
             in_flight=self._workers.busy,
             slots=min(slots, self._settings.concurrency),
             drain=None if left is None else max(0.0, left),
@@ -195,7 +184,7 @@ class Session:
         if self._error is not None:
             raise self._error
 
-    def drain(self, stop: Stop | None = None) -> None:
+    def drain(self, stop: events.Stop | None = None) -> None:
         """Send nothing new; rows in flight get ``drain_seconds`` for their responses."""
         if stop is not None:
             self._note_stop(stop)
@@ -206,7 +195,7 @@ class Session:
         seconds = self._settings.drain_seconds
         self._is_draining = True
         self._drain_ends = self._clock.now() + seconds
-        self._plan(Draining(self._workers.busy, seconds), "", None, "")
+        self._plan(events.Draining(self._workers.busy, seconds), "", None, "")
         self._workers.help(self._abandon_after(seconds))
         self._news.set()
 
@@ -215,7 +204,7 @@ class Session:
         self.drain()
         self._workers.cancel_busy()
 
-    def stop(self, target: str, reason: StopReason, message: str) -> None:
+    def stop(self, target: str, reason: events.StopReason, message: str) -> None:
         """End one target; its rows stay pending, the other targets go on."""
         self._stop(self._targets[target].throttle.stop(reason, message))
 
@@ -265,7 +254,7 @@ class Session:
             if is_left or self._is_feeding:
                 text = f"the limit of {count(self._settings.limit, 'row')} is reached"
                 self._is_draining = True
-                self._note_stop(Stop(StopReason.LIMIT, text))
+                self._note_stop(events.Stop(events.StopReason.LIMIT, text))
                 return False
 
             return True
@@ -362,12 +351,12 @@ class Session:
         if sent.result is Result.STARTED and result is Result.UNKNOWN:
             self._note_repeated_run(target, settled)
 
-        self._tell(RowEnded(settled))
+        self._tell(events.RowEnded(settled))
         why = target.health.ended(settled, result)
 
         if why is not None and not target.throttle.is_stopped and not self._is_draining:
             reason, message = why
-            is_refused = reason is StopReason.CONFIGURATION
+            is_refused = reason is events.StopReason.CONFIGURATION
             status = target.health.forbidden[-1].status if is_refused else None
 
             if is_refused:  # the rows whose refusals stop it are pending again
@@ -389,7 +378,7 @@ class Session:
             and not self._is_draining
             and not target.throttle.is_stopped
         ):
-            self._tell(RetryPlanned(outcome, seconds))
+            self._tell(events.RetryPlanned(outcome, seconds))
 
     def _note_repeated_run(self, target: _Target, outcome: Outcome) -> None:
         text = (
@@ -397,7 +386,7 @@ class Session:
             "has already: the row is unknown"
         )
         target.client.stop_reusing(text)
-        self._plan(Noted(text, is_warning=True), "repeatedRun", outcome.target, text)
+        self._plan(events.Noted(text, is_warning=True), "repeatedRun", outcome.target, text)
 
     # The ledger's failures.
 
@@ -408,8 +397,8 @@ class Session:
         if not isinstance(error, LedgerError):
             self._error = self._error or error
 
-        if not any(stop.reason is StopReason.LEDGER for stop in self.stops):
-            self.drain(Stop(StopReason.LEDGER, str(error)))
+        if not any(stop.reason is events.StopReason.LEDGER for stop in self.stops):
+            self.drain(events.Stop(events.StopReason.LEDGER, str(error)))
 
         if self._failing_since is None or self._workers.busy:
             self._failing_since = now
@@ -493,7 +482,7 @@ class Session:
 
         if known is not None and error.generation > known:
             message = "DES refused the new token as well"
-            self._stop(throttle.stop(StopReason.CREDENTIALS, message))
+            self._stop(throttle.stop(events.StopReason.CREDENTIALS, message))
         elif not self._is_draining and not throttle.is_stopped:
             target.refused[start.row] = error.generation
             throttle.hold()
@@ -506,7 +495,7 @@ class Session:
         try:
             await target.client.renew(refused)
         except CredentialsRefused as exc:
-            self._stop(target.throttle.stop(StopReason.CREDENTIALS, str(exc)))
+            self._stop(target.throttle.stop(events.StopReason.CREDENTIALS, str(exc)))
         except NotSent:
             pass  # the next row meets it again, and pauses the target
         except Exception as exc:  # noqa: BLE001  # a fault of the client ends the session
@@ -515,19 +504,19 @@ class Session:
             if refused.generation > target.generation:  # told once, however many rows waited
                 target.generation = refused.generation
                 name = target.throttle.target
-                self._plan(TokenRenewed(name), "token", name, "a new token is in use")
+                self._plan(events.TokenRenewed(name), "token", name, "a new token is in use")
         finally:
             target.throttle.release()
             self._news.set()
 
     # Waiting.
 
-    def _act(self, target: _Target, decided: Pause | Stop | None) -> None:
-        if isinstance(decided, Stop):
+    def _act(self, target: _Target, decided: Pause | events.Stop | None) -> None:
+        if isinstance(decided, events.Stop):
             self._stop(decided)
         elif decided is not None:
             name = target.throttle.target
-            event = TargetPaused(name, decided.cause, decided.seconds)
+            event = events.TargetPaused(name, decided.cause, decided.seconds)
             self._plan(event, "pause", name, f"{decided.seconds:.3f} s: {decided.cause}")
 
             if not self._is_draining and not target.is_resting:
@@ -565,14 +554,14 @@ class Session:
 
             if not self._is_draining and not await self._ledger.is_in_place():
                 message = "the ledger's file was removed or replaced while it was in use"
-                self.drain(Stop(StopReason.LEDGER, message))
+                self.drain(events.Stop(events.StopReason.LEDGER, message))
 
     def _tell_wait(self, seconds: float) -> None:
         message = (
             f"the ledger has been locked by another program for {seconds:.0f} s; nothing is sent "
             "meanwhile"
         )
-        self._tell(Noted(message, is_warning=True))
+        self._tell(events.Noted(message, is_warning=True))
 
     async def _abandon_after(self, seconds: float) -> None:
         await self._clock.sleep(seconds)
@@ -580,7 +569,7 @@ class Session:
 
     # Ends, and what is told.
 
-    def _stop(self, stop: Stop) -> None:
+    def _stop(self, stop: events.Stop) -> None:
         """End one target; its rows stay pending, the other targets go on."""
         if any(known.target == stop.target for known in self.stops):
             return
@@ -592,9 +581,11 @@ class Session:
 
         self._news.set()
 
-    def _note_stop(self, stop: Stop) -> None:
+    def _note_stop(self, stop: events.Stop) -> None:
         self.stops.append(stop)
-        self._plan(TargetStopped(stop), "stop", stop.target, f"{stop.reason}: {stop.message}")
+        self._plan(
+            events.TargetStopped(stop), "stop", stop.target, f"{stop.reason}: {stop.message}"
+        )
 
     def _plan(self, event: Event, kind: str, target: str | None, text: str) -> None:
         """Tell of something once it is in the ledger; without a kind it is only told."""

@@ -19,14 +19,7 @@ from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
-from deslaunch.errors import (
-    CredentialsRefused,
-    Misconfigured,
-    NotSent,
-    Redirected,
-    Throttled,
-    TooLate,
-)
+from deslaunch import errors
 from deslaunch.events import Stop, StopReason
 from deslaunch.model import Result
 
@@ -195,7 +188,7 @@ class Throttle:
             self._contact_due = due
 
     def take(
-        self, error: DesError | CredentialsRefused, result: Result, now: float
+        self, error: DesError | errors.CredentialsRefused, result: Result, now: float
     ) -> tuple[Result, Pause | Stop | None]:
         """Take in an attempt that started no run; a refused token is another matter.
 
@@ -208,13 +201,15 @@ class Throttle:
             What it makes of the row after all, since a refusal may be the target's rather than
             the row's; and the pause or the end that follows for the target, if any.
         """
-        if isinstance(error, CredentialsRefused):
+        if isinstance(error, errors.CredentialsRefused):
             return result, self.stop(StopReason.CREDENTIALS, str(error))
 
         match result:
             case Result.UNSENT | Result.THROTTLED:
                 # That it came too late to be sent is no fault of the target's.
-                return result, None if isinstance(error, TooLate) else self.held_back(error, now)
+                return result, None if isinstance(error, errors.TooLate) else self.held_back(
+                    error, now
+                )
             case Result.UNKNOWN:
                 return result, self.lost(str(error))
             case Result.REJECTED:
@@ -256,10 +251,10 @@ class Throttle:
         if self.is_stopped:
             return None
 
-        if isinstance(error, Throttled):
+        if isinstance(error, errors.Throttled):
             self._reached = True
 
-        if isinstance(error, Misconfigured | Redirected):
+        if isinstance(error, errors.Misconfigured | errors.Redirected):
             return self.stop(StopReason.CONFIGURATION, str(error))
 
         if self.gate is Gate.PAUSED:
@@ -286,7 +281,7 @@ class Throttle:
         if self.gate is not Gate.PAUSED:
             return None
 
-        if isinstance(error, Misconfigured):
+        if isinstance(error, errors.Misconfigured):
             return self.stop(StopReason.CONFIGURATION, str(error))
 
         return self._go_on_pausing(error, now)
@@ -341,7 +336,11 @@ class Throttle:
     def _give_up(self, error: DesError, seconds: float, now: float) -> Stop | None:
         assert self._paused_since is not None
 
-        if isinstance(error, NotSent) and not self._reached and self._pauses >= TRIES_TO_REACH:
+        if (
+            isinstance(error, errors.NotSent)
+            and not self._reached
+            and self._pauses >= TRIES_TO_REACH
+        ):
             return self.stop(
                 StopReason.UNREACHABLE,
                 f"could not be reached in {self._pauses} tries: {error}",
@@ -350,7 +349,9 @@ class Throttle:
         if now + seconds - self._paused_since <= self._give_up_after:
             return None
 
-        reason = StopReason.UNREACHABLE if isinstance(error, NotSent) else StopReason.THROTTLED
+        reason = (
+            StopReason.UNREACHABLE if isinstance(error, errors.NotSent) else StopReason.THROTTLED
+        )
         return self.stop(
             reason,
             f"would stay paused for more than {self._give_up_after:g} s: {error}",

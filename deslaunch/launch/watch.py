@@ -18,24 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from deslaunch.errors import (
-    CredentialsRefused,
-    DesError,
-    NotSent,
-    Redirected,
-    Rejected,
-    Throttled,
-    Unfinished,
-)
-from deslaunch.events import (
-    RunEnded,
-    Stop,
-    StopReason,
-    Summary,
-    TargetPaused,
-    TargetStopped,
-    WatchSummary,
-)
+from deslaunch import errors, events
 from deslaunch.launch.loop import Workers, wait_for_news
 from deslaunch.launch.retry import pause_wait
 from deslaunch.launch.target import Pacer, Pause, Throttle
@@ -116,7 +99,7 @@ class Watch:
         clock: Clock,
         rng: Jitter,
     ) -> None:
-        self.stops: list[Stop] = []
+        self.stops: list[events.Stop] = []
         self._ledger = ledger
         self._settings = settings
         self._emit = emit
@@ -150,7 +133,7 @@ class Watch:
 
     # What the batch calls.
 
-    async def run(self, *, allow_partial: bool = False) -> WatchSummary:
+    async def run(self, *, allow_partial: bool = False) -> events.WatchSummary:
         """Ask about all runs until they have ended, or until ``stops`` says why not.
 
         Cancelled, it ends at once: to ask again costs nothing.
@@ -192,7 +175,7 @@ class Watch:
 
         if summary.stops and summary.unfinished and not allow_partial:
             why = "; ".join(stop.message for stop in summary.stops)
-            raise Unfinished(
+            raise errors.Unfinished(
                 f"{count(summary.unfinished, 'run')} had not finished when the watch ended: {why}",
                 runs=summary,
                 stops=summary.stops,
@@ -230,7 +213,7 @@ class Watch:
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([work])
 
-    def drain(self, stop: Stop | None = None) -> None:
+    def drain(self, stop: events.Stop | None = None) -> None:
         """End the watch. Questions in flight are given up: to ask again costs nothing."""
         if stop is not None:
             self._note_stop(stop)
@@ -309,7 +292,7 @@ class Watch:
                 if isinstance(said, RunStatus)
                 else RunStatus(run.job_id, run.job_run_id, *_NOT_ENDED, said, key=run.key)
             )
-            self._tell(RunEnded(status))
+            self._tell(events.RunEnded(status))
 
             if self._unread is not None:
                 self._unread.append(status)
@@ -323,15 +306,15 @@ class Watch:
 
         try:
             status = await target.client.query_run_status(run.job_run_id)
-        except CredentialsRefused as exc:
-            self._act(target, throttle.stop(StopReason.CREDENTIALS, str(exc)))
-        except (NotSent, Throttled, Redirected) as exc:
+        except errors.CredentialsRefused as exc:
+            self._act(target, throttle.stop(events.StopReason.CREDENTIALS, str(exc)))
+        except (errors.NotSent, errors.Throttled, errors.Redirected) as exc:
             heappush(target.due, waiting)
             self._unasked += not waiting[2]
             self._act(target, throttle.held_back(exc, self._clock.now()))
-        except Rejected as exc:
+        except errors.Rejected as exc:
             self._refuse(target, run, exc)
-        except DesError as exc:  # no run is to blame for it
+        except errors.DesError as exc:  # no run is to blame for it
             self._ask_later(target, waiting)
             self._act(target, throttle.held_back(exc, self._clock.now()))
         except asyncio.CancelledError:
@@ -350,7 +333,7 @@ class Watch:
             throttle.in_flight -= 1
             self._news.set()
 
-    def _refuse(self, target: _Target, run: RunToAsk, error: Rejected) -> None:
+    def _refuse(self, target: _Target, run: RunToAsk, error: errors.Rejected) -> None:
         """Ask about a run no more in this watch; stop a target that tells of none."""
         target.throttle.responded()
         target.refusals += 1
@@ -361,7 +344,7 @@ class Watch:
                 f"DES refused to tell of its first {target.refusals} runs "
                 f"(is it the one that started them?): {error}"
             )
-            self._act(target, target.throttle.stop(StopReason.CONFIGURATION, message))
+            self._act(target, target.throttle.stop(events.StopReason.CONFIGURATION, message))
 
     def _ask_later(self, target: _Target, waiting: _Waiting) -> None:
         _, number, asked, run = waiting
@@ -370,16 +353,16 @@ class Watch:
 
     # Ends, and what is told.
 
-    def _act(self, target: _Target, decided: Pause | Stop | None) -> None:
+    def _act(self, target: _Target, decided: Pause | events.Stop | None) -> None:
         if isinstance(decided, Pause):
-            self._tell(TargetPaused(target.throttle.target, decided.cause, decided.seconds))
+            self._tell(events.TargetPaused(target.throttle.target, decided.cause, decided.seconds))
         elif decided is not None and all(stop.target != decided.target for stop in self.stops):
             self._note_stop(decided)
             self._unasked -= sum(not waiting[2] for waiting in target.due)
 
-    def _note_stop(self, stop: Stop) -> None:
+    def _note_stop(self, stop: events.Stop) -> None:
         self.stops.append(stop)
-        self._tell(TargetStopped(stop))
+        self._tell(events.TargetStopped(stop))
 
     def _tell(self, event: Event) -> None:
         try:
@@ -393,10 +376,10 @@ class Watch:
 
     async def _end_after(self, seconds: float) -> None:
         await self._clock.sleep(seconds)
-        self.drain(Stop(StopReason.OUT_OF_TIME, f"watched for {seconds:g} s"))
+        self.drain(events.Stop(events.StopReason.OUT_OF_TIME, f"watched for {seconds:g} s"))
 
 
-async def summary_of(ledger: Ledger) -> Summary:
+async def summary_of(ledger: Ledger) -> events.Summary:
     """Return how a whole batch stands, and why its last session ended."""
     counts, targets = await ledger.counts()
     sessions = await ledger.sessions()
@@ -404,12 +387,12 @@ async def summary_of(ledger: Ledger) -> Summary:
     ended = None if last is None else last.ended_ms
     stops = () if last is None else tuple(map(_stop_of, last.stops))
     seconds = 0.0 if last is None or ended is None else (ended - last.began_ms) / 1000
-    return Summary(counts, ledger.place, targets, seconds=seconds, stops=stops)
+    return events.Summary(counts, ledger.place, targets, seconds=seconds, stops=stops)
 
 
-def _stop_of(kept: Mapping[str, Any]) -> Stop:
-    return Stop(
-        StopReason(kept["reason"]),
+def _stop_of(kept: Mapping[str, Any]) -> events.Stop:
+    return events.Stop(
+        events.StopReason(kept["reason"]),
         kept["message"],
         kept.get("target"),
         resume_after=kept.get("resumeAfter"),
@@ -417,8 +400,8 @@ def _stop_of(kept: Mapping[str, Any]) -> Stop:
 
 
 async def watch_summary_of(
-    ledger: Ledger, *, stops: Sequence[Stop] = (), seconds: float = 0.0
-) -> WatchSummary:
+    ledger: Ledger, *, stops: Sequence[events.Stop] = (), seconds: float = 0.0
+) -> events.WatchSummary:
     """Return how the runs of a whole batch stand.
 
     Args:
@@ -427,7 +410,7 @@ async def watch_summary_of(
         seconds: how long it took.
     """
     runs = await ledger.run_counts()
-    return WatchSummary(
+    return events.WatchSummary(
         runs.succeeded,
         runs.failed,
         runs.untold,

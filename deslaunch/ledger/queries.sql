@@ -107,10 +107,13 @@ INSERT INTO event (session, at_ms, kind, target, text) VALUES (?, ?, ?, ?, ?);
 
 -- name: end_attempt
 -- An outcome ends its own attempt, once, and lifts that attempt's doubt; it outranks a finding.
+-- A refusal is taken back where it turned out to be its target's, not the row's.
 UPDATE attempt SET
   result = ?3, status = ?4, job_run_id = ?5, error = ?6, answered_ms = ?7, again_ms = ?8,
   finding = NULL, found_run = NULL
-WHERE row = ?1 AND number = ?2 AND (result IS NULL OR result = 'unknown' AND ?3 <> 'unknown');
+WHERE row = ?1 AND number = ?2 AND (
+  result IS NULL OR result = 'unknown' AND ?3 <> 'unknown' OR result = 'rejected' AND ?3 = 'throttled'
+);
 
 -- name: states
 SELECT s.row, s.state, s.attempts, s.duplicate
