@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -66,10 +67,8 @@ def _stream(given: Given, ledger: Ledger, printer: Printer) -> Iterator[BinaryIO
 @options.command(
     "status",
     options.LEDGER,
-    options.flag(
-        "--unknown", "Write the unknown rows as a options.file to fill in, for resolve --from."
-    ),
-    options.file("--output -o", "With --unknown: a CSV options.file. Default: stdout."),
+    options.flag("--unknown", "Write the unknown rows as a file to fill in, for resolve --from."),
+    options.file("--output -o", "With --unknown: a CSV file. Default: stdout."),
     options.FORCE,
     options.OUTPUT,
 )
@@ -80,8 +79,6 @@ def status(given: Given) -> int:
         deslaunch status night.ledger.db --json
         deslaunch status night.ledger.db --unknown -o findings.csv
     """
-    from deslaunch.launch import batch  # noqa: PLC0415  # not needed for --help
-
     if given["output"] is not None and not given["unknown"]:
         raise click.UsageError("-o goes with --unknown")
 
@@ -91,12 +88,12 @@ def status(given: Given) -> int:
         if given["unknown"]:
             return await _write_unknown(given, ledger, printer)
 
-        summary = await batch.summary_of(ledger)
+        runs = await _runs_of(ledger, given)
 
         if given["as_json"]:
-            printer.json(_as_status(summary))
+            printer.json(_as_status(runs.batch))
         else:
-            await _print_status(ledger, summary, await batch.watch_summary_of(ledger), printer)
+            await _print_status(ledger, runs, printer)
 
         return 0
 
@@ -109,13 +106,18 @@ def _as_status(summary: Summary) -> dict[str, object]:
     return summary.as_dict() | ({"exitCode": _EXIT_PENDING} if left else {})
 
 
-async def _print_status(
-    ledger: Ledger, summary: Summary, runs: WatchSummary | None, printer: Printer
-) -> None:
-    for line in (
-        *render.summary_lines(summary),
-        *([] if runs is None else render.watch_lines(runs)),
-    ):
+async def _runs_of(ledger: Ledger, given: Given) -> WatchSummary:
+    """Return how a batch and its runs stand; the ledger is called as it was on the command line."""
+    from deslaunch.launch import batch  # noqa: PLC0415  # not needed for --help
+
+    runs = await batch.watch_summary_of(ledger)
+    return replace(runs, batch=replace(runs.batch, ledger=given["ledger"]))
+
+
+async def _print_status(ledger: Ledger, runs: WatchSummary, printer: Printer) -> None:
+    summary = runs.batch
+
+    for line in (*render.summary_lines(summary), *render.watched_lines(runs)):
         printer.data(line)
 
     launcher = await ledger.launcher()
@@ -128,14 +130,20 @@ async def _print_status(
             printer.data(render.stop_line(stop))
 
     await _print_unknown(ledger, summary.counts.unknown, printer)
-    repeated = options.kept_words(ledger.batch.options)
-    commands = [] if runs is None else render.watch_commands(runs, repeated)
 
-    if launcher is None:
-        commands += render.next_commands(summary, repeated, is_listed=True)
-
-    for line in render.command_lines(commands):
+    for line in render.command_lines(_commands(ledger, runs, is_at_work=launcher is not None)):
         printer.insist(line)
+
+
+def _commands(ledger: Ledger, runs: WatchSummary, *, is_at_work: bool) -> render.Commands:
+    """Return what to do next, as the ledger knows how it was begun."""
+    repeated = options.kept_words(ledger.batch.options)
+
+    if is_at_work:
+        return []
+
+    commands = render.watch_commands(runs, repeated) if render.is_watched(runs) else []
+    return commands + render.next_commands(runs.batch, repeated, is_listed=True)
 
 
 async def _print_unknown(ledger: Ledger, unknown: int, printer: Printer) -> None:
@@ -284,8 +292,16 @@ def _log_line(entry: LogEntry) -> dict[str, Any]:
         "session": entry.session,
         "key": entry.key,
         "target": entry.target,
-        **entry.details,
+        **{_name_of(name): _utc_of(name, value) for name, value in entry.details.items()},
     }
+
+
+def _name_of(name: str) -> str:
+    return f"{name.removesuffix('Ms')}Utc" if name.endswith("Ms") else name
+
+
+def _utc_of(name: str, value: Any) -> Any:
+    return render.utc(value) if name.endswith("Ms") and value is not None else value
 
 
 @options.command(
@@ -312,8 +328,6 @@ def resolve(given: Given) -> int:
         deslaunch resolve night.ledger.db KEY --started JOBRUNID
         deslaunch resolve night.ledger.db --from findings.csv
     """
-    from deslaunch.launch import batch  # noqa: PLC0415  # not needed for --help
-
     printer, found = given.printer, _findings_of(given)
 
     async def work(ledger: Ledger) -> int:
@@ -323,7 +337,7 @@ def resolve(given: Given) -> int:
             await _check_early(resolved.early, given, printer)
             resolved = await ledger.resolve(found, early=True)
 
-        summary = await batch.summary_of(ledger)
+        summary = (await _runs_of(ledger, given)).batch
         same = f", {resolved.same:,} known already" if resolved.same else ""
         printer.say(f"recorded: {count(resolved.changed, 'finding')}{same}")
 
@@ -352,7 +366,7 @@ def _findings_of(given: Given) -> Sequence[Finding]:
 
     if given["findings"] is not None:
         if keys or any(verdicts):
-            raise click.UsageError("--from stands alone: the options.file names keys and findings")
+            raise click.UsageError("--from stands alone: the file names keys and findings")
 
         return read_findings(given["findings"], note=given["note"])
 
@@ -399,7 +413,7 @@ async def _check_early(early: Sequence[tuple[str, int]], given: Given, printer: 
 @options.command(
     "report",
     options.LEDGER,
-    options.file("--output -o", "The page, an .html options.file.", required=True),
+    options.file("--output -o", "The page, an .html file.", required=True),
     options.FORCE,
     options.VOLUME,
 )
@@ -411,8 +425,6 @@ def report(given: Given) -> int:
     Examples:
         deslaunch report night.ledger.db -o night.report.html
     """
-    from deslaunch.launch import batch  # noqa: PLC0415  # not needed for --help
-
     try:
         from deslaunch.report.page import write_report  # noqa: PLC0415  # an extra brings it
     except ModuleNotFoundError as exc:
@@ -427,10 +439,7 @@ def report(given: Given) -> int:
     printer, output = given.printer, given["output"]
 
     async def work(ledger: Ledger) -> int:
-        summary, runs = await batch.summary_of(ledger), await batch.watch_summary_of(ledger)
-        repeated = options.kept_words(ledger.batch.options)
-        commands = [] if runs is None else render.watch_commands(runs, repeated)
-        commands += render.next_commands(summary, repeated, is_listed=True)
+        commands = _commands(ledger, await _runs_of(ledger, given), is_at_work=False)
         await write_report(ledger, output, commands=commands, force=given["force"])
         printer.say(f"the report is in {output}")
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -13,6 +14,7 @@ from deslaunch.cli.progress import Progress
 from deslaunch.cli.targets import clients_of
 from deslaunch.cli.terminal import run_work
 from deslaunch.errors import LedgerExists, LedgerMissing
+from deslaunch.events import Noted
 from deslaunch.model import count
 
 if TYPE_CHECKING:
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from deslaunch.cli.options import Given
     from deslaunch.cli.terminal import Interrupts, Printer
     from deslaunch.des.client import DesClient
-    from deslaunch.events import Plan, Summary, WatchSummary
+    from deslaunch.events import Event, Plan, Summary, WatchSummary
     from deslaunch.launch.batch import Batch
     from deslaunch.settings import Settings
 
@@ -133,7 +135,7 @@ def run(given: Given) -> int:
         if given["dry_run"]:
             return _preview(given, settings, kept, None if kept else source, ledger)
 
-        return _launch(given, settings, kept, open_batch)
+        return _launch(given, settings, kept, ledger, open_batch)
     except LedgerExists as exc:
         again = options.printed("resume", options.place_word(ledger), *given.repeated())
         exc.hint = f"go on with that batch: {again}; a new batch needs another --ledger"
@@ -185,7 +187,7 @@ def resume(given: Given) -> int:
     if given["dry_run"]:
         return _preview(given, settings, kept, None, ledger)
 
-    return _launch(given, settings, kept, open_batch)
+    return _launch(given, settings, kept, ledger, open_batch)
 
 
 @options.command(
@@ -218,7 +220,7 @@ def watch(given: Given) -> int:
 
             async with batch.watch_batch(given["ledger"], clients, settings=settings) as opened:
                 interrupts.batch = opened
-                summary = await _watch(opened, given, printer)
+                summary = await _watch(opened, given["ledger"], given)
 
         if given["as_json"]:
             printer.outcome_json(summary.as_dict())
@@ -275,10 +277,14 @@ def _preview(
     clients = clients_of(given, settings, kept, needs_token=True) if needs_des else None
     more: dict[str, Any] = {"ledger": ledger, "settings": settings, "schema": schema}
 
+    def tell(event: Event) -> None:
+        if isinstance(event, Noted):  # the plan is the JSON lines
+            (printer.warn if event.is_warning else printer.say)(event.message)
+
     async def work(_: Interrupts) -> int:
         async with AsyncExitStack() as stack:
             await _open(stack, clients)
-            starts = batch.preview(manifest, clients, on_event=Progress(printer), **more)
+            starts = batch.preview(manifest, clients, on_event=tell, **more)
 
             async for start in starts:
                 told = {"key": start.key, "row": start.row, "target": start.target}
@@ -295,6 +301,7 @@ def _launch(
     given: Given,
     settings: Settings,
     kept: Mapping[str, Any],
+    ledger: str,
     open_batch: Callable[..., AbstractAsyncContextManager[Batch]],
 ) -> int:
     """Launch, and tell the plan, what goes on, the summary and the next commands."""
@@ -319,12 +326,12 @@ def _launch(
                 )
             )
             interrupts.batch = opened
-            _tell_of_nothing(opened.plan, printer)
-            summary = await opened.run(allow_partial=True)
+            _tell_of_nothing(opened.plan, ledger, printer)
+            summary = replace(await opened.run(allow_partial=True), ledger=ledger)
             printer.end_block()
             watches = given["watch"] and opened.ledger and summary.exit_code in _WATCHED_AFTER
             _tell_end(summary, progress, given, printer, goes_on=bool(watches))
-            watched = await _watch(opened, given, printer) if watches else None
+            watched = await _watch(opened, ledger, given) if watches else None
 
         if given["as_json"]:
             printer.outcome_json((summary if watched is None else watched).as_dict())
@@ -334,12 +341,12 @@ def _launch(
     return run_work(work)
 
 
-def _tell_of_nothing(plan: Plan | None, printer: Printer) -> None:
+def _tell_of_nothing(plan: Plan | None, ledger: str, printer: Printer) -> None:
     """Say, even to the quiet, that a night starts nothing: it looks like a full one else."""
     if plan is not None and not plan.rows:
         printer.insist(f"nothing to start: {plan.manifest} holds no rows; no ledger was made")
     elif plan is not None and not plan.send:
-        printer.insist(render.nothing_line(plan.ledger))
+        printer.insist(render.nothing_line(ledger))
 
 
 def _exit_code(summary: Summary, watched: WatchSummary | None) -> int:
@@ -369,13 +376,16 @@ def _tell_end(
             printer.insist(line)
 
 
-async def _watch(opened: Batch, given: Given, printer: Printer) -> WatchSummary:
+async def _watch(opened: Batch, ledger: str, given: Given) -> WatchSummary:
     """Follow a batch's runs, tell how they get on, how they ended, and what to do next."""
     assert opened.ledger is not None
+    printer = given.printer
     runs = await opened.ledger.run_counts()
 
     with Progress(printer, "run", runs.unfinished + runs.untold) as progress:
         summary = await opened.watch(progress).run(allow_partial=True)
+
+    summary = replace(summary, batch=replace(summary.batch, ledger=ledger))
 
     for line in render.watch_lines(summary):
         printer.say(line)

@@ -62,6 +62,12 @@ class _Commands(Mapping[str, click.Command]):
 
 
 class _Group(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # nobody reads stdout any more: end as a pipe's writer ends
+            return 128 + signal.SIGPIPE
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's protocol
         return list(HOMES)
 
@@ -110,8 +116,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except click.ClickException as exc:
         return _refuse_usage(exc, printer)
-    except BrokenPipeError:  # nobody reads stdout any more: end as a pipe's writer ends
-        return 128 + signal.SIGPIPE
     except DeslaunchError as exc:
         return refuse(exc, printer, words)
     except click.Abort as exc:  # click's word for a KeyboardInterrupt

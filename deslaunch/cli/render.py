@@ -103,6 +103,16 @@ def watch_lines(summary: WatchSummary) -> Iterator[str]:
         yield f"{summary.untold:,} untold: DES refuses to tell of them; the next watch asks again"
 
 
+def is_watched(summary: WatchSummary) -> bool:
+    """Return True if something is known of the runs of a batch."""
+    return bool(summary.succeeded or summary.failed or summary.untold)
+
+
+def watched_lines(summary: WatchSummary) -> Iterator[str]:
+    """Yield how the runs of a batch stand, where something is known of them."""
+    return watch_lines(summary) if is_watched(summary) else iter(())
+
+
 def one_line(text: str, limit: int = SHOWN_TEXT) -> str:
     """Return a text without its line breaks, cut."""
     line = " ".join(text.split())
