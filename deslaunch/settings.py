@@ -103,12 +103,20 @@ class Option(NamedTuple):
         return (low < value if self.above else low <= value) and value <= high
 
 
-def _option(default: Any, help: str, kind: type, **known: Any) -> Any:  # noqa: A002  # as click's
+def _option(default: Any, help: str, kind: type = str, **known: Any) -> Any:  # noqa: A002  # as click's
     return field(default=default, metadata={"option": Option(help, kind, **known)})
 
 
+def _seconds(default: float | None, help: str, **known: Any) -> Any:  # noqa: A002  # as click's
+    known = {"low": 0, "above": True, "unit": "seconds", "tunes": True, **known}
+    return _option(default, help, float, **known)
+
+
 def _consent(help: str) -> Any:  # noqa: A002  # as click's
-    return field(default=False, metadata={"option": Option(help, bool)})
+    return _option(default=False, help=help, kind=bool)
+
+
+_KEPT: Final[Any] = {"tunes": True, "kept": True}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,109 +128,52 @@ class Settings:
     """
 
     concurrency: int = _option(
-        16,
-        "Starts in flight at most (slots).",
-        int,
-        low=1,
-        high=1024,
-        unit="slots",
-        tunes=True,
-        kept=True,
+        16, "Starts in flight at most (slots).", int, low=1, high=1024, unit="slots", **_KEPT
     )
-    rate: float | None = _option(
+    rate: float | None = _seconds(
         None,
         "Starts a second at most; without it as fast as the slots allow.",
-        float,
-        low=0,
-        above=True,
         unit="starts a second",
-        tunes=True,
         kept=True,
     )
-    timeout: float = _option(
-        60.0,
-        "Seconds for one attempt in all.",
-        float,
-        low=0,
-        above=True,
-        high=86_400,
-        unit="seconds",
-        tunes=True,
-        kept=True,
-    )
-    connect_timeout: float = _option(
-        10.0,
-        "Seconds to resolve, connect and shake hands.",
-        float,
-        low=0,
-        above=True,
-        high=86_400,
-        unit="seconds",
-        tunes=True,
-        kept=True,
+    timeout: float = _seconds(60.0, "Seconds for one attempt in all.", high=86_400, kept=True)
+    connect_timeout: float = _seconds(
+        10.0, "Seconds to resolve, connect and shake hands.", high=86_400, kept=True
     )
     max_attempts: int = _option(
         5,
         "Attempts of one session that a row may get 5XX for; then it is failed.",
         int,
-        low=1,
-        unit="attempts",
-        tunes=True,
-        kept=True,
+        **{"low": 1, "unit": "attempts", **_KEPT},
     )
-    max_wait: float = _option(
-        60.0,
-        "Longest computed wait before a retry; Retry-After is never shortened.",
-        float,
-        low=0,
-        above=True,
-        unit="seconds",
-        tunes=True,
-        kept=True,
+    max_wait: float = _seconds(
+        60.0, "Longest computed wait before a retry; Retry-After is never shortened.", kept=True
     )
-    give_up_after: float = _option(
-        900.0,
-        "Seconds that a target may stay paused before it stops.",
-        float,
-        low=0,
-        above=True,
-        unit="seconds",
-        tunes=True,
-        kept=True,
+    give_up_after: float = _seconds(
+        900.0, "Seconds that a target may stay paused before it stops.", kept=True
     )
-    drain_timeout: float | None = _option(
+    drain_timeout: float | None = _seconds(
         None,
         "Seconds that starts in flight get once the launch is told to end; default: --timeout.",
-        float,
-        low=0,
-        above=True,
-        unit="seconds",
-        tunes=True,
         kept=True,
     )
     max_errors: str = _option(
         "50%",
         "Rows of a target that may end without a run before it stops: N, or N% once 200 ended.",
-        str,
-        tunes=True,
-        kept=True,
+        **_KEPT,
     )
     retry_5xx: Literal["all", "none"] | None = _option(
         None,
         "all: also retry 504 and 524, after which a run may exist; none: 5XX makes rows unknown.",
-        str,
         choices=("all", "none"),
-        tunes=True,
-        kept=True,
+        **_KEPT,
     )
-    schema_max_age: float = _option(
+    schema_max_age: float = _seconds(
         24.0,
         "Hours that cached JobRunParameters are used.",
-        float,
-        low=0,
+        above=False,
         high=1_000_000,
         unit="hours",
-        tunes=True,
     )
     limit: int | None = _option(
         None,
@@ -246,45 +197,25 @@ class Settings:
     allow_repeated_auto: bool = _consent("Start several rows of one job that use an auto value.")
     allow_new_origin: bool = _consent("Send the rest of a batch to another base URL than before.")
     format: Format | None = _option(  # noqa: RUF009  # a field, as the others
-        None,
-        "The manifest's form, where its name does not tell.",
-        str,
-        choices=("jsonl", "csv"),
+        None, "The manifest's form, where its name does not tell.", choices=("jsonl", "csv")
     )
     delimiter: str = _option(
         ",",
         "What stands between the cells of a CSV manifest: , ; | or tab.",
-        str,
         choices=(",", ";", "|", "tab", "\t"),
     )
-    job_id: str | None = _option(None, "Job (GUID) of the rows that name none.", str)
-    target: str = _option(DEFAULT_TARGET, "Target of the rows that name none.", str)
-    interval: float = _option(
+    job_id: str | None = _option(None, "Job (GUID) of the rows that name none.")
+    target: str = _option(DEFAULT_TARGET, "Target of the rows that name none.")
+    interval: float = _seconds(
         5.0,
         "A watch asks about a run again after this long, then after half as long again, and so on.",
-        float,
-        low=0,
-        above=True,
-        unit="seconds",
-        tunes=True,
     )
-    max_interval: float = _option(
+    max_interval: float = _seconds(
         300.0,
         "Longest time between two questions about a run; below --interval it counts as that.",
-        float,
-        low=0,
-        above=True,
-        unit="seconds",
-        tunes=True,
     )
-    watch_timeout: float | None = _option(
-        None,
-        "End the watch after this long; without it, with the last run.",
-        float,
-        low=0,
-        above=True,
-        unit="seconds",
-        tunes=True,
+    watch_timeout: float | None = _seconds(
+        None, "End the watch after this long; without it, with the last run."
     )
 
     def __post_init__(self) -> None:
