@@ -356,6 +356,15 @@ def test_no_row_is_called_invalid_before_des_was_asked_anew(
     assert (check.valid, check.renewed, source.asked) == (valid, renewed, ["default"])
 
 
+def test_a_doubt_about_a_row_that_is_checked_anew_counts_once() -> None:
+    source = Source(compile_jobs([SAMPLE]), changed_job(When=4, New=1))
+
+    with Check(source.schemas, file=FILE, renew=source) as check:
+        check.take([row(1, When="2026-01-31T06:16:47", New="x")])
+
+    assert [warned.rows for warned in check.warnings] == [1]
+
+
 def test_no_job_is_called_unknown_before_des_was_asked_anew() -> None:
     source = Source({}, compile_jobs([SAMPLE]))
 
@@ -385,10 +394,32 @@ def test_a_problem_of_many_rows_is_told_once() -> None:
     assert (error.count, len(error.problems), len(error.groups)) == (2_000, 1_000, 1)
 
 
+def test_only_so_many_different_problems_are_kept() -> None:
+    names = (f"n{number}" for number in range(1, 1_101))
+    _, _, check = take(*(row(n, name, **{name: "x"}) for n, name in enumerate(names, 1)))
+
+    assert (check.count, len(check.groups)) == (1_100, 1_000)
+
+
 def test_the_first_problems_are_in_manifest_order() -> None:
     _, _, check = take(row(1), row(2), row(3, "x", Count="x"), row(4))
 
     assert [problem.row for problem in check.problems] == [2, 3, 4]
+
+
+def test_a_repeat_is_told_however_many_problems_come_after_it() -> None:
+    bad = [row(number, f"k{number}", Count="x") for number in range(3, 1_200)]
+    _, _, check = take(row(1), row(2), *bad)
+
+    assert (check.problems[0].row, len(check.problems)) == (2, 1_000)
+
+
+def test_a_repeat_that_is_told_at_once_has_no_key() -> None:
+    bad = InvalidRow(3, 4, "a", "default", JOB, ())
+    taken, _, _ = take(row(1, "a"), row(2, "a", Text="y"), bad, is_immediate=True)
+
+    assert [checked.key for checked in taken] == ["a", None, None]
+    assert all(checked.problems for checked in taken[1:])
 
 
 def test_what_ended_the_reading_is_no_row() -> None:

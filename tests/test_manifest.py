@@ -129,6 +129,7 @@ def test_a_file_in_the_wrong_form_is_told_once(form: Format, content: str, says:
         pytest.param("jsonl", f'{{"key": \n{GOOD}\n', [False, True], id="first line cut"),
         pytest.param("csv", "a\n1\n2\n", [True, True], id="one column"),
         pytest.param("csv", "a,b\n1,2,3\n1,2\n", [False, True], id="one ragged row"),
+        pytest.param("csv", "a,b\n1,2,3\n", [False], id="only a ragged row"),
         pytest.param("csv", "key,a\n1\n1\n", [False, False], id="ragged below a good header"),
         pytest.param("csv", "parameters.2026,b\n1,2\n", [True], id="a parameter called as data"),
     ],
@@ -136,9 +137,10 @@ def test_a_file_in_the_wrong_form_is_told_once(form: Format, content: str, says:
 def test_a_file_in_the_right_form_is_told_of_row_by_row(
     form: Format, content: str, rows: list[bool]
 ) -> None:
-    items = items_of(form, content, job_id=JOB)
+    manifest = open_manifest(form, content, job_id=JOB)
 
-    assert [isinstance(item, Row) for item in items] == rows
+    assert [isinstance(item, Row) for item in all_of(manifest)] == rows
+    assert manifest.is_whole
 
 
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])

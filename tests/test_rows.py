@@ -418,6 +418,13 @@ def test_what_results_wrote_is_no_new_batch(name: str) -> None:
         assert first.notes == {"note": "n"}
 
 
+def test_a_program_may_not_say_what_results_write() -> None:
+    item = from_object({"jobId": JOB, "deslaunch": {"State": "x", "mine": "y"}})
+
+    assert isinstance(item, InvalidRow)
+    assert [problem.column for problem in item.problems] == ["deslaunch.State"]
+
+
 def test_corrections_may_name_a_repeated_row() -> None:
     row = only_row(items_of("csv", f"key,jobId\na~2,{JOB}\n", is_batch_output_allowed=True))
 
@@ -519,12 +526,13 @@ def test_a_programs_row_is_a_mapping(value: object) -> None:
 
 
 names = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
-value_texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
+odd_texts = st.sampled_from(["\\N", "\\", "\\\\srv\\x", "\\E", " ", "a\rb", '"', ",;|\t", "\n"])
+value_texts = odd_texts | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 key_texts = st.text(
     st.characters(categories=["L", "N", "P"], exclude_characters="~\u115f\u1160\u3164\uffa0"),
     min_size=1,
     max_size=MAX_TARGET,
-)
+) | st.sampled_from(["\\N", "\\", "\\\\k", "a b", "#", "="])
 values: st.SearchStrategy[ParameterValue] = st.one_of(value_texts, st.none(), st.just(AUTO))
 typed_values = st.builds(JobRunParameterValue, st.none() | st.integers(0, 999_999_999), values)
 note_names = names.filter(lambda name: name.lower() not in RESULT_NAMES)
@@ -573,6 +581,25 @@ def test_both_forms_say_the_same(rows: list[Row], ascii_only: bool) -> None:
     assert [item._replace(number=1, line=1) for item in items] == rows
 
 
+@pytest.mark.parametrize("value", ["[1]", "NaN", '{"x": 1}', '"a\\u0000"'])
+def test_a_value_that_could_not_be_read_is_no_text_in_csv(value: str) -> None:
+    (invalid,) = items_of("jsonl", jsonl_with(f'"key": "k", "parameters": {{"a": {value}}}'))
+    assert isinstance(invalid, InvalidRow)
+    header = ["key", "target", "jobId", "a"]
+    table = csv_line(header) + csv_line(csv_cells(invalid.says, header, "k"))
+    (again,) = items_of("csv", table)
+
+    assert isinstance(again, InvalidRow)
+    assert [problem.column for problem in again.problems] == ["a"]
+
+
+def test_a_key_that_is_given_twice_is_none() -> None:
+    lines = [jsonl_with('"key": "a", "key": "b"'), jsonl_with('"key": "c", "x": 1, "x": 2')]
+    twice, other = items_of("jsonl", "\n".join(lines))
+
+    assert (twice.key, other.key) == (None, "c")
+
+
 def test_columns_come_back_in_their_order() -> None:
     header = "deslaunch.owner,Text,jobId,parameters.key,key,Count"
     table = f"{header}\nann,\\N,{JOB},5,k,\\A\n"
@@ -605,6 +632,7 @@ def test_a_row_that_says_more_than_the_columns_hold_is_not_cut() -> None:
         pytest.param(f"key,jobId,a\nk,{JOB},\\x\n", id="no such escape"),
         pytest.param(f"key,jobId,a\nk,{JOB}x,1\n", id="no GUID"),
         pytest.param(f"key,jobId,a\nk,{JOB},1,2\n", id="ragged"),
+        pytest.param("key,a\nk,1\n", id="no job"),
     ],
 )
 def test_an_invalid_row_that_is_written_again_is_invalid_until_it_is_fixed(table: str) -> None:

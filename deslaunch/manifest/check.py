@@ -172,7 +172,10 @@ class Check:
 
     def take(self, rows: Iterable[Row | InvalidRow]) -> list[CheckedRow | InvalidRow]:
         """Return the rows that can be started, and why others can't, in their order."""
-        taken = [self._take(row) for row in rows]
+        taken = [
+            self._take_unread(row) if isinstance(row, InvalidRow) else self._take(row)
+            for row in rows
+        ]
         self._store_keys()
         return taken
 
@@ -198,19 +201,19 @@ class Check:
         self.problems.sort(key=lambda problem: problem.row)
         del self.problems[KEPT_PROBLEMS:]
 
-    def _take(self, row: Row | InvalidRow) -> CheckedRow | InvalidRow:
-        if isinstance(row, InvalidRow):
-            self._keep(row.problems)
-            is_row = row.number > self.rows  # else it is what ended the reading
-            self.rows += is_row
-            self.invalid += is_row
+    def _take_unread(self, row: InvalidRow) -> InvalidRow:
+        self._keep(row.problems)
+        is_row = row.number > self.rows  # else it is what ended the reading
+        self.rows += is_row
+        self.invalid += is_row
 
-            if row.key is not None:
-                _, problems = self._take_key(row, row.key, key_digest(row.key), bad=True)
-                row = row._replace(problems=row.problems + problems)
-
+        if row.key is None:
             return row
 
+        _, problems = self._take_key(row, row.key, key_digest(row.key), bad=True)
+        return row._replace(key=None if problems else row.key, problems=row.problems + problems)
+
+    def _take(self, row: Row) -> CheckedRow | InvalidRow:
         self.rows += 1
         checked = self._check(row)
         problems = () if isinstance(checked, Body) else checked

@@ -418,9 +418,11 @@ def _form_of_csv(head: list[bytes], delimiter: str) -> Fault | None:
     if fault := results_alone(names, line):
         return fault
 
-    if set(RESERVED) & set(names):
-        return None
+    return None if set(RESERVED) & set(names) else _no_header(names, following, line)
 
+
+def _no_header(names: list[str], following: list[list[str]], line: str) -> Fault | None:
+    """Return the fault of a first line that names no column, or None."""
     data = next((name for name in names if _DATA.fullmatch(name)), None)
     widths = {len(cells) for cells in following}
     is_title = len(following) > 1 and len(widths) == 1 and len(names) not in widths

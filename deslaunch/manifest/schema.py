@@ -230,7 +230,7 @@ class Schema:
         others = tuple(
             _label(job)
             for job in self._neighbours
-            if job is not self.job and any(name == other.name for other in job.parameters)
+            if any(name == other.name for other in job.parameters)
         )
         return _fault_of_name(name, tuple(self._parameters), _label(self.job), others)
 
