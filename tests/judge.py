@@ -160,6 +160,6 @@ class Judge:
         )
 
         if done.returncode:
-            raise JudgeError(f"{arguments[0]} ended with {done.returncode}: {done.stderr}")
+            raise JudgeError(f"{arguments[0]} ended with {done.returncode}: {done.stderr[-500:]}")
 
         return done.stdout
