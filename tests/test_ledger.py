@@ -87,6 +87,7 @@ class TestTurn:
             {"default": None},
         ]
         assert turns[0].starts[0] == (1, 1, "k1", "default", JOB, checked(1).body, False, 0, 100.0)
+        assert (await ledger.exchange([], {"default": 0})).due == {"default": None}
 
     async def test_targets_are_claimed_apart(self, place: Path) -> None:
         rows = [checked(n, target="acme" if n % 3 else "bistro") for n in range(1, 10)]
@@ -322,8 +323,9 @@ class TestFailedCommits:
         with pytest.raises(LedgerDamaged, match=r"row 3 \(k3\).*digest"):
             await ledger.exchange([outcome(start, "started")], {"default": 2})
 
-        await ledger.exchange([outcome(start, "started")], {})
-        assert list((await states(ledger)).values()) == ["started", "pending", "pending", "pending"]
+        turn = await ledger.exchange([outcome(start, "started")], {"default": 1})
+        assert [start.row for start in turn.starts] == [2]
+        assert list((await states(ledger)).values()) == ["started", "sending", "pending", "pending"]
 
     async def test_a_row_without_a_body_is_not_sent(self, place: Path) -> None:
         unchecked = checked(1)._replace(body=b"", digest=checked(1).digest)

@@ -202,6 +202,8 @@ class TestKills:
         async with await open_ledger(str(place)) as ledger:
             assert (await states(ledger))["k2"] == "unknown"
             assert (await ledger.counts())[0].unknown == 3
+            [unknown] = [portion async for portion in ledger.unknown_rows()]
+            assert [row.key for row in unknown] == ["k2", "k4", "k5"]
 
         async with await take_ledger(str(place)) as ledger:
             start = await ledger.begin_session(session())

@@ -75,7 +75,7 @@ class _Known(NamedTuple):
             return self.digest is None
 
         said = (row.digest, row.row.target, row.row.job_id)
-        return said == (self.digest, self.target, self.job_id) and self.state != "invalid"
+        return said == (self.digest, self.target, self.job_id)
 
 
 class RowWriter:

@@ -312,8 +312,7 @@ UPDATE attempt SET finding = 'notStarted' WHERE row = ? AND result IN ('unknown'
 -- name: find_run
 UPDATE attempt SET finding = 'started', found_run = ?2
 WHERE row = ?1 AND number = (
-  SELECT coalesce(max(CASE WHEN result = 'unknown' THEN number END), max(number))
-  FROM attempt WHERE row = ?1 AND result IN ('unknown', 'failed', 'retry')
+  SELECT max(number) FROM attempt WHERE row = ?1 AND result IN ('unknown', 'failed', 'retry')
 );
 
 -- name: keep_resolution
