@@ -12,7 +12,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
-from commands import Ended, call
+from commands import Ended, Terminal, call
 from stage import (
     DESLAUNCH,
     OTHER_TOKEN,
@@ -148,6 +148,16 @@ class TestRun:
         assert (again.code, again.out, len(here.started)) == (7, "", 1)
         assert command == ["deslaunch resume night.ledger.db"]
         assert (here.printed(command[0]).code, here.started) == (0, [1, 2, 3])
+
+    def test_the_environment_may_name_the_ledger(self, here: Here) -> None:
+        here.place.manifest(1)
+
+        done = here.call("run", "night.jsonl", DESLAUNCH_LEDGER="here.db")
+        status = here.call("status", DESLAUNCH_LEDGER="here.db")
+
+        assert (done.code, status.code) == (0, 0)
+        assert status.out == "1 row: 1 started; 1 attempt\n"
+        assert not here.place.ledger.exists()
 
     def test_a_limit_leaves_the_rest_pending(self, here: Here) -> None:
         here.place.manifest(3)
@@ -503,7 +513,7 @@ def test_unknown_rows_are_listed_filled_in_and_resumed(tmp_path: Path) -> None:
             command_after(done.err, "list them, look each one up in DES and fill in")
         )
         path = tmp_path / "night.findings.csv"
-        rows = [*csv.DictReader(path.open())]
+        rows = [*csv.DictReader(path.read_text().splitlines())]
         run = made.simulator.runs[1].job_run_id
         rows[0] |= {"as": "started", "jobRunId": run}
         rows[1] |= {"as": "not-started", "note": "looked"}
@@ -852,6 +862,105 @@ def test_a_log_is_followed_while_the_ledger_grows(slow: Workplace) -> None:
     assert ended(launch).returncode == 0
     assert ended(follower).returncode == 130
     assert {f"row-{n}" for n in range(1, 51)} <= keys
+
+
+# At a terminal of the kernel's.
+
+QUESTION = "Start 3 runs? [y/N] "
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "said"),
+    [
+        pytest.param("y\n", 0, "3 rows: 3 started; 3 attempts", id="yes"),
+        pytest.param("n\n", 2, "nothing was sent", id="no"),
+        pytest.param("\x04", 2, "nothing was sent", id="end-of-input"),
+        pytest.param("\x03", 130, "nothing was sent", id="ctrl-c"),
+    ],
+)
+def test_a_person_is_asked_before_anything_is_sent(
+    typed: str, code: int, said: str, place: Workplace
+) -> None:
+    place.manifest(3)
+
+    with Terminal(place, "run", "night.jsonl", "--quiet") as terminal:
+        terminal.expect(QUESTION)
+        assert not place.simulator.runs
+        terminal.type(typed)
+
+        assert terminal.code == code
+        assert said in terminal.text or (code == 0 and "3 started" not in terminal.text)
+
+    assert place.ledger.exists() is (code == 0)
+    assert len(place.simulator.runs) == (0 if code else 3)
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        pytest.param(["run", "night.jsonl", "--yes"], id="yes"),
+        pytest.param(["run", "night.jsonl", "--dry-run"], id="dry-run"),
+    ],
+)
+def test_some_are_not_asked(argv: list[str], place: Workplace) -> None:
+    place.manifest(3)
+
+    with Terminal(place, *argv) as terminal:
+        assert (terminal.code, "[y/N]" in terminal.text) == (0, False)
+
+
+def test_nobody_is_asked_from_the_background(place: Workplace) -> None:
+    place.manifest(3)
+
+    wrap = ("bash", "-c", 'timeout 30 "$@"; exit $?', "bash")  # timeout makes a group of its own
+
+    with Terminal(place, "run", "night.jsonl", wrap=wrap) as terminal:
+        assert terminal.code == 2
+        assert "error: nobody can be asked from the background; nothing was sent" in terminal.text
+        assert "pass --yes" in terminal.text
+
+    assert not place.simulator.runs
+
+
+def test_a_finding_before_its_time_takes_a_yes(tmp_path: Path) -> None:
+    with workplace(tmp_path, fault("close-after-start", 2)) as place:
+        place.manifest(2)
+        place.run("run", "night.jsonl", "--concurrency", "1")
+
+        with Terminal(place, "resolve", "night.ledger.db", "row-2", "--not-started") as terminal:
+            terminal.expect("Record all the same that nothing was started? [y/N] ")
+            terminal.type("y\n")
+
+            assert terminal.code == 0
+
+        assert place.json("status", "night.ledger.db")["pending"] == 1
+
+
+def test_a_terminal_that_is_closed_ends_a_launch_in_good_order(place: Workplace) -> None:
+    place.manifest(1_000)
+
+    with Terminal(place, "run", "night.jsonl", "--yes", "--rate", "100") as terminal:
+        terminal.expect("slots now")
+
+        assert terminal.hang_up() == 129
+
+    summary = place.json("status", "night.ledger.db")
+    assert (summary["unknown"], summary["started"]) == (0, len(place.simulator.runs))
+    assert summary["pending"] > 0
+
+
+def test_a_launch_is_a_block_and_its_causes_stand_above_it(tmp_path: Path) -> None:
+    with workplace(tmp_path, fault("status", status=400, **{"from": 2, "to": 40})) as place:
+        place.manifest(100)
+        options = ("--yes", "--rate", "60", "--max-errors", "1000")
+
+        with Terminal(place, "run", "night.jsonl", *options) as terminal:
+            assert terminal.code == 3
+
+    assert terminal.text.count("(first: row ") == 2  # while it goes on, and at its end
+    assert "100 of 100 rows 100%" in terminal.text
+    assert " in flight, 16 slots now" in terminal.text
+    assert "39 rows rejected: HTTP 400" in terminal.text
 
 
 def test_a_simulator_prints_where_it_is(tmp_path: Path, place: Workplace) -> None:

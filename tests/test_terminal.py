@@ -8,7 +8,10 @@ import json
 import os
 import pty
 import shlex
+import signal
 import subprocess
+import sys
+from signal import SIGHUP, SIGINT, SIGTERM
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,7 +19,15 @@ import pytest
 from deslaunch.cli import render
 from deslaunch.cli.options import Given, kept_words, place_word, printed
 from deslaunch.cli.progress import Causes, Progress, Tally
-from deslaunch.cli.terminal import Interrupts, Printer, encode_json, run_work
+from deslaunch.cli.terminal import (
+    Interrupts,
+    Printer,
+    SignalReceived,
+    encode_json,
+    heeded_signals,
+    run_work,
+    take_signals,
+)
 from deslaunch.errors import ConfigurationError, Interrupted
 from deslaunch.events import (
     Counts,
@@ -575,7 +586,7 @@ def test_a_stream_that_is_not_utf_8_takes_every_text(encoding: str) -> None:
 
     printer.insist("Café … → \udcff")
 
-    assert rb"\u2026 \u2192 \xff" in out.buffer.getvalue()  # type: ignore[attr-defined]
+    assert rb"\u2026 \u2192 \xff" in out.buffer.getvalue()
 
 
 class Full(io.StringIO):
@@ -650,6 +661,16 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, Any]]:
     os.close(keyboard)
 
 
+def read_to(keyboard: int, end: str) -> str:
+    """Return what the terminal shows, as it comes, up to some text."""
+    shown = ""
+
+    while end not in shown:
+        shown += os.read(keyboard, 1_000).decode()
+
+    return shown
+
+
 @pytest.mark.parametrize(
     ("typed", "is_yes"),
     [
@@ -676,7 +697,7 @@ def test_only_a_yes_is_one(
 
     assert printer.can_ask()
     assert run_work(work) == is_yes
-    assert b"Start 3 runs? [y/N] " in os.read(keyboard, 1_000)
+    assert "Start 3 runs? [y/N] " in read_to(keyboard, "N] ")
 
 
 def test_nobody_is_asked_in_the_background(
@@ -701,7 +722,7 @@ def test_nobody_is_asked_in_the_background(
     ],
 )
 def test_who_sees_a_block(
-    options: dict[str, bool],
+    options: dict[str, Any],
     kind: str,
     has_block: bool,
     terminal: tuple[int, Any],
@@ -724,7 +745,8 @@ def test_a_block_is_redrawn_and_what_is_told_stands_above(
     printer.insist("told \x1b[2J above")
     printer.show([("2 of 2 rows", "bold"), ("2 started", "green")], 2, 2)
     printer.end_block()
-    shown = os.read(keyboard, 20_000).decode()
+    printer.insist("the end")
+    shown = read_to(keyboard, "the end")
 
     assert "told \\x1b[2J above" in shown
     assert shown.rindex("2 started") > shown.index("above")
@@ -780,6 +802,43 @@ def test_a_signal_before_there_is_a_batch_ends_the_command() -> None:
         run_work(work)
 
     assert caught.value.signum == 15
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Give the signals back to whoever had them."""
+    before = {number: signal.getsignal(number) for number in (SIGINT, SIGTERM, SIGHUP)}
+    yield
+
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_signals_are_taken_before_there_is_a_loop() -> None:
+    signal.signal(SIGHUP, signal.SIG_IGN)
+    take_signals()
+
+    with pytest.raises(SignalReceived) as caught:
+        os.kill(os.getpid(), SIGTERM)
+
+    os.kill(os.getpid(), SIGHUP)  # nohup had it ignored
+    assert caught.value.signum == SIGTERM
+    assert heeded_signals() == [SIGINT, SIGTERM]
+
+
+def test_a_signal_during_the_imports_has_its_exit_code() -> None:
+    code = (
+        "import os, signal, sys, threading\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'click': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from deslaunch.__main__ import run\n"
+        "run()\n"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 143
 
 
 def test_shell_words_are_read_back() -> None:

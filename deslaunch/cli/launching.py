@@ -328,7 +328,7 @@ def _launch(
             interrupts.batch = opened
             _tell_of_nothing(opened.plan, ledger, printer)
             summary = replace(await opened.run(allow_partial=True), ledger=ledger)
-            printer.end_block()
+            progress.close()
             watches = given["watch"] and opened.ledger and summary.exit_code in _WATCHED_AFTER
             _tell_end(summary, progress, given, printer, goes_on=bool(watches))
             watched = await _watch(opened, ledger, given) if watches else None

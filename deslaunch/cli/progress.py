@@ -55,6 +55,9 @@ REDRAW_EVERY: Final = 0.2
 _SHORTEST_SPAN: Final = 0.5  # seconds: what the first rows did says little
 _CAUSE_TEXT: Final = 160
 _STYLES: Final = {"started": "green", "succeeded": "green", "unknown": "bold yellow"}
+_PASSING: Final = frozenset({"dim", "yellow"})
+"""Styles of what holds only while it goes on: the pace, and why it waits."""
+
 _ROWS_OWN: Final = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]+(?:[.:TZ+-][0-9]+)*", re.IGNORECASE
 )
@@ -287,13 +290,24 @@ class Progress:
         self._printer = printer
         self._clock = clock
         self._reported = clock()
+        self._every = REDRAW_EVERY if printer.has_block else REPORT_EVERY
+        self._has_block = False
         self.tally = Tally(self._reported, noun, whole)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._printer.end_block()
+        self.close()
+
+    def close(self) -> None:
+        """Leave the block as it stands at the end; without one there is nothing to leave."""
+        if self._has_block:
+            self._has_block = False
+            tally = self.tally
+            lasting = [line for line in tally.block(self._clock()) if line[1] not in _PASSING]
+            self._printer.show(lasting, tally.ended, tally.whole)
+            self._printer.end_block()
 
     def __call__(self, event: Event) -> None:
         """Take in an event, and tell what is to be told."""
@@ -341,14 +355,13 @@ class Progress:
             self._printer.warn(warning)
 
     def _report(self, now: float) -> None:
-        has_block = self._printer.has_block
-
-        if now - self._reported < (REDRAW_EVERY if has_block else REPORT_EVERY):
+        if now - self._reported < self._every:
             return
 
         self._reported = now
 
-        if has_block:
+        if self._every == REDRAW_EVERY:
+            self._has_block = True
             self._printer.show(self.tally.block(now), self.tally.ended, self.tally.whole)
         else:
             self._printer.say(self.tally.text(now))

@@ -30,6 +30,7 @@ LISTED_PROBLEMS: Final = 1_000
 SHOWN_JOBS: Final = 10
 SHOWN_CAUSES: Final = 10
 SHOWN_TEXT: Final = 200
+NO_ERROR: Final = "its launcher ended before a response came"
 
 
 # What a batch, a session and a watch are.
@@ -386,7 +387,7 @@ def unknown_lines(row: UnknownRow) -> Iterator[str]:
     yield f"  job {job_text(row.job_name, row.job_id)}"
     yield f"  parameters {parameters_text(parameters)}"
     yield f"  look for a run created from {utc(row.from_ms)} to {utc(row.until_ms)}"
-    yield f"  because {one_line(row.error)}"
+    yield f"  because {one_line(row.error) or NO_ERROR}"
 
     if row.job_run_id:
         yield f"  a response named the jobRunId {row.job_run_id}"
