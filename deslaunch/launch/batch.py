@@ -400,7 +400,7 @@ async def _starts_of(place: str, settings: Settings) -> AsyncIterator[Start]:
 def default_ledger(manifest: StrPath) -> str:
     """Return where a manifest's ledger is by default: ``night.csv.gz`` → ``night.ledger.db``."""
     path = Path(os.fspath(manifest))
-    return str(path.with_name(f"{Path(path.name.removesuffix('.gz')).stem}.ledger.db"))
+    return str(path.parent / f"{Path(path.name.removesuffix('.gz')).stem}.ledger.db")
 
 
 def settings_of(ledger: Ledger) -> Settings:
