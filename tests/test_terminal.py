@@ -432,7 +432,7 @@ def test_the_rate_is_that_of_the_last_half_minute() -> None:
     assert Tally(0.0).seconds_left(1.0) is None
 
 
-def test_progress_is_a_line_and_a_block() -> None:
+def test_how_a_session_is_getting_on() -> None:
     tally = Tally(0.0)
     tally.take(Planned(plan(rows=8, ready=8)), 0.0)
     ended(tally, 3, 1.0)
@@ -440,26 +440,26 @@ def test_progress_is_a_line_and_a_block() -> None:
     tally.take(RetryPlanned(outcome(5, RowState.FAILED), 2.0), 1.0)
     tally.take(TargetPaused("acme", "HTTP 429", 30.0), 1.0)
 
-    assert tally.text(2.0) == (
-        "4 of 8 rows ended (3 started, 1 unknown), 1 sent again, 2 a second, about 31 s left"
-    )
-    assert tally.block(2.0) == [
-        ("4 of 8 rows 50%", "bold"),
+    lines = [
+        ("4 of 8 rows ended, 50%", "bold"),
         ("3 started", "green"),
         ("1 unknown", "bold yellow"),
         ("1 sent again", ""),
-        ("4 in flight, 16 slots now · 2 rows/s · about 31 s left", "dim"),
+        ("4 in flight, 16 slots now, 2 rows/s, about 31 s left", "dim"),
+    ]
+    assert tally.lines(2.0) == [
+        *lines,
         ("target acme: all rows wait 29 s more: HTTP 429", "yellow"),
     ]
-    assert len(tally.block(31.1)) == 5  # the pause is over
+    assert tally.lines(31.1)[:4] == lines[:4]
+    assert len(tally.lines(31.1)) == 5  # the pause is over
 
 
 def test_the_time_that_a_drain_has_left_is_told() -> None:
     tally = Tally(0.0)
     tally.take(Pulse(4, 0, drain=12.0), 1.0)
 
-    assert tally.text(1.0).endswith("12 s left for those in flight")
-    assert "12 s left for those in flight" in tally.block(1.0)[-1][0]
+    assert tally.lines(1.0)[-1][0].endswith("0 rows/s, 12 s left for those in flight")
 
 
 EVENTS: list[Event] = [
@@ -536,7 +536,7 @@ def test_without_a_terminal_progress_is_a_line_every_ten_seconds() -> None:
     for _ in range(5):
         progress(Pulse(1, 16))
 
-    assert heard.err == ["0 of 3 runs ended, 0 a second"]
+    assert heard.err == ["0 of 3 runs ended, 0%, 1 in flight, 16 slots now, 0 runs/s"]
 
 
 # Streams.

@@ -205,35 +205,13 @@ class Tally:
             if until > now:
                 yield target, until - now, cause
 
-    def text(self, now: float) -> str:
-        """Return how the session is getting on, in one line."""
-        told = ", ".join(f"{number:,} {how}" for how, number in self.counts.items() if number)
-        ended = count(self.ended, self.noun)
-
-        if self.whole is not None:
-            ended = f"{self.ended:,} of {count(self.whole, self.noun)}"
-
-        again = f", {self.retries:,} sent again" if self.noun == "row" else ""
-        text = f"{ended} ended{f' ({told})' if told else ''}{again}, {self.rate(now):,.0f} a second"
-        left = self.seconds_left(now)
-        drain = self.pulse.drain if self.pulse else None
-
-        if drain is not None:
-            return f"{text}, {duration(drain)} left for those in flight"
-
-        return f"{text}, about {duration(left)} left" if left else text
-
-    def block(self, now: float) -> list[tuple[str, str]]:
-        """Return the block, each line with its style: beside the bar, counts, pace, waits."""
-        whole = self.whole or 0
-        share = f" {self.ended / whole:.0%}" if whole else ""
-        lines = [(f"{self.ended:,} of {count(whole, self.noun)}{share}", "bold")]
-
-        if self.whole is None:
-            lines = [(f"{count(self.ended, self.noun)} ended", "bold")]
-
-        for how, number in self.counts.items():
-            lines.append((f"{number:,} {how}", _STYLES.get(how, "red")))
+    def lines(self, now: float) -> list[tuple[str, str]]:
+        """Return how far it is, the counts, the pace and the waits, each with its style."""
+        of = "" if self.whole is None else f" of {self.whole:,}"
+        share = f", {self.ended / self.whole:.0%}" if self.whole else ""
+        noun = self.noun if (self.whole or self.ended) == 1 else f"{self.noun}s"
+        lines = [(f"{self.ended:,}{of} {noun} ended{share}", "bold")]
+        lines += [(f"{n:,} {how}", _STYLES.get(how, "red")) for how, n in self.counts.items()]
 
         if self.retries:
             lines.append((f"{self.retries:,} sent again", ""))
@@ -248,15 +226,11 @@ class Tally:
         elif left := self.seconds_left(now):
             pace.append(f"about {duration(left)} left")
 
-        lines.append((" · ".join(pace), "dim"))
+        lines.append((", ".join(pace), "dim"))
 
         for target, seconds, cause in self.pauses(now):
-            lines.append(
-                (
-                    f"target {target}: all {self.noun}s wait {duration(seconds)} more: {cause}",
-                    "yellow",
-                )
-            )
+            text = f"target {target}: all {self.noun}s wait {duration(seconds)} more: {cause}"
+            lines.append((text, "yellow"))
 
         return lines
 
@@ -305,7 +279,7 @@ class Progress:
         if self._has_block:
             self._has_block = False
             tally = self.tally
-            lasting = [line for line in tally.block(self._clock()) if line[1] not in _PASSING]
+            lasting = [line for line in tally.lines(self._clock()) if line[1] not in _PASSING]
             self._printer.show(lasting, tally.ended, tally.whole)
             self._printer.end_block()
 
@@ -362,9 +336,9 @@ class Progress:
 
         if self._every == REDRAW_EVERY:
             self._has_block = True
-            self._printer.show(self.tally.block(now), self.tally.ended, self.tally.whole)
+            self._printer.show(self.tally.lines(now), self.tally.ended, self.tally.whole)
         else:
-            self._printer.say(self.tally.text(now))
+            self._printer.say(", ".join(text for text, _ in self.tally.lines(now)))
 
 
 def _line_of(event: RowEnded | RunEnded | RetryPlanned) -> str:

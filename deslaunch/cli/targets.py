@@ -151,12 +151,9 @@ _OF_LOGIN: Final = dict.fromkeys(
 
 # What people write who take the file for a place for secrets.
 _NO_SECRETS: Final = {
-    "token": "token_env, token_file or token_command",
-    "access_token": "token_env, token_file or token_command",
-    "client_secret": "client_secret_env or client_secret_file",
-    "secret": "client_secret_env or client_secret_file",
-    "username": "username_env or username_file",
-    "user": "username_env or username_file",
+    **dict.fromkeys(("token", "access_token"), "token_env, token_file or token_command"),
+    **dict.fromkeys(("client_secret", "secret"), "client_secret_env or client_secret_file"),
+    **dict.fromkeys(("username", "user"), "username_env or username_file"),
     "password": "password_env or password_file",
     "refresh_token": "an [….oauth] table with the login that buys one",
 }
@@ -343,19 +340,11 @@ def _instead(key: str, kinds: Mapping[str, _Kind]) -> str:
 
 def _described(value: Any) -> str:
     """Return a value in words; a text may be a secret, and is not shown."""
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case int() | float():
-            return str(value)
-        case str():
-            return "a text" if value else "an empty text"
-        case list():
-            return "a list"
-        case dict():
-            return "a table"
-        case _:
-            return "a date"
+    if isinstance(value, (bool, int, float)):
+        return str(value).lower()
+
+    names: dict[type, str] = {str: "a text", list: "a list", dict: "a table"}
+    return "an empty text" if value == "" else names.get(type(value), "a date")
 
 
 # The environment.
@@ -564,19 +553,14 @@ def _client(target: Target, given: Given, limits: Mapping[str, float]) -> DesCli
 
 
 def _source(token: Token | None, *, allow_http: bool) -> TokenSource:
-    from deslaunch.des.http import proxy_of  # noqa: PLC0415  # aiohttp is slow to import
-    from deslaunch.des.tokens import (  # noqa: PLC0415
-        CommandToken,
-        EnvToken,
-        FileToken,
-        OAuthToken,
-    )
+    from deslaunch.des import tokens  # noqa: PLC0415  # aiohttp is slow to import
+    from deslaunch.des.http import proxy_of  # noqa: PLC0415
     from deslaunch.des.wire import AUTH_URL  # noqa: PLC0415
 
     match token:
         case Token(value=Login() as login):
             auth_url = login.auth_url or AUTH_URL
-            return OAuthToken(
+            return tokens.OAuthToken(
                 org_id=login.org_id,
                 client_id=login.client_id,
                 client_secret=login.client_secret.read,
@@ -587,10 +571,10 @@ def _source(token: Token | None, *, allow_http: bool) -> TokenSource:
                 proxy=proxy_of(auth_url),
             )
         case Token("file", str(path)):
-            return FileToken(path)
-        case Token("command", tuple(argv)) if not isinstance(argv, Login):
-            return CommandToken(argv)
+            return tokens.FileToken(path)
+        case Token("command", tuple(argv)):
+            return tokens.CommandToken([str(word) for word in argv])
         case Token("env", str(variable)):
-            return EnvToken(variable)
+            return tokens.EnvToken(variable)
         case _:
-            return EnvToken("DES_TOKEN")
+            return tokens.EnvToken("DES_TOKEN")
