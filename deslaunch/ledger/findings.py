@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from deslaunch.errors import ManifestError
@@ -18,7 +19,7 @@ from deslaunch.ledger.place import as_word
 from deslaunch.ledger.reading import storable, utc
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
     from pathlib import Path
     from typing import TextIO
 
@@ -111,7 +112,8 @@ def read_findings(path: Path, *, note: str = "") -> list[Finding]:
     read = _read_jsonl if path.suffix in {".jsonl", ".ndjson"} else _read_csv
 
     try:
-        found = [_take(fields, f"{path}:{line}", note) for line, fields in read(path)]
+        with closing(read(path)) as lines:  # a bad finding leaves no file open
+            found = [_take(fields, f"{path}:{line}", note) for line, fields in lines]
     except OSError as exc:
         raise ManifestError(
             f"{path}: can't be read: {exc.strerror or exc}", hint="check the path and its mode"
@@ -140,7 +142,7 @@ def write_unrecorded(stream: TextIO, runs: Iterable[tuple[str, str]]) -> None:
     writer.writerows((key, "started", run, "not recorded by its launcher") for key, run in runs)
 
 
-def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
+def _read_csv(path: Path) -> Generator[tuple[int, Any], None, None]:
     csv.field_size_limit(2**31 - 1)
 
     with path.open(encoding="utf-8-sig", newline="") as stream:
@@ -153,7 +155,7 @@ def _read_csv(path: Path) -> Iterator[tuple[int, Any]]:
             yield reader.line_num, {name: value for name, value in row.items() if value}
 
 
-def _read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
+def _read_jsonl(path: Path) -> Generator[tuple[int, Any], None, None]:
     with path.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, start=1):
             if line.strip():
