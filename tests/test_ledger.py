@@ -27,6 +27,7 @@ from ledgers import (
 )
 
 from deslaunch.errors import LedgerDamaged, LedgerWriteFailed, ManifestError
+from deslaunch.events import Stop, StopReason
 from deslaunch.ledger import reading, sqlite
 from deslaunch.ledger.ledger import NewBatch, begin_import, take_ledger
 from deslaunch.model import Job, JobParameter, RowState, RunStatus
@@ -261,11 +262,12 @@ class TestSessions:
         async with await make(place) as ledger:
             await ledger.begin_session(session(kept={"rate": 2.0}, options={"limit": 5}))
             await ledger.set_clocks({"default": 1.5})
-            await ledger.end_session(5, [])
+            await ledger.end_session(5, [Stop(StopReason.LIMIT, "enough", resume_after=2.5)])
 
         async with await take_ledger(str(place)) as ledger:
             [known] = await ledger.sessions()
-            assert (known.exit_code, known.stops, known.options) == (5, [], {"limit": 5})
+            stop = {"reason": "limit", "message": "enough", "target": None, "resumeAfter": 2.5}
+            assert (known.exit_code, known.stops, known.options) == (5, [stop], {"limit": 5})
             assert known.ended_ms is not None
             assert known.targets == {"default": "https://default.example"}
             assert ledger.batch[:4] == ("night", "night.csv", "ab", None)

@@ -190,7 +190,7 @@ class Import:
     @in_thread
     def plan(self) -> Plan:
         """Return how the batch would stand."""
-        return make_plan(self._store, {}, is_at_work=False)
+        return make_plan(self._store, {}, "unknown")
 
     async def publish(self, *, digest: str = "", columns: Sequence[str] | None = None) -> Ledger:
         """Make it a ledger, whole or not at all; return it as the launcher's, its lock held.
@@ -241,7 +241,7 @@ class Import:
 
 
 class _RunIds:
-    """The jobRunIds of a batch as 64-bit hashes, 8 bytes a slot; a set of texts takes 20 times that.
+    """The jobRunIds of a batch as 64-bit hashes: 8 bytes a slot, where a text takes a hundred.
 
     An index in the database would write a page of its own for every row.
     """
@@ -585,21 +585,15 @@ class Ledger(Reader):
     @in_thread
     def end_session(self, exit_code: int, stops: Sequence[Stop]) -> None:
         """Note how the session ended."""
-        told = [
-            {
-                "reason": str(stop.reason),
-                "message": stop.message,
-                "target": stop.target,
-                "resumeAfter": stop.resume_after,
-            }
-            for stop in stops
-        ]
+        names = ("reason", "message", "target", "resumeAfter")
+        told = [(stop.reason, stop.message, stop.target, stop.resume_after) for stop in stops]
+        as_json = json.dumps([dict(zip(names, stop, strict=True)) for stop in told])
 
         if self._handed_back:
             self._turn((), {})
 
         with self._store.transaction():
-            ended = (self._now(), exit_code, json.dumps(told), self._session)
+            ended = (self._now(), exit_code, as_json, self._session)
             self._store.run("end_session", ended)
 
         self._session = 0

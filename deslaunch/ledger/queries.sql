@@ -323,7 +323,12 @@ INSERT INTO resolution (row, attempt, at_ms, finding, job_run_id, note) VALUES (
 -- name: tally
 SELECT
   r.job, r.auto,
-  coalesce(s.state, CASE WHEN r.problem IS NULL THEN 'pending' ELSE 'invalid' END) AS state,
+  CASE
+    WHEN s.state = 'sending' THEN ?
+    WHEN s.state IS NOT NULL THEN s.state
+    WHEN r.problem IS NULL THEN 'pending'
+    ELSE 'invalid'
+  END AS state,
   count(*), coalesce(sum(s.duplicate), 0), coalesce(sum(s.attempts), 0)
 FROM row r LEFT JOIN state s ON s.row = r.number GROUP BY 1, 2, 3;
 
@@ -334,7 +339,7 @@ SELECT id, host, pid, began_ms, ended_ms, exit_code, stops, options, targets FRO
 SELECT v.*, CASE WHEN :with_rows THEN (SELECT c.says FROM content c WHERE c.row = v.row) END
 FROM results v
 WHERE v.row > :after
-  AND (:state IS NULL OR v.state = :state OR v.state = :too)
+  AND (:state IS NULL OR :state = CASE v.state WHEN 'sending' THEN :open ELSE v.state END)
   AND (:run IS NULL OR v.state = 'started' AND :run = CASE
         WHEN v.finished IS NOT 1 THEN 'unfinished' WHEN v.success = 1 THEN 'succeeded' ELSE 'failed' END)
 ORDER BY v.row LIMIT :limit;
@@ -342,7 +347,7 @@ ORDER BY v.row LIMIT :limit;
 -- name: results_by_number
 SELECT v.*, CASE WHEN :with_rows THEN (SELECT c.says FROM content c WHERE c.row = v.row) END
 FROM json_each(:rows) n JOIN results v ON v.row = n.value
-WHERE (:state IS NULL OR v.state = :state OR v.state = :too)
+WHERE (:state IS NULL OR :state = CASE v.state WHEN 'sending' THEN :open ELSE v.state END)
   AND (:run IS NULL OR v.state = 'started' AND :run = CASE
         WHEN v.finished IS NOT 1 THEN 'unfinished' WHEN v.success = 1 THEN 'succeeded' ELSE 'failed' END);
 
@@ -351,7 +356,7 @@ SELECT
   r.number, r.key, t.name, j.job_id, j.name, c.says, coalesce(a.error, ''), a.job_run_id,
   min(d.sent_ms), max(d.sent_ms + n.timeout_ms), n.clocks
 FROM (SELECT row, shown FROM state
-      WHERE row > :after AND (state = 'unknown' OR state = :too) ORDER BY row LIMIT :limit) s
+      WHERE row > :after AND (state = 'unknown' OR state = 'sending' AND :open = 'unknown') ORDER BY row LIMIT :limit) s
 JOIN row r ON r.number = s.row
 JOIN target t ON t.id = r.target
 JOIN job j ON j.id = r.job

@@ -359,17 +359,21 @@ class Reader:
     def _is_at_work(self) -> bool:
         return self._store.holder() is not None
 
+    def _open_state(self) -> str:
+        """Return what a row is whose attempt is open."""
+        return "sending" if self._is_at_work() else "unknown"
+
     @in_thread
     def counts(self) -> tuple[Counts, dict[str, Counts]]:
         """Return the rows by state: in all, and by target."""
         targets = {number: target for number, target, *_ in self._store.fetch("jobs")}
         in_all, by_target = Counts(), dict.fromkeys(targets.values(), Counts())
 
-        for job, _auto, state, rows, duplicates, attempts in _tally(
-            self._store, is_at_work=self._is_at_work()
+        for job, _auto, state, rows, duplicates, attempts in self._store.fetch(
+            "tally", (self._open_state(),)
         ):
             target = targets[job]
-            name = "in_flight" if state is RowState.SENDING else state.value
+            name = "in_flight" if state == "sending" else state
             more = {name: rows, "possible_duplicates": duplicates, "attempts": attempts}
             in_all = _add(in_all, more)
             by_target[target] = _add(by_target[target], more)
@@ -380,7 +384,7 @@ class Reader:
     def plan(self, *, retry_rejected: bool = False, retry_unknown: bool = False) -> Plan:
         """Return what a session with these consents would send, by job."""
         consents = {RowState.REJECTED: retry_rejected, RowState.UNKNOWN: retry_unknown}
-        return make_plan(self._store, consents, is_at_work=self._is_at_work())
+        return make_plan(self._store, consents, self._open_state())
 
     @in_thread
     def targets(self) -> dict[str, TargetInfo]:
@@ -442,51 +446,38 @@ class Reader:
             keys: only these rows; keys that the batch does not know are passed over.
             with_rows: with what the rows say.
         """
-        wanted: dict[str, Any] = {
-            "state": state and str(state),
-            "run": run,
-            "with_rows": with_rows,
-            "after": 0,
-        }
-        numbers = None if keys is None else await self._numbers(list(keys))
+        wanted = {"state": state and str(state), "run": run, "with_rows": with_rows}
 
-        while numbers is None or numbers:
-            if numbers is not None:
-                wanted["rows"], numbers = numbers[:PORTION], numbers[PORTION:]
+        if keys is not None:
+            numbers = await self._find(list(keys))
 
-            rows = await self._results(wanted)
+            for begin in range(0, len(numbers), PORTION):
+                chosen = json.dumps(numbers[begin : begin + PORTION])
 
-            if rows:
-                yield rows
+                if rows := await self._results("results_by_number", {**wanted, "rows": chosen}):
+                    yield rows
 
-            if numbers is None:
-                if len(rows) < PORTION:
-                    return
+            return
 
-                wanted["after"] = rows[-1].row
+        after = 0
+
+        while rows := await self._results("results", {**wanted, "after": after, "limit": PORTION}):
+            yield rows
+            after = rows[-1].row
 
     @in_thread
-    def _numbers(self, keys: list[str]) -> list[int]:
+    def _find(self, keys: list[str]) -> list[int]:
         return [number for (number,) in self._store.fetch("rows_by_number", (json.dumps(keys),))]
 
     @in_thread
-    def _results(self, wanted: dict[str, Any]) -> list[ResultRow]:
-        is_at_work = self._is_at_work()
-        too = "sending" if wanted["state"] == "unknown" and not is_at_work else None
-        asked = {**wanted, "too": too, "limit": PORTION}
+    def _results(self, query: str, wanted: dict[str, Any]) -> list[ResultRow]:
+        open_state = self._open_state()
+        rows = map(ResultRow._make, self._store.fetch(query, {**wanted, "open": open_state}))
 
-        if "rows" in wanted:
-            asked["rows"] = json.dumps(wanted["rows"])
-            found = self._store.fetch("results_by_number", asked)
-        else:
-            found = self._store.fetch("results", asked)
+        if open_state == "sending":
+            return list(rows)
 
-        rows = list(map(ResultRow._make, found))
-
-        if not is_at_work:
-            rows = [r._replace(state="unknown") if r.state == "sending" else r for r in rows]
-
-        return rows
+        return [row._replace(state=open_state) if row.state == "sending" else row for row in rows]
 
     async def unknown_rows(self) -> AsyncIterator[list[UnknownRow]]:
         """Yield the unknown rows in manifest order, in portions, and where to look for them."""
@@ -498,8 +489,7 @@ class Reader:
 
     @in_thread
     def _unknown_rows(self, after: int) -> list[UnknownRow]:
-        too = None if self._is_at_work() else "sending"
-        asked = {"after": after, "too": too, "limit": PORTION}
+        asked = {"after": after, "open": self._open_state(), "limit": PORTION}
         rows = []
 
         for *row, sent_ms, until_ms, clocks in self._store.fetch("unknown_rows", asked):
@@ -513,39 +503,28 @@ class Reader:
     ) -> AsyncIterator[list[LogEntry]]:
         """Yield every attempt and event beyond ``after_ms`` in time order, in portions.
 
-        An attempt stands where it ended; an open one where it was meant.
+        An attempt stands where it ended; an open one where it was meant. One log at a time.
         """
-        last = await self._begin_log(key, after_ms)
+        numbers = [None] if key is None else await self._find([key])
 
-        while last is not None:
-            last, entries = await self._log(last)
+        for number in numbers:
+            await self._sort_log({"after": after_ms, "row": number})
+            last = 0
 
-            if entries:
-                yield entries
+            while portion := await self._log(last):
+                yield [LogEntry._make([*row, json.loads(told)]) for _id, *row, told in portion]
+                last = portion[-1][0]
 
     @in_thread
-    def _begin_log(self, key: str | None, after_ms: int) -> int | None:
-        """Sort all of it into a temporary table; return what :meth:`_log` begins after."""
-        row = None
-
-        if key is not None:
-            found = self._store.fetch("rows_by_number", (json.dumps([key]),))
-
-            if not found:
-                return None
-
-            row = found[0][0]
-
+    def _sort_log(self, wanted: dict[str, Any]) -> None:
+        """Sort it into a temporary table, which is this connection's own."""
         self._store.run("make_log")
         self._store.run("empty_log")
-        self._store.run("fill_log", {"after": after_ms, "row": row})
-        return 0
+        self._store.run("fill_log", wanted)
 
     @in_thread
-    def _log(self, after: int) -> tuple[int | None, list[LogEntry]]:
-        rows = self._store.fetch("log", (after, PORTION))
-        entries = [LogEntry._make([*row, json.loads(details)]) for _id, *row, details in rows]
-        return rows[-1][0] if rows else None, entries
+    def _log(self, after: int) -> list[Any]:
+        return self._store.fetch("log", (after, PORTION))
 
     @in_thread
     def query(self, name: str, parameters: Any = ()) -> list[Any]:
@@ -568,30 +547,22 @@ def _add(counts: Counts, more: dict[str, int]) -> Counts:
     return replace(counts, **{name: getattr(counts, name) + n for name, n in more.items()})
 
 
-def make_plan(store: Store, consents: Mapping[RowState, bool], *, is_at_work: bool) -> Plan:
+def make_plan(store: Store, consents: Mapping[RowState, bool], open_state: str) -> Plan:
     """Return what a session would send that has a consent for rows of these states."""
     jobs = {number: (target, job, name) for number, target, job, name, *_ in store.fetch("jobs")}
     names = {(target, job): name for target, job, name in jobs.values()}
     plan = Plan(dict.fromkeys(RowState, 0), {}, names)
 
-    for job, auto, state, rows, *_ in _tally(store, is_at_work=is_at_work):
+    for number, auto, word, rows, *_ in store.fetch("tally", (open_state,)):
+        state = RowState(word)
         plan.states[state] += rows
         is_left = auto and state is RowState.UNKNOWN
 
         if state in _READY or (consents.get(state) and not is_left):
-            target, job_id, _name = jobs[job]
-            plan.ready[target, job_id] = plan.ready.get((target, job_id), 0) + rows
+            job = jobs[number][:2]
+            plan.ready[job] = plan.ready.get(job, 0) + rows
 
     return plan
-
-
-def _tally(store: Store, *, is_at_work: bool) -> list[tuple[int, int, RowState, int, int, int]]:
-    """Return job, auto, state, rows, possible duplicates and attempts of rows alike."""
-    gone = {} if is_at_work else {"sending": "unknown"}
-    return [
-        (job, auto, RowState(gone.get(state, state)), *numbers)
-        for job, auto, state, *numbers in store.fetch("tally")
-    ]
 
 
 def storable(text: str) -> str:

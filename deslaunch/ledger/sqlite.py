@@ -14,7 +14,7 @@ import re
 import socket
 import sqlite3
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import quote
@@ -147,7 +147,7 @@ class SqliteStore:
         _require(place)
 
         try:
-            return cls(place, _open_reader(place))
+            return cls(place, _open(place, "ro"))
         except LedgerError as exc:
             if type(exc) is not LedgerError:
                 raise
@@ -156,7 +156,7 @@ class SqliteStore:
             with closing(_connect(place, "rw")) as connection:
                 connection.execute("SELECT count(*) FROM batch")
 
-            return cls(place, _open_reader(place))
+            return cls(place, _open(place, "ro"))
 
     def publish(self) -> None:
         """Commit and sync ``<place>.new``, give it its name, and open it under that.
@@ -319,34 +319,23 @@ class SqliteStore:
 
 
 def _open_writer(place: str) -> sqlite3.Connection:
-    # A wait for the write lock is looked at once a second.
-    connection = _open(place, "rw", *_WRITER, busy=1.0)
+    with ExitStack() as stack, _translated(place):
+        # A wait for the write lock is looked at once a second.
+        connection = stack.enter_context(closing(_open(place, "rw", *_WRITER, busy=1.0)))
 
-    try:
-        with _translated(place):
-            [(mode,)] = connection.execute("PRAGMA journal_mode=WAL")
-
-        if mode != "wal":
+        if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
             raise LedgerError(f"{place}: SQLite can't use a WAL here", hint="use a local disk")
-    except BaseException:
-        connection.close()
-        raise
 
-    return connection
+        stack.pop_all()
+        return connection
 
 
-def _open_reader(place: str) -> sqlite3.Connection:
-    return _open(place, "ro", busy=5.0)
-
-
-def _open(place: str, mode: str, *pragmas: str, busy: float) -> sqlite3.Connection:
-    """Connect to what is a ledger of a version that is known."""
-    connection = _connect(place, mode, *pragmas, busy=busy)
-
-    try:
-        with _translated(place):
-            [(application,)] = connection.execute("PRAGMA application_id")
-            [(version,)] = connection.execute("PRAGMA user_version")
+def _open(place: str, mode: str, *pragmas: str, busy: float = 5.0) -> sqlite3.Connection:
+    """Connect to what is a ledger of the version that is known."""
+    with ExitStack() as stack, _translated(place):
+        connection = stack.enter_context(closing(_connect(place, mode, *pragmas, busy=busy)))
+        [(application,)] = connection.execute("PRAGMA application_id")
+        [(version,)] = connection.execute("PRAGMA user_version")
 
         if application != APPLICATION_ID:
             raise _is_foreign(place)
@@ -356,11 +345,9 @@ def _open(place: str, mode: str, *pragmas: str, busy: float) -> sqlite3.Connecti
                 f"{place}: has schema version {version}, this deslaunch knows {SCHEMA_VERSION}",
                 hint="use the version of deslaunch that made it, or a newer one",
             )
-    except BaseException:
-        connection.close()
-        raise
 
-    return connection
+        stack.pop_all()
+        return connection
 
 
 def _connect(path: str, mode: str, *pragmas: str, busy: float = 5.0) -> sqlite3.Connection:
@@ -401,7 +388,7 @@ def _describe_launcher(place: str) -> str:
     """Say who holds the lock: the ledger knows more than the lock, which a container may hide."""
     pid, host, since = find_holder(place), socket.gethostname(), ""
 
-    with suppress(LedgerError, sqlite3.Error), closing(_open_reader(place)) as connection:
+    with suppress(LedgerError, sqlite3.Error), closing(_open(place, "ro")) as connection:
         for _number, its_host, its_pid, began_ms, ended_ms in connection.execute(
             _QUERIES["last_session"]
         ):
