@@ -541,7 +541,7 @@ class TestNumbers:
         assert found is not None
         texts = [text for _, text in found.percentiles]
         assert (found.total, texts) == (100, ["10 ms", "25 ms", "25 ms", "400 ms", "2 s"])
-        assert found.bars[0] == ("10 ms", "15 ms", 50, "50 %", 100)
+        assert found.bars[0] == ("10 ms", "15 ms", 50, "50 %", 100.0)
         assert found.bars[-1][:3] == ("2 s", "3 s", 1)
 
     def test_nothing_to_spread(self) -> None:

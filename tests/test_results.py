@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from batches import STARTED as STARTED_ATTEMPT
-from batches import Said, write_batch
+from batches import Said, checked_row, write_batch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deslaunch.errors import ConfigurationError, LedgerDamaged
-from deslaunch.ledger.ledger import open_ledger
+from deslaunch.ledger.ledger import open_ledger, take_ledger
 from deslaunch.ledger.reading import ResultRow
 from deslaunch.manifest.files import Manifest
 from deslaunch.model import AUTO, JobRunParameterValue, Row
@@ -353,7 +353,9 @@ def batch() -> list[Said]:
     ]
 
 
-COLUMNS_AS_WRITTEN = ("deslaunch.shop", "key", "A", "parameters.B", "C", "D", "E", "jobId")
+COLUMNS_AS_WRITTEN = (
+    *("deslaunch.shop", "key", "A", "parameters.B", "C", "D", "E", "jobId", "DBGenFrom"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -425,20 +427,41 @@ class TestBatch:
         await self.write(night, output, choice=Choice(state="rejected"), with_manifest=True)
 
         (row,) = read_csv(output)
-        assert list(row)[:9] == ["target", *COLUMNS_AS_WRITTEN]
-        assert list(row)[9:] == [f"deslaunch.{name}" for name in COLUMNS]
+        assert list(row)[:10] == ["target", *COLUMNS_AS_WRITTEN]
+        assert list(row)[10:] == [f"deslaunch.{name}" for name in COLUMNS]
         assert (row["deslaunch.shop"], row["key"], row["target"]) == ("17", "rejected", "default")
         assert (row["A"], row["parameters.B"], row["C"], row["D"]) == ("7", "\\N", "\\A", "\\E")
         assert (row["E"], row["jobId"]) == ('\\\\N,"', JOB)
         assert row["deslaunch.state"] == "rejected"
 
-    async def test_columns_that_the_header_lacks_follow(self, night: Path, tmp_path: Path) -> None:
-        """Of rows in JSONL, and of rows that were corrected since."""
-        await self.write(night, tmp_path / "all.csv", with_manifest=True)
+    async def test_rows_of_jsonl_have_a_column_for_all_that_they_say(self, tmp_path: Path) -> None:
+        place = tmp_path / "night.ledger.db"
+        rows = [Said("1", {"A": "1"}), Said("2", {"B": "2", "key": "3"}, notes={"shop": "17"})]
+        await write_batch(place, rows, manifest="night.jsonl", columns=None)
+
+        await self.write(place, tmp_path / "all.csv", with_manifest=True)
+
+        first, second = read_csv(tmp_path / "all.csv")
+        assert list(first)[:7] == [
+            *("key", "target", "jobId", "A", "B", "parameters.key", "deslaunch.shop")
+        ]
+        assert (first["A"], first["B"]) == ("1", "")
+        assert (second["B"], second["parameters.key"], second["deslaunch.shop"]) == ("2", "3", "17")
+
+    async def test_a_corrected_row_may_say_what_the_header_does_not_name(
+        self, tmp_path: Path
+    ) -> None:
+        place = tmp_path / "night.ledger.db"
+        await write_batch(place, [Said("1"), Said("2")])
+
+        async with await take_ledger(str(place)) as ledger:
+            corrected: Any = checked_row(1, Said("2", {"DBGenTo": "9"}))
+            await ledger.correct([corrected], file="fix.csv", add=False, dry_run=False)
+
+        await self.write(place, tmp_path / "all.csv", with_manifest=True)
 
         rows = read_csv(tmp_path / "all.csv")
-        assert list(rows[0])[9] == "DBGenFrom"
-        assert [row["DBGenFrom"] for row in rows] == ["1", "1", "", "1", "1", "1", "1"]
+        assert [(row["DBGenFrom"], row["DBGenTo"]) for row in rows] == [("1", ""), ("", "9")]
 
     @pytest.mark.parametrize("name", ["back.csv", "back.jsonl"])
     async def test_beside_the_row_it_is_a_manifest_again(

@@ -223,11 +223,13 @@ async def _columns_of(ledger: Reader, choice: Choice) -> list[str]:
     The rows of JSONL, and corrected rows, may say what no header names: they are looked through.
     Every row gets its key of the ledger, so that a correction finds it.
     """
+    [(is_corrected,)] = await ledger.query("report_is_corrected")
     needed: dict[str, None] = {}
 
-    async for rows in rows_of(ledger, choice, with_rows=True):
-        for row in rows:
-            needed.update(dict.fromkeys(columns_of(row.says or "{}")))
+    if ledger.batch.columns is None or is_corrected:
+        async for rows in rows_of(ledger, choice, with_rows=True):
+            for row in rows:
+                needed.update(dict.fromkeys(columns_of(row.says or "{}")))
 
     return header_of(ledger.batch.columns or (), needed)
 
