@@ -169,7 +169,7 @@ def during_import(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             tally.starts += place.simulator.requests
             tally.unknown += len(judge.unknown)
 
-    cases = [("pwrite64", rng.randrange(1, rows // 5)) for _ in range(moments)]
+    cases = [("pwrite64", rng.randrange(1, rows // 12)) for _ in range(moments)]
 
     if not fast:
         cases += product((*SYNCS, *NAMES), range(1, 8))
@@ -177,6 +177,6 @@ def during_import(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     side_by_side(one, [(number, *case) for number, case in enumerate(cases)])
 
     with tally.case("the attack"):
-        assert tally.kills >= len(cases) // 2, f"only {tally.kills} of {len(cases)} were killed"
+        assert tally.kills >= len(cases) // 3, f"only {tally.kills} of {len(cases)} were killed"
 
     return tally
