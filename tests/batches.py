@@ -68,7 +68,7 @@ class Said(NamedTuple):
     target: str = "default"
 
 
-STARTED: Final = (("started", 200, ""),)
+STARTED: Final = (("started", None, ""),)
 
 
 async def write_batch(

@@ -209,6 +209,7 @@ class TestPage:
         assert "failed 1 not finished 1 succeeded 1" in page.text
         assert "2 runs, from creation to end, as DES says." in page.text
         assert "116 starts" in page.text
+        assert "119 responses, each timed" in page.text
 
     def test_every_element_is_closed(self, page: Page) -> None:
         assert page.open == []

@@ -459,7 +459,11 @@ GROUP BY 1, 2;
 
 -- name: report_responses
 SELECT CASE WHEN ms < 1000 THEN ms WHEN ms < 10000 THEN ms / 10 * 10 ELSE ms / 100 * 100 END AS took, count(*)
-FROM (SELECT max(0, answered_ms - sent_ms) AS ms FROM attempt WHERE status IS NOT NULL AND answered_ms IS NOT NULL)
+FROM (
+  SELECT max(0, answered_ms - sent_ms) AS ms
+  FROM attempt
+  WHERE answered_ms IS NOT NULL AND (status IS NOT NULL OR result = 'started')
+)
 GROUP BY 1;
 
 -- name: report_run_times
