@@ -154,5 +154,7 @@ def make_faulty(ledger: Ledger) -> FaultyStore:
 
 
 async def never_mind(task: asyncio.Task[Any]) -> None:
+    """Let a task begin, and cancel it."""
+    await asyncio.sleep(0)
     task.cancel()
     await asyncio.wait([task])

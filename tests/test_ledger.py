@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 from ledgers import (
@@ -30,6 +30,7 @@ from deslaunch.errors import LedgerDamaged, LedgerWriteFailed, ManifestError
 from deslaunch.events import Stop, StopReason
 from deslaunch.ledger import reading, sqlite
 from deslaunch.ledger.ledger import NewBatch, begin_import, take_ledger
+from deslaunch.ledger.reading import run_in
 from deslaunch.model import Job, JobParameter, RowState, RunStatus
 
 if TYPE_CHECKING:
@@ -306,10 +307,26 @@ class TestFailedCommits:
         assert [(start.row, start.attempt) for start in starts] == [(1, 2), (2, 2)]
         assert [row.attempts for row in await read(ledger)] == [1, 1, 0, 0]
 
+    async def test_a_full_disk_costs_nothing(self, ledger: Ledger) -> None:
+        starts = (await ledger.exchange([], {"default": 2})).starts
+        long = [outcome(start, "rejected", error="x" * 4_000) for start in starts]
+        connection = cast("Any", ledger)._store._connection
+
+        def limit(pages: int) -> Any:
+            return connection.execute(f"PRAGMA max_page_count={pages}").fetchone()
+
+        await run_in(ledger.thread, limit, 1)  # as small as it is now
+
+        with pytest.raises(LedgerWriteFailed, match="full"):
+            await ledger.exchange(long, {})
+
+        await run_in(ledger.thread, limit, 10_000)
+        turn = await ledger.exchange(long, {"default": 2})
+        assert [told.state for told in turn.outcomes] == ["rejected", "rejected"]
+        assert [start.row for start in turn.starts] == [3, 4]
+
     async def test_a_cancelled_turn_hands_its_rows_back(self, ledger: Ledger) -> None:
-        task = asyncio.create_task(ledger.exchange([], {"default": 2}))
-        await asyncio.sleep(0)
-        await never_mind(task)
+        await never_mind(asyncio.create_task(ledger.exchange([], {"default": 2})))
 
         await ledger.end_session(130, [])
         assert set((await states(ledger)).values()) == {"pending"}
@@ -406,14 +423,17 @@ class TestRepeatedRuns:
         assert told.state == "started"
 
     async def test_thousands_of_runs_are_told_apart(self, place: Path) -> None:
-        async with await make(place, 3_000) as ledger:
+        async with await make(place, 1) as ledger:
             await ledger.begin_session(session())
-            told = [o for _ in range(6) for o in await send(ledger, *["started"] * 500)]
-            assert {o.state for o in told} == {"started"}
+            told = await send(ledger, "started")
+            await ledger.add([checked(number) for number in range(2, 9_502)])
 
-        async with await begin(place) as ledger:
-            counts, _ = await ledger.counts()
-            assert (counts.started, counts.unknown) == (3_000, 0)
+            for _ in range(9):
+                told += await send(ledger, *["started"] * 1_000)
+
+            assert {o.state for o in told} == {"started"}
+            told = await send(ledger, "started", "started", job_run_id=run_id(101))
+            assert {o.state for o in told} == {"unknown"}
 
 
 class TestRowsOfAProgram:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from ledgers import begin, checked, make, read, run_id, send, session, states
+from ledgers import begin, checked, make, never_mind, read, run_id, send, session, states
 
 from deslaunch.errors import (
     LedgerDamaged,
@@ -34,7 +34,9 @@ from deslaunch.ledger.ledger import NewBatch, begin_import, open_ledger, take_le
 from deslaunch.ledger.place import check_file_system, find_holder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
+
+    from deslaunch.ledger.ledger import Ledger
 
 TESTS: Final = str(Path(__file__).parent)
 
@@ -500,3 +502,31 @@ async def test_a_finding_is_taken_beside_a_launcher(place: Path) -> None:
 
     assert names(place) == ["", "-shm", "-wal"]
     kill(launcher)
+
+
+class TestCancelled:
+    async def test_an_opening_that_is_cancelled_frees_the_lock(self, place: Path) -> None:
+        await (await make(place)).aclose()
+        await never_mind(asyncio.create_task(take_ledger(str(place))))
+        await (await retry(lambda: take_ledger(str(place)))).aclose()
+
+    async def test_so_does_an_import(self, place: Path) -> None:
+        await never_mind(asyncio.create_task(begin_import(str(place), NewBatch("night.csv", {}))))
+        await (await retry(lambda: make(place))).aclose()
+
+    async def test_a_batch_whose_publishing_is_cancelled_is_whole(self, place: Path) -> None:
+        async with await begin_import(str(place), NewBatch("night.csv", {})) as batch:
+            await batch.add([checked(1)])
+            await never_mind(asyncio.create_task(batch.publish()))
+
+        async with await retry(lambda: take_ledger(str(place))) as ledger:
+            assert len(await read(ledger)) == 1
+
+
+async def retry(work: Callable[[], Awaitable[Ledger]]) -> Ledger:
+    """Try until what was cancelled has come to its end in its thread."""
+    while True:
+        try:
+            return await work()
+        except (LedgerLocked, LedgerMissing):
+            await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Rows that come into a ledger or change there: imported, added, corrected, checked again.
+"""What is written of rows that come or change: imported, added, corrected, checked again.
 
 All functions run in the ledger's thread, inside a transaction of their caller.
 """

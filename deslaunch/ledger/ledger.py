@@ -15,21 +15,26 @@ import os
 import re
 import socket
 import time
-from array import array
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from deslaunch.errors import LedgerDamaged, LedgerError
-from deslaunch.ledger.changes import RowWriter, add_rows, correct_rows, invalidate, recheck_rows
+from deslaunch.ledger.changes import (
+    RowWriter,
+    add_rows,
+    correct_rows,
+    invalidate,
+    recheck_rows,
+)
 from deslaunch.ledger.findings import resolve
 from deslaunch.ledger.place import as_word
 from deslaunch.ledger.reading import PORTION, Reader, in_thread, make_plan, run_in, storable
+from deslaunch.ledger.runs import KnownRuns, run_fields
 from deslaunch.ledger.sqlite import SqliteStore
 from deslaunch.model import (
     CheckedRow,
     InvalidRow,
     Outcome,
-    Result,
     RowState,
     RunStatus,
     Start,
@@ -49,9 +54,6 @@ if TYPE_CHECKING:
 def boottime() -> float:
     """Return seconds of a clock that counts suspension and is never set."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
-OpenT = TypeVar("OpenT")
 
 
 class Clock(NamedTuple):
@@ -201,7 +203,7 @@ class Import:
         self._is_open = False
 
         try:
-            return await run_in(self.thread, self._publish, digest, columns)
+            return await run_in(self.thread, self._publish, digest, columns, drop=Ledger.drop)
         except LedgerError:
             self._is_open = True
             raise
@@ -232,40 +234,16 @@ class Import:
         self._store.publish()
         return Ledger(self._store, self.thread, self._clock, self._loop)
 
+    def drop(self) -> None:
+        """Discard, in the ledger's thread."""
+        self._store.discard()
+
     async def discard(self) -> None:
         """Leave nothing of it, and free the lock; does nothing once it was published."""
         if self._is_open:
             self._is_open = False
-            await run_in(self.thread, self._store.discard)
+            await run_in(self.thread, self.drop)
             self.thread.shutdown(wait=False)
-
-
-class _RunIds:
-    """The jobRunIds of a batch as 64-bit hashes: 8 bytes a slot, where a text takes a hundred.
-
-    An index in the database would write a page of its own for every row.
-    """
-
-    def __init__(self, expected: int) -> None:
-        self._slots = array("q", bytes(8 << (2 * expected + 1024).bit_length()))
-        self.room = len(self._slots) // 2
-
-    def add(self, run: str) -> bool:
-        """Take an id; return True if it, or in 2^64 another, was there already."""
-        slots = self._slots
-        wanted = hash(run) or 1
-        mask = len(slots) - 1
-        at = wanted & mask
-
-        while found := slots[at]:
-            if found == wanted:
-                return True
-
-            at = (at + 1) & mask
-
-        slots[at] = wanted
-        self.room -= 1
-        return False
 
 
 class Ledger(Reader):
@@ -292,8 +270,7 @@ class Ledger(Reader):
         self._is_open = True
         self._session = 0
         self._places: Mapping[str, TargetInfo] = {}
-        self._runs: _RunIds | None = None
-        self._unsettled: dict[str, tuple[int, str]] = {}  # owners of the jobRunIds of this turn
+        self._runs = KnownRuns(store)
         self._handed_back: list[tuple[int, int]] = []  # attempts that will not be sent
         self._look_at_rows()
 
@@ -334,9 +311,13 @@ class Ledger(Reader):
         self._is_open = False
 
         try:
-            return await run_in(self.thread, self._store.close)
+            return await run_in(self.thread, self.drop)
         finally:
             self.thread.shutdown(wait=False)
+
+    def drop(self) -> str:
+        """Close, in the ledger's thread."""
+        return self._store.close()
 
     # A session
 
@@ -410,7 +391,7 @@ class Ledger(Reader):
         starts: list[Start] = []
 
         try:
-            outcomes = self._refuse_repeated_runs(outcomes)
+            outcomes = self._runs.refuse_repeated(outcomes)
 
             with self._store.transaction():
                 meant, now = self._clock.elapsed(), self._now()
@@ -428,62 +409,8 @@ class Ledger(Reader):
             raise
 
         self._positions = positions
-        self._unsettled.clear()
-
-        if self._runs is not None and self._runs.room < 1:
-            self._runs = None  # to be made anew, with room for the rows that came since
-
+        self._runs.settle()
         return Exchange(settled, starts, due)
-
-    def _refuse_repeated_runs(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Turn outcomes unknown whose jobRunId another row has: a run can't be two rows'."""
-        checked = []
-
-        for outcome in outcomes:
-            if outcome.job_run_id is not None:
-                owner = self._find_owner(outcome.job_run_id.lower(), outcome)
-
-                if owner is not None:
-                    outcome = outcome._replace(  # noqa: PLW2901  # what is known of it by now
-                        result=Result.UNKNOWN,
-                        state=RowState.UNKNOWN,
-                        not_before=None,
-                        error=f"jobRunId {outcome.job_run_id} is that of row {owner[0]} "
-                        f"({owner[1]}) {outcome.error}".rstrip(),
-                    )
-
-            checked.append(outcome)
-
-        return checked
-
-    def _find_owner(self, run: str, outcome: Outcome) -> tuple[int, str] | None:
-        """Return number and key of another row that has the run."""
-        if self._runs is None:
-            self._runs = self._load_runs()
-
-        if not self._runs.add(run):
-            self._unsettled[run] = outcome.row, outcome.key
-            return None
-
-        owner = self._unsettled.get(run)
-
-        if owner is None:
-            found = self._store.fetch("row_of_run", (run, outcome.row))
-            owner = found[0] if found else None
-
-        return None if owner is None or owner[0] == outcome.row else owner
-
-    def _load_runs(self) -> _RunIds:
-        runs = _RunIds(self._last_row)
-        after = (0, 0)
-
-        while found := self._store.fetch("run_ids", after):
-            for _row, _number, run in found:
-                runs.add(run.lower())
-
-            after = found[-1][:2]
-
-        return runs
 
     def _end_attempts(
         self, outcomes: Sequence[Outcome], handed_back: Sequence[tuple[int, int]], now: int
@@ -701,7 +628,7 @@ class Ledger(Reader):
         now = self._now()
 
         with self._store.transaction():
-            self._store.many("record_run", [_run_fields(*run, now) for run in runs])
+            self._store.many("record_run", [run_fields(*run, now) for run in runs])
 
 
 def _fits(body: object, digest: object) -> bool:
@@ -709,16 +636,6 @@ def _fits(body: object, digest: object) -> bool:
         return False
 
     return hashlib.sha256(body).digest()[:16] == digest
-
-
-def _run_fields(row: int, attempt: int, told: RunStatus | str, now: int) -> tuple[Any, ...]:
-    if isinstance(told, str):
-        return (row, attempt, now, storable(told), *(None,) * 6)
-
-    said = told.status and storable(told.status)
-    times = (told.created_utc, told.finished_utc)
-    files = json.dumps(told.output_files)
-    return (row, attempt, now, None, told.finished, told.success, said, *times, files)
 
 
 async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -> Import:
@@ -729,8 +646,16 @@ async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -
         LedgerLocked: another process is importing it.
         LedgerError: its folder's file system is not fit, or can't be written.
     """
-    loop = asyncio.get_running_loop()
-    return await _open(lambda thread: Import(SqliteStore.create(place), thread, batch, clock, loop))
+    loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "ledger")
+
+    def begin() -> Import:
+        return Import(SqliteStore.create(place), thread, batch, clock, loop)
+
+    try:
+        return await run_in(thread, begin, drop=Import.drop)
+    except BaseException:
+        thread.shutdown(wait=False)
+        raise
 
 
 async def take_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
@@ -742,8 +667,7 @@ async def take_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
         LedgerForeign: it is no ledger, or of a newer version.
         LedgerDamaged: it can't be read.
     """
-    loop = asyncio.get_running_loop()
-    return await _open(lambda thread: Ledger(SqliteStore.take(place), thread, clock, loop))
+    return await _open(SqliteStore.take, place, clock)
 
 
 async def open_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
@@ -754,16 +678,24 @@ async def open_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
         LedgerForeign: it is no ledger, or of a newer version.
         LedgerDamaged: it can't be read.
     """
-    loop = asyncio.get_running_loop()
-    return await _open(lambda thread: Ledger(SqliteStore.read(place), thread, clock, loop))
+    return await _open(SqliteStore.read, place, clock)
 
 
-async def _open(make: Callable[[ThreadPoolExecutor], OpenT]) -> OpenT:
-    """Make a ledger in a thread of its own."""
-    thread = ThreadPoolExecutor(1, "ledger")
+async def _open(connect: Callable[[str], Store], place: str, clock: Clock) -> Ledger:
+    """Open a ledger in a thread of its own."""
+    loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "ledger")
+
+    def make() -> Ledger:
+        store = connect(place)
+
+        try:
+            return Ledger(store, thread, clock, loop)
+        except BaseException:
+            store.close()
+            raise
 
     try:
-        return await run_in(thread, make, thread)
+        return await run_in(thread, make, drop=Ledger.drop)
     except BaseException:
         thread.shutdown(wait=False)
         raise

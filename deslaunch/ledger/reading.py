@@ -323,9 +323,22 @@ def in_thread(
     return run
 
 
-async def run_in(thread: ThreadPoolExecutor, function: Callable[..., T], *args: Any) -> T:
-    """Run a function in the ledger's thread."""
-    return await asyncio.shield(asyncio.wrap_future(thread.submit(function, *args)))
+async def run_in(
+    thread: ThreadPoolExecutor,
+    function: Callable[..., T],
+    *args: Any,
+    drop: Callable[[T], object] | None = None,
+) -> T:
+    """Run a function in the ledger's thread; where this is cancelled, ``drop`` its result there."""
+    done = thread.submit(function, *args)
+
+    try:
+        return await asyncio.shield(asyncio.wrap_future(done))
+    except asyncio.CancelledError:
+        if drop is not None:
+            thread.submit(lambda: drop(done.result()))
+
+        raise
 
 
 class Reader:
