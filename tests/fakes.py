@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
@@ -60,6 +61,11 @@ def _is_blocked(task: asyncio.Task[Any]) -> bool:
     return waiter is not None and not waiter.done()
 
 
+def _wake(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 class _Alarm:
     """What :meth:`VirtualClock.call_later` gives back."""
 
@@ -90,7 +96,7 @@ class VirtualClock:
 
     async def sleep(self, seconds: float) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        alarm = self.call_later(seconds, lambda: future.done() or future.set_result(None))
+        alarm = self.call_later(seconds, partial(_wake, future))
 
         try:
             await future

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from deslaunch.launch.retry import Jitter
     from deslaunch.model import RowState
 
+LIMIT: Final = 20_000.0
+"""Seconds of virtual time that a session may take."""
+
 INTERRUPTED: Final = Stop(StopReason.INTERRUPTED, "interrupted", signal=2)
 
 
@@ -44,6 +47,7 @@ class Bench:
         targets: Iterable[str] = (DEFAULT_TARGET,),
         rng: Jitter | None = None,
         early: float = 0.0,
+        slots_of: dict[str, int] | None = None,
         **tuning: Any,
     ) -> None:
         self.clock = VirtualClock(early=early)
@@ -53,6 +57,10 @@ class Bench:
         self.events: list[Event] = []
         self.on_event: Callable[[Event], None] = lambda _: None
         self.clients = {target: self.des.client(target) for target in targets}
+
+        for target, most in (slots_of or {}).items():
+            self.clients[target].concurrency = most
+
         self.session = Session(
             cast("Any", self.ledger),
             self.ledger.due(),
@@ -91,7 +99,9 @@ class Bench:
 
         while not self.work.done():
             due = self.clock.next_due()
+            is_late = self.clock.now() - self.des.began > LIMIT  # its pulse beats on for ever
             assert due is not None, f"a deadlock: {self.session!r}"
+            assert not is_late, f"a deadlock: {self.session!r}"
             await self.clock.advance(due - self.clock.now())
 
         self.check()
@@ -155,4 +165,4 @@ def keys(prefix: str, number: int) -> list[str]:
 
 def final(results: Iterable[str]) -> list[str]:
     """Return the results after which no attempt of the session follows."""
-    return [result for result in results if Result(result).is_final]
+    return [result for result in results if result != "open" and Result(result).is_final]

@@ -280,7 +280,6 @@ class Session:
         slots = self._settings.concurrency - self._open + len(self._outcomes)
         free = int(min(slots, self._pacer.allowed(now), self._left(now)))
         claims = {}
-        self._rotation.rotate(-1)
 
         for name in self._rotation:
             target = self._targets[name]
@@ -289,6 +288,9 @@ class Session:
             if wanted > 0:
                 claims[name] = wanted
                 free -= wanted
+
+        if claims:
+            self._rotation.rotate(-1)
 
         return claims
 
@@ -408,6 +410,7 @@ class Session:
             self._outcomes.clear()
             self._open = 0
         else:
+            await self._announce()
             await self._clock.sleep(1.0)
 
     # One attempt.
@@ -583,9 +586,8 @@ class Session:
 
     def _note_stop(self, stop: events.Stop) -> None:
         self.stops.append(stop)
-        self._plan(
-            events.TargetStopped(stop), "stop", stop.target, f"{stop.reason}: {stop.message}"
-        )
+        kind = "stop" if stop.reason is not events.StopReason.LEDGER else ""  # it can't be noted
+        self._plan(events.TargetStopped(stop), kind, stop.target, f"{stop.reason}: {stop.message}")
 
     def _plan(self, event: Event, kind: str, target: str | None, text: str) -> None:
         """Tell of something once it is in the ledger; without a kind it is only told."""
