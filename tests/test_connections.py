@@ -52,8 +52,6 @@ if TYPE_CHECKING:
 
     from peer import Script
 
-    from deslaunch.des.http import Limit
-
 T = TypeVar("T")
 
 
@@ -914,13 +912,8 @@ def run(test: Callable[[SetLoop], Coroutine[None, None, T]]) -> T:
 
 
 async def limited(deadlines: Deadlines, response: asyncio.Future[str]) -> str:
-    limit = deadlines.begin()
-
-    try:
-        with limit:
-            return await response
-    finally:
-        deadlines.end(limit)
+    with deadlines.begin():
+        return await response
 
 
 def test_a_block_that_lasts_too_long_raises_a_timeout() -> None:
@@ -976,9 +969,10 @@ def test_a_response_that_waited_while_the_loop_stood_still_is_taken() -> None:
 def test_a_limit_that_was_ended_does_nothing_more() -> None:
     async def test(loop: SetLoop) -> tuple[bool, str]:
         deadlines = Deadlines(SECONDS)
-        limit = deadlines.begin()
-        deadlines.end(limit)
-        deadlines.end(limit)
+
+        with deadlines.begin() as limit:
+            pass
+
         await loop.pass_(2 * SECONDS)
         await loop.pass_(GRACE)
         return limit.expired, repr(deadlines)
@@ -989,7 +983,10 @@ def test_a_limit_that_was_ended_does_nothing_more() -> None:
 def test_the_timer_serves_limits_that_begin_after_a_silence() -> None:
     async def test(loop: SetLoop) -> bool:
         deadlines = Deadlines(SECONDS)
-        deadlines.end(deadlines.begin())
+
+        with deadlines.begin():
+            pass
+
         await loop.pass_(2 * SECONDS)
         await loop.pass_(GRACE)
         task = asyncio.create_task(limited(deadlines, loop.create_future()))
@@ -1023,34 +1020,6 @@ def test_a_cancellation_by_somebody_else_at_the_same_time_stays_one() -> None:
         return task.cancelled()
 
     assert run(test)
-
-
-def test_a_limit_may_be_entered_twice_and_holds_for_both_together() -> None:
-    async def test(loop: SetLoop) -> list[str]:
-        deadlines = Deadlines(SECONDS)
-        said: list[str] = []
-        first: asyncio.Future[str] = loop.create_future()
-
-        async def twice(limit: Limit) -> None:
-            with limit:
-                said.append(await first)
-
-            with limit:
-                await loop.create_future()
-
-        async def work() -> None:
-            await twice(deadlines.begin())
-
-        task = asyncio.create_task(work())
-        await loop.pass_(0)
-        await loop.pass_(SECONDS - 1)
-        first.set_result("headers")
-        await loop.pass_(1)
-        await loop.pass_(GRACE)
-        said.append(type(task.exception()).__name__)
-        return said
-
-    assert run(test) == ["headers", "TimeoutError"]
 
 
 def test_after_close_no_timer_is_left() -> None:

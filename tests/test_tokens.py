@@ -42,7 +42,7 @@ from deslaunch.errors import (
 from deslaunch.simulator import Simulator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Coroutine, Iterator, Sequence
     from pathlib import Path
 
     from authserver import AuthServer
@@ -376,18 +376,21 @@ async def test_a_source_without_a_newer_token(results: list[Any], renewals: int)
     ],
 )
 async def test_a_source_that_fails(result: Any, said: str) -> None:
-    keeper = TokenKeeper(Queue(result, "one"))
+    now = 100.0
+    keeper = TokenKeeper(Queue(result, "one"), clock=lambda: now)
 
     with pytest.raises(CredentialsRefused) as caught:
         await keeper.current()
 
+    now += 1.0
     assert str(caught.value).startswith(said)
     assert await keeper.current() == (Token("one"), 1)
 
 
 async def test_a_failed_renewal_is_shared_and_a_later_one_asks_anew() -> None:
+    now = 100.0
     source = Queue("one", RuntimeError(), "two")
-    keeper = TokenKeeper(source)
+    keeper = TokenKeeper(source, clock=lambda: now)
     await keeper.current()
     source.gate.clear()
     tasks = [asyncio.create_task(keeper.renew(1)) for _ in range(3)]
@@ -396,6 +399,7 @@ async def test_a_failed_renewal_is_shared_and_a_later_one_asks_anew() -> None:
     errors = await asyncio.gather(*tasks, return_exceptions=True)
 
     assert ([type(error) for error in errors], source.fetched) == ([CredentialsRefused] * 3, 2)
+    now += 1.0
     await keeper.renew(1)
     assert await keeper.current() == (Token("two"), 2)
 
@@ -494,19 +498,7 @@ def no_secret_is_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert not [secret for secret in SECRETS if secret in caplog.text]
 
 
-class Hours:
-    """A clock by which an hour passes from one look to the next."""
-
-    def __init__(self) -> None:
-        self.time = 0.0
-
-    def __call__(self) -> float:
-        self.time += 3600.0
-        return self.time
-
-
 def source_of(server: AuthServer | Simulator, **options: Any) -> OAuthToken:
-    options.setdefault("clock", Hours())
     url = server.base_url if isinstance(server, Simulator) else server.url
     return OAuthToken(**{**LOGIN, "auth_url": url, **options})
 
@@ -522,12 +514,12 @@ def source_at(url: str) -> OAuthToken:
 
 
 async def failure(server: AuthServer, **options: Any) -> DeslaunchError:
-    return await failure_of(source_of(server, **options))
+    return await failure_of(source_of(server, **options).fetch())
 
 
-async def failure_of(source: OAuthToken) -> DeslaunchError:
+async def failure_of(asked: Coroutine[Any, Any, object]) -> DeslaunchError:
     with pytest.raises(DeslaunchError) as caught:
-        await source.fetch()
+        await asked
 
     assert_no_secret(caught.value)
     return caught.value
@@ -611,13 +603,13 @@ async def test_an_auth_server_that_failed_is_left_alone(answer: bytes, silence: 
     now = 100.0
 
     async with auth_server(answer) as server:
-        source = source_of(server, clock=lambda: now)
-        first = await failure_of(source)
+        keeper = TokenKeeper(source_of(server), clock=lambda: now)
+        first = await failure_of(keeper.current())
         now += silence - 0.01
-        second = await failure_of(source)
+        second = await failure_of(keeper.current())
         early = len(server.asked)
         now += 0.02
-        await failure_of(source)
+        await failure_of(keeper.current())
 
     assert (early, len(server.asked)) == (1, 2)
     assert (type(second), str(second)) == (type(first), str(first))
@@ -630,21 +622,6 @@ async def test_without_a_refresh_token_the_password_is_sent_again() -> None:
         await source.fetch()
 
     assert server.grants == ["password", "password"]
-
-
-async def test_one_grant_at_a_time() -> None:
-    async with auth_server(granted(1), granted(2)) as server:
-        source = source_of(server)
-        server.gate.clear()
-        tasks = [asyncio.create_task(source.fetch()) for _ in range(2)]
-
-        await server.arrived.wait()
-        await wait_all_tasks_blocked()
-        under_way = len(server.asked)
-        server.gate.set()
-        await asyncio.gather(*tasks)
-
-    assert (under_way, server.grants) == (1, ["password", "refresh_token"])
 
 
 async def test_the_secrets_are_asked_for_at_each_grant() -> None:
@@ -919,16 +896,21 @@ async def test_a_token_that_can_not_be_renewed_ahead_stays_in_use(answer: bytes)
 
 
 async def test_a_refused_token_is_not_sent_again_while_no_newer_one_can_be_had() -> None:
+    now = 100.0
+
     async with auth_server(granted(1), http(500, b""), http(500, b""), granted(2)) as server:
-        keeper = TokenKeeper(source_of(server))
+        keeper = TokenKeeper(source_of(server), clock=lambda: now)
         await keeper.current()
 
         with pytest.raises(NotSent, match="500"):
             await keeper.renew(1)
 
+        now += 1.0
+
         with pytest.raises(NotSent, match="500"):
             await keeper.current()
 
+        now += 1.0
         token, generation = await keeper.current()
 
     assert (token.text, generation) == (f"{ACCESS}2", 2)

@@ -42,6 +42,9 @@ if TYPE_CHECKING:
 
 KIND: Final = "deslaunch-schema/1"
 
+_UNHAD: Final = (DesError, CredentialsRefused, SchemaError)
+"""What is raised where a target's jobs can't be had."""
+
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9-]+")
 
 
@@ -245,18 +248,9 @@ class Catalog:
     def __repr__(self) -> str:
         return f"<Catalog loaded={sorted(self.jobs)} cached={sorted(self._cached)}>"
 
-    def is_loaded(self, target: str) -> bool:
-        """Return True if a target was asked for, even where its jobs can't be had."""
-        return target in self.jobs or target in self.left_out
-
     def is_cached(self, target: str) -> bool:
         """Return True if a target's jobs are from the cache: DES may know better by now."""
         return target in self._cached
-
-    def age(self, target: str) -> timedelta | None:
-        """Return how old a target's cached jobs are; None for what is from DES or a file."""
-        fetched = self._cached.get(target)
-        return None if fetched is None else self._now() - fetched
 
     async def load(self, targets: Iterable[str]) -> None:
         """Load the jobs of targets that rows name; known ones cost nothing.
@@ -267,18 +261,12 @@ class Catalog:
             SchemaError: DES's response can't be read.
         """
         for target in targets:
-            if target not in self.targets or self.is_loaded(target):
-                continue
-
-            if self._schema_file is not None:
-                self._use(target, self._schema_file)
+            if target not in self.targets or target in self.jobs or target in self.left_out:
                 continue
 
             try:
                 await self._load(target)
-            except (DesError, CredentialsRefused, SchemaError) as exc:
-                _locate(exc, target)
-
+            except _UNHAD as exc:
                 if not self._apart:
                     raise
 
@@ -302,13 +290,7 @@ class Catalog:
             return False
 
         known = self.jobs.get(target)
-
-        try:
-            await self._fetch(target)
-        except (DesError, CredentialsRefused, SchemaError) as exc:
-            _locate(exc, target)
-            raise
-
+        await self._fetch(target)
         return self.jobs[target] != known
 
     def notes(self) -> Iterator[str]:
@@ -318,24 +300,26 @@ class Catalog:
             yield f"the JobRunParameters of target {target} were fetched {age} ago"
 
     async def _load(self, target: str) -> None:
+        if self._schema_file is not None:
+            self._use(target, self._schema_file)
+            return
+
         home = self._clients[target].home
         cached = await asyncio.to_thread(self._cache.load, target, home)
-        age = self._now() - cached.fetched if cached is not None else None
+        age = timedelta.max if cached is None else self._now() - cached.fetched
 
-        if cached is not None and age is not None and timedelta(0) <= age <= self._max_age:
+        if cached is not None and timedelta(0) <= age <= self._max_age:
             self._use(target, cached.jobs, cached.fetched)
             return
 
         try:
             await self._fetch(target)
-        except (DesError, CredentialsRefused, SchemaError) as exc:
-            if cached is None or age is None:
-                raise
+        except _UNHAD as exc:
+            if cached is not None and not self._offline:
+                old = f"its cached JobRunParameters, {_age(age)} old, are too old to launch by"
+                exc.advise(old)
 
-            if not self._offline:
-                exc.advise(
-                    f"its cached JobRunParameters, {_age(age)} old, are too old to launch by"
-                )
+            if cached is None or not self._offline:
                 raise
 
             self._use(target, cached.jobs, cached.fetched)
@@ -350,11 +334,17 @@ class Catalog:
 
         try:
             jobs = await client.query_jobs()
-        except (Rejected, QueryFailed) as exc:
-            exc.advise(
-                f"is {client.home} the base URL of a DES? It is the svc of the response that the "
-                "token came with; or leave DES out of it and pass the jobs with --schema FILE"
-            )
+        except _UNHAD as exc:
+            if isinstance(exc, Rejected | QueryFailed):
+                exc.advise(
+                    f"is {client.home} the base URL of a DES? It is the svc of the response that "
+                    "the token came with; or leave DES out of it and pass the jobs with "
+                    "--schema FILE"
+                )
+
+            if target != DEFAULT_TARGET:
+                exc.locate(f"target {target}")
+
             raise
 
         self._use(target, jobs)
@@ -373,12 +363,6 @@ class Catalog:
 
         if fetched is not None:
             self._cached[target] = fetched
-
-
-def _locate(exc: DeslaunchError, target: str) -> None:
-    """Say in an error which target it is of, where there may be others."""
-    if target != DEFAULT_TARGET:
-        exc.locate(f"target {target}")
 
 
 def _age(age: timedelta) -> str:

@@ -18,9 +18,9 @@ import aiohttp
 from aiohttp.http import HttpProcessingError
 from yarl import URL
 
-from deslaunch import __version__
 from deslaunch.des import http, quick, wire
-from deslaunch.des.tokens import OrganisationTokens, StaticToken, TokenKeeper
+from deslaunch.des.http import Exchange
+from deslaunch.des.tokens import StaticToken, TokenKeeper
 from deslaunch.errors import (
     ConfigurationError,
     CredentialsRefused,
@@ -31,23 +31,19 @@ from deslaunch.errors import (
     QueryFailed,
     Redirected,
     Rejected,
-    SchemaError,
     ServerError,
     Throttled,
     Unauthorized,
 )
-from deslaunch.model import Auto, JobRunParameterValue, Sent
+from deslaunch.model import DEFAULT_TARGET, Auto, JobRunParameterValue, Sent, Start
 
 if TYPE_CHECKING:
     import ssl as ssl_module
     from collections.abc import Callable, Mapping
-    from types import TracebackType
 
-    from multidict import CIMultiDictProxy
-
-    from deslaunch.des.http import Response, Route
+    from deslaunch.des.http import Route
     from deslaunch.des.tokens import Token, TokenSource
-    from deslaunch.model import Job, RunStatus, Start, StartedRun
+    from deslaunch.model import Job, RunStatus, StartedRun
 
 Value = str | int | Decimal | datetime | JobRunParameterValue | Auto | None
 """What :meth:`DesClient.start_job` takes as a parameter's value; ``bool`` is an ``int``."""
@@ -56,13 +52,6 @@ LATE: Final = 5.0
 """Seconds beyond the connect timeout within which a start must leave after it was meant."""
 
 _MIB: Final = 1024 * 1024
-
-_HEADERS: Final = {
-    "Accept": "application/json",
-    "Accept-Encoding": "identity",  # a small gzip can unpack to more than memory holds
-    "Content-Type": "application/json",
-    "User-Agent": f"deslaunch/{__version__}",
-}
 
 
 class _Call(NamedTuple):
@@ -167,10 +156,10 @@ class DesClient:
         boottime: Callable[[], float] = http.boottime,
     ) -> None:
         source = StaticToken(token) if isinstance(token, str) else token
-        self.org_id = source.org_id if isinstance(source, OrganisationTokens) else None
+        self.org_id: str | None = getattr(source, "org_id", None)
         self.concurrency = concurrency
-        self.timeout = _seconds("timeout", timeout)
-        self.connect_timeout = _seconds("connect_timeout", connect_timeout)
+        self.timeout = timeout
+        self.connect_timeout = connect_timeout
         self.on_note: Callable[[str], None] = lambda _: None
         self._deadlines = http.Deadlines(timeout)
         self._ssl = ssl
@@ -185,8 +174,14 @@ class DesClient:
         self._routes: dict[str, Route] = {}
         self._authorized = 0  # the generation of these routes' token
         self._reuses = True
-        self._dated: tuple[str, datetime] | None = None
+        self._dated: tuple[str | None, datetime] = None, now()
         self._way: quick.QuickWay | http.PlainWay | None = None
+
+        for name, value in (("timeout", timeout), ("connect_timeout", connect_timeout)):
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigurationError(
+                    f"{name} must be more than 0 seconds, not {value}", hint="write 60, for example"
+                )
 
         if base_url is not None:
             self._go_to(base_url)
@@ -216,9 +211,9 @@ class DesClient:
 
         A Date has whole seconds, so the offset is true to a second.
         """
-        date, now = self._dated or (None, self._now())
+        date, seen = self._dated
         said = wire.http_date(date)
-        return None if said is None else (said - now).total_seconds()
+        return None if said is None else (said - seen).total_seconds()
 
     async def locate(self) -> str:
         """Return the base URL; where none is known yet, a token is fetched that tells it.
@@ -248,12 +243,7 @@ class DesClient:
 
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *exc_info: object) -> None:
         way, self._way = self._way, None
 
         if way is not None:
@@ -282,7 +272,14 @@ class DesClient:
             CredentialsRefused: there is no token; nothing was sent.
         """
         latest = start.meant + self.connect_timeout + LATE if start.meant else math.inf
-        return await self._start(start.job_id, start.body, Sent() if sent is None else sent, latest)
+        exchange = await self._ask(_START, start.body, Sent() if sent is None else sent, latest)
+        run = wire.decode_started(exchange.body)
+
+        if run is None or run.job_id != start.job_id:
+            why = "is no StartJobResponse" if run is None else "names another job"
+            raise self._error(OutcomeUnknown, exchange, f"DES responded 200, and its body {why}")
+
+        return run
 
     def stop_reusing(self, reason: str) -> None:
         """Let each connection serve one request only from now on, and tell why, once."""
@@ -323,7 +320,8 @@ class DesClient:
 
         encoded = {name: _encoded(name, value) for name, value in parameters.items()}
         job_id = job_id.lower()
-        return await self._start(job_id, wire.start_job_body(job_id, encoded), Sent(), math.inf)
+        body = wire.start_job_body(job_id, encoded)
+        return await self.start(Start(1, 1, "", DEFAULT_TARGET, job_id, body))
 
     async def query_jobs(self) -> list[Job]:
         """Return the organisation's jobs, with the parameters that each declares.
@@ -340,11 +338,7 @@ class DesClient:
             CredentialsRefused: there is no token that DES accepts.
         """
         response = await self._query(_QUERY_JOBS, wire.QUERY_JOBS_BODY)
-
-        try:
-            return wire.decode_jobs(response.body, source="DES's response to QueryJobs")
-        except SchemaError as exc:
-            raise SchemaError(self._tokens.scrub(str(exc)), hint=exc.hint) from exc.__cause__
+        return wire.decode_jobs(self._scrubbed(response.body), source="DES's response to QueryJobs")
 
     async def probe(self) -> None:
         """Return if DES responds to QueryJobs in any way that shows that it is there.
@@ -357,7 +351,7 @@ class DesClient:
             Throttled: DES asks to wait.
         """
         with contextlib.suppress(Rejected, ServerError, QueryFailed, CredentialsRefused):
-            await self._ask(_QUERY_JOBS, wire.QUERY_JOBS_BODY)
+            await self._ask(_QUERY_JOBS, wire.QUERY_JOBS_BODY, Sent())
 
     async def query_run_status(self, job_run_id: str) -> RunStatus:
         """Return how one run is getting on.
@@ -380,111 +374,83 @@ class DesClient:
 
         return status
 
-    async def _start(self, job_id: str, body: bytes, sent: Sent, latest: float) -> StartedRun:
-        response, generation = await self._exchange(_START, body, sent, latest)
-
-        if response.status != HTTPStatus.OK or response.flaw is not None:
-            raise self._verdict(_START, response, generation) from self._cause(response.flaw)
-
-        run = wire.decode_started(response.body)
-
-        if run is None or run.job_id != job_id:
-            why = "is no StartJobResponse" if run is None else "names another job"
-            raise self._error(OutcomeUnknown, response, f"DES responded 200, and its body {why}")
-
-        return run
-
-    async def _query(self, call: _Call, body: bytes) -> Response:
+    async def _query(self, call: _Call, body: bytes) -> Exchange:
+        """Ask DES, and once more where it refused the token and there is a newer one."""
         try:
-            return await self._ask(call, body)
+            return await self._ask(call, body, Sent())
         except Unauthorized as exc:
-            refused = exc
-
-        await self.renew(refused)
+            await self.renew(exc)
 
         try:
-            return await self._ask(call, body)
+            return await self._ask(call, body, Sent())
         except Unauthorized as exc:
             raise CredentialsRefused(
                 "DES refused the token, and then the renewed one",
                 hint="check that the token is for this organisation and base URL",
             ) from exc
 
-    async def _ask(self, call: _Call, body: bytes) -> Response:
-        response, generation = await self._exchange(call, body, Sent(), math.inf)
-
-        if response.status != HTTPStatus.OK or response.flaw is not None:
-            raise self._verdict(call, response, generation) from self._cause(response.flaw)
-
-        return response
-
-    async def _exchange(
-        self, call: _Call, body: bytes, sent: Sent, latest: float
-    ) -> tuple[Response, int]:
-        """Send one request; return its response and the number of the token that was sent."""
+    async def _ask(
+        self, call: _Call, body: bytes, sent: Sent, latest: float = math.inf
+    ) -> Exchange:
+        """Send one request; return it where the response is whole and its status 200."""
         if self._way is None:
             raise RuntimeError("this DesClient is not open; use it inside 'async with'")
 
         token, generation = await self._tokens.current()
-        route = self._route(call, token, generation)
-        limit = self._deadlines.begin()
-        sending = http.Sending(body, sent, limit, call.limit, latest, self._boottime)
 
-        try:
-            response = await self._way.post(route, sending)
-        except NotSent:
-            raise
-        except Exception as exc:  # noqa: BLE001  # an unforeseen one leaves a start unknown, too
-            raise self._translated(call, exc, sending) from self._cause(exc)
-        finally:
-            self._deadlines.end(limit)
-
-        if "Date" in response.headers:
-            self._dated = response.headers["Date"], self._now()
-
-        if "Content-Encoding" in response.headers:
-            body = http.unpacked(response.body, response.headers["Content-Encoding"])
-            response = response._replace(body=body)
-
-        return response, generation
-
-    def _route(self, call: _Call, token: Token, generation: int) -> Route:
-        """Return the way of a call, made once for each token, which may lead elsewhere."""
         if self._authorized != generation:
             self._authorize(token, generation)
 
-        route = self._routes.get(call.path)
+        exchange = Exchange(body, sent, call.limit, latest, self._boottime)
 
-        if route is None:
-            assert self._base is not None
-            headers = _HEADERS | {"Authorization": f"Bearer {token.text}"}
-            route = http.route_to(self._base / call.path, headers, *self._proxy)
-            self._routes[call.path] = route
+        try:
+            with self._deadlines.begin():
+                await self._way.post(self._routes[call.path], exchange)
+        except NotSent:
+            raise
+        except Exception as exc:  # noqa: BLE001  # an unforeseen one leaves a start unknown, too
+            if not exchange.status:
+                raise self._translated(call, exc, exchange) from self._cause(exc)
 
-        return route
+            exchange.flaw = exc
+
+        headers = exchange.headers
+        date = headers.get("Date")
+
+        if date is not None and date != self._dated[0]:
+            self._dated = date, self._now()
+
+        if "Content-Encoding" in headers:
+            exchange.body = http.unpacked(exchange.body, headers["Content-Encoding"])
+
+        if exchange.status != HTTPStatus.OK or exchange.flaw is not None:
+            raise self._verdict(call, exchange, generation) from self._cause(exchange.flaw)
+
+        return exchange
 
     def _authorize(self, token: Token, generation: int) -> None:
-        """Go where a token is good, unless the base URL was given.
+        """Make the ways of all calls for a token, and go where it is good, unless that was given.
 
         Raises:
             Misconfigured: the token tells no base URL that is fit to be sent to.
         """
-        if self._follows and token.svc is None:
-            raise Misconfigured(
-                f"the token of organisation {self.org_id} tells no base URL",
-                hint="set the target's base URL",
-            )
-
         if self._follows:
             try:
                 self._go_to(token.svc or "")
             except ConfigurationError as exc:
+                why = f"tells where DES is, and {exc}" if token.svc else "tells no base URL"
                 raise Misconfigured(
-                    f"the token of organisation {self.org_id} tells where DES is, and {exc}",
+                    f"the token of organisation {self.org_id} {why}",
                     hint="ask who runs the auth server, or set the target's base URL",
                 ) from exc
 
-        self._routes.clear()
+        assert self._base is not None
+        authorization = f"Bearer {token.text}"
+        headers = {"Content-Type": "application/json", "Authorization": authorization}
+        self._routes = {
+            call.path: http.route_to(self._base / call.path, headers, *self._proxy)
+            for call in (_START, _QUERY_JOBS, _QUERY_RUN_STATUS)
+        }
         self._authorized = generation
 
     def _go_to(self, base_url: str) -> None:
@@ -498,20 +464,19 @@ class DesClient:
         said = f" ({' '.join(text.split())})" if text else ""
         self.stop_reusing(f"{why}{said}")
 
-    def _translated(self, call: _Call, exc: Exception, sending: http.Sending) -> DesError:
+    def _translated(self, call: _Call, exc: Exception, exchange: Exchange) -> DesError:
         """Return what a failed exchange means."""
-        if sending.sent:
+        if exchange.sent:
             text = next(text for kind, text in _LOST if isinstance(exc, kind))
             return call.lost(
                 f"the request was sent to {self.base_url}, and {text}",
                 hint=_HINTS.get(call.lost, ""),
-                response=self._kept(sending.came),
-                job_run_id=_first_run(sending.came),
+                response=self._kept(exchange.came),
+                job_run_id=_first_run(exchange.came),
             )
 
-        fault = http.fault_of(exc)
-        text = f"{self.base_url}: {fault.text}{http.detail_of(exc)}"
-        return fault.verdict(text, hint=_HINTS[fault.verdict])
+        verdict, text = http.fault_of(exc)
+        return verdict(f"{self.base_url}: {text}", hint=_HINTS[verdict])
 
     def _cause(self, exc: BaseException | None) -> BaseException | None:
         """Return ``exc`` to be chained, or None where its text quotes a token."""
@@ -525,7 +490,7 @@ class DesClient:
 
         return exc
 
-    def _verdict(self, call: _Call, response: Response, generation: int) -> DesError:
+    def _verdict(self, call: _Call, response: Exchange, generation: int) -> DesError:
         """Return what a response means that is no whole one with status 200."""
         if isinstance(response.flaw, http.Unasked):
             return self._error(call.lost, response, f"after {response.status} DES responded again")
@@ -538,8 +503,8 @@ class DesClient:
         kind = self._kind(call, response) or call.lost
         text = f"{_TEXTS.get(kind, 'DES responded')} {response.status}"
 
-        if kind is Redirected and (origin := _origin_of(response)):
-            text += f" to {origin}"
+        if kind is Redirected and (there := self._target_of(call, response)) is not None:
+            text += f" to {there.origin()}"  # alone, as the rest may hold secrets
 
         if kind is call.lost and response.flaw is not None:
             text += ", and the rest of its response was cut off"
@@ -551,41 +516,42 @@ class DesClient:
 
         return error
 
-    def _kind(self, call: _Call, response: Response) -> type[DesError] | None:
+    def _kind(self, call: _Call, response: Exchange) -> type[DesError] | None:
         """Return the verdict on a status, or None where it leaves the outcome unknown."""
-        status, headers = response.status, response.headers
+        status = response.status
 
-        if status == HTTPStatus.SERVICE_UNAVAILABLE and "Retry-After" in headers:
+        if status == HTTPStatus.SERVICE_UNAVAILABLE and "Retry-After" in response.headers:
             return Throttled
 
-        if status == HTTPStatus.FOUND and call is _START and not self._is_elsewhere(call, headers):
-            return None  # the common way to show a page after the work was done
+        if status == HTTPStatus.FOUND and call is _START:
+            here, there = self._routes[call.path].url, self._target_of(call, response)
+
+            if there is None or there.path_qs != here.path_qs or there.origin() == here.origin():
+                return None  # the common way to show a page after the work was done
 
         return _VERDICTS.get(status, _VERDICTS_BY_HUNDRED.get(status // 100))
 
-    def _is_elsewhere(self, call: _Call, headers: CIMultiDictProxy[str]) -> bool:
-        """Return True if a redirect leads to the same path on another scheme or host."""
+    def _target_of(self, call: _Call, response: Exchange) -> URL | None:
+        """Return where a redirect leads, or None where that is no place."""
         assert self._base is not None
-        url = self._base / call.path
 
         try:
-            there = url.join(URL(headers.get("Location", "")))
-        except ValueError:
-            return False
+            there = (self._base / call.path).join(URL(response.headers["Location"]))
+            there.origin()
+        except (KeyError, ValueError):
+            return None
+        else:
+            return there
 
-        return there.path_qs == url.path_qs and there.origin() != url.origin()
-
-    def _error(self, kind: type[DesError], response: Response, text: str) -> DesError:
+    def _error(self, kind: type[DesError], response: Exchange, text: str) -> DesError:
         kept = self._kept(response.body)
+        now = wire.http_date(response.headers.get("Date")) or self._now()
         return kind(
             _sentence(self._tokens.scrub(text), kept),
             hint=_HINTS.get(kind, ""),
             status=response.status,
             response=kept,
-            retry_after=wire.retry_after(
-                response.headers.getall("Retry-After", ()),
-                now=wire.http_date(response.headers.get("Date")) or self._now(),
-            ),
+            retry_after=wire.retry_after(response.headers.getall("Retry-After", ()), now=now),
             job_run_id=_first_run(response.body),
         )
 
@@ -605,14 +571,6 @@ def _first_run(body: bytes) -> str | None:
 def _sentence(text: str, response: str) -> str:
     said = wire.error_text(response)
     return f"{text}: {said}" if said else text
-
-
-def _origin_of(response: Response) -> str:
-    """Return where a redirect leads: the origin alone, as the rest may hold secrets."""
-    try:
-        return str(URL(response.headers.get("Location", "")).origin())
-    except ValueError:
-        return ""
 
 
 def _encoded(name: str, value: Value) -> dict[str, Any]:
@@ -639,12 +597,3 @@ def _encoded(name: str, value: Value) -> dict[str, Any]:
 def _iso(value: datetime) -> str:
     text = value.isoformat()
     return f"{text[:-6]}Z" if text.endswith("+00:00") else text
-
-
-def _seconds(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise ConfigurationError(
-            f"{name} must be more than 0 seconds, not {value}", hint="write 60, for example"
-        )
-
-    return value

@@ -2,7 +2,7 @@
 
 A request goes one of two ways: the quick one (``quick``), or :class:`PlainWay`, which needs
 nothing of aiohttp but what it documents and is there where ``quick`` does not know the aiohttp at
-hand. Both note in a :class:`Sending` when the first byte may leave; nothing here sends twice.
+hand. Both note in an :class:`Exchange` when the first byte may leave; nothing here sends twice.
 
 All time limits of a client are equally long, so they run out in the order in which they began,
 and one timer, set for the oldest, serves them all: a timer for each request would cost a tenth
@@ -19,17 +19,18 @@ import ssl as ssl_module
 import sys
 import time
 import zlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 import aiohttp
 from yarl import URL
 
+from deslaunch import __version__
 from deslaunch.errors import ConfigurationError, Misconfigured, NotSent, TooLate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from types import SimpleNamespace, TracebackType
+    from collections.abc import Callable, Mapping, Sequence
+    from types import SimpleNamespace
 
     from multidict import CIMultiDictProxy
 
@@ -74,33 +75,25 @@ def safe_url(text: str, what: str = "base URL", *, allow_http: bool = False) -> 
         ConfigurationError: it is not; the message shows no password and no query.
     """
     text = text.strip()
-
-    if "@" in text:  # whatever it parses to: a password may hold a slash
-        raise ConfigurationError(
-            f"the {what} holds a user name or password",
-            hint="remove what stands before the '@': DES takes nothing but a token",
-        )
-
-    if "?" in text or "#" in text:
-        raise ConfigurationError(
-            f"the {what} holds a query or fragment", hint="cut it off at the '?' or '#'"
-        )
-
     url = _parse(text)
 
-    if url is None:
-        raise ConfigurationError(
-            f"the {what} {text!r} can't be used", hint="write https:// and the host's name"
+    if "@" in text:  # whatever it parses to: a password may hold a slash
+        why = "holds a user name or password"
+        hint = "remove what stands before the '@': DES takes nothing but a token"
+    elif "?" in text or "#" in text:
+        why, hint = "holds a query or fragment", "cut it off at the '?' or '#'"
+    elif url is None:
+        why, hint = f"{text!r} can't be used", "write https:// and the host's name"
+    elif url.scheme == "http" and not (allow_http or is_loopback(url.host or "")):
+        why = f"{text!r} would send the token in the clear"
+        hint = (
+            f"write {str(url.with_scheme('https')).rstrip('/')}; "
+            "or, where nobody can listen on the way, allow http with --allow-http"
         )
+    else:
+        return url
 
-    if url.scheme == "http" and not (allow_http or is_loopback(url.host or "")):
-        raise ConfigurationError(
-            f"the {what} {text!r} would send the token in the clear",
-            hint=f"write {str(url.with_scheme('https')).rstrip('/')}; "
-            "or, where nobody can listen on the way, allow http with --allow-http",
-        )
-
-    return url
+    raise ConfigurationError(f"the {what} {why}", hint=hint)
 
 
 def is_loopback(host: str) -> bool:
@@ -210,7 +203,7 @@ class Deadlines:
         return f"<Deadlines of {self._seconds:g} s: {len(self._running)} running>"
 
     def begin(self) -> Limit:
-        """Return a limit that runs from now on, for the current task.
+        """Return a limit that runs from now on, for the current task, until its block ends.
 
         Raises:
             RuntimeError: this is no task.
@@ -221,17 +214,13 @@ class Deadlines:
         if task is None:
             raise RuntimeError("only a task can be given a time limit")
 
-        limit = Limit(task)
+        limit = Limit(task, self._running)
         due = self._running[limit] = loop.time() + self._seconds
 
         if self._timer is None:
             self._timer = loop.call_at(due, self._ring, due)
 
         return limit
-
-    def end(self, limit: Limit) -> None:
-        """Let a limit run no more."""
-        self._running.pop(limit, None)
 
     def close(self) -> None:
         """Let no limit run any more."""
@@ -258,42 +247,36 @@ class Deadlines:
 
 
 class Limit:
-    """One limit: a context manager, to be entered once or several times one after the other.
-
-    When it runs out, the block that is entered then raises ``TimeoutError``.
+    """One limit: a context manager, whose block raises ``TimeoutError`` once it has run out.
 
     Attributes:
         expired: it has run out.
     """
 
-    __slots__ = ("_cancelling", "_task", "expired")
+    __slots__ = ("_cancelling", "_running", "_task", "expired")
 
-    def __init__(self, task: asyncio.Task[object]) -> None:
+    def __init__(self, task: asyncio.Task[object], running: dict[Limit, float]) -> None:
         self.expired = False
         self._task = task
+        self._running = running
         self._cancelling = task.cancelling()
 
-    def __enter__(self) -> None:
-        return None
+    def __enter__(self) -> Self:
+        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
         """Tell the limit's own cancellation from another's.
 
         Raises:
             TimeoutError: the limit ran out, and nobody else cancelled the task.
         """
-        if not self.expired:
-            return
+        self._running.pop(self, None)
 
-        mine = self._task.uncancel() <= self._cancelling
+        if self.expired:
+            mine = self._task.uncancel() <= self._cancelling
 
-        if mine and kind is asyncio.CancelledError:
-            raise TimeoutError from error
+            if mine and kind is asyncio.CancelledError:
+                raise TimeoutError from error
 
     def run_out(self) -> None:
         """End the block in which the task is."""
@@ -324,15 +307,29 @@ class Route(NamedTuple):
     origin: str
 
 
+_HEADERS: Final = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",  # a small gzip can unpack to more than memory holds
+    "User-Agent": f"deslaunch/{__version__}",
+}
+
+
 def route_to(
     url: URL,
     headers: Mapping[str, str],
     proxy: URL | None = None,
     proxy_headers: dict[str, str] | None = None,
 ) -> Route:
-    """Return the route to a URL; over http the proxy is told in the request itself."""
+    """Return the route to a URL; over http the proxy is told in the request itself.
+
+    Args:
+        url: where to.
+        headers: beside those that are always the same; none holds a line break.
+        proxy: http or https, without credentials, or None.
+        proxy_headers: for the proxy, or None.
+    """
     relayed = proxy is not None and url.scheme == "http"
-    headers = {**headers, **(proxy_headers or {})} if relayed else headers
+    headers = {**_HEADERS, **headers, **(proxy_headers or {} if relayed else {})}
     lines = [
         f"POST {url if relayed else url.raw_path_qs} HTTP/1.1",
         f"Host: {url.host_port_subcomponent}",
@@ -343,26 +340,32 @@ def route_to(
 
 
 @dataclass(slots=True)
-class Sending:
-    """One request on its way, and what is known of it.
+class Exchange:
+    """One request on its way, what is known of it, and what came back.
 
     Attributes:
-        body: what is sent.
+        request: the body that is sent.
         sent: whether a byte may have left.
-        limit: the time that all of it gets.
         most: bytes of the response's body that are read.
         latest: when the first byte may leave at the latest, by ``clock``.
         clock: seconds of a clock that counts suspension.
+        status: of the response; 0 while its headers were not read.
+        headers: the response's, case-insensitive; set together with ``status``.
+        body: what came of the response's body, as it came.
+        flaw: why that is not all of it, or can't be relied on; else None.
         came: the first bytes that came back, head and all, as far as they are known.
         has_left: a byte may have left over some connection.
     """
 
-    body: bytes
+    request: bytes
     sent: Sent
-    limit: Limit
     most: int
     latest: float = math.inf
     clock: Callable[[], float] = boottime
+    status: int = 0
+    headers: CIMultiDictProxy[str] = field(init=False)
+    body: bytes = b""
+    flaw: Exception | None = None
     came: bytes = b""
     has_left: bool = False
 
@@ -393,21 +396,20 @@ class Sending:
         self.has_left = True
         self.sent.set()
 
+    async def read(self, content: aiohttp.StreamReader) -> None:
+        """Read the response's body; what came of it stays where that fails.
 
-class Response(NamedTuple):
-    """A response whose status line and headers were read.
+        Raises:
+            BodyTooLong: what is more than ``most`` was cut off.
+        """
+        self.body = content.read_nowait()
 
-    Attributes:
-        status: HTTP status.
-        headers: case-insensitive.
-        body: what came of the body, as it came.
-        flaw: why that is not all of it, or can't be relied on; else None.
-    """
+        while not content.at_eof() and len(self.body) <= self.most:
+            self.body += await content.readany()
 
-    status: int
-    headers: CIMultiDictProxy[str]
-    body: bytes
-    flaw: Exception | None
+        if len(self.body) > self.most:
+            self.body = self.body[: self.most]
+            raise BodyTooLong(f"the response is over {self.most} bytes long")
 
 
 class BodyTooLong(Exception):
@@ -439,43 +441,41 @@ class PlainWay:
             timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            trust_env=False,
             trace_configs=[trace],
             max_field_size=LINE,
             max_headers=HEADERS,
         )
 
-    async def post(self, route: Route, sending: Sending) -> Response:
-        """Send a body once and return the response; no redirect is followed.
+    async def post(self, route: Route, exchange: Exchange) -> None:
+        """Send a request once and take in its response; no redirect is followed.
 
         Raises:
-            TimeoutError: the limit ran out before the response's headers were there.
             TooLate: no byte left.
             aiohttp.ClientError: as ``ClientSession.post`` raises it.
+            Exception: where ``exchange.status`` is known, the body is not whole.
         """
-        sending.sent.set()  # as far as is known from here on
+        exchange.sent.set()  # as far as is known from here on
 
         try:
-            with sending.limit:
-                response = await self._session.post(
-                    route.url,
-                    data=sending.body,
-                    headers=route.headers,
-                    allow_redirects=False,
-                    proxy=route.proxy,
-                    proxy_headers=route.proxy_headers,
-                    trace_request_ctx=sending,
-                )
+            response = await self._session.post(
+                route.url,
+                data=exchange.request,
+                headers=route.headers,
+                allow_redirects=False,
+                proxy=route.proxy,
+                proxy_headers=route.proxy_headers,
+                trace_request_ctx=exchange,
+            )
         except aiohttp.ClientResponseError as exc:
-            sending.came = exc.message.encode()
+            exchange.came = exc.message.encode()
             raise
 
+        exchange.status, exchange.headers = response.status, response.headers
+
         try:
-            body, flaw = await read_body(response.content, sending.limit, sending.most)
+            await exchange.read(response.content)
         finally:
             response.close()  # where it came before the upload ended, aiohttp would wait for ever
-
-        return Response(response.status, response.headers, body, flaw)
 
     def stop_reusing(self) -> None:
         """Do nothing: no connection is reused."""
@@ -495,29 +495,6 @@ async def _note_connected(_: object, context: SimpleNamespace, __: object) -> No
 
 async def _note_leaving(_: object, context: SimpleNamespace, __: object) -> None:
     context.trace_request_ctx.leave()
-
-
-async def read_body(
-    content: aiohttp.StreamReader, limit: Limit, most: int
-) -> tuple[bytes, Exception | None]:
-    """Return what came of a body, and why that is not all of it.
-
-    The verdict of most statuses stands without the body, so a fault is returned, not raised.
-    """
-    body = bytearray()
-
-    try:
-        with limit:
-            while not content.at_eof():
-                body += await content.readany()
-
-                if len(body) > most:
-                    fault = BodyTooLong(f"the response is over {most} bytes long")
-                    return bytes(body[:most]), fault
-    except Exception as exc:  # noqa: BLE001  # whatever it is, the status was read
-        return bytes(body), exc
-
-    return bytes(body), None
 
 
 def unpacked(body: bytes, encoding: str) -> bytes:
@@ -540,54 +517,42 @@ def unpacked(body: bytes, encoding: str) -> bytes:
 # -- What aiohttp raises before anything is sent ----------------------------------------------
 
 
-class Fault(NamedTuple):
-    """What it means that a request was not sent.
-
-    Attributes:
-        kind: the exception's class, or that of the operating system's error within.
-        verdict: what to raise.
-        text: what happened.
-    """
-
-    kind: type[Exception] | tuple[type[Exception], ...]
-    verdict: type[NotSent]
-    text: str
-
-
-_FAULTS: Final = (
-    Fault(
+_FAULTS: Final[Sequence[tuple[tuple[type[Exception], ...], type[NotSent], str]]] = (
+    (
         (ssl_module.SSLEOFError, ssl_module.SSLZeroReturnError),
         NotSent,
         "the connection broke off during the TLS handshake",
     ),
-    Fault(
+    (
         (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch),
         Misconfigured,
         "the server's certificate is not trusted",
     ),
-    Fault(aiohttp.ClientConnectorSSLError, Misconfigured, "server and client agree on no TLS"),
-    Fault(
-        (aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError), Misconfigured, "the URL can't be used"
-    ),
-    Fault(aiohttp.ClientConnectorDNSError, NotSent, "the host's name can't be looked up"),
-    Fault(aiohttp.ClientProxyConnectionError, NotSent, "the proxy can't be connected to"),
-    Fault(aiohttp.ClientHttpProxyError, NotSent, "the proxy refused to connect"),
-    Fault(TimeoutError, NotSent, "no connection was made in time"),
-    Fault(aiohttp.ClientConnectorError, NotSent, "no connection can be made"),
-    Fault(Exception, NotSent, "nothing was sent"),
+    ((aiohttp.ClientConnectorSSLError,), Misconfigured, "server and client agree on no TLS"),
+    ((aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError), Misconfigured, "the URL can't be used"),
+    ((aiohttp.ClientConnectorDNSError,), NotSent, "the host's name can't be looked up"),
+    ((aiohttp.ClientProxyConnectionError,), NotSent, "the proxy can't be connected to"),
+    ((aiohttp.ClientHttpProxyError,), NotSent, "the proxy refused to connect"),
+    ((TimeoutError,), NotSent, "no connection was made in time"),
+    ((aiohttp.ClientConnectorError,), NotSent, "no connection can be made"),
+    ((Exception,), NotSent, "nothing was sent"),
 )
 
 
-def fault_of(exc: Exception) -> Fault:
-    """Return what it means that aiohttp raised ``exc`` before anything was sent."""
+def fault_of(exc: Exception) -> tuple[type[NotSent], str]:
+    """Return what it means that aiohttp raised ``exc`` before anything was sent.
+
+    Returns:
+        What to raise, and what happened, in words, with what the system or the proxy said of it.
+    """
     within = getattr(exc, "os_error", None)
-    return next(f for f in _FAULTS if isinstance(exc, f.kind) or isinstance(within, f.kind))
+    verdict, text = next(
+        (v, t) for k, v, t in _FAULTS if isinstance(exc, k) or isinstance(within, k)
+    )
 
-
-def detail_of(exc: Exception) -> str:
-    """Return what the system, or the proxy, said of a connection that was not made."""
     if isinstance(exc, aiohttp.ClientHttpProxyError):
-        return f" ({exc.message})"
+        text += f" ({exc.message})"
+    elif within is not None:
+        text += f" ({str(within) or type(within).__name__})"
 
-    within = getattr(exc, "os_error", None)
-    return f" ({str(within) or type(within).__name__})" if within is not None else ""
+    return verdict, text

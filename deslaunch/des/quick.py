@@ -22,17 +22,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
-from deslaunch.des.http import HEADERS, LINE, Response, Unasked, read_body
+from deslaunch.des.http import HEADERS, LINE, Unasked
 
 if TYPE_CHECKING:
     import ssl as ssl_module
     from collections.abc import Callable, Mapping
 
     from aiohttp.connector import Connection
-    from aiohttp.http import RawResponseMessage
     from multidict import CIMultiDictProxy
 
-    from deslaunch.des.http import Route, Sending
+    from deslaunch.des.http import Exchange, Route
 
 KEEPALIVE: Final = 2.0
 """Seconds that an idle connection is kept: shorter than any server's own limit, because a
@@ -50,7 +49,7 @@ KEPT: Final = 65_536
 
 _HTTP_101: Final = 101
 _SECONDS: Final = re.compile(r"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
-_TIMED_OUT: Final = re.compile(rb"HTTP/1\.[01] 408 ")
+_TIMED_OUT: Final = (b"HTTP/1.1 408 ", b"HTTP/1.0 408 ")
 _READS: Final[Mapping[str, Any]] = {
     "timer": None,
     "skip_payload": False,
@@ -134,46 +133,39 @@ class QuickWay:
         idle = sum(map(len, self._idle.values()))
         return f"<QuickWay: {idle} idle, {'reusing' if self._reuses else 'not reusing'}>"
 
-    async def post(self, route: Route, sending: Sending) -> Response:
-        """Send a body once and return the response; no redirect is followed.
+    async def post(self, route: Route, exchange: Exchange) -> None:
+        """Send a request once and take in its response; no redirect is followed.
 
         Raises:
-            TimeoutError: the limit ran out before the response's headers were there.
             TooLate: no byte left.
             aiohttp.ClientError: as ``ClientSession.post`` raises it.
             aiohttp.http.HttpProcessingError: what came back is no HTTP.
+            Unasked: more than one response came.
+            Exception: where ``exchange.status`` is known, the body is not whole.
         """
-        with sending.limit:
-            link = self._take(route.origin) or await self._connect(route)
-
+        link = self._take(route.origin) or await self._connect(route)
         keeps = False
 
         try:
-            with sending.limit:
-                message, content = await link.ask(route.head, sending)
-
-            body, flaw = await read_body(content, sending.limit, sending.most)
-
-            if link.has_more():
-                body, flaw = link.came, Unasked("two responses came to one request")
-                self.on_doubt(str(flaw), link.came)
-
-            keeps = self._reuses and flaw is None and link.is_clean()
+            await link.ask(route.head, exchange)
+            keeps = self._reuses and link.is_clean()
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
             if link.served:
                 self.on_doubt("a kept connection was lost as a request was sent on it", link.came)
 
             raise
+        except Unasked as exc:
+            exchange.body = link.came
+            self.on_doubt(str(exc), link.came)
+            raise
         finally:
-            sending.came = link.came
+            exchange.came = link.came
 
             if not keeps:
                 link.close()
 
         if keeps:
-            self._keep(link, message.headers)
-
-        return Response(message.code, message.headers, body, flaw)
+            self._keep(link, exchange.headers)
 
     def stop_reusing(self) -> None:
         """Let each connection serve one request only, from now on."""
@@ -301,8 +293,11 @@ class _Link(asyncio.Protocol):
 
         self._feed(data)
 
-        if not self._is_asked:
-            self._handle_unasked(data)
+        if self._expires and not self._is_asked:
+            self._expires = 0.0
+
+            if not data.startswith(_TIMED_OUT):  # which is only how some servers close
+                self._way.on_doubt("a response came that nobody asked for", data)
 
     def eof_received(self) -> None:
         self._handler.eof_received()
@@ -316,28 +311,35 @@ class _Link(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._handler.resume_writing()
 
-    async def ask(
-        self, head: bytes, sending: Sending
-    ) -> tuple[RawResponseMessage, aiohttp.StreamReader]:
-        """Send a request and return its response, once the headers are there."""
-        if not self._handler.is_connected():
+    async def ask(self, head: bytes, exchange: Exchange) -> None:
+        """Send a request and take in its response."""
+        handler = self._handler
+
+        if not handler.is_connected():
             raise aiohttp.ClientConnectionResetError("the connection is closing")
 
-        sending.leave()
+        exchange.leave()
         self.came = b""
         self._is_asked = True
-        body = sending.body
-        self._transport.write(b"%b%d\r\n\r\n%b" % (head, len(body), body))
-        message, content = await self._handler.read()
+        request = exchange.request
+        self._transport.write(b"%b%d\r\n\r\n%b" % (head, len(request), request))
+        message, content = await handler.read()
 
         while message.code // 100 == 1 and message.code != _HTTP_101:
-            message, content = await self._handler.read()
+            message, content = await handler.read()
 
-        return message, content
+        headers = message.headers
+        exchange.status, exchange.headers = message.code, headers
+        body = self.came.partition(b"\r\n\r\n")[2]
 
-    def has_more(self) -> bool:
-        """Return True if another response waits behind the one that was read."""
-        return len(self._handler) > 0
+        # Most come in one piece: then this is the body, and aiohttp's stream need not be asked.
+        if content.is_eof() and headers.get("Content-Length") == str(len(body)):
+            exchange.body = body
+        else:
+            await exchange.read(content)
+
+        if len(handler):
+            raise Unasked("two responses came to one request")
 
     def is_clean(self) -> bool:
         """Return True if nothing of this request and its response is left on the way."""
@@ -362,11 +364,3 @@ class _Link(asyncio.Protocol):
             self._transport.abort()
 
         self._connection.close()
-
-    def _handle_unasked(self, data: bytes) -> None:
-        """Take note of what came between two requests; a 408 is only how some servers close."""
-        if self._expires:
-            self._expires = 0.0
-
-            if _TIMED_OUT.match(data) is None:
-                self._way.on_doubt("a response came that nobody asked for", data)

@@ -22,15 +22,12 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol
 
-from deslaunch import __version__
 from deslaunch.des import wire
 from deslaunch.des.http import (
-    Deadlines,
+    Exchange,
     PlainWay,
-    Sending,
-    detail_of,
     fault_of,
     route_to,
     safe_url,
@@ -50,7 +47,6 @@ if TYPE_CHECKING:
     from asyncio.subprocess import Process
     from collections.abc import Sequence
 
-    from deslaunch.des.http import Response
 
 SCRUBBED: Final = "[token]"
 """What stands where a token was cut out."""
@@ -62,6 +58,9 @@ _LINE_LIMIT: Final = 200
 _GRANT_LIMIT: Final = 65_536  # bytes of the auth server's response that are read
 _RENEW_AHEAD: Final = 60.0
 """Seconds before its end at which a token is renewed, but never in the first half of its life."""
+
+_SILENCE: Final = 1.0
+"""Seconds for which a source that failed is left alone, where it did not ask for more."""
 
 
 Secret = str | Callable[[], str]
@@ -102,7 +101,11 @@ class Token:
 
 
 class TokenSource(Protocol):
-    """Anything that can fetch the token which is valid now."""
+    """Anything that can fetch the token which is valid now.
+
+    One that has an attribute ``org_id`` gives this organisation's tokens, each of which names its
+    DES in ``svc``.
+    """
 
     async def fetch(self) -> Token | str:
         """Return the current token; called again after DES refused the one before.
@@ -111,16 +114,6 @@ class TokenSource(Protocol):
             CredentialsRefused: there is none.
             NotSent: there may be one later.
         """
-        ...
-
-
-@runtime_checkable
-class OrganisationTokens(TokenSource, Protocol):
-    """A source of one organisation's tokens, each of which names its DES in ``svc``."""
-
-    @property
-    def org_id(self) -> str:
-        """The organisation."""
         ...
 
 
@@ -230,27 +223,10 @@ class CommandToken:
             CredentialsRefused: the command can't be run, failed, took too long, or printed
                 something that can't be a token.
         """
-        process = await self._spawn()
+        name = repr(self._argv[0])
 
         try:
-            async with asyncio.timeout(self._timeout):
-                stdout, stderr = await process.communicate()
-        except TimeoutError as exc:
-            raise CredentialsRefused(
-                f"the token command {self._argv[0]!r} did not end within {self._timeout:g} s",
-                hint="run it by hand; it must not ask anything",
-            ) from exc
-        finally:
-            await _end(process)
-
-        if process.returncode:
-            raise self._failure(process.returncode, _text(stdout), _text(stderr))
-
-        return Token(_text(stdout))
-
-    async def _spawn(self) -> Process:
-        try:
-            return await create_subprocess_exec(
+            process = await create_subprocess_exec(
                 *self._argv,
                 stdin=DEVNULL,
                 stdout=PIPE,
@@ -259,17 +235,30 @@ class CommandToken:
             )
         except OSError as exc:
             raise CredentialsRefused(
-                f"the token command {self._argv[0]!r} can't be run: {exc.strerror}",
+                f"the token command {name} can't be run: {exc.strerror}",
                 hint="check the command's name and PATH",
             ) from exc
 
-    def _failure(self, status: int, stdout: str, stderr: str) -> CredentialsRefused:
-        end = f"exit status {status}" if status > 0 else f"signal {-status}"
-        said = _last_line(stderr, without=stdout.strip())
-        return CredentialsRefused(
-            f"the token command {self._argv[0]!r} failed with {end}{said}",
-            hint="run it by hand; it must print the token and nothing else",
-        )
+        try:
+            async with asyncio.timeout(self._timeout):
+                stdout, stderr = map(_text, await process.communicate())
+        except TimeoutError as exc:
+            raise CredentialsRefused(
+                f"the token command {name} did not end within {self._timeout:g} s",
+                hint="run it by hand; it must not ask anything",
+            ) from exc
+        finally:
+            await _end(process)
+
+        if status := process.returncode:
+            end = f"exit status {status}" if status > 0 else f"signal {-status}"
+            said = _last_line(stderr, without=stdout.strip())
+            raise CredentialsRefused(
+                f"the token command {name} failed with {end}{said}",
+                hint="run it by hand; it must print the token and nothing else",
+            )
+
+        return Token(stdout)
 
 
 def _text(content: bytes) -> str:
@@ -296,21 +285,16 @@ def _last_line(stderr: str, *, without: str) -> str:
     return f": {_SECRET_LIKE.sub('…', line)[:_LINE_LIMIT]}"
 
 
+_GRANT_HINT: Final = "check the organisation, the client, the user name and the password"
+# Only the codes of RFC 6749 are told: what else stands there may quote a secret.
 _GRANT_HINTS: Final = {
     "invalid_client": "check the client id and the client secret",
     "invalid_grant": "check the user name, the password and the organisation",
+    "invalid_request": _GRANT_HINT,
     "invalid_scope": "ask that this client may use DES, and may refresh its tokens",
     "unauthorized_client": "ask that this client may use the password grant",
     "unsupported_grant_type": "check the auth server's URL",
 }
-_GRANT_HINT: Final = "check the organisation, the client, the user name and the password"
-_GRANT_HEADERS: Final = {
-    "Accept": "application/json",
-    "Accept-Encoding": "identity",  # a small gzip can unpack to more than memory holds
-    "Content-Type": "application/x-www-form-urlencoded",
-    "User-Agent": f"deslaunch/{__version__}",
-}
-_SILENCE: Final = 1.0  # seconds
 _UNUSABLE: Final = "no usable response came"
 _UNREACHED: Final = "check the auth server's URL and the way to it; nothing was started"
 
@@ -333,10 +317,10 @@ class OAuthToken:
             the password.
         ssl: TLS settings, a private CA's for example; default: the system's CAs.
         proxy: ``http://[user:password@]host:port``. The environment's proxies are not used.
-        clock: seconds of a clock that only goes forward.
 
     Attributes:
         org_id: the organisation.
+        auth_url: the auth server's base URL, without a trailing slash.
 
     Raises:
         ConfigurationError: a URL can't be used; the message shows no password.
@@ -355,84 +339,48 @@ class OAuthToken:
         allow_http: bool = False,
         ssl: ssl_module.SSLContext | None = None,
         proxy: str | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.org_id = org_id
-        self._client_id = client_id
-        self._client_secret = client_secret
-        self._username = username
-        self._password = password
-        self._base = safe_url(auth_url, "auth server's URL", allow_http=allow_http)
-        self._route = route_to(self._base / wire.GRANT, _GRANT_HEADERS, *split_proxy(proxy))
+        self._client = client_id, client_secret
+        self._login = username, password
+        base = safe_url(auth_url, "auth server's URL", allow_http=allow_http)
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        self.auth_url = str(base).rstrip("/")
+        self._route = route_to(base / wire.GRANT, headers, *split_proxy(proxy))
         self._timeout = timeout
         self._ssl = ssl
-        self._clock = clock
         self._refresh: str | None = None
-        self._lock = asyncio.Lock()
-        self._failure: CredentialsRefused | NotSent | None = None
-        self._silent_until = 0.0
 
     def __repr__(self) -> str:
         return f"<OAuthToken of {self.org_id} from {self.auth_url}>"
 
-    @property
-    def auth_url(self) -> str:
-        """The auth server's base URL, without a trailing slash."""
-        return str(self._base).rstrip("/")
-
     async def fetch(self) -> Token:
-        """Return a new token; all who ask at the same time are served one after the other.
-
-        After a failure the auth server is left alone for a second, or for as long as it asked:
-        who asks meanwhile gets the same failure.
+        """Return a new token, bought with the last refresh token or else with the password.
 
         Raises:
             CredentialsRefused: the auth server refused the login, or a secret can't be had.
             NotSent: it could not be reached, or gave no usable response; ``Misconfigured`` where
                 asking again is of no use.
         """
-        async with self._lock:
-            if self._failure is not None and self._clock() < self._silent_until:
-                raise _same(self._failure) from self._failure
-
-            try:
-                return await self._fetch()
-            except (CredentialsRefused, NotSent) as exc:
-                wait = exc.retry_after or 0.0 if isinstance(exc, NotSent) else 0.0
-                self._failure, self._silent_until = exc, self._clock() + max(wait, _SILENCE)
-                raise
-
-    async def _fetch(self) -> Token:
         refresh, self._refresh = self._refresh, None  # good once, whatever becomes of it
-        token = None if refresh is None else await self._refreshed(refresh)
-        return token or await self._ask(await self._login())
 
-    async def _refreshed(self, refresh_token: str) -> Token | None:
-        """Return the token that a refresh token buys; None where it was spent or revoked."""
-        form = wire.refresh_grant(
-            client_id=self._client_id,
-            client_secret=await _reveal(self._client_secret),
-            refresh_token=refresh_token,
-        )
+        if refresh is not None:
+            with suppress(CredentialsRefused):  # it was spent or revoked
+                return await self._ask("refresh_token", refresh_token=refresh)
 
-        try:
-            token = await self._ask(form)
-        except CredentialsRefused:
-            return None
-
-        self._refresh = self._refresh or refresh_token  # RFC 6749: without a new one it stays good
-        return token
-
-    async def _login(self) -> bytes:
-        return wire.password_grant(
-            client_id=self._client_id,
-            client_secret=await _reveal(self._client_secret),
+        username, password = [await _reveal(secret) for secret in self._login]
+        return await self._ask(
+            "password",
             org_id=self.org_id,
-            username=await _reveal(self._username),
-            password=await _reveal(self._password),
+            username=username,
+            password=password,
+            scope=wire.SCOPE,
         )
 
-    async def _ask(self, form: bytes) -> Token:
+    async def _ask(self, grant_type: str, **fields: str) -> Token:
+        client_id, client_secret = self._client
+        secret = await _reveal(client_secret)
+        form = wire.form(grant_type=grant_type, client_id=client_id, client_secret=secret, **fields)
         grant = self._granted(await self._post(form))
 
         if grant.org_id not in {None, self.org_id}:
@@ -441,33 +389,40 @@ class OAuthToken:
                 hint="check the organisation's id",
             )
 
-        self._refresh = grant.refresh_token
+        # RFC 6749: a refresh token that brings no new one stays good.
+        self._refresh = grant.refresh_token or fields.get("refresh_token")
         return Token(grant.access_token, svc=grant.svc, expires_in=grant.expires_in)
 
-    async def _post(self, form: bytes) -> Response:
+    async def _post(self, form: bytes) -> Exchange:
         """Send one grant over a connection of its own, as there are few.
 
         Raises:
             NotSent: no response came. The grant may have been sent; the start, for whose sake it
                 was, was not.
         """
-        deadlines = Deadlines(self._timeout)
         way = PlainWay(ssl=self._ssl, connect_timeout=self._timeout)
-        sending = Sending(form, Sent(), deadlines.begin(), _GRANT_LIMIT)
+        exchange = Exchange(form, Sent(), _GRANT_LIMIT)
 
         try:
-            return await way.post(self._route, sending)
+            async with asyncio.timeout(self._timeout):
+                await way.post(self._route, exchange)
         except Exception as exc:
-            fault = fault_of(exc)
-            lost = "no response came in time" if isinstance(exc, TimeoutError) else _UNUSABLE
-            what = lost if sending.sent else f"{fault.text}{detail_of(exc)}"
-            text = f"the auth server {self.auth_url}: {what}"
-            raise fault.verdict(text, hint=_UNREACHED) from exc
+            if exchange.status:
+                exchange.flaw = exc
+                return exchange
+
+            verdict, what = fault_of(exc)
+
+            if exchange.sent:
+                what = "no response came in time" if isinstance(exc, TimeoutError) else _UNUSABLE
+
+            raise verdict(f"the auth server {self.auth_url}: {what}", hint=_UNREACHED) from exc
         finally:
-            deadlines.close()
             await way.aclose()
 
-    def _granted(self, response: Response) -> wire.Grant:
+        return exchange
+
+    def _granted(self, response: Exchange) -> wire.Grant:
         """Return what a response grants.
 
         Raises:
@@ -475,22 +430,24 @@ class OAuthToken:
             Misconfigured: nothing, with a redirect or another 4XX.
             NotSent: nothing, and it may later.
         """
-        status, body = response.status, response.body if response.flaw is None else b""
+        status = response.status
         said = f"the auth server {self.auth_url} answered {status}"
 
         if status == HTTPStatus.OK:
-            if (grant := wire.decode_grant(body)) is not None:
-                return grant
+            grant = None if response.flaw is not None else wire.decode_grant(response.body)
 
-            raise NotSent(
-                f"{said}, and its response is no token's", hint="check the auth server's URL"
-            )
+            if grant is None:
+                hint = "check the auth server's URL"
+                raise NotSent(f"{said}, and its response is no token's", hint=hint)
+
+            return grant
 
         if status in _REFUSALS:
-            code = wire.refusal_code(body)
-            raise CredentialsRefused(
-                f"{said} {code}".rstrip(), hint=_GRANT_HINTS.get(code, _GRANT_HINT)
+            code = (
+                "" if response.flaw is not None else wire.refusal_code(response.body, _GRANT_HINTS)
             )
+            hint = _GRANT_HINTS.get(code, _GRANT_HINT)
+            raise CredentialsRefused(f"{said} {code}".rstrip(), hint=hint)
 
         if status in _FOR_LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             waits = response.headers.getall("Retry-After", [])
@@ -500,12 +457,8 @@ class OAuthToken:
         raise Misconfigured(said, hint="check the auth server's URL")
 
 
-_REFUSALS: Final = (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
-_FOR_LATER: Final = (
-    HTTPStatus.REQUEST_TIMEOUT,
-    HTTPStatus.TOO_EARLY,
-    HTTPStatus.TOO_MANY_REQUESTS,
-)
+_REFUSALS: Final = (400, 401, 403)
+_FOR_LATER: Final = (408, 425, 429)
 
 
 async def _reveal(secret: Secret) -> str:
@@ -522,6 +475,9 @@ class TokenKeeper:
     A token whose source tells how long it lasts is renewed a minute ahead of its end, so that
     DES need not refuse it first. Where that fails, it stays in use until DES does.
 
+    A source that failed is left alone for a second, or for as long as it asked: who asks meanwhile
+    gets the same failure.
+
     Args:
         source: where tokens come from.
         clock: seconds of a clock that only goes forward.
@@ -535,8 +491,8 @@ class TokenKeeper:
         self._generation = 0
         self._renew_at = math.inf
         self._seen: dict[str, re.Pattern[str]] = {}
-        self._failures = 0
         self._failure: CredentialsRefused | NotSent | None = None
+        self._silent_until = -math.inf
 
     def __repr__(self) -> str:
         return f"<TokenKeeper of {type(self._source).__name__}, generation {self._generation}>"
@@ -551,7 +507,10 @@ class TokenKeeper:
         if self._token is None:
             await self.renew(self._generation)
         elif self._clock() >= self._renew_at:
-            await self._renew_ahead()
+            try:
+                await self._renew(self._generation)
+            except (CredentialsRefused, NotSent):
+                self._renew_at = math.inf
 
         assert self._token is not None
         return self._token, self._generation
@@ -559,8 +518,8 @@ class TokenKeeper:
     async def renew(self, refused_generation: int) -> None:
         """Replace the token of ``refused_generation``, unless it was replaced already.
 
-        All who wait share one fetch and its failure. Where the one who fetches is cancelled,
-        the next who waits fetches.
+        All who wait share one fetch. Where the one who fetches is cancelled, the next who waits
+        fetches.
 
         Raises:
             CredentialsRefused: the source failed, or has no token but refused ones.
@@ -574,23 +533,27 @@ class TokenKeeper:
 
             raise
 
-    async def _renew_ahead(self) -> None:
-        try:
-            await self._renew(self._generation)
-        except (CredentialsRefused, NotSent):
-            self._renew_at = math.inf
-
     async def _renew(self, generation: int) -> None:
-        failures = self._failures
-
         async with self._lock:
             if self._generation != generation:
                 return
 
-            if self._failure is not None and self._failures != failures:
+            if self._failure is not None and self._clock() < self._silent_until:
                 raise _same(self._failure) from self._failure
 
-            await self._replace()
+            try:
+                token = await self._fetch()
+            except (CredentialsRefused, NotSent) as exc:
+                asked = exc.retry_after if isinstance(exc, NotSent) else None
+                self._failure = exc
+                self._silent_until = self._clock() + max(asked or 0.0, _SILENCE)
+                raise
+
+            self._seen[token.text] = _spellings(token.text)
+            self._token = token
+            self._generation += 1
+            seconds = math.inf if token.expires_in is None else token.expires_in
+            self._renew_at = self._clock() + max(seconds / 2, seconds - _RENEW_AHEAD)
 
     def scrub(self, text: str) -> str:
         """Return ``text`` without any token that was ever in use, however it is escaped.
@@ -603,32 +566,19 @@ class TokenKeeper:
 
         return text
 
-    async def _replace(self) -> None:
-        try:
-            token = await self._fetch()
-        except (CredentialsRefused, NotSent) as exc:
-            self._failure = exc
-            self._failures += 1
-            raise
-
-        self._seen[token.text] = _spellings(token.text)
-        self._token = token
-        self._generation += 1
-        self._renew_at = self._clock() + _until_renewal(token)
-
     async def _fetch(self) -> Token:
         try:
             fetched = await self._source.fetch()
             token = fetched if isinstance(fetched, Token) else Token(fetched)
         except (CredentialsRefused, NotSent):
             raise
-        except DeslaunchError as exc:
-            raise CredentialsRefused(str(exc), hint=exc.hint) from exc
         except Exception as exc:
-            kind = type(exc).__name__
-            raise CredentialsRefused(
-                f"the token source failed with {kind}", hint="see what raised it: its __cause__"
-            ) from exc
+            text, hint = f"the token source failed with {type(exc).__name__}", "see its __cause__"
+
+            if isinstance(exc, DeslaunchError):
+                text, hint = str(exc), exc.hint
+
+            raise CredentialsRefused(text, hint=hint) from exc
 
         if token.text in self._seen:
             raise CredentialsRefused(
@@ -646,14 +596,6 @@ def _same(failure: CredentialsRefused | NotSent) -> CredentialsRefused | NotSent
         return type(failure)(str(failure), hint=failure.hint, retry_after=after)
 
     return CredentialsRefused(str(failure), hint=failure.hint)
-
-
-def _until_renewal(token: Token) -> float:
-    """Return the seconds after which a new token is renewed ahead of its end."""
-    if token.expires_in is None:
-        return math.inf
-
-    return max(token.expires_in / 2, token.expires_in - _RENEW_AHEAD)
 
 
 def _spellings(token: str) -> re.Pattern[str]:

@@ -22,7 +22,7 @@ from deslaunch.errors import SchemaError
 from deslaunch.model import AUTO, Job, JobParameter, RunStatus, StartedRun
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from deslaunch.model import Auto
 
@@ -35,7 +35,7 @@ AUTH_URL: Final = "https://auth.powerepos.cloud"
 """The public auth server."""
 
 GRANT: Final = "authorisation/token"
-_SCOPE: Final = "des offline_access"
+SCOPE: Final = "des offline_access"
 
 STRING: Final = 1  # ASSUMED: the vendor's example shows 2, 3 and 4 only
 INTEGER: Final = 2
@@ -56,17 +56,7 @@ _TYPE_NUMBERS: Final = {name: number for number, name in TYPE_NAMES.items()} | {
     "date": DATETIME,
 }
 
-# ASSUMED: all of these but "required", compared without regard to case.
-_JOB_LISTS: Final = ("jobs", "items", "results")
-_JOB_ID: Final = ("jobid", "id")
-_JOB_NAME: Final = ("name", "jobname")
-_PARAMETERS: Final = ("jobrunparameters", "parameters")
-_PARAMETER_NAME: Final = ("name", "parametername")
-_TYPE: Final = ("type", "datatype", "jobrunparametertype")
-_REQUIRED: Final = ("required", "isrequired")
-_NULLABLE: Final = ("nullable", "supportsnull", "isnullable", "allownull")
 _AUTO: Final = ("supportsautovalue", "supportsauto", "allowautovalue", "autovalue")
-_DESCRIPTION: Final = ("description",)
 
 KEPT: Final = 4096
 """Characters of a response that are kept."""
@@ -74,20 +64,9 @@ KEPT: Final = 4096
 FILES_LIMIT: Final = 65_536
 """Bytes of a run's output files' metadata that are kept, as JSON."""
 
-_REFUSALS: Final = frozenset(
-    {
-        "invalid_client",
-        "invalid_grant",
-        "invalid_request",
-        "invalid_scope",
-        "unauthorized_client",
-        "unsupported_grant_type",
-    }
-)
-
 _RETRY_AFTER_LIMIT: Final = 1e9  # seconds: 31 years, and no infinity from 400 digits
 
-_GUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+_GUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _BOM: Final = b"\xef\xbb\xbf"
 _BINARY: Final = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _NUMBER: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?)\s*", re.ASCII)
@@ -131,29 +110,9 @@ def run_status_body(job_run_id: str) -> bytes:
     return orjson.dumps({"jobRunId": job_run_id})
 
 
-def password_grant(
-    *, client_id: str, client_secret: str, org_id: str, username: str, password: str
-) -> bytes:
-    """Return the form that buys a token for a password."""
-    return _form(
-        grant_type="password",
-        client_id=client_id,
-        client_secret=client_secret,
-        org_id=org_id,
-        username=username,
-        password=password,
-        scope=_SCOPE,
-    )
-
-
-def refresh_grant(*, client_id: str, client_secret: str, refresh_token: str) -> bytes:
-    """Return the form that buys a token for a refresh token. ASSUMED: that it names the client."""
-    return _form(
-        grant_type="refresh_token",
-        client_id=client_id,
-        client_secret=client_secret,
-        refresh_token=refresh_token,
-    )
+def form(**fields: str) -> bytes:
+    """Return the form of a grant. ASSUMED: that one for a refresh token names the client."""
+    return urlencode(fields).encode()
 
 
 class Grant(NamedTuple):
@@ -180,7 +139,7 @@ def decode_grant(body: bytes) -> Grant | None:
     Only that field must be there: a lifetime that is no positive number is none, and a text
     that is no text is left out.
     """
-    fields = _object_or_none(body) or {}
+    fields = _fields_of(body)
     texts: dict[str, str] = {k: v for k, v in fields.items() if isinstance(v, str) and v}
     seconds: Any = fields.get("expires_in")
 
@@ -196,17 +155,10 @@ def decode_grant(body: bytes) -> Grant | None:
     )
 
 
-def refusal_code(body: bytes) -> str:
-    """Return the error code of a refused grant, or ``""``.
-
-    Only the codes of RFC 6749 are let through: what else stands there may quote a secret.
-    """
-    code = (_object_or_none(body) or {}).get("error")
-    return code if isinstance(code, str) and code in _REFUSALS else ""
-
-
-def _form(**fields: str) -> bytes:
-    return urlencode(fields).encode()
+def refusal_code(body: bytes, known: Container[str]) -> str:
+    """Return the error code of a refused grant where it is one of those, or ``""``."""
+    code = _fields_of(body).get("error")
+    return code if isinstance(code, str) and code in known else ""
 
 
 def decode_started(body: bytes) -> StartedRun | None:
@@ -216,11 +168,7 @@ def decode_started(body: bytes) -> StartedRun | None:
         The run, its jobId in lower case; None where the body is no JSON object with the GUIDs
         ``jobId`` and ``jobRunId``.
     """
-    response = _object_or_none(body)
-
-    if response is None:
-        return None
-
+    response = _fields_of(body)
     job_id, job_run_id = response.get("jobId"), response.get("jobRunId")
 
     if not (is_guid(job_id) and is_guid(job_run_id)):
@@ -236,12 +184,9 @@ def job_run_ids_in(body: bytes) -> list[str]:
 
 def decode_run_status(body: bytes) -> RunStatus | None:
     """Read a QueryJobRunStatusResponse; None where it lacks ``jobRunId`` or ``finished``."""
-    response = _object_or_none(body)
+    response = _fields_of(body)
 
-    if response is None or not isinstance(response.get("finished"), bool):
-        return None
-
-    if not is_guid(response.get("jobRunId")):
+    if not (isinstance(response.get("finished"), bool) and is_guid(response.get("jobRunId"))):
         return None
 
     files = response.get("outputFiles")
@@ -290,7 +235,7 @@ def decode_jobs(body: bytes, *, source: str) -> list[Job]:
     except orjson.JSONDecodeError as exc:
         raise _unreadable(source, f"no JSON ({exc})", body) from exc
 
-    jobs = response if isinstance(response, list) else _first(response, _JOB_LISTS)
+    jobs = response if isinstance(response, list) else _first(response, "jobs", "items", "results")
 
     if not isinstance(jobs, list):
         raise _unreadable(source, 'no list under "jobs"', body)
@@ -298,16 +243,19 @@ def decode_jobs(body: bytes, *, source: str) -> list[Job]:
     return [_decode_job(job, source) for job in jobs]
 
 
+# ASSUMED: all spellings below but "required", compared without regard to case.
+
+
 def _decode_job(job: Any, source: str) -> Job:
-    job_id = _first(job, _JOB_ID)
+    job_id = _first(job, "jobid", "id")
 
     if not is_guid(job_id):
         raise _unreadable(source, "a job without a GUID as jobId", _json(job))
 
-    declared = _first(job, _PARAMETERS)
+    declared = _first(job, "jobrunparameters", "parameters")
     return Job(
         job_id=str(job_id).lower(),
-        name=_text_or_none(_first(job, _JOB_NAME)) or "",
+        name=_text_or_none(_first(job, "name", "jobname")) or "",
         parameters=tuple(_decode_parameters(declared, source)),
     )
 
@@ -320,18 +268,18 @@ def _decode_parameters(declared: Any, source: str) -> Iterator[JobParameter]:
         raise _unreadable(source, "parameters neither list nor object", _json(declared))
 
     for spec in declared or ():
-        name = _first(spec, _PARAMETER_NAME)
+        name = _first(spec, "name", "parametername")
 
         if not isinstance(name, str) or not name:
             raise _unreadable(source, "a parameter without a name", _json(spec))
 
         yield JobParameter(
             name=name,
-            type=_decode_type(_first(spec, _TYPE)),
-            required=_first(spec, _REQUIRED) is True,
-            nullable=_first(spec, _NULLABLE) is True,
-            supports_auto=_first(spec, _AUTO) is True,
-            description=_text_or_none(_first(spec, _DESCRIPTION)) or "",
+            type=_decode_type(_first(spec, "type", "datatype", "jobrunparametertype")),
+            required=_first(spec, "required", "isrequired") is True,
+            nullable=_first(spec, "nullable", "supportsnull", "isnullable", "allownull") is True,
+            supports_auto=_first(spec, *_AUTO) is True,
+            description=_text_or_none(_first(spec, "description")) or "",
         )
 
 
@@ -417,8 +365,8 @@ def text_of(body: bytes) -> str:
 
 def error_text(body: str) -> str:
     """Return one readable line of an ErrorResponse, whose fields are not documented."""
-    response = _object_or_none(body.encode("utf-8", "replace"))
-    message = _first(response, ("message", "error", "detail", "title")) if response else None
+    response = _fields_of(body.encode("utf-8", "replace"))
+    message = _first(response, "message", "error", "detail", "title")
     text = message if isinstance(message, str) else _title_of_page(body) or body
     return " ".join(text.split())[:500]
 
@@ -430,12 +378,9 @@ def _title_of_page(body: str) -> str:
     return f"a web page, {title!r}" if title else ""
 
 
-def _first(response: Any, spellings: tuple[str, ...]) -> Any:
+def _first(response: Any, *spellings: str) -> Any:
     """Return the value of the first spelling that an object has, whatever its case."""
-    if not isinstance(response, dict):
-        return None
-
-    folded = {str(key).lower(): value for key, value in response.items()}
+    folded = {str(key).lower(): value for key, value in _object(response).items()}
     return next((folded[spelling] for spelling in spellings if spelling in folded), None)
 
 
@@ -443,13 +388,12 @@ def _object(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _object_or_none(body: bytes) -> dict[str, Any] | None:
+def _fields_of(body: bytes) -> dict[str, Any]:
+    """Return the keys of a JSON object; none where the bytes are no such thing."""
     try:
-        value = orjson.loads(body.removeprefix(_BOM))
+        return _object(orjson.loads(body.removeprefix(_BOM)))
     except orjson.JSONDecodeError:
-        return None
-
-    return value if isinstance(value, dict) else None
+        return {}
 
 
 def _text_or_none(value: Any) -> str | None:
