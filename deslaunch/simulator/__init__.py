@@ -130,15 +130,17 @@ first, ``false`` not. A request that is refused with 400 or 401 gets its refusal
 serving kind would do.
 """
 
-from deslaunch.simulator.faults import OTHER_JOB, SimulatorError, load_script
+from deslaunch.simulator.faults import OTHER_JOB, SimulatorError, load_json
 from deslaunch.simulator.server import Simulator, serve
 from deslaunch.simulator.service import (
     CSV_SALES_EXPORT,
     DEFAULT_JOBS,
     POS_USAGE_EXPORT,
     Run,
-    load_jobs,
 )
+
+load_jobs = load_script = load_json
+"""Read a file for :class:`Simulator`, which checks it."""
 
 __all__ = [
     "CSV_SALES_EXPORT",

@@ -163,7 +163,7 @@ def check_object(
 
 
 def load_json(path: str | os.PathLike[str]) -> Any:
-    """Return a JSON file's value.
+    """Return a JSON file's value, which whoever uses it checks.
 
     Raises:
         SimulatorError: it is no JSON; names the line.
@@ -269,7 +269,7 @@ _SCRIPT_RULES: Final[Mapping[str, Rule]] = {
 }
 _TOKENS_RULES: Final = {"expireAfter": _COUNT, "which": one_of(["first", "all"])}
 
-_RULES_OF_ALL: Final[Mapping[str, Rule]] = {
+_FAULT_RULES: Final[Mapping[str, Rule]] = {
     "fault": TEXT,
     "on": one_of([*ENDPOINTS.values(), CONNECTION]),
     "at": Rule(
@@ -282,8 +282,7 @@ _RULES_OF_ALL: Final[Mapping[str, Rule]] = {
     "to": _COUNT,
     "match": _OBJECT,
     "seconds": _SECONDS,
-}
-_RULES_OF_SOME: Final[Mapping[str, Rule]] = {
+    # The others are for some kinds only.
     "start": TRUTH,
     "status": Rule("a status from 200 to 599", lambda v: is_whole(v) and 200 <= v <= 599),  # noqa: PLR2004
     "retryAfter": Rule("a number of seconds, an ASCII text, or a list of them", _are_retry_afters),
@@ -298,18 +297,9 @@ _RULES_OF_SOME: Final[Mapping[str, Rule]] = {
     "then": one_of(end.value for end in End),
     "error": TEXT,
 }
-
-
-def load_script(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the JSON of a fault script, checked.
-
-    Raises:
-        SimulatorError: it is malformed; says where, what was expected and what stands there.
-        OSError: it can't be read.
-    """
-    script: dict[str, Any] = load_json(path)
-    read_script(script)
-    return script
+_KEYS_OF_ALL: Final = frozenset(
+    ["fault", "on", "at", "every", "share", "from", "to", "match", "seconds"]
+)
 
 
 def read_script(script: Any) -> Script:
@@ -340,8 +330,8 @@ def _read_fault(index: int, entry: dict[str, Any]) -> Fault:
     check_object(entry, where, {"fault": one_of(KINDS)}, "fault", is_closed=False)
     name: str = entry["fault"]
     kind = KINDS[name]
-    some = {key: _RULES_OF_SOME[key] for key in kind.needs | kind.takes if key in _RULES_OF_SOME}
-    check_object(entry, where, {**_RULES_OF_ALL, **some}, *sorted(kind.needs))
+    rules = {key: _FAULT_RULES[key] for key in _KEYS_OF_ALL | kind.needs | kind.takes}
+    check_object(entry, where, rules, *sorted(kind.needs))
     check_object(entry.get("match", {}), f"{where}.match", {"jobId": GUID, "text": TEXT})
 
     if entry.get("on") == CONNECTION and name not in _CONNECTION_KINDS:

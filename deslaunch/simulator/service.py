@@ -82,23 +82,11 @@ class Job(NamedTuple):
     exclusive: tuple[frozenset[str], ...]
 
 
-def load_jobs(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read and check a jobs file: a QueryJobs response, and two keys that QueryJobs leaves out.
-
-    ``exclusive`` lists groups of parameter names; a start that uses more than one group is
-    refused. ``template`` is for the reader.
-
-    Raises:
-        SimulatorError: it is malformed; says where, what was expected and what stands there.
-        OSError: it can't be read.
-    """
-    jobs: dict[str, Any] = faults.load_json(path)
-    read_jobs(jobs)
-    return jobs
-
-
 def read_jobs(jobs: Any) -> dict[str, Job]:
     """Return what a jobs file's JSON says, by jobId in lower case.
+
+    It is a QueryJobs response with two more keys: ``exclusive`` lists groups of parameter names; a
+    start that uses more than one group is refused. ``template`` is for the reader.
 
     Raises:
         SimulatorError: it is malformed.
@@ -241,25 +229,22 @@ class Tokens:
     def __init__(self, good: Iterable[str], script: Script, seconds: float, clock: Clock) -> None:
         self.seconds = seconds
         self._clock = clock
-        self._budget = script.expire_after
-        self._is_first_only = not script.expires_all
+        self._script = script
         self._left: dict[str, float] = {}
         self._ends: dict[str, float] = {}
 
         for token in good:
             self._add(token, math.inf)
 
-    def _add(self, token: str, end: float) -> None:
-        self._left[token], self._ends[token] = self._budget, end
-
-        if self._is_first_only:
-            self._budget = math.inf
+    def _add(self, token: str, end: float) -> str:
+        expires = self._script.expires_all or not self._ends  # no more: the first token only
+        self._left[token] = self._script.expire_after if expires else math.inf
+        self._ends[token] = end
+        return token
 
     def issue(self) -> str:
         """Return a new access token."""
-        token = secrets.token_urlsafe(24)
-        self._add(token, self._clock() + self.seconds)
-        return token
+        return self._add(secrets.token_urlsafe(24), self._clock() + self.seconds)
 
     def revoke(self, token: str) -> None:
         """Accept a token no more."""
