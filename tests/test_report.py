@@ -206,7 +206,7 @@ class TestPage:
         assert "pause default HTTP 503, Retry-After 8 s" in page.text
         assert "run failed no rows in the range 1 store-5" in page.text
         assert "half of them within" in page.text
-        assert "failed 1 not finished 1 succeeded 1" in page.text
+        assert "succeeded 1 failed 1 not finished 114 " in page.text
         assert "2 runs, from creation to end, as DES says." in page.text
         assert "116 starts" in page.text
         assert "119 responses, each timed" in page.text

@@ -137,7 +137,7 @@ class Axis:
     """
 
     def __init__(self, begins: Sequence[int], width: int) -> None:
-        longest, cut = max(5, len(begins) // 5), max(1.0, len(begins) / 40)
+        longest, cut = max(30, len(begins) // 3), max(1.0, len(begins) / 40)
         self._begins, self._width = begins, width
         places: list[float] = [0]
         cuts = []

@@ -121,6 +121,7 @@ def _render(context: dict[str, Any], stream: BinaryIO) -> None:
 async def _context(ledger: Reader, commands: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return what the template shows."""
     counts, targets = await ledger.counts()
+    runs = await ledger.run_counts()
     found = _Gathered()
 
     async for rows in rows_of(ledger, with_rows=True):
@@ -129,7 +130,7 @@ async def _context(ledger: Reader, commands: Sequence[tuple[str, str]]) -> dict[
     return {
         "ledger": shlex.quote(_as_argument(ledger.place)),
         "launcher": await ledger.launcher(),
-        "verdict": _verdict(counts, found.runs["failed"]),
+        "verdict": _verdict(counts, runs.failed),
         "counts": counts,
         "targets": targets,
         "shares": charts.shares(counts),
@@ -140,7 +141,7 @@ async def _context(ledger: Reader, commands: Sequence[tuple[str, str]]) -> dict[
         "duplicates": [doubt_of(row, ledger.place) for row in found.duplicates],
         "causes": found.causes.worst(),
         "shown_causes": _SHOWN_CAUSES,
-        "runs": found.runs,
+        "runs": found.was_watched and runs,
         "run_failures": found.run_failures.worst(),
         "table": found.table,
         "about": await _about(ledger),
@@ -249,7 +250,7 @@ class _Gathered:
     def __init__(self) -> None:
         self.jobs: dict[tuple[str, str, str], Counter[str]] = {}
         self.causes = Causes()
-        self.runs: Counter[str] = Counter()
+        self.was_watched = False
         self.run_failures = Causes()
         self.duplicates: list[ResultRow] = []
         self.table = Table()
@@ -270,12 +271,12 @@ class _Gathered:
         if row.possible_duplicate and len(self.duplicates) < LISTED // 2:
             self.duplicates.append(row)
 
-        if run := _run_word(row):
-            self.runs[run] += 1
+        run = _run_word(row)
+        self.was_watched = self.was_watched or bool(run)
 
-            if run == "failed":
-                text = row.status_text or "DES gave no reason"
-                self.run_failures.add("run failed", text, row.key or "")
+        if run == "failed":
+            text = row.status_text or "DES gave no reason"
+            self.run_failures.add("run failed", text, row.key or "")
 
 
 _STATE_NAMES: Final = {IN_FLIGHT: "in_flight"}
