@@ -967,7 +967,7 @@ def test_a_response_that_waited_while_the_loop_stood_still_is_taken() -> None:
 
 
 def test_a_limit_that_was_ended_does_nothing_more() -> None:
-    async def test(loop: SetLoop) -> tuple[bool, str]:
+    async def test(loop: SetLoop) -> bool:
         deadlines = Deadlines(SECONDS)
 
         with deadlines.begin() as limit:
@@ -975,9 +975,9 @@ def test_a_limit_that_was_ended_does_nothing_more() -> None:
 
         await loop.pass_(2 * SECONDS)
         await loop.pass_(GRACE)
-        return limit.expired, repr(deadlines)
+        return limit.expired
 
-    assert run(test) == (False, "<Deadlines of 10 s: 0 running>")
+    assert not run(test)
 
 
 def test_the_timer_serves_limits_that_begin_after_a_silence() -> None:

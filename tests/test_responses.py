@@ -302,6 +302,32 @@ async def test_what_came_of_a_cut_200_is_kept_with_its_run_id() -> None:
     assert (error.response, error.job_run_id) == (STARTED[:-1].decode(), RUN)
 
 
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param([CONTINUE + OK], id="after a 100"),
+        pytest.param([CONTINUE, OK], id="after a 100 of its own"),
+        pytest.param([b"\r\n\r\n" + OK], id="after empty lines"),
+        pytest.param([OK[:-9], OK[-9:]], id="in two pieces"),
+        pytest.param([OK[: -len(STARTED)], STARTED], id="head and body"),
+        pytest.param(
+            [chunked(b"%x\r\n" % len(STARTED), STARTED, b"\r\n0\r\n\r\n")], id="in one chunk"
+        ),
+        pytest.param(
+            [response(200, b"\r\n\r\n" + STARTED + b"\r\n\r\n")], id="with empty lines in it"
+        ),
+    ],
+)
+async def test_a_run_is_read_in_whatever_pieces_it_comes(script: Script) -> None:
+    async with Peer([script]).listening() as peer, client_of(peer) as client:
+        assert await client.start(start_of()) == StartedRun(JOB, RUN)
+
+    assert len(peer.heads) == 1
+
+
 async def test_a_body_that_ends_with_the_connection_is_whole() -> None:
     reply = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + STARTED
 

@@ -199,9 +199,6 @@ class Deadlines:
         self._running: dict[Limit, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def __repr__(self) -> str:
-        return f"<Deadlines of {self._seconds:g} s: {len(self._running)} running>"
-
     def begin(self) -> Limit:
         """Return a limit that runs from now on, for the current task, until its block ends.
 

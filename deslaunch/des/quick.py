@@ -170,12 +170,14 @@ class QuickWay:
     def stop_reusing(self) -> None:
         """Let each connection serve one request only, from now on."""
         self._reuses = False
-        self._drop_idle()
+
+        for idle in self._idle.values():
+            while idle:
+                idle.popleft().close()
 
     async def aclose(self) -> None:
         """Close all connections."""
-        self._reuses = False
-        self._drop_idle()
+        self.stop_reusing()
 
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -253,11 +255,6 @@ class QuickWay:
 
         if any(self._idle.values()):
             self._sweeper = self._loop.call_later(KEEPALIVE, self._sweep)
-
-    def _drop_idle(self) -> None:
-        for idle in self._idle.values():
-            while idle:
-                idle.popleft().close()
 
 
 class _Link(asyncio.Protocol):

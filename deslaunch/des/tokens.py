@@ -25,14 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
 from deslaunch.des import wire
-from deslaunch.des.http import (
-    Exchange,
-    PlainWay,
-    fault_of,
-    route_to,
-    safe_url,
-    split_proxy,
-)
+from deslaunch.des.http import Exchange, PlainWay, fault_of, route_to, safe_url, split_proxy
 from deslaunch.errors import (
     ConfigurationError,
     CredentialsRefused,
@@ -370,11 +363,7 @@ class OAuthToken:
 
         username, password = [await _reveal(secret) for secret in self._login]
         return await self._ask(
-            "password",
-            org_id=self.org_id,
-            username=username,
-            password=password,
-            scope=wire.SCOPE,
+            "password", org_id=self.org_id, username=username, password=password, scope=wire.SCOPE
         )
 
     async def _ask(self, grant_type: str, **fields: str) -> Token:

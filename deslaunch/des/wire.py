@@ -142,17 +142,13 @@ def decode_grant(body: bytes) -> Grant | None:
     fields = _fields_of(body)
     texts: dict[str, str] = {k: v for k, v in fields.items() if isinstance(v, str) and v}
     seconds: Any = fields.get("expires_in")
+    lasts = float(seconds) if type(seconds) in {int, float} and seconds > 0 else None
 
     if "access_token" not in texts:
         return None
 
-    return Grant(
-        access_token=texts["access_token"],
-        refresh_token=texts.get("refresh_token"),
-        expires_in=float(seconds) if type(seconds) in {int, float} and seconds > 0 else None,
-        svc=texts.get("svc"),
-        org_id=texts.get("org_id"),
-    )
+    others = texts.get("refresh_token"), lasts, texts.get("svc"), texts.get("org_id")
+    return Grant(texts["access_token"], *others)
 
 
 def refusal_code(body: bytes, known: Container[str]) -> str:
@@ -165,16 +161,16 @@ def decode_started(body: bytes) -> StartedRun | None:
     """Read a StartJobResponse.
 
     Returns:
-        The run, its jobId in lower case; None where the body is no JSON object with the GUIDs
-        ``jobId`` and ``jobRunId``.
+        The run, its jobId a text in lower case, to be compared; None where the body is no JSON
+        object with it and with a GUID as ``jobRunId``.
     """
     response = _fields_of(body)
     job_id, job_run_id = response.get("jobId"), response.get("jobRunId")
 
-    if not (is_guid(job_id) and is_guid(job_run_id)):
-        return None
+    if isinstance(job_id, str) and isinstance(job_run_id, str) and is_guid(job_run_id):
+        return StartedRun(job_id.lower(), job_run_id)
 
-    return StartedRun(str(job_id).lower(), str(job_run_id))
+    return None
 
 
 def job_run_ids_in(body: bytes) -> list[str]:
@@ -252,12 +248,9 @@ def _decode_job(job: Any, source: str) -> Job:
     if not is_guid(job_id):
         raise _unreadable(source, "a job without a GUID as jobId", _json(job))
 
+    name = _text_or_none(_first(job, "name", "jobname")) or ""
     declared = _first(job, "jobrunparameters", "parameters")
-    return Job(
-        job_id=str(job_id).lower(),
-        name=_text_or_none(_first(job, "name", "jobname")) or "",
-        parameters=tuple(_decode_parameters(declared, source)),
-    )
+    return Job(str(job_id).lower(), name, tuple(_decode_parameters(declared, source)))
 
 
 def _decode_parameters(declared: Any, source: str) -> Iterator[JobParameter]:

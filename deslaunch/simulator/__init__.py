@@ -132,12 +132,7 @@ serving kind would do.
 
 from deslaunch.simulator.faults import OTHER_JOB, SimulatorError, load_json
 from deslaunch.simulator.server import Simulator, serve
-from deslaunch.simulator.service import (
-    CSV_SALES_EXPORT,
-    DEFAULT_JOBS,
-    POS_USAGE_EXPORT,
-    Run,
-)
+from deslaunch.simulator.service import CSV_SALES_EXPORT, DEFAULT_JOBS, POS_USAGE_EXPORT, Run
 
 load_jobs = load_script = load_json
 """Read a file for :class:`Simulator`, which checks it."""

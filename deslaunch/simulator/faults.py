@@ -273,8 +273,7 @@ _FAULT_RULES: Final[Mapping[str, Rule]] = {
     "fault": TEXT,
     "on": one_of([*ENDPOINTS.values(), CONNECTION]),
     "at": Rule(
-        "a list of whole numbers from 1, not empty",
-        lambda v: v != [] and is_list_of(_is_count)(v),
+        "a list of whole numbers from 1, not empty", lambda v: v != [] and is_list_of(_is_count)(v)
     ),
     "every": _COUNT,
     "share": Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1),
