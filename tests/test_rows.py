@@ -23,7 +23,7 @@ from deslaunch.manifest.readers import (
     json_object,
 )
 from deslaunch.manifest.rows import (
-    MAX_TARGET,
+    MAX_NAME,
     RESULT_NAMES,
     UNREAD,
     RowRules,
@@ -531,7 +531,7 @@ value_texts = odd_texts | st.text(st.characters(exclude_categories=["Cs"], exclu
 key_texts = st.text(
     st.characters(categories=["L", "N", "P"], exclude_characters="~\u115f\u1160\u3164\uffa0"),
     min_size=1,
-    max_size=MAX_TARGET,
+    max_size=MAX_NAME["target"],
 ) | st.sampled_from(["\\N", "\\", "\\\\k", "a b", "#", "="])
 values: st.SearchStrategy[ParameterValue] = st.one_of(value_texts, st.none(), st.just(AUTO))
 typed_values = st.builds(JobRunParameterValue, st.none() | st.integers(0, 999_999_999), values)

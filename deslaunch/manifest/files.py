@@ -11,7 +11,7 @@ import os
 import re
 import sys
 import zlib
-from contextlib import contextmanager
+from contextlib import nullcontext
 from hashlib import sha256
 from io import BytesIO
 from itertools import chain, islice
@@ -55,9 +55,20 @@ _SAVE_AS_CSV: Final = 'save it as "CSV UTF-8", with commas between the columns'
 
 _BOM: Final = b"\xef\xbb\xbf"
 _GZIP: Final = b"\x1f\x8b"
-_LEDGER: Final = b"SQLite format 3\0"
-_OFFICE: Final = (b"PK\x03\x04", b"\xd0\xcf\x11\xe0")
-_UTF16: Final = (b"\xff\xfe", b"\xfe\xff")
+_FOREIGN: Final[Mapping[bytes, str]] = {  # how a file begins that is plainly something else
+    rb"SQLite format 3\0": (
+        "this is a database, as a batch's ledger is, and no manifest: deslaunch resume goes "
+        "on with a batch, deslaunch status says how it stands"
+    ),
+    rb"PK\x03\x04|\xd0\xcf\x11\xe0": (
+        f"this looks like an Excel workbook or a zip file; {_SAVE_AS_CSV}"
+    ),
+    rb"\xff\xfe|\xfe\xff|.?\0": (
+        "this looks like UTF-16, and a manifest is UTF-8: save it anew, or convert it "
+        "with: iconv -f UTF-16 -t UTF-8 OLD > NEW"
+    ),
+}
+_HEAD: Final = 16  # bytes of a file's beginning that tell it
 
 
 class Manifest:
@@ -106,8 +117,7 @@ class Manifest:
         self.warnings = Warnings(self.name)
         self._stream = None if isinstance(source, str | os.PathLike) else source
         self._delimiter = delimiter
-        self._digest = sha256()
-        self._has_ended = False
+        self._digest = ""
         rules = RowRules(self.name, job_id, target, is_batch_output_allowed)
         self._reader: RowReader = (
             CsvReader(rules, self.warnings, delimiter)
@@ -115,9 +125,6 @@ class Manifest:
             else JsonlReader(rules, self.warnings)
         )
         self._items = self._read()
-
-    def __repr__(self) -> str:
-        return f"<Manifest {self.name} {self.format} rows={self.rows}>"
 
     @property
     def rows(self) -> int:
@@ -141,10 +148,10 @@ class Manifest:
         Raises:
             RuntimeError: they were not read to their end.
         """
-        if not self._has_ended:
+        if not self._digest:
             raise RuntimeError("the manifest was not read to its end")
 
-        return self._digest.hexdigest()
+        return self._digest
 
     def chunks(self) -> Iterator[list[Row | InvalidRow]]:
         """Yield the rows, up to 512 at a time. They are read once, and it blocks.
@@ -156,8 +163,18 @@ class Manifest:
             yield chunk
 
     def _read(self) -> Iterator[Row | InvalidRow]:
-        with self._open() as stream:
-            yield from self._reader.items(self._check_form(_lines(self._content(stream))))
+        try:
+            with (
+                self.path.open("rb")
+                if self.path
+                else nullcontext(self._stream or _standard_input())
+            ) as stream:
+                yield from self._reader.items(self._check_form(_lines(self._content(stream))))
+        except OSError as exc:
+            raise ManifestError(
+                f"{self.name} can't be read: {exc.strerror or exc}",
+                hint="check the path, and that you may read the file",
+            ) from exc
 
     def _check_form(self, blocks: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
         damage = None
@@ -181,20 +198,6 @@ class Manifest:
 
         yield from blocks
 
-    @contextmanager
-    def _open(self) -> Iterator[BinaryIO]:
-        try:
-            if self.path is not None:
-                with self.path.open("rb") as stream:
-                    yield stream
-            else:
-                yield self._stream or _standard_input()
-        except OSError as exc:
-            raise ManifestError(
-                f"{self.name} can't be read: {exc.strerror or exc}",
-                hint="check the path, and that you may read the file",
-            ) from exc
-
     def _content(self, stream: BinaryIO) -> Iterator[bytes]:
         """Yield the manifest's own bytes: unzipped, without a byte order mark.
 
@@ -206,16 +209,19 @@ class Manifest:
         if head.startswith(_GZIP):
             content = _unzip(content)
 
-        head, content = _peek(content, len(_LEDGER))
-        _refuse_foreign(head)
-        is_first = True
+        head, content = _peek(content, _HEAD)
 
-        for block in content:
-            self._digest.update(block)
-            yield block.removeprefix(_BOM) if is_first else block
-            is_first = False
+        for beginning, message in _FOREIGN.items():
+            if re.match(beginning, head, re.DOTALL):
+                raise Unreadable(Fault("", "UTF-8 text", head[:4], message))
 
-        self._has_ended = True
+        digest = sha256()
+
+        for number, block in enumerate(content):
+            digest.update(block)
+            yield block if number else block.removeprefix(_BOM)
+
+        self._digest = digest.hexdigest()
 
 
 def detect_format(name: str, chosen: Format | None) -> Format:
@@ -297,26 +303,6 @@ def _bad_gzip(why: str) -> Unreadable:
     return Unreadable(Fault("", "gzip", why, message))
 
 
-def _refuse_foreign(head: bytes) -> None:
-    if head.startswith(_LEDGER):
-        message = (
-            "this is a database, as a batch's ledger is, and no manifest: deslaunch resume goes "
-            "on with a batch, deslaunch status says how it stands"
-        )
-        raise Unreadable(Fault("", "a manifest", "an SQLite database", message))
-
-    if head.startswith(_OFFICE):
-        message = f"this looks like an Excel workbook or a zip file; {_SAVE_AS_CSV}"
-        raise Unreadable(Fault("", "UTF-8 text", head[:4], message))
-
-    if head.startswith(_UTF16) or b"\0" in head[:2]:
-        message = (
-            "this looks like UTF-16, and a manifest is UTF-8: save it anew, or convert it "
-            "with: iconv -f UTF-16 -t UTF-8 OLD > NEW"
-        )
-        raise Unreadable(Fault("", "UTF-8 text", head[:4], message))
-
-
 def _lines(content: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Yield physical lines with their newline, those of a block at a time.
 
@@ -345,30 +331,20 @@ def _form_of_jsonl(head: list[bytes]) -> Fault | None:
     if _is_json(first) and (first.startswith(b"{") or others):
         return None
 
-    def fault(message: str) -> Fault:
-        return Fault("", "one JSON object a line", text_of(first), message)
-
     if first.startswith(b"["):
-        return fault("this is a JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl")
-
-    if first.startswith(b"{"):
-        if first.endswith(b",") and _is_json(first[:-1]):
-            message = "each object ends in a comma; end the lines without: sed 's/,$//' OLD > NEW"
-            return fault(message)
-
-        if first == b"{" or _begins_with_json(head):
-            message = "one object takes several lines; write each in one: jq -c . OLD > NEW.jsonl"
-            return fault(message)
-
+        message = "this is a JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl"
+    elif first.startswith(b"{") and first.endswith(b",") and _is_json(first[:-1]):
+        message = "each object ends in a comma; end the lines without: sed 's/,$//' OLD > NEW"
+    elif first.startswith(b"{") and (first == b"{" or _begins_with_json(head)):
+        message = "one object takes several lines; write each in one: jq -c . OLD > NEW.jsonl"
+    elif any(line.startswith(b"{") for line in lines[:2]):
         return None
+    elif re.search(rb"[,;\t|]", first):
+        message = "this looks like CSV; pass --format csv, or name the file .csv"
+    else:
+        message = "this is no JSONL; write one object a line, or pass --format csv for CSV"
 
-    if others and others[0].startswith(b"{"):
-        return None
-
-    if re.search(rb"[,;\t|]", first):
-        return fault("this looks like CSV; pass --format csv, or name the file .csv")
-
-    return fault("this is no JSONL; write one object a line, or pass --format csv for CSV")
+    return Fault("", "one JSON object a line", text_of(first), message)
 
 
 def _is_json(text: bytes) -> bool:
@@ -403,26 +379,25 @@ def _form_of_csv(head: list[bytes], delimiter: str) -> Fault | None:
         return None
 
     line = texts[0]
+    others = [other for other in ",;\t|" if other != delimiter and other in line]
 
     if line.lstrip().startswith(("{", "[")):
         message = "this looks like JSON; pass --format jsonl, or name the file .jsonl"
         return Fault("", "a header line", line, message)
-
-    others = [other for other in ",;\t|" if other != delimiter and other in line]
 
     if len(names) == 1 and others and not line.startswith("#"):
         word = "tab" if others[0] == "\t" else others[0]
         message = f"the columns look separated by {others[0]!r}; pass --delimiter {word!r}"
         return Fault("", f"columns separated by {delimiter!r}", line, message)
 
-    if fault := results_alone(names, line):
-        return fault
-
-    return None if set(RESERVED) & set(names) else _no_header(names, following, line)
+    return results_alone(names, line) or _no_header(names, following, line)
 
 
 def _no_header(names: list[str], following: list[list[str]], line: str) -> Fault | None:
     """Return the fault of a first line that names no column, or None."""
+    if set(RESERVED) & set(names):
+        return None
+
     data = next((name for name in names if _DATA.fullmatch(name)), None)
     widths = {len(cells) for cells in following}
     is_title = len(following) > 1 and len(widths) == 1 and len(names) not in widths

@@ -25,14 +25,13 @@ from deslaunch.manifest.rows import (
     NOTES,
     RESERVED,
     RESULT_NAMES,
+    UNCLEAN,
     Fault,
     Number,
     Unfit,
-    Unread,
     make_row,
     row_from_object,
     show,
-    unclean_fault,
 )
 from deslaunch.model import AUTO, InvalidRow, Row
 
@@ -53,6 +52,7 @@ PREFIX: Final = "parameters."
 NOTE_PREFIX: Final = f"{NOTES}."
 """Begins a column of notes, in any case of letters."""
 
+_RESULT_NOTES: Final = frozenset(f"{NOTE_PREFIX}{name}" for name in RESULT_NAMES)
 _MAX_HEADER_FAULTS: Final = 100  # a line of commas alone would have a million
 _ESCAPES: Final[Mapping[str, ParameterValue]] = {"\\N": None, "\\A": AUTO, "\\E": ""}
 _UNREADABLE_CELL: Final = "\\?"  # begins the cell of a value that no reader takes
@@ -61,6 +61,10 @@ _UNC: Final = re.compile(r"\\\\[^\\]+\\[^\\]")
 _TWO_BACKSLASHES: Final = (
     r"a cell that begins with \\ is sent with one backslash; "
     r"for \\server\share write \\\server\share"
+)
+_NO_ESCAPE: Final = (
+    "a leading backslash begins \\N (null), \\A (auto value), \\E (empty string) or \\\\ "
+    "(a backslash); double it where it is meant as such"
 )
 _SWALLOWED: Final = (
     "a cell holds line breaks, and lines that look like rows of this file; is a quote missing or "
@@ -221,7 +225,7 @@ class CsvReader(RowReader):
         self._delimiter = delimiter
         self._read = 0  # physical lines
         self._record: list[str] = []
-        self._size = 0
+        self._size = 0  # bytes of the record
         self._damage: Fault | None = None
         self._ended = False
         self._cells: dict[str, dict[str, int]] = {"reserved": {}, "parameter": {}, "note": {}}
@@ -230,6 +234,7 @@ class CsvReader(RowReader):
         csv.field_size_limit(max(MAX_RECORD, csv.field_size_limit()))
 
     def _rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
+        self.line = 1
         records = self._records(chain.from_iterable(blocks))
         names = next(records, None)
 
@@ -255,11 +260,10 @@ class CsvReader(RowReader):
             Unreadable: where the record ends can't be told.
         """
         reader = csv.reader(self._texts(lines), strict=True, delimiter=self._delimiter)
-        self._begin_record()
 
         try:
             for cells in reader:
-                text = self._record[0] if len(self._record) == 1 else "".join(self._record)
+                text = "".join(self._record)
 
                 if '"' in text and self._damage is None:
                     self._damage = self._fault_of_quotes(text)
@@ -267,26 +271,18 @@ class CsvReader(RowReader):
                 if self._damage or any(cells if len(cells) != 1 else cells[0].strip()):
                     yield cells
 
-                self._begin_record()
+                self.line, self._record = self._read + 1, []
         except csv.Error as exc:
             self.number += self.columns is not None  # the broken record is a row, or the header
             raise Unreadable(self._fault_of_csv(str(exc))) from exc
-
-    def _begin_record(self) -> None:
-        self.line = self._read + 1
-        self._size = 0
-        self._damage = None
-        self._record = []
 
     def _texts(self, lines: Iterator[bytes]) -> Iterator[str]:
         """Yield lines as text; what is wrong with one of them is its record's damage."""
         for line in lines:
             self._read += 1
-            self._size += len(line)
 
-            if self._size > MAX_RECORD:
-                self.number += self.columns is not None
-                raise Unreadable(_OLD_MAC if b"\r" in line[:-2] else _too_long("record"))
+            if not self._record:
+                self._size, self._damage = 0, None
 
             try:
                 text = line.decode()
@@ -295,10 +291,15 @@ class CsvReader(RowReader):
                 self._damage = self._damage or _undecodable(line, exc, self._read)
 
             if "\0" in text:
-                self._damage = self._damage or unclean_fault("", text)
+                self._damage = self._damage or Unfit(*UNCLEAN).fault("", text)
                 text = text.replace("\0", "\ufffd")  # csv refuses it before Python 3.11.4
 
             self._record.append(text)
+            self._size += len(line)
+
+            if self._size > MAX_RECORD:
+                raise csv.Error
+
             yield text
 
         self._ended = True
@@ -324,6 +325,9 @@ class CsvReader(RowReader):
         return Fault("", "RFC 4180 quoting", '"', message)
 
     def _fault_of_csv(self, why: str) -> Fault:
+        if self._size > MAX_RECORD:
+            return _OLD_MAC if "\r" in self._record[-1][:-2] else _too_long("record")
+
         if self._ended:
             message = "a quote opened in this row is never closed; close it"
             return Fault("", "a closing quote", "the end of the file", message)
@@ -340,10 +344,10 @@ class CsvReader(RowReader):
         faults = []
 
         for index, column in enumerate(names):
-            name = _own_name(column)
-            cells = self._cells[_kind(column)]
+            kind, name = _kind_and_name(column)
+            cells = self._cells[kind]
 
-            if cells is self._cells["note"] and name.lower() in RESULT_NAMES:
+            if column.lower() in _RESULT_NOTES:
                 self._refuse_results(column)
             elif not name:
                 message = f"column {index + 1} has no name; name it, or leave it out in every line"
@@ -364,7 +368,11 @@ class CsvReader(RowReader):
             return self._invalid(self._damage)
 
         if len(cells) != width:
-            return self._invalid(_ragged(len(cells), width))
+            message = (
+                f"the row has {len(cells):,} cells and the header {width:,}; quote a cell that "
+                "holds the delimiter, and leave no cell out"
+            )
+            return self._invalid(Fault("", f"{width:,} cells", f"{len(cells):,} cells", message))
 
         if cells[0] == self.columns[0] and tuple(cells) == self.columns:
             message = "this is the header again; remove the line"
@@ -382,14 +390,8 @@ class CsvReader(RowReader):
         if len(self._record) > 1 and width > 1:
             self._look_for_rows(cells, width)
 
-        near = None if "jobId" in said or self._rules.job_id else self._near_job_id()
         where = (self.number, self.line, self._rules)
-        return make_row(said, parameters, notes or NO_NOTES, *where, faults, near)
-
-    def _near_job_id(self) -> str | None:
-        """Return a column that may have been meant to name the job."""
-        names = self._cells["parameter"]
-        return next((n for n in names if re.sub(r"[-_\s]", "", n).lower() == "jobid"), None)
+        return make_row(said, parameters, notes or NO_NOTES, *where, faults)
 
     def _unescape_all(
         self, said: dict[str, str], parameters: dict[str, Any], faults: list[Fault]
@@ -402,17 +404,16 @@ class CsvReader(RowReader):
                 faults.append(Fault(name, "no leading backslash", said.pop(name), message))
 
         for name, cell in parameters.items():
-            if cell[0] != "\\":
-                continue
+            if cell in _ESCAPES:
+                parameters[name] = _ESCAPES[cell]
+            elif cell.startswith("\\\\"):
+                parameters[name] = cell[1:]
 
-            if _UNC.match(cell):
-                self._warnings.add(name, _TWO_BACKSLASHES, self.line)
-
-            try:
-                parameters[name] = _unescape(cell)
-            except Unfit as exc:
-                faults.append(Fault(name, exc.expected, cell, exc.message))
-                parameters[name] = Unread(cell)
+                if _UNC.match(cell):
+                    self._warnings.add(name, _TWO_BACKSLASHES, self.line)
+            elif cell.startswith("\\"):
+                faults.append(Fault(name, "\\N, \\A, \\E or \\\\", cell, _NO_ESCAPE))
+                parameters[name] = {"invalid": cell}
 
     def _look_for_rows(self, cells: list[str], width: int) -> None:
         for cell in cells:
@@ -424,25 +425,6 @@ class CsvReader(RowReader):
                 self._warnings.add("", _SWALLOWED, self.line)
 
 
-def _unescape(cell: str) -> ParameterValue:
-    """Return what a cell with a leading backslash stands for.
-
-    Raises:
-        Unfit: no such escape.
-    """
-    if cell in _ESCAPES:
-        return _ESCAPES[cell]
-
-    if cell.startswith("\\\\"):
-        return cell[1:]
-
-    message = (
-        "a leading backslash begins \\N (null), \\A (auto value), \\E (empty string) or \\\\ "
-        "(a backslash); double it where it is meant as such"
-    )
-    raise Unfit("\\N, \\A, \\E or \\\\", message)
-
-
 def results_alone(names: Collection[str], line: str) -> Fault | None:
     """Return the fault of results that were written without their rows, or None."""
     if not {"state", "jobRunId", "attempts"}.issubset(names):
@@ -452,19 +434,12 @@ def results_alone(names: Collection[str], line: str) -> Fault | None:
     return Fault("", "a manifest", line, message)
 
 
-def _kind(column: str) -> str:
+def _kind_and_name(column: str) -> tuple[str, str]:
+    """Return what a column holds, a note, a parameter or a reserved member, and its own name."""
     if column.lower().startswith(NOTE_PREFIX):
-        return "note"
+        return "note", column[len(NOTE_PREFIX) :]
 
-    return "reserved" if column in RESERVED else "parameter"
-
-
-def _own_name(column: str) -> str:
-    """Return the name of the note or parameter that a column holds, or the reserved name."""
-    if _kind(column) == "note":
-        return column[len(NOTE_PREFIX) :]
-
-    return column.removeprefix(PREFIX)
+    return "reserved" if column in RESERVED else "parameter", column.removeprefix(PREFIX)
 
 
 def _too_long(what: str) -> Fault:
@@ -477,14 +452,6 @@ def _undecodable(line: bytes, exc: UnicodeDecodeError, number: int) -> Fault:
     return Fault("", "UTF-8", text_of(line), message)
 
 
-def _ragged(cells: int, width: int) -> Fault:
-    message = (
-        f"the row has {cells:,} cells and the header {width:,}; quote a cell that holds the "
-        "delimiter, and leave no cell out"
-    )
-    return Fault("", f"{width:,} cells", f"{cells:,} cells", message)
-
-
 def text_of(line: bytes) -> str:
     """Return a line as a text for a person."""
     return line.decode("utf-8", "replace").rstrip("\r\n")
@@ -492,8 +459,8 @@ def text_of(line: bytes) -> str:
 
 def column_of(parameter: str) -> str:
     """Return the name of the column that holds a parameter, whatever the parameter is called."""
-    is_taken = _kind(parameter) != "parameter" or parameter.startswith(PREFIX)
-    return f"{PREFIX}{parameter}" if is_taken else parameter
+    is_free = _kind_and_name(parameter) == ("parameter", parameter)
+    return parameter if is_free else f"{PREFIX}{parameter}"
 
 
 def columns_of(says: str) -> list[str]:
@@ -510,15 +477,11 @@ def header_of(written: Iterable[str], needed: Iterable[str]) -> list[str]:
         written: the manifest's own header; what results write is left out.
         needed: more columns, as :func:`columns_of` gives them.
     """
-    own = [
-        name
-        for name in written
-        if _kind(name) != "note" or _own_name(name).lower() not in RESULT_NAMES
-    ]
+    own = [column for column in written if column.lower() not in _RESULT_NOTES]
     columns: dict[tuple[str, str], str] = {}
 
-    for name in (*(name for name in RESERVED if name not in own), *own, *needed):
-        columns.setdefault((_kind(name), _own_name(name)), name)
+    for column in (*(name for name in RESERVED if name not in own), *own, *needed):
+        columns.setdefault(_kind_and_name(column), column)
 
     return list(columns.values())
 
@@ -546,7 +509,7 @@ def csv_cells(says: str, columns: Sequence[str], key: str | None) -> list[str]:
         ("parameter", name): _cell(value) for name, value in said.get("parameters", {}).items()
     }
     cells |= {("note", name): text for name, text in said.get(NOTES, {}).items()}
-    row = [cells.pop((_kind(column), _own_name(column)), "") for column in columns]
+    row = [cells.pop(_kind_and_name(column), "") for column in columns]
     left = [name for (_, name), cell in cells.items() if cell]
 
     if left:

@@ -7,18 +7,17 @@ rounded: no number of it passes through a float.
 
 from __future__ import annotations
 
-import math
 import re
 import reprlib
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import lru_cache
 from hashlib import sha256
-from types import NoneType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
@@ -30,7 +29,6 @@ from deslaunch.model import (
     AUTO,
     DEFAULT_TARGET,
     GOT_LIMIT,
-    Auto,
     InvalidRow,
     JobRunParameterValue,
     Problem,
@@ -40,9 +38,9 @@ from deslaunch.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterable, Iterator
 
-    from deslaunch.model import ParameterValue
+    from deslaunch.model import Auto, ParameterValue
 
 RESERVED: Final = ("key", "target", "jobId")
 """The columns that are no parameters."""
@@ -50,22 +48,27 @@ RESERVED: Final = ("key", "target", "jobId")
 NOTES: Final = "deslaunch"
 """The member of a JSONL row that holds its notes; with a point, how a column of notes begins."""
 
-RESULT_NAMES: Final = frozenset(
-    name.lower()
-    for name in (
-        *("key", "row", "target", "jobId", "jobName", "state", "jobRunId", "attempts", "status"),
-        *("error", "possibleDuplicate", "sentUtc", "answeredUtc", "finished", "success"),
-        *("statusText", "finishedUtc", "outputFiles"),
-    )
+RESULT_COLUMNS: Final = (
+    *("key", "row", "target", "jobId", "jobName", "state", "jobRunId", "attempts", "status"),
+    *("error", "possibleDuplicate", "sentUtc", "answeredUtc"),
+    *("finished", "success", "statusText", "finishedUtc", "outputFiles"),
 )
+"""What ``results`` tells of a row."""
+
+RESULT_NAMES: Final = frozenset(map(str.lower, RESULT_COLUMNS))
 """Notes, in lower case, that ``results --with-manifest`` writes: they tell of another batch."""
 
 REPEAT_MARK: Final = "~"
 """Stands between a repeated digest and its count; no explicit key of a new row holds it."""
 
-MAX_KEY: Final = 256
-MAX_TARGET: Final = 128
+MAX_NAME: Final[Mapping[str, int]] = {"key": 256, "target": 128}
 """Characters."""
+
+UNCLEAN: Final = (
+    "text without NUL or lone surrogate",
+    "the text holds a NUL or a lone surrogate; remove it",
+)
+"""What a text must be that JSON in UTF-8 can carry safely, and what is said of another."""
 
 UNREAD: Final = '{"jobId":"?"}'
 """What is kept of a row that could not be read: refused until somebody fills it in."""
@@ -97,27 +100,25 @@ class Fault(NamedTuple):
 class Unfit(Exception):
     """A value can't be what it stands for.
 
+    Its text is one sentence that says what is wrong and what to do.
+
     Attributes:
         expected: what would have been right.
-        message: one sentence that says what is wrong and what to do.
     """
 
     def __init__(self, expected: str, message: str) -> None:
         super().__init__(message)
         self.expected = expected
-        self.message = message
+
+    def fault(self, column: str, got: object) -> Fault:
+        """Return the fault of the column that holds the value."""
+        return Fault(column, self.expected, got, str(self))
 
 
 class Number(str):
     """A JSON number as it was written, since neither int nor float is sure to hold it."""
 
     __slots__ = ()
-
-
-class Unread(NamedTuple):
-    """Stands for a value that could not be read in what is kept of an invalid row."""
-
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,42 +144,27 @@ class RowRules:
     def __post_init__(self) -> None:
         try:
             job_id = self.job_id and _read_job_id(self.job_id)
-            _read_name(self.target, "a target", MAX_TARGET)
+            _read_name("target", self.target)
         except Unfit as exc:
             raise ConfigurationError(
-                f"--job-id or --target: {exc.message}",
+                f"--job-id or --target: {exc}",
                 hint="deslaunch jobs lists the jobs' GUIDs, deslaunch targets the targets",
             ) from exc
 
         object.__setattr__(self, "job_id", job_id)
 
-    def read_key(self, value: object) -> str:
-        """Return a key.
-
-        Raises:
-            Unfit: it can be none.
-        """
-        key = _read_name(value, "a key", MAX_KEY)
-
-        if REPEAT_MARK in key and not self.is_batch_output_allowed:
-            message = f"{REPEAT_MARK} is kept for repeated rows; write the key without it"
-            raise Unfit(f"a key without {REPEAT_MARK}", message)
-
-        return key
-
-    def problems(self, faults: Iterable[Fault], number: int, line: int) -> tuple[Problem, ...]:
-        """Return faults as problems of one row."""
-        return tuple(
-            Problem(
-                self.file, line, number, show(fault.column), fault.expected, show(fault.got),
-                printable(fault.message),
-            )
-            for fault in faults
-        )  # fmt: skip
-
     def invalid(self, faults: Iterable[Fault], number: int, line: int) -> InvalidRow:
         """Return the row, or the file, of which nothing else is known than what is wrong."""
-        return InvalidRow(number, line, None, self.target, "", self.problems(faults, number, line))
+        problems = problems_of(faults, self.file, number, line)
+        return InvalidRow(number, line, None, self.target, "", problems)
+
+
+def problems_of(faults: Iterable[Fault], file: str, number: int, line: int) -> tuple[Problem, ...]:
+    """Return faults as problems of a row."""
+    return tuple(
+        Problem(file, line, number, show(column), expected, show(got), printable(message))
+        for column, expected, got, message in faults
+    )
 
 
 class Warnings:
@@ -223,15 +209,9 @@ def row_from_object(
         return rules.invalid([Fault("", "one object", value, message)], number, line or number)
 
     faults = [_unknown_member(name) for name in value if name not in _ROW_NAMES]
-    is_read = not faults
     notes = _read_notes(value[NOTES], rules, faults) if NOTES in value else NO_NOTES
-    parameters = _read_parameters(value.get("parameters", {}), faults)
-
-    if not is_clean:
-        _check_texts(parameters, faults)
-
-    row = make_row(value, parameters, notes, number, line or number, rules, faults)
-    return row if is_read or isinstance(row, Row) else row._replace(says=UNREAD)
+    parameters = _read_parameters(value.get("parameters", {}), faults, is_clean=is_clean)
+    return make_row(value, parameters, notes, number, line or number, rules, faults)
 
 
 def make_row(
@@ -242,69 +222,78 @@ def make_row(
     line: int,
     rules: RowRules,
     faults: list[Fault],
-    near_job_id: str | None = None,
 ) -> Row | InvalidRow:
     """Return the row of members that were read, or all that is wrong with it.
 
     Args:
         said: ``key``, ``target`` and ``jobId``, each optional, and maybe more.
-        parameters: name to value; ``Unread`` where there is a fault.
+        parameters: name to value; what :func:`unread` gives where there is a fault.
         notes: name to text.
         number: data row, from 1.
         line: physical line, from 1.
         rules: defaults, and what is allowed.
         faults: what is known to be wrong already.
-        near_job_id: a column that may have been meant to name the job.
     """
-    key, target, job_id = None, rules.target, rules.job_id
+    read: dict[str, str | None] = {"key": None, "target": rules.target, "jobId": rules.job_id}
 
-    if "key" in said:
-        key = _read_member(said, "key", faults, rules.read_key)
+    for name in RESERVED:
+        if name in said:
+            try:
+                read[name] = _read_member(name, said[name], rules)
+            except Unfit as exc:
+                faults.append(exc.fault(name, said[name]))
+                read[name] = None
 
-    if "target" in said:
-        target = _read_member(said, "target", faults, _read_target) or target
+    key, target, job_id = read.values()
 
-    if "jobId" in said:
-        job_id = _read_member(said, "jobId", faults, _read_job_id)
-    elif job_id is None:
-        near = f"; did you mean jobId by the column {show(near_job_id)}?" if near_job_id else ""
-        message = f"the row names no job; add jobId or pass --job-id{near}"
+    if job_id is None and "jobId" not in said:
+        near = next((name for name in parameters if meant_member(name) == "jobId"), None)
+        advice = "" if near is None else f"; did you mean jobId by the column {show(near)}?"
+        message = f"the row names no job; add jobId or pass --job-id{advice}"
         faults.append(Fault("jobId", "a GUID", "", message))
 
-    row = Row(number, line, key, target, job_id or "", parameters, notes)
+    row = Row(number, line, key, target or rules.target, job_id or "", parameters, notes)
 
     if not faults:
         return row
 
     # What is kept must be invalid when it is read again, and so holds whatever is at fault.
-    is_named = {"key", "target"}.isdisjoint(fault.column for fault in faults)
-    job_text = job_id or show(said.get("jobId", "")) or "?"
-    says = dump_row(row._replace(job_id=job_text)) if is_named else UNREAD
-    problems = rules.problems(faults, number, line)
-    return InvalidRow(number, line, key, target, job_id or "", problems, says)
+    says = UNREAD
+
+    if said.keys() <= {*_ROW_NAMES} and {"key", "target"}.isdisjoint(f.column for f in faults):
+        says = dump_row(row._replace(job_id=job_id or show(said.get("jobId", "")) or "?"))
+
+    return InvalidRow(*row[:5], problems_of(faults, rules.file, number, line), says)
 
 
-def _read_member(
-    said: Mapping[str, object], name: str, faults: list[Fault], read: Callable[[object], str]
-) -> str | None:
-    try:
-        return read(said[name])
-    except Unfit as exc:
-        faults.append(Fault(name, exc.expected, said[name], exc.message))
-        return None
+def meant_member(name: str) -> str | None:
+    """Return the reserved column that is called so but for case, blanks, ``-`` and ``_``."""
+    folded = re.sub(r"[-_\s]", "", name).lower()
+    return next((member for member in RESERVED if member.lower() == folded), None)
 
 
-def _read_target(value: object) -> str:
-    return _read_name(value, "a target", MAX_TARGET)
+def _read_member(name: str, value: object, rules: RowRules) -> str:
+    if name == "jobId":
+        return _read_job_id(value)
+
+    text = _read_name(name, value)
+
+    if name == "key" and REPEAT_MARK in text and not rules.is_batch_output_allowed:
+        message = f"{REPEAT_MARK} is kept for repeated rows; write the key without it"
+        raise Unfit(f"a key without {REPEAT_MARK}", message)
+
+    return text
 
 
-def _read_name(value: object, what: str, limit: int) -> str:
+def _read_name(member: str, value: object) -> str:
     """Return a name that is what an eye sees of it; it is never trimmed.
 
     Raises:
-        Unfit: no string, empty, over ``limit`` characters, with blanks at its ends or invisible
+        Unfit: no string, empty, over the member's limit, with blanks at its ends or invisible
             characters in it.
     """
+    what, limit = f"a {member}", MAX_NAME[member]
+
     if not isinstance(value, str) or not value or isinstance(value, Number):
         raise Unfit("a string", f"{what} is a string that is not empty; fix it or leave it out")
 
@@ -312,9 +301,9 @@ def _read_name(value: object, what: str, limit: int) -> str:
         raise Unfit(f"at most {limit} characters", f"{what} has at most {limit} characters")
 
     if not (value.isascii() and value.isprintable()):
-        odd = next((c for c in value if not c.isprintable() or _INVISIBLE.match(c)), "")
+        odd = next((c for c in value if not c.isprintable() or _INVISIBLE.match(c)), None)
 
-        if odd:
+        if odd is not None:
             message = f"{what} holds {name_character(odd)}, which can't be seen; remove it"
             raise Unfit("visible characters", message)
 
@@ -356,26 +345,43 @@ def name_character(character: str) -> str:
     return f"U+{ord(character):04X} {name}".rstrip()
 
 
-def _read_parameters(said: object, faults: list[Fault]) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-
-    if not isinstance(said, Mapping):
+def _read_parameters(said: object, faults: list[Fault], *, is_clean: bool) -> dict[str, Any]:
+    if not isinstance(said, dict | Mapping):
         message = 'parameters is an object: {"name": value}; fix it or leave it out'
         faults.append(Fault("parameters", "an object", said, message))
-        return {"parameters": Unread(show(said))}
+        return {"parameters": unread(said)}
+
+    values: dict[str, Any] = {}
 
     for name, value in said.items():
-        if not isinstance(name, str) or not name:
-            message = "a parameter's name is a string that is not empty"
-            faults.append(Fault(show(name), "a name", name, message))
-
         try:
-            values[str(name)] = value if type(value) is str else read_value(value)
+            values[name] = _read_parameter(name, value, is_clean=is_clean)
         except Unfit as exc:
-            faults.append(Fault(str(name), exc.expected, value, exc.message))
-            values[str(name)] = Unread(show(value))
+            faults.append(exc.fault(str(name), value))
+            values[_encodable(str(name))] = unread(value)
 
     return values
+
+
+def _read_parameter(name: object, value: object, *, is_clean: bool) -> ParameterValue:
+    if not isinstance(name, str) or not name:
+        raise Unfit("a name", "a parameter's name is a string that is not empty")
+
+    read = value if type(value) is str else read_value(value)
+
+    if not is_clean and _NO_TEXT.search(f"{name}{plain_value(read)}"):
+        raise Unfit(*UNCLEAN)
+
+    return read
+
+
+def unread(value: object) -> dict[str, str]:
+    """Return what is kept of a value that could not be read, which no reader takes."""
+    return {"invalid": _encodable(show(value))}
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _read_notes(said: object, rules: RowRules, faults: list[Fault]) -> Mapping[str, str]:
@@ -393,37 +399,20 @@ def _read_notes(said: object, rules: RowRules, faults: list[Fault]) -> Mapping[s
         if value is None or value == "" or (is_result and rules.is_batch_output_allowed):
             continue
 
-        try:
+        text = None
+
+        with suppress(Unfit):
             text = read_value(value)
-        except Unfit:
-            text = None
 
         if is_result or not (name and isinstance(name, str) and isinstance(text, str)):
             message = "a note is a text, and none of what results write; quote or rename it"
             faults.append(Fault(f"{NOTES}.{name}", "a text", value, message))
         elif _NO_TEXT.search(f"{name}{text}"):
-            faults.append(unclean_fault(f"{NOTES}.{name}", text))
+            faults.append(Unfit(*UNCLEAN).fault(f"{NOTES}.{name}", text))
         else:
             notes[name] = text
 
     return notes
-
-
-def _check_texts(parameters: dict[str, Any], faults: list[Fault]) -> None:
-    """Note texts that JSON in UTF-8 can't carry, and put what can in their place."""
-    for name, value in [*parameters.items()]:
-        text = value.value if isinstance(value, JobRunParameterValue) else value
-
-        if _NO_TEXT.search(f"{name}{text}"):
-            faults.append(unclean_fault(name, text))
-            del parameters[name]
-            parameters[show(name)] = Unread(show(text))
-
-
-def unclean_fault(column: str, text: object) -> Fault:
-    """Return the fault of a text that JSON in UTF-8 can't carry safely."""
-    message = "the text holds a NUL or a lone surrogate; remove it"
-    return Fault(column, "text without NUL or lone surrogate", text, message)
 
 
 def read_value(value: object) -> ParameterValue:
@@ -445,8 +434,7 @@ def read_value(value: object) -> ParameterValue:
         return "true" if value else "false"
 
     if isinstance(value, JobRunParameterValue):
-        is_auto = isinstance(value.value, Auto)
-        return _typed_value(value.type, None if is_auto else value.value, auto=is_auto)
+        return _value_of_object(wire.parameter_value(*value))
 
     if isinstance(value, datetime):
         text = value.isoformat()
@@ -457,26 +445,21 @@ def read_value(value: object) -> ParameterValue:
 
 
 def _text_of_number(value: object) -> str:
-    finite = "NaN and Infinity are no values; write a number or null"
-
     if isinstance(value, int):
         try:
             return int.__repr__(value)
         except ValueError as exc:  # more digits than Python writes
             raise Unfit("a number", "the number is too long; pass it as a str") from exc
 
-    if isinstance(value, float):
-        if math.isfinite(value):
-            raise Unfit("Decimal, int or str", "a float is not exact; pass a Decimal or a str")
+    if isinstance(value, float | Decimal) and not Decimal(value).is_finite():
+        raise Unfit("a finite number", "NaN and Infinity are no values; write a number or null")
 
-        raise Unfit("a finite number", finite)
+    if isinstance(value, float):
+        raise Unfit("Decimal, int or str", "a float is not exact; pass a Decimal or a str")
 
     if not isinstance(value, Decimal):
         expected = "a string, number, true, false, null or an object"
         raise Unfit(expected, "this is no parameter value; write a string, number, bool or null")
-
-    if not value.is_finite():
-        raise Unfit("a finite number", finite)
 
     _, digits, exponent = value.as_tuple()
 
@@ -494,27 +477,19 @@ def _value_of_object(value: Mapping[str, object]) -> ParameterValue:
         forms = '{"auto": true} or {"type", "valueStringEncoded", "useAutoValue"}'
         raise Unfit(forms, f"an object as a value is {forms}")
 
+    number, text = value.get("type"), value.get("valueStringEncoded")
     auto = value.get("useAutoValue", False)
 
-    if not (auto or "valueStringEncoded" in value):
-        raise Unfit("valueStringEncoded", "valueStringEncoded is missing; write it, or null")
-
-    return _typed_value(value.get("type"), value.get("valueStringEncoded"), auto=auto)
-
-
-def _typed_value(number: object, text: object, *, auto: object) -> JobRunParameterValue:
-    """Return a JobRunParameterValue.
-
-    Raises:
-        Unfit: a member has another type, or the auto value comes with a text.
-    """
     if isinstance(number, Number) and number.isdigit() and len(number) < _LONG:
         number = int(number)
 
     if not (number is None or type(number) is int):
         raise Unfit("type: integer or null", "type is an integer or null")
 
-    if not isinstance(text, str | None) or isinstance(text, Number):
+    if not (auto or "valueStringEncoded" in value):
+        raise Unfit("valueStringEncoded", "valueStringEncoded is missing; write it, or null")
+
+    if not (text is None or isinstance(text, str)) or isinstance(text, Number):
         message = "valueStringEncoded is a string, whatever the type, or null; quote it"
         raise Unfit("valueStringEncoded: string or null", message)
 
@@ -536,15 +511,13 @@ def _unknown_member(name: object) -> Fault:
 
 
 def dump_row(row: Row) -> str:
-    """Return what a row says as one JSONL row, in which nothing is lost.
-
-    Args:
-        row: of an invalid one a value may be ``Unread``, which no reader takes.
-    """
+    """Return what a row says as one JSONL row, in which nothing is lost."""
     parameters: Mapping[str, Any] = row.parameters
 
-    if not {str, NoneType}.issuperset(map(type, parameters.values())):
-        parameters = {name: _json_value(value) for name, value in parameters.items()}
+    if AUTO in parameters.values():
+        parameters = {
+            name: {"auto": True} if value is AUTO else value for name, value in parameters.items()
+        }
 
     said: dict[str, Any] = {} if row.key is None else {"key": row.key}
     said |= {"target": row.target, "jobId": row.job_id, "parameters": parameters}
@@ -552,23 +525,8 @@ def dump_row(row: Row) -> str:
     if row.notes:
         said[NOTES] = row.notes
 
-    return orjson.dumps(said).decode()
-
-
-def _json_value(value: Any) -> object:
-    if isinstance(value, Unread):
-        return {"invalid": value.text.encode("utf-8", "backslashreplace").decode()}
-
-    if value is AUTO:
-        return {"auto": True}
-
-    if not isinstance(value, JobRunParameterValue):
-        return value
-
-    if value.value is AUTO:
-        return {"type": value.type, "useAutoValue": True}
-
-    return {"type": value.type, "valueStringEncoded": value.value}
+    # All but a JobRunParameterValue is JSON already.
+    return orjson.dumps(said, default=lambda value: wire.parameter_value(*value)).decode()
 
 
 def load_row(says: str, number: int, line: int, file: str) -> Row | InvalidRow:
@@ -604,20 +562,15 @@ def row_digest(row: Row) -> str:
     Raises:
         TypeError: a text holds a lone surrogate; no row of a manifest does.
     """
-    said: Iterable[tuple[str, Any]] = row.parameters.items()
-
-    if not {str, NoneType}.issuperset(map(type, row.parameters.values())):
-        said = [(name, _plain_value(value)) for name, value in said]
-
-    text = orjson.dumps([row.target, row.job_id.lower(), sorted(said)])
+    texts = [(name, plain_value(value)) for name, value in row.parameters.items()]
+    said = sorted((name, True if text is AUTO else text) for name, text in texts)
+    text = orjson.dumps([row.target, row.job_id.lower(), said])
     return sha256(text).hexdigest()[:32]
 
 
-def _plain_value(value: ParameterValue) -> str | bool | None:
-    if isinstance(value, JobRunParameterValue):
-        value = value.value
-
-    return True if value is AUTO else value
+def plain_value(value: ParameterValue) -> str | Auto | None:
+    """Return a value without the type that a row declares for it."""
+    return value.value if isinstance(value, JobRunParameterValue) else value
 
 
 def key_digest(key: str) -> bytes:
@@ -628,7 +581,7 @@ def key_digest(key: str) -> bytes:
 def show(value: object) -> str:
     """Return a value for a person: cut, on one line, and fit for any terminal and any encoder."""
     if value is None or isinstance(value, bool):
-        return {True: "true", False: "false", None: "null"}[value]
+        return orjson.dumps(value).decode()
 
     try:
         text = value if isinstance(value, str | Decimal) else _REPR.repr(value)

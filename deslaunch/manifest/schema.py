@@ -29,14 +29,14 @@ from operator import ne
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from deslaunch.des import wire
-from deslaunch.manifest.rows import NOTES, RESERVED, Fault, RowRules, odd_character, show
+from deslaunch.manifest.rows import NOTES, Fault, meant_member, odd_character, problems_of, show
 from deslaunch.model import AUTO, JobRunParameterValue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from deslaunch.manifest.rows import Warnings
-    from deslaunch.model import Job, JobParameter, ParameterValue, Problem, Row
+    from deslaunch.model import Auto, Job, JobParameter, Problem, Row
 
 _LISTED: Final = 8  # names of parameters or jobs that one message lists
 _QUOTED: Final = 40
@@ -44,14 +44,7 @@ _GUID_SLIPS: Final = 3
 _INT64_MAX: Final = 2**63 - 1
 _INT64_DIGITS: Final = 19
 
-_INTEGER: Final = re.compile(r"-?[0-9]+")
-_DECIMAL: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
-_DATETIME: Final = re.compile(
-    r"(?P<year>[0-9]{4})-(?P<month>[0-9]{2})-(?P<day>[0-9]{2})"
-    r"(?P<time>T(?P<hour>[0-9]{2}):(?P<minute>[0-9]{2}):(?P<second>[0-9]{2})(?:\.[0-9]{1,9})?"
-    r"(?P<zone>Z|[+-](?P<hours>[0-9]{2})(?P<minutes>:[0-9]{2})?)?)?"
-)
-
+_SURE: Final = (wire.STRING, wire.INTEGER, wire.DECIMAL)
 _NAIVE: Final = "a datetime without a zone means what DES takes it for; add Z or an offset"
 
 
@@ -72,9 +65,8 @@ def body_digest(body: bytes) -> bytes:
     return sha256(body).digest()[:16]
 
 
-def _advice_on_integer(text: str) -> str:
-    if _INTEGER.fullmatch(text) is None:
-        return _advice_on_sign(text, _INTEGER) or "write digits only, such as 1200"
+def _judge_integer(match: re.Match[str]) -> str:
+    text = match[0]
 
     if len(text) < _INT64_DIGITS:
         return ""
@@ -88,37 +80,13 @@ def _advice_on_integer(text: str) -> str:
     return f"it must lie between {-_INT64_MAX - 1} and {_INT64_MAX}"
 
 
-def _advice_on_decimal(text: str) -> str:
-    if _DECIMAL.fullmatch(text) is not None:
-        return ""
-
-    return (
-        _advice_on_sign(text, _DECIMAL)
-        or "write digits with a point, such as 12.50, no exponent and no thousands separators"
-    )
-
-
-def _advice_on_sign(text: str, form: re.Pattern[str]) -> str:
-    is_signed = text.startswith("+") and form.fullmatch(text[1:])
-    return "write it without the +, which DES refuses" if is_signed else ""
-
-
-def _advice_on_datetime(text: str) -> str:
-    match = _DATETIME.fullmatch(text)
-
-    if match is None:
-        return "write 2026-01-31 or 2026-01-31T06:16:47Z"
+def _judge_datetime(match: re.Match[str]) -> str:
+    year, month, day, hour, minute, second, zone, hours, minutes = match.groups()
 
     try:
-        date(int(match["year"]), int(match["month"]), int(match["day"]))
+        date(int(year), int(month), int(day))
     except ValueError:
         return "there is no such day in the calendar"
-
-    return _advice_on_time(match) if match["time"] else ""
-
-
-def _advice_on_time(match: re.Match[str]) -> str:
-    hour, minute, second = match["hour"], match["minute"], match["second"]
 
     if hour == "24":
         return "hours go to 23: write 24:00 as 00:00 of the next day"
@@ -126,35 +94,69 @@ def _advice_on_time(match: re.Match[str]) -> str:
     if second == "60":
         return "seconds go to 59: a leap second can't be sent"
 
-    if hour > "23" or minute > "59" or second > "59":
+    if hour is not None and (hour > "23" or minute > "59" or second > "59"):
         return "there is no such time: hours go to 23, minutes and seconds to 59"
 
-    if match["hours"] is None:
-        return ""
+    if hours is not None and minutes is None:
+        return f"write the offset with its minutes, such as {zone}:00"
 
-    if match["minutes"] is None:
-        return f"write the offset with its minutes, such as {match['zone']}:00"
-
-    if match["minutes"] > ":59" or match["hours"] + match["minutes"] > "14:00":
+    if hours is not None and (minutes > ":59" or hours + minutes > "14:00"):
         return "the offset must lie between -14:00 and +14:00"
 
     return ""
 
 
 class _Kind(NamedTuple):
-    """What is known of one JobRunParameterType: its noun, and what to do about a text."""
+    """What is known of one JobRunParameterType.
 
-    noun: str
-    advice: Callable[[str], str] | None = None
+    Attributes:
+        noun: what its texts are called.
+        form: what they look like; None where any text will do.
+        advice: what to do about a text of another form.
+        judge: returns what to do about a text of this form, or ``""``.
+    """
+
+    noun: str = "a text"
+    form: re.Pattern[str] | None = None
+    advice: str = ""
+    judge: Callable[[re.Match[str]], str] | None = None
+
+    def advise(self, text: str) -> str:
+        """Return what to do about a text that can't be sent, or ``""``."""
+        if self.form is None:
+            return ""
+
+        if match := self.form.fullmatch(text):
+            return self.judge(match) if self.judge else ""
+
+        if text.startswith("+") and self.form.fullmatch(text[1:]):
+            return "write it without the +, which DES refuses"
+
+        return self.advice
 
 
 _KINDS: Final[Mapping[int | None, _Kind]] = {
-    wire.STRING: _Kind("a text"),
-    wire.INTEGER: _Kind("an integer", _advice_on_integer),
-    wire.DECIMAL: _Kind("a decimal", _advice_on_decimal),
-    wire.DATETIME: _Kind("a datetime", _advice_on_datetime),
+    wire.STRING: _Kind(),
+    wire.INTEGER: _Kind(
+        "an integer", re.compile("-?[0-9]+"), "write digits only, such as 1200", _judge_integer
+    ),
+    wire.DECIMAL: _Kind(
+        "a decimal",
+        re.compile(r"-?[0-9]+(?:\.[0-9]+)?"),
+        "write digits with a point, such as 12.50, no exponent and no thousands separators",
+    ),
+    wire.DATETIME: _Kind(
+        "a datetime",
+        re.compile(
+            "([0-9]{4})-([0-9]{2})-([0-9]{2})"
+            r"(?:T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]{1,9})?"
+            "(Z|[+-]([0-9]{2})(:[0-9]{2})?)?)?"
+        ),
+        "write 2026-01-31 or 2026-01-31T06:16:47Z",
+        _judge_datetime,
+    ),
 }
-_UNKNOWN_KIND: Final = _Kind("a text")
+_UNKNOWN_KIND: Final = _Kind()
 
 
 class Schema:
@@ -172,15 +174,9 @@ class Schema:
         self.job = job
         self._neighbours = neighbours
         self._parameters = {parameter.name: parameter for parameter in job.parameters}
-        self._required = tuple(parameter.name for parameter in job.parameters if parameter.required)
-        self._doubtful = {
-            parameter.name: parameter
-            for parameter in job.parameters
-            if parameter.type not in _KINDS or parameter.type == wire.DATETIME
-        }
-
-    def __repr__(self) -> str:
-        return f"<Schema {self.job.job_id} {self.job.name!r} {list(self._parameters)}>"
+        self._required = tuple(parameter for parameter in job.parameters if parameter.required)
+        # A wrong column comes with every row; the search for near names must not.
+        self._fault_of_name = lru_cache(maxsize=256)(self._explain_name)
 
     def check(
         self, row: Row, file: str, warnings: Warnings | None = None
@@ -196,7 +192,11 @@ class Schema:
             The body, or at least one problem; a parameter has at most one.
         """
         said = row.parameters
-        faults = [_missing(self._parameters[name]) for name in self._required if name not in said]
+        faults = [
+            _refuse(parameter, "nothing", "is required and missing")
+            for parameter in self._required
+            if parameter.name not in said
+        ]
         values: dict[str, Any] = {}
         auto = False
 
@@ -207,32 +207,48 @@ class Schema:
                 faults.append(self._fault_of_name(name))
                 continue
 
-            fault = _fault_of_value(parameter, value)
+            declared, text = value if isinstance(value, JobRunParameterValue) else (None, value)
 
-            if fault is not None:
+            if fault := _fault_of_value(parameter, declared, text):
                 faults.append(fault)
                 continue
 
-            declared, text = value if isinstance(value, JobRunParameterValue) else (None, value)
             number = declared if parameter.type is None else parameter.type
             values[name] = wire.parameter_value(number, text)
             auto = auto or text is AUTO
 
-            if warnings is not None and name in self._doubtful:
-                _warn(parameter, text, row.line, warnings)
+            if warnings is not None and (doubt := _doubt_of(parameter.type, text)):
+                warnings.add(name, doubt, row.line)
 
         if faults:
-            return RowRules(file).problems(faults, row.number, row.line)
+            return problems_of(faults, file, row.number, row.line)
 
         return Body(wire.start_job_body(self.job.job_id, values), auto)
 
-    def _fault_of_name(self, name: str) -> Fault:
-        others = tuple(
+    def _explain_name(self, name: str) -> Fault:
+        """Return the fault of a name that is no parameter's."""
+        others = [
             _label(job)
             for job in self._neighbours
             if any(name == other.name for other in job.parameters)
-        )
-        return _fault_of_name(name, tuple(self._parameters), _label(self.job), others)
+        ]
+        known = tuple(self._parameters)
+        note = f"a column of notes is named {_quoted(f'{NOTES}.{name}')}, or left out"
+
+        if meant := meant_member(name):
+            advice = f"did you mean {meant}? Write that column's name exactly so"
+        elif others:
+            advice = f"{_listed(others)} has it; is the row's jobId (or --job-id) the right one?"
+        elif near := _near(name, known):
+            advice = f"did you mean {near}?"
+        elif known:
+            advice = f"its parameters are {_listed(known)}; {note}"
+        else:
+            advice = f"it takes none; {note}"
+
+        expected = f"one of {_listed(known)}" if known else "no parameters"
+        message = f"job {_label(self.job)} has no parameter {_quoted(name)}: {advice}"
+        return Fault(name, expected, name, message)
 
 
 def compile_jobs(jobs: Iterable[Job]) -> dict[str, Schema]:
@@ -268,97 +284,63 @@ def unknown_job(
     expected = f"a job of target {row.target}: {_listed(labels)}"
     message = f"target {row.target} has no job {row.job_id}: {advice}"
     fault = Fault("jobId", expected, row.job_id, message)
-    return RowRules(file).problems([fault], row.number, row.line)
+    return problems_of([fault], file, row.number, row.line)
 
 
-def _missing(parameter: JobParameter) -> Fault:
-    expected = _expected(parameter)
-    message = f"{parameter.name} is required and missing: give it {expected}"
-    return Fault(parameter.name, expected, "nothing", message)
+def _fault_of_value(
+    parameter: JobParameter, declared: int | None, text: str | Auto | None
+) -> Fault | None:
+    if declared is not None and parameter.type not in (None, declared):
+        expected, got = _type_label(parameter.type), _type_label(declared)
+        message = f"{parameter.name} says {got} and the job takes {expected}: leave the type out"
+        return Fault(parameter.name, expected, got, message)
 
+    if text is None:
+        return None if parameter.nullable else _refuse(parameter, "null", "takes no null")
 
-def _fault_of_value(parameter: JobParameter, value: ParameterValue) -> Fault | None:
-    if isinstance(value, JobRunParameterValue):
-        if value.type is not None and parameter.type not in (None, value.type):
-            return _fault_of_type(parameter, value.type)
+    if text is AUTO:
+        is_right = parameter.supports_auto
+        return None if is_right else _refuse(parameter, "auto value", "takes no auto value")
 
-        value = value.value
+    kind = _KINDS.get(parameter.type, _UNKNOWN_KIND)
 
-    if value is None:
-        return None if parameter.nullable else _not_supported(parameter, "null")
-
-    if value is AUTO:
-        return None if parameter.supports_auto else _not_supported(parameter, "auto value")
-
-    noun, advise = _KINDS.get(parameter.type, _UNKNOWN_KIND)
-
-    if advise is None or not (advice := advise(value)):
+    if not (advice := kind.advise(text)):
         return None
 
-    if not advise(value.strip()):  # spaces come with spreadsheets
+    if not kind.advise(text.strip()):  # spaces come with spreadsheets
         advice = "remove the white space around it"
-    elif odd := odd_character(value):
+    elif odd := odd_character(text):
         advice = odd
 
-    message = f"{parameter.name} takes {noun}, not {_quoted(value)}: {advice}"
-    return Fault(parameter.name, _expected(parameter), value or '""', message)
+    message = f"{parameter.name} takes {kind.noun}, not {_quoted(text)}: {advice}"
+    return Fault(parameter.name, _expected(parameter), text or '""', message)
 
 
-def _fault_of_type(parameter: JobParameter, declared: int) -> Fault:
-    expected, got = _type_label(parameter.type), _type_label(declared)
-    message = f"{parameter.name} says {got} and the job takes {expected}: leave the type out"
+def _refuse(parameter: JobParameter, got: str, why: str) -> Fault:
+    expected = _expected(parameter)
+    leave_out = "" if parameter.required else ", or leave it out"
+    message = f"{parameter.name} {why}: give it {expected}{leave_out}"
     return Fault(parameter.name, expected, got, message)
 
 
-def _not_supported(parameter: JobParameter, what: str) -> Fault:
-    expected = _expected(parameter)
-    leave_out = "" if parameter.required else ", or leave it out"
-    message = f"{parameter.name} takes no {what}: give it {expected}{leave_out}"
-    return Fault(parameter.name, expected, what, message)
-
-
-@lru_cache(maxsize=256)  # a wrong column comes with every row; the search for near names must not
-def _fault_of_name(name: str, known: tuple[str, ...], job: str, others: tuple[str, ...]) -> Fault:
-    reserved = {re.sub("[-_ ]", "", member).lower(): member for member in RESERVED}
-    meant = reserved.get(re.sub(r"[-_\s]", "", name).lower())
-    near = _near(name, known)
-    note = f"a column of notes is named {_quoted(f'{NOTES}.{name}')}, or left out"
-
-    if meant is not None:
-        advice = f"did you mean {meant}? Write that column's name exactly so"
-    elif others:
-        advice = f"{_listed(others)} has it; is the row's jobId (or --job-id) the right one?"
-    elif near is not None:
-        advice = f"did you mean {near}?"
-    elif known:
-        advice = f"its parameters are {_listed(known)}; {note}"
-    else:
-        advice = f"it takes none; {note}"
-
-    expected = f"one of {_listed(known)}" if known else "no parameters"
-    return Fault(name, expected, name, f"job {job} has no parameter {_quoted(name)}: {advice}")
-
-
-def _near(name: str, known: tuple[str, ...]) -> str | None:
+def _near(name: str, known: Iterable[str]) -> str | None:
     """Return the known name that was probably meant: the same but for case, or similar."""
     folded = {candidate.strip().casefold(): candidate for candidate in known}
     matches = get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.6)
     return folded[matches[0]] if matches else None
 
 
-def _warn(parameter: JobParameter, text: object, line: int, warnings: Warnings) -> None:
-    if not isinstance(text, str):
-        return
+def _doubt_of(number: int | None, text: str | Auto | None) -> str:
+    """Return why a valid value may be a mistake, or ``""``."""
+    if not isinstance(text, str) or number in _SURE:
+        return ""
 
-    if parameter.type == wire.DATETIME:
-        if "T" in text and text[-1] != "Z" and text[-6] not in "+-":
-            warnings.add(parameter.name, _NAIVE, line)
-    elif parameter.type is None:
-        message = "the job declares no type; values are sent unchecked"
-        warnings.add(parameter.name, message, line)
-    else:
-        message = f"type {parameter.type} is not known; values are sent unchecked"
-        warnings.add(parameter.name, message, line)
+    if number == wire.DATETIME:
+        is_naive = "T" in text and text[-1] != "Z" and text[-6] not in "+-"
+        return _NAIVE if is_naive else ""
+
+    what = "the job declares no type" if number is None else f"type {number} is not known"
+    return f"{what}; values are sent unchecked"
 
 
 def _expected(parameter: JobParameter) -> str:
@@ -371,7 +353,7 @@ def _expected(parameter: JobParameter) -> str:
 
 
 def _type_label(number: int | None) -> str:
-    name = None if number is None else wire.TYPE_NAMES.get(number)
+    name = wire.TYPE_NAMES.get(number) if number else None
     return f"type {number} ({name})" if name else f"type {number}"
 
 
