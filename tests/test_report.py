@@ -18,7 +18,8 @@ from batches import JOB, RUN, STARTED, Said, write_batch
 from deslaunch.errors import ConfigurationError
 from deslaunch.events import Counts
 from deslaunch.ledger.ledger import open_ledger
-from deslaunch.ledger.reading import ResultRow
+from deslaunch.ledger.reading import ResultRow, UnknownRow
+from deslaunch.model import AUTO, JobRunParameterValue
 from deslaunch.report.charts import (
     Axis,
     bucket_width,
@@ -29,7 +30,16 @@ from deslaunch.report.charts import (
     time_chart,
 )
 from deslaunch.report.output import is_own
-from deslaunch.report.page import Causes, Column, Table, encode_table, ms_of, write_report
+from deslaunch.report.page import (
+    Causes,
+    Column,
+    Table,
+    doubt_of,
+    encode_table,
+    ms_of,
+    parameters_text,
+    write_report,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -203,6 +213,7 @@ class TestPage:
         assert "invalid DBGenFrom: an integer, got many 1 store-7" in page.text
         assert "HTTP 502: Bad <b>gateway</b> 1 store-8" in page.text
         assert "HTTP 500 database is locked 1 store-4" in page.text
+        assert "HTTP 400 DBGenFrom 2" not in page.text  # that row is not sent again
         assert "pause default HTTP 503, Retry-After 8 s" in page.text
         assert "run failed no rows in the range 1 store-5" in page.text
         assert "half of them within" in page.text
@@ -307,6 +318,37 @@ class TestHostileText:
 
         assert text.count("The key holds characters that can't be typed") == len(INVISIBLE)
         assert re.search(r"deslaunch resolve \S+ --not-started -- -rf", text)
+
+
+class TestCommands:
+    @pytest.mark.parametrize(
+        ("ledger", "key", "run", "started"),
+        [
+            pytest.param("n.db", "k", None, "n.db k --started JOBRUNID", id="no run is known"),
+            pytest.param("n.db", "k", RUN.format(1), f"n.db k --started {RUN.format(1)}", id="one"),
+            pytest.param("n.db", "k", "$(rm)", "n.db k --started JOBRUNID", id="no id at all"),
+            pytest.param("a b.db", "c d", None, "'a b.db' 'c d' --started JOBRUNID", id="quoted"),
+            pytest.param("-n.db", "-k", None, "./-n.db --started JOBRUNID -- -k", id="dashes"),
+            pytest.param("n.db", "k\u200b", None, "", id="a key that can't be typed"),
+        ],
+    )
+    def test_what_was_found_is_told_by_a_command_that_works(
+        self, ledger: str, key: str, run: str | None, started: str
+    ) -> None:
+        row = UnknownRow(1, key, "default", JOB, "", '{"jobId":"?"}', "", run, 0, 1)
+
+        found = doubt_of(row, ledger)
+
+        assert found.started == (f"deslaunch resolve {started}" if started else "")
+        assert found.not_started == re.sub(r"--started \S+", "--not-started", found.started)
+
+    def test_parameters_are_told_in_a_line(self) -> None:
+        typed = JobRunParameterValue(2, "7")
+
+        text = parameters_text({"A": "1", "B": None, "C": AUTO, "D": typed})
+
+        assert text == "A=1, B=null, C=auto, D=7"
+        assert parameters_text({}) == "none"
 
 
 class TestTable:
@@ -513,6 +555,11 @@ class TestTimeChart:
         assert [cut.text for cut in axis.cuts] == ["59 min 58 s"]
         assert (axis.bar, axis.cut, axis.cuts[0].at) == (25, 25, 62.5)
         assert [axis.at(begin) for begin in (0, 1_000, 3_600_000)] == [0, 25, 75]
+
+    def test_no_mark_runs_over_the_edge(self) -> None:
+        axis = Axis([0, 24_000], 1_000)
+
+        assert (axis.at(24_000), len(axis.ticks)) == (96, 1)
 
     def test_short_idle_time_is_shown(self) -> None:
         axis = Axis([0, 4_000], 1_000)

@@ -33,6 +33,7 @@ from deslaunch.report.results import (
     FILES,
     Choice,
     csv_line,
+    join_cells,
     json_line,
     split_results,
     write_results,
@@ -313,9 +314,24 @@ class TestLines:
             "finishedUtc": "2026-11-24T01:12:00Z",
             "outputFiles": [{"name": "a.csv"}],
         }
+        assert b'"possibleDuplicate":true' in json_line(STARTED)
         pending = json.loads(json_line(PENDING))
         assert list(pending) == list(COLUMNS)
         assert (pending["finished"], pending["possibleDuplicate"]) == (None, False)
+
+    @pytest.mark.parametrize(
+        ("cell", "text"),
+        [
+            ("plain", "plain"),
+            ("a,b", '"a,b"'),
+            ('a"b', '"a""b"'),
+            ("a\nb", '"a\nb"'),
+            ("a\rb", '"a\rb"'),
+            ("", ""),
+        ],
+    )
+    def test_a_cell_is_quoted_where_it_must_be(self, cell: str, text: str) -> None:
+        assert join_cells(["1", cell, "é"]) == f"1,{text},é"
 
     @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=3, max_size=3))
     def test_any_text_is_read_back(self, texts: list[str]) -> None:
@@ -546,9 +562,9 @@ class TestBatch:
         stream = io.BytesIO()
         ledger: Any = Sending()
 
-        await write_results(ledger, stream, choice=Choice(state="inFlight"))
+        count = await write_results(ledger, stream, choice=Choice(state="inFlight"))
 
-        assert b",inFlight," in stream.getvalue()
+        assert count == stream.getvalue().count(b",inFlight,") == 2
         assert ledger.asked == "sending"
 
 
@@ -558,10 +574,11 @@ async def broken_results(**_: Any) -> AsyncIterator[list[ResultRow]]:
 
 
 class Sending:
-    """A ledger of one row that is being sent."""
+    """A ledger of two rows that are being sent, a row a portion."""
 
     asked: str | None = None
 
     async def results(self, *, state: str | None, **_: Any) -> AsyncIterator[list[ResultRow]]:
         self.asked = state
         yield [PENDING._replace(state="sending")]
+        yield [STARTED._replace(state="sending")]
