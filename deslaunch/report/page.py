@@ -24,6 +24,7 @@ from anyio import to_thread
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from deslaunch.ledger.place import as_word
 from deslaunch.manifest.rows import load_row
 from deslaunch.model import AUTO, DEFAULT_TARGET, JobRunParameterValue, Row, printable
 from deslaunch.model import count as counted
@@ -128,7 +129,7 @@ async def _context(ledger: Reader, commands: Sequence[tuple[str, str]]) -> dict[
         await to_thread.run_sync(found.take, rows)
 
     return {
-        "ledger": shlex.quote(_as_argument(ledger.place)),
+        "ledger": as_word(ledger.place),
         "launcher": await ledger.launcher(),
         "verdict": _verdict(counts, runs.failed),
         "counts": counts,
@@ -519,11 +520,7 @@ def doubt_of(row: Any, ledger: str) -> Doubt:
 def _resolve(ledger: str, key: str, *finding: str) -> str:
     # Behind "--" nothing is taken for an option.
     words = [*finding, "--", key] if key.startswith("-") else [key, *finding]
-    return shlex.join(["deslaunch", "resolve", _as_argument(ledger), *words])
-
-
-def _as_argument(path: str) -> str:
-    return f"./{path}" if path.startswith("-") else path
+    return f"deslaunch resolve {as_word(ledger)} {shlex.join(words)}"
 
 
 def parameters_text(parameters: Mapping[str, ParameterValue]) -> str:
