@@ -11,14 +11,12 @@ import os
 import re
 import sys
 import zlib
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-
-import orjson
 
 from deslaunch.errors import ConfigurationError, ManifestError
 from deslaunch.manifest.readers import (
@@ -36,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import BinaryIO
 
-    from deslaunch.manifest.readers import RowReader
     from deslaunch.model import Format
 
 _DATA: Final = re.compile(  # a number or a time, an escape, a GUID
@@ -92,6 +89,7 @@ class Manifest:
         path: of the file, or None.
         format: of the rows.
         warnings: what may be a mistake, so far.
+        is_whole: nothing kept the reading from the last row.
 
     Raises:
         ConfigurationError: the format is neither chosen nor told by the name, or a default of
@@ -118,8 +116,9 @@ class Manifest:
         self._stream = None if isinstance(source, str | os.PathLike) else source
         self._delimiter = delimiter
         self._digest = ""
+        self.is_whole = True
         rules = RowRules(self.name, job_id, target, is_batch_output_allowed)
-        self._reader: RowReader = (
+        self._reader = (
             CsvReader(rules, self.warnings, delimiter)
             if self.format == "csv"
             else JsonlReader(rules, self.warnings)
@@ -130,11 +129,6 @@ class Manifest:
     def rows(self) -> int:
         """Data rows that were read."""
         return self._reader.number
-
-    @property
-    def is_whole(self) -> bool:
-        """Nothing kept the reading from the last row."""
-        return self._reader.is_whole
 
     @property
     def columns(self) -> tuple[str, ...] | None:
@@ -164,17 +158,25 @@ class Manifest:
 
     def _read(self) -> Iterator[Row | InvalidRow]:
         try:
-            with (
-                self.path.open("rb")
-                if self.path
-                else nullcontext(self._stream or _standard_input())
-            ) as stream:
-                yield from self._reader.items(self._check_form(_lines(self._content(stream))))
+            with self._open() as stream:
+                yield from self._reader.rows(self._check_form(_lines(self._content(stream))))
+        except Unreadable as exc:
+            self.is_whole = False
+            yield self._reader.invalid(*exc.args)
         except OSError as exc:
             raise ManifestError(
                 f"{self.name} can't be read: {exc.strerror or exc}",
                 hint="check the path, and that you may read the file",
             ) from exc
+
+    def _open(self) -> AbstractContextManager[BinaryIO]:
+        if self.path is not None:
+            return self.path.open("rb")
+
+        if self._stream is None and sys.stdin is None:
+            raise OSError("standard input is closed")
+
+        return nullcontext(self._stream or sys.stdin.buffer)
 
     def _check_form(self, blocks: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
         damage = None
@@ -249,13 +251,6 @@ def detect_format(name: str, chosen: Format | None) -> Format:
     return found
 
 
-def _standard_input() -> BinaryIO:
-    if sys.stdin is None:
-        raise OSError("standard input is closed")
-
-    return sys.stdin.buffer
-
-
 def _blocks(stream: BinaryIO) -> Iterator[bytes]:
     """Yield what a stream has, as it comes."""
     read = getattr(stream, "read1", stream.read)
@@ -280,6 +275,7 @@ def _peek(blocks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
 def _unzip(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Yield the content of gzip members, one after the other, a block's size at most at once."""
     member = None
+    why = ""
 
     try:
         for block in blocks:
@@ -292,15 +288,12 @@ def _unzip(blocks: Iterator[bytes]) -> Iterator[bytes]:
                     (member.unused_data, None) if member.eof else (member.unconsumed_tail, member)
                 )
     except zlib.error as exc:
-        raise _bad_gzip(str(exc)) from exc
+        member, why = None, str(exc)
 
-    if member:
-        raise _bad_gzip("it ends too early")
-
-
-def _bad_gzip(why: str) -> Unreadable:
-    message = f"the gzip file is damaged ({why}); make it anew, no row behind here was read"
-    return Unreadable(Fault("", "gzip", why, message))
+    if member or why:
+        why = why or "it ends too early"
+        message = f"the gzip file is damaged ({why}); make it anew, no row behind here was read"
+        raise Unreadable(Fault("", "gzip", why, message))
 
 
 def _lines(content: Iterable[bytes]) -> Iterator[list[bytes]]:
@@ -325,47 +318,34 @@ def _lines(content: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 def _form_of_jsonl(head: list[bytes]) -> Fault | None:
     """Return the fault of a file that is no JSONL as a whole, or None."""
-    lines = [line.strip() for line in head if not line.isspace()]
-    first, others = (lines[0], lines[1:]) if lines else (b"{}", [])
-
-    if _is_json(first) and (first.startswith(b"{") or others):
-        return None
-
-    if first.startswith(b"["):
-        message = "this is a JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl"
-    elif first.startswith(b"{") and first.endswith(b",") and _is_json(first[:-1]):
-        message = "each object ends in a comma; end the lines without: sed 's/,$//' OLD > NEW"
-    elif first.startswith(b"{") and (first == b"{" or _begins_with_json(head)):
-        message = "one object takes several lines; write each in one: jq -c . OLD > NEW.jsonl"
-    elif any(line.startswith(b"{") for line in lines[:2]):
-        return None
-    elif re.search(rb"[,;\t|]", first):
-        message = "this looks like CSV; pass --format csv, or name the file .csv"
-    else:
-        message = "this is no JSONL; write one object a line, or pass --format csv for CSV"
-
-    return Fault("", "one JSON object a line", text_of(first), message)
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return False
-
-    return True
-
-
-def _begins_with_json(lines: list[bytes]) -> bool:
-    """Return True if an object begins in the first line and ends in a later one."""
-    text = b"".join(lines).decode("utf-8", "replace").lstrip()
+    text = b"".join(head).decode("utf-8", "replace").strip()
 
     try:
         _, end = json.JSONDecoder().raw_decode(text)
     except (ValueError, RecursionError):
-        return False
+        end = 0
 
-    return "\n" in text[:end]
+    value, behind = text[:end], text[end:].partition("\n")[0].strip()
+    first, _, others = text.partition("\n")
+    is_line = value and not behind and "\n" not in value  # the first line is JSON
+
+    if not text or (is_line and (text[0] == "{" or others)):
+        return None
+
+    if text[0] == "[":
+        message = "this is a JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl"
+    elif "\n" in value or first.strip() == "{":
+        message = "one object takes several lines; write each in one: jq -c . OLD > NEW.jsonl"
+    elif value.startswith("{") and behind == ",":
+        message = "each object ends in a comma; end the lines without: sed 's/,$//' OLD > NEW"
+    elif text[0] == "{" or others.lstrip().startswith("{"):
+        return None
+    elif re.search(r"[,;\t|]", first):
+        message = "this looks like CSV; pass --format csv, or name the file .csv"
+    else:
+        message = "this is no JSONL; write one object a line, or pass --format csv for CSV"
+
+    return Fault("", "one JSON object a line", first.rstrip(), message)
 
 
 def _form_of_csv(head: list[bytes], delimiter: str) -> Fault | None:
@@ -381,32 +361,33 @@ def _form_of_csv(head: list[bytes], delimiter: str) -> Fault | None:
     line = texts[0]
     others = [other for other in ",;\t|" if other != delimiter and other in line]
 
+    expected = "a header line"
+
     if line.lstrip().startswith(("{", "[")):
         message = "this looks like JSON; pass --format jsonl, or name the file .jsonl"
-        return Fault("", "a header line", line, message)
-
-    if len(names) == 1 and others and not line.startswith("#"):
+    elif len(names) == 1 and others and not line.startswith("#"):
         word = "tab" if others[0] == "\t" else others[0]
+        expected = f"columns separated by {delimiter!r}"
         message = f"the columns look separated by {others[0]!r}; pass --delimiter {word!r}"
-        return Fault("", f"columns separated by {delimiter!r}", line, message)
+    elif fault := results_alone(names, line):
+        return fault
+    elif odd := _no_column(names, following):
+        message = (
+            f"the first line is no header ({show(odd)!r} is no column); the first line names the "
+            "columns: key, target, jobId and the parameters"
+        )
+    else:
+        return None
 
-    return results_alone(names, line) or _no_header(names, following, line)
+    return Fault("", expected, line, message)
 
 
-def _no_header(names: list[str], following: list[list[str]], line: str) -> Fault | None:
-    """Return the fault of a first line that names no column, or None."""
+def _no_column(names: list[str], following: list[list[str]]) -> str | None:
+    """Return what in a first line names no column, or None."""
     if set(RESERVED) & set(names):
         return None
 
-    data = next((name for name in names if _DATA.fullmatch(name)), None)
     widths = {len(cells) for cells in following}
     is_title = len(following) > 1 and len(widths) == 1 and len(names) not in widths
-
-    if data is None and not is_title and not names[0].startswith("#"):
-        return None
-
-    message = (
-        f"the first line is no header ({show(data or names[0])!r} is no column); the first line "
-        "names the columns: key, target, jobId and the parameters"
-    )
-    return Fault("", "a header line", line, message)
+    title = names[0] if is_title or names[0].startswith("#") else None
+    return next((name for name in names if _DATA.fullmatch(name)), title)

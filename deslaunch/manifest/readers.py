@@ -76,19 +76,15 @@ _OLD_MAC: Final = Fault(
 
 
 class Unreadable(Exception):
-    """The file can't be read any further.
-
-    Attributes:
-        faults: why not.
-    """
-
-    def __init__(self, *faults: Fault) -> None:
-        super().__init__(*faults)
-        self.faults = faults
+    """The file can't be read any further; its arguments are the faults that keep it from that."""
 
 
 class RowReader:
     """Reads the rows of a file once.
+
+    ``rows(blocks)`` yields an item for every row. The blocks are physical lines with their
+    newlines, some at a time; one over ``MAX_RECORD`` may have been cut, but not to less than a
+    byte more. ``Unreadable`` is raised where the reading ends early, by itself or by the blocks.
 
     Args:
         rules: defaults, and what is allowed.
@@ -98,7 +94,6 @@ class RowReader:
         number: data rows so far.
         line: physical line where the present row begins.
         columns: the names in a CSV's header, as they were written.
-        is_whole: nothing kept the reading from the last line.
     """
 
     columns: tuple[str, ...] | None = None
@@ -108,25 +103,9 @@ class RowReader:
         self._warnings = warnings
         self.number = 0
         self.line = 0
-        self.is_whole = True
 
-    def items(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
-        """Yield an item for every row, and one for what ended the reading early.
-
-        Args:
-            blocks: physical lines with their newlines, some at a time. One over ``MAX_RECORD``
-                may have been cut, but not to less than a byte more. May raise ``Unreadable``.
-        """
-        try:
-            yield from self._rows(blocks)
-        except Unreadable as exc:
-            self.is_whole = False
-            yield self._invalid(*exc.faults)
-
-    def _rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
-        raise NotImplementedError
-
-    def _invalid(self, *faults: Fault) -> InvalidRow:
+    def invalid(self, *faults: Fault) -> InvalidRow:
+        """Return the present row, or the file, of which nothing else is known."""
         return self._rules.invalid(faults, self.number, max(self.line, 1))
 
     def _refuse_results(self, name: str) -> None:
@@ -168,7 +147,8 @@ class JsonlReader(RowReader):
 
         return members
 
-    def _rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
+    def rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
+        """Yield an item for every line that is not blank."""
         for line in chain.from_iterable(blocks):
             self.line += 1
 
@@ -188,18 +168,18 @@ class JsonlReader(RowReader):
 
     def _row(self, line: bytes) -> Item:
         if len(line) > MAX_RECORD:
-            return self._invalid(_too_long("line"))
+            return self.invalid(_too_long("line"))
 
         self._repeated.clear()
 
         try:
             value = self._decode(line.decode().strip())
         except UnicodeDecodeError as exc:
-            return self._invalid(_undecodable(line, exc, self.line))
+            return self.invalid(_undecodable(line, exc, self.line))
         except (json.JSONDecodeError, RecursionError) as exc:
             why = f"no JSON: {exc}" if isinstance(exc, ValueError) else "nested too deep"
             message = f"this is {why}; fix the line"
-            return self._invalid(Fault("", "one JSON object", text_of(line), message))
+            return self.invalid(Fault("", "one JSON object", text_of(line), message))
 
         if isinstance(value, dict):
             self._look_for_results(value)
@@ -211,7 +191,7 @@ class JsonlReader(RowReader):
         if not self._repeated:
             return row
 
-        invalid = self._invalid(*self._repeated)
+        invalid = self.invalid(*self._repeated)
         key = None if "key" in {fault.column for fault in self._repeated} else row.key
         more = row.problems if isinstance(row, InvalidRow) else ()
         return invalid._replace(key=key, problems=invalid.problems + more)
@@ -233,7 +213,8 @@ class CsvReader(RowReader):
         self._quoting = re.compile(rf"{cell}(?:{re.escape(delimiter)}{cell})*\r?\n?")
         csv.field_size_limit(max(MAX_RECORD, csv.field_size_limit()))
 
-    def _rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
+    def rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
+        """Yield an item for every record below the header."""
         self.line = 1
         records = self._records(chain.from_iterable(blocks))
         names = next(records, None)
@@ -365,18 +346,18 @@ class CsvReader(RowReader):
         width = len(self.columns)
 
         if self._damage:
-            return self._invalid(self._damage)
+            return self.invalid(self._damage)
 
         if len(cells) != width:
             message = (
                 f"the row has {len(cells):,} cells and the header {width:,}; quote a cell that "
                 "holds the delimiter, and leave no cell out"
             )
-            return self._invalid(Fault("", f"{width:,} cells", f"{len(cells):,} cells", message))
+            return self.invalid(Fault("", f"{width:,} cells", f"{len(cells):,} cells", message))
 
         if cells[0] == self.columns[0] and tuple(cells) == self.columns:
             message = "this is the header again; remove the line"
-            return self._invalid(Fault("", "a row", cells[0], message))
+            return self.invalid(Fault("", "a row", cells[0], message))
 
         said, parameters, notes = (
             {name: cells[index] for name, index in columns.items() if cells[index]}
@@ -500,14 +481,10 @@ def csv_cells(says: str, columns: Sequence[str], key: str | None) -> list[str]:
         ManifestError: the row says more than the columns hold.
     """
     said = orjson.loads(says)
-    texts = {name: said.get(name, "") for name in RESERVED} | {"key": key or ""}
-    cells = {
-        ("reserved", name): f"\\{text}" if text.startswith("\\") else text
-        for name, text in texts.items()
-    }
-    cells |= {
-        ("parameter", name): _cell(value) for name, value in said.get("parameters", {}).items()
-    }
+    parameters = said.get("parameters", {})
+    cells = {("reserved", name): _escape(said.get(name, "")) for name in RESERVED}
+    cells["reserved", "key"] = _escape(key or "")
+    cells |= {("parameter", name): _cell(value) for name, value in parameters.items()}
     cells |= {("note", name): text for name, text in said.get(NOTES, {}).items()}
     row = [cells.pop(_kind_and_name(column), "") for column in columns]
     left = [name for (_, name), cell in cells.items() if cell]
@@ -532,8 +509,11 @@ def _cell(value: Any) -> str:
     if value is None or value is AUTO:
         return "\\N" if value is None else "\\A"
 
-    text = str(value)
-    return f"\\{text}" if text.startswith("\\") else text or "\\E"
+    return _escape(str(value)) or "\\E"
+
+
+def _escape(text: str) -> str:
+    return f"\\{text}" if text.startswith("\\") else text
 
 
 def csv_line(cells: Iterable[object], delimiter: str = ",") -> bytes:

@@ -22,19 +22,14 @@ if TYPE_CHECKING:
 
 KEY: Final = "example-1"
 
-_EXAMPLES: Final[Mapping[int | None, str]] = {
-    wire.INTEGER: "1",
-    wire.DECIMAL: "1.50",
-    wire.DATETIME: "2026-01-31T00:00:00Z",
+_EXAMPLES: Final[Mapping[int | None, tuple[str, str]]] = {
+    None: ("a text", "text"),
+    wire.STRING: ("a text", "text"),
+    wire.INTEGER: ("a whole number", "1"),
+    wire.DECIMAL: ("a number such as 1.50", "1.50"),
+    wire.DATETIME: ("a date and time such as 2026-01-31T00:00:00Z", "2026-01-31T00:00:00Z"),
 }
-_WORDS: Final[Mapping[int | None, str]] = {
-    None: "a text",
-    wire.STRING: "a text",
-    wire.INTEGER: "a whole number",
-    wire.DECIMAL: "a number such as 1.50",
-    wire.DATETIME: "a date and time such as 2026-01-31T00:00:00Z",
-}
-_NUMBERS: Final = frozenset({wire.INTEGER, wire.DECIMAL})
+"""What values of a type are, in words and as one of them."""
 
 
 def manifest_of(job: Job, form: Format, target: str = DEFAULT_TARGET) -> str:
@@ -50,7 +45,22 @@ def manifest_of(job: Job, form: Format, target: str = DEFAULT_TARGET) -> str:
     if target != DEFAULT_TARGET:
         said["target"] = target
 
-    return _csv(said, job) if form == "csv" else _jsonl(said, job)
+    values = {
+        parameter.name: _example(parameter.type)[1]
+        for parameter in job.parameters
+        if parameter.required
+    }
+
+    if form == "csv":
+        header = [*said, *(column_of(parameter.name) for parameter in job.parameters)]
+        cells = [values.get(parameter.name, "") for parameter in job.parameters]
+        return (csv_line(header) + csv_line([*said.values(), *cells])).decode()
+
+    numbers = {p.name for p in job.parameters if p.type in (wire.INTEGER, wire.DECIMAL)}
+    parameters = {
+        name: orjson.Fragment(value) if name in numbers else value for name, value in values.items()
+    }
+    return orjson.dumps({**said, "parameters": parameters}).decode() + "\n"
 
 
 def explanation(job: Job, form: Format) -> Iterator[str]:
@@ -73,33 +83,13 @@ def explanation(job: Job, form: Format) -> Iterator[str]:
         yield "  some may exclude each other, as a range and a date do: DES then refuses the row"
 
 
-def _csv(said: Mapping[str, str], job: Job) -> str:
-    header = [*said, *(column_of(parameter.name) for parameter in job.parameters)]
-    return (csv_line(header) + csv_line([*said.values(), *map(_cell, job.parameters)])).decode()
-
-
-def _jsonl(said: Mapping[str, str], job: Job) -> str:
-    parameters = {
-        parameter.name: orjson.Fragment(_example(parameter))
-        if parameter.type in _NUMBERS
-        else _example(parameter)
-        for parameter in job.parameters
-        if parameter.required
-    }
-    return orjson.dumps({**said, "parameters": parameters}).decode() + "\n"
-
-
-def _cell(parameter: JobParameter) -> str:
-    return _example(parameter) if parameter.required else ""
-
-
-def _example(parameter: JobParameter) -> str:
-    return _EXAMPLES.get(parameter.type, "text")
+def _example(number: int | None) -> tuple[str, str]:
+    return _EXAMPLES.get(number, (f"a text that DES reads as its type {number}", "text"))
 
 
 def _explained(parameter: JobParameter, form: Format) -> str:
     null, auto = (r"\N", r"\A") if form == "csv" else ("null", '{"auto": true}')
-    ways = [_WORDS.get(parameter.type, f"a text that DES reads as its type {parameter.type}")]
+    ways = [_example(parameter.type)[0]]
 
     if parameter.nullable:
         ways.append(null if null == "null" else f"{null} for null")
