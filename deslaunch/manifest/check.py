@@ -135,11 +135,7 @@ class Check:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Remove the temporary table."""
-        self._table.close()
+        self._table.close()  # and with it the temporary file
 
     @property
     def valid(self) -> int:

@@ -27,7 +27,7 @@ from deslaunch.manifest.readers import (
     results_alone,
     text_of,
 )
-from deslaunch.manifest.rows import RESERVED, Fault, RowRules, Warnings, show
+from deslaunch.manifest.rows import RESERVED, Fault, RowRules, show
 from deslaunch.model import DEFAULT_TARGET, InvalidRow, Row, printable
 
 if TYPE_CHECKING:
@@ -112,17 +112,13 @@ class Manifest:
         told = os.fspath(source) if isinstance(source, str | os.PathLike) else "<stream>"
         self.name = printable(told if name is None else name)
         self.format: Format = detect_format(self.name, format)
-        self.warnings = Warnings(self.name)
         self._stream = None if isinstance(source, str | os.PathLike) else source
         self._delimiter = delimiter
         self._digest = ""
         self.is_whole = True
         rules = RowRules(self.name, job_id, target, is_batch_output_allowed)
-        self._reader = (
-            CsvReader(rules, self.warnings, delimiter)
-            if self.format == "csv"
-            else JsonlReader(rules, self.warnings)
-        )
+        self._reader = CsvReader(rules, delimiter) if self.format == "csv" else JsonlReader(rules)
+        self.warnings = self._reader.warnings
         self._items = self._read()
 
     @property

@@ -29,6 +29,7 @@ from deslaunch.manifest.rows import (
     Fault,
     Number,
     Unfit,
+    Warnings,
     make_row,
     row_from_object,
     show,
@@ -38,7 +39,7 @@ from deslaunch.model import AUTO, InvalidRow, Row
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-    from deslaunch.manifest.rows import RowRules, Warnings
+    from deslaunch.manifest.rows import RowRules
     from deslaunch.model import ParameterValue
 
     Item = Row | InvalidRow
@@ -88,9 +89,9 @@ class RowReader:
 
     Args:
         rules: defaults, and what is allowed.
-        warnings: gets what may be a mistake.
 
     Attributes:
+        warnings: what may be a mistake.
         number: data rows so far.
         line: physical line where the present row begins.
         columns: the names in a CSV's header, as they were written.
@@ -98,9 +99,9 @@ class RowReader:
 
     columns: tuple[str, ...] | None = None
 
-    def __init__(self, rules: RowRules, warnings: Warnings) -> None:
+    def __init__(self, rules: RowRules) -> None:
         self._rules = rules
-        self._warnings = warnings
+        self.warnings = Warnings(rules.file)
         self.number = 0
         self.line = 0
 
@@ -123,8 +124,8 @@ class RowReader:
 class JsonlReader(RowReader):
     """One JSON object a line; no digit and no name that is given twice is lost."""
 
-    def __init__(self, rules: RowRules, warnings: Warnings) -> None:
-        super().__init__(rules, warnings)
+    def __init__(self, rules: RowRules) -> None:
+        super().__init__(rules)
         self._repeated: list[Fault] = []
         self._decode = json.JSONDecoder(
             object_pairs_hook=self._object,
@@ -200,8 +201,8 @@ class JsonlReader(RowReader):
 class CsvReader(RowReader):
     """A header line, then RFC 4180 records."""
 
-    def __init__(self, rules: RowRules, warnings: Warnings, delimiter: str = ",") -> None:
-        super().__init__(rules, warnings)
+    def __init__(self, rules: RowRules, delimiter: str) -> None:
+        super().__init__(rules)
         self._delimiter = delimiter
         self._read = 0  # physical lines
         self._record: list[str] = []
@@ -391,7 +392,7 @@ class CsvReader(RowReader):
                 parameters[name] = cell[1:]
 
                 if _UNC.match(cell):
-                    self._warnings.add(name, _TWO_BACKSLASHES, self.line)
+                    self.warnings.add(name, _TWO_BACKSLASHES, self.line)
             elif cell.startswith("\\"):
                 faults.append(Fault(name, "\\N, \\A, \\E or \\\\", cell, _NO_ESCAPE))
                 parameters[name] = {"invalid": cell}
@@ -403,7 +404,7 @@ class CsvReader(RowReader):
             if len(lines) > 1 and any(
                 line.count(self._delimiter) == width - 1 for line in lines[:100]
             ):
-                self._warnings.add("", _SWALLOWED, self.line)
+                self.warnings.add("", _SWALLOWED, self.line)
 
 
 def results_alone(names: Collection[str], line: str) -> Fault | None:

@@ -11,7 +11,6 @@ import re
 import reprlib
 import unicodedata
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -75,6 +74,7 @@ UNREAD: Final = '{"jobId":"?"}'
 
 NO_NOTES: Final[Mapping[str, str]] = {}
 
+_OBJECTS: Final = (dict, Mapping)  # dict first: what an ABC is asked takes long
 _MAX_DIGITS: Final = 1000  # a Decimal of a few bytes can stand for gigabytes of zeros
 _LONG: Final = 10  # digits of a JobRunParameterType
 _ROW_NAMES: Final = (*RESERVED, "parameters", NOTES)
@@ -204,7 +204,7 @@ def row_from_object(
         members = zip(_ROW_NAMES, value[2:], strict=True)
         value = {name: said for name, said in members if said is not None}
 
-    if not isinstance(value, dict | Mapping):
+    if not isinstance(value, _OBJECTS):
         message = 'a row is one object in one line: {"jobId": "…", "parameters": {…}}'
         return rules.invalid([Fault("", "one object", value, message)], number, line or number)
 
@@ -346,7 +346,7 @@ def name_character(character: str) -> str:
 
 
 def _read_parameters(said: object, faults: list[Fault], *, is_clean: bool) -> dict[str, Any]:
-    if not isinstance(said, dict | Mapping):
+    if not isinstance(said, _OBJECTS):
         message = 'parameters is an object: {"name": value}; fix it or leave it out'
         faults.append(Fault("parameters", "an object", said, message))
         return {"parameters": unread(said)}
@@ -365,7 +365,7 @@ def _read_parameters(said: object, faults: list[Fault], *, is_clean: bool) -> di
 
 def _read_parameter(name: object, value: object, *, is_clean: bool) -> ParameterValue:
     if not isinstance(name, str) or not name:
-        raise Unfit("a name", "a parameter's name is a string that is not empty")
+        raise Unfit("a name", "a name is a string that is not empty")
 
     read = value if type(value) is str else read_value(value)
 
@@ -386,7 +386,7 @@ def _encodable(text: str) -> str:
 
 def _read_notes(said: object, rules: RowRules, faults: list[Fault]) -> Mapping[str, str]:
     """Return the notes that are texts; what results wrote must have been looked for before."""
-    if not isinstance(said, Mapping):
+    if not isinstance(said, _OBJECTS):
         message = f'"{NOTES}" is an object of notes: {{"name": "text"}}; fix it or leave it out'
         faults.append(Fault(NOTES, "an object", said, message))
         return NO_NOTES
@@ -399,16 +399,15 @@ def _read_notes(said: object, rules: RowRules, faults: list[Fault]) -> Mapping[s
         if value is None or value == "" or (is_result and rules.is_batch_output_allowed):
             continue
 
-        text = None
+        try:
+            text = _read_parameter(name, value, is_clean=False)
+        except Unfit as exc:
+            faults.append(exc.fault(f"{NOTES}.{name}", value))
+            continue
 
-        with suppress(Unfit):
-            text = read_value(value)
-
-        if is_result or not (name and isinstance(name, str) and isinstance(text, str)):
+        if is_result or not isinstance(text, str):
             message = "a note is a text, and none of what results write; quote or rename it"
             faults.append(Fault(f"{NOTES}.{name}", "a text", value, message))
-        elif _NO_TEXT.search(f"{name}{text}"):
-            faults.append(Unfit(*UNCLEAN).fault(f"{NOTES}.{name}", text))
         else:
             notes[name] = text
 
@@ -424,7 +423,7 @@ def read_value(value: object) -> ParameterValue:
     if isinstance(value, str):
         return str.__str__(value)
 
-    if isinstance(value, dict | Mapping):
+    if isinstance(value, _OBJECTS):
         return _value_of_object(value)
 
     if value is None or value is AUTO:

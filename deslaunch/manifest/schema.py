@@ -81,10 +81,10 @@ def _judge_integer(match: re.Match[str]) -> str:
 
 
 def _judge_datetime(match: re.Match[str]) -> str:
-    year, month, day, hour, minute, second, zone, hours, minutes = match.groups()
+    hour, minute, second, zone, hours, minutes = match.groups()
 
     try:
-        date(int(year), int(month), int(day))
+        date.fromisoformat(match[0][:10])
     except ValueError:
         return "there is no such day in the calendar"
 
@@ -148,7 +148,7 @@ _KINDS: Final[Mapping[int | None, _Kind]] = {
     wire.DATETIME: _Kind(
         "a datetime",
         re.compile(
-            "([0-9]{4})-([0-9]{2})-([0-9]{2})"
+            "[0-9]{4}-[0-9]{2}-[0-9]{2}"
             r"(?:T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]{1,9})?"
             "(Z|[+-]([0-9]{2})(:[0-9]{2})?)?)?"
         ),
@@ -217,8 +217,8 @@ class Schema:
             values[name] = wire.parameter_value(number, text)
             auto = auto or text is AUTO
 
-            if warnings is not None and (doubt := _doubt_of(parameter.type, text)):
-                warnings.add(name, doubt, row.line)
+            if warnings is not None and parameter.type not in _SURE:
+                _warn(parameter, text, row.line, warnings)
 
         if faults:
             return problems_of(faults, file, row.number, row.line)
@@ -330,17 +330,16 @@ def _near(name: str, known: Iterable[str]) -> str | None:
     return folded[matches[0]] if matches else None
 
 
-def _doubt_of(number: int | None, text: str | Auto | None) -> str:
-    """Return why a valid value may be a mistake, or ``""``."""
-    if not isinstance(text, str) or number in _SURE:
-        return ""
+def _warn(parameter: JobParameter, text: str | Auto | None, line: int, warnings: Warnings) -> None:
+    if not isinstance(text, str):
+        return
 
-    if number == wire.DATETIME:
-        is_naive = "T" in text and text[-1] != "Z" and text[-6] not in "+-"
-        return _NAIVE if is_naive else ""
-
-    what = "the job declares no type" if number is None else f"type {number} is not known"
-    return f"{what}; values are sent unchecked"
+    if parameter.type != wire.DATETIME:
+        unknown = f"type {parameter.type} is not known"
+        what = "the job declares no type" if parameter.type is None else unknown
+        warnings.add(parameter.name, f"{what}; values are sent unchecked", line)
+    elif "T" in text and text[-1] != "Z" and text[-6] not in "+-":
+        warnings.add(parameter.name, _NAIVE, line)
 
 
 def _expected(parameter: JobParameter) -> str:
