@@ -22,6 +22,7 @@ import orjson
 from deslaunch.errors import ManifestError
 from deslaunch.manifest.rows import (
     NO_NOTES,
+    NO_TEXT,
     NOTES,
     RESERVED,
     RESULT_NAMES,
@@ -176,7 +177,7 @@ class JsonlReader(RowReader):
         try:
             value = self._decode(line.decode().strip())
         except UnicodeDecodeError as exc:
-            return self.invalid(_undecodable(line, exc, self.line))
+            return self.invalid(_undecodable(text_of(line), exc.start, self.line))
         except (json.JSONDecodeError, RecursionError) as exc:
             why = f"no JSON: {exc}" if isinstance(exc, ValueError) else "nested too deep"
             message = f"this is {why}; fix the line"
@@ -245,50 +246,46 @@ class CsvReader(RowReader):
 
         try:
             for cells in reader:
-                text = "".join(self._record)
-
-                if '"' in text and self._damage is None:
-                    self._damage = self._fault_of_quotes(text)
+                self._damage = self._find_damage()
 
                 if self._damage or any(cells if len(cells) != 1 else cells[0].strip()):
                     yield cells
 
-                self.line, self._record = self._read + 1, []
+                self.line, self._size, self._record = self._read + 1, 0, []
         except csv.Error as exc:
             self.number += self.columns is not None  # the broken record is a row, or the header
             raise Unreadable(self._fault_of_csv(str(exc))) from exc
 
     def _texts(self, lines: Iterator[bytes]) -> Iterator[str]:
-        """Yield lines as text; what is wrong with one of them is its record's damage."""
+        """Yield lines as text; a byte that is no UTF-8 becomes a lone surrogate."""
         for line in lines:
-            self._read += 1
-
-            if not self._record:
-                self._size, self._damage = 0, None
-
-            try:
-                text = line.decode()
-            except UnicodeDecodeError as exc:
-                text = text_of(line)
-                self._damage = self._damage or _undecodable(line, exc, self._read)
-
-            if "\0" in text:
-                self._damage = self._damage or Unfit(*UNCLEAN).fault("", text)
-                text = text.replace("\0", "\ufffd")  # csv refuses it before Python 3.11.4
-
+            text = line.decode("utf-8", "surrogateescape")
             self._record.append(text)
+            self._read += 1
             self._size += len(line)
 
             if self._size > MAX_RECORD:
                 raise csv.Error
 
-            yield text
+            yield text.replace("\0", "\ufffd")  # csv refuses it before Python 3.11.4
 
         self._ended = True
 
-    def _fault_of_quotes(self, text: str) -> Fault | None:
-        """Return the fault of a quote in a bare cell, which csv would take as it stands."""
-        if self._quoting.fullmatch(text):
+    def _find_damage(self) -> Fault | None:
+        """Return what is wrong with the record, that csv would take as it stands."""
+        text = "".join(self._record)
+        is_plain = text.isascii() and "\0" not in text
+
+        if not is_plain and (found := NO_TEXT.search(text)):
+            if found[0] == "\0":
+                return Unfit(*UNCLEAN).fault("", text)
+
+            *before, last = text[: found.start()].split("\n")
+            return _undecodable(
+                self._record[len(before)], len(last.encode()), self.line + len(before)
+            )
+
+        if '"' not in text or self._quoting.fullmatch(text):
             return None
 
         delimiter = re.escape(self._delimiter)
@@ -317,9 +314,8 @@ class CsvReader(RowReader):
         if why.startswith("new-line"):
             return _OLD_MAC
 
-        fault = self._fault_of_quotes("".join(self._record))
         message = f"the CSV can't be read from this row on ({why}); fix its quotes"
-        return fault or Fault("", "RFC 4180 quoting", why, message)
+        return self._find_damage() or Fault("", "RFC 4180 quoting", why, message)
 
     def _faults_of_header(self, names: list[str]) -> list[Fault]:
         """Take the columns; return what is wrong with them."""
@@ -429,9 +425,9 @@ def _too_long(what: str) -> Fault:
     return Fault("", f"at most {MAX_RECORD:,} bytes", f"over {MAX_RECORD:,} bytes", message)
 
 
-def _undecodable(line: bytes, exc: UnicodeDecodeError, number: int) -> Fault:
-    message = f"byte {exc.start + 1} of line {number} is not UTF-8; save the file as UTF-8"
-    return Fault("", "UTF-8", text_of(line), message)
+def _undecodable(line: str, byte: int, number: int) -> Fault:
+    message = f"byte {byte + 1} of line {number} is not UTF-8; save the file as UTF-8"
+    return Fault("", "UTF-8", line.rstrip("\r\n"), message)
 
 
 def text_of(line: bytes) -> str:

@@ -63,11 +63,12 @@ REPEAT_MARK: Final = "~"
 MAX_NAME: Final[Mapping[str, int]] = {"key": 256, "target": 128}
 """Characters."""
 
+NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 UNCLEAN: Final = (
     "text without NUL or lone surrogate",
     "the text holds a NUL or a lone surrogate; remove it",
 )
-"""What a text must be that JSON in UTF-8 can carry safely, and what is said of another."""
+"""What JSON in UTF-8 can't carry safely: what a text must be, and what is said of another."""
 
 UNREAD: Final = '{"jobId":"?"}'
 """What is kept of a row that could not be read: refused until somebody fills it in."""
@@ -79,7 +80,6 @@ _MAX_DIGITS: Final = 1000  # a Decimal of a few bytes can stand for gigabytes of
 _LONG: Final = 10  # digits of a JobRunParameterType
 _ROW_NAMES: Final = (*RESERVED, "parameters", NOTES)
 _VALUE_NAMES: Final = frozenset({"type", "valueStringEncoded", "useAutoValue"})
-_NO_TEXT: Final = re.compile("[\0\ud800-\udfff]")
 _DIGEST: Final = re.compile("[0-9a-f]{32}")
 _INVISIBLE: Final = re.compile(  # what isprintable() lets pass, and no eye sees
     "[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
@@ -369,7 +369,7 @@ def _read_parameter(name: object, value: object, *, is_clean: bool) -> Parameter
 
     read = value if type(value) is str else read_value(value)
 
-    if not is_clean and _NO_TEXT.search(f"{name}{plain_value(read)}"):
+    if not is_clean and NO_TEXT.search(f"{name}{plain_value(read)}"):
         raise Unfit(*UNCLEAN)
 
     return read

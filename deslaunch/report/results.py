@@ -25,6 +25,7 @@ from deslaunch.manifest.readers import (
     header_of,
     json_object,
 )
+from deslaunch.manifest.rows import RESULT_COLUMNS
 from deslaunch.model import RowState, printable
 from deslaunch.report.output import open_beside
 
@@ -34,11 +35,7 @@ if TYPE_CHECKING:
     from deslaunch.ledger.reading import Reader, ResultRow
     from deslaunch.model import Format
 
-COLUMNS: Final = (
-    *("key", "row", "target", "jobId", "jobName", "state", "jobRunId", "attempts", "status"),
-    *("error", "possibleDuplicate", "sentUtc", "answeredUtc"),
-    *("finished", "success", "statusText", "finishedUtc", "outputFiles"),
-)
+COLUMNS: Final = RESULT_COLUMNS
 """What is told of a row: columns of CSV, names in JSONL."""
 
 IN_FLIGHT: Final = "inFlight"
