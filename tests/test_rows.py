@@ -514,6 +514,15 @@ def test_a_value_that_is_not_exact_is_refused(value: object, says: str) -> None:
     assert isinstance(load_row(item.says, 3, 3, "<rows>"), InvalidRow)
 
 
+def test_a_name_of_a_program_is_its_characters() -> None:
+    item = from_object(
+        {"jobId": JOB, "parameters": {Loud("a"): "1"}, "deslaunch": {Loud("n"): "x"}}
+    )
+
+    assert isinstance(item, Row)
+    assert load_row(dump_row(item), 3, 3, "<rows>") == item
+
+
 @pytest.mark.parametrize("value", [None, 5, [1], "x"])
 def test_a_programs_row_is_a_mapping(value: object) -> None:
     item = from_object(value)

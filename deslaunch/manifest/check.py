@@ -207,7 +207,9 @@ class Check:
         if isinstance(checked, Body) and checked.auto and not self.allow_repeated_auto:
             problems = self._check_feed(row, row.key or digest.hex())
 
-        self._keep(problems)
+        if problems:
+            self._keep(problems)
+
         key, repeated = self._take_key(row, digest, is_bad=bool(problems))
         says = dump_row(row)
 

@@ -355,7 +355,7 @@ def _read_parameters(said: object, faults: list[Fault], *, is_clean: bool) -> di
 
     for name, value in said.items():
         try:
-            values[name] = _read_parameter(name, value, is_clean=is_clean)
+            values[str.__str__(name)] = _read_parameter(name, value, is_clean=is_clean)
         except Unfit as exc:
             faults.append(exc.fault(str(name), value))
             values[_encodable(str(name))] = unread(value)
@@ -409,7 +409,7 @@ def _read_notes(said: object, rules: RowRules, faults: list[Fault]) -> Mapping[s
             message = "a note is a text, and none of what results write; quote or rename it"
             faults.append(Fault(f"{NOTES}.{name}", "a text", value, message))
         else:
-            notes[name] = text
+            notes[str.__str__(name)] = text
 
     return notes
 
