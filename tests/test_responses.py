@@ -712,6 +712,16 @@ async def test_query_jobs() -> None:
     assert peer.bodies == [b"{}"]
 
 
+async def test_a_token_that_is_a_part_of_a_word_spoils_no_jobs() -> None:
+    async with (
+        Peer([[response(200, JOBS)]]).listening() as peer,
+        client_of(peer, token="t") as client,
+    ):
+        (job,) = await client.query_jobs()
+
+    assert job.parameters[0].type == 2
+
+
 async def test_query_jobs_reads_more_than_a_start_does() -> None:
     padded = JOBS + b" " * 2**21
 

@@ -31,6 +31,7 @@ from deslaunch.errors import (
     QueryFailed,
     Redirected,
     Rejected,
+    SchemaError,
     ServerError,
     Throttled,
     Unauthorized,
@@ -338,7 +339,11 @@ class DesClient:
             CredentialsRefused: there is no token that DES accepts.
         """
         response = await self._query(_QUERY_JOBS, wire.QUERY_JOBS_BODY)
-        return wire.decode_jobs(self._scrubbed(response.body), source="DES's response to QueryJobs")
+
+        try:
+            return wire.decode_jobs(response.body, source="DES's response to QueryJobs")
+        except SchemaError as exc:  # it quotes what came
+            raise SchemaError(self._tokens.scrub(str(exc)), hint=exc.hint) from exc.__cause__
 
     async def probe(self) -> None:
         """Return if DES responds to QueryJobs in any way that shows that it is there.
