@@ -30,61 +30,21 @@ if TYPE_CHECKING:
         Throttled,
     )
     from deslaunch.events import Plan, Summary
-    from deslaunch.launch.batch import (
-        Batch,
-        check,
-        launch,
-        open_batch,
-        open_ledger,
-        resume_batch,
-    )
+    from deslaunch.launch.batch import Batch, check, launch, open_batch, open_ledger, resume_batch
     from deslaunch.manifest.files import Manifest
     from deslaunch.model import AUTO, JobRunParameterValue, Outcome, Row, RowState, RunStatus
     from deslaunch.settings import Settings
 
 __version__: Final = "0.2.0.dev0"
 
-__all__ = [
-    "AUTO",
-    "Batch",
-    "CommandToken",
-    "CredentialsRefused",
-    "DesClient",
-    "DesError",
-    "DeslaunchError",
-    "EnvToken",
-    "FileToken",
-    "InvalidManifest",
-    "JobRunParameterValue",
-    "LedgerExists",
-    "Manifest",
-    "NotSent",
-    "OAuthToken",
-    "Outcome",
-    "OutcomeUnknown",
-    "Plan",
-    "Rejected",
-    "Row",
-    "RowState",
-    "RunStatus",
-    "ServerError",
-    "Settings",
-    "Stopped",
-    "Summary",
-    "Throttled",
-    "check",
-    "errors",
-    "events",
-    "launch",
-    "open_batch",
-    "open_ledger",
-    "resume_batch",
-]
+__all__ = ["AUTO", "Batch", "CommandToken", "CredentialsRefused", "DesClient", "DesError"]
+__all__ += ["DeslaunchError", "EnvToken", "FileToken", "InvalidManifest", "JobRunParameterValue"]
+__all__ += ["LedgerExists", "Manifest", "NotSent", "OAuthToken", "Outcome", "OutcomeUnknown"]
+__all__ += ["Plan", "Rejected", "Row", "RowState", "RunStatus", "ServerError", "Settings"]
+__all__ += ["Stopped", "Summary", "Throttled", "check", "errors", "events", "launch", "open_batch"]
+__all__ += ["open_ledger", "resume_batch"]
 
-_MODULES: Final = (
-    *("model", "errors", "events", "settings", "des.client", "des.tokens"),
-    *("manifest.files", "launch.batch"),
-)
+_MODULES: Final = "model errors events settings des.client des.tokens manifest.files launch.batch"
 """Where the names are, the quickest to import first."""
 
 
@@ -93,7 +53,7 @@ def __getattr__(name: str) -> Any:
         return import_module(f"deslaunch.{name}")
 
     if name in __all__:
-        for module in _MODULES:
+        for module in _MODULES.split():
             found = getattr(import_module(f"deslaunch.{module}"), name, None)
 
             if found is not None:

@@ -40,7 +40,7 @@ nothing was started. ``ServerError``: DES's contract allows it, yet the run may 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypedDict, Unpack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -253,6 +253,14 @@ class Stopped(DeslaunchError):
         self.stops = tuple(stops)
 
 
+class _Known(TypedDict, total=False):
+    """What is known of any launch that stopped: see :class:`Stopped`."""
+
+    summary: Summary | None
+    stops: Sequence[Stop]
+    hint: str
+
+
 class CredentialsRefused(Stopped):
     """DES refused the token and no newer one could be had; or the token source failed.
 
@@ -271,16 +279,8 @@ class Interrupted(Stopped):
 
     exit_code = 130
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        signum: int = 0,
-        summary: Summary | None = None,
-        stops: Sequence[Stop] = (),
-        hint: str = "",
-    ) -> None:
-        super().__init__(message, summary=summary, stops=stops, hint=hint)
+    def __init__(self, message: str, *, signum: int = 0, **known: Unpack[_Known]) -> None:
+        super().__init__(message, **known)
         self.signum = signum
 
 
@@ -312,9 +312,7 @@ class LedgerWriteFailed(Stopped, LedgerError):
         message: str,
         *,
         unrecorded: Sequence[tuple[str, str]] = (),
-        summary: Summary | None = None,
-        stops: Sequence[Stop] = (),
-        hint: str = "",
+        **known: Unpack[_Known],
     ) -> None:
-        super().__init__(message, summary=summary, stops=stops, hint=hint)
+        super().__init__(message, **known)
         self.unrecorded = tuple(unrecorded)

@@ -1,14 +1,14 @@
 """What a session tells while it goes on, and what it says at its end.
 
-Every event is a frozen value. A listener is called in the event loop, after what the event tells
-of is on disk; it must return quickly. A listener that raises ends the launch by draining it.
+Every event is an immutable value. A listener is called in the event loop, after what the event
+tells of is on disk; it must return quickly. A listener that raises ends the launch by draining it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,8 +33,7 @@ class StopReason(StrEnum):
     OUT_OF_TIME = "outOfTime"
 
 
-@dataclass(frozen=True, slots=True)
-class Stop:
+class Stop(NamedTuple):
     """The end of a target (or of the session) before its rows ended.
 
     Attributes:
@@ -52,8 +51,7 @@ class Stop:
     resume_after: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ProblemGroup:
+class ProblemGroup(NamedTuple):
     """A problem that several rows have in the same column, told once.
 
     Attributes:
@@ -73,8 +71,7 @@ class ProblemGroup:
         return f"{where} ({self.rows:,} rows): {self.first.message}"
 
 
-@dataclass(frozen=True, slots=True)
-class PlannedJob:
+class PlannedJob(NamedTuple):
     """Rows of one job that a session is about to start.
 
     Attributes:
@@ -90,8 +87,7 @@ class PlannedJob:
     rows: int
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """What a session is about to do, told before anything is sent.
 
     Attributes:
@@ -133,22 +129,19 @@ class Plan:
         return None if self.rate is None else self.send / self.rate
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(NamedTuple):
     """A session is about to begin; nothing was sent yet."""
 
     plan: Plan
 
 
-@dataclass(frozen=True, slots=True)
-class RowEnded:
+class RowEnded(NamedTuple):
     """A row reached a state that this session will not change; or an invalid row was met."""
 
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPlanned:
+class RetryPlanned(NamedTuple):
     """A row got a 5XX; it gave up its slot and will be sent again.
 
     Attributes:
@@ -160,8 +153,7 @@ class RetryPlanned:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class TargetPaused:
+class TargetPaused(NamedTuple):
     """All rows of a target wait.
 
     Attributes:
@@ -175,15 +167,13 @@ class TargetPaused:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class TokenRenewed:
+class TokenRenewed(NamedTuple):
     """A refused token was replaced by a new one."""
 
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class Noted:
+class Noted(NamedTuple):
     """Something that a person may want to know.
 
     Attributes:
@@ -195,8 +185,7 @@ class Noted:
     is_warning: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Draining:
+class Draining(NamedTuple):
     """No new row is sent; those in flight are waited for.
 
     Attributes:
@@ -208,15 +197,13 @@ class Draining:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class TargetStopped:
+class TargetStopped(NamedTuple):
     """A target, or the session, ended early."""
 
     stop: Stop
 
 
-@dataclass(frozen=True, slots=True)
-class RunEnded:
+class RunEnded(NamedTuple):
     """A watched run has ended, or DES refuses to tell of it; it is on disk.
 
     Attributes:
@@ -226,8 +213,7 @@ class RunEnded:
     status: RunStatus
 
 
-@dataclass(frozen=True, slots=True)
-class Pulse:
+class Pulse(NamedTuple):
     """How a session is getting on; told once a second.
 
     Attributes:
@@ -241,18 +227,8 @@ class Pulse:
     drain: float | None = None
 
 
-Event = (
-    Planned
-    | RowEnded
-    | RetryPlanned
-    | TargetPaused
-    | TokenRenewed
-    | Noted
-    | Pulse
-    | Draining
-    | TargetStopped
-    | RunEnded
-)
+Ended = RowEnded | RunEnded | TargetStopped
+Event = Planned | RetryPlanned | TargetPaused | TokenRenewed | Noted | Pulse | Draining | Ended
 """What a launch, or a watch, tells while it goes on."""
 
 
@@ -293,19 +269,13 @@ class Counts:
 
     def as_dict(self) -> dict[str, int]:
         """Return the counts in the documented form of ``--json``."""
-        return {
-            "rows": self.rows,
-            "started": self.started,
-            "failed": self.failed,
-            "rejected": self.rejected,
-            "unknown": self.unknown,
-            "invalid": self.invalid,
-            "withdrawn": self.withdrawn,
-            "pending": self.pending,
-            "inFlight": self.in_flight,
-            "possibleDuplicates": self.possible_duplicates,
-            "attempts": self.attempts,
-        }
+        named = {_camel_case(one.name): getattr(self, one.name) for one in fields(self)}
+        return {"rows": self.rows, **named}
+
+
+def _camel_case(name: str) -> str:
+    first, *others = name.split("_")
+    return first + "".join(map(str.title, others))
 
 
 @dataclass(frozen=True, slots=True)
@@ -353,7 +323,10 @@ class Summary:
 
     def as_dict(self) -> dict[str, object]:
         """Return the summary in the documented form of ``--json``."""
-        stops = {stop.target: stop for stop in self.stops if stop.target is not None}
+        stops = {
+            stop.target: {"reason": str(stop.reason), "message": stop.message}
+            for stop in self.stops
+        }
         return {
             **self.counts.as_dict(),
             "startedNow": self.started_now,
@@ -361,15 +334,11 @@ class Summary:
             "seconds": round(self.seconds, 3),
             "ledger": self.ledger,
             "targets": {
-                name: {**counts.as_dict(), "stop": _stop_as_dict(stops.get(name))}
+                name: {**counts.as_dict(), "stop": stops.get(name)}
                 for name, counts in self.targets.items()
             },
             "exitCode": self.exit_code,
         }
-
-
-def _stop_as_dict(stop: Stop | None) -> dict[str, str] | None:
-    return None if stop is None else {"reason": str(stop.reason), "message": stop.message}
 
 
 def exit_code_of_pending(stops: tuple[Stop, ...]) -> int:
@@ -383,6 +352,10 @@ def exit_code_of_pending(stops: tuple[Stop, ...]) -> int:
         return 5
 
     return 128 + next((stop.signal for stop in stops if stop.signal), _SIGINT)
+
+
+_OF_RUNS: Final = ("runs", "succeeded", "failed", "untold", "unfinished")
+_OF_FAILURE: Final = ("status", "runs", "key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -437,14 +410,8 @@ class WatchSummary:
     def as_dict(self) -> dict[str, object]:
         """Return the summary in the documented form of ``watch --json``."""
         return {
-            "runs": self.runs,
-            "succeeded": self.succeeded,
-            "failed": self.failed,
-            "untold": self.untold,
-            "unfinished": self.unfinished,
-            "failures": [
-                {"status": text, "runs": runs, "key": key} for text, runs, key in self.failures
-            ],
+            **{name: getattr(self, name) for name in _OF_RUNS},
+            "failures": [dict(zip(_OF_FAILURE, one, strict=True)) for one in self.failures],
             "seconds": round(self.seconds, 3),
             "ledger": self.batch.ledger,
             "batch": self.batch.as_dict(),

@@ -7,7 +7,7 @@ times as much to make.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
@@ -249,8 +249,7 @@ class Sent:
         self._sent = False
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
+class Problem(NamedTuple):
     """One reason why a row can't be started.
 
     Attributes:
@@ -282,7 +281,7 @@ class Problem:
 
     def as_dict(self) -> dict[str, str | int]:
         """Return the problem in the form of ``check --json``."""
-        return asdict(self)
+        return self._asdict()
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,8 +305,7 @@ class JobParameter:
     description: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """A job of one organisation, and the parameters that its runs take.
 
     Attributes:
