@@ -87,13 +87,14 @@ class Option(NamedTuple):
         if value is None or (self.kind in {bool, str} and not self.choices):
             return
 
-        if not (value in self.choices if self.choices else self._is_in_range(value)):
+        if not (value in self.choices if self.choices else self.fits(value)):
             raise ConfigurationError(
                 f"{self.flag} takes {self.range}, got {value}",
                 hint="see the options with their ranges: deslaunch run --help",
             )
 
-    def _is_in_range(self, value: float) -> bool:
+    def fits(self, value: float) -> bool:
+        """Return True if a number is in the option's range."""
         low = -math.inf if self.low is None else self.low
         high = math.inf if self.high is None else self.high
 

@@ -176,12 +176,12 @@ def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
         ),
         pytest.param(
             ACME + "timeout = inf",
-            "[targets.acme] timeout: expected seconds, above 0, got inf",
+            "[targets.acme] timeout: expected a number of seconds above 0, at most 86,400, got inf",
             id="endless",
         ),
         pytest.param(
             ACME + "timeout = 0",
-            "[targets.acme] timeout: expected seconds, above 0, got 0",
+            "[targets.acme] timeout: expected a number of seconds above 0, at most 86,400, got 0",
             id="no-time",
         ),
         pytest.param(

@@ -9,35 +9,17 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Self
 
-from deslaunch.cli.render import (
-    SHOWN_CAUSES,
-    duration,
-    one_line,
-    plan_lines,
-    stop_line,
-)
-from deslaunch.events import (
-    Draining,
-    Noted,
-    Planned,
-    Pulse,
-    RetryPlanned,
-    RowEnded,
-    RunEnded,
-    TargetPaused,
-    TargetStopped,
-    TokenRenewed,
-)
+from deslaunch import events
+from deslaunch.cli import render
 from deslaunch.model import RowState, count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from deslaunch.cli.terminal import Printer
-    from deslaunch.events import Event, Plan
+    from deslaunch.events import Event
     from deslaunch.model import Outcome, RunStatus
 
 MAX_CAUSES: Final = 100
@@ -63,71 +45,44 @@ _ROWS_OWN: Final = re.compile(
 )
 
 
-@dataclass(slots=True)
-class Cause:
-    """Why rows have no run: one kind of error.
-
-    Attributes:
-        state: what the rows are now.
-        error: what was said of the first row, cut, on one line.
-        example: the first row, in words; ``""`` where none stands for the others.
-        rows: how many rows met it.
-    """
-
-    state: RowState
-    error: str
-    example: str
-    rows: int = 1
-
-    def __str__(self) -> str:
-        example = f" (first: {self.example})" if self.example else ""
-        return f"{self.state}: {self.error}{example}"
-
-
 class Causes:
     """Groups errors that differ only in numbers and GUIDs, which are the rows' own."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[object, ...], Cause] = {}
+        self._texts: dict[tuple[object, ...], str] = {}
+        self._rows: Counter[tuple[object, ...]] = Counter()
 
-    def add(self, outcome: Outcome) -> Cause | None:
-        """Take in a row that ended; return its cause where that is a new one."""
+    def add(self, outcome: Outcome) -> str | None:
+        """Take in a row that ended; return its cause, in words, where that is a new one."""
         if outcome.state is RowState.STARTED:
             return None
 
         text = outcome.problems[0].message if outcome.problems else outcome.error
         status = f"HTTP {outcome.status}: " if outcome.status and "HTTP" not in text else ""
-        text = one_line(f"{status}{text}", _CAUSE_TEXT)
-        kind: tuple[object, ...] = (
-            outcome.state,
-            outcome.target,
-            outcome.status,
-            _ROWS_OWN.sub("#", text),
-        )
-
-        if kind not in self._found and len(self._found) >= MAX_CAUSES:
-            kind, text = (outcome.state,), "for other reasons"
-
-        if (known := self._found.get(kind)) is not None:
-            known.rows += 1
-            return None
-
+        text = render.one_line(f"{status}{text}", _CAUSE_TEXT)
         line = f", line {outcome.problems[0].line:,}" if outcome.problems else ""
         key = f", key {outcome.key}" if outcome.key else ""
-        example = "" if len(kind) == 1 else f"row {outcome.row:,}{line}{key}"
-        cause = self._found[kind] = Cause(outcome.state, text, example)
-        return cause
+        told = f"{outcome.state}: {text} (first: row {outcome.row:,}{line}{key})"
+        kind: tuple[object, ...] = (outcome.state, outcome.target, outcome.status)
+        kind = (*kind, _ROWS_OWN.sub("#", text))
+
+        if kind not in self._texts and len(self._texts) >= MAX_CAUSES:
+            kind, told = (outcome.state,), f"{outcome.state}: for other reasons"
+
+        self._rows[kind] += 1
+        is_new = self._texts.setdefault(kind, told) is told
+        return told if is_new else None
 
     def lines(self) -> Iterator[str]:
         """Yield why rows have no run, the most frequent cause first, a line each."""
-        found = sorted(self._found.values(), key=lambda cause: -cause.rows)
+        found = self._rows.most_common()
 
-        for cause in found[:SHOWN_CAUSES]:
-            yield f"{count(cause.rows, 'row')} {cause}"
+        for kind, rows in found[: render.SHOWN_CAUSES]:
+            yield f"{count(rows, 'row')} {self._texts[kind]}"
 
-        if rest := found[SHOWN_CAUSES:]:
-            rows = count(sum(cause.rows for cause in rest), "row")
-            yield f"{rows} for {len(rest):,} other causes: see results"
+        if rest := found[render.SHOWN_CAUSES :]:
+            rows = sum(rows for _, rows in rest)
+            yield f"{count(rows, 'row')} for {len(rest):,} other causes: see results"
 
 
 class Tally:
@@ -148,7 +103,7 @@ class Tally:
     def __init__(self, now: float, noun: str = "row", whole: int | None = None) -> None:
         self.counts: Counter[str] = Counter()
         self.retries = 0
-        self.pulse: Pulse | None = None
+        self.pulse: events.Pulse | None = None
         self.causes = Causes()
         self.noun = noun
         self.whole = whole
@@ -160,22 +115,22 @@ class Tally:
         """Rows, or runs, that ended in this session."""
         return self.counts.total()
 
-    def take(self, event: Event, now: float) -> Cause | None:
+    def take(self, event: Event, now: float) -> str | None:
         """Take in an event; return the cause of a row without a run, where that is a new one."""
         match event:
-            case RowEnded(outcome):
+            case events.RowEnded(outcome):
                 self.counts[str(outcome.state)] += 1
                 return self.causes.add(outcome)
-            case RunEnded(status):
+            case events.RunEnded(status):
                 self.counts[how_it_ended(status)] += 1
-            case RetryPlanned():
+            case events.RetryPlanned():
                 self.retries += 1
-            case TargetPaused(target, cause, seconds):
+            case events.TargetPaused(target, cause, seconds):
                 self._pauses[target] = (now + seconds, cause)
-            case Planned(plan):
+            case events.Planned(plan):
                 self.whole = plan.send
                 self._marks = deque([(now, 0)])
-            case Pulse():
+            case events.Pulse():
                 self.pulse = event
                 self._marks.append((now, self.ended))
 
@@ -193,11 +148,12 @@ class Tally:
     def seconds_left(self, now: float) -> float | None:
         """Return about how long the rest takes, seconds; None where nothing tells."""
         rate = self.rate(now)
-        pause = max((seconds for _, seconds, _ in self.pauses(now)), default=0.0)
-        return None if self.whole is None or not rate else pause + self._left(self.whole) / rate
 
-    def _left(self, whole: int) -> int:
-        return max(0, whole - self.ended + self.counts[RowState.INVALID])
+        if self.whole is None or not rate:
+            return None
+
+        left = max(0, self.whole - self.ended + self.counts[RowState.INVALID])
+        return left / rate + max((seconds for _, seconds, _ in self.pauses(now)), default=0.0)
 
     def pauses(self, now: float) -> Iterator[tuple[str, float, str]]:
         """Yield the targets that wait, how many seconds more, and why."""
@@ -222,14 +178,16 @@ class Tally:
             pace.insert(0, f"{pulse.in_flight:,} in flight, {count(pulse.slots, 'slot')} now")
 
         if pulse is not None and pulse.drain is not None:
-            pace.append(f"{duration(pulse.drain)} left for those in flight")
+            pace.append(f"{render.duration(pulse.drain)} left for those in flight")
         elif left := self.seconds_left(now):
-            pace.append(f"about {duration(left)} left")
+            pace.append(f"about {render.duration(left)} left")
 
         lines.append((", ".join(pace), "dim"))
 
         for target, seconds, cause in self.pauses(now):
-            text = f"target {target}: all {self.noun}s wait {duration(seconds)} more: {cause}"
+            text = (
+                f"target {target}: all {self.noun}s wait {render.duration(seconds)} more: {cause}"
+            )
             lines.append((text, "yellow"))
 
         return lines
@@ -286,52 +244,40 @@ class Progress:
     def __call__(self, event: Event) -> None:
         """Take in an event, and tell what is to be told."""
         now = self._clock()
-        cause = self.tally.take(event, now)
+        self._tell(event, self.tally.take(event, now))
+        is_counted = isinstance(event, (events.RowEnded, events.RunEnded, events.RetryPlanned))
 
-        if isinstance(event, (RowEnded, RunEnded, RetryPlanned)):
-            self._tell_end(event, cause)
-        else:
-            self._tell(event)
-
-        if isinstance(event, (RowEnded, RunEnded, Pulse, TargetPaused, RetryPlanned)):
+        if (is_counted or isinstance(event, (events.Pulse, events.TargetPaused))) and (
+            now - self._reported >= self._every
+        ):
             self._report(now)
 
-    def _tell_end(self, event: RowEnded | RunEnded | RetryPlanned, cause: Cause | None) -> None:
-        if self._printer.verbose:
-            self._printer.insist(_line_of(event))
-        elif cause is not None:
-            self._printer.say(str(cause))
-
-    def _tell(self, event: Event) -> None:
+    def _tell(self, event: Event, cause: str | None) -> None:
         printer = self._printer
 
         match event:
-            case TargetPaused(target, why, seconds):
+            case events.RowEnded() | events.RunEnded() | events.RetryPlanned():
+                if printer.verbose:
+                    printer.insist(_line_of(event))
+                elif cause is not None:
+                    printer.say(cause)
+            case events.TargetPaused(target, why, seconds):
                 printer.say(f"target {target}: all {self.tally.noun}s wait {seconds:.1f} s: {why}")
-            case Noted(message, is_warning):
+            case events.Noted(message, is_warning):
                 (printer.warn if is_warning else printer.say)(message)
-            case Planned(plan):
-                self._tell_plan(plan)
-            case TokenRenewed(target):
+            case events.Planned(plan):
+                printer.say(*render.plan_lines(plan))
+                printer.warn(*plan.warnings)
+            case events.TokenRenewed(target):
                 printer.say(f"target {target}: the token was renewed")
-            case Draining(in_flight, seconds) if in_flight:
+            case events.Draining(in_flight, seconds) if in_flight:
                 starts = count(in_flight, "start")
                 printer.say(f"waiting up to {seconds:g} s for the responses to {starts};")
                 printer.say("  a second signal gives them up as unknown")
-            case TargetStopped(stop):
-                printer.insist(stop_line(stop))
-
-    def _tell_plan(self, plan: Plan) -> None:
-        for line in plan_lines(plan):
-            self._printer.say(line)
-
-        for warning in plan.warnings:
-            self._printer.warn(warning)
+            case events.TargetStopped(stop):
+                printer.insist(render.stop_line(stop))
 
     def _report(self, now: float) -> None:
-        if now - self._reported < self._every:
-            return
-
         self._reported = now
 
         if self._every == REDRAW_EVERY:
@@ -341,14 +287,13 @@ class Progress:
             self._printer.say(", ".join(text for text, _ in self.tally.lines(now)))
 
 
-def _line_of(event: RowEnded | RunEnded | RetryPlanned) -> str:
+def _line_of(event: events.RowEnded | events.RunEnded | events.RetryPlanned) -> str:
     match event:
-        case RowEnded(row):
-            what = row.job_run_id or one_line(row.error)
+        case events.RowEnded(row):
+            what = row.job_run_id or render.one_line(row.error)
             return f"row {row.row:,} key {row.key}: {row.state} {what}"
-        case RetryPlanned(row, seconds):
-            again = f"again in {seconds:.1f} s"
-            return f"row {row.row:,} key {row.key}: HTTP {row.status}, {again}"
-        case RunEnded(run):
-            text = f": {one_line(run.status)}" if run.status else ""
+        case events.RetryPlanned(row, seconds):
+            return f"row {row.row:,} key {row.key}: HTTP {row.status}, again in {seconds:.1f} s"
+        case events.RunEnded(run):
+            text = f": {render.one_line(run.status)}" if run.status else ""
             return f"key {run.key}: run {run.job_run_id} {how_it_ended(run)}{text}"

@@ -9,8 +9,8 @@ secret, and every mistake in it is told at once. What the environment says is sa
 from __future__ import annotations
 
 import difflib
-import math
 import os
+import re
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -21,7 +21,7 @@ from deslaunch.model import DEFAULT_TARGET
 from deslaunch.settings import OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from deslaunch.cli.options import Given
     from deslaunch.des.client import DesClient
@@ -42,25 +42,21 @@ class Secret(NamedTuple):
             CredentialsRefused: it is not there; the message shows nothing of it.
         """
         place = f"the variable {self.variable}" if self.variable else f"the file {self.file}"
+        why, hint = "holds nothing", "put there what the auth server asks for"
 
         try:
-            if self.variable:
-                text = os.environ.get(self.variable, "")
-            else:
-                text = Path(self.file or "").read_text(encoding="utf-8")
+            content = Path(self.file).read_text(encoding="utf-8") if self.file else None
+            text = (content or os.environ.get(self.variable or "", "")).strip()
         except OSError as exc:
-            raise CredentialsRefused(
-                f"{place} can't be read: {exc.strerror}", hint="check its path and permissions"
-            ) from exc
-        except UnicodeDecodeError:  # not chained: it holds the text
-            raise CredentialsRefused(f"{place} is not in UTF-8", hint="save it as UTF-8") from None
+            why, hint = f"can't be read: {exc.strerror}", "check its path and permissions"
+        except UnicodeDecodeError:
+            why, hint = "is not in UTF-8", "save it as UTF-8"
+        else:
+            if text:
+                return text
 
-        if not text.strip():
-            raise CredentialsRefused(
-                f"{place} holds nothing", hint="put there what the auth server asks for"
-            )
-
-        return text.strip()
+        # Not chained: what could not be decoded is in its error.
+        raise CredentialsRefused(f"{place} {why}", hint=hint)
 
 
 class Login(NamedTuple):
@@ -105,6 +101,12 @@ class _Kind(NamedTuple):
     fits: Callable[[Any], bool]
 
 
+def _number(name: str) -> _Kind:
+    """Return what an option takes, as TOML writes it."""
+    option = OPTIONS[name]
+    return _Kind(option.range, lambda one: type(one) in {int, option.kind} and option.fits(one))
+
+
 _TEXT: Final = _Kind("a text in quotes", lambda value: isinstance(value, str) and value != "")
 _WORDS: Final = _Kind(
     'a list of texts, as in ["vault", "read", "secret/des"]; there is no shell',
@@ -115,39 +117,22 @@ _WORDS: Final = _Kind(
     ),
 )
 _FLAG: Final = _Kind("true or false", lambda value: isinstance(value, bool))
-_SLOTS: Final = _Kind(
-    OPTIONS["concurrency"].range,
-    lambda value: type(value) is int and 1 <= value <= (OPTIONS["concurrency"].high or 0),
-)
-_SECONDS: Final = _Kind(
-    "seconds, above 0",
-    lambda value: type(value) in {int, float} and math.isfinite(value) and value > 0,
-)
 _TABLE: Final = _Kind("a table", lambda value: isinstance(value, dict))
 
 _SOURCES: Final = ("token_env", "token_file", "token_command", "oauth")
 _SECRETS: Final = ("client_secret", "username", "password")
-_OF_FILE: Final = {"targets": _TABLE}
+_LIMITS: Final = ("timeout", "connect_timeout")
 _OF_TARGET: Final = {
-    "base_url": _TEXT,
-    "token_env": _TEXT,
-    "token_file": _TEXT,
+    **dict.fromkeys(("base_url", "token_env", "token_file"), _TEXT),
     "token_command": _WORDS,
     "oauth": _TABLE,
-    "concurrency": _SLOTS,
-    "timeout": _SECONDS,
-    "connect_timeout": _SECONDS,
+    **{name: _number(name) for name in ("concurrency", *_LIMITS)},
     "allow_http": _FLAG,
 }
-_OF_LOGIN: Final = dict.fromkeys(
-    (
-        "auth_url",
-        "org_id",
-        "client_id",
-        *(f"{one}_{end}" for one in _SECRETS for end in ("env", "file")),
-    ),
-    _TEXT,
-)
+_OF_LOGIN: Final = {
+    **dict.fromkeys(("auth_url", "org_id", "client_id"), _TEXT),
+    **{f"{name}_{end}": _TEXT for name in _SECRETS for end in ("env", "file")},
+}
 
 # What people write who take the file for a place for secrets.
 _NO_SECRETS: Final = {
@@ -185,152 +170,116 @@ def read_config(path: Path) -> dict[str, Target]:
     try:
         content = tomllib.loads(path.read_bytes().decode())
     except OSError as exc:
-        raise ConfigurationError(
-            f"the configuration file {path} can't be read: {exc.strerror}",
-            hint="check its path and permissions, or leave --config out",
-        ) from exc
+        why = f"can't be read: {exc.strerror}"
+        hint = "check its path and permissions, or leave --config out"
     except UnicodeDecodeError as exc:
-        raise ConfigurationError(
-            f"the configuration file {path} is not in UTF-8: byte {exc.start} is wrong",
-            hint="save it as UTF-8",
-        ) from None  # it holds the whole file
+        why, hint = f"is not in UTF-8: byte {exc.start} is wrong", "save it as UTF-8"
     except tomllib.TOMLDecodeError as exc:
-        raise ConfigurationError(
-            f"the configuration file {path} is no TOML: {exc}",
-            hint='texts need quotes, as in base_url = "https://des.example"',
-        ) from None  # its attributes hold the whole file
+        why = f"is no TOML: {exc}"
+        hint = 'texts need quotes, as in base_url = "https://des.example"'
+    else:
+        if mistakes := [f"{path}: {mistake}" for mistake in _mistakes(content)]:
+            raise ConfigurationError("\n".join(mistakes), hint=f"fix {path}")
 
-    return _Reader(path).read(content)
+        tables = content.get("targets", {})
+        return {name: _target_of(table, path.parent) for name, table in tables.items()}
+
+    # Not chained: the errors hold the whole file.
+    raise ConfigurationError(f"the configuration file {path} {why}", hint=hint)
 
 
-class _Reader:
-    """Reads one file's tables, and collects what is wrong with them."""
+def _target_of(table: Mapping[str, Any], folder: Path) -> Target:
+    """Return the target of a table without mistakes."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._mistakes: list[str] = []
+    def file(name: str | None) -> str | None:
+        expanded = os.path.expanduser(name or "")  # noqa: PTH111  # Path's raises for an unknown user
+        return str(folder / expanded) if name else None
 
-    def read(self, content: Mapping[str, Any]) -> dict[str, Target]:
-        tables = self._checked("", content, _OF_FILE).get("targets", {})
-        targets = {name: self._target(name, table) for name, table in tables.items()}
+    own = {key: table[key] for key in Target._fields if key in table}
 
-        if self._mistakes:
-            raise ConfigurationError("\n".join(self._mistakes), hint=f"fix {self._path}")
-
-        return targets
-
-    def _target(self, name: str, table: Any) -> Target:
-        bare = name.isascii() and name.replace("-", "").replace("_", "").isalnum()
-        where = f"targets.{name}" if bare else f'targets."{name}"'
-
-        if not isinstance(table, dict):
-            self._note("targets", name, f"expected a table, got {_described(table)}")
-            return Target()
-
-        known = self._checked(where, table, _OF_TARGET)
-        allow_http = known.get("allow_http", False)
-        self._check_url(where, "base_url", known, allow_http=allow_http)
-        self._check_one_of(where, "token", _SOURCES, table)
-
-        if "base_url" not in table and "oauth" not in table:
-            self._note(where, "base_url", "is missing; only an oauth table can do without it")
-
-        login = self._login(f"{where}.oauth", known, allow_http=allow_http)
-        return Target(
-            known.get("base_url"),
-            self._token(known, login),
-            known.get("concurrency"),
-            known.get("timeout"),
-            known.get("connect_timeout"),
-            allow_http,
-        )
-
-    def _token(self, known: Mapping[str, Any], login: Login | None) -> Token | None:
-        if login is not None:
-            return Token("oauth", login)
-
-        if "token_file" in known:
-            return Token("file", self._file(known["token_file"]))
-
-        if words := known.get("token_command"):
-            return Token("command", tuple(words))
-
-        return Token("env", known["token_env"]) if "token_env" in known else None
-
-    def _login(self, where: str, target: Mapping[str, Any], *, allow_http: bool) -> Login | None:
-        if "oauth" not in target:
-            return None
-
-        table = target["oauth"]
-        known = self._checked(where, table, _OF_LOGIN)
-        self._check_url(where, "auth_url", known, allow_http=allow_http)
-
-        for name in ("org_id", "client_id"):
-            if name not in table:
-                self._note(where, name, "is missing")
-
-        for name in _SECRETS:
-            self._check_one_of(where, name, (f"{name}_env", f"{name}_file"), table)
-
+    if login := table.get("oauth"):
+        texts = {key: login[key] for key in ("org_id", "client_id", "auth_url") if key in login}
         secrets: dict[str, Any] = {
-            name: Secret(known.get(f"{name}_env"), self._file(known.get(f"{name}_file")) or None)
+            name: Secret(login.get(f"{name}_env"), file(login.get(f"{name}_file")))
             for name in _SECRETS
         }
-        texts: dict[str, Any] = {one: known.get(one, "") for one in ("org_id", "client_id")}
-        return Login(**texts, **secrets, auth_url=known.get("auth_url"))
+        return Target(token=Token("oauth", Login(**texts, **secrets)), **own)
 
-    def _file(self, name: str | None) -> str:
-        expanded = os.path.expanduser(name or "")  # noqa: PTH111  # Path's raises for an unknown user
-        return str(self._path.parent / expanded) if name else ""
+    if path := file(table.get("token_file")):
+        return Target(token=Token("file", path), **own)
 
-    def _checked(
-        self, where: str, table: Mapping[str, Any], kinds: Mapping[str, _Kind]
-    ) -> dict[str, Any]:
-        """Return what is right in a table."""
-        known: dict[str, Any] = {}
+    if words := table.get("token_command"):
+        return Target(token=Token("command", tuple(words)), **own)
 
-        for key, value in table.items():
-            kind = kinds.get(key)
+    return Target(token=Token("env", table["token_env"]), **own)
 
-            if kind is None:
-                self._note(where, key, _instead(key, kinds))
-            elif not kind.fits(value):
-                self._note(where, key, f"expected {kind.expected}, got {_described(value)}")
-            else:
-                known[key] = value
 
-        return known
+def _mistakes(content: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with a file, each with its table and key."""
+    yield from _check("", content, {"targets": _TABLE})
+    tables = content.get("targets")
+    tables = tables if isinstance(tables, dict) else {}
+    yield from _check("[targets] ", tables, dict.fromkeys(tables, _TABLE))
 
-    def _check_url(
-        self, where: str, key: str, known: Mapping[str, Any], *, allow_http: bool
-    ) -> None:
-        from deslaunch.des.http import safe_url  # noqa: PLC0415  # aiohttp is slow to import
+    for name, table in tables.items():
+        if isinstance(table, dict):
+            is_bare = re.fullmatch(r"[A-Za-z0-9_-]+", name)
+            yield from _check_target(f"targets.{name}" if is_bare else f'targets."{name}"', table)
 
-        if key in known:
+
+def _check_target(name: str, table: Mapping[str, Any]) -> Iterator[str]:
+    where, login = f"[{name}] ", table.get("oauth")
+    allow_http = table.get("allow_http") is True
+    yield from _check(where, table, _OF_TARGET, allow_http=allow_http)
+    yield from _check_choice(where, "token", _SOURCES, table)
+
+    if "base_url" not in table and "oauth" not in table:
+        yield f"{where}base_url: is missing; only an oauth table can do without it"
+
+    if isinstance(login, dict):
+        where = f"[{name}.oauth] "
+        yield from _check(where, login, _OF_LOGIN, allow_http=allow_http)
+        missing = (key for key in ("org_id", "client_id") if key not in login)
+        yield from (f"{where}{key}: is missing" for key in missing)
+
+        for secret in _SECRETS:
+            yield from _check_choice(where, secret, (f"{secret}_env", f"{secret}_file"), login)
+
+
+def _check(
+    where: str, table: Mapping[str, Any], kinds: Mapping[str, _Kind], *, allow_http: bool = False
+) -> Iterator[str]:
+    from deslaunch.des.http import safe_url  # noqa: PLC0415  # aiohttp is slow to import
+
+    for key, value in table.items():
+        kind = kinds.get(key)
+
+        if kind is None:
+            yield f"{where}{key}: {_instead(key, kinds)}"
+        elif not kind.fits(value):
+            yield f"{where}{key}: expected {kind.expected}, got {_described(value)}"
+        elif key.endswith("_url"):
             try:
-                safe_url(known[key], "URL", allow_http=allow_http)
+                safe_url(value, "URL", allow_http=allow_http)
             except ConfigurationError as exc:
                 advice = exc.hint.replace("--allow-http", "allow_http = true")
-                self._note(where, key, f"{exc}; {advice}")
+                yield f"{where}{key}: {exc}; {advice}"
 
-    def _check_one_of(
-        self, where: str, what: str, keys: tuple[str, ...], table: Mapping[str, Any]
-    ) -> None:
-        named = [key for key in keys if key in table]
 
-        if len(named) > 1:
-            self._note(where, " and ".join(named), f"are both there; expected one {what}")
-        elif not named and what not in table:
-            choice = f"{', '.join(keys[:-1])} or {keys[-1]}"
-            self._note(where, what, f"is missing; expected {choice}")
+def _check_choice(
+    where: str, what: str, keys: tuple[str, ...], table: Mapping[str, Any]
+) -> Iterator[str]:
+    named = [key for key in keys if key in table]
 
-    def _note(self, where: str, key: str, text: str) -> None:
-        self._mistakes.append(f"{self._path}: {f'[{where}] ' if where else ''}{key}: {text}")
+    if len(named) > 1:
+        yield f"{where}{' and '.join(named)}: are both there; expected one {what}"
+    elif not named and what not in table:
+        yield f"{where}{what}: is missing; expected {', '.join(keys[:-1])} or {keys[-1]}"
 
 
 def _instead(key: str, kinds: Mapping[str, _Kind]) -> str:
     """Return what to write instead of a key that is none."""
-    if kinds is not _OF_FILE and key.lower() in _NO_SECRETS:
+    if len(kinds) > 1 and key.lower() in _NO_SECRETS:
         return f"a secret must not stand in this file; write {_NO_SECRETS[key.lower()]}"
 
     near = difflib.get_close_matches(key.lower().replace("-", "_"), kinds, n=1)
@@ -350,13 +299,7 @@ def _described(value: Any) -> str:
 # The environment.
 
 _TOKENS: Final = ("DES_TOKEN", "DES_TOKEN_FILE", "DES_TOKEN_COMMAND")
-_LOGIN: Final = (
-    "DES_ORG_ID",
-    "DES_CLIENT_ID",
-    "DES_CLIENT_SECRET",
-    "DES_USERNAME",
-    "DES_PASSWORD",
-)
+_LOGIN: Final = tuple(f"DES_{name.upper()}" for name in Login._fields[:-1])
 
 
 def from_environment(environment: Mapping[str, str], *, base_url: str | None = None) -> Target:
@@ -378,10 +321,19 @@ def from_environment(environment: Mapping[str, str], *, base_url: str | None = N
             hint=f"unset all but one of {', '.join(_TOKENS)} and the login",
         )
 
+    if missing := [variable for variable in _LOGIN if login and variable not in login]:
+        raise ConfigurationError(
+            f"the login at the auth server lacks {', '.join(missing)}",
+            hint="set them all, or none and DES_TOKEN, DES_TOKEN_FILE or DES_TOKEN_COMMAND",
+        )
+
     token: Token | None = None
 
     if login:
-        token = _login_token(environment)
+        texts = (environment["DES_ORG_ID"], environment["DES_CLIENT_ID"])
+        secrets: dict[str, Any] = {name: Secret(f"DES_{name.upper()}") for name in _SECRETS}
+        auth_url = environment.get("DES_AUTH_URL") or None
+        token = Token("oauth", Login(*texts, **secrets, auth_url=auth_url))
     elif "DES_TOKEN_COMMAND" in named:
         token = Token("command", _split(environment["DES_TOKEN_COMMAND"]))
     elif "DES_TOKEN_FILE" in named:
@@ -390,26 +342,6 @@ def from_environment(environment: Mapping[str, str], *, base_url: str | None = N
         token = Token("env", "DES_TOKEN")
 
     return Target(base_url or environment.get("DES_BASE_URL") or None, token)
-
-
-def _login_token(environment: Mapping[str, str]) -> Token:
-    missing = [variable for variable in _LOGIN if not environment.get(variable)]
-
-    if missing:
-        raise ConfigurationError(
-            f"the login at the auth server lacks {', '.join(missing)}",
-            hint="set them all, or none and DES_TOKEN, DES_TOKEN_FILE or DES_TOKEN_COMMAND",
-        )
-
-    return Token(
-        "oauth",
-        Login(
-            environment["DES_ORG_ID"],
-            environment["DES_CLIENT_ID"],
-            **{name: Secret(f"DES_{name.upper()}") for name in _SECRETS},
-            auth_url=environment.get("DES_AUTH_URL") or None,
-        ),
-    )
 
 
 def _split(command: str) -> tuple[str, ...]:
@@ -486,20 +418,23 @@ def clients_of(
     Raises:
         ConfigurationError: no base URL, two token sources, or none where one is needed.
     """
-    of_file = _configured(given, kept or {})
-    base_url, target = given["base_url"], settings.target
-    limits = {
-        name: getattr(settings, name)
-        for name in ("timeout", "connect_timeout")
-        if given[name] is not None or (kept or {}).get(name) is not None
-    }
+    kept = kept or {}
+    of_file, base_url = _configured(given, kept), given["base_url"]
+    said = {name for name in _LIMITS if given[name] is not None or kept.get(name) is not None}
+
+    def client_of(target: Target) -> DesClient:
+        own = {name: getattr(target, name) for name in {*_LIMITS} - said}
+        limits: dict[str, Any] = {
+            name: own.get(name) or getattr(settings, name) for name in _LIMITS
+        }
+        return _client(target, limits, allow_http=bool(given["allow_http"]) or target.allow_http)
 
     if of_file:
-        found = merged(of_file, os.environ, base_url=base_url, target=target)
-        return {name: _client(one, given, limits) for name, one in found.items()}
+        found = merged(of_file, os.environ, base_url=base_url, target=settings.target)
+        return {name: client_of(target) for name, target in found.items()}
 
     only = from_environment(os.environ, base_url=base_url)
-    client = _client(only, given, limits)
+    client = client_of(only)
 
     if needs_token and only.token is None:
         raise ConfigurationError(
@@ -524,7 +459,7 @@ def _configured(given: Given, kept: Mapping[str, Any]) -> dict[str, Target]:
     return read_config(default) if default and os.path.exists(default) else {}  # noqa: PTH110
 
 
-def _client(target: Target, given: Given, limits: Mapping[str, float]) -> DesClient:
+def _client(target: Target, limits: Mapping[str, Any], *, allow_http: bool) -> DesClient:
     """Return the client of one target, not yet open.
 
     Raises:
@@ -539,16 +474,13 @@ def _client(target: Target, given: Given, limits: Mapping[str, float]) -> DesCli
             hint="set DES_BASE_URL, pass --base-url URL, or name targets in a file for --config",
         )
 
-    allow_http = bool(given["allow_http"]) or target.allow_http
-    defaults = {name: OPTIONS[name].default for name in ("timeout", "connect_timeout")}
-    own = {name: getattr(target, name) for name in defaults if getattr(target, name) is not None}
     return DesClient(
         target.base_url,
         token=_source(target.token, allow_http=allow_http),
         allow_http=allow_http,
         proxy=proxy_of,
         concurrency=target.concurrency,
-        **(defaults | own | dict(limits)),
+        **limits,
     )
 
 
@@ -559,17 +491,10 @@ def _source(token: Token | None, *, allow_http: bool) -> TokenSource:
 
     match token:
         case Token(value=Login() as login):
-            auth_url = login.auth_url or AUTH_URL
-            return tokens.OAuthToken(
-                org_id=login.org_id,
-                client_id=login.client_id,
-                client_secret=login.client_secret.read,
-                username=login.username.read,
-                password=login.password.read,
-                auth_url=auth_url,
-                allow_http=allow_http,
-                proxy=proxy_of(auth_url),
-            )
+            url = login.auth_url or AUTH_URL
+            secrets = {name: getattr(login, name).read for name in _SECRETS}
+            known: dict[str, Any] = login._asdict() | secrets | {"auth_url": url}
+            return tokens.OAuthToken(**known, allow_http=allow_http, proxy=proxy_of(url))
         case Token("file", str(path)):
             return tokens.FileToken(path)
         case Token("command", tuple(argv)):

@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TextIO
@@ -20,19 +21,13 @@ from deslaunch.model import printable
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-    from typing import Protocol
 
-    class Drainable(Protocol):
-        """What a signal ends in good order: a batch at work."""
+    from rich.live import Live
 
-        def drain(self, signum: int = 0) -> None:
-            """Send nothing more, and wait for what is in flight."""
-
-        def abandon(self) -> None:
-            """Give up what is in flight."""
-
+    from deslaunch.launch.batch import Batch
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 _COLLECT_AFTER: Final = 50_000
 """Objects that are made, more than go, before a search for cycles: a launch makes few of them."""
@@ -61,7 +56,7 @@ class Printer:
         self._out = _stream(out or sys.stdout)
         self._err = _stream(err or sys.stderr)
         self._source = source or sys.stdin
-        self._block: Block | None = None
+        self._live: Live | None = None
         self.quiet = quiet
         self.verbose = verbose
 
@@ -71,7 +66,7 @@ class Printer:
         can_redraw = os.environ.get("TERM") not in {"dumb", "unknown"}
         return _is_terminal(self._err) and can_redraw and not (self.quiet or self.verbose)
 
-    def data(self, text: str) -> None:
+    def data(self, *texts: str) -> None:
         """Print lines on stdout.
 
         Raises:
@@ -79,15 +74,10 @@ class Printer:
             ConfigurationError: it can't be written.
         """
         with self.binary():
-            _write(self._out, f"{_escaped(text)}\n")
+            _write(self._out, "".join(f"{_escaped(text)}\n" for text in texts))
 
     def json(self, value: Mapping[str, Any]) -> None:
-        """Print one JSON object on stdout.
-
-        Raises:
-            BrokenPipeError: nobody reads it any more.
-            ConfigurationError: it can't be written.
-        """
+        """Print one JSON object on stdout; it raises what :meth:`data` does."""
         with self.binary():
             _write(self._out, f"{encode_json(value, encoding=self._out.encoding)}\n")
 
@@ -119,38 +109,67 @@ class Printer:
                 f"stdout can't be written: {exc.strerror}", hint="free some space, or use -o"
             ) from exc
 
-    def say(self, text: str) -> None:
+    def say(self, *texts: str) -> None:
         """Tell what a person wants to know, unless told to be quiet."""
         if not self.quiet:
-            self.insist(text)
+            self.insist(*texts)
 
-    def insist(self, text: str) -> None:
+    def insist(self, *texts: str) -> None:
         """Tell what must not be missed; a launch goes on although nobody can read it."""
-        if self._block is not None:
-            self._draw(self._block.print_above, _escaped(text))
-        else:
-            self._draw(_write, self._err, f"{_escaped(text)}\n")
+        for text in map(_escaped, texts):
+            if self._live is None:
+                self._draw(_write, self._err, f"{text}\n")
+            else:
+                from rich.text import Text  # noqa: PLC0415  # only a terminal needs rich
 
-    def warn(self, text: str) -> None:
+                self._draw(self._live.console.print, Text(text), soft_wrap=True)
+
+    def warn(self, *texts: str) -> None:
         """Tell what may be a mistake."""
-        self.insist(f"warning: {text}")
+        self.insist(*(f"warning: {text}" for text in texts))
 
     def show(self, lines: Sequence[tuple[str, str]], done: int, whole: int | None) -> None:
-        """Redraw the block at the terminal's end: a bar, and lines with their styles."""
-        if self._block is None:
-            self._block = Block(self._err)
+        """Redraw a block of lines at the terminal's end; what is told meanwhile stands above it.
 
-        self._draw(self._block.show, lines, done, whole)
+        Args:
+            lines: each with its style; the first stands beside the bar.
+            done: how much of ``whole`` is done.
+            whole: None where that is not known: there is no bar.
+        """
+        from rich.console import Console, Group  # noqa: PLC0415  # only a terminal needs rich
+        from rich.live import Live  # noqa: PLC0415
+        from rich.progress_bar import ProgressBar  # noqa: PLC0415
+        from rich.table import Table  # noqa: PLC0415
+        from rich.text import Text  # noqa: PLC0415
+
+        if self._live is None:
+            console = Console(file=self._err, highlight=False)
+            theirs: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
+            self._live = Live(console=console, auto_refresh=False, **theirs)
+            self._draw(self._live.start)
+
+        texts: list[Any] = [
+            Text(printable(line), style=style, no_wrap=True, overflow="ellipsis")
+            for line, style in lines
+        ]
+
+        if whole is not None:
+            first = Table.grid(padding=(0, 1))
+            bar = ProgressBar(max(whole, 1), done, width=36, complete_style="cyan")
+            first.add_row(bar, texts[0])
+            texts[0] = first
+
+        self._draw(self._live.update, Group(*texts), refresh=True)
 
     def end_block(self) -> None:
         """Leave the block as it stands, and print at the terminal's end again."""
-        if self._block is not None:
-            self._draw(self._block.close)
-            self._block = None
+        if self._live is not None:
+            self._draw(self._live.stop)
+            self._live = None
 
-    def _draw(self, change: Callable[..., None], *arguments: Any) -> None:
+    def _draw(self, change: Callable[..., None], *arguments: Any, **more: Any) -> None:
         try:
-            change(*arguments)
+            change(*arguments, **more)
         except (OSError, ValueError):  # ValueError: it was closed
             _mute(self._err)
 
@@ -205,10 +224,8 @@ def _stream(stream: TextIO | None) -> TextIO:
     if stream is None:
         return io.StringIO()
 
-    reconfigure = getattr(stream, "reconfigure", None)
-
-    if reconfigure is not None:
-        reconfigure(errors="backslashreplace")
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
     return stream
 
@@ -253,76 +270,11 @@ def encode_json(value: Any, *, encoding: str | None = "utf-8") -> str:
     File names that are no UTF-8 come with backslash escapes, ``night\xff.csv``: as JSON's own
     escapes they would be surrogates, which many readers refuse.
     """
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = _SURROGATE.sub(lambda found: json.dumps(printable(found[0]))[1:-1], text)
     is_utf8 = (encoding or "utf-8").lower().replace("-", "").replace("_", "") == "utf8"
-    return json.dumps(_encodable(value), ensure_ascii=not is_utf8, separators=(",", ":"))
-
-
-def _encodable(value: Any) -> Any:
-    if isinstance(value, str):
-        return value if value.isascii() else _without_surrogates(value)
-
-    if isinstance(value, dict):
-        return {key: _encodable(one) for key, one in value.items()}
-
-    return [_encodable(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-
-def _without_surrogates(text: str) -> str:
-    return "".join(printable(c) if "\ud800" <= c <= "\udfff" else c for c in text)
-
-
-class Block:
-    """A few lines at the terminal's end that are redrawn while something goes on.
-
-    Args:
-        stream: the terminal.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console  # noqa: PLC0415  # only a terminal needs rich
-        from rich.live import Live  # noqa: PLC0415
-
-        console = Console(file=stream, highlight=False)
-        self._live = Live(
-            console=console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-        )
-        self._live.start()
-
-    def print_above(self, text: str) -> None:
-        """Print a line that stays, above the block."""
-        from rich.text import Text  # noqa: PLC0415
-
-        self._live.console.print(Text(text), soft_wrap=True)
-
-    def show(self, lines: Sequence[tuple[str, str]], done: int, whole: int | None) -> None:
-        """Redraw the block.
-
-        Args:
-            lines: each with its style; the first stands beside the bar.
-            done: how much of ``whole`` is done.
-            whole: None where that is not known: there is no bar.
-        """
-        from rich.console import Group  # noqa: PLC0415
-        from rich.progress_bar import ProgressBar  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
-
-        texts: list[Any] = [
-            Text(printable(line), style=style, no_wrap=True, overflow="ellipsis")
-            for line, style in lines
-        ]
-
-        if whole is not None:
-            first = Table.grid(padding=(0, 1))
-            bar = ProgressBar(max(whole, 1), done, width=36, complete_style="cyan")
-            first.add_row(bar, texts[0])
-            texts[0] = first
-
-        self._live.update(Group(*texts), refresh=True)
-
-    def close(self) -> None:
-        """Leave the block as it stands."""
-        self._live.stop()
+    # No character outside a string is beyond ASCII.
+    return text if is_utf8 else "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
 
 
 class SignalReceived(KeyboardInterrupt):
@@ -364,7 +316,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.signum = 0
-        self.batch: Drainable | None = None
+        self.batch: Batch | None = None
         self._is_draining = False
         self._task: asyncio.Task[Any] | None = None
 
