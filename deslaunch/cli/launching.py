@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from deslaunch.cli import options, render
 from deslaunch.cli.progress import Progress
-from deslaunch.cli.targets import clients_of
+from deslaunch.cli.targets import clients_of, opened
 from deslaunch.cli.terminal import run_work
 from deslaunch.errors import LedgerExists, LedgerMissing
 from deslaunch.events import Noted
@@ -22,8 +23,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from deslaunch.cli.options import Given
-    from deslaunch.cli.terminal import Interrupts, Printer
-    from deslaunch.des.client import DesClient
+    from deslaunch.cli.terminal import Interrupts
     from deslaunch.events import Event, Plan, Summary, WatchSummary
     from deslaunch.launch.batch import Batch
     from deslaunch.settings import Settings
@@ -31,17 +31,11 @@ if TYPE_CHECKING:
 _STOPPED: Final = 5
 _WATCHED_AFTER: Final = frozenset({0, 3, 4, _STOPPED})  # not after a signal, for one
 
-_MANIFEST: Final = options.argument("manifest", metavar="MANIFEST")
+_MANIFEST: Final = click.Argument(["manifest"], metavar="MANIFEST")
 _DES: Final = (*options.CONNECTION, *options.SCHEMA)
 
 
-@options.command(
-    "check",
-    _MANIFEST,
-    options.ROWS,
-    _DES,
-    options.OUTPUT,
-)
+@options.command("check", _MANIFEST, options.ROWS, _DES, options.OUTPUT)
 def check(given: Given) -> int:
     """Check every row of MANIFEST, and send nothing. "-" reads stdin.
 
@@ -52,27 +46,20 @@ def check(given: Given) -> int:
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     settings, printer = given.settings(), given.printer
-    clients = None if given["schema"] is not None else clients_of(given, settings)
+    schema = given["schema"]
+    clients = None if schema is not None else clients_of(given, settings)
 
     async def work(_: Interrupts) -> int:
-        async with AsyncExitStack() as stack:
-            await _open(stack, clients)
-            report = await batch.check(
-                given["manifest"], clients, settings=settings, schema=given["schema"]
-            )
+        async with opened(clients):
+            report = await batch.check(given["manifest"], clients, settings=settings, schema=schema)
 
-        for note in report.notes:
-            printer.say(note)
-
-        for warning in report.warnings:
-            printer.warn(warning)
+        printer.say(*report.notes)
+        printer.warn(*report.warnings)
 
         if given["as_json"]:
             printer.json(report.as_dict())
         else:
-            for line in render.problem_lines(report.problems, report.groups, report.count):
-                printer.insist(line)
-
+            printer.insist(*render.problem_lines(report.problems, report.groups, report.count))
             rows = count(report.rows, "row")
             printer.say(f"{rows}: {report.valid:,} valid, {report.invalid:,} invalid")
 
@@ -124,18 +111,10 @@ def run(given: Given) -> int:
         raise click.UsageError("a manifest from stdin needs --ledger LEDGER and --format")
 
     ledger = ledger or batch.default_ledger(source)
-    kept = _kept_of(ledger) if given["resume"] else {}
-    settings = given.settings(kept)
-    more: dict[str, Any] = {"ledger": ledger, "resume": given["resume"]}
-
-    def open_batch(clients: Any, **rest: Any) -> AbstractAsyncContextManager[Batch]:
-        return batch.open_batch(source, clients, options_kept=given.kept(kept), **more, **rest)
+    opening = partial(batch.open_batch, source, ledger=ledger, resume=given["resume"])
 
     try:
-        if given["dry_run"]:
-            return _preview(given, settings, kept, None if kept else source, ledger)
-
-        return _launch(given, settings, kept, ledger, open_batch)
+        return run_work(partial(_launch, given, ledger, opening, source))
     except LedgerExists as exc:
         again = options.printed("resume", options.place_word(ledger), *given.repeated())
         exc.hint = f"go on with that batch: {again}; a new batch needs another --ledger"
@@ -170,24 +149,10 @@ def resume(given: Given) -> int:
     if given["add_rows"] and given["corrections"] is None:
         raise click.UsageError("--add-rows goes with --corrections FILE")
 
-    ledger = given["ledger"]
-    kept = _kept_of(ledger, must_exist=True)
-    settings = given.settings(kept)
-
-    def open_batch(clients: Any, **rest: Any) -> AbstractAsyncContextManager[Batch]:
-        return batch.resume_batch(
-            ledger,
-            clients,
-            corrections=given["corrections"],
-            add_rows=given["add_rows"],
-            options_kept=given.kept(kept),
-            **rest,
-        )
-
-    if given["dry_run"]:
-        return _preview(given, settings, kept, None, ledger)
-
-    return _launch(given, settings, kept, ledger, open_batch)
+    ledger, corrections = given["ledger"], given["corrections"]
+    file = {"corrections": corrections, "add_rows": given["add_rows"]}
+    opening = partial(batch.resume_batch, ledger, **file)
+    return run_work(partial(_launch, given, ledger, opening, None))
 
 
 @options.command(
@@ -210,17 +175,18 @@ def watch(given: Given) -> int:
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
-    kept, printer = _kept_of(given["ledger"], must_exist=True), given.printer
-    settings = given.settings(kept)
-    clients = clients_of(given, settings, kept, needs_token=True)
+    ledger, printer = given["ledger"], given.printer
 
     async def work(interrupts: Interrupts) -> int:
-        async with AsyncExitStack() as stack:
-            await _open(stack, clients)
+        kept = await _kept_of(ledger)
+        settings = given.settings(kept)
+        clients = await _clients(given, settings, kept)
 
-            async with batch.watch_batch(given["ledger"], clients, settings=settings) as opened:
-                interrupts.batch = opened
-                summary = await _watch(opened, given["ledger"], given)
+        async with (
+            opened(clients),
+            batch.watch_batch(ledger, clients, settings=settings) as interrupts.batch,
+        ):
+            summary = await _watch(interrupts.batch, ledger, given)
 
         if given["as_json"]:
             printer.outcome_json(summary.as_dict())
@@ -230,36 +196,91 @@ def watch(given: Given) -> int:
     return run_work(work)
 
 
-def _kept_of(ledger: str, *, must_exist: bool = False) -> dict[str, Any]:
-    """Return what the ledger keeps of earlier command lines; nothing where there is none yet."""
+async def _kept_of(ledger: str) -> dict[str, Any]:
+    """Return what the ledger keeps of earlier command lines."""
     from deslaunch.ledger.ledger import open_ledger  # noqa: PLC0415
 
+    async with await open_ledger(ledger) as found:
+        return dict(found.batch.options)
+
+
+async def _clients(given: Given, settings: Settings, kept: Mapping[str, Any]) -> Any:
+    """Return the clients; a file of targets may be a pipe, and a signal ends the wait for it."""
+    import asyncio  # noqa: PLC0415  # not needed for --help
+
+    return await asyncio.to_thread(clients_of, given, settings, kept, needs_token=True)
+
+
+async def _launch(
+    given: Given,
+    ledger: str,
+    opening: Callable[..., AbstractAsyncContextManager[Batch]],
+    manifest: str | None,
+    interrupts: Interrupts,
+) -> int:
+    """Launch, and tell the plan, what goes on, the summary and the next commands.
+
+    Args:
+        given: by ``run`` or ``resume``.
+        ledger: the batch's.
+        opening: opens the batch, or makes it, once clients and all else is known.
+        manifest: that of ``run``.
+        interrupts: where signals come.
+    """
     kept: dict[str, Any] = {}
 
-    async def work(_: Interrupts) -> int:
+    if manifest is None or given["resume"]:
         try:
-            async with await open_ledger(ledger) as opened:
-                kept.update(opened.batch.options)
+            kept = await _kept_of(ledger)
         except LedgerMissing:
-            if must_exist:
+            if manifest is None:
                 raise
 
-        return 0
+    settings, printer = given.settings(kept), given.printer
 
-    run_work(work)
-    return kept
+    if given["dry_run"]:
+        return await _preview(given, settings, kept, None if kept else manifest, ledger)
+
+    clients = await _clients(given, settings, kept)
+    asks = not given["yes"] and printer.can_ask()
+
+    async def confirm(plan: Plan) -> bool:
+        return not (asks and plan.send) or await printer.ask(render.question_of(plan))
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(opened(clients))
+        progress = stack.enter_context(Progress(printer))
+        options_kept, schema = given.kept(kept), given["schema"]
+        more = {"settings": settings, "schema": schema, "options_kept": options_kept}
+        batch = await stack.enter_async_context(
+            opening(clients, on_event=progress, confirm=confirm, **more)
+        )
+        interrupts.batch = batch
+
+        if batch.plan is not None and not batch.plan.send:
+            # Even the quiet are told that a night starts nothing: it looks like a full one else.
+            printer.insist(render.nothing_line(batch.plan, ledger))
+
+        summary = replace(await batch.run(allow_partial=True), ledger=ledger)
+        progress.close()
+        watches = given["watch"] and batch.ledger and summary.exit_code in _WATCHED_AFTER
+        printer.say(*progress.tally.causes.lines())
+        printer.insist(*(render.warning_lines if printer.quiet else render.summary_lines)(summary))
+        printer.insist(*render.unrecorded_lines(summary))
+
+        if not watches:
+            commands = render.next_commands(summary, given.repeated())
+            printer.insist(*render.command_lines(commands))
+
+        watched = await _watch(batch, ledger, given) if watches else None
+
+    if given["as_json"]:
+        printer.outcome_json((watched or summary).as_dict())
+
+    return _exit_code(summary, watched)
 
 
-async def _open(stack: AsyncExitStack, clients: DesClient | dict[str, DesClient] | None) -> None:
-    """Open one client, or each of several, until the stack is left."""
-    several = [*clients.values()] if isinstance(clients, dict) else [clients]
-
-    for client in several:
-        if client is not None:
-            await stack.enter_async_context(client)
-
-
-def _preview(
+async def _preview(
     given: Given,
     settings: Settings,
     kept: Mapping[str, Any],
@@ -274,79 +295,20 @@ def _preview(
 
     printer, schema = given.printer, given["schema"]
     needs_des = manifest is not None and schema is None
-    clients = clients_of(given, settings, kept, needs_token=True) if needs_des else None
+    clients = await _clients(given, settings, kept) if needs_des else None
     more: dict[str, Any] = {"ledger": ledger, "settings": settings, "schema": schema}
 
     def tell(event: Event) -> None:
         if isinstance(event, Noted):  # the plan is the JSON lines
             (printer.warn if event.is_warning else printer.say)(event.message)
 
-    async def work(_: Interrupts) -> int:
-        async with AsyncExitStack() as stack:
-            await _open(stack, clients)
-            starts = batch.preview(manifest, clients, on_event=tell, **more)
+    async with opened(clients):
+        async for start in batch.preview(manifest, clients, on_event=tell, **more):
+            told = {"key": start.key, "row": start.row, "target": start.target}
+            printer.json({**told, "jobId": start.job_id, "body": json.loads(start.body)})
 
-            async for start in starts:
-                told = {"key": start.key, "row": start.row, "target": start.target}
-                body = json.loads(start.body)
-                printer.json({**told, "jobId": start.job_id, "body": body})
-
-        printer.say("nothing was sent: this is a dry run")
-        return 0
-
-    return run_work(work)
-
-
-def _launch(
-    given: Given,
-    settings: Settings,
-    kept: Mapping[str, Any],
-    ledger: str,
-    open_batch: Callable[..., AbstractAsyncContextManager[Batch]],
-) -> int:
-    """Launch, and tell the plan, what goes on, the summary and the next commands."""
-    printer = given.printer
-    clients = clients_of(given, settings, kept, needs_token=True)
-    asks = not given["yes"] and printer.can_ask()
-
-    async def confirm(plan: Plan) -> bool:
-        return not (asks and plan.send) or await printer.ask(render.question_of(plan))
-
-    async def work(interrupts: Interrupts) -> int:
-        async with AsyncExitStack() as stack:
-            await _open(stack, clients)
-            progress = stack.enter_context(Progress(printer))
-            opened = await stack.enter_async_context(
-                open_batch(
-                    clients,
-                    settings=settings,
-                    schema=given["schema"],
-                    on_event=progress,
-                    confirm=confirm,
-                )
-            )
-            interrupts.batch = opened
-            _tell_of_nothing(opened.plan, ledger, printer)
-            summary = replace(await opened.run(allow_partial=True), ledger=ledger)
-            progress.close()
-            watches = given["watch"] and opened.ledger and summary.exit_code in _WATCHED_AFTER
-            _tell_end(summary, progress, given, printer, goes_on=bool(watches))
-            watched = await _watch(opened, ledger, given) if watches else None
-
-        if given["as_json"]:
-            printer.outcome_json((summary if watched is None else watched).as_dict())
-
-        return _exit_code(summary, watched)
-
-    return run_work(work)
-
-
-def _tell_of_nothing(plan: Plan | None, ledger: str, printer: Printer) -> None:
-    """Say, even to the quiet, that a night starts nothing: it looks like a full one else."""
-    if plan is not None and not plan.rows:
-        printer.insist(f"nothing to start: {plan.manifest} holds no rows; no ledger was made")
-    elif plan is not None and not plan.send:
-        printer.insist(render.nothing_line(ledger))
+    printer.say("nothing was sent: this is a dry run")
+    return 0
 
 
 def _exit_code(summary: Summary, watched: WatchSummary | None) -> int:
@@ -358,43 +320,18 @@ def _exit_code(summary: Summary, watched: WatchSummary | None) -> int:
     return _STOPPED if stopped else watched.exit_code
 
 
-def _tell_end(
-    summary: Summary, progress: Progress, given: Given, printer: Printer, *, goes_on: bool
-) -> None:
-    """Tell how a session ended: why rows have no run, the counts, and what to do next."""
-    for line in progress.tally.causes.lines():
-        printer.say(line)
-
-    for line in (render.warning_lines if printer.quiet else render.summary_lines)(summary):
-        printer.insist(line)
-
-    for line in render.unrecorded_lines(summary):
-        printer.insist(line)
-
-    if not goes_on:
-        for line in render.command_lines(render.next_commands(summary, given.repeated())):
-            printer.insist(line)
-
-
-async def _watch(opened: Batch, ledger: str, given: Given) -> WatchSummary:
+async def _watch(batch: Batch, ledger: str, given: Given) -> WatchSummary:
     """Follow a batch's runs, tell how they get on, how they ended, and what to do next."""
-    assert opened.ledger is not None
-    printer = given.printer
-    runs = await opened.ledger.run_counts()
+    assert batch.ledger is not None
+    printer, repeated = given.printer, given.repeated()
+    runs = await batch.ledger.run_counts()
 
     with Progress(printer, "run", runs.unfinished + runs.untold) as progress:
-        summary = await opened.watch(progress).run(allow_partial=True)
+        summary = await batch.watch(progress).run(allow_partial=True)
 
     summary = replace(summary, batch=replace(summary.batch, ledger=ledger))
-
-    for line in render.watch_lines(summary):
-        printer.say(line)
-
-    commands = render.watch_commands(summary, given.repeated())
-
-    for line in render.command_lines(
-        [*commands, *render.next_commands(summary.batch, given.repeated())]
-    ):
-        printer.insist(line)
-
+    printer.say(*render.watch_lines(summary))
+    commands = render.watch_commands(summary, repeated)
+    commands += render.next_commands(summary.batch, repeated)
+    printer.insist(*render.command_lines(commands))
     return summary

@@ -279,9 +279,12 @@ def question_of(plan: Plan) -> str:
     return f"Start {count(plan.send, 'run')}?"
 
 
-def nothing_line(ledger: str) -> str:
+def nothing_line(plan: Plan, ledger: str) -> str:
     """Return what is told where a session has nothing to send."""
-    return f"nothing to start: no row of {ledger} is pending or failed"
+    if plan.rows:
+        return f"nothing to start: no row of {ledger} is pending or failed"
+
+    return f"nothing to start: {plan.manifest} holds no rows; no ledger was made"
 
 
 # What is wrong with a manifest.

@@ -12,6 +12,8 @@ import difflib
 import os
 import re
 import shlex
+from collections.abc import Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
@@ -21,7 +23,7 @@ from deslaunch.model import DEFAULT_TARGET
 from deslaunch.settings import OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from deslaunch.cli.options import Given
     from deslaunch.des.client import DesClient
@@ -444,6 +446,19 @@ def clients_of(
         )
 
     return client
+
+
+@asynccontextmanager
+async def opened(clients: DesClient | Mapping[str, DesClient] | None) -> AsyncIterator[None]:
+    """Have one client open, or each of several, or none."""
+    several = clients.values() if isinstance(clients, Mapping) else [clients]
+
+    async with AsyncExitStack() as stack:
+        for client in several:
+            if client is not None:
+                await stack.enter_async_context(client)
+
+        yield
 
 
 def _configured(given: Given, kept: Mapping[str, Any]) -> dict[str, Target]:
