@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import click
 import pytest
 from commands import call
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ROWS = "key,jobId,DBGenFrom\na,43f87799-62c6-4001-92f9-6b3df816a6d6,1\n"
+
+
+def command_of(name: str) -> click.Command:
+    return command_line.get_command(click.Context(command_line), name)
 
 
 @pytest.fixture(autouse=True)
@@ -210,9 +215,9 @@ class TestHelp:
 
     @pytest.mark.parametrize("command", HOMES)
     def test_every_example_is_a_command_line(self, command: str) -> None:
-        page = command_line.commands[command].epilog or ""
+        page = command_of(command).epilog or ""
         examples = [line.split() for line in page.splitlines() if "deslaunch " in line]
-        names = {name for one in command_line.commands[command].params for name in one.opts} | {
+        names = {name for one in command_of(command).params for name in one.opts} | {
             "-r",
             "-n",
             "-c",
@@ -230,7 +235,7 @@ class TestHelp:
         assert [name for name in HOMES if f"\n  {name} " not in ended.out] == []
 
     def test_no_option_takes_a_token(self) -> None:
-        for command in command_line.commands.values():
+        for command in map(command_of, HOMES):
             assert not [o for one in command.params for o in one.opts if o == "--token"]
 
 
@@ -265,7 +270,7 @@ def test_a_bug_is_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(**_: Any) -> int:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(command_line.commands["jobs"], "callback", broken)
+    monkeypatch.setattr(command_of("jobs"), "callback", broken)
 
     ended = call("jobs")
 
@@ -278,7 +283,7 @@ def test_a_signal_before_anything_began_has_its_exit_code(monkeypatch: pytest.Mo
     def interrupted(**_: Any) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command_line.commands["jobs"], "callback", interrupted)
+    monkeypatch.setattr(command_of("jobs"), "callback", interrupted)
 
     assert call("jobs").code == 130
 

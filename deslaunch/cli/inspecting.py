@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -16,15 +16,13 @@ from deslaunch.errors import ConfigurationError, Declined
 from deslaunch.model import RowState, count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator, Sequence
-    from typing import BinaryIO
+    from collections.abc import Callable, Coroutine, Sequence
 
     from deslaunch.cli.options import Given
     from deslaunch.cli.terminal import Interrupts, Printer
     from deslaunch.events import Summary, WatchSummary
     from deslaunch.ledger.findings import Finding, Verdict
     from deslaunch.ledger.ledger import Ledger
-    from deslaunch.ledger.reading import LogEntry
 
 SHOWN_ROWS: Final = 20
 _EXIT_PENDING: Final = 5
@@ -45,23 +43,6 @@ def _with_ledger(given: Given, work: Callable[[Ledger], Coroutine[Any, Any, int]
             return await work(ledger)
 
     return run_work(read)
-
-
-@contextmanager
-def _stream(given: Given, ledger: Ledger, printer: Printer) -> Iterator[BinaryIO]:
-    """Give the file of ``-o``, which takes its place as a whole, or stdout."""
-    from deslaunch.report.output import open_output  # noqa: PLC0415  # not needed for --help
-
-    if given["output"] is None:
-        with printer.binary() as stream:
-            yield stream
-    else:
-        manifest, force = ledger.batch.manifest, bool(given["force"])
-
-        with open_output(
-            given["output"], ledger=ledger.place, manifest=manifest, force=force
-        ) as stream:
-            yield stream
 
 
 @options.command(
@@ -115,67 +96,57 @@ async def _runs_of(ledger: Ledger, given: Given) -> WatchSummary:
 
 
 async def _print_status(ledger: Ledger, runs: WatchSummary, printer: Printer) -> None:
-    summary = runs.batch
-
-    for line in (*render.summary_lines(summary), *render.watched_lines(runs)):
-        printer.data(line)
-
-    launcher = await ledger.launcher()
+    summary, launcher, commands = runs.batch, await ledger.launcher(), _commands(ledger, runs)
+    watched = render.watch_lines(runs) if render.is_watched(runs) else ()
+    printer.data(*render.summary_lines(summary), *watched)
 
     if launcher is not None:
         since = "" if launcher.since_ms is None else f" since {render.utc(launcher.since_ms)}"
         printer.data(f"at work: process {launcher.pid} on {launcher.host}{since}")
+        commands = []
     elif summary.counts.pending:
-        for stop in summary.stops:
-            printer.data(render.stop_line(stop))
+        printer.data(*map(render.stop_line, summary.stops))
 
-    await _print_unknown(ledger, summary.counts.unknown, printer)
-
-    for line in render.command_lines(_commands(ledger, runs, is_at_work=launcher is not None)):
-        printer.insist(line)
-
-
-def _commands(ledger: Ledger, runs: WatchSummary, *, is_at_work: bool) -> render.Commands:
-    """Return what to do next, as the ledger knows how it was begun."""
-    repeated = options.kept_words(ledger.batch.options)
-
-    if is_at_work:
-        return []
-
-    commands = render.watch_commands(runs, repeated) if render.is_watched(runs) else []
-    return commands + render.next_commands(runs.batch, repeated, is_listed=True)
-
-
-async def _print_unknown(ledger: Ledger, unknown: int, printer: Printer) -> None:
-    """Print the first unknown rows with what is needed to look them up."""
     shown = 0
 
     async for rows in ledger.unknown_rows():
         for row in rows[: SHOWN_ROWS - shown]:
-            shown += 1
+            printer.data(*render.unknown_lines(row))
 
-            for line in render.unknown_lines(row):
-                printer.data(line)
+        shown += len(rows)
 
         if shown >= SHOWN_ROWS:
             break
 
-    if unknown > shown:
-        printer.data(f"… and {count(unknown - shown, 'unknown row')} more")
+    if (rest := summary.counts.unknown - SHOWN_ROWS) > 0:
+        printer.data(f"… and {count(rest, 'unknown row')} more")
+
+    printer.insist(*render.command_lines(commands))
+
+
+def _commands(ledger: Ledger, runs: WatchSummary) -> render.Commands:
+    """Return what to do next, as the ledger knows how it was begun."""
+    repeated = options.kept_words(ledger.batch.options)
+    commands = render.watch_commands(runs, repeated) if render.is_watched(runs) else []
+    return commands + render.next_commands(runs.batch, repeated, is_listed=True)
 
 
 async def _write_unknown(given: Given, ledger: Ledger, printer: Printer) -> int:
     from deslaunch.ledger.findings import write_unknown  # noqa: PLC0415  # not needed for --help
+    from deslaunch.report.output import open_beside  # noqa: PLC0415
 
-    rows = [row async for portion in ledger.unknown_rows() for row in portion]
+    rows, text = [row async for portion in ledger.unknown_rows() for row in portion], io.StringIO()
+    write_unknown(text, rows)
+    content, output = text.getvalue().encode(), given["output"]
 
-    with _stream(given, ledger, printer) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
-        write_unknown(text, rows)
-        text.detach()  # which flushes, and leaves the stream open
+    if output is None:
+        with printer.binary() as stream:
+            stream.write(content)
+    else:
+        async with open_beside(ledger, output, force=given["force"]) as stream:
+            stream.write(content)
 
-    if given["output"] is not None:
-        printer.say(f"{count(len(rows), 'unknown row')}: {given['output']}; fill in the column as")
+        printer.say(f"{count(len(rows), 'unknown row')}: {output}; fill in the column as")
 
     return 0
 
@@ -206,40 +177,35 @@ def results(given: Given) -> int:
         deslaunch results night.ledger.db --run failed
         deslaunch results night.ledger.db --split night.results
     """
-    from deslaunch.report.results import (  # noqa: PLC0415  # not needed for --help
-        Choice,
-        split_results,
-        write_results,
-    )
+    from deslaunch.report import results as writing  # noqa: PLC0415  # not needed for --help
 
     if given["split"] is not None and (given["output"] or given["format"]):
         raise click.UsageError("--split names its files itself, all of them CSV")
 
     printer, output, force = given.printer, given["output"], given["force"]
-    choice = Choice(given["state"], given["run"], given["keys"] or None)
+    choice = writing.Choice(given["state"], given["run"], given["keys"] or None)
     form = options.form_of(output, given["format"])
 
     async def work(ledger: Ledger) -> int:
         if given["split"] is not None:
-            written = await split_results(ledger, given["split"], choice=choice, force=force)
+            written = await writing.split_results(
+                ledger, given["split"], choice=choice, force=force
+            )
 
             for name, rows in written.items():
                 printer.say(f"{given['split'] / name}.csv: {count(rows, 'row')}")
 
             return 0
 
-        with_manifest = given["with_manifest"]
+        write = partial(
+            writing.write_results, form=form, choice=choice, with_manifest=given["with_manifest"]
+        )
 
         if output is None:
             with printer.binary() as stream:
-                await write_results(
-                    ledger, stream, form=form, choice=choice, with_manifest=with_manifest
-                )
+                await write(ledger, stream)
         else:
-            rows = await write_results(
-                ledger, output, form=form, choice=choice, with_manifest=with_manifest, force=force
-            )
-            printer.say(f"{count(rows, 'row')}: {output}")
+            printer.say(f"{count(await write(ledger, output, force=force), 'row')}: {output}")
 
         return 0
 
@@ -272,7 +238,7 @@ def log(given: Given) -> int:
 
                     if line not in recent:
                         recent[line] = entry.ms
-                        printer.json(_log_line(entry))
+                        printer.json(render.log_line(entry))
 
                 after = max(after, entries[-1].ms - _OVERLAP_MS)
                 recent = {line: ms for line, ms in recent.items() if ms > after}
@@ -285,29 +251,10 @@ def log(given: Given) -> int:
     return _with_ledger(given, work)
 
 
-def _log_line(entry: LogEntry) -> dict[str, Any]:
-    return {
-        "utc": render.utc(entry.ms),
-        "kind": entry.kind,
-        "session": entry.session,
-        "key": entry.key,
-        "target": entry.target,
-        **{_name_of(name): _utc_of(name, value) for name, value in entry.details.items()},
-    }
-
-
-def _name_of(name: str) -> str:
-    return f"{name.removesuffix('Ms')}Utc" if name.endswith("Ms") else name
-
-
-def _utc_of(name: str, value: Any) -> Any:
-    return render.utc(value) if name.endswith("Ms") and value is not None else value
-
-
 @options.command(
     "resolve",
     options.LEDGER,
-    options.argument("keys", metavar="[KEY]...", nargs=-1),
+    click.Argument(["keys"], metavar="[KEY]...", nargs=-1),
     options.value("--started", "The row started this run.", metavar="JOBRUNID"),
     options.flag("--not-started", "The rows started nothing: resume may send them."),
     options.flag("--unknown", "Take an earlier finding back."),
@@ -334,7 +281,7 @@ def resolve(given: Given) -> int:
         resolved = await ledger.resolve(found, early=given["early"])
 
         if resolved.early:
-            await _check_early(resolved.early, given, printer)
+            await _agree_to_early(resolved.early, given, printer)
             resolved = await ledger.resolve(found, early=True)
 
         summary = (await _runs_of(ledger, given)).batch
@@ -345,14 +292,8 @@ def resolve(given: Given) -> int:
             printer.outcome_json(_as_status(summary))
             return 0
 
-        repeated = options.kept_words(ledger.batch.options)
-
-        for line in (
-            *render.summary_lines(summary),
-            *render.command_lines(render.next_commands(summary, repeated)),
-        ):
-            printer.say(line)
-
+        commands = render.next_commands(summary, options.kept_words(ledger.batch.options))
+        printer.say(*render.summary_lines(summary), *render.command_lines(commands))
         return 0
 
     return _with_ledger(given, work)
@@ -378,15 +319,12 @@ def _findings_of(given: Given) -> Sequence[Finding]:
     if started is not None and len(keys) > 1:
         raise click.UsageError("--started takes one KEY: two rows never share a run")
 
-    verdict: Verdict = "notStarted" if given["not_started"] else "unknown"
-
-    if started is not None:
-        verdict = "started"
-
+    verdict: Verdict = "started" if started is not None else "unknown"
+    verdict = "notStarted" if given["not_started"] else verdict
     return [Finding(key, verdict, started, given["note"]) for key in keys]
 
 
-async def _check_early(early: Sequence[tuple[str, int]], given: Given, printer: Printer) -> None:
+async def _agree_to_early(early: Sequence[tuple[str, int]], given: Given, printer: Printer) -> None:
     """Ask whether to record all the same what nobody can be sure of yet.
 
     Raises:
@@ -439,7 +377,7 @@ def report(given: Given) -> int:
     printer, output = given.printer, given["output"]
 
     async def work(ledger: Ledger) -> int:
-        commands = _commands(ledger, await _runs_of(ledger, given), is_at_work=False)
+        commands = _commands(ledger, await _runs_of(ledger, given))
         await write_report(ledger, output, commands=commands, force=given["force"])
         printer.say(f"the report is in {output}")
         return 0

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 _STOPPED: Final = 5
 _WATCHED_AFTER: Final = frozenset({0, 3, 4, _STOPPED})  # not after a signal, for one
 
+_ROWS: Final = (*options.FORM, *options.tuning("allow_duplicates", "allow_repeated_auto"))
 _MANIFEST: Final = click.Argument(["manifest"], metavar="MANIFEST")
-_DES: Final = (*options.CONNECTION, *options.SCHEMA)
 
 
-@options.command("check", _MANIFEST, options.ROWS, _DES, options.OUTPUT)
+@options.command("check", _MANIFEST, _ROWS, options.DES, options.OUTPUT)
 def check(given: Given) -> int:
     """Check every row of MANIFEST, and send nothing. "-" reads stdin.
 
@@ -82,9 +82,9 @@ def check(given: Given) -> int:
         show_envvar=True,
     ),
     options.flag("--resume", "Go on where this very manifest was begun: for cron and containers."),
-    options.ROWS,
+    _ROWS,
     options.tuning("skip_invalid"),
-    _DES,
+    options.DES,
     options.LAUNCH,
     options.OUTPUT,
     exit_codes=options.LAUNCH_EXIT_CODES,
@@ -126,8 +126,8 @@ def run(given: Given) -> int:
     options.LEDGER,
     options.value("--corrections", "Take the rows of FILE into it, by key.", metavar="FILE"),
     options.flag("--add-rows", "FILE may hold rows that the batch lacks, with keys of their own."),
-    options.tuning("format", "delimiter", "job_id", "target"),
-    _DES,
+    options.FORM,
+    options.DES,
     options.LAUNCH,
     options.OUTPUT,
     exit_codes=options.LAUNCH_EXIT_CODES,

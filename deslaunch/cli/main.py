@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
 from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final, cast
@@ -27,38 +26,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 HOMES: Final = {
-    "check": "launching",
-    "run": "launching",
-    "resume": "launching",
-    "watch": "launching",
-    "status": "inspecting",
-    "results": "inspecting",
-    "log": "inspecting",
-    "resolve": "inspecting",
-    "report": "inspecting",
-    "jobs": "preparing",
-    "targets": "preparing",
-    "template": "preparing",
-    "simulate": "preparing",
-    "completion": "preparing",
+    name: home
+    for home, names in {
+        "launching": "check run resume watch",
+        "inspecting": "status results log resolve report",
+        "preparing": "jobs targets template simulate completion",
+    }.items()
+    for name in names.split()
 }
 """The module of this package that has each command, under its name."""
 
 EXIT_BUG: Final = 1
 EXIT_USAGE: Final = 2
-
-
-class _Commands(Mapping[str, click.Command]):
-    """Commands by name; the module of one is imported when it is looked up, and no sooner."""
-
-    def __getitem__(self, name: str) -> click.Command:
-        return cast("click.Command", getattr(import_module(f"{__package__}.{HOMES[name]}"), name))
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(HOMES)
-
-    def __len__(self) -> int:
-        return len(HOMES)
 
 
 class _Group(click.Group):
@@ -67,6 +46,10 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except BrokenPipeError:  # nobody reads stdout any more: end as a pipe's writer ends
             return 128 + signal.SIGPIPE
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:  # noqa: ARG002
+        home = import_module(f"{__package__}.{HOMES[cmd_name]}")  # imported now, and no sooner
+        return cast("click.Command", getattr(home, cmd_name))
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's protocol
         return list(HOMES)
@@ -82,7 +65,6 @@ class _Group(click.Group):
 
 @click.group(
     cls=_Group,
-    commands=cast("MutableMapping[str, click.Command]", _Commands()),  # none is ever added
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog=EXIT_CODES,
 )

@@ -57,7 +57,6 @@ Exit codes:
   6  credentials refused
   7  the ledger is missing, damaged, or foreign"""
 
-FILE: Final = click.Path(path_type=Path)
 METAVARS: Final = {"max_errors": "N|N%", "job_id": "GUID", "delimiter": "CHAR"}
 
 
@@ -72,46 +71,44 @@ def _tuning(option: Option) -> click.Parameter:
 
     choices = [choice for choice in option.choices if choice.isprintable()]
     default = option.default if option.kind is str else option.default and f"{option.default:g}"
-    return click.Option(
-        [option.flag, option.name],
+    return value(
+        f"{option.flag} {option.name}",
+        f"{option.help}  [default: {default}]" if default else option.help,
         type=click.Choice(choices) if choices else option.kind,
         envvar=option.variable,
         show_envvar=True,
         metavar=METAVARS.get(option.name, option.unit.split(" ")[0].upper() or None),
-        help=f"{option.help}  [default: {default}]" if default else option.help,
     )
 
 
-def flag(name: str, text: str, **more: Any) -> click.Option:
+def value(names: str, text: str, **more: Any) -> click.Option:
+    """Return an option with a value; of type text, where no other is named.
+
+    Args:
+        names: how it is written, and its name where that is another, with blanks between them.
+        text: for the command's page.
+        **more: see click's.
+    """
+    return click.Option(names.split(" "), help=text, **more)
+
+
+def flag(names: str, text: str) -> click.Option:
     """Return an option without a value."""
-    return click.Option([name, *more.pop("names", ())], is_flag=True, help=text, **more)
+    return value(names, text, is_flag=True)
 
 
-def file(name: str, text: str, **more: Any) -> click.Option:
+def file(names: str, text: str, **more: Any) -> click.Option:
     """Return an option that names a file."""
-    return value(name, text, type=FILE, **more)
+    return value(names, text, type=click.Path(path_type=Path), **more)
 
 
-def value(name: str, text: str, **more: Any) -> click.Option:
-    """Return an option with a value; of type text, where no other is named."""
-    return click.Option([*name.split(" ")], help=text, **more)
-
-
-def argument(name: str, **more: Any) -> click.Argument:
-    """Return an argument; of type text, where no other is named."""
-    return click.Argument([name], **more)
-
-
-LEDGER: Final = argument("ledger", metavar="LEDGER", envvar="DESLAUNCH_LEDGER")
+LEDGER: Final = click.Argument(["ledger"], metavar="LEDGER", envvar="DESLAUNCH_LEDGER")
+YES: Final = flag("--yes", "Never ask.")
 VOLUME: Final = (
     flag("--quiet", "Say only what must not be missed."),
     flag("--verbose", "Say what becomes of every row."),
 )
-OUTPUT: Final = (
-    flag("--json", "Print one JSON object on stdout.", names=["as_json"]),
-    *VOLUME,
-)
-YES: Final = flag("--yes", "Never ask.")
+OUTPUT: Final = (flag("--json as_json", "Print one JSON object on stdout."), *VOLUME)
 FORMAT: Final = value(
     "--format", "Default: by the output's name, else csv.", type=click.Choice(["jsonl", "csv"])
 )
@@ -127,13 +124,9 @@ CONNECTION: Final = (
     flag("--allow-http", "Allow http:// for hosts other than loopback."),
     *tuning("timeout", "connect_timeout"),
 )
-SCHEMA: Final = (
-    file("--schema", "Jobs in QueryJobs' form; DES is not asked for them."),
-    *tuning("schema_max_age"),
-)
-ROWS: Final = tuning(
-    "format", "delimiter", "job_id", "target", "allow_duplicates", "allow_repeated_auto"
-)
+JOBS: Final = file("--schema", "Jobs in QueryJobs' form; DES is not asked for them.")
+DES: Final = (*CONNECTION, JOBS, *tuning("schema_max_age"))
+FORM: Final = tuning("format", "delimiter", "job_id", "target")
 WATCH: Final = tuning("interval", "max_interval", "watch_timeout")
 LAUNCH: Final = (
     *tuning("concurrency", "rate", "limit", "max_attempts", "max_wait", "give_up_after"),
@@ -176,19 +169,16 @@ class Given:
         Raises:
             ConfigurationError: a value is out of its range.
         """
-        before = kept or {}
+        kept = kept or {}
         chosen: dict[str, Any] = {"allow_new_origin": "base_url" in self.typed}
 
-        for name, option in OPTIONS.items():
-            if name in self.typed:
-                chosen[name] = self[name]
-            elif option.kept and before.get(name) is not None:
-                chosen[name] = before[name]
-            elif self[name] is not None:
-                chosen[name] = self[name]
+        if "rows" in kept:  # the target of those that named none
+            chosen["target"] = kept["rows"]["target"]
 
-        if "target" not in chosen and "rows" in before:  # that of the rows that named none
-            chosen["target"] = before["rows"]["target"]
+        for name, option in OPTIONS.items():
+            before = kept.get(name) if option.kept and name not in self.typed else None
+            said = self[name] if before is None else before
+            chosen |= {} if said is None else {name: said}
 
         return Settings(**chosen)
 
@@ -213,17 +203,15 @@ class Given:
         Args:
             from_anywhere: files are named by absolute paths, and ``--config`` is left out.
         """
-        words: list[str] = []
+        words = ["--allow-http"] if self["allow_http"] else []
 
-        for name in ("config", "base_url", "schema"):
-            if name not in self.typed or (name == "config" and from_anywhere):
-                continue
+        for name in ("schema", "base_url", *(() if from_anywhere else ("config",))):
+            if name in self.typed:
+                value = self[name]
+                value = value.absolute() if from_anywhere and isinstance(value, Path) else value
+                words = [f"--{name.replace('_', '-')}", str(value), *words]
 
-            value = self[name]
-            is_moved = from_anywhere and isinstance(value, Path)
-            words += [f"--{name.replace('_', '-')}", str(value.absolute() if is_moved else value)]
-
-        return [*words, "--allow-http"] if self["allow_http"] else words
+        return words
 
 
 def kept_words(kept: Mapping[str, Any]) -> list[str]:

@@ -158,12 +158,12 @@ def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
 
 @options.command(
     "template",
-    options.argument("job", metavar="JOBID"),
+    click.Argument(["job"], metavar="JOBID"),
     options.FORMAT,
     options.file("--output -o", "Default: stdout."),
     options.FORCE,
     _TARGET,
-    options.file("--schema", "Jobs in QueryJobs' form; DES is not asked for them."),
+    options.JOBS,
     options.CONNECTION,
     options.VOLUME,
 )
@@ -281,7 +281,7 @@ def simulate(given: Given) -> int:
 
 
 @options.command(
-    "completion", options.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+    "completion", click.Argument(["shell"], type=click.Choice(["bash", "zsh", "fish"]))
 )
 def completion(given: Given) -> int:
     """Print the script with which SHELL completes commands, options, choices and files.

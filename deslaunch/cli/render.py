@@ -16,9 +16,9 @@ from deslaunch.model import DEFAULT_TARGET, count
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from deslaunch.events import Counts, Plan, PlannedJob, Stop, Summary, WatchSummary
-    from deslaunch.ledger.reading import UnknownRow
-    from deslaunch.model import Job, JobParameter, Problem
+    from deslaunch.events import Counts, Plan, Stop, Summary, WatchSummary
+    from deslaunch.ledger.reading import LogEntry, UnknownRow
+    from deslaunch.model import Job, Problem
 
 SHOWN_PROBLEMS: Final = 100
 TOLD_EACH: Final = 5
@@ -36,30 +36,27 @@ NO_ERROR: Final = "its launcher ended before a response came"
 # What a batch, a session and a watch are.
 
 
-def counts_text(counts: Counts) -> str:
-    """Return the states that are not empty, in one line."""
-    named = {
-        "started": counts.started,
-        "failed": counts.failed,
-        "rejected": counts.rejected,
-        "unknown": counts.unknown,
-        "invalid": counts.invalid,
-        "withdrawn": counts.withdrawn,
-        "pending": counts.pending,
-        "in flight": counts.in_flight,
-    }
-    return ", ".join(f"{rows:,} {state}" for state, rows in named.items() if rows) or "no rows"
+_ENDED: Final = ("started", "failed", "rejected", "unknown", "invalid", "withdrawn")
+_STATES: Final = (*_ENDED, "pending", "in_flight")
+_RUNS: Final = ("succeeded", "failed", "untold", "unfinished")
+_WORDS: Final = {"in_flight": "in flight", "unfinished": "not finished"}
+
+
+def _counts_text(counted: Counts | WatchSummary, names: Iterable[str], nothing: str) -> str:
+    """Return the numbers that are not 0, in one line, each with its name."""
+    numbers = ((getattr(counted, name), _WORDS.get(name, name)) for name in names)
+    return ", ".join(f"{number:,} {word}" for number, word in numbers if number) or nothing
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:
     """Yield how a batch stands, its targets where there are several."""
     counts = summary.counts
-    attempts = count(counts.attempts, "attempt")
-    yield f"{count(counts.rows, 'row')}: {counts_text(counts)}; {attempts}"
+    told = _counts_text(counts, _STATES, "no rows")
+    yield f"{count(counts.rows, 'row')}: {told}; {count(counts.attempts, 'attempt')}"
 
     if len(summary.targets) > 1:
         for name, own in summary.targets.items():
-            yield f"  target {name}: {counts_text(own)}"
+            yield f"  target {name}: {_counts_text(own, _STATES, 'no rows')}"
 
     yield from warning_lines(summary)
 
@@ -70,10 +67,8 @@ def warning_lines(summary: Summary) -> Iterator[str]:
         yield f"{unknown:,} unknown: each may have started a run, and none is sent again"
 
     if duplicates := summary.counts.possible_duplicates:
-        yield (
-            f"{count(duplicates, 'possible duplicate')}: started, and another attempt may have "
-            "started a run too"
-        )
+        told = "started, and another attempt may have started a run too"
+        yield f"{count(duplicates, 'possible duplicate')}: {told}"
 
 
 def unrecorded_lines(summary: Summary) -> Iterator[str]:
@@ -87,14 +82,8 @@ def unrecorded_lines(summary: Summary) -> Iterator[str]:
 
 def watch_lines(summary: WatchSummary) -> Iterator[str]:
     """Yield how the runs of a batch stand."""
-    named = {
-        "succeeded": summary.succeeded,
-        "failed": summary.failed,
-        "untold": summary.untold,
-        "not finished": summary.unfinished,
-    }
-    told = ", ".join(f"{runs:,} {how}" for how, runs in named.items() if runs)
-    yield f"{count(summary.runs, 'run')}: {told or 'nothing to watch'}"
+    told = _counts_text(summary, _RUNS, "nothing to watch")
+    yield f"{count(summary.runs, 'run')}: {told}"
 
     for text, runs, key in summary.failures:
         reason = one_line(text) or "DES gave no reason"
@@ -107,11 +96,6 @@ def watch_lines(summary: WatchSummary) -> Iterator[str]:
 def is_watched(summary: WatchSummary) -> bool:
     """Return True if something is known of the runs of a batch."""
     return bool(summary.succeeded or summary.failed or summary.untold)
-
-
-def watched_lines(summary: WatchSummary) -> Iterator[str]:
-    """Yield how the runs of a batch stand, where something is known of them."""
-    return watch_lines(summary) if is_watched(summary) else iter(())
 
 
 def one_line(text: str, limit: int = SHOWN_TEXT) -> str:
@@ -134,13 +118,9 @@ def duration(seconds: float) -> str:
     if whole < 120:  # noqa: PLR2004  # up to two minutes, seconds say more
         return f"{whole} s"
 
-    minutes = round(whole / 60)
-    hours, rest = divmod(minutes, 60)
-
-    if not hours:
-        return f"{minutes} min"
-
-    return f"{hours:,} h {rest} min" if rest else f"{hours:,} h"
+    hours, minutes = divmod(round(whole / 60), 60)
+    told = [f"{hours:,} h"] if hours else []
+    return " ".join([*told, f"{minutes} min"] if minutes else told)
 
 
 # What to do next.
@@ -160,6 +140,7 @@ def next_commands(
         is_listed: the unknown rows have just been listed.
     """
     counts, ledger = summary.counts, place_word(summary.ledger)
+    stem = summary.ledger.removesuffix(".ledger.db")
     resume = printed("resume", ledger, *repeated)
     found: Commands = []
 
@@ -170,13 +151,11 @@ def next_commands(
         found.append(("try the failed rows again", resume))
 
     if counts.unknown:
-        findings = place_word(f"{_stem(summary.ledger)}.findings.csv")
+        findings = place_word(f"{stem}.findings.csv")
         listed = printed("status", ledger, "--unknown", "-o", findings)
-        found += [
-            *([] if is_listed else [("see the unknown rows", printed("status", ledger))]),
-            ("list them, look each one up in DES and fill in", listed),
-            ("then record it", printed("resolve", ledger, "--from", findings)),
-        ]
+        found += [] if is_listed else [("see the unknown rows", printed("status", ledger))]
+        found.append(("list them, look each one up in DES and fill in", listed))
+        found.append(("then record it", printed("resolve", ledger, "--from", findings)))
 
     if counts.possible_duplicates:
         results = printed("results", ledger, "--format", "jsonl")
@@ -185,19 +164,13 @@ def next_commands(
 
     for state in ("rejected", "invalid"):
         if getattr(counts, state):
-            fixes = place_word(f"{_stem(summary.ledger)}.{state}.csv")
-            words = ("--state", state, "--with-manifest", "-o", fixes)
+            fixes = place_word(f"{stem}.{state}.csv")
+            results = printed("results", ledger, "--state", state, "--with-manifest", "-o", fixes)
             corrections = printed("resume", ledger, "--corrections", fixes, *repeated)
-            found += [
-                (f"see the {state} rows, and fix them there", printed("results", ledger, *words)),
-                ("then send them", corrections),
-            ]
+            found.append((f"see the {state} rows, and fix them there", results))
+            found.append(("then send them", corrections))
 
     return found
-
-
-def _stem(ledger: str) -> str:
-    return ledger.removesuffix(".ledger.db")
 
 
 def watch_commands(summary: WatchSummary, repeated: Sequence[str] = ()) -> Commands:
@@ -206,8 +179,7 @@ def watch_commands(summary: WatchSummary, repeated: Sequence[str] = ()) -> Comma
     found: Commands = []
 
     if summary.unfinished or summary.untold:
-        words = [word for word in repeated if word != "--watch"]
-        found.append(("go on watching", printed("watch", ledger, *words)))
+        found.append(("go on watching", printed("watch", ledger, *repeated)))
 
     if summary.failed:
         found.append(("see which runs failed", printed("results", ledger, "--run", "failed")))
@@ -231,7 +203,8 @@ def plan_lines(plan: Plan) -> Iterator[str]:
     yield f"{plan.manifest}: {rows} to start"
 
     for job in plan.jobs[:SHOWN_JOBS]:
-        yield f"  {_planned_text(job)}"
+        target = "" if job.target == DEFAULT_TARGET else f"target {job.target}, "
+        yield f"  {count(job.rows, 'row')}: {target}{_job_text(job.name, job.job_id)}"
 
     if rest := plan.jobs[SHOWN_JOBS:]:
         rows = count(sum(job.rows for job in rest), "row")
@@ -251,27 +224,17 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield f"now: the first {plan.send:,}; the others stay pending"
 
     if plan.send:
-        yield f"pace: {_pace(plan)}"
+        least = (
+            f", {plan.rate:g} a second: {duration(plan.seconds)} or longer" if plan.seconds else ""
+        )
+        unknown = "; duration unknown until the first responses"
+        yield f"pace: up to {count(plan.concurrency, 'concurrent start')}{least or unknown}"
         yield f"ledger: {plan.ledger}"
 
 
-def _planned_text(job: PlannedJob) -> str:
-    target = "" if job.target == DEFAULT_TARGET else f"target {job.target}, "
-    return f"{count(job.rows, 'row')}: {target}{job_text(job.name, job.job_id)}"
-
-
-def job_text(name: str, job_id: str) -> str:
+def _job_text(name: str, job_id: str) -> str:
     """Return a job's name with its GUID."""
     return f"{name} ({job_id})" if name else job_id
-
-
-def _pace(plan: Plan) -> str:
-    slots = f"up to {count(plan.concurrency, 'concurrent start')}"
-
-    if plan.seconds is None:
-        return f"{slots}; duration unknown until the first responses"
-
-    return f"{slots}, {plan.rate:g} a second: {duration(plan.seconds)} or longer"
 
 
 def question_of(plan: Plan) -> str:
@@ -300,7 +263,16 @@ def problem_lines(
         groups: the first ones that differ, each with the number of its rows.
         problem_count: how many problems there are in all, each row's counted by itself.
     """
-    selected = select_problems(problems, groups)[:SHOWN_PROBLEMS]
+    # A problem that a few rows have is told of each: a person fixes them one by one.
+    listed = {problem.group_key for problem in problems}
+    grouped = {
+        group.first.group_key: group
+        for group in groups
+        if group.rows > TOLD_EACH or group.first.group_key not in listed
+    }
+    each = [ProblemGroup(problem) for problem in problems if problem.group_key not in grouped]
+    found = sorted([*each, *grouped.values()], key=lambda group: group.first.line)
+    selected = found[:SHOWN_PROBLEMS]
     rest = problem_count - sum(group.rows for group in selected)
     yield from map(str, selected)
 
@@ -308,30 +280,8 @@ def problem_lines(
         yield f"… and {count(rest, 'problem')} more"
 
     if problem_count > len(selected):
-        listed = f"all {problem_count:,} problems"
-
-        if problem_count > LISTED_PROBLEMS:
-            listed = f"the first {LISTED_PROBLEMS:,} of {problem_count:,} problems"
-
-        yield f"see {listed} one by one: deslaunch check with --json"
-
-
-def select_problems(
-    problems: Sequence[Problem], groups: Sequence[ProblemGroup]
-) -> list[ProblemGroup]:
-    """Return what is told of a manifest's problems, by line.
-
-    A problem that a few rows have is told of each: a person fixes them one by one.
-    """
-    many = {group.first.group_key: group for group in groups if group.rows > TOLD_EACH}
-    listed = {problem.group_key for problem in problems}
-    each = [ProblemGroup(problem) for problem in problems if problem.group_key not in many]
-    late = [
-        group
-        for group in groups
-        if group.first.group_key not in many and group.first.group_key not in listed
-    ]
-    return sorted([*each, *many.values(), *late], key=lambda group: group.first.line)
+        of = f"the first {LISTED_PROBLEMS:,} of" if problem_count > LISTED_PROBLEMS else "all"
+        yield f"see {of} {problem_count:,} problems one by one: deslaunch check with --json"
 
 
 # Tables.
@@ -347,24 +297,19 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def job_lines(jobs: Iterable[Job]) -> Iterator[str]:
-    """Yield jobs, each with the parameters that its runs take."""
-    for job in jobs:
-        yield f"{job.job_id}  {job.name}"
-
-        for line in columns([parameter_cells(parameter) for parameter in job.parameters]):
-            yield f"  {line}"
-
-
-def parameter_cells(parameter: JobParameter) -> tuple[str, ...]:
-    """Return a parameter's declaration: name, type, what it must or may be, description."""
+    """Yield jobs, each with the parameters that its runs take: type, traits, description."""
     from deslaunch.des.wire import type_name  # noqa: PLC0415  # not needed for --help
 
-    traits = [
-        "required" if parameter.required else "optional",
-        *(["null"] if parameter.nullable else []),
-        *(["auto"] if parameter.supports_auto else []),
-    ]
-    return parameter.name, type_name(parameter.type), " ".join(traits), parameter.description
+    for job in jobs:
+        yield f"{job.job_id}  {job.name}"
+        cells = []
+
+        for one in job.parameters:
+            traits = "required" if one.required else "optional"
+            traits += f"{' null' * one.nullable}{' auto' * one.supports_auto}"
+            cells.append((one.name, type_name(one.type), traits, one.description))
+
+        yield from (f"  {line}" for line in columns(cells))
 
 
 def parameters_text(parameters: Mapping[str, Any]) -> str:
@@ -387,7 +332,7 @@ def unknown_lines(row: UnknownRow) -> Iterator[str]:
     target = f" target {row.target}" if row.target != DEFAULT_TARGET else ""
     parameters = json.loads(row.says).get("parameters", {})
     yield f"unknown: key {row.key} row {row.row:,}{target}"
-    yield f"  job {job_text(row.job_name, row.job_id)}"
+    yield f"  job {_job_text(row.job_name, row.job_id)}"
     yield f"  parameters {parameters_text(parameters)}"
     yield f"  look for a run created from {utc(row.from_ms)} to {utc(row.until_ms)}"
     yield f"  because {one_line(row.error) or NO_ERROR}"
@@ -396,7 +341,20 @@ def unknown_lines(row: UnknownRow) -> Iterator[str]:
         yield f"  a response named the jobRunId {row.job_run_id}"
 
 
+def log_line(entry: LogEntry) -> dict[str, Any]:
+    """Return an entry of the log in the documented form; times, which end in ``Ms``, as text."""
+    told = {"utc": utc(entry.ms), "kind": entry.kind, "session": entry.session}
+    told |= {"key": entry.key, "target": entry.target}
+
+    for name, value in entry.details.items():
+        if name.endswith("Ms"):
+            told[f"{name[:-2]}Utc"] = None if value is None else utc(value)
+        else:
+            told[name] = value
+
+    return told
+
+
 def utc(ms: int) -> str:
     """Return ms since 1970 as RFC 3339, UTC."""
-    moment = datetime.fromtimestamp(ms / 1000, UTC)
-    return f"{moment.isoformat(timespec='milliseconds').removesuffix('+00:00')}Z"
+    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
