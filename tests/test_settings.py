@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import inf, nan
 from typing import Any
 
@@ -127,7 +128,7 @@ KEPT = {
 def test_command_line_before_ledger_before_environment_before_default(
     values: dict[str, Any], typed: tuple[str, ...], kept: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    settings = Given(values, frozenset(typed)).settings(kept)
+    settings = Given(values, frozenset(typed), before=kept).settings
 
     assert {name: getattr(settings, name) for name in expected} == expected
 
@@ -137,4 +138,5 @@ def test_the_ledger_keeps_what_was_typed_and_nothing_else() -> None:
     given = Given(values, frozenset(values) - {"rate"})
 
     assert given.kept() == {"concurrency": 3}
-    assert given.kept({"rate": 1.0, "concurrency": 9}) == {"rate": 1.0, "concurrency": 3}
+    given = replace(given, before={"rate": 1.0, "concurrency": 9})
+    assert given.kept() == {"rate": 1.0, "concurrency": 3}

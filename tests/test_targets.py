@@ -21,7 +21,6 @@ from deslaunch.cli.targets import (
 from deslaunch.des.client import DesClient
 from deslaunch.des.http import proxy_of
 from deslaunch.errors import ConfigurationError, CredentialsRefused
-from deslaunch.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -499,8 +498,7 @@ def test_a_base_url_of_no_target() -> None:
 
 
 def client(values: Mapping[str, Any], kept: Mapping[str, Any] | None = None) -> Any:
-    given = Given(values, frozenset(values))
-    return clients_of(given, given.settings(kept), kept, needs_token=True)
+    return clients_of(Given(values, frozenset(values), before=kept or {}), needs_token=True)
 
 
 def test_without_a_file_there_is_one_client(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -538,9 +536,9 @@ def test_the_file_that_a_ledger_keeps_is_read_on_its_machine_alone(
     monkeypatch.setenv("DES_TOKEN", "t")
     config = written(tmp_path, ACME)
     kept = Given({"config": config}, frozenset({"config"})).kept()
-    given = Given({"base_url": URL}, frozenset())
+    before = kept if host else kept | {"host": "elsewhere"}
 
-    found = clients_of(given, Settings(), kept if host else kept | {"host": "elsewhere"})
+    found = clients_of(Given({"base_url": URL}, frozenset(), before=before))
 
     assert (set(found) if isinstance(found, dict) else None) == (
         {"acme", "default"} if host else None

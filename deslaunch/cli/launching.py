@@ -19,14 +19,13 @@ from deslaunch.events import Noted
 from deslaunch.model import count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from contextlib import AbstractAsyncContextManager
 
     from deslaunch.cli.options import Given
     from deslaunch.cli.terminal import Interrupts
     from deslaunch.events import Event, Plan, Summary, WatchSummary
     from deslaunch.launch.batch import Batch
-    from deslaunch.settings import Settings
 
 _STOPPED: Final = 5
 _WATCHED_AFTER: Final = frozenset({0, 3, 4, _STOPPED})  # not after a signal, for one
@@ -45,9 +44,8 @@ def check(given: Given) -> int:
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
-    settings, printer = given.settings(), given.printer
-    schema = given["schema"]
-    clients = None if schema is not None else clients_of(given, settings)
+    settings, printer, schema = given.settings, given.printer, given["schema"]
+    clients = None if schema is not None else clients_of(given)
 
     async def work(_: Interrupts) -> int:
         async with opened(clients):
@@ -175,21 +173,20 @@ def watch(given: Given) -> int:
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
-    ledger, printer = given["ledger"], given.printer
+    ledger = given["ledger"]
 
     async def work(interrupts: Interrupts) -> int:
-        kept = await _kept_of(ledger)
-        settings = given.settings(kept)
-        clients = await _clients(given, settings, kept)
+        told = replace(given, before=await _kept_of(ledger))
+        clients = await _clients(told)
 
         async with (
             opened(clients),
-            batch.watch_batch(ledger, clients, settings=settings) as interrupts.batch,
+            batch.watch_batch(ledger, clients, settings=told.settings) as interrupts.batch,
         ):
             summary = await _watch(interrupts.batch, ledger, given)
 
         if given["as_json"]:
-            printer.outcome_json(summary.as_dict())
+            given.printer.outcome_json(summary.as_dict())
 
         return summary.exit_code
 
@@ -204,11 +201,11 @@ async def _kept_of(ledger: str) -> dict[str, Any]:
         return dict(found.batch.options)
 
 
-async def _clients(given: Given, settings: Settings, kept: Mapping[str, Any]) -> Any:
+async def _clients(given: Given) -> Any:
     """Return the clients; a file of targets may be a pipe, and a signal ends the wait for it."""
     import asyncio  # noqa: PLC0415  # not needed for --help
 
-    return await asyncio.to_thread(clients_of, given, settings, kept, needs_token=True)
+    return await asyncio.to_thread(clients_of, given, needs_token=True)
 
 
 async def _launch(
@@ -227,21 +224,17 @@ async def _launch(
         manifest: that of ``run``.
         interrupts: where signals come.
     """
-    kept: dict[str, Any] = {}
-
     if manifest is None or given["resume"]:
         try:
-            kept = await _kept_of(ledger)
+            given = replace(given, before=await _kept_of(ledger))
         except LedgerMissing:
             if manifest is None:
                 raise
 
-    settings, printer = given.settings(kept), given.printer
-
     if given["dry_run"]:
-        return await _preview(given, settings, kept, None if kept else manifest, ledger)
+        return await _preview(given, None if given.before else manifest, ledger)
 
-    clients = await _clients(given, settings, kept)
+    printer, clients = given.printer, await _clients(given)
     asks = not given["yes"] and printer.can_ask()
 
     async def confirm(plan: Plan) -> bool:
@@ -250,11 +243,9 @@ async def _launch(
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(opened(clients))
         progress = stack.enter_context(Progress(printer))
-        options_kept, schema = given.kept(kept), given["schema"]
-        more = {"settings": settings, "schema": schema, "options_kept": options_kept}
-        batch = await stack.enter_async_context(
-            opening(clients, on_event=progress, confirm=confirm, **more)
-        )
+        more: dict[str, Any] = {"settings": given.settings, "schema": given["schema"]}
+        more |= {"options_kept": given.kept(), "on_event": progress, "confirm": confirm}
+        batch = await stack.enter_async_context(opening(clients, **more))
         interrupts.batch = batch
 
         if batch.plan is not None and not batch.plan.send:
@@ -280,13 +271,7 @@ async def _launch(
     return _exit_code(summary, watched)
 
 
-async def _preview(
-    given: Given,
-    settings: Settings,
-    kept: Mapping[str, Any],
-    manifest: str | None,
-    ledger: str,
-) -> int:
+async def _preview(given: Given, manifest: str | None, ledger: str) -> int:
     """Print what would be sent, a line each: of a manifest, or else of a ledger.
 
     Where a schema is given, and for a ledger, DES is not needed.
@@ -294,9 +279,8 @@ async def _preview(
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     printer, schema = given.printer, given["schema"]
-    needs_des = manifest is not None and schema is None
-    clients = await _clients(given, settings, kept) if needs_des else None
-    more: dict[str, Any] = {"ledger": ledger, "settings": settings, "schema": schema}
+    clients = await _clients(given) if manifest is not None and schema is None else None
+    more: dict[str, Any] = {"ledger": ledger, "settings": given.settings, "schema": schema}
 
     def tell(event: Event) -> None:
         if isinstance(event, Noted):  # the plan is the JSON lines

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import shlex
 import string
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from inspect import cleandoc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -146,56 +147,59 @@ class Given:
         values: of all of its parameters, by name; None for what was not given.
         typed: names of the parameters that stand on the command line itself.
         argv: the words of the command line, without the program's name.
+        before: what the ledger keeps of earlier command lines, where there is one.
     """
 
     values: Mapping[str, Any]
     typed: frozenset[str] = frozenset()
     argv: Sequence[str] = ()
+    before: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         return self.values.get(name)
 
-    @property
+    @cached_property
     def printer(self) -> Printer:
         """A printer that speaks as loudly as was asked for."""
         return Printer(quiet=bool(self["quiet"]), verbose=bool(self["verbose"]))
 
-    def settings(self, kept: Mapping[str, Any] | None = None) -> Settings:
-        """Return the settings of a session: command line, ledger, environment, default.
-
-        Args:
-            kept: what the ledger keeps of earlier command lines, if there is one.
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings of a session: command line, ledger, environment, default.
 
         Raises:
             ConfigurationError: a value is out of its range.
         """
-        kept = kept or {}
         chosen: dict[str, Any] = {"allow_new_origin": "base_url" in self.typed}
 
-        if "rows" in kept:  # the target of those that named none
-            chosen["target"] = kept["rows"]["target"]
+        if "rows" in self.before:  # the target of those that named none
+            chosen["target"] = self.before["rows"]["target"]
 
         for name, option in OPTIONS.items():
-            before = kept.get(name) if option.kept and name not in self.typed else None
-            said = self[name] if before is None else before
+            kept = self.before.get(name) if option.kept and name not in self.typed else None
+            said = self[name] if kept is None else kept
             chosen |= {} if said is None else {name: said}
 
         return Settings(**chosen)
 
-    def kept(self, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def kept(self) -> dict[str, Any]:
         """Return what the ledger is to keep for later sessions, as JSON can hold it.
 
         Options of this command line stand over those of earlier ones. ``config`` is absolute and
         good on ``host`` alone; ``repeat`` are the words that printed commands need besides.
         """
-        kept = dict(before or {})
-        kept |= {name: self[name] for name in self.typed if name in OPTIONS and OPTIONS[name].kept}
+        options = {name for name, option in OPTIONS.items() if option.kept} & self.typed
+        kept = {**self.before, **{name: self[name] for name in options}}
+
+        repeated = self.repeated(from_anywhere=True)
 
         if "config" in self.typed and _is_text(self["config"]):
             kept |= {"config": str(self["config"].absolute()), "host": os.uname().nodename}
 
-        repeated = self.repeated(from_anywhere=True)
-        return kept | ({"repeat": repeated} if repeated and _is_text(*repeated) else {})
+        if repeated and _is_text(*repeated):
+            kept["repeat"] = repeated
+
+        return kept
 
     def repeated(self, *, from_anywhere: bool = False) -> list[str]:
         """Return the words that a later command must be given again: no ledger keeps them.

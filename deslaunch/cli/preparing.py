@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import os
 import signal
-from contextlib import AsyncExitStack
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from deslaunch.cli import options, render
+from deslaunch.cli.targets import Login, clients_of, opened
 from deslaunch.cli.terminal import run_work
 from deslaunch.errors import ConfigurationError, CredentialsRefused, DesError, DeslaunchError
 from deslaunch.model import DEFAULT_TARGET
@@ -47,13 +46,12 @@ def jobs(given: Given) -> int:
     if given["as_json"]:
         printer.json({"jobs": encode_jobs(found)})
     else:
-        for line in render.job_lines(found):
-            printer.data(line)
+        printer.data(*render.job_lines(found))
 
     return 0
 
 
-def _query(given: Given) -> list[Job]:
+def _query(given: Given) -> Sequence[Job]:
     """Ask the one target that is meant for its jobs."""
     named = _clients(given)
     meant = given["target"] or (next(iter(named)) if len(named) == 1 else DEFAULT_TARGET)
@@ -63,22 +61,15 @@ def _query(given: Given) -> list[Job]:
             f"there is no target {meant}", hint=f"pass --target and one of {', '.join(named)}"
         )
 
-    found: list[Job] = []
-
-    async def work(_: Interrupts) -> int:
+    async def work(_: Interrupts) -> Sequence[Job]:
         async with named[meant] as client:
-            found.extend(await client.query_jobs())
+            return await client.query_jobs()
 
-        return 0
-
-    run_work(work)
-    return found
+    return run_work(work)
 
 
 def _clients(given: Given) -> Mapping[str, DesClient]:
-    from deslaunch.cli.targets import clients_of  # noqa: PLC0415  # aiohttp is slow to import
-
-    clients = clients_of(given, given.settings(), needs_token=True)
+    clients = clients_of(given, needs_token=True)
     return clients if isinstance(clients, dict) else {given["target"] or DEFAULT_TARGET: clients}
 
 
@@ -94,27 +85,21 @@ def targets(given: Given) -> int:
         deslaunch targets --config acme.toml --json
     """
     printer, clients = given.printer, _clients(given)
-    found: list[tuple[int, dict[str, Any]]] = []
 
-    async def work(_: Interrupts) -> int:
-        async with AsyncExitStack() as stack:
-            for client in clients.values():
-                await stack.enter_async_context(client)
+    async def work(_: Interrupts) -> list[int | DeslaunchError]:
+        async with opened(clients):
+            return await asyncio.gather(*map(_ask, clients.values()))
 
-            found.extend(await asyncio.gather(*itertools.starmap(_ask, clients.items())))
-
-        return max(code for code, _ in found)
-
-    code, told = run_work(work), [one for _, one in found]
+    found = run_work(work)
+    told = [_told(*one, got) for one, got in zip(clients.items(), found, strict=True)]
+    code = max(one.exit_code if isinstance(one, DeslaunchError) else 0 for one in found)
 
     if given["as_json"]:
         printer.json({"targets": told, "exitCode": code})
         return code
 
     heads = ("target", "base URL", "organisation", "token", "jobs")
-
-    for line in render.columns([heads, *map(_cells, told)]):
-        printer.data(line)
+    printer.data(*render.columns([heads, *map(_cells, told)]))
 
     for one in told:
         if one["error"] is not None:
@@ -123,37 +108,34 @@ def targets(given: Given) -> int:
     return code
 
 
-async def _ask(name: str, client: DesClient) -> tuple[int, dict[str, Any]]:
-    """Return an exit code, and what ``--json`` tells of a target."""
-    code = 0
-    takes_token: bool | None = True
-    error: DeslaunchError | None = None
-    jobs = None
-
+async def _ask(client: DesClient) -> int | DeslaunchError:
+    """Return how many jobs a target has, or why nobody knows."""
     try:
-        jobs = len(await client.query_jobs())
-    except CredentialsRefused as exc:
-        code, takes_token, error = exc.exit_code, False, exc
-    except DesError as exc:  # without a response it does not show whether DES takes the token
-        code, takes_token, error = exc.exit_code, None if exc.status is None else True, exc
+        return len(await client.query_jobs())
     except DeslaunchError as exc:
-        code, error = 2, exc
+        return exc
 
-    return code, {
+
+def _told(name: str, client: DesClient, found: int | DeslaunchError) -> dict[str, Any]:
+    """Return what ``--json`` tells of a target."""
+    error = found if isinstance(found, DeslaunchError) else None
+    takes_token = None if isinstance(error, DesError) and error.status is None else True
+    return {
         "target": name,
         "baseUrl": client.base_url,
         "orgId": client.org_id,
-        "token": takes_token,
-        "jobs": jobs,
-        "error": None if error is None else str(error),
-        "hint": None if error is None else error.hint,
+        # Without a response it does not show whether DES takes the token.
+        "token": False if isinstance(error, CredentialsRefused) else takes_token,
+        "jobs": found if error is None else None,
+        "error": error and str(error),
+        "hint": error and error.hint,
     }
 
 
-def _cells(found: Mapping[str, Any]) -> tuple[str, ...]:
-    token = {True: "ok", False: "no", None: "-"}[found["token"]]
-    jobs = "-" if found["jobs"] is None else f"{found['jobs']:,}"
-    return found["target"], found["baseUrl"] or "-", found["orgId"] or "-", token, jobs
+def _cells(told: Mapping[str, Any]) -> tuple[str, ...]:
+    token = {True: "ok", False: "no", None: "-"}[told["token"]]
+    jobs = "-" if told["jobs"] is None else f"{told['jobs']:,}"
+    return told["target"], told["baseUrl"] or "-", told["orgId"] or "-", token, jobs
 
 
 @options.command(
@@ -192,13 +174,11 @@ def template(given: Given) -> int:
     with stream as opened:
         opened.write(text.encode())
 
-    for line in explanation(job, form):
-        printer.say(line)
+    printer.say(*explanation(job, form))
 
     if output is not None:
-        printer.say(
-            f"{output}: check it with: {options.printed('check', options.place_word(output))}"
-        )
+        checked = options.printed("check", options.place_word(output))
+        printer.say(f"{output}: check it with: {checked}")
 
     return 0
 
@@ -249,8 +229,7 @@ def simulate(given: Given) -> int:
 
     printer, oauth = given.printer, given["oauth"]
     tokens = os.environ.get("DESLAUNCH_SIMULATE_TOKENS", "" if oauth else "simulated").split()
-    fields = ("org_id", "client_id", "client_secret", "username", "password")
-    login = {name: os.environ.get(f"DES_{name.upper()}", "") for name in fields}
+    login = {name: os.environ.get(f"DES_{name.upper()}", "") for name in Login._fields[:-1]}
 
     async def work(_: Interrupts) -> int:
         stop = asyncio.Event()

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from deslaunch.cli.options import Given
     from deslaunch.des.client import DesClient
     from deslaunch.des.tokens import TokenSource
-    from deslaunch.settings import Settings
 
 
 class Secret(NamedTuple):
@@ -400,29 +399,20 @@ def merged(
 # Clients.
 
 
-def clients_of(
-    given: Given,
-    settings: Settings,
-    kept: Mapping[str, Any] | None = None,
-    *,
-    needs_token: bool = False,
-) -> DesClient | dict[str, DesClient]:
+def clients_of(given: Given, *, needs_token: bool = False) -> DesClient | dict[str, DesClient]:
     """Return the clients that file, environment and options describe, not yet open.
 
     Where no file names targets there is one client, that of all rows.
 
     Args:
         given: a time limit that was given there, or by the ledger, wins over a target's own.
-        settings: the session's.
-        kept: what the ledger keeps of earlier command lines.
         needs_token: a missing token is an error now, not when the first request is made.
 
     Raises:
         ConfigurationError: no base URL, two token sources, or none where one is needed.
     """
-    kept = kept or {}
-    of_file, base_url = _configured(given, kept), given["base_url"]
-    said = {name for name in _LIMITS if given[name] is not None or kept.get(name) is not None}
+    settings, of_file, base_url = given.settings, _configured(given), given["base_url"]
+    said = {name for name in _LIMITS if given[name] or given.before.get(name)}
 
     def client_of(target: Target) -> DesClient:
         own = {name: getattr(target, name) for name in {*_LIMITS} - said}
@@ -461,9 +451,9 @@ async def opened(clients: DesClient | Mapping[str, DesClient] | None) -> AsyncIt
         yield
 
 
-def _configured(given: Given, kept: Mapping[str, Any]) -> dict[str, Target]:
+def _configured(given: Given) -> dict[str, Target]:
     """Return the targets of the file that is named, or else of the user's, if there is one."""
-    known = None if "config" in given.typed else kept_config(kept)
+    known = None if "config" in given.typed else kept_config(given.before)
     named = given["config"] if known is None else Path(known)
 
     if named is not None:

@@ -13,7 +13,7 @@ import os
 import re
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, TextIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TextIO, TypeVar
 
 from deslaunch.errors import ConfigurationError, Interrupted
 from deslaunch.model import printable
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from rich.live import Live
 
     from deslaunch.launch.batch import Batch
+
+T = TypeVar("T")
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
@@ -312,52 +314,30 @@ class Interrupts:
     Attributes:
         signum: the first signal that came, or 0.
         batch: what is at work, as soon as there is something.
+        task: the command's.
     """
 
     def __init__(self) -> None:
         self.signum = 0
         self.batch: Batch | None = None
+        self.task: asyncio.Task[Any] | None = None
         self._is_draining = False
-        self._task: asyncio.Task[Any] | None = None
 
     def __call__(self, signum: int) -> None:
         """Take a signal."""
         self.signum = self.signum or signum
 
         if self.batch is None:
-            assert self._task is not None
-            self._task.cancel()
+            assert self.task is not None
+            self.task.cancel()
         elif self._is_draining:
             self.batch.abandon()
         else:
             self._is_draining = True
             self.batch.drain(signum)
 
-    async def run(self, work: Callable[[Interrupts], Coroutine[Any, Any, int]]) -> int:
-        """Run a command's work; signals come here.
 
-        Raises:
-            Interrupted: a signal came while nothing was at work.
-        """
-        import asyncio  # noqa: PLC0415  # not needed for --help
-
-        self._task = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-
-        with contextlib.suppress(ValueError, RuntimeError):  # this is not the main thread
-            for number in heeded_signals():
-                loop.add_signal_handler(number, self, number)
-
-        try:
-            return await work(self)
-        except asyncio.CancelledError:
-            if not self.signum:
-                raise
-
-            raise Interrupted("interrupted", signum=self.signum) from None
-
-
-def run_work(work: Callable[[Interrupts], Coroutine[Any, Any, int]]) -> int:
+def run_work(work: Callable[[Interrupts], Coroutine[Any, Any, T]]) -> T:
     """Run a command's work to its end, in the fastest event loop that there is.
 
     Threads that still wait for a name server or for stdin are left behind: asyncio's own runner
@@ -379,9 +359,21 @@ def run_work(work: Callable[[Interrupts], Coroutine[Any, Any, int]]) -> int:
     gc.freeze()  # what was imported stays: no collection needs to look at it again
     gc.set_threshold(_COLLECT_AFTER)
 
+    asyncio.set_event_loop(loop)
+    interrupts = Interrupts()
+    interrupts.task = task = loop.create_task(work(interrupts))
+
+    with contextlib.suppress(ValueError, RuntimeError):  # this is not the main thread
+        for number in heeded_signals():
+            loop.add_signal_handler(number, interrupts, number)
+
     try:
-        asyncio.set_event_loop(loop)
-        return loop.run_until_complete(Interrupts().run(work))
+        return loop.run_until_complete(task)
+    except asyncio.CancelledError:
+        if not interrupts.signum:
+            raise
+
+        raise Interrupted("interrupted", signum=interrupts.signum) from None
     finally:
         for task in (left := asyncio.all_tasks(loop)):
             task.cancel()
