@@ -168,7 +168,7 @@ def results(given: Given) -> int:
     """Write what became of every row, in manifest order.
 
     What --with-manifest and --split write is no new batch: run refuses it. Fix rows there, and
-    take them into this batch: deslaunch resume LEDGER --corrections options.FILE.
+    take them into this batch: deslaunch resume LEDGER --corrections FILE.
 
     Examples:
         deslaunch results night.ledger.db -o night.results.csv

@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 
     from deslaunch.cli.options import Given
     from deslaunch.cli.terminal import Interrupts
-    from deslaunch.events import Event, Plan, Summary, WatchSummary
+    from deslaunch.events import Event, Plan, WatchSummary
     from deslaunch.launch.batch import Batch
 
-_STOPPED: Final = 5
-_WATCHED_AFTER: Final = frozenset({0, 3, 4, _STOPPED})  # not after a signal, for one
+_WATCHED_AFTER: Final = frozenset({0, 3, 4, 5})  # exit codes; not after a signal, for one
 
 _ROWS: Final = (*options.FORM, *options.tuning("allow_duplicates", "allow_repeated_auto"))
 _MANIFEST: Final = click.Argument(["manifest"], metavar="MANIFEST")
@@ -45,7 +44,7 @@ def check(given: Given) -> int:
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     settings, printer, schema = given.settings, given.printer, given["schema"]
-    clients = None if schema is not None else clients_of(given)
+    clients = {} if schema is not None else clients_of(given)
 
     async def work(_: Interrupts) -> int:
         async with opened(clients):
@@ -85,7 +84,6 @@ def check(given: Given) -> int:
     options.DES,
     options.LAUNCH,
     options.OUTPUT,
-    exit_codes=options.LAUNCH_EXIT_CODES,
 )
 def run(given: Given) -> int:
     """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required.
@@ -128,7 +126,6 @@ def run(given: Given) -> int:
     options.DES,
     options.LAUNCH,
     options.OUTPUT,
-    exit_codes=options.LAUNCH_EXIT_CODES,
 )
 def resume(given: Given) -> int:
     """Go on with the batch of LEDGER: what is pending or failed, never what is unknown.
@@ -160,7 +157,6 @@ def resume(given: Given) -> int:
     options.tuning("concurrency", "rate", "max_wait", "give_up_after", "drain_timeout"),
     options.WATCH,
     options.OUTPUT,
-    exit_codes=options.WATCH_EXIT_CODES,
 )
 def watch(given: Given) -> int:
     """Follow the runs that the batch of LEDGER started to their end, and record how they ended.
@@ -263,12 +259,12 @@ async def _launch(
             commands = render.next_commands(summary, given.repeated())
             printer.insist(*render.command_lines(commands))
 
-        watched = await _watch(batch, ledger, given) if watches else None
+        ended = await _watch(batch, ledger, given) if watches else summary
 
     if given["as_json"]:
-        printer.outcome_json((watched or summary).as_dict())
+        printer.outcome_json(ended.as_dict())
 
-    return _exit_code(summary, watched)
+    return ended.exit_code
 
 
 async def _preview(given: Given, manifest: str | None, ledger: str) -> int:
@@ -279,7 +275,7 @@ async def _preview(given: Given, manifest: str | None, ledger: str) -> int:
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     printer, schema = given.printer, given["schema"]
-    clients = await _clients(given) if manifest is not None and schema is None else None
+    clients = await _clients(given) if manifest is not None and schema is None else {}
     more: dict[str, Any] = {"ledger": ledger, "settings": given.settings, "schema": schema}
 
     def tell(event: Event) -> None:
@@ -293,15 +289,6 @@ async def _preview(given: Given, manifest: str | None, ledger: str) -> int:
 
     printer.say("nothing was sent: this is a dry run")
     return 0
-
-
-def _exit_code(summary: Summary, watched: WatchSummary | None) -> int:
-    """Return the exit code of a launch and of the watch that followed it."""
-    if watched is None:
-        return summary.exit_code
-
-    stopped = summary.exit_code == _STOPPED and watched.exit_code < _STOPPED
-    return _STOPPED if stopped else watched.exit_code
 
 
 async def _watch(batch: Batch, ledger: str, given: Given) -> WatchSummary:

@@ -93,9 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
 
     try:
-        return int(
-            command_line.main(words, prog_name="deslaunch", standalone_mode=False, obj=words) or 0
-        )
+        return int(command_line.main(words, prog_name="deslaunch", standalone_mode=False) or 0)
     except click.ClickException as exc:
         return _refuse_usage(exc, printer)
     except DeslaunchError as exc:
@@ -111,8 +109,7 @@ def refuse(error: DeslaunchError, printer: Printer, words: Sequence[str]) -> int
     from deslaunch.cli.render import problem_lines  # noqa: PLC0415  # not needed for --help
 
     if isinstance(error, InvalidManifest):
-        for line in problem_lines(error.problems, error.groups, error.count):
-            printer.insist(line)
+        printer.insist(*problem_lines(error.problems, error.groups, error.count))
 
     printer.insist(str(error) if isinstance(error, Declined) else f"error: {error}")
 
@@ -130,16 +127,15 @@ def refuse(error: DeslaunchError, printer: Printer, words: Sequence[str]) -> int
 
 
 def _refuse_usage(error: click.ClickException, printer: Printer) -> int:
-    context = getattr(error, "ctx", None)
-    command = "" if context is None or context.parent is None else f" {context.info_name}"
-    printer.insist(f"error: {error.format_message()}")
-    printer.insist(f"  see: deslaunch{command} --help")
+    context: click.Context | None = getattr(error, "ctx", None)
+    command = f" {context.info_name}" if context and context.parent else ""
+    printer.insist(f"error: {error.format_message()}", f"  see: deslaunch{command} --help")
     return EXIT_USAGE
 
 
 def _report_bug(printer: Printer) -> int:
     import traceback  # noqa: PLC0415  # not needed for --help
 
-    printer.insist(traceback.format_exc().rstrip())
-    printer.insist("error: this is a bug in deslaunch; please report it with the lines above")
+    what = "error: this is a bug in deslaunch; please report it with the lines above"
+    printer.insist(traceback.format_exc().rstrip(), what)
     return EXIT_BUG

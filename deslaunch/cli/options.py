@@ -29,35 +29,16 @@ if TYPE_CHECKING:
 
 EXIT_CODES: Final = """\b
 Exit codes:
-  0  every row is started or withdrawn
+  0  done; of a launch: every row is started or withdrawn; of a watch: every run succeeded, too
   1  a bug in deslaunch
   2  usage, configuration, or an invalid manifest: nothing was sent
-  3  finished, some rows failed, were rejected or invalid
-  4  finished, some rows are unknown
-  5  stopped before the end; resume goes on
+  3  finished, some rows failed, were rejected or invalid; or, watching, runs failed
+  4  finished, some rows are unknown; or, watching, DES refuses to tell of runs
+  5  stopped before the end: resume, or watch, goes on; or DES gives no usable response
   6  credentials refused; the remaining rows are pending
-  7  the ledger exists, is damaged, foreign, or can't be written
+  7  the ledger exists, is missing, damaged, foreign, or can't be written
   8  another launcher is at work on it
   129, 130, 143  interrupted; drained; resume goes on"""
-
-WATCH_EXIT_CODES: Final = """\b
-Exit codes of a watch (run and resume: with --watch):
-  0  every row is started, and every run finished with success
-  3  runs failed, or rows failed, were rejected or invalid
-  4  rows are unknown, or DES refuses to tell of runs
-  5  stopped, with runs that have not finished or rows that are pending
-  6, 7, 8, 129, 130, 143  as for run"""
-
-LAUNCH_EXIT_CODES: Final = f"{EXIT_CODES}\n\n{WATCH_EXIT_CODES}"
-
-DONE_EXIT_CODES: Final = """\b
-Exit codes:
-  0  done
-  2  usage or configuration
-  5  DES can't be reached, or gives no usable response
-  6  credentials refused
-  7  the ledger is missing, damaged, or foreign"""
-
 METAVARS: Final = {"max_errors": "N|N%", "job_id": "GUID", "delimiter": "CHAR"}
 
 
@@ -146,13 +127,11 @@ class Given:
     Attributes:
         values: of all of its parameters, by name; None for what was not given.
         typed: names of the parameters that stand on the command line itself.
-        argv: the words of the command line, without the program's name.
         before: what the ledger keeps of earlier command lines, where there is one.
     """
 
     values: Mapping[str, Any]
     typed: frozenset[str] = frozenset()
-    argv: Sequence[str] = ()
     before: Mapping[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
@@ -260,16 +239,13 @@ def _quoted(word: str) -> str:
 
 
 def command(
-    name: str,
-    *parameters: click.Parameter | Sequence[click.Parameter],
-    exit_codes: str = DONE_EXIT_CODES,
+    name: str, *parameters: click.Parameter | Sequence[click.Parameter]
 ) -> Callable[[Callable[[Given], int]], click.Command]:
     """Return a decorator that makes a function a command; what it returns is the exit code.
 
     Args:
         name: the command's; its page is the function's docstring, whose end are examples.
         parameters: arguments and options, or several of them at a time.
-        exit_codes: for the command's page.
     """
     flat: list[click.Parameter] = []
 
@@ -279,15 +255,12 @@ def command(
     def decorate(function: Callable[[Given], int]) -> click.Command:
         def call(**values: Any) -> int:
             context = click.get_current_context()
-            typed = {
-                one
-                for one in values
-                if context.get_parameter_source(one) is ParameterSource.COMMANDLINE
-            }
-            return function(Given(values, frozenset(typed), context.obj or ()))
+            sources = {one: context.get_parameter_source(one) for one in values}
+            typed = {one for one in values if sources[one] is ParameterSource.COMMANDLINE}
+            return function(Given(values, frozenset(typed)))
 
         text, _, examples = cleandoc(function.__doc__ or "").partition("\n\nExamples:\n")
-        epilog = f"\b\nExamples:\n{examples}\n\n{exit_codes}"
+        epilog = f"\b\nExamples:\n{examples}\n\n{EXIT_CODES}"
         return click.Command(name, params=flat, callback=call, help=text, epilog=epilog)
 
     return decorate

@@ -53,7 +53,7 @@ def jobs(given: Given) -> int:
 
 def _query(given: Given) -> Sequence[Job]:
     """Ask the one target that is meant for its jobs."""
-    named = _clients(given)
+    named = clients_of(given, needs_token=True)
     meant = given["target"] or (next(iter(named)) if len(named) == 1 else DEFAULT_TARGET)
 
     if meant not in named:
@@ -68,11 +68,6 @@ def _query(given: Given) -> Sequence[Job]:
     return run_work(work)
 
 
-def _clients(given: Given) -> Mapping[str, DesClient]:
-    clients = clients_of(given, needs_token=True)
-    return clients if isinstance(clients, dict) else {given["target"] or DEFAULT_TARGET: clients}
-
-
 @options.command("targets", options.CONNECTION, options.OUTPUT)
 def targets(given: Given) -> int:
     """Ask each target for a token and for its jobs, and say which of them work.
@@ -84,7 +79,7 @@ def targets(given: Given) -> int:
         deslaunch targets
         deslaunch targets --config acme.toml --json
     """
-    printer, clients = given.printer, _clients(given)
+    printer, clients = given.printer, clients_of(given, needs_token=True)
 
     async def work(_: Interrupts) -> list[int | DeslaunchError]:
         async with opened(clients):

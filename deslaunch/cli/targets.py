@@ -12,7 +12,6 @@ import difflib
 import os
 import re
 import shlex
-from collections.abc import Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
@@ -23,7 +22,7 @@ from deslaunch.model import DEFAULT_TARGET
 from deslaunch.settings import OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from deslaunch.cli.options import Given
     from deslaunch.des.client import DesClient
@@ -347,16 +346,14 @@ def from_environment(environment: Mapping[str, str], *, base_url: str | None = N
 
 def _split(command: str) -> tuple[str, ...]:
     try:
-        words = tuple(shlex.split(command))
+        if words := tuple(shlex.split(command)):
+            return words
     except ValueError as exc:
-        raise ConfigurationError(
-            f"DES_TOKEN_COMMAND can't be split into words: {exc}", hint="check its quotes"
-        ) from exc
+        why, hint = f"can't be split into words: {exc}", "check its quotes"
+    else:
+        why, hint = "names no command", "set it, or unset it"
 
-    if not words:
-        raise ConfigurationError("DES_TOKEN_COMMAND names no command", hint="set it, or unset it")
-
-    return words
+    raise ConfigurationError(f"DES_TOKEN_COMMAND {why}", hint=hint)
 
 
 def merged(
@@ -399,10 +396,10 @@ def merged(
 # Clients.
 
 
-def clients_of(given: Given, *, needs_token: bool = False) -> DesClient | dict[str, DesClient]:
-    """Return the clients that file, environment and options describe, not yet open.
+def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, DesClient]:
+    """Return the clients that file, environment and options describe by target, not yet open.
 
-    Where no file names targets there is one client, that of all rows.
+    Where no file names targets there is one client, that of the rows that name no target.
 
     Args:
         given: a time limit that was given there, or by the ledger, wins over a target's own.
@@ -411,22 +408,14 @@ def clients_of(given: Given, *, needs_token: bool = False) -> DesClient | dict[s
     Raises:
         ConfigurationError: no base URL, two token sources, or none where one is needed.
     """
-    settings, of_file, base_url = given.settings, _configured(given), given["base_url"]
-    said = {name for name in _LIMITS if given[name] or given.before.get(name)}
-
-    def client_of(target: Target) -> DesClient:
-        own = {name: getattr(target, name) for name in {*_LIMITS} - said}
-        limits: dict[str, Any] = {
-            name: own.get(name) or getattr(settings, name) for name in _LIMITS
-        }
-        return _client(target, limits, allow_http=bool(given["allow_http"]) or target.allow_http)
+    of_file, base_url = _configured(given), given["base_url"]
 
     if of_file:
-        found = merged(of_file, os.environ, base_url=base_url, target=settings.target)
-        return {name: client_of(target) for name, target in found.items()}
+        found = merged(of_file, os.environ, base_url=base_url, target=given.settings.target)
+        return {name: _client(target, given) for name, target in found.items()}
 
     only = from_environment(os.environ, base_url=base_url)
-    client = client_of(only)
+    clients = {given.settings.target: _client(only, given)}
 
     if needs_token and only.token is None:
         raise ConfigurationError(
@@ -435,18 +424,15 @@ def clients_of(given: Given, *, needs_token: bool = False) -> DesClient | dict[s
             "of a login; or name targets in a file (--config)",
         )
 
-    return client
+    return clients
 
 
 @asynccontextmanager
-async def opened(clients: DesClient | Mapping[str, DesClient] | None) -> AsyncIterator[None]:
-    """Have one client open, or each of several, or none."""
-    several = clients.values() if isinstance(clients, Mapping) else [clients]
-
+async def opened(clients: Mapping[str, DesClient]) -> AsyncIterator[None]:
+    """Have all clients open."""
     async with AsyncExitStack() as stack:
-        for client in several:
-            if client is not None:
-                await stack.enter_async_context(client)
+        for client in clients.values():
+            await stack.enter_async_context(client)
 
         yield
 
@@ -464,7 +450,7 @@ def _configured(given: Given) -> dict[str, Target]:
     return read_config(default) if default and os.path.exists(default) else {}  # noqa: PTH110
 
 
-def _client(target: Target, limits: Mapping[str, Any], *, allow_http: bool) -> DesClient:
+def _client(target: Target, given: Given) -> DesClient:
     """Return the client of one target, not yet open.
 
     Raises:
@@ -478,6 +464,13 @@ def _client(target: Target, limits: Mapping[str, Any], *, allow_http: bool) -> D
             "there is no base URL of DES",
             hint="set DES_BASE_URL, pass --base-url URL, or name targets in a file for --config",
         )
+
+    allow_http = bool(given["allow_http"]) or target.allow_http
+    limits: dict[str, Any] = {name: getattr(given.settings, name) for name in _LIMITS}
+
+    for name in _LIMITS:
+        if getattr(target, name) and not (given[name] or given.before.get(name)):
+            limits[name] = getattr(target, name)
 
     return DesClient(
         target.base_url,
