@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from deslaunch.events import ProblemGroup, Stop, Summary, WatchSummary
     from deslaunch.model import Problem
 
+    Runs = Sequence[tuple[str, str]]
+
 
 class DeslaunchError(Exception):
     """The root of all errors that deslaunch raises on purpose.
@@ -307,12 +309,6 @@ class LedgerWriteFailed(Stopped, LedgerError):
 
     exit_code = 7
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        unrecorded: Sequence[tuple[str, str]] = (),
-        **known: Unpack[_Known],
-    ) -> None:
+    def __init__(self, message: str, *, unrecorded: Runs = (), **known: Unpack[_Known]) -> None:
         super().__init__(message, **known)
         self.unrecorded = tuple(unrecorded)

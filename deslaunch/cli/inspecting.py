@@ -124,11 +124,11 @@ async def _print_status(ledger: Ledger, runs: WatchSummary, printer: Printer) ->
     printer.insist(*render.command_lines(commands))
 
 
-def _commands(ledger: Ledger, runs: WatchSummary) -> render.Commands:
+def _commands(ledger: Ledger, runs: WatchSummary) -> list[tuple[str, str]]:
     """Return what to do next, as the ledger knows how it was begun."""
     repeated = options.kept_words(ledger.batch.options)
-    commands = render.watch_commands(runs, repeated) if render.is_watched(runs) else []
-    return commands + render.next_commands(runs.batch, repeated, is_listed=True)
+    watched = render.watch_commands(runs, repeated) if render.is_watched(runs) else ()
+    return [*watched, *render.next_commands(runs.batch, repeated, is_listed=True)]
 
 
 async def _write_unknown(given: Given, ledger: Ledger, printer: Printer) -> int:
@@ -154,14 +154,12 @@ async def _write_unknown(given: Given, ledger: Ledger, printer: Printer) -> int:
 @options.command(
     "results",
     options.LEDGER,
-    options.file("--output -o", "Default: stdout."),
-    options.FORMAT,
+    options.WRITTEN,
     options.value("--state", "Only rows in this state.", type=click.Choice(_STATES)),
     options.value("--run", "Only rows with such a run.", type=click.Choice(_RUNS)),
     options.value("--key keys", "Only this row; repeatable.", multiple=True, metavar="KEY"),
     options.flag("--with-manifest", "Also what each row says; ours: deslaunch.*"),
     options.file("--split", "Write DIR/failed.csv and so on instead.", metavar="DIR"),
-    options.FORCE,
     options.VOLUME,
 )
 def results(given: Given) -> int:
@@ -334,10 +332,8 @@ async def _agree_to_early(early: Sequence[tuple[str, int]], given: Given, printe
     keys = ", ".join(key for key, _ in early[:SHOWN_ROWS])
     more = " …" if len(early) > SHOWN_ROWS else ""
     until = render.utc(max(ms for _, ms in early))
-    told = (
-        f"it is too early to say that nothing was started for {keys}{more}: DES may list a run "
-        f"until {until}; if it does, resume starts a second one"
-    )
+    told = f"it is too early to say that nothing was started for {keys}{more}: DES may list a run "
+    told += f"until {until}; if it does, resume starts a second one"
 
     if given["yes"] or not printer.can_ask():
         raise ConfigurationError(told, hint="wait until then, or pass --early")

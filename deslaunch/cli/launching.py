@@ -81,9 +81,7 @@ def check(given: Given) -> int:
     options.flag("--resume", "Go on where this very manifest was begun: for cron and containers."),
     _ROWS,
     options.tuning("skip_invalid"),
-    options.DES,
     options.LAUNCH,
-    options.OUTPUT,
 )
 def run(given: Given) -> int:
     """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required.
@@ -123,9 +121,7 @@ def run(given: Given) -> int:
     options.value("--corrections", "Take the rows of FILE into it, by key.", metavar="FILE"),
     options.flag("--add-rows", "FILE may hold rows that the batch lacks, with keys of their own."),
     options.FORM,
-    options.DES,
     options.LAUNCH,
-    options.OUTPUT,
 )
 def resume(given: Given) -> int:
     """Go on with the batch of LEDGER: what is pending or failed, never what is unknown.
@@ -302,7 +298,6 @@ async def _watch(batch: Batch, ledger: str, given: Given) -> WatchSummary:
 
     summary = replace(summary, batch=replace(summary.batch, ledger=ledger))
     printer.say(*render.watch_lines(summary))
-    commands = render.watch_commands(summary, repeated)
-    commands += render.next_commands(summary.batch, repeated)
-    printer.insist(*render.command_lines(commands))
+    printer.insist(*render.command_lines(render.watch_commands(summary, repeated)))
+    printer.insist(*render.command_lines(render.next_commands(summary.batch, repeated)))
     return summary

@@ -91,10 +91,12 @@ VOLUME: Final = (
     flag("--verbose", "Say what becomes of every row."),
 )
 OUTPUT: Final = (flag("--json as_json", "Print one JSON object on stdout."), *VOLUME)
-FORMAT: Final = value(
-    "--format", "Default: by the output's name, else csv.", type=click.Choice(["jsonl", "csv"])
-)
 FORCE: Final = flag("--force", "Replace another file that exists; never a ledger or the manifest.")
+WRITTEN: Final = (
+    file("--output -o", "Default: stdout."),
+    value("--format", "Default: by its name, else csv.", type=click.Choice(["jsonl", "csv"])),
+    FORCE,
+)
 CONNECTION: Final = (
     file(
         "--config",
@@ -111,12 +113,14 @@ DES: Final = (*CONNECTION, JOBS, *tuning("schema_max_age"))
 FORM: Final = tuning("format", "delimiter", "job_id", "target")
 WATCH: Final = tuning("interval", "max_interval", "watch_timeout")
 LAUNCH: Final = (
+    *DES,
     *tuning("concurrency", "rate", "limit", "max_attempts", "max_wait", "give_up_after"),
     *tuning("drain_timeout", "max_errors", "retry_5xx", "retry_rejected", "retry_unknown"),
     flag("--dry-run", "Print what would be sent, a JSON line each; send nothing, make no ledger."),
     YES,
     flag("--watch", "Then follow the runs to their end."),
     *WATCH,
+    *OUTPUT,
 )
 
 

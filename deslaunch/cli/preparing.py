@@ -136,9 +136,7 @@ def _cells(told: Mapping[str, Any]) -> tuple[str, ...]:
 @options.command(
     "template",
     click.Argument(["job"], metavar="JOBID"),
-    options.FORMAT,
-    options.file("--output -o", "Default: stdout."),
-    options.FORCE,
+    options.WRITTEN,
     _TARGET,
     options.JOBS,
     options.CONNECTION,

@@ -45,6 +45,13 @@ _ROWS_OWN: Final = re.compile(
 )
 
 
+_MOVING: Final = (
+    *(events.RowEnded, events.RunEnded, events.RetryPlanned),
+    *(events.Pulse, events.TargetPaused),
+)
+"""Events after which progress looks another."""
+
+
 class Causes:
     """Groups errors that differ only in numbers and GUIDs, which are the rows' own."""
 
@@ -185,10 +192,8 @@ class Tally:
         lines.append((", ".join(pace), "dim"))
 
         for target, seconds, cause in self.pauses(now):
-            text = (
-                f"target {target}: all {self.noun}s wait {render.duration(seconds)} more: {cause}"
-            )
-            lines.append((text, "yellow"))
+            wait = f"all {self.noun}s wait {render.duration(seconds)} more"
+            lines.append((f"target {target}: {wait}: {cause}", "yellow"))
 
         return lines
 
@@ -245,11 +250,8 @@ class Progress:
         """Take in an event, and tell what is to be told."""
         now = self._clock()
         self._tell(event, self.tally.take(event, now))
-        is_counted = isinstance(event, (events.RowEnded, events.RunEnded, events.RetryPlanned))
 
-        if (is_counted or isinstance(event, (events.Pulse, events.TargetPaused))) and (
-            now - self._reported >= self._every
-        ):
+        if now - self._reported >= self._every and isinstance(event, _MOVING):
             self._report(now)
 
     def _tell(self, event: Event, cause: str | None) -> None:

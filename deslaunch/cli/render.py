@@ -6,6 +6,7 @@ What comes from elsewhere (names, keys, what DES says) is escaped where it is pr
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,7 +15,7 @@ from deslaunch.events import ProblemGroup, StopReason
 from deslaunch.model import DEFAULT_TARGET, count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from deslaunch.events import Counts, Plan, Stop, Summary, WatchSummary
     from deslaunch.ledger.reading import LogEntry, UnknownRow
@@ -125,14 +126,14 @@ def duration(seconds: float) -> str:
 
 # What to do next.
 
-Commands = list[tuple[str, str]]
+Commands = Iterator[tuple[str, str]]
 """Why, and the exact command."""
 
 
 def next_commands(
     summary: Summary, repeated: Sequence[str] = (), *, is_listed: bool = False
 ) -> Commands:
-    """Return the commands with which a batch goes on; none where all is done.
+    """Yield the commands with which a batch goes on; none where all is done.
 
     Args:
         summary: of the batch.
@@ -142,52 +143,49 @@ def next_commands(
     counts, ledger = summary.counts, place_word(summary.ledger)
     stem = summary.ledger.removesuffix(".ledger.db")
     resume = printed("resume", ledger, *repeated)
-    found: Commands = []
 
     if counts.pending:
         refused = any(stop.reason is StopReason.CREDENTIALS for stop in summary.stops)
-        found.append((f"go on{' with a new token' if refused else ''}", resume))
+        yield f"go on{' with a new token' if refused else ''}", resume
     elif counts.failed:
-        found.append(("try the failed rows again", resume))
+        yield "try the failed rows again", resume
 
     if counts.unknown:
         findings = place_word(f"{stem}.findings.csv")
+
+        if not is_listed:
+            yield "see the unknown rows", printed("status", ledger)
+
         listed = printed("status", ledger, "--unknown", "-o", findings)
-        found += [] if is_listed else [("see the unknown rows", printed("status", ledger))]
-        found.append(("list them, look each one up in DES and fill in", listed))
-        found.append(("then record it", printed("resolve", ledger, "--from", findings)))
+        yield "list them, look each one up in DES and fill in", listed
+        yield "then record it", printed("resolve", ledger, "--from", findings)
 
     if counts.possible_duplicates:
         results = printed("results", ledger, "--format", "jsonl")
         marked = f"""{results} | grep '"possibleDuplicate":true'"""
-        found.append(("see which rows may have run twice", marked))
+        yield "see which rows may have run twice", marked
 
     for state in ("rejected", "invalid"):
         if getattr(counts, state):
             fixes = place_word(f"{stem}.{state}.csv")
             results = printed("results", ledger, "--state", state, "--with-manifest", "-o", fixes)
             corrections = printed("resume", ledger, "--corrections", fixes, *repeated)
-            found.append((f"see the {state} rows, and fix them there", results))
-            found.append(("then send them", corrections))
-
-    return found
+            yield f"see the {state} rows, and fix them there", results
+            yield "then send them", corrections
 
 
 def watch_commands(summary: WatchSummary, repeated: Sequence[str] = ()) -> Commands:
-    """Return the commands with which the runs of a batch are followed, and those of its rows."""
+    """Yield the commands with which the runs of a batch are followed, and those of its rows."""
     ledger = place_word(summary.batch.ledger)
-    found: Commands = []
 
     if summary.unfinished or summary.untold:
-        found.append(("go on watching", printed("watch", ledger, *repeated)))
+        yield "go on watching", printed("watch", ledger, *repeated)
 
     if summary.failed:
-        found.append(("see which runs failed", printed("results", ledger, "--run", "failed")))
-
-    return found
+        yield "see which runs failed", printed("results", ledger, "--run", "failed")
 
 
-def command_lines(commands: Commands) -> Iterator[str]:
+def command_lines(commands: Iterable[tuple[str, str]]) -> Iterator[str]:
     """Yield commands with their reasons, a line each."""
     for why, command in commands:
         yield f"{why}: {command}"
