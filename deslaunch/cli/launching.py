@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -234,7 +234,7 @@ async def _launch(
 
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(opened(clients))
-        progress = stack.enter_context(Progress(printer))
+        progress = stack.enter_context(closing(Progress(printer)))
         more: dict[str, Any] = {"settings": given.settings, "schema": given["schema"]}
         more |= {"options_kept": given.kept(), "on_event": progress, "confirm": confirm}
         batch = await stack.enter_async_context(opening(clients, **more))
@@ -293,7 +293,7 @@ async def _watch(batch: Batch, ledger: str, given: Given) -> WatchSummary:
     printer, repeated = given.printer, given.repeated()
     runs = await batch.ledger.run_counts()
 
-    with Progress(printer, "run", runs.unfinished + runs.untold) as progress:
+    with closing(Progress(printer, "run", runs.unfinished + runs.untold)) as progress:
         summary = await batch.watch(progress).run(allow_partial=True)
 
     summary = replace(summary, batch=replace(summary.batch, ledger=ledger))

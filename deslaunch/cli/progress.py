@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter, deque
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 from deslaunch import events
 from deslaunch.cli import render
@@ -207,7 +207,7 @@ def how_it_ended(status: RunStatus) -> str:
 
 
 class Progress:
-    """Tells what a launch, or a watch, does while it does it. Use it as a context manager.
+    """Tells what a launch, or a watch, does while it does it. Close it at the end.
 
     Args:
         printer: where to tell it.
@@ -230,12 +230,6 @@ class Progress:
         self._every = REDRAW_EVERY if printer.has_block else REPORT_EVERY
         self._has_block = False
         self.tally = Tally(self._reported, noun, whole)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Leave the block as it stands at the end; without one there is nothing to leave."""

@@ -203,15 +203,15 @@ def _target_of(table: Mapping[str, Any], folder: Path) -> Target:
             name: Secret(login.get(f"{name}_env"), file(login.get(f"{name}_file")))
             for name in _SECRETS
         }
-        return Target(token=Token("oauth", Login(**texts, **secrets)), **own)
+        token = Token("oauth", Login(**texts, **secrets))
+    elif path := file(table.get("token_file")):
+        token = Token("file", path)
+    elif words := table.get("token_command"):
+        token = Token("command", tuple(words))
+    else:
+        token = Token("env", table["token_env"])
 
-    if path := file(table.get("token_file")):
-        return Target(token=Token("file", path), **own)
-
-    if words := table.get("token_command"):
-        return Target(token=Token("command", tuple(words)), **own)
-
-    return Target(token=Token("env", table["token_env"]), **own)
+    return Target(token=token, **own)
 
 
 def _mistakes(content: Mapping[str, Any]) -> Iterator[str]:
@@ -440,10 +440,9 @@ async def opened(clients: Mapping[str, DesClient]) -> AsyncIterator[None]:
 def _configured(given: Given) -> dict[str, Target]:
     """Return the targets of the file that is named, or else of the user's, if there is one."""
     known = None if "config" in given.typed else kept_config(given.before)
-    named = given["config"] if known is None else Path(known)
 
-    if named is not None:
-        return read_config(named)
+    if path := known or given["config"]:
+        return read_config(Path(path))
 
     default = default_config()
     # Path's own raises where a home is not ours

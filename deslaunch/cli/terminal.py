@@ -201,24 +201,16 @@ class Printer:
         import asyncio  # noqa: PLC0415  # not needed for --help
 
         self._draw(_write, self._err, f"{_escaped(question)} [y/N] ")
-        loop = asyncio.get_running_loop()
-        reply: asyncio.Future[bytes] = loop.create_future()
-        fd = self._source.fileno()
-        loop.add_reader(fd, _read_reply, fd, reply)
+        fd, loop, typed = self._source.fileno(), asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(fd, typed.set)
 
         try:
-            return (await reply).strip().lower() in {b"y", b"yes"}
+            await typed.wait()
+            return os.read(fd, 1024).strip().lower() in {b"y", b"yes"}
+        except OSError:  # the terminal has gone
+            return False
         finally:
             loop.remove_reader(fd)
-
-
-def _read_reply(fd: int, reply: asyncio.Future[bytes]) -> None:
-    """Take a line from a terminal; nothing where it has gone."""
-    if not reply.done():
-        try:
-            reply.set_result(os.read(fd, 1024))
-        except OSError:
-            reply.set_result(b"")
 
 
 def _stream(stream: TextIO | None) -> TextIO:
