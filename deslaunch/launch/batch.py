@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import sys
 from collections import deque
 from collections.abc import (
     AsyncIterable,
@@ -20,7 +21,8 @@ from collections.abc import (
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import anyio
@@ -315,7 +317,7 @@ async def check(
     async def pass_by(_: list[CheckedRow | InvalidRow]) -> None:
         return None
 
-    with schemas.checks(settings, file.name) as found:
+    with await schemas.checks(settings, file.name) as found:
         await importing.read_rows(file, found, schemas, pass_by)
         await run_sync(lambda: deque(found.finish(), maxlen=0))
 
@@ -355,7 +357,9 @@ async def preview(
     """
     settings = options.get("settings") or Settings()
 
-    with TemporaryDirectory() as folder:
+    folder = await run_sync(mkdtemp)
+
+    try:
         place = os.fspath(ledger or "")
 
         if rows is not None:
@@ -367,6 +371,9 @@ async def preview(
 
         async for start in _starts_of(place, settings):
             yield start
+    finally:
+        with anyio.CancelScope(shield=True):
+            await run_sync(rmtree, folder)
 
 
 async def _starts_of(place: str, settings: Settings) -> AsyncIterator[Start]:
@@ -513,7 +520,7 @@ async def _open_manifest(
 
     try:
         async with await begin_import(place, new) as made:
-            with setup.schemas.checks(setup.settings, manifest.name) as found:
+            with await setup.schemas.checks(setup.settings, manifest.name) as found:
                 await importing.import_manifest(
                     manifest, found, setup.schemas, made, setup.settings
                 )
@@ -632,7 +639,7 @@ async def _go_on(
     warnings: tuple[str, ...] = ()
 
     if corrections is not None:
-        with setup.schemas.checks(settings, corrections.name) as found:
+        with await setup.schemas.checks(settings, corrections.name) as found:
             checked = await importing.read_corrections(
                 corrections, found, setup.schemas, is_adding=is_adding
             )
@@ -692,3 +699,8 @@ async def _tell_if_changed(ledger: Ledger, setup: Setup) -> None:
                         "its changed rows come in with --corrections FILE, not by themselves"
                     )
                 )
+
+
+# An import of this module makes its package an attribute of ``deslaunch``, where users mean the
+# function of the same name.
+setattr(sys.modules["deslaunch"], "launch", launch)  # noqa: B010  # a module's type has no such name

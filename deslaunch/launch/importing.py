@@ -121,15 +121,16 @@ class Schemas:
         self._compile(target)
         self.unchecked.discard(target)
 
-    def checks(self, settings: Settings, file: str, **more: Any) -> Check:
-        """Return a check of one batch's rows by these schemas."""
-        allowed = {
+    async def checks(self, settings: Settings, file: str, **more: Any) -> Check:
+        """Return a check of one batch's rows by these schemas; it is to be closed."""
+        known: dict[str, Any] = {
+            "targets": self.catalog.targets,
+            "unchecked": self.unchecked,
             "allow_duplicates": settings.allow_duplicates,
             "allow_repeated_auto": settings.allow_repeated_auto,
+            "renew": lambda target: run_in_loop(self.renew, target),
         }
-        known = {"targets": self.catalog.targets, "unchecked": self.unchecked}
-        renew = {"renew": lambda target: run_in_loop(self.renew, target)}
-        return Check(self.by_target, file=file, **(allowed | known | renew | more))
+        return await run_sync(lambda: Check(self.by_target, file=file, **(known | more)))
 
     def _compile(self, target: str) -> Mapping[str, Schema]:
         self.by_target[target] = compile_jobs(self.catalog.jobs[target].values())

@@ -379,7 +379,7 @@ class Batch:
         number = 0
 
         try:
-            with schemas.checks(settings, ROWS, is_immediate=True) as found:
+            with await schemas.checks(settings, ROWS, is_immediate=True) as found:
                 while said := await _next_rows(source, await self._room()):
                     read = [
                         row_from_object(one, number + n, rules) for n, one in enumerate(said, 1)
