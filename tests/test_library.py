@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from library import AUTO, HOLDS, RUNNERS, TOKEN, Place, counts, once, rows, runs_of, service
+from openings import AUTO, HOLDS, RUNNERS, TOKEN, Place, counts, once, rows, runs_of, service
 from stage import POS_USAGE, fault, invalid_row, rejected_row, row
 
 import deslaunch
@@ -43,7 +45,6 @@ from deslaunch.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-    from pathlib import Path
 
     from deslaunch.events import Plan
     from deslaunch.launch.batch import Batch
@@ -194,26 +195,49 @@ async def test_a_manifest_that_is_not_there(place: Place) -> None:
     assert not place.ledger.exists()
 
 
+async def spoil_cache(des: DesClient) -> None:
+    """Cache the jobs of a client as if they had no parameters."""
+    schemas = await make_schemas({"default": des}, Settings(), None, None)
+    await schemas.load(["default"])
+    _spoil()
+
+
+def _spoil() -> None:
+    [path] = Path(os.environ["DESLAUNCH_CACHE_DIR"]).glob("*.json")
+    stored = json.loads(path.read_text())
+
+    for job in stored["jobs"]:
+        job["jobRunParameters"] = []
+
+    path.write_text(json.dumps(stored))
+
+
 async def test_no_row_is_called_invalid_on_a_cached_schema(place: Place) -> None:
     place.write(rows(2))
-    wider = [{"jobId": POS_USAGE, "name": "x", "parameters": []}]
 
     async with service(place) as (simulator, des):
-        old = place.folder / "old.json"
-        old.write_text(json.dumps(wider))
-        catalog = await make_schemas({"default": des}, Settings(), None, None)
-        await catalog.load(["default"])  # the cache is fresh, and right
-        cached = list((place.folder / ".user" / "cache").glob("*.json"))
-        stored = json.loads(cached[0].read_text())
-
-        for job in stored["jobs"]:
-            job.update({key: [] for key in job if "param" in key.lower()})
-
-        cached[0].write_text(json.dumps(stored))
+        await spoil_cache(des)
         summary = await batches.launch(place.manifest, des)
 
     assert counts(summary) == {"started": 2}
     assert simulator.count("queryjobs") == 2
+
+
+async def test_a_cached_schema_that_can_not_be_confirmed_condemns_no_row_either(
+    place: Place,
+) -> None:
+    place.write(rows(2))
+    broken = fault("status", 2, 3, 4, 5, on="queryjobs", status=500)
+
+    async with service(place, broken) as (simulator, des):
+        await spoil_cache(des)
+        report = await check(place.manifest, des)
+
+        with pytest.raises(DesError):
+            await batches.launch(place.manifest, des)
+
+    assert (report.exit_code, report.count, simulator.requests) == (5, 2, 0)
+    assert not place.ledger.exists()
 
 
 async def test_a_cached_schema_saves_the_query_and_a_schema_file_all_of_them(place: Place) -> None:
@@ -730,7 +754,8 @@ async def test_an_outcome_is_on_disk_when_its_event_comes(place: Place) -> None:
 
     async with service(place) as (_, des), place.open(des) as opened:
         async for outcome in opened:
-            found.append((await place.states())[outcome.key])
+            state = (await place.states())[outcome.key]
+            found.append(state)
 
     assert found == ["started"] * 10
 

@@ -640,9 +640,7 @@ async def _go_on(
 
     if corrections is not None:
         with await setup.schemas.checks(settings, corrections.name) as found:
-            checked = await importing.read_corrections(
-                corrections, found, setup.schemas, is_adding=is_adding
-            )
+            checked = await importing.read_corrections(corrections, found, setup.schemas)
 
         told = await _correct(ledger, corrections, checked, is_adding=is_adding, is_dry=True)
         corrected = (told.replaced, told.added)

@@ -212,14 +212,12 @@ def raise_if_invalid(
         )
 
 
-async def read_corrections(
-    manifest: Manifest, check: Check, schemas: Schemas, *, is_adding: bool
-) -> list[CheckedRow]:
+async def read_corrections(manifest: Manifest, check: Check, schemas: Schemas) -> list[CheckedRow]:
     """Return the rows of a file of corrections, all of them valid.
 
     Raises:
         InvalidManifest: rows are invalid, or the file can't be read to its end.
-        ManifestError: it can't be opened, or is to add rows and one has no key of its own.
+        ManifestError: it can't be opened.
     """
     rows: list[CheckedRow] = []
 
@@ -229,14 +227,6 @@ async def read_corrections(
     await read_rows(manifest, check, schemas, take)
     await run_sync(list, check.finish())
     raise_if_invalid(manifest, check, schemas, is_skipping=False)
-    nameless = next((row for row in rows if not row.has_own_key), None)
-
-    if is_adding and nameless is not None:
-        raise errors.ManifestError(
-            f"{manifest.name}:{nameless.row.line}: with --add-rows each row needs a key of its own",
-            hint="give the row a key that the batch does not have",
-        )
-
     return rows
 
 

@@ -52,7 +52,7 @@ class _Target:
 
     Attributes:
         due: when its next row may be claimed, by the session's clock; infinity: there is none.
-        refused: generation of the refused token, by row, of rows that wait for a newer one.
+        refused: rows whose last attempt met a refused token.
         is_resting: a pause is being sat out.
         generation: of the newest token that a renewal was told for.
     """
@@ -64,7 +64,7 @@ class _Target:
         self.throttle = throttle
         self.health = health
         self.due = math.inf
-        self.refused: dict[int, int] = {}
+        self.refused: set[int] = set()
         self.is_resting = False
         self.generation = 0
 
@@ -445,7 +445,7 @@ class Session:
             return ended(start, _doubt(sent), f"failed with {type(exc).__name__}: {exc}")
 
         target.throttle.started()
-        target.refused.pop(start.row, None)
+        target.refused.discard(start.row)
         return Outcome(
             start.row,
             start.attempt,
@@ -467,7 +467,7 @@ class Session:
         settings = self._settings
         result = verdict(error, start, settings)
         result, decided = target.throttle.take(error, result, self._clock.now())
-        target.refused.pop(start.row, None)
+        target.refused.discard(start.row)
         self._act(target, decided)
         asked = error.retry_after if isinstance(error, DesError) else None
         wait = 0.0
@@ -481,13 +481,12 @@ class Session:
         """Hold the target for a new token; where that one was refused too, it stops."""
         throttle = target.throttle
         throttle.responded(final=False)
-        known = target.refused.get(start.row)
 
-        if known is not None and error.generation > known:
+        if start.row in target.refused:
             message = "DES refused the new token as well"
             self._stop(throttle.stop(events.StopReason.CREDENTIALS, message))
         elif not self._is_draining and not throttle.is_stopped:
-            target.refused[start.row] = error.generation
+            target.refused.add(start.row)
             throttle.hold()
             self._workers.help(self._renew(target, error))
 
