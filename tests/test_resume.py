@@ -8,7 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from library import AUTO, TOKEN, Place, counts, once, rows, runs_of, service
+from openings import AUTO, TOKEN, Place, counts, once, rows, runs_of, service
 from stage import POS_USAGE, fault, invalid_row, rejected_row, row
 
 from deslaunch.des.client import DesClient

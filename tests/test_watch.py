@@ -10,7 +10,7 @@ import pytest
 from fakes import FakeAsker, VirtualClock, settle
 from hypothesis import given
 from hypothesis import strategies as st
-from library import TOKEN, Place, rows, service
+from openings import TOKEN, Place, rows, service
 from sessions import INTERRUPTED, LIMIT, MostJitter
 from stage import fault, rejected_row, row
 
