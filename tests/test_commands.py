@@ -857,9 +857,9 @@ def test_a_log_is_followed_while_the_ledger_grows(slow: Workplace) -> None:
         kinds.append(entry["kind"])
         keys.add(entry["key"] if entry["kind"] == "attempt" and entry["result"] else None)
 
-    follower.send_signal(signal.SIGINT)
-
     assert ended(launch).returncode == 0
+    assert not list(slow.folder.glob("night.ledger.db-*")), "the follower kept a WAL"
+    follower.send_signal(signal.SIGINT)
     assert ended(follower).returncode == 130
     assert {f"row-{n}" for n in range(1, 51)} <= keys
 

@@ -34,13 +34,25 @@ _RUNS: Final = ["failed", "succeeded", "unfinished"]
 _STATES: Final = [*(str(state) for state in RowState if state is not RowState.SENDING), "inFlight"]
 
 
-def _with_ledger(given: Given, work: Callable[[Ledger], Coroutine[Any, Any, int]]) -> int:
-    """Read a ledger; it may be at work."""
+def _with_ledger(
+    given: Given,
+    work: Callable[[Ledger], Coroutine[Any, Any, int]],
+    *,
+    every: float | None = None,
+) -> int:
+    """Read a ledger, which may be at work; again ``every`` so many seconds, until a signal."""
     from deslaunch.ledger.ledger import open_ledger  # noqa: PLC0415
 
     async def read(_: Interrupts) -> int:
-        async with await open_ledger(given["ledger"]) as ledger:
-            return await work(ledger)
+        while True:
+            async with await open_ledger(given["ledger"]) as ledger:
+                code = await work(ledger)
+
+            # Closed between two looks: a reader keeps a launcher from leaving one file behind.
+            if every is None:
+                return code
+
+            await asyncio.sleep(every)
 
     return run_work(read)
 
@@ -226,27 +238,25 @@ def log(given: Given) -> int:
     """
     printer = given.printer
 
+    after, recent = -1, dict[str, int]()
+
     async def work(ledger: Ledger) -> int:
-        after, recent = -1, dict[str, int]()
+        nonlocal after, recent
 
-        while True:
-            async for entries in ledger.log(key=given["key"], after_ms=after):
-                for entry in entries:
-                    line = str(entry)
+        async for entries in ledger.log(key=given["key"], after_ms=after):
+            for entry in entries:
+                line = str(entry)
 
-                    if line not in recent:
-                        recent[line] = entry.ms
-                        printer.json(render.log_line(entry))
+                if line not in recent:
+                    recent[line] = entry.ms
+                    printer.json(render.log_line(entry))
 
-                after = max(after, entries[-1].ms - _OVERLAP_MS)
-                recent = {line: ms for line, ms in recent.items() if ms > after}
+            after = max(after, entries[-1].ms - _OVERLAP_MS)
+            recent = {line: ms for line, ms in recent.items() if ms > after}
 
-            if not given["follow"]:
-                return 0
+        return 0
 
-            await asyncio.sleep(_FOLLOW_EVERY)
-
-    return _with_ledger(given, work)
+    return _with_ledger(given, work, every=_FOLLOW_EVERY if given["follow"] else None)
 
 
 @options.command(
