@@ -26,15 +26,17 @@ from deslaunch.ledger.reading import ResultRow
 from deslaunch.manifest.files import Manifest
 from deslaunch.model import AUTO, JobRunParameterValue, Row
 from deslaunch.report import results
-from deslaunch.report.output import PAGE_MARK, check_output, open_output
 from deslaunch.report.results import (
     COLUMNS,
     CSV_HEADER,
     FILES,
+    PAGE_MARK,
     Choice,
+    check_output,
     csv_line,
     join_cells,
     json_line,
+    open_output,
     split_results,
     write_results,
 )

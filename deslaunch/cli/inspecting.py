@@ -145,7 +145,7 @@ def _commands(ledger: Ledger, runs: WatchSummary) -> list[tuple[str, str]]:
 
 async def _write_unknown(given: Given, ledger: Ledger, printer: Printer) -> int:
     from deslaunch.ledger.findings import write_unknown  # noqa: PLC0415  # not needed for --help
-    from deslaunch.report.output import open_beside  # noqa: PLC0415
+    from deslaunch.report.results import open_beside  # noqa: PLC0415
 
     rows, text = [row async for portion in ledger.unknown_rows() for row in portion], io.StringIO()
     write_unknown(text, rows)

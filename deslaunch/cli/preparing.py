@@ -154,7 +154,7 @@ def template(given: Given) -> int:
     """
     from deslaunch.des.catalog import read_schema_file  # noqa: PLC0415  # not needed for --help
     from deslaunch.manifest.template import explanation, manifest_of  # noqa: PLC0415
-    from deslaunch.report.output import open_output  # noqa: PLC0415
+    from deslaunch.report.results import open_output  # noqa: PLC0415
 
     printer, output = given.printer, given["output"]
     form = options.form_of(output, given["format"])

@@ -452,7 +452,9 @@ FROM attempt
 WHERE result IS NOT NULL;
 
 -- name: report_timeline
-SELECT coalesce(answered_ms, sent_ms) / :width * :width AS begin, result, count(*)
+SELECT
+  coalesce(answered_ms, sent_ms) / :width * :width AS begin,
+  CASE WHEN result IN ('retry', 'throttled', 'unsent') THEN 'again' ELSE result END AS series, count(*)
 FROM attempt
 WHERE result IS NOT NULL
 GROUP BY 1, 2;
@@ -478,7 +480,7 @@ GROUP BY 1;
 
 -- name: report_again
 -- Why starts were left to be sent again; the rarest of very many different ones are left out.
-SELECT result, status, said, starts, r.key
+SELECT CASE result WHEN 'unsent' THEN 'not sent' ELSE 'HTTP ' || status END, said, starts, r.key
 FROM (
   SELECT result, status, substr(error, 1, 300) AS said, count(*) AS starts, min(row) AS first
   FROM attempt
@@ -490,7 +492,7 @@ FROM (
 ORDER BY starts DESC;
 
 -- name: report_events
-SELECT at_ms, kind, target, text FROM event ORDER BY id LIMIT 101;
+SELECT at_ms, kind, target, text FROM event ORDER BY id LIMIT :limit;
 
 -- name: report_is_corrected
 SELECT EXISTS (SELECT 1 FROM correction);

@@ -2,48 +2,39 @@
 
 Times are milliseconds since 1970, durations are milliseconds. A path lies in a box of 1,000 by
 100 that is stretched over its lane, so that a page of any width shows it, and no text is
-stretched with it.
+stretched with it. A mark is a pair: where, in percent, and what stands there.
 """
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from datetime import UTC, datetime
-from itertools import pairwise
-from typing import TYPE_CHECKING, Final, NamedTuple
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, Any, Final
 
 from deslaunch.model import count as counted
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from deslaunch.events import Counts
+
+    Marks = list[tuple[float, str]]
 
 BUCKETS: Final = 300
 """Bars of a timeline at most."""
 
-STATES: Final = {
-    "started": "started",
-    "failed": "failed",
-    "rejected": "rejected",
-    "unknown": "unknown",
-    "invalid": "invalid",
-    "withdrawn": "withdrawn",
-    "pending": "pending",
-    "in_flight": "in flight",
-}
-"""The states in the order in which they are shown, and what a person calls them."""
+STATES: Final = (
+    *("started", "failed", "rejected", "unknown"),
+    *("invalid", "withdrawn", "pending", "in_flight"),
+)
+"""The states in the order in which they are shown."""
 
-SERIES: Final = {
-    "started": "Started",
-    "again": "To be sent again",
-    "failed": "Failed",
-    "rejected": "Rejected",
-    "unknown": "Unknown",
-}
-"""What is counted over time; ``again`` are attempts that another one follows or may follow."""
+_COUNTED: Final = ("started", "again", "failed", "rejected", "unknown")
+SERIES: Final = {name: name.capitalize() for name in _COUNTED} | {"again": "To be sent again"}
+"""What is counted over time, and its label; ``again``: another attempt follows or may follow."""
 
 _SECOND, _MINUTE, _HOUR, _DAY = 1_000, 60_000, 3_600_000, 86_400_000
 _WIDTHS: Final = (
@@ -76,7 +67,7 @@ def duration(ms: float) -> str:
         return f"{ms:.0f} ms"
 
     if ms < _MINUTE:
-        return f"{ms / _SECOND:.1f} s" if ms % _SECOND else f"{ms / _SECOND:.0f} s"
+        return f"{ms / _SECOND:.1f} s".replace(".0 s", " s")
 
     unit, name, part, part_name = next(found for found in _UNITS if ms >= found[0])
     whole, rest = int(ms // unit), int(ms % unit // part)
@@ -85,12 +76,9 @@ def duration(ms: float) -> str:
 
 def percent(part: float, whole: float) -> str:
     """Return a share; what is there is never shown as nothing, nor what lacks as all."""
-    if not part:
-        return "0 %"
-
     share = 100 * part / whole
 
-    if share < 0.1:  # noqa: PLR2004  # a tenth is the last digit that is shown
+    if 0 < share < 0.1:  # noqa: PLR2004  # a tenth is the last digit that is shown
         return "<0.1 %"
 
     if part < whole and share > 99.9:  # noqa: PLR2004  # likewise
@@ -111,146 +99,102 @@ def bucket_width(busy_minutes: int, span: int) -> int:
         busy_minutes: minutes of the clock in which something happened.
         span: from the first to the last event.
     """
-    busy = min(busy_minutes * _MINUTE, span + 1)
-    least = busy / BUCKETS
+    least = min(busy_minutes * _MINUTE, span + 1) / BUCKETS
     return next((width for width in _WIDTHS if width >= least), math.ceil(least / _DAY) * _DAY)
 
 
-class Tick(NamedTuple):
-    """A mark: where, in percent, and what stands there."""
-
-    at: float
-    text: str
-
-
-class Axis:
-    """Where the bars of a timeline lie on a line whose length is 100; long idle time is cut out.
+def time_axis(begins: Sequence[int], width: int) -> dict[str, Any]:
+    """Return where bars lie on a line whose length is 100; long idle time is cut out.
 
     Args:
         begins: of the bars in which something happened, in order, at least one.
         width: of a bar.
 
-    Attributes:
-        bar: percent that a bar takes.
-        cuts: the middle of each stretch that is cut out, and its length in words.
-        cut: percent that each of them takes.
+    Returns:
+        ``places`` of the bars' begins, and the percent that one ``bar`` takes; ``cuts``: a mark in
+        the middle of each stretch that is cut out, with its length, and the percent that each
+        ``cut`` takes; ``ticks``: the times of some bars, none too close to another; ``days``: the
+        dates of the first and the last one.
     """
+    longest, cut = max(30, len(begins) // 3), max(1.0, len(begins) / 40)
+    places, cuts, end = [], [], 0.0  # in bars
 
-    def __init__(self, begins: Sequence[int], width: int) -> None:
-        longest, cut = max(30, len(begins) // 3), max(1.0, len(begins) / 40)
-        self._begins, self._width = begins, width
-        places: list[float] = [0]
-        cuts = []
+    for before, begin in pairwise([begins[0] - width, *begins]):
+        idle: float = (begin - before) // width - 1
 
-        for before, begin in pairwise(begins):
-            end = places[-1] + 1
-            idle = (begin - before) // width - 1
+        if idle > longest:
+            cuts.append((end + cut / 2, duration(idle * width)))
+            idle = cut
 
-            if idle > longest:
-                cuts.append((end + cut / 2, duration(idle * width)))
+        places.append(end + idle)
+        end = places[-1] + 1
 
-            places.append(end + (cut if idle > longest else idle))
-
-        self.bar = 100 / (places[-1] + 1)
-        self.cut = cut * self.bar
-        self.cuts = [Tick(at * self.bar, text) for at, text in cuts]
-        self._places = {b: at * self.bar for b, at in zip(begins, places, strict=True)}
-
-    def at(self, begin: int) -> float:
-        """Return the place of a bar, 0 to 100."""
-        return self._places[begin]
-
-    @property
-    def ticks(self) -> list[Tick]:
-        """The times of some bars, none too close to another."""
-        form = "%d %b" if self._width >= _DAY else "%H:%M" if self._width >= _MINUTE else "%H:%M:%S"
-        found: list[Tick] = []
-
-        for begin, at in self._places.items():
-            if at <= _LAST_TICK and (not found or at - found[-1].at >= _TICK_DISTANCE):
-                tenths = f".{begin // 100 % 10}" if self._width < _SECOND else ""
-                found.append(Tick(at, f"{time_of(begin):{form}}{tenths}"))
-
-        return found
-
-    @property
-    def days(self) -> str:
-        """The date of the first and of the last bar, or the only one."""
-        ends = (time_of(self._begins[0]), time_of(self._begins[-1]))
-        return " to ".join(dict.fromkeys(f"{time.day} {time:%B %Y}" for time in ends))
+    bar = 100 / end
+    dates = [f"{time.day} {time:%B %Y}" for time in (time_of(begins[0]), time_of(begins[-1]))]
+    found = {begin: place * bar for begin, place in zip(begins, places, strict=True)}
+    return {
+        "places": found,
+        "bar": bar,
+        "cuts": [(at * bar, text) for at, text in cuts],
+        "cut": cut * bar,
+        "ticks": _ticks(found, width),
+        "days": " to ".join(dict.fromkeys(dates)),
+    }
 
 
-class Lane(NamedTuple):
-    """One line of the timeline.
+def _ticks(places: Mapping[int, float], width: int) -> Marks:
+    form = "%d %b" if width >= _DAY else "%H:%M" if width >= _MINUTE else "%H:%M:%S"
+    found: Marks = []
 
-    Attributes:
-        name: what it shows, also the name of its colour.
-        label: for a person.
-        note: the numbers in words.
-        path: bars or blocks.
-        grid: height in percent, and text, of each line to read the height by.
-    """
+    for begin, at in places.items():
+        if at <= _LAST_TICK and (not found or at - found[-1][0] >= _TICK_DISTANCE):
+            tenths = f".{begin // 100 % 10}" if width < _SECOND else ""
+            found.append((at, f"{time_of(begin):{form}}{tenths}"))
 
-    name: str
-    label: str
-    note: str
-    path: str
-    grid: tuple[Tick, ...] = ()
+    return found
 
 
-class TimeChart(NamedTuple):
-    """What happened when.
-
-    Attributes:
-        bar: width of a bar in words.
-        lanes: from top to bottom.
-        axis: the time axis that they share.
-        columns: labels of the series.
-        rows: the same in numbers: time, and one count for each column.
-    """
-
-    bar: str
-    lanes: tuple[Lane, ...]
-    axis: Axis
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, tuple[int, ...]], ...]
-
-
-def time_chart(events: Iterable[tuple[int, str, int]], width: int) -> TimeChart | None:
+def time_chart(events: Iterable[tuple[int, str, int]], width: int) -> dict[str, Any] | None:
     """Return the timeline of a batch, or None where nothing happened.
 
     Args:
         events: begin of a bar, a series, and how many events of it lie in the bar.
         width: of a bar.
+
+    Returns:
+        what :func:`time_axis` returns, and ``lanes`` from top to bottom; ``columns`` and ``rows``
+        say the same in numbers: time, and one count for each series.
     """
     bars: dict[int, Counter[str]] = {}
-    totals: Counter[str] = Counter()
 
     for begin, series, number in sorted(events):
         bars.setdefault(begin, Counter())[series] += number
-        totals[series] += number
 
     if not bars:
         return None
 
-    axis = Axis(list(bars), width)
-    shown = ["started", *(name for name in SERIES if totals[name] and name != "started")]
-    return TimeChart(
-        bar=duration(width),
-        lanes=tuple(_lane(bars, width, axis, name, totals[name]) for name in shown),
-        axis=axis,
-        columns=tuple(SERIES[name] for name in shown),
-        rows=tuple(
-            (f"{time_of(begin):%Y-%m-%d %H:%M:%S}", tuple(counts[name] for name in shown))
+    axis = time_axis(list(bars), width)
+    totals = sum(bars.values(), Counter())
+    shown = [name for name in SERIES if totals[name] or name == "started"]
+    return {
+        **axis,
+        "width": duration(width),
+        "lanes": [_lane(bars, width, axis, name, totals[name]) for name in shown],
+        "columns": [SERIES[name] for name in shown],
+        "rows": [
+            (f"{time_of(begin):%Y-%m-%d %H:%M:%S}", [counts[name] for name in shown])
             for begin, counts in bars.items()
-        ),
-    )
+        ],
+    }
 
 
-def _lane(bars: Mapping[int, Counter[str]], width: int, axis: Axis, name: str, total: int) -> Lane:
+def _lane(
+    bars: Mapping[int, Counter[str]], width: int, axis: Mapping[str, Any], name: str, total: int
+) -> dict[str, Any]:
+    """Return one line of the timeline: label, numbers in words, bars, lines to read heights by."""
     peak = max(counts[name] for counts in bars.values())
     top = float(peak or 1)
-    grid: tuple[Tick, ...] = ()
+    grid: Marks = []
     label, note = SERIES[name], f"{total:,}"
 
     if name == "started":
@@ -264,111 +208,82 @@ def _lane(bars: Mapping[int, Counter[str]], width: int, axis: Axis, name: str, t
         note += f", at most {peak:,} in {duration(width)}"
 
     # Each is wide and high enough to be seen.
-    bar = max(2.0, axis.bar * 10 * 0.92)
+    bar = max(2.0, axis["bar"] * 10 * 0.92)
     path = "".join(
-        f"M{axis.at(begin) * 10:.1f} 100h{bar:.1f}v-{max(3.0, height):.1f}h-{bar:.1f}z"
+        f"M{axis['places'][begin] * 10:.1f} 100h{bar:.1f}v-{max(3.0, height):.1f}h-{bar:.1f}z"
         for begin, counts in bars.items()
         if (height := 100 * counts[name] / top)
     )
-    return Lane(name, label, note, path, grid)
+    return {"name": name, "label": label, "note": note, "path": path, "grid": grid}
 
 
-def _grid(peak: float) -> tuple[float, tuple[Tick, ...]]:
+def _grid(peak: float) -> tuple[float, Marks]:
     """Return the height of a lane whose highest bar is ``peak``, and up to three lines."""
     if not peak:
-        return 1, ()
+        return 1, []
 
     size = 10 ** math.floor(math.log10(peak))
     step = next(size * nice for nice in (0.2, 0.5, 1, 2, 5) if peak <= size * nice * 3)
     lines = math.ceil(peak / step)
-    marks = range(1, lines + 1)
-    return lines * step, tuple(Tick(100 - 100 * n / lines, _number(n * step)) for n in marks)
+    marks = [(100 - 100 * n / lines, _number(n * step)) for n in range(1, lines + 1)]
+    return lines * step, marks
 
 
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"  # noqa: PLR2004
 
 
-class Share(NamedTuple):
-    """A state's part of the bar of all rows, and its place in percent."""
+def shares(counts: Counts) -> list[dict[str, Any]]:
+    """Return each state's part of the bar of all rows, and its place in percent.
 
-    state: str
-    label: str
-    rows: int
-    share: str
-    left: float
-    width: float
-
-
-def shares(counts: Counts) -> list[Share]:
-    """Return how all rows are spread over the states; a state without rows is left out."""
+    A state without rows is left out; what would be too thin to be seen is not that thin.
+    """
     present = {state: getattr(counts, state) for state in STATES if getattr(counts, state)}
-    thin = 0.6  # percent kept for what would else be too thin to be seen
-    found: list[Share] = []
-    left = 0.0
+    thin, left = 0.6, 0.0
+    found = []
 
     for state, rows in present.items():
         width = thin + (100 - thin * len(present)) * rows / counts.rows
-        found.append(Share(state, STATES[state], rows, percent(rows, counts.rows), left, width))
+        share, label = percent(rows, counts.rows), state.replace("_", " ")
+        part = {"state": state, "label": label, "rows": rows, "share": share}
+        found.append({**part, "left": left, "width": width})
         left += width
 
     return found
 
 
-class Spread(NamedTuple):
-    """How durations are spread.
-
-    Attributes:
-        total: how many there are.
-        percentiles: words, and the duration in words.
-        bars: from, to, count, share in words, and length in percent of the longest bar.
-    """
-
-    total: int
-    percentiles: list[tuple[str, str]]
-    bars: list[tuple[str, str, int, str, float]]
-
-
-def spread(durations: Iterable[tuple[int, int]]) -> Spread | None:
+def spread(durations: Iterable[tuple[int, int]]) -> dict[str, Any] | None:
     """Return how durations are spread, or None where there is none.
 
     Args:
         durations: a duration, at least 0, and how many have it; each duration once.
+
+    Returns:
+        their ``total``; ``percentiles``: words, and the duration in words; ``bars``: from, to,
+        count, share in words, and length in percent of the longest bar.
     """
     numbers = sorted(durations)
-    total = sum(number for _, number in numbers)
 
-    if not total:
+    if not numbers:
         return None
 
-    within = [
-        (words, duration(_percentile(numbers, share * total))) for share, words in _PERCENTILES
-    ]
-    return Spread(total, within, list(_spread_bars(numbers, total)))
-
-
-def _percentile(numbers: Sequence[tuple[int, int]], place: float) -> int:
-    passed = 0
-
-    for ms, number in numbers:
-        passed += number
-
-        if passed >= place:
-            return ms
-
-    return numbers[-1][0]
-
-
-def _spread_bars(
-    numbers: Iterable[tuple[int, int]], total: int
-) -> Iterator[tuple[str, str, int, str, float]]:
+    ends = list(accumulate(number for _, number in numbers))
+    total = ends[-1]
     counts: Counter[int] = Counter()
 
     for ms, number in numbers:
         counts[bisect_right(_EDGES, ms) - 1] += number
 
     most = max(counts.values())
-
-    for edge in range(min(counts), max(counts) + 1):
-        begin, end = (duration(ms) for ms in _EDGES[edge : edge + 2])
-        yield begin, end, counts[edge], percent(counts[edge], total), 100 * counts[edge] / most
+    return {
+        "total": total,
+        "percentiles": [
+            (words, duration(numbers[bisect_left(ends, share * total)][0]))
+            for share, words in _PERCENTILES
+        ],
+        "bars": [
+            (*map(duration, _EDGES[edge : edge + 2]), n, percent(n, total), 100 * n / most)
+            for edge in range(min(counts), max(counts) + 1)
+            for n in [counts[edge]]
+        ],
+    }

@@ -12,42 +12,38 @@ import gzip
 import re
 import shlex
 from collections import Counter
-from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 from importlib import resources
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import orjson
 from anyio import to_thread
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from deslaunch.ledger.place import as_word
+from deslaunch.ledger.sqlite import as_word
 from deslaunch.manifest.rows import load_row
 from deslaunch.model import AUTO, DEFAULT_TARGET, JobRunParameterValue, Row, printable
 from deslaunch.model import count as counted
 from deslaunch.report import charts
-from deslaunch.report.output import PAGE_MARK, open_beside
-from deslaunch.report.results import IN_FLIGHT, rows_of
+from deslaunch.report.results import IN_FLIGHT, open_beside, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from deslaunch.events import Counts
-    from deslaunch.ledger.reading import Reader, ResultRow
+    from deslaunch.ledger.reading import Reader, ResultRow, UnknownRow
     from deslaunch.model import ParameterValue
+
+    Causes = dict[tuple[str, str], dict[str, Any]]
 
 TABLE_ROWS: Final = 100_000
 """Rows that the table holds; of more, those that need a look come before those that started."""
 
-ENCODED_LIMIT: Final = 4_500_000
-"""Characters that the table may take, so that a page stays below 5 MB."""
-
-STATIC_ROWS: Final = 100
-"""Rows that are part of the page itself, so that it can be read without its script."""
+ENCODED_LIMIT: Final = 4_600_000
+"""Characters that the table may take, so that a page stays below 5 MB; else it holds fewer rows."""
 
 LISTED: Final = 50
 """Unknown rows, and events, that are shown; and possible duplicates, half as many."""
@@ -55,34 +51,31 @@ LISTED: Final = 50
 CAUSES: Final = 200
 """Different causes that are told apart; all others are one more."""
 
-_SHOWN_CAUSES: Final = 30
-_SHOWN_JOBS: Final = 50
 _CAUSE_LIMIT: Final = 300
 _CELL_LIMIT: Final = 200
-_WORDS: Final = 3_000
-_LEFT_OUT: Final = "(more different texts than a page can hold: see deslaunch results)"
 _OTHER: Final = "other causes"
 _EXAMPLES: Final = 3
-_VARYING: Final = re.compile(
-    r"[0-9a-fA-F]{8}(?:-?[0-9a-fA-F]{4}){3}-?[0-9a-fA-F]{12}|(?<!HTTP )(?<![0-9])[0-9]+"
-)
 _GUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_SERIES: Final = {"retry": "again", "throttled": "again", "unsent": "again"}
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_VARYING: Final = re.compile(rf"{_GUID.pattern.replace('-[', '-?[')}|(?<!HTTP )(?<![0-9])[0-9]+")
+_NEED_A_CAUSE: Final = frozenset({"failed", "rejected", "invalid", "unknown"})
+_COLUMNS: Final = (
+    *(("row", "Row", "number"), ("key", "Key", "text"), ("target", "Target", "text")),
+    *(("job", "Job", "text"), ("state", "State", "text"), ("run_id", "jobRunId", "text")),
+    *(("attempts", "Sent", "number"), ("said", "What was said", "text")),
+    *(("sent", "Last sent", "time"), ("took", "Response after", "duration")),
+    *(("run", "Run", "text"), ("ended", "Run ended", "time")),
+)
+"""The table's columns: name, heading, and what stands there; times are ms since 1970."""
 
 
 async def write_report(
-    ledger: Reader,
-    output: Path,
-    *,
-    commands: Sequence[tuple[str, str]] = (),
-    force: bool = False,
+    ledger: Reader, output: Path, *, commands: Sequence[tuple[str, str]] = (), force: bool = False
 ) -> None:
     """Write the page; memory and the page's size do not grow beyond 100,000 rows.
 
     Args:
         ledger: of the batch; may be at work.
-        output: the file, replaced as a whole (:func:`~deslaunch.report.output.open_output`).
+        output: the file, replaced as a whole (:func:`~deslaunch.report.results.open_output`).
         commands: what to do next: why, and the exact command. What resolves single rows is
             added here.
         force: another existing file is replaced.
@@ -92,204 +85,206 @@ async def write_report(
         LedgerError: the ledger can't be read.
     """
     async with open_beside(ledger, output, force=force) as stream:
-        context = await _context(ledger, commands)
-        await to_thread.run_sync(_render, context, stream)
+        rows = PageRows()
+
+        async for portion in rows_of(ledger, with_rows=True):
+            await to_thread.run_sync(rows.take, portion)
+
+        context = await _context(ledger, rows)
+        await to_thread.run_sync(_render, {**context, "commands": commands}, rows, stream)
 
 
-def _render(context: dict[str, Any], stream: BinaryIO) -> None:
-    table: Table = context["table"]
-    columns = table.columns()
-    data, held = encode_table(columns)
-    style, script = _file("page.css"), _file("page.js")
-    pieces = (
-        _environment()
-        .get_template("page.html")
-        .generate(
-            context,
-            mark=Markup(PAGE_MARK.decode()),  # noqa: S704  # a constant
-            policy=_policy(style, script),
-            style=style,
-            script=script,
-            columns=columns,
-            held=held,
-            static_rows=min(held, STATIC_ROWS),
-            data=Markup(data),  # noqa: S704  # base 85 without <, & and >
-        )
+def _render(context: Mapping[str, Any], rows: PageRows, stream: BinaryIO) -> None:
+    columns, data = rows.table()
+    files = resources.files("deslaunch.report")
+    style, script = (
+        Markup(files.joinpath(name).read_text("utf-8"))  # noqa: S704  # the package's own files
+        for name in ("page.css", "page.js")
+    )
+    environment = Environment(
+        loader=PackageLoader("deslaunch.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "counted": counted,
+        "duration": charts.duration,
+        "iso": _iso,
+        "number": "{:,}".format,
+        "place": "{:.2f}".format,
+        "sha256": lambda text: base64.b64encode(sha256(text.encode()).digest()).decode(),
+    }
+    pieces = environment.get_template("page.html").generate(
+        context, columns=columns, style=style, script=script, data=data
     )
     stream.writelines(piece.encode() for piece in pieces)
 
 
-async def _context(ledger: Reader, commands: Sequence[tuple[str, str]]) -> dict[str, Any]:
-    """Return what the template shows."""
-    counts, targets = await ledger.counts()
-    runs = await ledger.run_counts()
-    found = _Gathered()
+def _visible(value: Any) -> Any:
+    """Make hostile text visible, wherever the template puts it; markup is the template's own."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
-    async for rows in rows_of(ledger, with_rows=True):
-        await to_thread.run_sync(found.take, rows)
+
+def _iso(ms: int) -> str:
+    return charts.time_of(ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
+    """Return what the template shows, but for the table; the ledger adds up what attempts say."""
+    counts, targets = await ledger.counts()
+    unknown: list[UnknownRow] = await anext(ledger.unknown_rows(), [])
+    ((first, last, minutes),) = await ledger.query("report_span")
+    width = 0 if first is None else charts.bucket_width(minutes, last - first)
+    again: Causes = {}
+
+    for kind, text, number, key in await ledger.query("report_again"):
+        add_cause(again, kind, text, key, number)
 
     return {
         "ledger": as_word(ledger.place),
+        "batch": ledger.batch,
+        "sessions": await ledger.sessions(),
         "launcher": await ledger.launcher(),
-        "verdict": _verdict(counts, runs.failed),
+        "last_ms": last,
         "counts": counts,
         "targets": targets,
         "shares": charts.shares(counts),
-        "jobs": sorted(found.jobs.items(), key=lambda job: -job[1].total()),
-        "shown_jobs": _SHOWN_JOBS,
-        "commands": commands,
-        "unknown": await _unknown(ledger),
-        "duplicates": [doubt_of(row, ledger.place) for row in found.duplicates],
-        "causes": found.causes.worst(),
-        "shown_causes": _SHOWN_CAUSES,
-        "runs": found.was_watched and runs,
-        "run_failures": found.run_failures.worst(),
-        "table": found.table,
-        "about": await _about(ledger),
-        **await _over_time(ledger),
-    }
-
-
-async def _unknown(ledger: Reader) -> list[Doubt]:
-    async for rows in ledger.unknown_rows():
-        return [doubt_of(row, ledger.place) for row in rows[:LISTED]]
-
-    return []
-
-
-async def _about(ledger: Reader) -> list[tuple[str, str]]:
-    """Return what the report was made from, name by name."""
-    batch, sessions = ledger.batch, await ledger.sessions()
-    manifest = "rows of a program" if batch.manifest == "<rows>" else batch.manifest
-    found = [
-        ("Manifest", f"{manifest}, {counted(batch.rows, 'row')}"),
-        ("Imported", f"{_utc(_iso(batch.imported_ms))} UTC"),
-    ]
-
-    if sessions:
-        last, times = sessions[-1], counted(len(sessions), "time")
-        found.append(("Launched", f"{times}, last by process {last.pid} on {last.host}"))
-        found.extend((f"Target {name}", url) for name, url in last.targets.items())
-
-    return found
-
-
-async def _over_time(ledger: Reader) -> dict[str, Any]:
-    """Return what the attempts add up to; the ledger counts them."""
-    ((first, last, minutes),) = await ledger.query("report_span")
-    chart = None
-
-    if first is not None:
-        width = charts.bucket_width(minutes, last - first)
-        counts = await ledger.query("report_timeline", {"width": width})
-        series = ((begin, _SERIES.get(result, result), number) for begin, result, number in counts)
-        chart = charts.time_chart(series, width)
-
-    again = Causes()
-
-    for result, status, error, number, key in await ledger.query("report_again"):
-        kind = "not sent" if result == "unsent" else f"HTTP {status}"
-        again.add(kind, error or "no reason was given", key, number)
-
-    events = await ledger.query("report_events")
-    return {
-        "chart": chart,
-        "last_utc": None if last is None else _iso(last),
-        "again": again.worst(),
-        "events": [(_iso(ms), kind, target, text) for ms, kind, target, text in events[:LISTED]],
-        "more_events": len(events) > LISTED,
-        "responses": charts.spread(await ledger.query("report_responses")),
+        "jobs": sorted(rows.jobs.items(), key=lambda job: -job[1].total()),
+        "unknown": [doubt_of(row, ledger.place) for row in unknown[:LISTED]],
+        "duplicates": [doubt_of(row, ledger.place) for row in rows.duplicates],
+        "causes": rows.causes,
+        "again": again,
+        "runs": await ledger.run_counts(),
+        "was_watched": rows.was_watched,
+        "run_failures": rows.run_failures,
         "run_times": charts.spread(await ledger.query("report_run_times")),
+        "responses": charts.spread(await ledger.query("report_responses")),
+        "chart": charts.time_chart(await ledger.query("report_timeline", {"width": width}), width),
+        "events": await ledger.query("report_events", {"limit": LISTED + 1}),
+        "listed": LISTED,
     }
 
 
-@dataclass(slots=True)
-class Cause:
-    """One thing that went wrong.
+def add_cause(causes: Causes, kind: str, text: str | None, key: str, count: int = 1) -> None:
+    """Count what went wrong, grouped by text without its numbers and ids: at most 200 groups.
+
+    Args:
+        causes: by kind and such a text: ``kind``, ``text`` as it was first, at most 300
+            characters, ``count`` and ``examples``, the keys of the first rows.
+        kind: what it led to.
+        text: what was said.
+        key: of the first row that it happened to.
+        count: how often it happened.
+    """
+    cut = (text or "no reason was given")[:_CAUSE_LIMIT]
+    name = (kind, _VARYING.sub("#", cut))
+
+    if name not in causes and len(causes) >= CAUSES:
+        cut, name = _OTHER, (kind, _OTHER)
+
+    cause = causes.setdefault(name, {"kind": kind, "text": cut, "count": 0, "examples": []})
+    cause["count"] += count
+
+    if len(cause["examples"]) < _EXAMPLES:
+        cause["examples"].append(key)
+
+
+class PageRows:
+    """What adds up over the rows, and the rows that the table holds.
+
+    Args:
+        limit: rows that the table holds at most.
 
     Attributes:
-        kind: what it led to.
-        text: what was said the first time, at most 300 characters.
-        count: how often it happened.
-        examples: keys of the first rows that it happened to.
+        jobs: rows by state, by the job's name, jobId and target.
+        causes: why rows have no run, as :func:`add_cause` groups it.
+        run_failures: why runs failed, likewise.
+        duplicates: the first rows that may have been started twice.
+        was_watched: DES told of a run.
     """
 
-    kind: str
-    text: str
-    count: int = 0
-    examples: list[str] = field(default_factory=list)
-
-
-class Causes:
-    """What went wrong, grouped by text without its numbers and ids: at most 200 groups."""
-
-    def __init__(self) -> None:
-        self._groups: dict[tuple[str, str], Cause] = {}
-
-    def add(self, kind: str, text: str, key: str, count: int = 1) -> None:
-        """Count cases of ``text``, the first of which happened to the row ``key``."""
-        cut = text[:_CAUSE_LIMIT]
-        name = (kind, _VARYING.sub("#", cut))
-
-        if name not in self._groups and len(self._groups) >= CAUSES:
-            cut, name = _OTHER, (kind, _OTHER)
-
-        cause = self._groups.setdefault(name, Cause(kind, cut))
-        cause.count += count
-
-        if len(cause.examples) < _EXAMPLES:
-            cause.examples.append(key)
-
-    def worst(self) -> list[Cause]:
-        """Return the groups, the most frequent first."""
-        return sorted(self._groups.values(), key=lambda cause: -cause.count)
-
-
-class _Gathered:
-    """What adds up over the rows."""
-
-    def __init__(self) -> None:
+    def __init__(self, limit: int = TABLE_ROWS) -> None:
         self.jobs: dict[tuple[str, str, str], Counter[str]] = {}
-        self.causes = Causes()
-        self.was_watched = False
-        self.run_failures = Causes()
+        self.causes: Causes = {}
+        self.run_failures: Causes = {}
         self.duplicates: list[ResultRow] = []
-        self.table = Table()
+        self.was_watched = False
+        self._limit = limit
+        self._urgent: list[tuple[Any, ...]] = []
+        self._started: list[tuple[Any, ...]] = []
 
     def take(self, rows: Sequence[ResultRow]) -> None:
+        """Take in the next rows."""
         for row in rows:
-            self._take(row)
+            counts = self.jobs.setdefault((row.job_name, row.job_id, row.target), Counter())
+            counts["in_flight" if row.state == IN_FLIGHT else row.state] += 1
+            self.was_watched = self.was_watched or row.finished is not None
+            has_failed = row.finished == 1 and not row.success
 
-    def _take(self, row: ResultRow) -> None:
-        counts = self.jobs.setdefault((row.job_name, row.job_id, row.target), Counter())
-        counts[_STATE_NAMES.get(row.state, row.state)] += 1
-        self.table.take(row)
+            if row.state in _NEED_A_CAUSE:
+                add_cause(self.causes, row.state, _said(row), row.key or f"row {row.row}")
 
-        if row.state in _NEED_A_CAUSE:
-            key = row.key or f"row {row.row}"
-            self.causes.add(row.state, _said(row) or "no reason was given", key)
+            if has_failed:
+                add_cause(self.run_failures, "run failed", row.status_text, row.key)
 
-        if row.possible_duplicate and len(self.duplicates) < LISTED // 2:
-            self.duplicates.append(row)
+            if row.possible_duplicate and len(self.duplicates) < LISTED // 2:
+                self.duplicates.append(row)
 
-        run = _run_word(row)
-        self.was_watched = self.was_watched or bool(run)
+            needs_a_look = row.state != "started" or row.possible_duplicate or has_failed
+            kept = self._urgent if needs_a_look else self._started
 
-        if run == "failed":
-            text = row.status_text or "DES gave no reason"
-            self.run_failures.add("run failed", text, row.key or "")
+            if len(kept) < self._limit:
+                kept.append(_line(row))
+
+    def table(self, limit: int = ENCODED_LIMIT) -> tuple[list[dict[str, Any]], str]:
+        """Return the table's columns, and the same as JSON in gzip in base 64.
+
+        A column that says nothing, or only the default target, is left out.
+
+        Args:
+            limit: characters that it may take; the started rows that do not fit are left out.
+        """
+        rows = self._limit
+
+        while True:
+            lines = sorted([*self._urgent, *self._started][:rows])
+            columns = [
+                {"name": name, "label": label, "kind": kind, "values": values}
+                for (name, label, kind), *values in zip(_COLUMNS, *lines, strict=True)
+                if {*values} - {None, DEFAULT_TARGET} or name in {"row", "state"}
+            ]
+            data = base64.b64encode(gzip.compress(orjson.dumps(columns), 6, mtime=0))
+
+            if len(data) <= limit:
+                return columns, data.decode()
+
+            rows = int(len(lines) * limit / len(data) * 0.98)
 
 
-_STATE_NAMES: Final = {IN_FLIGHT: "in_flight"}
-_NEED_A_CAUSE: Final = frozenset({"failed", "rejected", "invalid", "unknown"})
-
-
-def _run_word(row: ResultRow) -> str:
-    """Return how a row's run is getting on, or ``""`` where it was never asked about."""
-    if row.finished is None:
-        return ""
-
-    return "not finished" if not row.finished else "succeeded" if row.success else "failed"
+def _line(row: ResultRow) -> tuple[Any, ...]:
+    """Return a row of the table."""
+    sent, answered = ms_of(row.sent_utc), ms_of(row.answered_utc)
+    is_timed = sent is not None and answered is not None and answered >= sent
+    twice = ", maybe twice" if row.possible_duplicate else ""
+    run = "succeeded" if row.success else "failed" if row.finished else "not finished"
+    run = f"{run}: {row.status_text}" if row.status_text else run
+    return (
+        row.row,
+        printable(row.key) or None,
+        _shown(row.target),
+        _shown(f"{row.job_name}\n{row.job_id}" if row.job_name else row.job_id),
+        _shown(f"{row.state}{twice}"),
+        printable(row.job_run_id or "") or None,
+        row.attempts,
+        _shown(_said(row)),
+        sent,
+        answered - sent if is_timed else None,  # type: ignore[operator]  # both are numbers
+        None if row.finished is None else _shown(run),
+        ms_of(row.finished_utc),
+    )
 
 
 def _said(row: ResultRow) -> str:
@@ -301,223 +296,47 @@ def _said(row: ResultRow) -> str:
     return ": ".join(word for word in (status, row.error) if word)
 
 
-class Column(NamedTuple):
-    """One column of the table.
-
-    Attributes:
-        name: what tells it from the others.
-        label: its heading.
-        kind: ``text``, ``number``, ``duration`` or ``time`` (milliseconds since 1970).
-        values: one for each row; None where there is nothing to say.
-    """
-
-    name: str
-    label: str
-    kind: str
-    values: Sequence[Any]
-
-
-_COLUMNS: Final = (
-    ("row", "Row", "number"),
-    ("key", "Key", "text"),
-    ("target", "Target", "text"),
-    ("job", "Job", "text"),
-    ("state", "State", "text"),
-    ("run_id", "jobRunId", "text"),
-    ("attempts", "Sent", "number"),
-    ("said", "What was said", "text"),
-    ("sent", "Last sent", "time"),
-    ("took", "Response after", "duration"),
-    ("run", "Run", "text"),
-    ("ended", "Run ended", "time"),
-)
-
-
-class Table:
-    """The rows of the table.
-
-    Args:
-        limit: rows to keep at most.
-    """
-
-    def __init__(self, limit: int = TABLE_ROWS) -> None:
-        self._limit = limit
-        self._urgent: list[tuple[Any, ...]] = []
-        self._started: list[tuple[Any, ...]] = []
-        self._words: dict[str, str] = {}
-
-    def take(self, row: ResultRow) -> None:
-        """Take in the next row."""
-        needs_a_look = (
-            row.state != "started" or row.possible_duplicate or _run_word(row) == "failed"
-        )
-        kept = self._urgent if needs_a_look else self._started
-
-        if len(kept) < self._limit:
-            kept.append(self._line(row))
-
-    def columns(self) -> list[Column]:
-        """Return the table; a column that says nothing, or only the default target, is left out."""
-        room = self._limit - len(self._urgent)
-        lines = sorted([*self._urgent, *self._started[:room]])
-        values = list(zip(*lines, strict=True)) or [() for _ in _COLUMNS]
-        return [
-            Column(*column, found)
-            for column, found in zip(_COLUMNS, values, strict=True)
-            if set(found) - {None, DEFAULT_TARGET} or column[0] in {"row", "state"}
-        ]
-
-    def _line(self, row: ResultRow) -> tuple[Any, ...]:
-        sent, answered = ms_of(row.sent_utc), ms_of(row.answered_utc)
-        is_timed = sent is not None and answered is not None and answered >= sent
-        run, twice = _run_word(row), ", maybe twice" if row.possible_duplicate else ""
-        return (
-            row.row,
-            printable(row.key) or None,
-            self._word(row.target),
-            self._word(f"{row.job_name}\n{row.job_id}" if row.job_name else row.job_id),
-            self._word(f"{row.state}{twice}"),
-            None if row.job_run_id is None else printable(row.job_run_id),
-            row.attempts,
-            self._word(_said(row)),
-            sent,
-            answered - sent if is_timed else None,  # type: ignore[operator]  # both are numbers
-            self._word(f"{run}: {row.status_text}" if run and row.status_text else run),
-            ms_of(row.finished_utc),
-        )
-
-    def _word(self, text: str | None) -> str | None:
-        """Return a text that rows share, cut; after 3,000 different ones others are left out.
-
-        Such texts come from outside, and 100,000 different ones would burst the page.
-        """
-        if not text:
-            return None
-
-        known = self._words.get(text)
-
-        if known is None and len(self._words) >= _WORDS:
-            return _LEFT_OUT
-
-        if known is None:
-            shown = "\n".join(printable(line) for line in text.split("\n", 1))
-            known = self._words[text] = _cut(shown, _CELL_LIMIT)
-
-        return known
+@lru_cache(maxsize=4096)  # rows share what was said, and its memory
+def _shown(text: str) -> str | None:
+    """Return a text as a cell shows it, made visible and cut; a line that follows is a title."""
+    shown = "\n".join(map(printable, text.split("\n", 1)))
+    return (shown if len(shown) <= _CELL_LIMIT else f"{shown[: _CELL_LIMIT - 1]}…") or None
 
 
 def ms_of(utc: str | None) -> int | None:
     """Return the milliseconds since 1970 of a time, None where it can't be read."""
-    if utc is None:
+    try:
+        time = datetime.fromisoformat(utc or "")
+        return round((time if time.tzinfo else time.replace(tzinfo=UTC)).timestamp() * 1000)
+    except (ValueError, OverflowError):
         return None
 
-    with suppress(ValueError):
-        time = datetime.fromisoformat(utc)
-        return ((time if time.tzinfo else time.replace(tzinfo=UTC)) - _EPOCH) // _MILLISECOND
 
-    return None
+def doubt_of(row: Any, ledger: str) -> dict[str, Any]:
+    """Return what a person needs to look a row up, and to tell what was found.
 
+    Args:
+        row: an unknown row, or a possible duplicate, with what the row says.
+        ledger: its place.
 
-_MILLISECOND: Final = timedelta(milliseconds=1)
-
-
-# The table as text that stands in the page. It is kept by column, as what repeats least: words
-# once and their numbers, numbers as differences, ids as 16 bytes; then gzip, then base 85 with
-# ",.:" for "<&>". 100,000 keys and jobRunIds fit into a page of 5 MB in no plainer form.
-
-_ID: Final = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_NO_ID: Final = bytes(16)
-_PIECE: Final = 4 << 14  # whole groups of four bytes; the encoder takes many times its memory
-_TO_SAFE: Final = bytes.maketrans(b"<&>", b",.:")
-
-
-def encode_table(columns: Sequence[Column], *, limit: int = ENCODED_LIMIT) -> tuple[str, int]:
-    """Return as many of the first rows as fit into ``limit`` characters, and how many they are."""
-    rows = len(columns[0].values)
-
-    while True:
-        blobs: list[bytes] = []
-        packed = [
-            {"name": name, "label": label, "kind": kind, **_pack(kind, values[:rows], blobs)}
-            for name, label, kind, values in columns
-        ]
-        head = orjson.dumps({"rows": rows, "columns": packed})
-        data = b"".join((len(head).to_bytes(4, "big"), head, *blobs))
-        data = gzip.compress(data, 9, mtime=0)
-        pieces = (base64.b85encode(data[at : at + _PIECE]) for at in range(0, len(data), _PIECE))
-        text = b"".join(pieces).translate(_TO_SAFE).decode()
-
-        if len(text) <= limit or not rows:
-            return text, rows
-
-        rows = int(rows * limit / len(text) * 0.98)
-
-
-def _pack(kind: str, values: Sequence[Any], blobs: list[bytes]) -> dict[str, Any]:
-    if kind != "text":
-        steps: list[int | None] = []
-        last = 0
-
-        for value in values:
-            steps.append(None if value is None else value - last)
-            last = last if value is None else value
-
-        return {"differences": steps}
-
-    words = {value: number for number, value in enumerate(dict.fromkeys(values))}
-    lengths = {len(word) for word in words if word is not None}
-
-    if len(lengths) == 1 and all(word is None or _is_id(word) for word in words):
-        blobs.append(b"".join(_id_bytes(value) for value in values))
-        return {"dash": "" if lengths == {32} else "-"}
-
-    if len(words) * 2 > len(values):
-        return {"texts": values}
-
-    return {"words": list(words), "numbers": [words[value] for value in values]}
-
-
-def _id_bytes(value: str | None) -> bytes:
-    return _NO_ID if value is None else bytes.fromhex(value.replace("-", ""))
-
-
-def _is_id(word: str) -> bool:
-    return _ID.fullmatch(word) is not None and _id_bytes(word) != _NO_ID
-
-
-# What the template is given beside the numbers.
-
-
-class Doubt(NamedTuple):
-    """A row that a person should look up, what to look for, and how to tell what was found.
-
-    Attributes:
-        row: the row.
-        parameters: as the row says them, in one line.
-        started: the command for a row that started a run, or ``""`` where its key can't be typed.
-        not_started: the command for a row that started nothing (more), likewise.
+    Returns:
+        the ``row``; its ``parameters`` in one line; the commands for a row that ``started`` a run,
+        and for one that did ``not_started`` any (more): ``""`` where its key can't be typed.
     """
-
-    row: Any
-    parameters: str
-    started: str
-    not_started: str
-
-
-def doubt_of(row: Any, ledger: str) -> Doubt:
-    """Return an unknown row, or a possible duplicate, with the commands for what was found."""
-    is_typed = row.key.isprintable()
     run = row.job_run_id if _GUID.fullmatch(row.job_run_id or "") else "JOBRUNID"
     said = load_row(row.says, row.row, 0, "")
-    return Doubt(
-        row,
-        parameters_text(said.parameters) if isinstance(said, Row) else row.says,
-        _resolve(ledger, row.key, "--started", run) if is_typed else "",
-        _resolve(ledger, row.key, "--not-started") if is_typed else "",
-    )
+    return {
+        "row": row,
+        "parameters": parameters_text(said.parameters) if isinstance(said, Row) else row.says,
+        "started": _resolve(ledger, row.key, "--started", run),
+        "not_started": _resolve(ledger, row.key, "--not-started"),
+    }
 
 
 def _resolve(ledger: str, key: str, *finding: str) -> str:
+    if not key.isprintable():
+        return ""
+
     # Behind "--" nothing is taken for an option.
     words = [*finding, "--", key] if key.startswith("-") else [key, *finding]
     return f"deslaunch resolve {as_word(ledger)} {shlex.join(words)}"
@@ -525,88 +344,10 @@ def _resolve(ledger: str, key: str, *finding: str) -> str:
 
 def parameters_text(parameters: Mapping[str, ParameterValue]) -> str:
     """Return what a row says of its parameters in one line."""
-    return ", ".join(f"{name}={_value(value)}" for name, value in parameters.items()) or "none"
+    words = []
 
+    for name, value in parameters.items():
+        text = value.value if isinstance(value, JobRunParameterValue) else value
+        words.append(f"{name}={'null' if text is None else 'auto' if text is AUTO else text}")
 
-def _value(value: ParameterValue) -> str:
-    if isinstance(value, JobRunParameterValue):
-        value = value.value
-
-    return "null" if value is None else "auto" if value is AUTO else value
-
-
-def _verdict(counts: Counts, failed_runs: int) -> str:
-    """Return in one sentence how the rows stand, and how many of their runs failed."""
-    if counts.started == counts.rows:
-        rows = (
-            "The one row is started"
-            if counts.rows == 1
-            else f"All {counts.rows:,} rows are started"
-        )
-    else:
-        verb = "is" if counts.started == 1 else "are"
-        rows = f"{counts.started:,} of {counted(counts.rows, 'row')} {verb} started"
-
-    return f"{rows}, and {counted(failed_runs, 'run')} failed." if failed_runs else f"{rows}."
-
-
-def _environment() -> Environment:
-    made = Environment(
-        loader=PackageLoader("deslaunch.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    made.filters |= {
-        "cell": _cell,
-        "counted": counted,
-        "cut": lambda text: _cut(text, _CAUSE_LIMIT),
-        "duration": charts.duration,
-        "iso": _iso,
-        "number": "{:,}".format,
-        "place": "{:.2f}".format,
-        "utc": _utc,
-    }
-    return made
-
-
-def _visible(value: Any) -> Any:
-    """Make hostile text visible, wherever the template puts it; markup is the template's own."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _cell(value: Any, kind: str) -> str:
-    if kind == "time":
-        return _utc(_iso(value))
-
-    if kind == "duration":
-        return charts.duration(value)
-
-    return f"{value:,}" if kind == "number" else str(value)
-
-
-def _iso(ms: int) -> str:
-    return charts.time_of(ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-def _utc(utc: str) -> str:
-    return utc[:19].replace("T", " ")
-
-
-def _cut(text: str, limit: int) -> str:
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"
-
-
-def _file(name: str) -> Markup:
-    text = resources.files("deslaunch.report").joinpath(name).read_text(encoding="utf-8")
-    return Markup(text)  # noqa: S704  # the package's own file
-
-
-def _policy(style: str, script: str) -> str:
-    """Return a policy that forbids all but this page's own style and script."""
-    style_hash, script_hash = (
-        base64.b64encode(sha256(text.encode()).digest()).decode() for text in (style, script)
-    )
-    return f"default-src 'none'; style-src 'sha256-{style_hash}'; script-src 'sha256-{script_hash}'"
+    return ", ".join(words) or "none"
