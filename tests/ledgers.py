@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from deslaunch.errors import LedgerWriteFailed
 from deslaunch.ledger.ledger import Clock, Ledger, NewBatch, NewSession, begin_import, take_ledger
-from deslaunch.ledger.place import free_lock
 from deslaunch.ledger.reading import TargetInfo, run_in
+from deslaunch.ledger.sqlite import free_lock
 from deslaunch.model import CheckedRow, InvalidRow, Outcome, Problem, Result, Row, RowState
 
 if TYPE_CHECKING:

@@ -31,7 +31,7 @@ from deslaunch.errors import (
 from deslaunch.ledger import sqlite
 from deslaunch.ledger.findings import Finding
 from deslaunch.ledger.ledger import NewBatch, begin_import, open_ledger, take_ledger
-from deslaunch.ledger.place import check_file_system, find_holder
+from deslaunch.ledger.sqlite import check_file_system, find_holder
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

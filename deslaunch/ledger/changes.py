@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from deslaunch.errors import ManifestError
 from deslaunch.ledger.reading import storable
@@ -16,8 +16,8 @@ from deslaunch.model import CheckedRow, InvalidRow, Problem, quote
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from deslaunch.ledger.reading import Store
-    from deslaunch.model import Job
+    from deslaunch.ledger.sqlite import SqliteStore
+    from deslaunch.model import Job, Row
 
 _FIXED: Final = frozenset({"started", "unknown", "sending"})
 """States that a correction can't change: the row has a run, or one in doubt."""
@@ -52,38 +52,25 @@ class Corrections(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A row that the batch has, looked up by its key."""
+    """A row that the batch has, looked up by its key; no digest: it is invalid."""
 
-    key: str
     number: int
     target: str
     job_id: str
     digest: bytes | None
-    state: str
-    last_attempt: int
-
-    @classmethod
-    def of(cls, row: CheckedRow | InvalidRow, number: int) -> Self:
-        if isinstance(row, InvalidRow):
-            return cls(row.key or "", number, row.target, row.job_id, None, "invalid", 0)
-
-        said = row.row
-        return cls(row.key, number, said.target, said.job_id, row.digest, "pending", 0)
+    state: str = "pending"
+    last_attempt: int = 0
 
     def says_the_same(self, row: CheckedRow | InvalidRow) -> bool:
-        if isinstance(row, InvalidRow):
-            return self.digest is None
-
-        said = (row.digest, row.row.target, row.row.job_id)
-        return said == (self.digest, self.target, self.job_id)
+        return self[1:4] == _known(row)[1:4]
 
 
 class RowWriter:
     """Writes rows, and the jobs and targets that they name."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: SqliteStore) -> None:
         self._store = store
-        self._jobs = {(target, job): ids for target, job, *ids in store.fetch("job_numbers")}
+        self._jobs: dict[tuple[str, str], tuple[int, int]] = {}
 
     def add(self, rows: Sequence[CheckedRow | InvalidRow], first: int | None = None) -> None:
         """Write rows under their own numbers, or counted from ``first``."""
@@ -91,32 +78,30 @@ class RowWriter:
         wide: list[tuple[Any, ...]] = []
 
         for index, row in enumerate(rows):
+            said = _said(row)
+            number = said.number if first is None else first + index
+            job = self.job(said.target, said.job_id, number)
+
             if isinstance(row, CheckedRow):
-                said = row.row
-                number = said.number if first is None else first + index
-                job = self.job(said.target, said.job_id, number)
                 narrow.append((number, said.line, row.key, *job, row.auto, None))
                 wide.append((number, row.digest, row.body, row.says))
             else:
-                number = row.number if first is None else first + index
-                job = self.job(row.target, row.job_id, number)
-                narrow.append((number, row.line, row.key, *job, False, _describe(row)))
+                narrow.append((number, said.line, row.key, *job, False, _describe(row)))
                 wide.append((number, None, None, row.says))
 
         self._store.many("add_row", narrow)
         self._store.many("add_content", wide)
 
-    def job(self, target: str, job_id: str, number: int = 1) -> list[int]:
+    def job(self, target: str, job_id: str, number: int = 1) -> tuple[int, int]:
         """Return the target's and the job's number; ``number`` is the row that may be the first."""
-        ids: list[int] | None = self._jobs.get((target, job_id))
+        key = (target, job_id)
 
-        if ids is None:
+        if key not in self._jobs:
             self._store.run("add_target", (target, number - 1))
-            self._store.run("add_job", (target, job_id))
-            [(_target, _job, *ids)] = self._store.fetch("job_number", (target, job_id))
-            self._jobs[target, job_id] = ids
+            self._store.run("add_job", key)
+            [self._jobs[key]] = self._store.fetch("job_number", key)
 
-        return ids
+        return self._jobs[key]
 
     def describe(self, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
         """Write the JobRunParameters of jobs."""
@@ -127,14 +112,14 @@ class RowWriter:
             self._store.run("describe_job", known)
 
 
-def invalidate(store: Store, rows: Sequence[InvalidRow]) -> None:
+def invalidate(store: SqliteStore, rows: Sequence[InvalidRow]) -> None:
     """Turn rows that were never sent into invalid ones."""
     store.many("invalidate_row", [(row.number, _describe(row)) for row in rows])
     store.many("empty_content", [(row.number,) for row in rows])
     store.run("derive", {"rows": json.dumps([row.number for row in rows])})
 
 
-def add_rows(store: Store, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
+def add_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
     """Add rows, numbered on; skip those of a known key that say the same.
 
     Raises:
@@ -150,25 +135,25 @@ def add_rows(store: Store, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
 
         if match is None:
             new.append(row)
-            numbers.append(last + len(new))
+            match = _known(row)._replace(number=last + len(new))
 
             if row.key is not None:
-                known[row.key] = _Known.of(row, numbers[-1])
-        elif match.says_the_same(row):
-            numbers.append(match.number)
-        else:
+                known[row.key] = match
+        elif not match.says_the_same(row):
             raise ManifestError(
                 f"key {row.key!r}: the batch has it, as row {match.number}, which says something "
                 "else",
                 hint="give the row a key of its own, or let it say what it said",
             )
 
+        numbers.append(match.number)
+
     RowWriter(store).add(new, last + 1)
     return Added(numbers, len(rows) - len(new))
 
 
 def correct_rows(
-    store: Store, rows: Sequence[CheckedRow], file: str, now: int, *, add: bool, dry_run: bool
+    store: SqliteStore, rows: Sequence[CheckedRow], file: str, now: int, *, add: bool, dry_run: bool
 ) -> Corrections:
     """Replace rows by their keys, and add those of other keys: all, or none."""
     known = _find_by_key(store, rows)
@@ -177,72 +162,74 @@ def correct_rows(
     added = [row for row in rows if row.key not in known]
     changed = [(match, row) for row in rows if (match := known.get(row.key))]
     replaced = [(match, row) for match, row in changed if not match.says_the_same(row)]
-    same = len(changed) - len(replaced)
 
     if not problems and not dry_run:
         writer = RowWriter(store)
+        made = (now, storable(file))
 
         for match, row in replaced:
-            _replace(store, writer, match, row, (now, storable(file)))
+            number, last = match.number, match.last_attempt
+            job = writer.job(row.row.target, row.row.job_id)
+            store.run("keep_correction", (number, last, *made))
+            store.run("replace_row", (number, *job, row.auto))
+            store.run("replace_content", (number, row.digest, row.body, row.says))
+            store.run("forget_attempts", (number, last))
 
         store.run("derive", {"rows": json.dumps([match.number for match, _ in replaced])})
         [(last,)] = store.fetch("last_row")
         writer.add(added, last + 1)
-        numbers = range(last + 1, last + 1 + len(added))
-        store.many("keep_addition", [(number, now, storable(file)) for number in numbers])
+        store.many("keep_addition", [(last + n, *made) for n in range(1, len(added) + 1)])
 
-    return Corrections(len(replaced), len(added), same, problems)
+    return Corrections(len(replaced), len(added), len(changed) - len(replaced), problems)
 
 
-def recheck_rows(store: Store, rows: Sequence[CheckedRow | InvalidRow]) -> None:
+def recheck_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) -> None:
     """Write the new bodies, or problems, of rows; those that were sent meanwhile are left."""
-    by_number = {row.row.number if isinstance(row, CheckedRow) else row.number: row for row in rows}
-    numbers = json.dumps(list(by_number))
-    unsent = [by_number[number] for (number,) in store.fetch("still_unsent", (numbers,))]
+    by_number = {_said(row).number: row for row in rows}
+    found = store.fetch("still_unsent", (json.dumps(list(by_number)),))
+    unsent = [by_number[number] for (number,) in found]
     valid = [row for row in unsent if isinstance(row, CheckedRow)]
     contents = [(row.row.number, row.digest, row.body, row.says) for row in valid]
     store.many("replace_content", contents)
     invalidate(store, [row for row in unsent if isinstance(row, InvalidRow)])
 
 
-def _replace(
-    store: Store, writer: RowWriter, match: _Known, row: CheckedRow, made: tuple[int, str]
-) -> None:
-    number, last = match.number, match.last_attempt
-    job = writer.job(row.row.target, row.row.job_id)
-    store.run("keep_correction", (number, last, *made))
-    store.run("replace_row", (number, *job, row.auto))
-    store.run("replace_content", (number, row.digest, row.body, row.says))
-    store.run("forget_attempts", (number, last))
-
-
-def _find_by_key(store: Store, rows: Iterable[CheckedRow | InvalidRow]) -> dict[str, _Known]:
+def _find_by_key(store: SqliteStore, rows: Iterable[CheckedRow | InvalidRow]) -> dict[str, _Known]:
     keys = json.dumps([row.key for row in rows if row.key is not None])
-    return {row[0]: _Known._make(row) for row in store.fetch("rows_by_key", (keys,))}
+    return {key: _Known._make(row) for key, *row in store.fetch("rows_by_key", (keys,))}
 
 
 def _refuse(row: CheckedRow, match: _Known | None, file: str, *, add: bool) -> Problem | None:
     """Return why a corrected row can't be taken."""
-    if match is None:
-        if add and row.has_own_key:
+    if match is not None:
+        if match.state not in _FIXED or match.says_the_same(row):
             return None
 
-        expected = "a key of its own" if add else "a key of the batch"
-        message = (
-            "a row that is added needs a key of its own: write one"
-            if add
-            else "the batch has no row of this key: correct it, or add the row with --add-rows"
-        )
-    elif match.state in _FIXED and not match.says_the_same(row):
         expected = "what the batch says"
         message = (
             f"row {match.number} is {match.state}, and the batch says something else of it: leave "
             "it out, or start another run under a key of its own"
         )
+    elif not add:
+        expected = "a key of the batch"
+        message = "the batch has no row of this key: correct it, or add the row with --add-rows"
+    elif not row.has_own_key:
+        expected = "a key of its own"
+        message = "a row that is added needs a key of its own: write one"
     else:
         return None
 
     return Problem(file, row.row.line, row.row.number, "key", expected, quote(row.key), message)
+
+
+def _said(row: CheckedRow | InvalidRow) -> Row | InvalidRow:
+    """Return what has the number, line, target and jobId of a row."""
+    return row.row if isinstance(row, CheckedRow) else row
+
+
+def _known(row: CheckedRow | InvalidRow) -> _Known:
+    said, digest = _said(row), row.digest if isinstance(row, CheckedRow) else None
+    return _Known(said.number, said.target, said.job_id, digest)
 
 
 def _describe(row: InvalidRow) -> str:

@@ -15,15 +15,16 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from deslaunch.errors import ManifestError
-from deslaunch.ledger.place import as_word
-from deslaunch.ledger.reading import storable, utc
+from deslaunch.ledger.reading import storable
+from deslaunch.ledger.sqlite import as_word, utc
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
     from pathlib import Path
     from typing import TextIO
 
-    from deslaunch.ledger.reading import Store, UnknownRow
+    from deslaunch.ledger.reading import UnknownRow
+    from deslaunch.ledger.sqlite import SqliteStore
 
 Verdict = Literal["started", "notStarted", "unknown"]
 
@@ -34,11 +35,9 @@ _VERDICTS: Final[dict[str, Verdict]] = {
     "unknown": "unknown",
 }
 _COLUMNS: Final = ("key", "as", "jobRunId", "note")
-_WHERE_TO_LOOK: Final = ("target", "jobId", "jobName", "createdAfterUtc", "createdBeforeUtc")
-_FOR_THE_READER: Final = (*_WHERE_TO_LOOK, "error", "row")
+_WINDOW: Final = ("createdAfterUtc", "createdBeforeUtc")
+_FOR_THE_READER: Final = ("target", "jobId", "jobName", *_WINDOW, "error", "row")
 _FORM: Final = "a finding has key, as (started, not-started or unknown), jobRunId if started, note"
-
-
 _GUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 _SHOWN: Final = 10
@@ -92,10 +91,8 @@ class _Found(NamedTuple):
     found_run: str | None
 
     def has(self, finding: Finding) -> bool:
-        return (finding.verdict, _lower(finding.job_run_id)) == (
-            self.finding or "unknown",
-            _lower(self.found_run),
-        )
+        known = (self.finding or "unknown", _lower(self.found_run))
+        return known == (finding.verdict, _lower(finding.job_run_id))
 
 
 def read_findings(path: Path, *, note: str = "") -> list[Finding]:
@@ -184,38 +181,42 @@ def _take(fields: Any, where: str, note: str) -> Finding | None:
             hint=_FORM,
         )
 
-    return Finding(
-        fields["key"], verdict, str(run) if run else None, str(fields.get("note") or note)
-    )
+    run = str(run) if run else None
+    return Finding(fields["key"], verdict, run, str(fields.get("note") or note))
 
 
 def resolve(
-    store: Store, findings: Sequence[Finding], now: int, *, is_at_work: bool, early: bool
+    store: SqliteStore, findings: Sequence[Finding], now: int, *, is_at_work: bool, early: bool
 ) -> Resolved:
     """Take findings, all or none, inside a transaction; see :meth:`Ledger.resolve`."""
     keys = json.dumps([finding.key for finding in findings])
     rows = {row[0]: _Found._make(row) for row in store.fetch("rows_to_resolve", (keys,))}
     _check(store, findings, rows, is_at_work=is_at_work)
-    new = [finding for finding in findings if not rows[finding.key].has(finding)]
+    new = [(rows[f.key], f) for f in findings if not rows[f.key].has(f)]
     same = len(findings) - len(new)
-    too_early = tuple(
-        (finding.key, rows[finding.key].until_ms)
-        for finding in new
-        if finding.verdict == "notStarted" and rows[finding.key].until_ms > now
-    )
+    too_early = [
+        (row.key, row.until_ms)
+        for row, finding in new
+        if finding.verdict == "notStarted" and row.until_ms > now
+    ]
 
     if too_early and not early:
-        return Resolved(0, same, too_early)
+        return Resolved(0, same, tuple(too_early))
 
-    for finding in new:
-        _write(store, rows[finding.key], finding, now)
-
-    store.run("derive", {"rows": json.dumps([rows[finding.key].number for finding in new])})
+    numbers = {"rows": json.dumps([row.number for row, _ in new])}
+    store.run("lose_attempts", numbers)  # of a launcher that is gone
+    store.many("find", [(row.number, f.verdict, f.job_run_id) for row, f in new])
+    resolutions = [
+        (row.number, row.last_attempt, now, f.verdict, f.job_run_id, storable(f.note))
+        for row, f in new
+    ]
+    store.many("keep_resolution", resolutions)
+    store.run("derive", numbers)
     return Resolved(len(new), same, ())
 
 
 def _check(
-    store: Store, findings: Sequence[Finding], rows: Mapping[str, _Found], *, is_at_work: bool
+    store: SqliteStore, findings: Sequence[Finding], rows: Mapping[str, _Found], *, is_at_work: bool
 ) -> None:
     runs = json.dumps([_lower(finding.job_run_id) for finding in findings if finding.job_run_id])
     owners: dict[str | None, str] = dict(store.fetch("rows_of_runs", (runs,)))
@@ -264,21 +265,6 @@ def _refuse(finding: Finding, row: _Found | None, *, is_at_work: bool) -> str | 
         return None
 
     return f"is {row.state}: only a row that is unknown or failed can be resolved"
-
-
-def _write(store: Store, row: _Found, finding: Finding, now: int) -> None:
-    if row.state == "sending":  # of a launcher that is gone
-        store.run("lose_attempts", {"rows": json.dumps([row.number])})
-
-    store.run("clear_findings", (row.number,))
-
-    if finding.verdict == "notStarted":
-        store.run("find_nothing", (row.number,))
-    elif finding.verdict == "started":
-        store.run("find_run", (row.number, finding.job_run_id))
-
-    said = (finding.verdict, finding.job_run_id, storable(finding.note))
-    store.run("keep_resolution", (row.number, row.last_attempt, now, *said))
 
 
 def _lower(run: str | None) -> str | None:

@@ -15,40 +15,26 @@ import os
 import re
 import socket
 import time
+from array import array
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from deslaunch.errors import LedgerDamaged, LedgerError
-from deslaunch.ledger.changes import (
-    RowWriter,
-    add_rows,
-    correct_rows,
-    invalidate,
-    recheck_rows,
-)
-from deslaunch.ledger.findings import resolve
-from deslaunch.ledger.place import as_word
+from deslaunch.ledger import changes, findings
 from deslaunch.ledger.reading import PORTION, Reader, in_thread, make_plan, run_in, storable
-from deslaunch.ledger.runs import KnownRuns, run_fields
-from deslaunch.ledger.sqlite import SqliteStore
-from deslaunch.model import (
-    CheckedRow,
-    InvalidRow,
-    Outcome,
-    RowState,
-    RunStatus,
-    Start,
-)
+from deslaunch.ledger.sqlite import SqliteStore, as_word
+from deslaunch.model import Outcome, Result, RowState, Start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
     from concurrent.futures import Future
 
     from deslaunch.events import Stop
-    from deslaunch.ledger.changes import Added, Corrections
-    from deslaunch.ledger.findings import Finding, Resolved
-    from deslaunch.ledger.reading import Plan, Store, TargetInfo
-    from deslaunch.model import Job
+    from deslaunch.ledger.reading import Plan, TargetInfo
+    from deslaunch.model import CheckedRow, InvalidRow, Job, RunStatus
+
+
+T = TypeVar("T")
 
 
 def boottime() -> float:
@@ -69,6 +55,7 @@ class Clock(NamedTuple):
 
 
 _SYSTEM: Final = Clock()
+_STATES: Final = {state.value: state for state in RowState}
 
 
 class NewBatch(NamedTuple):
@@ -146,12 +133,7 @@ class Import:
     """
 
     def __init__(
-        self,
-        store: Store,
-        thread: ThreadPoolExecutor,
-        batch: NewBatch,
-        clock: Clock,
-        loop: asyncio.AbstractEventLoop,
+        self, store: SqliteStore, thread: ThreadPoolExecutor, batch: NewBatch, clock: Clock
     ) -> None:
         self.place = store.place
         self.warning = store.warning
@@ -159,8 +141,7 @@ class Import:
         self._store = store
         self._batch = batch
         self._clock = clock
-        self._loop = loop
-        self._rows = RowWriter(store)
+        self._rows = changes.RowWriter(store)
         self._is_open = True
 
     async def __aenter__(self) -> Self:
@@ -187,7 +168,7 @@ class Import:
     @in_thread
     def invalidate(self, rows: Sequence[InvalidRow]) -> None:
         """Turn rows that were taken into invalid ones: a key given twice, a repeated auto row."""
-        invalidate(self._store, rows)
+        changes.invalidate(self._store, rows)
 
     @in_thread
     def plan(self) -> Plan:
@@ -220,19 +201,17 @@ class Import:
         name = re.sub(r"(\.ledger)?\.\w+$", "", os.path.basename(self.place))  # noqa: PTH119
         manifest = os.fsencode(self._batch.manifest)
         is_text = manifest == self._batch.manifest.encode("utf-8", "replace")
-        batch = (
-            storable(name),
+        said = (
             self._batch.manifest if is_text else manifest,
             digest,
-            None if columns is None else json.dumps(columns),
-            rows,
-            json.dumps(self._batch.options),
-            self._batch.is_whole,
-            round(1000 * self._clock.wall()),
+            columns and json.dumps(columns),
         )
+        options, imported_ms = json.dumps(self._batch.options), round(1000 * self._clock.wall())
+        is_whole = self._batch.is_whole
+        batch = (storable(name), *said, rows, options, is_whole, imported_ms)
         self._store.run("add_batch", batch)
         self._store.publish()
-        return Ledger(self._store, self.thread, self._clock, self._loop)
+        return Ledger(self._store, self.thread, self._clock)
 
     def drop(self) -> None:
         """Discard, in the ledger's thread."""
@@ -254,29 +233,17 @@ class Ledger(Reader):
             write lock, once a wait, after 5 s.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        thread: ThreadPoolExecutor,
-        clock: Clock,
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
+    def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor, clock: Clock) -> None:
         super().__init__(store, thread)
         self.on_wait: Callable[[float], None] | None = None
-        self._loop = loop
-        store.on_wait = self._tell_wait
         self._clock = clock
         self._time_zero = clock.wall() - clock.elapsed()
         self._is_open = True
         self._session = 0
         self._places: Mapping[str, TargetInfo] = {}
-        self._runs = KnownRuns(store)
+        self._runs = _KnownRuns(store)
         self._handed_back: list[tuple[int, int]] = []  # attempts that will not be sent
         self._look_at_rows()
-
-    def _tell_wait(self, seconds: float) -> None:
-        if self.on_wait is not None:
-            self._loop.call_soon_threadsafe(self.on_wait, seconds)
 
     def _is_at_work(self) -> bool:
         # What this launcher's predecessors had in flight is not, before its session begins.
@@ -335,7 +302,9 @@ class Ledger(Reader):
         kept = {**self.batch.options, **session.kept}
 
         with self._store.transaction():
-            lost = self._lose_attempts()
+            rows = json.dumps([row for (row,) in self._store.fetch("sending_rows")])
+            lost = self._store.run("lose_attempts", {"rows": rows})
+            self._store.run("derive", {"rows": rows})
             told = (now, json.dumps(session.options), json.dumps(places))
             limit = round(1000 * session.timeout)
             self._store.run("begin_session", (socket.gethostname(), os.getpid(), *told, limit))
@@ -349,13 +318,6 @@ class Ledger(Reader):
         self._session, self._places = number, session.targets
         self.batch = self.batch._replace(options=kept)
         return SessionStart(number, lost, due)
-
-    def _lose_attempts(self) -> int:
-        """End what a launcher that is gone had in flight as unknown; return how many rows."""
-        rows = json.dumps([row for (row,) in self._store.fetch("sending_rows")])
-        lost = self._store.run("lose_attempts", {"rows": rows})
-        self._store.run("derive", {"rows": rows})
-        return lost
 
     async def exchange(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
         """Write what came in, and take what may be sent: one durable transaction.
@@ -373,6 +335,13 @@ class Ledger(Reader):
             LedgerDamaged: a row's body does not fit its digest. As above; the same claims will
                 meet it again.
         """
+        loop = asyncio.get_running_loop()
+
+        def tell(seconds: float) -> None:
+            if self.on_wait is not None:
+                loop.call_soon_threadsafe(self.on_wait, seconds)
+
+        self._store.on_wait = tell
         turn = self.thread.submit(self._turn, outcomes, claims)
 
         try:
@@ -395,13 +364,11 @@ class Ledger(Reader):
 
             with self._store.transaction():
                 meant, now = self._clock.elapsed(), self._now()
-                self._end_attempts(outcomes, handed_back, now)
-                settled = self._look_up(outcomes)
+                settled = self._settle(outcomes, handed_back, now)
 
                 for target, count in claims.items():
                     starts += self._claim(target, count, positions, meant, now)
 
-                self._write_intents(starts, now)
                 targets = dict.fromkeys([*claims, *(outcome.target for outcome in outcomes)])
                 due = {target: self._next_due(target, positions, now) for target in targets}
         except BaseException:
@@ -409,12 +376,12 @@ class Ledger(Reader):
             raise
 
         self._positions = positions
-        self._runs.settle()
         return Exchange(settled, starts, due)
 
-    def _end_attempts(
+    def _settle(
         self, outcomes: Sequence[Outcome], handed_back: Sequence[tuple[int, int]], now: int
-    ) -> None:
+    ) -> list[Outcome]:
+        """End attempts; return the outcomes as they hold for their rows."""
         unsent = "not sent: its turn came too late, or its intent may not be on disk"
         ended: list[tuple[Any, ...]] = [
             (row, number, "unsent", None, None, unsent, now, now) for row, number in handed_back
@@ -426,35 +393,46 @@ class Ledger(Reader):
             said = (o.status, o.job_run_id and storable(o.job_run_id), storable(o.error))
             ended.append((o.row, o.attempt, o.result.value, *said, now, again))
 
-        if ended:
-            self._store.many("end_attempt", ended)
-            self._derive([row for row, *_ in ended])
+        if not ended:
+            return []
+
+        rows = json.dumps([row for row, *_ in ended])
+        self._store.many("end_attempt", ended)
+        self._store.run("derive", {"rows": rows})
+        states = {row: told for row, *told in self._store.fetch("states", (rows,))}
+        settled = []
+
+        for o in outcomes:
+            word, attempts, is_duplicate = states[o.row]
+            known = {"attempts": attempts, "possible_duplicate": bool(is_duplicate)}
+            settled.append(o._replace(state=_STATES[word], **known))
+
+        return settled
 
     def _claim(
         self, target: str, count: int, positions: dict[str, int], meant: float, now: int
     ) -> list[Start]:
-        """Take rows whose time has come, then fresh ones in manifest order."""
+        """Take rows whose time has come, then fresh ones in manifest order; write their intents."""
         number = self._targets.get(target)
 
         if number is None or count < 1:
             return []
 
-        rows = [row for (row,) in self._store.fetch("due_rows", (number, now, count))]
-        room = count - len(rows)
+        found = self._store.fetch("due_starts", (number, now, count))
+        room = count - len(found)
 
         if room and positions[target] < self._last_row:
-            fresh_rows = self._store.fetch("fresh_rows", (number, positions[target], room))
-            fresh = [row for (row,) in fresh_rows]
-            rows += fresh
-            positions[target] = fresh[-1] if len(fresh) == room else self._last_row
+            fresh = self._store.fetch("fresh_starts", (number, positions[target], room))
+            positions[target] = fresh[-1][0] if len(fresh) == room else self._last_row
             self._store.run("set_position", (positions[target], number))
+            found += fresh
 
         starts = []
 
-        found = self._store.fetch("starts", (json.dumps(rows),))
-
         for row, attempt, key, job_id, body, digest, auto, retries in found:
-            if not _fits(body, digest):
+            is_sound = isinstance(body, bytes) and hashlib.sha256(body).digest()[:16] == digest
+
+            if not is_sound or not body:  # one that was never checked has none
                 raise LedgerDamaged(
                     f"{self.place}: row {row} ({key}): its body does not fit its digest",
                     hint=f"correct it: deslaunch resume {as_word(self.place)} --corrections FILE",
@@ -463,25 +441,12 @@ class Ledger(Reader):
             said = (row, attempt, key, target, job_id, body, bool(auto), retries, meant)
             starts.append(Start(*said))
 
-        return starts
-
-    def _write_intents(self, starts: Sequence[Start], now: int) -> None:
         if starts:
-            intents = [(start.row, start.attempt, self._session, now) for start in starts]
-            self._store.many("add_intent", intents)
-            self._derive([start.row for start in starts])
+            rows = json.dumps([start.row for start in starts])
+            self._store.run("add_intents", {"rows": rows, "session": self._session, "now": now})
+            self._store.run("mark_sending", {"rows": rows, "target": number})
 
-    def _look_up(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        rows = json.dumps([outcome.row for outcome in outcomes])
-        states = {row: told for row, *told in self._store.fetch("states", (rows,))}
-        return [
-            outcome._replace(
-                state=RowState(states[outcome.row][0]),
-                attempts=states[outcome.row][1],
-                possible_duplicate=bool(states[outcome.row][2]),
-            )
-            for outcome in outcomes
-        ]
+        return starts
 
     def _next_due(self, target: str, positions: Mapping[str, int], now: int) -> float | None:
         if target not in self._targets:
@@ -492,9 +457,6 @@ class Ledger(Reader):
 
         [(due,)] = self._store.fetch("next_due", (self._targets[target],))
         return None if due is None else max(0.0, (due - now) / 1000)
-
-    def _derive(self, rows: Sequence[int]) -> None:
-        self._store.run("derive", {"rows": json.dumps(rows)})
 
     @in_thread
     def note(self, kind: str, target: str | None, text: str) -> None:
@@ -512,15 +474,21 @@ class Ledger(Reader):
     @in_thread
     def end_session(self, exit_code: int, stops: Sequence[Stop]) -> None:
         """Note how the session ended."""
-        names = ("reason", "message", "target", "resumeAfter")
-        told = [(stop.reason, stop.message, stop.target, stop.resume_after) for stop in stops]
-        as_json = json.dumps([dict(zip(names, stop, strict=True)) for stop in told])
+        told = [
+            {
+                "reason": stop.reason,
+                "message": stop.message,
+                "target": stop.target,
+                "resumeAfter": stop.resume_after,
+            }
+            for stop in stops
+        ]
 
         if self._handed_back:
             self._turn((), {})
 
         with self._store.transaction():
-            ended = (self._now(), exit_code, as_json, self._session)
+            ended = (self._now(), exit_code, json.dumps(told), self._session)
             self._store.run("end_session", ended)
 
         self._session = 0
@@ -538,7 +506,7 @@ class Ledger(Reader):
     # Rows
 
     @in_thread
-    def add(self, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
+    def add(self, rows: Sequence[CheckedRow | InvalidRow]) -> changes.Added:
         """Add rows of a program; the ledger numbers them. Rows of a known key are skipped.
 
         Raises:
@@ -546,7 +514,7 @@ class Ledger(Reader):
                 ``rows`` was added.
         """
         with self._store.transaction():
-            added = add_rows(self._store, rows)
+            added = changes.add_rows(self._store, rows)
             self._store.many("set_target", [(name, *t) for name, t in self._places.items()])
 
         self._look_at_rows()
@@ -556,7 +524,7 @@ class Ledger(Reader):
     def add_jobs(self, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
         """Take the JobRunParameters that rows are checked with from now on."""
         with self._store.transaction():
-            RowWriter(self._store).describe(target, jobs, from_des=from_des)
+            changes.RowWriter(self._store).describe(target, jobs, from_des=from_des)
 
         self._look_at_rows()
 
@@ -571,7 +539,7 @@ class Ledger(Reader):
     @in_thread
     def correct(
         self, rows: Sequence[CheckedRow], *, file: str, add: bool, dry_run: bool
-    ) -> Corrections:
+    ) -> changes.Corrections:
         """Take corrected rows by their keys, all or none, in one transaction.
 
         A row that has no run and none in doubt is replaced, and pending. One that says what the
@@ -584,7 +552,9 @@ class Ledger(Reader):
             dry_run: look only.
         """
         with self._store.transaction():
-            done = correct_rows(self._store, rows, file, self._now(), add=add, dry_run=dry_run)
+            done = changes.correct_rows(
+                self._store, rows, file, self._now(), add=add, dry_run=dry_run
+            )
 
         self._look_at_rows()
         return done
@@ -603,14 +573,16 @@ class Ledger(Reader):
         Rows that were sent since :meth:`recheck_portion` gave them stay as they are.
         """
         with self._store.transaction():
-            recheck_rows(self._store, rows)
+            changes.recheck_rows(self._store, rows)
 
     @in_thread
-    def resolve(self, findings: Sequence[Finding], *, early: bool = False) -> Resolved:
+    def resolve(
+        self, found: Sequence[findings.Finding], *, early: bool = False
+    ) -> findings.Resolved:
         """Take what a person found out, all or none; also beside a launcher at work.
 
         Args:
-            findings: at most one for each row.
+            found: at most one for each row.
             early: also take that a row was not started before the window is over in which its
                 run may still appear.
 
@@ -620,22 +592,101 @@ class Ledger(Reader):
         """
         with self._store.writing() as store, store.transaction():
             is_at_work = self._is_at_work()
-            return resolve(store, findings, self._now(), is_at_work=is_at_work, early=early)
+            now = self._now()
+            return findings.resolve(store, found, now, is_at_work=is_at_work, early=early)
 
     @in_thread
     def record_runs(self, runs: Sequence[tuple[int, int, RunStatus | str]]) -> None:
         """Write (row, attempt, status) of runs; a text: why DES does not tell of it."""
         now = self._now()
+        told = [(row, attempt, now, *_run_fields(said)) for row, attempt, said in runs]
 
         with self._store.transaction():
-            self._store.many("record_run", [run_fields(*run, now) for run in runs])
+            self._store.many("record_run", told)
 
 
-def _fits(body: object, digest: object) -> bool:
-    if not isinstance(body, bytes) or not body:  # it was never checked, so it has none
-        return False
+def _run_fields(told: RunStatus | str) -> tuple[Any, ...]:
+    if isinstance(told, str):
+        return (storable(told), *[None] * 6)
 
-    return hashlib.sha256(body).digest()[:16] == digest
+    text = told.status and storable(told.status)
+    times = (told.created_utc, told.finished_utc)
+    return (None, told.finished, told.success, text, *times, json.dumps(told.output_files))
+
+
+class _KnownRuns:
+    """The jobRunIds that rows have, so that one that comes again is noticed.
+
+    They are read when the first one comes, and kept as 64-bit hashes, 8 bytes a slot of a table
+    that is at most half full: a set of texts takes ten times that, and an index in the database
+    would write a page for every row. Only where a hash is met again is the database asked.
+    """
+
+    def __init__(self, store: SqliteStore) -> None:
+        self._store = store
+        self._slots = array("q")
+        self._room = 0
+
+    def refuse_repeated(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Turn outcomes unknown whose jobRunId another row has: a run can't be two rows'.
+
+        Outcomes whose turn failed may come once more.
+        """
+        if self._room <= 0:
+            self._load()
+
+        owners: dict[str, tuple[int, str]] = {}  # row and key, of what these outcomes tell of
+        checked = []
+
+        for outcome in outcomes:
+            if outcome.job_run_id is None:
+                checked.append(outcome)
+                continue
+
+            own, run = (outcome.row, outcome.key), storable(outcome.job_run_id).lower()
+
+            if run not in owners and not self._add(run):
+                found = self._store.fetch("row_of_run", (run, outcome.row))
+                owners[run] = found[0] if found else own
+
+            row, key = owners.setdefault(run, own)
+            said = f"jobRunId {outcome.job_run_id} is that of row {row} ({key}) {outcome.error}"
+            checked.append(
+                outcome
+                if row == outcome.row
+                else outcome._replace(result=Result.UNKNOWN, not_before=None, error=said.rstrip())
+            )
+
+        return checked
+
+    def _load(self) -> None:
+        """Read them anew, with room for the rows that there are now."""
+        [(rows,)] = self._store.fetch("last_row")
+        self._slots = array("q", bytes(8 << (2 * rows + 4096).bit_length()))
+        self._room = len(self._slots) // 2
+        after = (0, 0)
+
+        while found := self._store.fetch("run_ids", after):
+            for _row, _number, run in found:
+                self._add(run.lower())
+
+            after = found[-1][:2]
+
+    def _add(self, run: str) -> bool:
+        """Return True if it, and all others of its hash, were not there."""
+        slots, wanted = self._slots, hash(run) or 1
+        mask = len(slots) - 1
+        at = wanted & mask
+
+        while found := slots[at]:
+            if found == wanted:
+                return False
+
+            at = (at + 1) & mask
+
+        slots[at] = wanted
+        self._room -= 1
+        return True
 
 
 async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -> Import:
@@ -646,16 +697,9 @@ async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -
         LedgerLocked: another process is importing it.
         LedgerError: its folder's file system is not fit, or can't be written.
     """
-    loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "ledger")
-
-    def begin() -> Import:
-        return Import(SqliteStore.create(place), thread, batch, clock, loop)
-
-    try:
-        return await run_in(thread, begin, drop=Import.drop)
-    except BaseException:
-        thread.shutdown(wait=False)
-        raise
+    return await _begin(
+        lambda thread: Import(SqliteStore.create(place), thread, batch, clock), Import.drop
+    )
 
 
 async def take_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
@@ -667,7 +711,7 @@ async def take_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
         LedgerForeign: it is no ledger, or of a newer version.
         LedgerDamaged: it can't be read.
     """
-    return await _open(SqliteStore.take, place, clock)
+    return await _begin(lambda thread: _open(SqliteStore.take(place), thread, clock), Ledger.drop)
 
 
 async def open_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
@@ -678,24 +722,23 @@ async def open_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
         LedgerForeign: it is no ledger, or of a newer version.
         LedgerDamaged: it can't be read.
     """
-    return await _open(SqliteStore.read, place, clock)
+    return await _begin(lambda thread: _open(SqliteStore.read(place), thread, clock), Ledger.drop)
 
 
-async def _open(connect: Callable[[str], Store], place: str, clock: Clock) -> Ledger:
-    """Open a ledger in a thread of its own."""
-    loop, thread = asyncio.get_running_loop(), ThreadPoolExecutor(1, "ledger")
+def _open(store: SqliteStore, thread: ThreadPoolExecutor, clock: Clock) -> Ledger:
+    try:
+        return Ledger(store, thread, clock)
+    except BaseException:
+        store.close()
+        raise
 
-    def make() -> Ledger:
-        store = connect(place)
 
-        try:
-            return Ledger(store, thread, clock, loop)
-        except BaseException:
-            store.close()
-            raise
+async def _begin(make: Callable[[ThreadPoolExecutor], T], drop: Callable[[T], object]) -> T:
+    """Make what works in a thread of its own, in that thread."""
+    thread = ThreadPoolExecutor(1, "ledger")
 
     try:
-        return await run_in(thread, make, drop=Ledger.drop)
+        return await run_in(thread, make, thread, drop=drop)
     except BaseException:
         thread.shutdown(wait=False)
         raise

@@ -1,68 +1,72 @@
 -- The ledger's statements, one under each name. A list of rows or keys comes as a JSON array.
 
 -- name: derive
--- A row's state follows from its attempts. The first that applies: one started; one open; one in
--- doubt and not resolved; else what its last attempt said that said anything. Attempts that were
--- unsent, throttled or are retried leave the row as it was before, with a time.
+-- A row's state follows from its attempts. The first that applies: one started (rank 4), one open,
+-- one in doubt and not resolved, else what its last attempt said that said anything (rank 1).
+-- Attempts that were unsent, throttled or are retried leave the row as it was before, with a time.
+-- Beside max(), result and finding are those of the attempt that has the highest rank.
 INSERT INTO state (row, target, state, due_ms, retries, attempts, shown, duplicate, corrected)
 SELECT
   row,
   target,
   state,
-  CASE
-    WHEN state IN ('started', 'sending', 'invalid') THEN NULL
-    WHEN again_ms IS NOT NULL THEN again_ms
-    WHEN state = 'pending' THEN 0
-  END,
-  retries,
+  CASE WHEN state NOT IN ('started', 'sending', 'invalid') THEN coalesce(
+    (SELECT CASE WHEN a.session = current THEN a.again_ms END FROM attempt a
+     WHERE a.row = d.row AND a.number > corrected ORDER BY a.number DESC LIMIT 1),
+    CASE state WHEN 'pending' THEN 0 END
+  ) END,
+  CASE WHEN state IN ('started', 'sending') THEN 0 ELSE (
+    SELECT count(*) FROM attempt a
+    WHERE a.row = d.row AND a.number > corrected AND a.session = current AND a.result = 'retry' AND a.finding IS NULL
+  ) END,
   attempts,
-  coalesce(started, open, doubt, left_last),
-  started IS NOT NULL AND runs > 1,
+  CASE WHEN rank > 1 THEN number ELSE (
+    SELECT max(a.number) FROM attempt a WHERE a.row = d.row AND a.number > corrected AND a.result <> 'unsent'
+  ) END,
+  CASE WHEN state = 'started' AND attempts > 1 THEN (
+    SELECT count(*) > 1 FROM attempt a
+    WHERE a.row = d.row AND a.result IN ('started', 'failed', 'retry', 'unknown') AND a.finding IS NOT 'notStarted'
+  ) ELSE 0 END,
   corrected
 FROM (
-  SELECT
-    d.*,
-    CASE
-      WHEN d.started IS NOT NULL THEN 'started'
-      WHEN d.open IS NOT NULL THEN 'sending'
-      WHEN d.doubt IS NOT NULL THEN 'unknown'
-      WHEN d.problem IS NOT NULL THEN 'invalid'
-      WHEN said.row IS NULL OR said.finding IS NOT NULL THEN 'pending'
-      ELSE said.result
-    END AS state,
-    CASE WHEN last.session = d.current THEN last.again_ms END AS again_ms
+  SELECT *, (SELECT max(id) FROM session) AS current, CASE
+    WHEN rank = 4 THEN 'started'
+    WHEN rank = 3 THEN 'sending'
+    WHEN rank = 2 THEN 'unknown'
+    WHEN problem IS NOT NULL THEN 'invalid'
+    WHEN rank = 1 AND finding IS NULL THEN result
+    ELSE 'pending'
+  END AS state
   FROM (
     SELECT
-      r.number AS row,
-      r.target AS target,
-      r.problem AS problem,
-      coalesce(s.corrected, 0) AS corrected,
-      c.id AS current,
-      max(CASE WHEN a.result = 'started' OR a.finding = 'started' THEN a.number END) AS started,
-      max(CASE WHEN a.result IS NULL THEN a.number END) AS open,
-      max(CASE WHEN a.result = 'unknown' AND a.finding IS NULL THEN a.number END) AS doubt,
-      max(CASE WHEN a.number > coalesce(s.corrected, 0) AND (a.result IN ('rejected', 'failed') OR a.finding IS NOT NULL)
-               THEN a.number END) AS said,
-      max(CASE WHEN a.number > coalesce(s.corrected, 0) AND a.result <> 'unsent' THEN a.number END) AS left_last,
-      max(CASE WHEN a.number > coalesce(s.corrected, 0) THEN a.number END) AS last,
-      count(CASE WHEN a.result IS NOT 'unsent' THEN a.number END) AS attempts,
-      count(CASE WHEN a.result = 'retry' AND a.finding IS NULL AND a.session = c.id
-                  AND a.number > coalesce(s.corrected, 0) THEN 1 END) AS retries,
-      count(CASE WHEN a.result IN ('started', 'failed', 'retry', 'unknown') AND a.finding IS NOT 'notStarted' THEN 1 END) AS runs
-    FROM json_each(:rows) v
-    JOIN row r ON r.number = v.value
-    JOIN (SELECT coalesce(max(id), 0) AS id FROM session) c
+      r.number AS row, r.target AS target, r.problem AS problem, coalesce(s.corrected, 0) AS corrected,
+      a.number AS number, a.result AS result, a.finding AS finding,
+      max(1000000 * CASE
+        WHEN a.result = 'started' OR a.finding = 'started' THEN 4
+        WHEN a.result IS NULL THEN 3
+        WHEN a.result = 'unknown' AND a.finding IS NULL THEN 2
+        WHEN a.number > coalesce(s.corrected, 0) AND (a.result IN ('rejected', 'failed') OR a.finding IS NOT NULL) THEN 1
+        ELSE 0
+      END + a.number) / 1000000 AS rank,
+      count(CASE WHEN a.result IS NOT 'unsent' THEN a.number END) AS attempts
+    FROM row r
     LEFT JOIN state s ON s.row = r.number
     LEFT JOIN attempt a ON a.row = r.number
+    WHERE r.number IN (SELECT value FROM json_each(:rows))
     GROUP BY r.number
-  ) d
-  LEFT JOIN attempt said ON said.row = d.row AND said.number = d.said
-  LEFT JOIN attempt last ON last.row = d.row AND last.number = d.last
-) WHERE true
+  )
+) d WHERE true
 ON CONFLICT (row) DO UPDATE SET
   target = excluded.target, state = excluded.state, due_ms = excluded.due_ms, retries = excluded.retries, attempts = excluded.attempts,
   shown = excluded.shown, duplicate = excluded.duplicate;
 
+-- name: mark_sending
+-- What "derive" says of rows that were just claimed: their last attempt is open, and none of theirs
+-- started a run, or they were not due. So their attempts need not be read.
+INSERT INTO state (row, target, state, attempts, shown)
+SELECT value, :target, 'sending', 1, (SELECT max(number) FROM attempt WHERE row = value) FROM json_each(:rows) WHERE true
+ON CONFLICT (row) DO UPDATE SET
+  state = 'sending', due_ms = NULL, retries = 0, attempts = attempts + 1, shown = excluded.shown, duplicate = 0;
 
 -- A session
 
@@ -119,28 +123,28 @@ WHERE row = ?1 AND number = ?2 AND (
 SELECT s.row, s.state, s.attempts, s.duplicate
 FROM json_each(?) v JOIN state s ON s.row = v.value;
 
--- name: due_rows
-SELECT row FROM state WHERE target = ? AND due_ms <= ? ORDER BY due_ms, row LIMIT ?;
+-- name: due_starts
+SELECT
+  s.row, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0) + 1,
+  r.key, j.job_id, c.body, c.digest, r.auto, s.retries
+FROM state s
+JOIN row r ON r.number = s.row
+JOIN job j ON j.id = r.job
+JOIN content c ON c.row = s.row
+WHERE s.target = ? AND s.due_ms <= ? ORDER BY s.due_ms, s.row LIMIT ?;
 
--- name: fresh_rows
-SELECT r.number FROM row r
+-- name: fresh_starts
+SELECT r.number, 1, r.key, j.job_id, c.body, c.digest, r.auto, 0
+FROM row r
+JOIN job j ON j.id = r.job
+JOIN content c ON c.row = r.number
 WHERE r.target = ? AND r.number > ? AND r.problem IS NULL
   AND NOT EXISTS (SELECT 1 FROM state s WHERE s.row = r.number)
 ORDER BY r.number LIMIT ?;
 
--- name: starts
-SELECT
-  r.number,
-  coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = r.number), 0) + 1,
-  r.key, j.job_id, c.body, c.digest, r.auto, coalesce(s.retries, 0)
-FROM json_each(?) v
-JOIN row r ON r.number = v.value
-JOIN job j ON j.id = r.job
-JOIN content c ON c.row = r.number
-LEFT JOIN state s ON s.row = r.number;
-
--- name: add_intent
-INSERT INTO attempt (row, number, session, sent_ms) VALUES (?, ?, ?, ?);
+-- name: add_intents
+INSERT INTO attempt (row, number, session, sent_ms)
+SELECT value, coalesce((SELECT max(number) FROM attempt WHERE row = value), 0) + 1, :session, :now FROM json_each(:rows);
 
 -- name: set_position
 UPDATE target SET position = ? WHERE id = ?;
@@ -165,14 +169,10 @@ INSERT OR IGNORE INTO target (name, position) VALUES (?, ?);
 SELECT id, name, base_url, org_id, position FROM target ORDER BY id;
 
 -- name: add_job
-INSERT INTO job (target, job_id) SELECT id, ?2 FROM target WHERE name = ?1;
-
--- name: job_numbers
-SELECT t.name, j.job_id, t.id, j.id FROM job j JOIN target t ON t.id = j.target;
+INSERT OR IGNORE INTO job (target, job_id) SELECT id, ?2 FROM target WHERE name = ?1;
 
 -- name: job_number
-SELECT t.name, j.job_id, t.id, j.id FROM job j JOIN target t ON t.id = j.target
-WHERE t.name = ? AND j.job_id = ?;
+SELECT t.id, j.id FROM job j JOIN target t ON t.id = j.target WHERE t.name = ? AND j.job_id = ?;
 
 -- name: describe_job
 UPDATE job SET name = ?3, parameters = ?4, from_des = ?5
@@ -218,7 +218,7 @@ INSERT INTO batch (id, name, manifest, digest, columns, rows, options, is_whole,
 VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?);
 
 -- name: batch
-SELECT name, manifest, digest, columns, rows, options, is_whole, imported_ms FROM batch;
+SELECT name, manifest, digest, columns, rows, options, imported_ms, is_whole FROM batch;
 
 -- name: set_options
 UPDATE batch SET options = ?;
@@ -303,17 +303,14 @@ FROM attempt a JOIN row r ON r.number = a.row
 WHERE lower(coalesce(a.found_run, a.job_run_id)) IN (SELECT value FROM json_each(?))
   AND (a.result = 'started' OR a.finding = 'started');
 
--- name: clear_findings
-UPDATE attempt SET finding = NULL, found_run = NULL WHERE row = ? AND finding IS NOT NULL;
-
--- name: find_nothing
-UPDATE attempt SET finding = 'notStarted' WHERE row = ? AND result IN ('unknown', 'failed', 'retry');
-
--- name: find_run
-UPDATE attempt SET finding = 'started', found_run = ?2
-WHERE row = ?1 AND number = (
-  SELECT max(number) FROM attempt WHERE row = ?1 AND result IN ('unknown', 'failed', 'retry')
-);
+-- name: find
+-- A finding stands instead of an earlier one; that of a run is about the last attempt in doubt.
+UPDATE attempt SET (finding, found_run) = (
+  SELECT ?2, ?3 WHERE ?2 = 'notStarted' OR ?2 = 'started' AND attempt.number = (
+    SELECT max(a.number) FROM attempt a WHERE a.row = ?1 AND a.result IN ('unknown', 'failed', 'retry')
+  )
+)
+WHERE row = ?1 AND result IN ('unknown', 'failed', 'retry');
 
 -- name: keep_resolution
 INSERT INTO resolution (row, attempt, at_ms, finding, job_run_id, note) VALUES (?, ?, ?, ?, ?, ?);
@@ -324,7 +321,7 @@ INSERT INTO resolution (row, attempt, at_ms, finding, job_run_id, note) VALUES (
 SELECT
   r.job, r.auto,
   CASE
-    WHEN s.state = 'sending' THEN ?
+    WHEN s.state = 'sending' THEN :open
     WHEN s.state IS NOT NULL THEN s.state
     WHEN r.problem IS NULL THEN 'pending'
     ELSE 'invalid'
@@ -336,20 +333,16 @@ FROM row r LEFT JOIN state s ON s.row = r.number GROUP BY 1, 2, 3;
 SELECT id, host, pid, began_ms, ended_ms, exit_code, stops, options, targets FROM session ORDER BY id;
 
 -- name: results
-SELECT v.*, CASE WHEN :with_rows THEN (SELECT c.says FROM content c WHERE c.row = v.row) END
-FROM results v
-WHERE v.row > :after
-  AND (:state IS NULL OR :state = CASE v.state WHEN 'sending' THEN :open ELSE v.state END)
+SELECT
+  v.batch, v.key, v.row, v.target, v.job_id, v.job_name, CASE v.state WHEN 'sending' THEN :open ELSE v.state END AS now,
+  v.job_run_id, v.attempts, v.status, v.error, v.possible_duplicate, v.sent_utc, v.answered_utc,
+  v.finished, v.success, v.status_text, v.finished_utc, v.output_files,
+  CASE WHEN :with_rows THEN (SELECT c.says FROM content c WHERE c.row = v.row) END
+FROM json_each(:rows) n JOIN results v ON v.row = n.value
+WHERE (:state IS NULL OR now = :state)
   AND (:run IS NULL OR v.state = 'started' AND :run = CASE
         WHEN v.finished IS NOT 1 THEN 'unfinished' WHEN v.success = 1 THEN 'succeeded' ELSE 'failed' END)
-ORDER BY v.row LIMIT :limit;
-
--- name: results_by_number
-SELECT v.*, CASE WHEN :with_rows THEN (SELECT c.says FROM content c WHERE c.row = v.row) END
-FROM json_each(:rows) n JOIN results v ON v.row = n.value
-WHERE (:state IS NULL OR :state = CASE v.state WHEN 'sending' THEN :open ELSE v.state END)
-  AND (:run IS NULL OR v.state = 'started' AND :run = CASE
-        WHEN v.finished IS NOT 1 THEN 'unfinished' WHEN v.success = 1 THEN 'succeeded' ELSE 'failed' END);
+ORDER BY v.row;
 
 -- name: unknown_rows
 SELECT
@@ -366,17 +359,11 @@ JOIN attempt d ON d.row = s.row AND coalesce(d.result, 'unknown') = 'unknown' AN
 JOIN session n ON n.id = d.session
 GROUP BY r.number ORDER BY r.number;
 
+-- name: drop_log
+DROP TABLE IF EXISTS temp.log;
+
 -- name: make_log
-CREATE TEMP TABLE IF NOT EXISTS log (
-  id INTEGER PRIMARY KEY, at_ms INTEGER, kind TEXT, session INTEGER, row INTEGER, number INTEGER
-);
-
--- name: empty_log
-DELETE FROM temp.log;
-
--- name: fill_log
-INSERT INTO temp.log (at_ms, kind, session, row, number)
-SELECT * FROM (
+CREATE TEMP TABLE log AS SELECT * FROM (
   SELECT coalesce(answered_ms, sent_ms) AS at_ms, 'attempt' AS kind, session, row, number FROM attempt
   UNION ALL SELECT began_ms, 'began', id, NULL, NULL FROM session
   UNION ALL SELECT ended_ms, 'ended', id, NULL, NULL FROM session WHERE ended_ms IS NOT NULL
@@ -388,7 +375,7 @@ WHERE at_ms > :after AND (:row IS NULL OR row = :row)
 ORDER BY at_ms, kind <> 'began', kind = 'ended';
 
 -- name: log
-SELECT l.id, l.at_ms, l.kind, l.session, r.key, t.name, CASE l.kind
+SELECT l.rowid, l.at_ms, l.kind, l.session, r.key, t.name, CASE l.kind
   WHEN 'attempt' THEN (
     SELECT json_object('attempt', number, 'sentMs', sent_ms, 'result', result, 'status', status, 'jobRunId', job_run_id,
                        'error', error, 'againMs', again_ms)
@@ -402,7 +389,7 @@ SELECT l.id, l.at_ms, l.kind, l.session, r.key, t.name, CASE l.kind
   WHEN 'correction' THEN (SELECT json_object('file', file, 'said', json(said)) FROM correction WHERE id = l.number)
 END
 FROM temp.log l LEFT JOIN row r ON r.number = l.row LEFT JOIN target t ON t.id = r.target
-WHERE l.id > ? ORDER BY l.id LIMIT ?;
+WHERE l.rowid > ? ORDER BY l.rowid LIMIT ?;
 
 -- Runs
 

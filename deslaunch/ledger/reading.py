@@ -9,28 +9,18 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections import Counter
 from functools import partial, wraps
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Final,
-    Literal,
-    NamedTuple,
-    ParamSpec,
-    Protocol,
-    TypeVar,
-)
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, TypeVar
 
 from deslaunch.events import Counts
 from deslaunch.model import Job, JobParameter, RowState
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
     from concurrent.futures import ThreadPoolExecutor
-    from contextlib import AbstractContextManager
+
+    from deslaunch.ledger.sqlite import Launcher, SqliteStore
 
 PORTION: Final = 512
 """Rows that are read at a time."""
@@ -40,7 +30,6 @@ TEXT_LIMIT: Final = 4096
 
 P = ParamSpec("P")
 T = TypeVar("T")
-ThreadedT = TypeVar("ThreadedT", bound="Threaded")
 
 _READY: Final = frozenset({RowState.PENDING, RowState.FAILED})
 """States of rows that any session sends."""
@@ -110,20 +99,6 @@ class BatchInfo(NamedTuple):
     options: dict[str, Any]
     imported_ms: int
     is_whole: bool
-
-
-class Launcher(NamedTuple):
-    """Who holds the batch's lock.
-
-    Attributes:
-        pid: process; 0 where neither the lock nor the ledger tells.
-        host: ``""`` where the ledger does not tell.
-        since_ms: ms since 1970, or None.
-    """
-
-    pid: int
-    host: str
-    since_ms: int | None
 
 
 class SessionInfo(NamedTuple):
@@ -245,79 +220,16 @@ class LogEntry(NamedTuple):
     details: dict[str, Any]
 
 
-class Store(Protocol):
-    """What the ledger needs of a database; all of it but the attributes in the ledger's thread.
-
-    Queries are named; they stand in ``queries.sql``.
-    """
-
-    place: str
-    warning: str
-    is_launcher: bool
-    give_up_after: float
-    on_wait: Callable[[float], None] | None
-
-    def fetch(self, query: str, parameters: Any = ()) -> list[Any]:
-        """Return all rows of a query."""
-        ...
-
-    def run(self, query: str, parameters: Any = ()) -> int:
-        """Return how many rows a statement changed."""
-        ...
-
-    def many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Run a statement once for each row of parameters."""
-        ...
-
-    def transaction(self) -> AbstractContextManager[None]:
-        """Begin, and commit at the end of the block; what raises rolls back."""
-        ...
-
-    def writing(self) -> AbstractContextManager[Store]:
-        """Give a store that may write, also beside a launcher."""
-        ...
-
-    def holder(self) -> int | None:
-        """Return the pid of who is at work (0: can't be told), or None."""
-        ...
-
-    def is_in_place(self) -> bool:
-        """Return True if the place still names what was opened; doesn't block."""
-        ...
-
-    def rescue(self) -> str:
-        """Copy what there is to a place of its own; return that."""
-        ...
-
-    def publish(self) -> None:
-        """End an import: whole, or not at all."""
-        ...
-
-    def discard(self) -> None:
-        """End an import without a trace."""
-        ...
-
-    def close(self) -> str:
-        """Close, and free the lock; return what a person should know, or ``""``."""
-        ...
-
-
-class Threaded(Protocol):
-    """Something whose work is done in the ledger's thread."""
-
-    thread: ThreadPoolExecutor
-
-
 def in_thread(
-    method: Callable[Concatenate[ThreadedT, P], T],
-) -> Callable[Concatenate[ThreadedT, P], Coroutine[Any, Any, T]]:
-    """Let a method run in the ledger's thread: whoever calls it awaits it.
+    method: Callable[Concatenate[Any, P], T],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Let a method run in the ledger's thread, ``self.thread``: whoever calls it awaits it.
 
     One that was cancelled runs to its end all the same.
     """
 
     @wraps(method)
-    async def run(self: ThreadedT, /, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
         return await run_in(self.thread, partial(method, self, *args, **kwargs))
 
     return run
@@ -351,47 +263,47 @@ class Reader:
         thread: the ledger's own; everything that touches the database runs in it.
     """
 
-    def __init__(self, store: Store, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor) -> None:
         """Read what is known of the batch; runs in the ledger's thread."""
         self.place = store.place
         self.warning = store.warning
         self.thread = thread
         self._store = store
-        [(name, manifest, digest, columns, rows, options, is_whole, ms)] = store.fetch("batch")
-        self.batch = BatchInfo(
-            name,
-            os.fsdecode(manifest),
-            digest,
-            None if columns is None else tuple(json.loads(columns)),
-            rows,
-            json.loads(options),
-            ms,
-            bool(is_whole),
-        )
+        [(name, manifest, digest, columns, rows, options, ms, is_whole)] = store.fetch("batch")
+        header = None if columns is None else tuple(json.loads(columns))
+        said = (os.fsdecode(manifest), digest, header, rows, json.loads(options), ms)
+        self.batch = BatchInfo(name, *said, bool(is_whole))
 
     def _is_at_work(self) -> bool:
-        return self._store.holder() is not None
+        return self._store.launcher() is not None
 
     def _open_state(self) -> str:
         """Return what a row is whose attempt is open."""
         return "sending" if self._is_at_work() else "unknown"
 
     @in_thread
-    def counts(self) -> tuple[Counts, dict[str, Counts]]:
-        """Return the rows by state: in all, and by target."""
-        targets = {number: target for number, target, *_ in self._store.fetch("jobs")}
-        in_all, by_target = Counts(), dict.fromkeys(targets.values(), Counts())
+    def query(self, name: str, parameters: Any = ()) -> list[Any]:
+        """Return all rows of a query of ``queries.sql``."""
+        return self._store.fetch(name, parameters)
 
-        for job, _auto, state, rows, duplicates, attempts in self._store.fetch(
-            "tally", (self._open_state(),)
-        ):
-            target = targets[job]
+    @in_thread
+    def _query_open(self, name: str, wanted: dict[str, Any]) -> list[Any]:
+        """Return all rows of a query that needs to know what a row is whose attempt is open."""
+        return self._store.fetch(name, {**wanted, "open": self._open_state()})
+
+    async def counts(self) -> tuple[Counts, dict[str, Counts]]:
+        """Return the rows by state: in all, and by target."""
+        jobs = await self.query("jobs")
+        targets = {number: target for number, target, *_ in jobs}
+        totals: dict[str, Counter[str]] = {target: Counter() for target in targets.values()}
+
+        for job, _auto, state, rows, duplicates, attempts in await self._query_open("tally", {}):
             name = "in_flight" if state == "sending" else state
             more = {name: rows, "possible_duplicates": duplicates, "attempts": attempts}
-            in_all = _add(in_all, more)
-            by_target[target] = _add(by_target[target], more)
+            totals[targets[job]].update(more)
 
-        return in_all, by_target
+        in_all = sum(totals.values(), Counter[str]())
+        return Counts(**in_all), {target: Counts(**total) for target, total in totals.items()}
 
     @in_thread
     def plan(self, *, retry_rejected: bool = False, retry_unknown: bool = False) -> Plan:
@@ -399,16 +311,14 @@ class Reader:
         consents = {RowState.REJECTED: retry_rejected, RowState.UNKNOWN: retry_unknown}
         return make_plan(self._store, consents, self._open_state())
 
-    @in_thread
-    def targets(self) -> dict[str, TargetInfo]:
+    async def targets(self) -> dict[str, TargetInfo]:
         """Return the batch's targets in the order in which they were met."""
         return {
             name: TargetInfo(base_url, org_id)
-            for _id, name, base_url, org_id, _position in self._store.fetch("targets")
+            for _id, name, base_url, org_id, _position in await self.query("targets")
         }
 
-    @in_thread
-    def jobs(self) -> list[KnownJob]:
+    async def jobs(self) -> list[KnownJob]:
         """Return the batch's jobs."""
         return [
             KnownJob(
@@ -417,31 +327,20 @@ class Reader:
                 parameters is not None,
                 bool(from_des),
             )
-            for _id, target, job_id, name, parameters, from_des in self._store.fetch("jobs")
+            for _id, target, job_id, name, parameters, from_des in await self.query("jobs")
         ]
 
-    @in_thread
-    def sessions(self) -> list[SessionInfo]:
+    async def sessions(self) -> list[SessionInfo]:
         """Return all sessions, the oldest first."""
         return [
             SessionInfo._make([*row, *map(json.loads, (stops, options, targets))])
-            for *row, stops, options, targets in self._store.fetch("sessions")
+            for *row, stops, options, targets in await self.query("sessions")
         ]
 
     @in_thread
     def launcher(self) -> Launcher | None:
         """Return who is at work, or None. The lock is looked up, never tried."""
-        pid = self._store.holder()
-
-        if pid is None:
-            return None
-
-        for _number, host, session_pid, began_ms, ended_ms in self._store.fetch("last_session"):
-            # A lock that is held in another container names no process.
-            if ended_ms is None and pid in {0, session_pid}:
-                return Launcher(session_pid, host, began_ms)
-
-        return Launcher(pid, "", None)
+        return self._store.launcher()
 
     async def results(
         self,
@@ -460,56 +359,32 @@ class Reader:
             with_rows: with what the rows say.
         """
         wanted = {"state": state and str(state), "run": run, "with_rows": with_rows}
+        [(last,)] = await self.query("last_row")
+        numbers = range(1, last + 1) if keys is None else await self._find(keys)
 
-        if keys is not None:
-            numbers = await self._find(list(keys))
+        for begin in range(0, len(numbers), PORTION):
+            portion = json.dumps(list(numbers[begin : begin + PORTION]))
 
-            for begin in range(0, len(numbers), PORTION):
-                chosen = json.dumps(numbers[begin : begin + PORTION])
+            if rows := await self._query_open("results", {**wanted, "rows": portion}):
+                yield [ResultRow._make(row) for row in rows]
 
-                if rows := await self._results("results_by_number", {**wanted, "rows": chosen}):
-                    yield rows
-
-            return
-
-        after = 0
-
-        while rows := await self._results("results", {**wanted, "after": after, "limit": PORTION}):
-            yield rows
-            after = rows[-1].row
-
-    @in_thread
-    def _find(self, keys: list[str]) -> list[int]:
-        return [number for (number,) in self._store.fetch("rows_by_number", (json.dumps(keys),))]
-
-    @in_thread
-    def _results(self, query: str, wanted: dict[str, Any]) -> list[ResultRow]:
-        open_state = self._open_state()
-        rows = map(ResultRow._make, self._store.fetch(query, {**wanted, "open": open_state}))
-
-        if open_state == "sending":
-            return list(rows)
-
-        return [row._replace(state=open_state) if row.state == "sending" else row for row in rows]
+    async def _find(self, keys: Sequence[str]) -> Sequence[int]:
+        found = await self.query("rows_by_number", (json.dumps(list(keys)),))
+        return [number for (number,) in found]
 
     async def unknown_rows(self) -> AsyncIterator[list[UnknownRow]]:
         """Yield the unknown rows in manifest order, in portions, and where to look for them."""
-        after = 0
+        wanted = {"after": 0, "limit": PORTION}
 
-        while rows := await self._unknown_rows(after):
+        while found := await self._query_open("unknown_rows", wanted):
+            rows = []
+
+            for *row, sent_ms, until_ms, clocks in found:
+                ahead = round(1000 * json.loads(clocks).get(row[2], 0.0))
+                rows.append(UnknownRow._make([*row, sent_ms + ahead, until_ms + ahead]))
+
             yield rows
-            after = rows[-1].row
-
-    @in_thread
-    def _unknown_rows(self, after: int) -> list[UnknownRow]:
-        asked = {"after": after, "open": self._open_state(), "limit": PORTION}
-        rows = []
-
-        for *row, sent_ms, until_ms, clocks in self._store.fetch("unknown_rows", asked):
-            ahead = round(1000 * json.loads(clocks).get(row[2], 0.0))
-            rows.append(UnknownRow._make([*row, sent_ms + ahead, until_ms + ahead]))
-
-        return rows
+            wanted["after"] = rows[-1].row
 
     async def log(
         self, *, key: str | None = None, after_ms: int = -1
@@ -518,36 +393,23 @@ class Reader:
 
         An attempt stands where it ended; an open one where it was meant. One log at a time.
         """
-        numbers = [None] if key is None else await self._find([key])
-
-        for number in numbers:
+        for number in [None] if key is None else await self._find([key]):
             await self._sort_log({"after": after_ms, "row": number})
             last = 0
 
-            while portion := await self._log(last):
+            while portion := await self.query("log", (last, PORTION)):
                 yield [LogEntry._make([*row, json.loads(told)]) for _id, *row, told in portion]
                 last = portion[-1][0]
 
     @in_thread
     def _sort_log(self, wanted: dict[str, Any]) -> None:
         """Sort it into a temporary table, which is this connection's own."""
-        self._store.run("make_log")
-        self._store.run("empty_log")
-        self._store.run("fill_log", wanted)
+        self._store.run("drop_log")
+        self._store.run("make_log", wanted)
 
-    @in_thread
-    def _log(self, after: int) -> list[Any]:
-        return self._store.fetch("log", (after, PORTION))
-
-    @in_thread
-    def query(self, name: str, parameters: Any = ()) -> list[Any]:
-        """Return all rows of one of the queries that add something up, ``report_…``."""
-        return self._store.fetch(name, parameters)
-
-    @in_thread
-    def runs_to_ask(self, after: int, limit: int = PORTION) -> list[RunToAsk]:
+    async def runs_to_ask(self, after: int, limit: int = PORTION) -> list[RunToAsk]:
         """Return the started rows beyond ``after`` whose runs have not finished as far as known."""
-        return list(map(RunToAsk._make, self._store.fetch("runs_to_ask", (after, limit))))
+        return list(map(RunToAsk._make, await self.query("runs_to_ask", (after, limit))))
 
     @in_thread
     def run_counts(self) -> RunCounts:
@@ -556,17 +418,13 @@ class Reader:
         return RunCounts._make([*counts, tuple(self._store.fetch("run_failures"))])
 
 
-def _add(counts: Counts, more: dict[str, int]) -> Counts:
-    return replace(counts, **{name: getattr(counts, name) + n for name, n in more.items()})
-
-
-def make_plan(store: Store, consents: Mapping[RowState, bool], open_state: str) -> Plan:
+def make_plan(store: SqliteStore, consents: Mapping[RowState, bool], open_state: str) -> Plan:
     """Return what a session would send that has a consent for rows of these states."""
     jobs = {number: (target, job, name) for number, target, job, name, *_ in store.fetch("jobs")}
     names = {(target, job): name for target, job, name in jobs.values()}
     plan = Plan(dict.fromkeys(RowState, 0), {}, names)
 
-    for number, auto, word, rows, *_ in store.fetch("tally", (open_state,)):
+    for number, auto, word, rows, *_ in store.fetch("tally", {"open": open_state}):
         state = RowState(word)
         plan.states[state] += rows
         is_left = auto and state is RowState.UNKNOWN
@@ -580,9 +438,5 @@ def make_plan(store: Store, consents: Mapping[RowState, bool], open_state: str) 
 
 def storable(text: str) -> str:
     """Return a text that a database takes: no lone surrogates, at most 4,096 characters."""
-    return text[:TEXT_LIMIT].encode("utf-8", "backslashreplace").decode()
-
-
-def utc(ms: int) -> str:
-    """Return a time of a ledger as RFC 3339."""
-    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+    text = text[:TEXT_LIMIT]
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -1,49 +1,42 @@
-"""One batch in one SQLite file.
+"""One batch in one SQLite file, and where that may lie.
 
 What may be relied on: a ledger that has its name is whole, and what a transaction committed stays,
 whatever ends the process or the power. A commit that raised is in doubt. Nothing in this process
 opens the file but SQLite: closing any other descriptor of it would drop SQLite's locks. One
 connection writes and checkpoints, all others read: before 3.51.3 two that checkpoint at the same
 moment can corrupt the file.
+
+A launcher holds one fcntl lock on ``<ledger>.lock``, which is never removed. It is free as soon as
+its process ends, however that comes about. A process loses it when it closes *any* descriptor of
+that file, so all descriptors of lock files are opened and closed here, one at a time.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
+import shlex
 import socket
 import sqlite3
+import struct
+import subprocess
+import sys
+import threading
 import time
 from contextlib import ExitStack, closing, contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from urllib.parse import quote
 
-from deslaunch.errors import (
-    LedgerDamaged,
-    LedgerError,
-    LedgerExists,
-    LedgerForeign,
-    LedgerLocked,
-    LedgerMissing,
-    LedgerWriteFailed,
-)
-from deslaunch.ledger.place import (
-    as_word,
-    check_file_system,
-    find_holder,
-    free_lock,
-    make_private,
-    sync,
-    take_lock,
-)
+from deslaunch import errors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 APPLICATION_ID: Final = 0x4445534C  # "DESL"
 SCHEMA_VERSION: Final = 1
-OLDEST_SQLITE: Final = (3, 34, 0)
 
 READERS_WAIT: Final = 5.0
 """Seconds that a clean end waits for readers."""
@@ -52,29 +45,63 @@ TELL_AFTER: Final = 5.0
 """Seconds after which a wait for the write lock is told."""
 
 _FOLDER: Final = Path(__file__).parent
-_QUERIES: Final[dict[str, str]] = dict(
-    re.findall(
-        r"^-- name: (\w+)\n(.+?);$",
-        (_FOLDER / "queries.sql").read_text("utf-8"),
-        re.MULTILINE | re.DOTALL,
-    )
-)
+_NAMED: Final = re.compile(r"^-- name: (\w+)\n(.+?);$", re.MULTILINE | re.DOTALL)
+_QUERIES: Final = dict(_NAMED.findall((_FOLDER / "queries.sql").read_text("utf-8")))
+
+_SYNCED: Final = "PRAGMA fullfsync=1"  # macOS: fsync alone stops at the drive's cache
 _WRITER: Final = (
     "PRAGMA synchronous=FULL",
-    "PRAGMA fullfsync=1",  # macOS: fsync alone stops at the drive's cache
+    _SYNCED,
     "PRAGMA checkpoint_fullfsync=1",
     "PRAGMA journal_size_limit=67108864",
 )
 _GUEST: Final = (
     "PRAGMA synchronous=EXTRA",  # without a WAL, FULL does not sync the removal of the journal
-    "PRAGMA fullfsync=1",
+    _SYNCED,
     "PRAGMA wal_autocheckpoint=0",  # only the launcher checkpoints
 )
+_BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _WRITABLE: Final = "You need write permission for the ledger and its folder, and room on its disk"
+
+_UNFIT: Final = re.compile(
+    r"nfs4?|cifs|smbfs|smb3|afpfs|webdav|9p|virtiofs|ceph|glusterfs|lustre|gpfs|afs|vboxsf|prl_fs|drvfs"
+    r"|macfuse|osxfuse|fuse(\..+)?"
+)
+_LOST_WITH: Final = {
+    "overlay": "the container",
+    "tmpfs": "the next restart",
+    "ramfs": "the next restart",
+}
+
+_HELD: Final[dict[str, int]] = {}
+"""Descriptor by path, of the locks that this process holds."""
+
+_ONE_AT_A_TIME: Final = threading.Lock()
+
+os.register_at_fork(after_in_child=_HELD.clear)  # the locks stay with the parent
+
+# struct flock: type, whence, start, length, pid; macOS has the first two last.
+_FLOCK, _TYPE, _PID = ("qqihh", 3, 2) if sys.platform == "darwin" else ("hhqqi", 0, 4)
+
+
+class Launcher(NamedTuple):
+    """Who holds the batch's lock.
+
+    Attributes:
+        pid: process; 0 where neither the lock nor the ledger tells.
+        host: ``""`` where the ledger does not tell.
+        since_ms: ms since 1970, or None.
+    """
+
+    pid: int
+    host: str
+    since_ms: int | None
 
 
 class SqliteStore:
     """One connection to a ledger's file; made and used in one thread.
+
+    A store of another database has the same public methods, and statements of the same names.
 
     Attributes:
         place: path of the ledger, without symbolic links.
@@ -94,10 +121,10 @@ class SqliteStore:
     ) -> None:
         self.place = place
         self.warning = warning
+        self.is_launcher = is_launcher
         self.give_up_after = 30.0
         self.on_wait: Callable[[float], None] | None = None
         self._connection = connection
-        self.is_launcher = is_launcher
         self._file = _identify(place)
 
     @classmethod
@@ -109,27 +136,27 @@ class SqliteStore:
 
         with _locked(place):
             _refuse_names_in_use(place)
+            _remove_new(place)
             new = f"{place}.new"
-
-            for leftover in (new, f"{new}-journal"):
-                Path(leftover).unlink(missing_ok=True)
-
-            make_private(new)
-            store = cls(place, _connect(new, "rw"), is_launcher=True, warning=warning)
+            _make_private(new)
+            connection = _connect(new, "rw", is_new=True)
+            store = cls(place, connection, is_launcher=True, warning=warning)
             # One sync of the whole file, before it gets its name, is enough.
-            store._set("PRAGMA synchronous=OFF", "BEGIN IMMEDIATE")
-            store._set(f"PRAGMA application_id={APPLICATION_ID}")
-            store._set(f"PRAGMA user_version={SCHEMA_VERSION}")
-            tables = re.sub("--.*", "", (_FOLDER / "schema.sql").read_text("utf-8"))
+            store._execute("PRAGMA synchronous=OFF")
+            store._execute("BEGIN IMMEDIATE")
+            store._execute(f"PRAGMA application_id={APPLICATION_ID}")
+            store._execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
             # Not executescript, which commits first.
-            store._set(*(statement for statement in tables.split(";") if statement.strip()))
+            for table in re.sub("--.*", "", (_FOLDER / "schema.sql").read_text("utf-8")).split(";"):
+                store._execute(table)
+
             return store
 
     @classmethod
     def take(cls, place: str) -> Self:
         """Take the lock and open the ledger for writing, until :meth:`close`."""
-        place = os.path.realpath(place)
-        _require(place)
+        place = _require(place)
         warning = check_file_system(place)
 
         with _locked(place):
@@ -143,20 +170,17 @@ class SqliteStore:
     @classmethod
     def read(cls, place: str) -> Self:
         """Open the ledger for reading, at any time."""
-        place = os.path.realpath(place)
-        _require(place)
+        place = _require(place)
 
         try:
-            return cls(place, _open(place, "ro"))
-        except LedgerError as exc:
-            if type(exc) is not LedgerError:
+            return cls(place, _connect(place, "ro"))
+        except errors.LedgerError as exc:
+            if type(exc) is not errors.LedgerError:
                 raise
 
             # A killed resolve left a journal, which only who may write can roll back.
-            with closing(_connect(place, "rw")) as connection:
-                connection.execute("SELECT count(*) FROM batch")
-
-            return cls(place, _open(place, "ro"))
+            _connect(place, "rw").close()
+            return cls(place, _connect(place, "ro"))
 
     def publish(self) -> None:
         """Commit and sync ``<place>.new``, give it its name, and open it under that.
@@ -166,16 +190,16 @@ class SqliteStore:
         Raises:
             LedgerExists: its name was taken meanwhile.
         """
-        self._set("COMMIT")
+        self._execute("COMMIT")
         self._connection.close()
         new = Path(f"{self.place}.new")
 
         with _translated(self.place):
-            sync(new)
+            _sync(new)
             _refuse_names_in_use(self.place)
             os.link(new, self.place)  # unlike a rename it fails where the name is taken
             new.unlink()
-            sync(new.parent)
+            _sync(new.parent)
 
         self._connection = _open_writer(self.place)
         self._file = _identify(self.place)
@@ -183,10 +207,7 @@ class SqliteStore:
     def discard(self) -> None:
         """Remove ``<place>.new``, and free the lock."""
         self._connection.close()
-
-        for leftover in (f"{self.place}.new", f"{self.place}.new-journal"):
-            Path(leftover).unlink(missing_ok=True)
-
+        _remove_new(self.place)
         free_lock(self.place)
 
     def fetch(self, query: str, parameters: Any = ()) -> list[Any]:
@@ -211,17 +232,16 @@ class SqliteStore:
         Raises:
             LedgerWriteFailed: it may or may not be durable; or the write lock was never free.
         """
-        self._begin()
-
         try:
+            self._begin()
             yield
-            self._set("COMMIT")
+            self._execute("COMMIT")
         except BaseException as exc:
             with suppress(sqlite3.Error):  # after some errors SQLite has rolled back by itself
                 self._connection.execute("ROLLBACK")
 
-            if type(exc) is LedgerError:
-                raise LedgerWriteFailed(str(exc), hint=exc.hint) from exc
+            if type(exc) is errors.LedgerError:
+                raise errors.LedgerWriteFailed(str(exc), hint=exc.hint) from exc
 
             raise
 
@@ -230,12 +250,13 @@ class SqliteStore:
 
         while True:
             try:
-                self._set("BEGIN IMMEDIATE")
-            except LedgerError as exc:
+                self._execute("BEGIN IMMEDIATE")
+            except errors.LedgerError as exc:
                 waited = time.monotonic() - began
+                code = getattr(exc.__cause__, "sqlite_errorcode", 0) & 0xFF
 
-                if not _is_busy(exc) or waited >= self.give_up_after:
-                    raise LedgerWriteFailed(str(exc), hint=exc.hint) from exc
+                if code not in _BUSY or waited >= self.give_up_after:
+                    raise
 
                 if waited >= TELL_AFTER and not is_told and self.on_wait is not None:
                     self.on_wait(waited)
@@ -253,9 +274,19 @@ class SqliteStore:
         with closing(_connect(self.place, "rw", *_GUEST, busy=1.0)) as connection:
             yield SqliteStore(self.place, connection)
 
-    def holder(self) -> int | None:
-        """Return the pid of who holds the lock (0: can't be told), or None."""
-        return find_holder(self.place)
+    def launcher(self) -> Launcher | None:
+        """Return who is at work, or None."""
+        pid = find_holder(self.place)
+
+        if pid is None:
+            return None
+
+        for _number, host, session_pid, began_ms, ended_ms in self.fetch("last_session"):
+            # A lock that is held in another container names no process.
+            if ended_ms is None and pid in {0, session_pid}:
+                return Launcher(session_pid, host, began_ms)
+
+        return Launcher(pid, "", None)
 
     def is_in_place(self) -> bool:
         """Return True if the path still names the file that was opened."""
@@ -269,9 +300,9 @@ class SqliteStore:
             path, number = f"{self.place}.rescued.{number}", number + 1
 
         with _translated(path):
-            make_private(path)
+            _make_private(path)
 
-            with closing(_connect(path, "rw")) as copy:
+            with closing(_connect(path, "rw", is_new=True)) as copy:
                 self._connection.backup(copy)
                 copy.execute("PRAGMA journal_mode=DELETE")
 
@@ -300,7 +331,7 @@ class SqliteStore:
     def _leave_wal(self) -> None:
         """Wait for readers until all is in the one file."""
         deadline = time.monotonic() + READERS_WAIT
-        self._set("PRAGMA busy_timeout=50")
+        self._execute("PRAGMA busy_timeout=50")
 
         while time.monotonic() < deadline:
             with suppress(sqlite3.Error):
@@ -309,94 +340,63 @@ class SqliteStore:
                 if self._connection.execute("PRAGMA journal_mode=DELETE").fetchone()[0] == "delete":
                     return
 
-    def _set(self, *statements: str) -> None:
-        for statement in statements:
-            self._execute(statement)
-
     def _execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
         with _translated(self.place):
             return self._connection.execute(sql, parameters)
 
 
 def _open_writer(place: str) -> sqlite3.Connection:
+    # A wait for the write lock is looked at once a second.
     with ExitStack() as stack, _translated(place):
-        # A wait for the write lock is looked at once a second.
-        connection = stack.enter_context(closing(_open(place, "rw", *_WRITER, busy=1.0)))
+        connection = stack.enter_context(closing(_connect(place, "rw", *_WRITER, busy=1.0)))
 
-        if connection.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
-            raise LedgerError(f"{place}: SQLite can't use a WAL here", hint="use a local disk")
-
-        stack.pop_all()
-        return connection
-
-
-def _open(place: str, mode: str, *pragmas: str, busy: float = 5.0) -> sqlite3.Connection:
-    """Connect to what is a ledger of the version that is known."""
-    with ExitStack() as stack, _translated(place):
-        connection = stack.enter_context(closing(_connect(place, mode, *pragmas, busy=busy)))
-        [(application,)] = connection.execute("PRAGMA application_id")
-        [(version,)] = connection.execute("PRAGMA user_version")
-
-        if application != APPLICATION_ID:
-            raise _is_foreign(place)
-
-        if version != SCHEMA_VERSION:
-            raise LedgerForeign(
-                f"{place}: has schema version {version}, this deslaunch knows {SCHEMA_VERSION}",
-                hint="use the version of deslaunch that made it, or a newer one",
+        if connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
+            raise errors.LedgerError(
+                f"{place}: SQLite can't use a WAL here", hint="use a local disk"
             )
 
         stack.pop_all()
         return connection
 
 
-def _connect(path: str, mode: str, *pragmas: str, busy: float = 5.0) -> sqlite3.Connection:
-    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-        raise LedgerError(
+def _connect(
+    path: str, mode: str, *pragmas: str, busy: float = 5.0, is_new: bool = False
+) -> sqlite3.Connection:
+    """Connect to a new file, or to what is a ledger of the version that is known."""
+    if sqlite3.sqlite_version_info < (3, 34, 0):
+        raise errors.LedgerError(
             f"SQLite {sqlite3.sqlite_version} is too old: expected 3.34 or newer",
             hint="use a newer Python",
         )
 
-    with _translated(path):
-        uri = f"file:{quote(os.fsencode(path))}?mode={mode}"
+    uri = f"file:{quote(os.fsencode(path))}?mode={mode}"
+
+    with ExitStack() as stack, _translated(path):
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=busy)
+        stack.callback(connection.close)
 
         for pragma in ("PRAGMA mmap_size=0", *pragmas):  # a full disk: an error, not a SIGBUS
             connection.execute(pragma)
 
+        if not is_new:
+            _check_version(path, connection)
+
+        stack.pop_all()
         return connection
 
 
-@contextmanager
-def _locked(place: str) -> Iterator[None]:
-    """Take the lock; free it again if the block fails."""
-    if not take_lock(place):
-        raise LedgerLocked(
-            f"{place}: another launcher is at work on it{_describe_launcher(place)}",
-            hint="wait until it ends",
+def _check_version(place: str, connection: sqlite3.Connection) -> None:
+    [(application,)] = connection.execute("PRAGMA application_id")
+    [(version,)] = connection.execute("PRAGMA user_version")
+
+    if application != APPLICATION_ID:
+        raise _is_foreign(place)
+
+    if version != SCHEMA_VERSION:
+        raise errors.LedgerForeign(
+            f"{place}: has schema version {version}, this deslaunch knows {SCHEMA_VERSION}",
+            hint="use the version of deslaunch that made it, or a newer one",
         )
-
-    try:
-        with _translated(place):
-            yield
-    except BaseException:
-        free_lock(place)
-        raise
-
-
-def _describe_launcher(place: str) -> str:
-    """Say who holds the lock: the ledger knows more than the lock, which a container may hide."""
-    pid, host, since = find_holder(place), socket.gethostname(), ""
-
-    with suppress(LedgerError, sqlite3.Error), closing(_open(place, "ro")) as connection:
-        for _number, its_host, its_pid, began_ms, ended_ms in connection.execute(
-            _QUERIES["last_session"]
-        ):
-            if ended_ms is None and pid in {0, its_pid}:
-                began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began_ms / 1000))
-                host, pid, since = its_host, its_pid, f", since {began}"
-
-    return f": process {pid or '?'} on {host}{since}"
 
 
 @contextmanager
@@ -411,32 +411,25 @@ def _translated(place: str) -> Iterator[None]:
             raise _is_foreign(place) from exc
 
         if code == sqlite3.SQLITE_CORRUPT:
-            raise LedgerDamaged(
+            raise errors.LedgerDamaged(
                 f"{place}: the database is damaged: {exc}",
                 hint=f"look at it with: sqlite3 {as_word(place)} 'PRAGMA integrity_check'",
             ) from exc
 
-        raise LedgerError(f"{place}: {exc}", hint=_WRITABLE) from exc
+        raise errors.LedgerError(f"{place}: {exc}", hint=_WRITABLE) from exc
     except FileExistsError as exc:
         raise _exists(place) from exc
     except OSError as exc:
-        raise LedgerError(f"{place}: {exc.strerror or exc}", hint=_WRITABLE) from exc
+        raise errors.LedgerError(f"{place}: {exc.strerror or exc}", hint=_WRITABLE) from exc
 
 
-def _is_busy(exc: LedgerError) -> bool:
-    code = getattr(exc.__cause__, "sqlite_errorcode", 0) & 0xFF
-    return code in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+def _is_foreign(place: str) -> errors.LedgerForeign:
+    return errors.LedgerForeign(f"{place}: is no ledger of deslaunch", hint="name the right file")
 
 
-def _is_foreign(place: str) -> LedgerForeign:
-    return LedgerForeign(f"{place}: is no ledger of deslaunch", hint="name the right file")
-
-
-def _exists(place: str) -> LedgerExists:
-    return LedgerExists(
-        f"{place}: there is a ledger already",
-        hint=f"go on with it: deslaunch resume {as_word(place)}",
-    )
+def _exists(place: str) -> errors.LedgerExists:
+    resume = f"go on with it: deslaunch resume {as_word(place)}"
+    return errors.LedgerExists(f"{place}: there is a ledger already", hint=resume)
 
 
 def _refuse_names_in_use(place: str) -> None:
@@ -445,15 +438,23 @@ def _refuse_names_in_use(place: str) -> None:
 
     for name in (f"{place}-wal", f"{place}-journal"):
         if os.path.lexists(name):
-            raise LedgerExists(
+            raise errors.LedgerExists(
                 f"{name}: holds the end of an earlier batch, whose ledger is gone",
                 hint="move it to where its ledger is now, or name another ledger with --ledger",
             )
 
 
-def _require(place: str) -> None:
-    if not Path(place).exists():
-        raise LedgerMissing(f"{place}: there is no ledger", hint="check its path")
+def _require(place: str) -> str:
+    """Return the path of a ledger that there is, without symbolic links."""
+    if not os.path.exists(place := os.path.realpath(place)):  # noqa: PTH110
+        raise errors.LedgerMissing(f"{place}: there is no ledger", hint="check its path")
+
+    return place
+
+
+def _remove_new(place: str) -> None:
+    for leftover in (f"{place}.new", f"{place}.new-journal"):
+        Path(leftover).unlink(missing_ok=True)
 
 
 def _identify(path: str) -> tuple[int, int] | None:
@@ -463,3 +464,175 @@ def _identify(path: str) -> tuple[int, int] | None:
         return None
 
     return found.st_dev, found.st_ino
+
+
+def _make_private(path: str) -> None:
+    """Make a new, empty file that only its owner may read."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def _sync(path: Path) -> None:
+    """Return when the file, or the names in the folder, are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+
+    try:
+        if sys.platform == "darwin":
+            fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+        else:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# The lock
+
+
+@contextmanager
+def _locked(place: str) -> Iterator[None]:
+    """Take the lock; free it again if the block fails."""
+    if not _take_lock(place):
+        raise errors.LedgerLocked(
+            f"{place}: another launcher is at work on it: {_describe_launcher(place)}",
+            hint="wait until it ends",
+        )
+
+    try:
+        with _translated(place):
+            yield
+    except BaseException:
+        free_lock(place)
+        raise
+
+
+def _describe_launcher(place: str) -> str:
+    """Say who holds the lock: the ledger knows more than the lock, which a container may hide."""
+    launcher = Launcher(find_holder(place) or 0, "", None)
+
+    with suppress(errors.LedgerError, sqlite3.Error), closing(_connect(place, "ro")) as connection:
+        launcher = SqliteStore(place, connection).launcher() or launcher
+
+    pid, host, ms = launcher
+    told = f"process {pid or '?'} on {host or socket.gethostname()}"
+    return told if ms is None else f"{told}, since {utc(ms)}"
+
+
+def _take_lock(place: str) -> bool:
+    """Take the lock, until the process ends or :func:`free_lock`; return False if it is held."""
+    with _ONE_AT_A_TIME, _translated(path := f"{place}.lock"), ExitStack() as stack:
+        if path in _HELD:
+            return False
+
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, descriptor)
+
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+
+        stack.pop_all()
+        _HELD[path] = descriptor
+        return True
+
+
+def free_lock(place: str) -> None:
+    """Free the lock; does nothing where this process does not hold it."""
+    with _ONE_AT_A_TIME:
+        descriptor = _HELD.pop(f"{place}.lock", None)
+
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def find_holder(place: str) -> int | None:
+    """Return the pid of who holds the lock, 0 where it can't be told, None where nobody does.
+
+    It is looked up, never tried: a try would make a launcher fail that starts meanwhile.
+    """
+    path = f"{place}.lock"
+
+    with _ONE_AT_A_TIME:
+        if path in _HELD:
+            return os.getpid()
+
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            return None
+
+        try:
+            asked = bytearray(struct.calcsize(_FLOCK) + 8)
+            fields = [0] * 5
+            fields[_TYPE] = fcntl.F_WRLCK
+            struct.pack_into(_FLOCK, asked, 0, *fields)
+            told = struct.unpack_from(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, bytes(asked)))
+        finally:
+            os.close(descriptor)
+
+    return None if told[_TYPE] == fcntl.F_UNLCK else max(0, told[_PID])
+
+
+# The file system
+
+
+def check_file_system(place: str, mounts: str | None = None) -> str:
+    """Return a warning about the file system that ``place`` lies on, or ``""``.
+
+    Args:
+        place: path of the ledger.
+        mounts: what the system lists; asked for where it is None.
+
+    Raises:
+        LedgerError: SQLite's WAL does not work there, often without an error.
+    """
+    folder = os.path.realpath(Path(place).parent)
+    kind = _find_type(folder, _list_mounts() if mounts is None else mounts)
+
+    if _UNFIT.fullmatch(kind):
+        raise errors.LedgerError(
+            f"{place}: lies on {kind}, where a database loses data without an error",
+            hint="put the ledger on a local disk with --ledger",
+        )
+
+    if kind in _LOST_WITH:
+        return f"{place}: lies on {kind}: the ledger is lost with {_LOST_WITH[kind]}"
+
+    return ""
+
+
+def _list_mounts() -> str:
+    with suppress(OSError, subprocess.SubprocessError):  # a system that doesn't tell
+        if sys.platform == "darwin":
+            return os.fsdecode(subprocess.check_output(["/sbin/mount"], timeout=5))
+
+        return Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape")
+
+    return ""
+
+
+def _find_type(folder: str, mounts: str) -> str:
+    """Return the type of the mount with the longest path above ``folder``; of two, the later."""
+    found = ("", "")
+
+    for line in mounts.splitlines():
+        if match := re.match(r"\S+ \S+ \S+ \S+ (\S+) .*? - (\S+) ", line):  # mountinfo
+            path, kind = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), match[1]), match[2]
+        elif match := re.match(r".+? on (/.*) \((\w+)[,)]", line):  # macOS
+            path, kind = match[1], match[2]
+        else:
+            continue
+
+        if f"{folder}/".startswith(path.rstrip("/") + "/") and len(path) >= len(found[0]):
+            found = (path, kind)
+
+    return found[1]
+
+
+def utc(ms: int) -> str:
+    """Return a time of a ledger as RFC 3339."""
+    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+def as_word(place: str) -> str:
+    """Return a path as one word of a shell command that deslaunch takes for a path."""
+    return shlex.quote(f"./{place}" if place.startswith("-") else place)
