@@ -359,6 +359,15 @@ class TestResume:
 
         assert (refused.code, added.code, here.started) == (2, 0, [1, 2, 3])
 
+    def test_a_look_ahead_does_not_show_corrections(self, here: Here) -> None:
+        here.place.manifest(2)
+        here.call("run", "night.jsonl", "--limit", "1")
+
+        done = here.call(*("resume", "night.ledger.db", "--corrections", "x.csv", "--dry-run"))
+
+        assert (done.code, here.started) == (2, [1])
+        assert "--dry-run does not show corrections" in done.err
+
     def test_a_target_that_was_named_by_an_option_is_remembered(self, here: Here) -> None:
         here.place.manifest(2)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 from openings import AUTO, TOKEN, Place, counts, once, rows, runs_of, service
 from stage import POS_USAGE, fault, invalid_row, rejected_row, row
@@ -361,11 +363,51 @@ async def test_corrections_that_are_declined_change_nothing(place: Place) -> Non
     place.write([row(1), rejected_row(2)])
     fix = place.folder / "fix.jsonl"
     fix.write_text(json.dumps(row(2)))
+    plans: list[Plan] = []
 
-    async with service(place) as (_, des):
+    def decline(plan: Plan) -> bool:
+        plans.append(plan)
+        return False
+
+    async with service(place) as (simulator, des):
         await place.launch(des)
 
         with pytest.raises(Declined):
-            await place.go_on(des, corrections=fix, confirm=lambda _: False)
+            await place.go_on(des, corrections=fix, confirm=decline)
 
+    # What is asked about is what would be sent, though nothing is changed yet.
+    assert [(plan.send, plan.corrections) for plan in plans] == [(1, (1, 0))]
     assert (await place.states())["row-2"] == RowState.REJECTED
+    assert simulator.requests == 2
+
+
+async def test_a_manifest_that_is_a_pipe_is_not_opened_again(place: Place) -> None:
+    place.write(rows(4))
+
+    async with service(place) as (simulator, des):
+        await place.launch(des, limit=1, allow_partial=True)
+        place.manifest.unlink()
+        os.mkfifo(place.manifest)
+
+        with anyio.fail_after(10):
+            await place.go_on(des)
+
+    assert runs_of(simulator) == once([1, 2, 3, 4])
+
+
+async def test_a_ledger_that_may_be_lost_with_its_host_is_told_of(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.write(rows(2))
+    monkeypatch.setattr("deslaunch.ledger.sqlite.check_file_system", lambda _: "lost with it")
+    plans: list[Plan] = []
+
+    def note(event: Event) -> None:
+        if isinstance(event, Planned):
+            plans.append(event.plan)
+
+    async with service(place) as (_, des):
+        await place.launch(des, limit=1, allow_partial=True, on_event=note)
+        await place.go_on(des, on_event=note)
+
+    assert [plan.warnings for plan in plans] == [("lost with it",), ("lost with it",)]

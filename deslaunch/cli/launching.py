@@ -140,6 +140,10 @@ def resume(given: Given) -> int:
     if given["add_rows"] and given["corrections"] is None:
         raise click.UsageError("--add-rows goes with --corrections FILE")
 
+    if given["dry_run"] and given["corrections"] is not None:
+        told = "--dry-run does not show corrections: without it the plan is told, and asked about"
+        raise click.UsageError(told)
+
     ledger, corrections = given["ledger"], given["corrections"]
     file = {"corrections": corrections, "add_rows": given["add_rows"]}
     opening = partial(batch.resume_batch, ledger, **file)

@@ -11,13 +11,7 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import (
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Iterable,
-    Mapping,
-)
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,14 +33,7 @@ from deslaunch.launch.importing import (
     open_manifest,
     warnings_of,
 )
-from deslaunch.launch.launcher import (
-    Batch,
-    Confirm,
-    OnEvent,
-    Rows,
-    Setup,
-    resume_command,
-)
+from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Rows, Setup, resume_command
 from deslaunch.launch.watch import summary_of, watch_summary_of
 from deslaunch.ledger.ledger import NewBatch, begin_import, open_ledger, take_ledger
 from deslaunch.manifest.files import Manifest
@@ -455,7 +442,7 @@ async def _agree(
     ledger: str,
     *,
     resumes: bool,
-    warnings: tuple[str, ...] = (),
+    warnings: Sequence[str] = (),
     corrections: tuple[int, int] | None = None,
 ) -> Plan:
     """Tell the plan, and ask whether to begin.
@@ -479,7 +466,7 @@ async def _agree(
         rate=setup.settings.rate,
         limit=setup.settings.limit,
         corrections=corrections,
-        warnings=warnings,
+        warnings=tuple(filter(None, warnings)),
     )
     setup.emit(Planned(plan))
 
@@ -525,7 +512,7 @@ async def _open_manifest(
                     manifest, found, setup.schemas, made, setup.settings
                 )
 
-            warnings = warnings_of(manifest, found, setup.schemas)
+            warnings = (made.warning, *warnings_of(manifest, found, setup.schemas))
             known = await made.plan()
 
             for note in setup.schemas.catalog.notes():
@@ -606,7 +593,9 @@ async def _open_rows(
 
     try:
         async with await begin_import(place, NewBatch(ROWS, setup.kept, is_whole=False)) as made:
-            plan = await _agree(setup, await made.plan(), ROWS, place, resumes=False)
+            plan = await _agree(
+                setup, await made.plan(), ROWS, place, resumes=False, warnings=[made.warning]
+            )
             ledger = await stack.enter_async_context(_held(made.publish(), setup.emit))
             return Batch(setup, ledger, plan, rows)
     except errors.LedgerExists as exc:
@@ -629,14 +618,10 @@ async def _go_on(
         "retry_rejected": settings.retry_rejected,
         "retry_unknown": settings.retry_unknown,
     }
-    known = await ledger.plan(**consents)
-    await importing.check_origins(
-        ledger, setup.clients, settings, {target for target, _ in known.ready}
-    )
     await _tell_if_changed(ledger, setup)
     checked: list[CheckedRow] = []
     corrected = None
-    warnings: tuple[str, ...] = ()
+    warnings = [ledger.warning]
 
     if corrections is not None:
         with await setup.schemas.checks(settings, corrections.name) as found:
@@ -644,8 +629,16 @@ async def _go_on(
 
         told = await _correct(ledger, corrections, checked, is_adding=is_adding, is_dry=True)
         corrected = (told.replaced, told.added)
-        warnings = warnings_of(corrections, found, setup.schemas)
+        warnings += warnings_of(corrections, found, setup.schemas)
+        known = await ledger.plan_corrected(
+            checked, file=corrections.name, add=is_adding, **consents
+        )
+    else:
+        known = await ledger.plan(**consents)
 
+    await importing.check_origins(
+        ledger, setup.clients, settings, {target for target, _ in known.ready}
+    )
     plan = await _agree(
         setup,
         known,
@@ -685,18 +678,20 @@ async def _correct(
 
 async def _tell_if_changed(ledger: Ledger, setup: Setup) -> None:
     """Say so where the manifest's file is not what was imported; it is not read again."""
-    if ledger.batch.digest:
-        with suppress(OSError, EOFError):
-            if (
-                await run_sync(importing.digest_of, Path(ledger.batch.manifest))
-                != ledger.batch.digest
-            ):
-                setup.emit(
-                    Noted(
-                        f"{printable(ledger.batch.manifest)} has changed since it was imported; "
-                        "its changed rows come in with --corrections FILE, not by themselves"
-                    )
+    manifest = Path(ledger.batch.manifest)
+
+    # Nobody writes to a pipe a second time: to open it would wait for ever.
+    if not ledger.batch.digest or not await run_sync(manifest.is_file):
+        return
+
+    with suppress(OSError, EOFError):
+        if await run_sync(importing.digest_of, manifest) != ledger.batch.digest:
+            setup.emit(
+                Noted(
+                    f"{printable(ledger.batch.manifest)} has changed since it was imported; "
+                    "its changed rows come in with --corrections FILE, not by themselves"
                 )
+            )
 
 
 # An import of this module makes its package an attribute of ``deslaunch``, where users mean the

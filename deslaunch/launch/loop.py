@@ -1,4 +1,7 @@
-"""What a session and a watch stand on: a clock that is passed in, workers that share a queue."""
+"""What a session and a watch stand on.
+
+A clock that is passed in, workers that share a queue, and what both loops do alike.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,16 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from deslaunch.launch.retry import pause_wait
+from deslaunch.launch.target import Throttle
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
+
+    from deslaunch.des.client import DesClient
+    from deslaunch.events import Event, Stop
+    from deslaunch.launch.retry import Jitter
+    from deslaunch.settings import Settings
 
 Item = TypeVar("Item")
 
@@ -58,6 +69,49 @@ async def wait_for_news(news: asyncio.Event, clock: Clock, until: float | None) 
         await news.wait()
     finally:
         alarm.cancel()
+
+
+class Loop:
+    """What a session and a watch do alike: throttle targets, tell events, end after an error.
+
+    Attributes:
+        stops: why targets, or all of it, ended early, in the order of happening.
+    """
+
+    def __init__(
+        self, settings: Settings, emit: Callable[[Event], object], clock: Clock, rng: Jitter
+    ) -> None:
+        self.stops: list[Stop] = []
+        self._settings = settings
+        self._emit = emit
+        self._clock = clock
+        self._rng = rng
+        self._news = asyncio.Event()
+        self._error: Exception | None = None
+
+    def drain(self, stop: Stop | None = None) -> None:
+        """Begin nothing new."""
+        raise NotImplementedError
+
+    def _throttle(self, name: str, client: DesClient) -> Throttle:
+        settings = self._settings
+        return Throttle(
+            name,
+            slots=min(settings.concurrency, client.concurrency or settings.concurrency),
+            wait=lambda pauses: pause_wait(pauses, settings.max_wait, self._rng),
+            give_up_after=settings.give_up_after,
+        )
+
+    def _tell(self, event: Event) -> None:
+        """Call the listener; its error ends the loop, not the record that it missed."""
+        try:
+            self._emit(event)
+        except Exception as exc:  # noqa: BLE001  # a listener may raise anything
+            self._fail(exc)
+
+    def _fail(self, exc: Exception) -> None:
+        self._error = self._error or exc
+        self.drain()
 
 
 class Workers(Generic[Item]):

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Final
 
 from deslaunch import events
 from deslaunch.errors import CredentialsRefused, DesError, LedgerError, NotSent, Unauthorized
-from deslaunch.launch.loop import SHORTEST_SLEEP, Workers, wait_for_news
-from deslaunch.launch.retry import ended, pause_wait, retry_wait, verdict
+from deslaunch.launch.loop import SHORTEST_SLEEP, Loop, Workers, wait_for_news
+from deslaunch.launch.retry import ended, retry_wait, verdict
 from deslaunch.launch.target import Health, Pacer, Pause, Throttle
 from deslaunch.model import Outcome, Result, RowState, Sent, count
 
@@ -69,7 +69,7 @@ class _Target:
         self.generation = 0
 
 
-class Session:
+class Session(Loop):
     """One session of a batch.
 
     Args:
@@ -99,22 +99,17 @@ class Session:
         clock: Clock,
         rng: Jitter,
     ) -> None:
-        self.stops: list[events.Stop] = []
+        super().__init__(settings, emit, clock, rng)
         self.unrecorded: list[tuple[str, str]] = []
         self.started_now = 0
         self.is_held_back: Callable[[], bool] = lambda: False
         self._ledger = ledger
-        self._settings = settings
-        self._emit = emit
-        self._clock = clock
-        self._rng = rng
         self._pacer = Pacer(settings.rate)
         self._targets = {name: self._target(name, client) for name, client in clients.items()}
         self._rotation = deque(self._targets)
         self._outcomes: list[Outcome] = []  # of rows that came back since the last turn began
         self._open = 0  # rows whose intent is on disk and whose outcome is not
         self._workers: Workers[tuple[Start, int]] = Workers(self._send)
-        self._news = asyncio.Event()
         self._announcements: list[tuple[Event, str, str | None, str]] = []
         self._is_feeding = False
         self._is_draining = False
@@ -122,7 +117,6 @@ class Session:
         self._ended = 0
         self._again: list[float] = []  # when rows that wait for a retry are due; with a limit
         self._failing_since: float | None = None
-        self._error: Exception | None = None
         self._clocks: dict[str, float] = {}
         self._set_due(due)
 
@@ -131,15 +125,8 @@ class Session:
         return f"<Session {state}: {self._workers.busy} in flight>"
 
     def _target(self, name: str, client: DesClient) -> _Target:
-        settings = self._settings
-        slots = min(settings.concurrency, client.concurrency or settings.concurrency)
-        throttle = Throttle(
-            name,
-            slots=slots,
-            wait=lambda pauses: pause_wait(pauses, settings.max_wait, self._rng),
-            give_up_after=settings.give_up_after,
-        )
-        return _Target(client, throttle, Health(settings.error_limit))
+        health = Health(self._settings.error_limit)
+        return _Target(client, self._throttle(name, client), health)
 
     # What the batch calls.
 
@@ -602,17 +589,6 @@ class Session:
                     await self._ledger.note(kind, target, text)
 
             self._tell(event)
-
-    def _tell(self, event: Event) -> None:
-        """Call the listener; its error ends the session, not the record that it missed."""
-        try:
-            self._emit(event)
-        except Exception as exc:  # noqa: BLE001  # a listener may raise anything
-            self._fail(exc)
-
-    def _fail(self, exc: Exception) -> None:
-        self._error = self._error or exc
-        self.drain()
 
 
 def _doubt(sent: Sent) -> Result:

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from deslaunch import errors, events
-from deslaunch.launch.loop import Workers, wait_for_news
-from deslaunch.launch.retry import pause_wait
+from deslaunch.launch.loop import Loop, Workers, wait_for_news
 from deslaunch.launch.target import Pacer, Pause, Throttle
 from deslaunch.model import RunStatus, count
 
@@ -74,7 +73,7 @@ class _Target:
         self.refusals = 0
 
 
-class Watch:
+class Watch(Loop):
     """One watch of a batch's runs; an asynchronous iterator of how each ended.
 
     Args:
@@ -99,37 +98,23 @@ class Watch:
         clock: Clock,
         rng: Jitter,
     ) -> None:
-        self.stops: list[events.Stop] = []
+        super().__init__(settings, emit, clock, rng)
         self._ledger = ledger
-        self._settings = settings
-        self._emit = emit
-        self._clock = clock
-        self._rng = rng
         self._pacer = Pacer(settings.rate)
-        self._targets = {name: self._target(name, client) for name, client in clients.items()}
+        self._targets = {
+            name: _Target(client, self._throttle(name, client)) for name, client in clients.items()
+        }
         self._rotation = deque(self._targets)
         self._after: int | None = 0  # the last row that was read; None: there are no more
         self._unasked = 0
         self._workers: Workers[tuple[_Target, _Waiting]] = Workers(self._ask)
         self._told: list[tuple[RunToAsk, RunStatus | str]] = []
-        self._news = asyncio.Event()
         self._is_ending = False
-        self._error: Exception | None = None
         self._unread: deque[RunStatus] | None = None  # where somebody iterates
         self._heard = asyncio.Event()
 
     def __repr__(self) -> str:
         return f"<Watch {'ending' if self._is_ending else 'at work'}: {self._workers.busy} asked>"
-
-    def _target(self, name: str, client: DesClient) -> _Target:
-        settings = self._settings
-        throttle = Throttle(
-            name,
-            slots=min(settings.concurrency, client.concurrency or settings.concurrency),
-            wait=lambda pauses: pause_wait(pauses, settings.max_wait, self._rng),
-            give_up_after=settings.give_up_after,
-        )
-        return _Target(client, throttle)
 
     # What the batch calls.
 
@@ -363,16 +348,6 @@ class Watch:
     def _note_stop(self, stop: events.Stop) -> None:
         self.stops.append(stop)
         self._tell(events.TargetStopped(stop))
-
-    def _tell(self, event: Event) -> None:
-        try:
-            self._emit(event)
-        except Exception as exc:  # noqa: BLE001  # a listener may raise anything
-            self._fail(exc)
-
-    def _fail(self, exc: Exception) -> None:
-        self._error = self._error or exc
-        self.drain()
 
     async def _end_after(self, seconds: float) -> None:
         await self._clock.sleep(seconds)

@@ -17,6 +17,7 @@ import socket
 import time
 from array import array
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 
 from deslaunch.errors import LedgerDamaged, LedgerError
@@ -37,21 +38,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def boottime() -> float:
-    """Return seconds of a clock that counts suspension and is never set."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
 class Clock(NamedTuple):
     """The two clocks of a session; its own time is ``wall`` at its begin, and ``elapsed`` since.
 
     Attributes:
         wall: seconds since 1970, UTC.
-        elapsed: seconds of a clock that counts suspension.
+        elapsed: seconds of a clock that counts suspension; the clock of ``Start.meant``.
     """
 
     wall: Callable[[], float] = time.time
-    elapsed: Callable[[], float] = boottime
+    elapsed: Callable[[], float] = partial(
+        time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    )
 
 
 _SYSTEM: Final = Clock()
@@ -560,6 +558,21 @@ class Ledger(Reader):
         return done
 
     @in_thread
+    def plan_corrected(
+        self,
+        rows: Sequence[CheckedRow],
+        *,
+        file: str,
+        add: bool,
+        retry_rejected: bool = False,
+        retry_unknown: bool = False,
+    ) -> Plan:
+        """Return :meth:`plan` as it would be after :meth:`correct`; nothing is changed."""
+        with self._store.transaction(is_kept=False):
+            changes.correct_rows(self._store, rows, file, self._now(), add=add, dry_run=False)
+            return self._plan(retry_rejected=retry_rejected, retry_unknown=retry_unknown)
+
+    @in_thread
     def recheck_portion(
         self, target: str, job_id: str, after: int = 0, limit: int = PORTION
     ) -> list[tuple[int, int, str, str]]:
@@ -618,8 +631,8 @@ class _KnownRuns:
     """The jobRunIds that rows have, so that one that comes again is noticed.
 
     They are read when the first one comes, and kept as 64-bit hashes, 8 bytes a slot of a table
-    that is at most half full: a set of texts takes ten times that, and an index in the database
-    would write a page for every row. Only where a hash is met again is the database asked.
+    that is at most three quarters full: a set of texts takes ten times that, and an index in the
+    database would write a page for every row. Only where a hash is met again is it asked.
     """
 
     def __init__(self, store: SqliteStore) -> None:
@@ -632,7 +645,7 @@ class _KnownRuns:
 
         Outcomes whose turn failed may come once more.
         """
-        if self._room <= 0:
+        if self._room <= 0 and any(outcome.job_run_id is not None for outcome in outcomes):
             self._load()
 
         owners: dict[str, tuple[int, str]] = {}  # row and key, of what these outcomes tell of
@@ -662,8 +675,8 @@ class _KnownRuns:
     def _load(self) -> None:
         """Read them anew, with room for the rows that there are now."""
         [(rows,)] = self._store.fetch("last_row")
-        self._slots = array("q", bytes(8 << (2 * rows + 4096).bit_length()))
-        self._room = len(self._slots) // 2
+        self._slots = array("q", bytes(8 * (rows * 4 // 3 + 4096)))
+        self._room = len(self._slots) * 3 // 4
         after = (0, 0)
 
         while found := self._store.fetch("run_ids", after):
@@ -675,14 +688,13 @@ class _KnownRuns:
     def _add(self, run: str) -> bool:
         """Return True if it, and all others of its hash, were not there."""
         slots, wanted = self._slots, hash(run) or 1
-        mask = len(slots) - 1
-        at = wanted & mask
+        at = wanted % len(slots)
 
         while found := slots[at]:
             if found == wanted:
                 return False
 
-            at = (at + 1) & mask
+            at = (at + 1) % len(slots)
 
         slots[at] = wanted
         self._room -= 1

@@ -308,6 +308,9 @@ class Reader:
     @in_thread
     def plan(self, *, retry_rejected: bool = False, retry_unknown: bool = False) -> Plan:
         """Return what a session with these consents would send, by job."""
+        return self._plan(retry_rejected=retry_rejected, retry_unknown=retry_unknown)
+
+    def _plan(self, *, retry_rejected: bool, retry_unknown: bool) -> Plan:
         consents = {RowState.REJECTED: retry_rejected, RowState.UNKNOWN: retry_unknown}
         return make_plan(self._store, consents, self._open_state())
 

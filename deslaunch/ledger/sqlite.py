@@ -45,8 +45,8 @@ TELL_AFTER: Final = 5.0
 """Seconds after which a wait for the write lock is told."""
 
 _FOLDER: Final = Path(__file__).parent
-_NAMED: Final = re.compile(r"^-- name: (\w+)\n(.+?);$", re.MULTILINE | re.DOTALL)
-_QUERIES: Final = dict(_NAMED.findall((_FOLDER / "queries.sql").read_text("utf-8")))
+_NAMED: Final = re.split(r"(?m)^-- name: (\w+)\n", (_FOLDER / "queries.sql").read_text("utf-8"))
+_QUERIES: Final = dict(zip(_NAMED[1::2], _NAMED[2::2], strict=True))
 
 _SYNCED: Final = "PRAGMA fullfsync=1"  # macOS: fsync alone stops at the drive's cache
 _WRITER: Final = (
@@ -224,8 +224,10 @@ class SqliteStore:
             self._connection.executemany(_QUERIES[query], rows)
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, *, is_kept: bool = True) -> Iterator[None]:
         """Begin, and commit at the end of the block; what raises rolls back.
+
+        Where it is not kept, it is rolled back too: the block was a look at what would be.
 
         Being kept from the write lock (a ``resolve`` beside a launcher) is no failure: it waits.
 
@@ -235,7 +237,7 @@ class SqliteStore:
         try:
             self._begin()
             yield
-            self._execute("COMMIT")
+            self._execute("COMMIT" if is_kept else "ROLLBACK")
         except BaseException as exc:
             with suppress(sqlite3.Error):  # after some errors SQLite has rolled back by itself
                 self._connection.execute("ROLLBACK")
