@@ -47,10 +47,9 @@ from deslaunch.simulator import (
     POS_USAGE_EXPORT,
     Simulator,
     SimulatorError,
-    load_jobs,
-    serve,
+    load_json,
 )
-from deslaunch.simulator.http import BadRequest, Request, RequestParser
+from deslaunch.simulator.http import BadRequest, Request, take_request
 from deslaunch.simulator.service import is_text_of
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -211,7 +210,7 @@ async def test_query_jobs_hides_what_des_hides() -> None:
 async def test_run_status_follows_the_clock() -> None:
     now = 1_000_000.5
 
-    async with Simulator(finish_after=10, clock=lambda: now) as simulator:
+    async with Simulator(script={"finishAfter": 10}, clock=lambda: now) as simulator:
         _, started = await ask(simulator)
         query = {"jobRunId": started["jobRunId"].upper()}
         _, running = await ask(simulator, STATUS, query)
@@ -276,13 +275,14 @@ async def test_without_a_good_token_nothing_is_served(path: str, authorization: 
     assert simulator.runs == []
 
 
-async def test_tokens_are_issued_and_revoked() -> None:
+async def test_tokens_are_revoked() -> None:
     async with Simulator(tokens=("one", "two")) as simulator:
-        token = simulator.issue_token()
-        before = [(await ask(simulator, token=name))[0] for name in ("one", "two", token)]
+        _, granted = await grant(simulator, PASSWORD)
+        tokens = ("one", "two", granted["access_token"])
+        before = [(await ask(simulator, token=token))[0] for token in tokens]
         simulator.revoke("one")
-        simulator.revoke(token)
-        after = [(await ask(simulator, token=name))[0] for name in ("one", "two", token)]
+        simulator.revoke(granted["access_token"])
+        after = [(await ask(simulator, token=token))[0] for token in tokens]
 
     assert (before, after) == ([200, 200, 200], [401, 200, 401])
 
@@ -618,7 +618,7 @@ async def test_a_good_body_starts(body: Any) -> None:
         pytest.param({"jobs": [{"jobId": OTHER_JOB}]}, "jobs[0].jobRunParameters", id="no-list"),
         pytest.param(
             {"jobs": [{"jobId": OTHER_JOB, "jobRunParameters": [{"name": "P", "type": "x"}]}]},
-            "jobs[0].jobRunParameters[0].type",
+            "jobs[0].jobRunParameters",
             id="type",
         ),
         pytest.param(
@@ -640,36 +640,27 @@ def test_a_jobs_file_that_is_no_json_says_where(tmp_path: Path) -> None:
     path.write_text('{\n"jobs": }')
 
     with pytest.raises(SimulatorError, match=r"bad\.json, line 2: expected JSON"):
-        load_jobs(path)
+        load_json(path)
 
 
 def test_the_samples_are_what_the_defaults_are() -> None:
-    assert load_jobs(SAMPLES / "jobs.json") == DEFAULT_JOBS
+    assert load_json(SAMPLES / "jobs.json") == DEFAULT_JOBS
 
 
 # HTTP: however the bytes are split, the same requests come out.
 
-CHUNKED = b"POST /c HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n"
-STREAM = (
-    encode(close=False)
-    + CHUNKED
-    + b"3\r\nabc\r\nA;x=1\r\n0123456789\r\n0\r\n\r\n"
-    + b"GET /e?q=1 HTTP/1.0\r\nX:  y \r\n\r\n"
-    + CHUNKED
-    + b"0\r\nTrailer: 1\r\n\r\n"
-    + encode(body=b"")
-)
+STREAM = encode(close=False) + b"GET /e?q=1 HTTP/1.0\r\nX:  y \r\n\r\n" + encode(body=b"")
 
 
 def parse(pieces: list[bytes]) -> tuple[list[Request], str | None]:
-    parser = RequestParser()
+    buffer = bytearray()
     requests = []
 
     try:
         for piece in pieces:
-            parser.feed(piece)
+            buffer += piece
 
-            while (request := parser.next_request()) is not None:
+            while (request := take_request(buffer)) is not None:
                 requests.append(request)
     except BadRequest as exc:
         return requests, str(exc)
@@ -688,12 +679,10 @@ def test_parser_reads_every_kind_of_body() -> None:
     assert error is None
     assert [(r.method, r.path, r.body, r.is_last) for r in requests] == [
         ("POST", START, orjson.dumps(start_body()), False),
-        ("POST", "/c", b"abc0123456789", False),
         ("GET", "/e", b"", True),
-        ("POST", "/c", b"", False),
         ("POST", START, b"", True),
     ]
-    assert requests[2].headers == {"x": "y"}
+    assert requests[1].headers == {"x": "y"}
 
 
 @given(st.lists(st.integers(0, len(STREAM)), max_size=12))
@@ -716,9 +705,11 @@ BAD = [
     pytest.param(
         b"POST / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", "a body over", id="long-body"
     ),
-    pytest.param(CHUNKED + b"x\r\n", "no chunk size", id="no-chunk-size"),
-    pytest.param(CHUNKED + b"7fffffff\r\n", "no chunk size, or one over", id="long-chunk"),
-    pytest.param(CHUNKED + b"1\r\nabc\r\n", "a chunk longer", id="chunk-longer-than-told"),
+    pytest.param(
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
+        "a body in chunks is not taken",
+        id="chunks",
+    ),
     pytest.param(b"POST / HTTP/1.1\r\nA: " + b"x" * 70_000, "a head over", id="endless-head"),
     pytest.param(
         b"POST / HTTP/1.1\r\nA: " + b"x" * 70_000 + b"\r\n\r\n", "a head over", id="long-head"
@@ -745,12 +736,6 @@ def test_parser_takes_a_head_of_exactly_64_kib() -> None:
         assert (len(requests), error) == (1, None)
 
     assert parse([data.replace(b"x", b"xx", 1)]) == ([], "a head over 65536 bytes")
-
-
-def test_parser_limits_a_body_of_many_chunks() -> None:
-    chunk = b"%x\r\n" % (9 << 20) + b"x" * (9 << 20) + b"\r\n"
-
-    assert parse([CHUNKED + chunk + chunk]) == ([], "a body over 16777216 bytes")
 
 
 async def test_bad_bytes_get_400_and_the_connection_is_closed() -> None:
@@ -914,23 +899,6 @@ async def test_it_speaks_tls() -> None:
         status, _, _ = await client.response()
 
     assert (status, simulator.base_url.split(":")[0]) == (200, "https")
-
-
-async def test_serve_runs_until_it_is_told_to_stop() -> None:
-    stop = asyncio.Event()
-    urls: list[str] = []
-
-    def ready(url: str) -> None:
-        urls.append(url)
-        stop.set()
-
-    simulator = Simulator()
-    await serve(simulator, ready, stop)
-
-    assert urls == [simulator.base_url]
-
-    with pytest.raises(ConnectionRefusedError):
-        await raw(simulator, encode())
 
 
 def test_it_runs_in_a_thread_of_its_own() -> None:

@@ -37,7 +37,7 @@ from deslaunch.simulator import (
     POS_USAGE_EXPORT,
     Simulator,
     SimulatorError,
-    load_script,
+    load_json,
 )
 from deslaunch.simulator.faults import KINDS, read_script
 
@@ -432,6 +432,19 @@ async def test_a_client_that_hangs_up_has_started_a_run_all_the_same() -> None:
         await simulator.until(lambda: len(simulator.runs) == 1)
 
 
+async def test_a_client_that_has_said_all_gets_a_late_response() -> None:
+    script = {"faults": [{"fault": "hold"}]}
+
+    async with Simulator(script=script) as simulator, connect(simulator) as client:
+        await client.send(encode())
+        client.writer.write_eof()
+        await simulator.until(lambda: len(simulator.runs) == 1)
+        simulator.release()
+        status, _, _ = await client.response()
+
+    assert status == 200
+
+
 async def test_a_failed_run_says_why() -> None:
     fault = {"fault": "fail-run", "error": "no sales found"}
 
@@ -768,7 +781,7 @@ def test_a_file_that_is_no_json_says_so(tmp_path: Path) -> None:
     path.write_text('{\n"seed": }')
 
     with pytest.raises(SimulatorError, match=r"bad\.json, line 2: expected JSON"):
-        load_script(path)
+        load_json(path)
 
 
 def test_a_long_value_is_shortened_in_an_error() -> None:
@@ -779,7 +792,7 @@ def test_a_long_value_is_shortened_in_an_error() -> None:
 
 
 def test_the_sample_script_is_the_demo() -> None:
-    script = read_script(load_script(SAMPLES / "faults.json"))
+    script = read_script(load_json(SAMPLES / "faults.json"))
     counts = {503: 0, 500: 0}
 
     for number in range(1, 2001):
@@ -788,7 +801,7 @@ def test_the_sample_script_is_the_demo() -> None:
         if fault is not None:
             counts[fault.entry["status"]] += 1
 
-    assert script.latency == 0.02
+    assert script.settings["latency"] == 0.02
     assert counts[503] == pytest.approx(100, rel=0.25)
     assert counts[500] == pytest.approx(40, rel=0.4)
 

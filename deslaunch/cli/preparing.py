@@ -232,8 +232,8 @@ def simulate(given: Given) -> int:
 
         jobs_file, faults = given["jobs"], given["faults"]
         made = simulator.Simulator(
-            jobs=simulator.load_jobs(jobs_file) if jobs_file else simulator.DEFAULT_JOBS,
-            script=simulator.load_script(faults) if faults else None,
+            jobs=simulator.load_json(jobs_file) if jobs_file else simulator.DEFAULT_JOBS,
+            script=simulator.load_json(faults) if faults else None,
             log=given["log"],
             tokens=tokens,
             login={name: value for name, value in login.items() if value},
@@ -241,7 +241,11 @@ def simulate(given: Given) -> int:
             host=given["host"],
             port=given["port"],
         )
-        await simulator.serve(made, printer.data, stop)
+
+        async with made:
+            printer.data(made.base_url)
+            await stop.wait()
+
         return 0
 
     try:

@@ -18,11 +18,12 @@ exact to the byte, and no HTTP framework can send one.
 ======= ========================================================================
 module  role
 ======= ========================================================================
-server  :class:`Simulator`: the way of a request through all the others
 service the four endpoints without sockets and faults: jobs, tokens, the log of runs
 faults  fault scripts: which request meets which fault, and what it makes of a response
 http    requests out of bytes, responses into bytes
 ======= ========================================================================
+
+Here is :class:`Simulator`, which leads each request through all of them.
 
 The log
 -------
@@ -130,22 +131,316 @@ first, ``false`` not. A request that is refused with 400 or 401 gets its refusal
 serving kind would do.
 """
 
+import asyncio
+import os
+import socket
+import ssl as tls
+import struct
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from typing import Any, Self
+
+import anyio
+
+from deslaunch.simulator import faults, service
 from deslaunch.simulator.faults import OTHER_JOB, SimulatorError, load_json
-from deslaunch.simulator.server import Simulator, serve
+from deslaunch.simulator.http import BadRequest, Delivery, End, Request, Response, read_request
 from deslaunch.simulator.service import CSV_SALES_EXPORT, DEFAULT_JOBS, POS_USAGE_EXPORT, Run
 
-load_jobs = load_script = load_json
-"""Read a file for :class:`Simulator`, which checks it."""
+__all__ = ["CSV_SALES_EXPORT", "DEFAULT_JOBS", "OTHER_JOB", "POS_USAGE_EXPORT", "Run"]
+__all__ += ["Simulator", "SimulatorError", "load_json"]
 
-__all__ = [
-    "CSV_SALES_EXPORT",
-    "DEFAULT_JOBS",
-    "OTHER_JOB",
-    "POS_USAGE_EXPORT",
-    "Run",
-    "Simulator",
-    "SimulatorError",
-    "load_jobs",
-    "load_script",
-    "serve",
-]
+
+class Simulator:
+    """A DES that listens while its ``async with`` block runs.
+
+    ::
+
+        async with Simulator(script={"faults": [{"fault": "reset", "at": [3]}]}) as simulator:
+            ...  # POST to simulator.base_url
+            assert len(simulator.runs) == 2
+
+    Attributes:
+        runs: every run that is in the log, in its order.
+        requests: start requests read, refused and spoiled ones too.
+        in_flight: start requests that were read and whose response is not made yet.
+        peak: the most that ``in_flight`` ever was.
+
+    Args:
+        jobs: a jobs file's JSON.
+        script: a fault script's JSON, as the package's docstring tells; None for no faults.
+        log: path of the JSONL file to which runs are appended (mode 0600), or None.
+        tokens: access tokens that are good from the start, the first one first.
+        login: form fields that a password grant must hold with these values, such as
+            ``{"username": "night", "password": "…"}``; others may hold anything.
+        token_seconds: for which a token of the token endpoint is good, more than 0.
+        host: address to listen on.
+        port: 0 for any free one.
+        ssl: server-side TLS context, or None for plain HTTP.
+        sleep: waits so many seconds.
+        clock: Unix time in seconds.
+
+    Raises:
+        SimulatorError: the script is malformed, or the jobs are.
+        OSError: on entering, the address is not free or the log can't be opened; on leaving,
+            a run could not be logged (its client got FIN and no response).
+    """
+
+    _loop: asyncio.AbstractEventLoop
+
+    def __init__(
+        self,
+        *,
+        jobs: Mapping[str, Any] = DEFAULT_JOBS,
+        script: Mapping[str, Any] | None = None,
+        log: str | os.PathLike[str] | None = None,
+        tokens: Iterable[str] = ("t",),
+        login: Mapping[str, str] | None = None,
+        token_seconds: float = 28_800,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        ssl: tls.SSLContext | None = None,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.requests = self.in_flight = self.peak = 0
+        self._sleep, self._clock = sleep, clock
+        self.use(script)
+        self._tokens = service.Tokens(tokens, self._script, token_seconds, self._now)
+        self._log = service.RunLog(log)
+        self.runs = self._log.runs
+        finish_after = self._script.settings.get("finishAfter", 0)
+        self._des = service.Des(jobs, self._tokens, self._log, login or {}, self._now, finish_after)
+        self._host, self._port, self._ssl = host, port, ssl
+        self._numbers: Counter[str] = Counter()
+        self._released = asyncio.Event()
+        self._waiting: dict[asyncio.Event, Callable[[], bool]] = {}
+        self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._failures: list[BaseException] = []
+        self._server: asyncio.Server | None = None
+
+    def __repr__(self) -> str:
+        return (
+            f"<Simulator {self.base_url}: {self.requests} start requests, "
+            f"{len(self.runs)} runs, {len(self._clients)} connections>"
+        )
+
+    @property
+    def base_url(self) -> str:
+        """Scheme, host and port, without a slash at the end; the port is known once it listens."""
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'http' if self._ssl is None else 'https'}://{host}:{self._port}"
+
+    def count(self, endpoint: str) -> int:
+        """Return how many requests an endpoint has seen, or how many clients ``connection``."""
+        return self._numbers[endpoint]
+
+    def use(self, script: Mapping[str, Any] | None) -> None:
+        """Follow another fault script from now on, or none.
+
+        Requests are numbered on. Tokens, and when runs finish, stay as the first script said.
+
+        Raises:
+            SimulatorError: it is malformed.
+        """
+        self._script = faults.read_script({} if script is None else script)
+
+    def revoke(self, token: str) -> None:
+        """Answer 401 to this access token from now on."""
+        self._tokens.revoke(token)
+
+    def release(self) -> None:
+        """Let go every response that a ``hold`` fault holds back, now and later.
+
+        It may be called from any thread, as may ``use``, and the attributes be read.
+        """
+        self._loop.call_soon_threadsafe(self._released.set)
+
+    async def until(self, reached: Callable[[], bool]) -> None:
+        """Wait until a condition on this simulator holds.
+
+        Args:
+            reached: looked at now, after each start request is read, after each run is
+                logged, and after each response is made.
+        """
+        if reached():
+            return
+
+        event = asyncio.Event()
+        self._waiting[event] = reached
+
+        try:
+            await event.wait()
+        finally:
+            del self._waiting[event]
+
+    async def listen(self) -> None:
+        """Listen again on the same port, after :meth:`refuse`.
+
+        Raises:
+            OSError: the address is not free.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._server = await asyncio.start_server(
+            self._welcome, self._host, self._port, ssl=self._ssl, backlog=1024
+        )
+        self._port = self._server.sockets[0].getsockname()[1]
+        self._des.svc = self.base_url
+
+    async def refuse(self) -> None:
+        """Stop listening and drop every client: connections are refused until :meth:`listen`."""
+        if self._server is None:
+            return
+
+        self._server.close()
+        self._server = None
+
+        for _ in range(5):  # turns of the loop until an accepted client has its connection
+            await asyncio.sleep(0)
+
+        clients = dict(self._clients)
+
+        for task in clients:
+            task.cancel()
+
+        await asyncio.gather(*clients, return_exceptions=True)
+
+        for writer in clients.values():
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def __aenter__(self) -> Self:
+        self._log.open()
+
+        try:
+            await self.listen()
+        except BaseException:
+            self._log.close()
+            raise
+
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.refuse()
+
+        self._log.close()
+
+        if self._failures:
+            raise self._failures[0]
+
+    # One client: its requests are served one after the other.
+
+    def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve_client(reader, writer))
+        self._clients[task] = writer
+        task.add_done_callback(self._drop)
+
+    def _drop(self, task: asyncio.Task[None]) -> None:
+        self._clients.pop(task).transport.abort()
+
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self._failures.append(failure)
+
+    async def _serve_client(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Serve what was read whole, also of a client that has hung up."""
+        self._numbers["connection"] += 1
+        fault = self._script.pick("connection", self._numbers["connection"])
+        end = End.KEEP if fault is None else faults.KINDS[fault.kind].end
+        buffer = bytearray()
+
+        with suppress(OSError):  # of reading: the client is gone
+            try:
+                while end is End.KEEP and (request := await read_request(reader, buffer)):
+                    end = await self._respond(request, writer)
+            except BadRequest as exc:
+                _send(writer, service.Refused(400, str(exc)).response.encode(self._now()))
+
+            if end is End.RESET:
+                # A socket that may not linger throws its connection away: RST.
+                sock = writer.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                writer.transport.abort()
+
+            while end is End.HANG and await reader.read(1 << 16):
+                pass
+
+            writer.close()
+            await writer.wait_closed()
+
+    async def _respond(self, request: Request, writer: asyncio.StreamWriter) -> End:
+        """Send what a request gets, and return what becomes of the connection."""
+        is_start = faults.ENDPOINTS.get(request.path) == "startjob"
+
+        if is_start:
+            self.requests += 1
+            self.in_flight += 1
+            self.peak = max(self.peak, self.in_flight)
+            self._look()
+
+        try:
+            delivery = await self._serve(request)
+        finally:
+            if is_start:
+                self.in_flight -= 1
+                self._look()
+
+        _send(writer, delivery.data)
+
+        if delivery.after or delivery.more:
+            await self._sleep(delivery.after)
+            _send(writer, delivery.more)
+
+        return End.CLOSE if request.is_last and delivery.end is End.KEEP else delivery.end
+
+    async def _serve(self, request: Request) -> Delivery:
+        """Serve a request; the run that it makes is in the log before anything is waited for."""
+        endpoint = faults.ENDPOINTS.get(request.path, "")
+        self._numbers[endpoint] += 1
+        number = self._numbers[endpoint]
+        fault = self._script.pick(endpoint, number, request.body)
+        response = Response(200, b"{}")  # of a request that is not served
+
+        try:
+            if fault is None or fault.is_served:
+                response = self._des.serve(endpoint, request, number, fault)
+        except service.Refused as refused:
+            return Delivery(refused.response.encode(self._now()))
+        except OSError as exc:
+            self._failures.append(exc)
+            return Delivery(b"", End.CLOSE)
+
+        self._look()
+        seconds: float = self._script.settings.get("latency", 0)
+
+        if fault is not None:
+            seconds += fault.entry.get("seconds", 0)
+
+        if seconds > 0:
+            await self._sleep(seconds)
+
+        if fault is None:
+            return Delivery(response.encode(self._now()))
+
+        if fault.kind == "hold":
+            await self._released.wait()
+
+        return fault.spoil(response, self._now())
+
+    def _now(self) -> float:
+        ahead: float = self._script.settings.get("clockAhead", 0)
+        return self._clock() + ahead
+
+    def _look(self) -> None:
+        for event, reached in self._waiting.items():
+            if reached():
+                event.set()
+
+
+def _send(writer: asyncio.StreamWriter, data: bytes) -> None:
+    if not writer.is_closing():
+        writer.write(data)

@@ -3,50 +3,35 @@
 Pure but for :func:`load_json`. The package's docstring says what every key and kind means.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import math
+import os
 import re
 import uuid
 import zlib
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from email.utils import formatdate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from deslaunch.simulator.http import Delivery, End, Headers, Response, shorten
 
-if TYPE_CHECKING:
-    import os
-    from collections.abc import Callable, Iterable, Mapping
-    from collections.abc import Set as AbstractSet
-
-    Entry = Mapping[str, Any]
-    """One entry of a script's ``faults``, checked."""
-
-START_JOB: Final = "startjob"
-QUERY_JOBS: Final = "queryjobs"
-QUERY_RUN_STATUS: Final = "queryrunstatus"
-TOKEN: Final = "token"  # noqa: S105  # an endpoint's name, not a secret
-CONNECTION: Final = "connection"
-"""No endpoint: a client that has connected, before a byte of it is read."""
+Entry = Mapping[str, Any]
+"""One entry of a script's ``faults``, checked."""
 
 ENDPOINTS: Final[Mapping[str, str]] = {
-    "/api/v1/startjob": START_JOB,
-    "/api/v1/queryjobs": QUERY_JOBS,
-    "/api/v1/queryrunstatus": QUERY_RUN_STATUS,
-    "/authorisation/token": TOKEN,
+    "/api/v1/startjob": "startjob",
+    "/api/v1/queryjobs": "queryjobs",
+    "/api/v1/queryrunstatus": "queryrunstatus",
+    "/authorisation/token": "token",
 }
 
 OTHER_JOB: Final = "00000000-0000-4000-8000-000000000000"
 """The jobId that an ``other-job`` fault names."""
-
-NOTHING: Final = Response(200, b"{}")
-"""The response to a request that was not served."""
-
 
 # What may stand in a JSON file.
 
@@ -57,14 +42,12 @@ class SimulatorError(Exception):
     Attributes:
         where: the value's place, like ``faults[2].share``.
         expected: what may stand there.
-        got: what stands there.
     """
 
     def __init__(self, where: str, *, expected: str, got: object) -> None:
         super().__init__(f"{where}: expected {expected}, got {shorten(got)}")
         self.where = where
         self.expected = expected
-        self.got = got
 
 
 class Rule(NamedTuple):
@@ -74,36 +57,32 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def is_whole(value: Any) -> bool:
-    """Return True if it is a whole number; a truth value is none."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_list_of(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    """Return a test for lists of nothing but values for which ``holds`` is true."""
-    return lambda value: isinstance(value, list) and all(map(holds, value))
-
-
 def one_of(words: Iterable[str]) -> Rule:
     """Return the rule that nothing but one of these words may stand here."""
     known = sorted(words)
     return Rule(f"one of {', '.join(known)}", known.__contains__)
 
 
-def _is_number(value: Any) -> bool:
-    return is_whole(value) or isinstance(value, float)
+def is_list_of(holds: Callable[[Any], bool], least: int = 0) -> Callable[[Any], bool]:
+    """Return a test for lists of nothing but values for which ``holds`` is true."""
+    return lambda v: isinstance(v, list) and len(v) >= least and all(map(holds, v))
+
+
+def is_whole(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Return True if it is a whole number in a range; a truth value is none."""
+    return type(value) is int and least <= value <= most
+
+
+def _is_number(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
+    return type(value) in (int, float) and least <= value <= most
 
 
 def _is_count(value: Any) -> bool:
-    return is_whole(value) and value >= 1
+    return is_whole(value, 1)
 
 
 def _is_ascii(value: Any) -> bool:
     return isinstance(value, str) and value.isascii() and not {"\r", "\n"} & {*value}
-
-
-def _are_retry_afters(value: Any) -> bool:
-    return value != [] and all(_is_number(item) or _is_ascii(item) for item in _items(value))
 
 
 def _are_headers(value: Any) -> bool:
@@ -121,11 +100,10 @@ _GUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGN
 GUID: Final = Rule("a GUID", lambda v: isinstance(v, str) and _GUID.fullmatch(v) is not None)
 TEXT: Final = Rule("a string", lambda v: isinstance(v, str))
 TRUTH: Final = Rule("true or false", lambda v: isinstance(v, bool))
-WHOLE: Final = Rule("a whole number", is_whole)
 _OBJECT: Final = Rule("an object", lambda v: isinstance(v, dict))
 _COUNT: Final = Rule("a whole number from 1", _is_count)
 _NUMBER: Final = Rule("a number of seconds", _is_number)
-_SECONDS: Final = Rule("a number of seconds from 0", lambda v: _is_number(v) and v >= 0)
+_SECONDS: Final = Rule("a number of seconds from 0", lambda v: _is_number(v, 0))
 
 
 def check_object(
@@ -144,26 +122,22 @@ def check_object(
         SimulatorError: for the first key that breaks a rule.
     """
     if not isinstance(value, dict):
-        raise SimulatorError(where, expected="an object", got=value)
+        raise SimulatorError(where, expected=_OBJECT.expected, got=value)
 
     inside = f"{where}." if where else ""
 
-    for key in required:
-        if key not in value:
-            raise SimulatorError(inside + key, expected=rules[key].expected, got=None)
+    for key, item in (dict.fromkeys(required) | value).items():
+        if key in rules and (key not in value or not rules[key].holds(item)):
+            raise SimulatorError(inside + key, expected=rules[key].expected, got=item)
 
-    for key, item in value.items():
         if key not in rules and is_closed:
             raise SimulatorError(inside + key, expected=one_of(rules).expected, got=key)
-
-        if key in rules and not rules[key].holds(item):
-            raise SimulatorError(inside + key, expected=rules[key].expected, got=item)
 
     return value
 
 
 def load_json(path: str | os.PathLike[str]) -> Any:
-    """Return a JSON file's value, which whoever uses it checks.
+    """Return the JSON of a jobs file or a fault script, which :class:`Simulator` checks.
 
     Raises:
         SimulatorError: it is no JSON; names the line.
@@ -173,180 +147,6 @@ def load_json(path: str | os.PathLike[str]) -> Any:
         return orjson.loads(Path(path).read_bytes())
     except orjson.JSONDecodeError as exc:
         raise SimulatorError(f"{path}, line {exc.lineno}", expected="JSON", got=exc.msg) from exc
-
-
-# The script.
-
-
-class Fault(NamedTuple):
-    """One entry of a fault script.
-
-    Attributes:
-        kind: what it does.
-        place: in the list of faults, from 0.
-        entry: what the script says.
-        at: request numbers that it is for; none: all.
-        is_served: the request is served, and its run made, before the response is spoiled.
-    """
-
-    kind: str
-    place: int
-    entry: Entry
-    at: frozenset[int] = frozenset()
-    is_served: bool = True
-
-    def matches(self, seed: int, on: str, number: int, body: bytes) -> bool:
-        """Return True if all selectors hold for a request.
-
-        Args:
-            seed: the script's.
-            on: the endpoint.
-            number: of the request at this endpoint, from 1.
-            body: as it was sent.
-        """
-        entry, match = self.entry, self.entry.get("match", {})
-        return (
-            entry.get("on", START_JOB) == on
-            and entry.get("from", 1) <= number <= entry.get("to", math.inf)
-            and number % entry.get("every", 1) == 0
-            and (not self.at or number in self.at)
-            and ("share" not in entry or _fraction(seed, self.place, number) < entry["share"])
-            and match.get("text", "").encode() in body
-            and ("jobId" not in match or match["jobId"].lower() == _job_id_in(body))
-        )
-
-
-def _fraction(seed: int, place: int, number: int) -> float:
-    """Return a number from 0 to below 1 that depends on nothing but the arguments."""
-    digest = hashlib.blake2b(f"{seed}:{place}:{number}".encode(), digest_size=6).digest()
-    return int.from_bytes(digest) / (1 << 48)
-
-
-def _job_id_in(body: bytes) -> str | None:
-    try:
-        return str(orjson.loads(body).get("jobId")).lower()
-    except (orjson.JSONDecodeError, AttributeError):
-        return None
-
-
-class Script(NamedTuple):
-    """A fault script, checked.
-
-    Attributes:
-        seed: seed of every ``share``.
-        latency: seconds that every response waits.
-        finish_after: seconds from a run's start to its end.
-        clock_ahead: seconds that DES's clock is ahead of this machine's.
-        expire_after: starts that a token is good for.
-        expires_all: that goes for every token, not for the first one alone.
-        faults: in the order in which they are tried.
-    """
-
-    seed: int
-    latency: float
-    finish_after: float
-    clock_ahead: float
-    expire_after: float
-    expires_all: bool
-    faults: tuple[Fault, ...]
-
-    def pick(self, on: str, number: int, body: bytes = b"") -> Fault | None:
-        """Return the fault of the request with this number, from 1, at an endpoint, or None."""
-        for fault in self.faults:
-            if fault.matches(self.seed, on, number, body):
-                return fault
-
-        return None
-
-
-_SCRIPT_RULES: Final[Mapping[str, Rule]] = {
-    "seed": WHOLE,
-    "latency": _SECONDS,
-    "finishAfter": _SECONDS,
-    "clockAhead": _NUMBER,
-    "tokens": _OBJECT,
-    "faults": Rule("a list of objects", is_list_of(_OBJECT.holds)),
-}
-_TOKENS_RULES: Final = {"expireAfter": _COUNT, "which": one_of(["first", "all"])}
-
-_FAULT_RULES: Final[Mapping[str, Rule]] = {
-    "fault": TEXT,
-    "on": one_of([*ENDPOINTS.values(), CONNECTION]),
-    "at": Rule(
-        "a list of whole numbers from 1, not empty", lambda v: v != [] and is_list_of(_is_count)(v)
-    ),
-    "every": _COUNT,
-    "share": Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1),
-    "from": _COUNT,
-    "to": _COUNT,
-    "match": _OBJECT,
-    "seconds": _SECONDS,
-    # The others are for some kinds only.
-    "start": TRUTH,
-    "status": Rule("a status from 200 to 599", lambda v: is_whole(v) and 200 <= v <= 599),  # noqa: PLR2004
-    "retryAfter": Rule("a number of seconds, an ASCII text, or a list of them", _are_retry_afters),
-    "retryAfterDate": _NUMBER,
-    "headers": Rule("an object of ASCII texts or lists of them", _are_headers),
-    "after": _SECONDS,
-    "bytes": Rule("a whole number from 0", lambda v: is_whole(v) and v >= 0),
-    "location": Rule("an ASCII text", _is_ascii),
-    "body": TEXT,
-    "encoding": one_of(["gzip", "deflate", "none"]),
-    "keys": Rule("a list of strings", is_list_of(TEXT.holds)),
-    "then": one_of(end.value for end in End),
-    "error": TEXT,
-}
-_KEYS_OF_ALL: Final = frozenset(
-    ["fault", "on", "at", "every", "share", "from", "to", "match", "seconds"]
-)
-
-
-def read_script(script: Any) -> Script:
-    """Return what a fault script's JSON says.
-
-    Raises:
-        SimulatorError: it is malformed.
-    """
-    top = check_object(script, "", _SCRIPT_RULES)
-    tokens = top.get("tokens", {"expireAfter": math.inf})
-
-    if "tokens" in top:
-        check_object(tokens, "tokens", _TOKENS_RULES, "expireAfter")
-
-    return Script(
-        seed=top.get("seed", 0),
-        latency=top.get("latency", 0),
-        finish_after=top.get("finishAfter", 0),
-        clock_ahead=top.get("clockAhead", 0),
-        expire_after=tokens["expireAfter"],
-        expires_all=tokens.get("which") == "all",
-        faults=tuple(_read_fault(i, entry) for i, entry in enumerate(top.get("faults", []))),
-    )
-
-
-def _read_fault(index: int, entry: dict[str, Any]) -> Fault:
-    where = f"faults[{index}]"
-    check_object(entry, where, {"fault": one_of(KINDS)}, "fault", is_closed=False)
-    name: str = entry["fault"]
-    kind = KINDS[name]
-    rules = {key: _FAULT_RULES[key] for key in _KEYS_OF_ALL | kind.needs | kind.takes}
-    check_object(entry, where, rules, *sorted(kind.needs))
-    check_object(entry.get("match", {}), f"{where}.match", {"jobId": GUID, "text": TEXT})
-
-    if entry.get("on") == CONNECTION and name not in _CONNECTION_KINDS:
-        expected = f"{one_of(_CONNECTION_KINDS).expected} on a connection"
-        raise SimulatorError(f"{where}.fault", expected=expected, got=name)
-
-    if entry.get("from", 1) > entry.get("to", math.inf):
-        expected = f"a number from {entry['from']}, where the fault begins"
-        raise SimulatorError(f"{where}.to", expected=expected, got=entry["to"])
-
-    if name == "raw" and max(entry["body"], default="") > "\xff":
-        expected = "characters up to U+00FF, each of which is sent as one byte"
-        raise SimulatorError(f"{where}.body", expected=expected, got=entry["body"])
-
-    is_served = entry.get("start", kind.is_served)
-    return Fault(name, index, entry, frozenset(entry.get("at", ())), is_served)
 
 
 # What a fault makes of a response: another one, or bytes.
@@ -401,15 +201,11 @@ def _raw(entry: Entry, response: Response, _now: float) -> bytes:
     return text.encode("latin-1", "replace")
 
 
-def _cut_head(entry: Entry, response: Response, now: float) -> bytes:
-    head = response.head(now)
-    return head[: min(entry.get("bytes", len(head) // 2), len(head) - 1)]
-
-
-def _cut_body(entry: Entry, response: Response, now: float) -> bytes:
-    length = len(response.body)
-    size = min(entry.get("bytes", length // 2), length - 1)
-    return response.head(now) + response.body[:size]
+def _cut(entry: Entry, response: Response, now: float) -> bytes:
+    """Return a part of the head, or the head and a part of the body, but never all of it."""
+    head, body = response.head(now), response.body
+    whole, part = (b"", head) if entry["fault"] == "cut-head" else (head, body)
+    return whole + part[: min(entry.get("bytes", len(part) // 2), len(part) - 1)]
 
 
 def _not_json(entry: Entry, _response: Response, _now: float) -> Response:
@@ -478,9 +274,9 @@ KINDS: Final[Mapping[str, Kind]] = {
     "hang-after-start": Kind(_silence, End.HANG),
     "close-after-response": Kind(_good, End.CLOSE, takes={"after"}),
     "second-response": Kind(_good, takes={"after"}),
-    "cut-head": Kind(_cut_head, End.CLOSE, takes={"bytes"}),
-    "cut-body": Kind(_cut_body, End.CLOSE, takes={"bytes"}),
-    "stall-body": Kind(_cut_body, End.HANG, takes={"bytes"}),
+    "cut-head": Kind(_cut, End.CLOSE, takes={"bytes"}),
+    "cut-body": Kind(_cut, End.CLOSE, takes={"bytes"}),
+    "stall-body": Kind(_cut, End.HANG, takes={"bytes"}),
     "garbage": Kind(lambda *_: b"SMTP 220 not this service\r\n\r\n", End.CLOSE, takes={"start"}),
     "raw": Kind(_raw, needs={"body"}, takes={"then", "start"}),
     "not-json": Kind(_not_json, takes={"body", "start"}),
@@ -501,23 +297,176 @@ KINDS: Final[Mapping[str, Kind]] = {
 _CONNECTION_KINDS: Final = frozenset({"close", "reset", "hang"})
 
 
-def spoil(fault: Fault, response: Response, now: float) -> Delivery:
-    """Return what is sent instead of a response.
+# The script.
 
-    Args:
-        fault: of any kind.
-        response: as it should be; of a request that was not served, any.
-        now: Unix time in seconds.
+
+class Fault(NamedTuple):
+    """One entry of a fault script.
+
+    Attributes:
+        kind: what it does.
+        place: in the list of faults, from 0.
+        entry: what the script says.
     """
-    kind, entry = KINDS[fault.kind], fault.entry
-    made = kind.make(entry, response, now)
-    data = made if isinstance(made, bytes) else made.encode(now)
 
-    if fault.kind == "second-response":
-        second = _change(response, jobRunId=str(uuid.uuid4()))
-        return Delivery(data, after=entry.get("after", 0.02), more=second.encode(now))
+    kind: str
+    place: int
+    entry: Entry
 
-    if not data and kind.end is End.KEEP:  # nothing at all would be silence for ever
-        return Delivery(data, End.CLOSE)
+    @property
+    def is_served(self) -> bool:
+        """The request is served, and its run made, before the response is spoiled."""
+        return bool(self.entry.get("start", KINDS[self.kind].is_served))
 
-    return Delivery(data, End(entry.get("then", kind.end)), after=entry.get("after", 0))
+    def matches(self, seed: int, on: str, number: int, body: bytes) -> bool:
+        """Return True if all selectors hold for a request.
+
+        Args:
+            seed: the script's.
+            on: the endpoint.
+            number: of the request at this endpoint, from 1.
+            body: as it was sent.
+        """
+        entry, match = self.entry, self.entry.get("match", {})
+        return (
+            entry.get("on", "startjob") == on
+            and entry.get("from", 1) <= number <= entry.get("to", math.inf)
+            and number % entry.get("every", 1) == 0
+            and number in entry.get("at", [number])
+            and ("share" not in entry or _fraction(seed, self.place, number) < entry["share"])
+            and match.get("text", "").encode() in body
+            and ("jobId" not in match or match["jobId"].lower() == _job_id_in(body))
+        )
+
+    def spoil(self, response: Response, now: float) -> Delivery:
+        """Return what is sent instead of a response.
+
+        Args:
+            response: as it should be; of a request that was not served, any.
+            now: Unix time in seconds.
+        """
+        kind = KINDS[self.kind]
+        made = kind.make(self.entry, response, now)
+        data = made if isinstance(made, bytes) else made.encode(now)
+
+        if self.kind == "second-response":
+            second = _change(response, jobRunId=str(uuid.uuid4()))
+            return Delivery(data, after=self.entry.get("after", 0.02), more=second.encode(now))
+
+        if not data and kind.end is End.KEEP:  # nothing at all would be silence for ever
+            return Delivery(data, End.CLOSE)
+
+        return Delivery(data, End(self.entry.get("then", kind.end)), self.entry.get("after", 0))
+
+
+def _fraction(seed: int, place: int, number: int) -> float:
+    """Return a number from 0 to below 1 that depends on nothing but the arguments."""
+    digest = hashlib.blake2b(f"{seed}:{place}:{number}".encode(), digest_size=6).digest()
+    return int.from_bytes(digest) / (1 << 48)
+
+
+def _job_id_in(body: bytes) -> str | None:
+    try:
+        return str(orjson.loads(body).get("jobId")).lower()
+    except (orjson.JSONDecodeError, AttributeError):
+        return None
+
+
+class Script(NamedTuple):
+    """A fault script, checked.
+
+    Attributes:
+        settings: all that it says.
+        faults: of these, in the order in which they are tried.
+    """
+
+    settings: Mapping[str, Any]
+    faults: tuple[Fault, ...]
+
+    def pick(self, on: str, number: int, body: bytes = b"") -> Fault | None:
+        """Return the fault of the request with this number, from 1, at an endpoint, or None."""
+        seed = self.settings.get("seed", 0)
+        return next((f for f in self.faults if f.matches(seed, on, number, body)), None)
+
+
+_SCRIPT_RULES: Final[Mapping[str, Rule]] = {
+    "seed": Rule("a whole number", is_whole),
+    "latency": _SECONDS,
+    "finishAfter": _SECONDS,
+    "clockAhead": _NUMBER,
+    "tokens": _OBJECT,
+    "faults": Rule("a list of objects", is_list_of(_OBJECT.holds)),
+}
+_TOKENS_RULES: Final = {"expireAfter": _COUNT, "which": one_of(["first", "all"])}
+
+_SELECTOR_RULES: Final[Mapping[str, Rule]] = {
+    "fault": one_of(KINDS),
+    "on": one_of([*ENDPOINTS.values(), "connection"]),
+    "at": Rule("a list of whole numbers from 1, not empty", is_list_of(_is_count, least=1)),
+    "every": _COUNT,
+    "share": Rule("a number from 0 to 1", lambda v: _is_number(v, 0, 1)),
+    "from": _COUNT,
+    "to": _COUNT,
+    "match": _OBJECT,
+    "seconds": _SECONDS,
+}
+_MATCH_RULES: Final = {"jobId": GUID, "text": TEXT}
+
+_KIND_RULES: Final[Mapping[str, Rule]] = {
+    "start": TRUTH,
+    "status": Rule("a status from 200 to 599", lambda v: is_whole(v, 200, 599)),
+    "retryAfter": Rule(
+        "a number of seconds, an ASCII text, or a list of them",
+        lambda v: v != [] and all(_is_number(item) or _is_ascii(item) for item in _items(v)),
+    ),
+    "retryAfterDate": _NUMBER,
+    "headers": Rule("an object of ASCII texts or lists of them", _are_headers),
+    "after": _SECONDS,
+    "bytes": Rule("a whole number from 0", lambda v: is_whole(v, 0)),
+    "location": Rule("an ASCII text", _is_ascii),
+    "body": TEXT,
+    "encoding": one_of(["gzip", "deflate", "none"]),
+    "keys": Rule("a list of strings", is_list_of(TEXT.holds)),
+    "then": one_of(end.value for end in End),
+    "error": TEXT,
+}
+"""Keys of some kinds only: which, says :data:`KINDS`."""
+
+
+def read_script(script: Any) -> Script:
+    """Return what a fault script's JSON says.
+
+    Raises:
+        SimulatorError: it is malformed.
+    """
+    settings = check_object(script, "", _SCRIPT_RULES)
+
+    if "tokens" in settings:
+        check_object(settings["tokens"], "tokens", _TOKENS_RULES, "expireAfter")
+
+    entries = enumerate(settings.get("faults", []))
+    return Script(settings, tuple(_read_fault(i, entry) for i, entry in entries))
+
+
+def _read_fault(index: int, entry: dict[str, Any]) -> Fault:
+    where = f"faults[{index}]"
+    check_object(entry, where, {"fault": _SELECTOR_RULES["fault"]}, "fault", is_closed=False)
+    name = entry["fault"]
+    kind = KINDS[name]
+    own = {key: rule for key, rule in _KIND_RULES.items() if key in kind.needs | kind.takes}
+    check_object(entry, where, {**_SELECTOR_RULES, **own}, *sorted(kind.needs))
+    check_object(entry.get("match", {}), f"{where}.match", _MATCH_RULES)
+
+    if entry.get("on") == "connection" and name not in _CONNECTION_KINDS:
+        expected = f"{one_of(_CONNECTION_KINDS).expected} on a connection"
+        raise SimulatorError(f"{where}.fault", expected=expected, got=name)
+
+    if entry.get("from", 1) > entry.get("to", math.inf):
+        expected = f"a number from {entry['from']}, where the fault begins"
+        raise SimulatorError(f"{where}.to", expected=expected, got=entry["to"])
+
+    if name == "raw" and max(entry["body"], default="") > "\xff":
+        expected = "characters up to U+00FF, each of which is sent as one byte"
+        raise SimulatorError(f"{where}.body", expected=expected, got=entry["body"])
+
+    return Fault(name, index, entry)

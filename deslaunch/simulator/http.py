@@ -1,21 +1,15 @@
-"""HTTP/1.1 by hand: requests out of bytes, responses into bytes. No I/O."""
+"""HTTP/1.1 by hand: requests out of bytes, responses into bytes."""
 
-from __future__ import annotations
-
-import re
+import asyncio
+from collections.abc import Mapping
 from email.utils import formatdate
 from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import Final, NamedTuple
 
 _HEAD_LIMIT: Final = 64 * 1024
 _BODY_LIMIT: Final = 16 * 1024 * 1024
-_CHUNK_SIZE: Final = re.compile(rb"([0-9a-fA-F]{1,8})(?:;.*)?", re.DOTALL)
-
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 
 Headers = tuple[tuple[str, str], ...]
@@ -38,7 +32,7 @@ class Request(NamedTuple):
         method: as sent.
         path: as sent, without the query.
         headers: names in lower case; of a name given twice, the last.
-        body: decoded of any chunks.
+        body: as sent.
         is_last: the client wants the connection closed after the response.
     """
 
@@ -116,121 +110,80 @@ class Delivery(NamedTuple):
     more: bytes = b""
 
 
-class RequestParser:
-    """Bytes in, requests out: the same ones, and the same error, however the bytes are split."""
+async def read_request(reader: asyncio.StreamReader, buffer: bytearray) -> Request | None:
+    """Return the next whole request, or None where the client has hung up before its end.
 
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-        self._head: tuple[Request, int | None] | None = None
+    Args:
+        reader: of the connection.
+        buffer: what of the connection was read and is not served yet; kept from call to call.
 
-    def feed(self, data: bytes) -> None:
-        """Add bytes as they came from the socket."""
-        self._buffer += data
+    Raises:
+        BadRequest: see :func:`take_request`.
+        OSError: the connection broke off.
+    """
+    while (request := take_request(buffer)) is None:
+        data = await reader.read(_HEAD_LIMIT)
 
-    def next_request(self) -> Request | None:
-        """Return the next whole request, or None until more bytes are fed.
-
-        Raises:
-            BadRequest: the bytes are no request; or a head over 64 KiB, a body over 16 MiB.
-        """
-        buffer = self._buffer
-
-        if self._head is None:
-            end = _find(buffer, b"\r\n\r\n")
-
-            if end is None:
-                return None
-
-            self._head = _parse_head(bytes(buffer[:end]))
-            del buffer[: end + 4]
-
-        request, length = self._head
-
-        if length is None:
-            read = _read_chunks(buffer)
-
-            if read is None:
-                return None
-
-            body, length = read
-        elif len(buffer) < length:
+        if not data:
             return None
-        else:
-            body = bytes(buffer[:length])
 
-        del buffer[:length]
-        self._head = None
-        return request._replace(body=body)
+        buffer += data
+
+    return request
 
 
-def _find(data: bytearray, marker: bytes, start: int = 0) -> int | None:
-    """Return the place of a marker that ends lines, or None where it is still to come."""
-    end = data.find(marker, start)
-    least = end if end >= 0 else len(data) - len(marker) + 1
+def take_request(buffer: bytearray) -> Request | None:
+    """Take the first request out of a buffer; None, and nothing taken, until it is there whole.
 
-    if least - start > _HEAD_LIMIT:
+    Raises:
+        BadRequest: the bytes are no request; a head over 64 KiB, a body over 16 MiB; or a body
+            without a Content-Length.
+    """
+    head_end = buffer.find(b"\r\n\r\n")
+
+    if (head_end if head_end >= 0 else len(buffer) - 3) > _HEAD_LIMIT:
         raise BadRequest(f"a head over {_HEAD_LIMIT} bytes")
 
-    return end if end >= 0 else None
+    if head_end < 0:
+        return None
 
+    request, length = _parse_head(bytes(buffer[:head_end]))
+    begin, end = head_end + 4, head_end + 4 + length
 
-def _read_chunks(data: bytearray) -> tuple[bytes, int] | None:
-    """Return a body that came in chunks, and its length with all that frames it."""
-    body, place = bytearray(), 0
+    if len(buffer) < end:
+        return None
 
-    while (line_end := _find(data, b"\r\n", place)) is not None:
-        size = _chunk_size(bytes(data[place:line_end]))
-
-        if not size:
-            end = _find(data, b"\r\n\r\n", line_end)  # behind any trailers
-            return None if end is None else (bytes(body), end + 4)
-
-        start, place = line_end + 2, line_end + 2 + size + 2
-
-        if len(data) < place:
-            return None
-
-        if data[place - 2 : place] != b"\r\n":
-            raise BadRequest("a chunk longer than it says")
-
-        body += data[start : place - 2]
-
-        if len(body) > _BODY_LIMIT:
-            raise BadRequest(f"a body over {_BODY_LIMIT} bytes")
-
-    return None
+    body = bytes(buffer[begin:end])
+    del buffer[:end]
+    return request._replace(body=body)
 
 
 @lru_cache(maxsize=256)  # one client's heads differ in little but their Content-Length
-def _parse_head(data: bytes) -> tuple[Request, int | None]:
-    """Return a request without its body, and the body's length, None where it comes in chunks."""
+def _parse_head(data: bytes) -> tuple[Request, int]:
+    """Return a request without its body, and the body's length."""
     request_line, *fields = data.decode("latin-1").split("\r\n")
     words = request_line.split(" ")
 
     if len(words) != 3 or words[2] not in ("HTTP/1.0", "HTTP/1.1"):  # noqa: PLR2004
         raise BadRequest(f"no request line: {shorten(request_line)}")
 
-    headers = dict(map(_parse_field, fields))
+    headers = {}
+
+    for line in fields:
+        name, colon, value = line.partition(":")
+
+        if not colon or not name or name != name.strip():
+            raise BadRequest(f"no header: {shorten(line)}")
+
+        headers[name.lower()] = value.strip()
+
     connection = headers.get("connection", "").lower()
     is_last = connection == "close" or (words[2] == "HTTP/1.0" and connection != "keep-alive")
     path = words[1].partition("?")[0]
-    return Request(words[0], path, headers, b"", is_last), _body_length(headers)
-
-
-def _parse_field(line: str) -> tuple[str, str]:
-    name, colon, value = line.partition(":")
-
-    if not colon or not name or name != name.strip():
-        raise BadRequest(f"no header: {shorten(line)}")
-
-    return name.lower(), value.strip()
-
-
-def _body_length(headers: Mapping[str, str]) -> int | None:
-    if headers.get("transfer-encoding", "").lower() == "chunked":
-        return None
-
     text = headers.get("content-length", "0")
+
+    if "transfer-encoding" in headers:
+        raise BadRequest("a body in chunks is not taken: send its Content-Length")
 
     if not (text.isascii() and text.isdigit() and len(text) <= 19):  # noqa: PLR2004  # 64 bits
         raise BadRequest(f"no Content-Length: {shorten(text)}")
@@ -238,14 +191,4 @@ def _body_length(headers: Mapping[str, str]) -> int | None:
     if int(text) > _BODY_LIMIT:
         raise BadRequest(f"a body over {_BODY_LIMIT} bytes")
 
-    return int(text)
-
-
-def _chunk_size(line: bytes) -> int:
-    match = _CHUNK_SIZE.fullmatch(line)
-    size = int(match[1], 16) if match is not None else -1
-
-    if not 0 <= size <= _BODY_LIMIT:
-        raise BadRequest(f"no chunk size, or one over {_BODY_LIMIT} bytes: {shorten(line)}")
-
-    return size
+    return Request(words[0], path, headers, b"", is_last), int(text)

@@ -1,45 +1,37 @@
 """The service without its sockets and without faults: jobs, tokens, runs and endpoints."""
 
-from __future__ import annotations
-
 import math
 import os
 import re
 import secrets
 import uuid
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import parse_qs
 
 import orjson
 
 from deslaunch.simulator import faults
-from deslaunch.simulator.faults import GUID, TEXT, TRUTH, Rule
+from deslaunch.simulator.faults import GUID, TEXT, Fault, Rule, Script, is_list_of, is_whole
 from deslaunch.simulator.http import Request, Response, shorten
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-
-    from deslaunch.simulator.faults import Fault, Script
-
-    Clock = Callable[[], float]
 
 POS_USAGE_EXPORT: Final = "43f87799-62c6-4001-92f9-6b3df816a6d6"
 CSV_SALES_EXPORT: Final = "8d0c3c7e-5b0f-4d5e-9a51-0f6a2f1c9e04"
 
-_INTEGER: Final = 2
-_DECIMAL: Final = 3
-_DATETIME: Final = 4
-
 _PASSWORD_FIELDS: Final = ("client_id", "client_secret", "org_id", "username", "password")
+
+Json = dict[str, Any]
+Job = Mapping[str, Any]
+"""One job of a jobs file, checked."""
 
 
 class Refused(Exception):
     """The service says no to one request.
 
     Attributes:
-        response: 400, 401 or 405, with the reason as JSON.
+        response: 400, 401, 404 or 405, with the reason as JSON.
     """
 
     def __init__(self, status: int, message: str, *, key: str = "message") -> None:
@@ -53,33 +45,22 @@ class Refused(Exception):
 DEFAULT_JOBS: Final[Mapping[str, Any]] = faults.load_json(Path(__file__).with_name("jobs.json"))
 """Two real templates as jobs. ``exclusive`` and ``template`` are private to the simulator."""
 
+_HIDDEN: Final = frozenset({"exclusive", "template"})
+
+
+def _is_parameter(value: Any) -> bool:
+    is_named = isinstance(value, dict) and isinstance(value.get("name"), str)
+    return is_named and (value.get("type") is None or is_whole(value["type"]))
+
+
+_FILE_RULES: Final = {"jobs": Rule("a list of jobs", lambda v: isinstance(v, list))}
 _JOB_RULES: Final[Mapping[str, Rule]] = {
     "jobId": GUID,
-    "name": TEXT,
-    "jobRunParameters": Rule("a list of parameters", lambda v: isinstance(v, list)),
-    "exclusive": Rule("a list of lists of names", faults.is_list_of(faults.is_list_of(TEXT.holds))),
+    "jobRunParameters": Rule(
+        "a list of parameters, each with its name and type number", is_list_of(_is_parameter)
+    ),
+    "exclusive": Rule("a list of lists of names", is_list_of(is_list_of(TEXT.holds))),
 }
-_PARAMETER_RULES: Final[Mapping[str, Rule]] = {
-    "name": TEXT,
-    "type": Rule("a type number or null", lambda v: v is None or faults.is_whole(v)),
-    "required": TRUTH,
-    "nullable": TRUTH,
-    "supportsAutoValue": TRUTH,
-}
-
-
-class Job(NamedTuple):
-    """One job as a start sees it.
-
-    Attributes:
-        job_id: GUID, lower case.
-        parameters: name to what the jobs file says of it.
-        exclusive: groups of names; one start may use one of them.
-    """
-
-    job_id: str
-    parameters: Mapping[str, Mapping[str, Any]]
-    exclusive: tuple[frozenset[str], ...]
 
 
 def read_jobs(jobs: Any) -> dict[str, Job]:
@@ -91,31 +72,15 @@ def read_jobs(jobs: Any) -> dict[str, Job]:
     Raises:
         SimulatorError: it is malformed.
     """
-    rules = {"jobs": Rule("a list of jobs", lambda v: isinstance(v, list))}
-    top = faults.check_object(jobs, "", rules, "jobs", is_closed=False)
-    read = [_read_job(job, f"jobs[{i}]") for i, job in enumerate(top["jobs"])]
-    return {job.job_id: job for job in read}
+    found = {}
+    faults.check_object(jobs, "", _FILE_RULES, "jobs", is_closed=False)
 
+    for i, job in enumerate(jobs["jobs"]):
+        needed = "jobId", "jobRunParameters"
+        faults.check_object(job, f"jobs[{i}]", _JOB_RULES, *needed, is_closed=False)
+        found[job["jobId"].lower()] = job
 
-def _read_job(job: Any, where: str) -> Job:
-    needed = "jobId", "jobRunParameters"
-    checked = faults.check_object(job, where, _JOB_RULES, *needed, is_closed=False)
-    parameters: dict[str, dict[str, Any]] = {}
-
-    for i, item in enumerate(checked["jobRunParameters"]):
-        inside = f"{where}.jobRunParameters[{i}]"
-        declared = faults.check_object(item, inside, _PARAMETER_RULES, "name", is_closed=False)
-        parameters[declared["name"]] = declared
-
-    exclusive = tuple(map(frozenset, checked.get("exclusive", [])))
-    return Job(checked["jobId"].lower(), parameters, exclusive)
-
-
-def _public_jobs(jobs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the jobs file as QueryJobs shows it."""
-    hidden = ("exclusive", "template")
-    public = [{k: v for k, v in job.items() if k not in hidden} for job in jobs["jobs"]]
-    return {"jobs": public}
+    return found
 
 
 # The rules of a start.
@@ -127,90 +92,83 @@ def check_parameters(job: Job, parameters: Mapping[str, Any]) -> None:
     Raises:
         Refused: 400, the job's template does not take them.
     """
-    for name in parameters.keys() - job.parameters.keys():
+    declared = {parameter["name"]: parameter for parameter in job["jobRunParameters"]}
+
+    for name in parameters.keys() - declared.keys():
         raise Refused(400, f"unknown parameter {name!r}")
 
-    for name, declared in job.parameters.items():
+    for name, rules in declared.items():
         if name in parameters:
-            _check_value(name, declared, parameters[name])
-        elif declared.get("required", False):
-            raise Refused(400, f"parameter {name!r} is required")
+            problem = _problem_of(rules, parameters[name])
+        else:
+            problem = "is required" if rules.get("required") else ""
 
-    used = {name for name, value in parameters.items() if _is_used(value)}
-    groups = [group & used for group in job.exclusive if group & used]
+        if problem:
+            raise Refused(400, f"parameter {name!r} {problem}")
 
-    if len(groups) > 1:
-        raise Refused(400, f"either {' or '.join(', '.join(sorted(g)) for g in groups)}")
+    used = {
+        name
+        for name, value in parameters.items()
+        if value and (value.get("valueStringEncoded") is not None or value.get("useAutoValue"))
+    }
+    groups = [", ".join(sorted(used.intersection(group))) for group in job.get("exclusive", [])]
+
+    if sum(map(bool, groups)) > 1:
+        raise Refused(400, f"either {' or '.join(filter(None, groups))}")
 
 
-def _is_used(value: Any) -> bool:
-    return value is not None and (
-        value.get("valueStringEncoded") is not None or value.get("useAutoValue") is True
-    )
-
-
-def _check_value(name: str, declared: Mapping[str, Any], value: Any) -> None:
+def _problem_of(declared: Mapping[str, Any], value: Any) -> str:
+    """Return why a parameter does not take a value, or ``""``."""
     given = {} if value is None else value
 
     if not isinstance(given, dict):
-        raise Refused(400, f"parameter {name!r} is neither an object nor null")
+        return "is neither an object nor null"
 
-    declared_type, sent_type = declared.get("type"), given.get("type")
+    kind, sent = declared.get("type"), given.get("type")
     text, auto = given.get("valueStringEncoded"), given.get("useAutoValue")
-
-    if sent_type is not None and not faults.is_whole(sent_type):
-        raise Refused(400, f"parameter {name!r} has no type number")
-
-    if None not in (sent_type, declared_type) and sent_type != declared_type:
-        raise Refused(400, f"parameter {name!r} is of type {declared_type}, not {sent_type}")
-
-    if not isinstance(text, str | None) or not isinstance(auto, bool | None):
-        raise Refused(400, f"parameter {name!r} is no JobRunParameterValue")
-
-    if auto and not declared.get("supportsAutoValue", False):
-        raise Refused(400, f"parameter {name!r} has no auto value")
-
-    if auto and text is not None:
-        raise Refused(400, f"parameter {name!r} has both a value and the auto value")
-
-    if text is None and not auto and not declared.get("nullable", False):
-        raise Refused(400, f"parameter {name!r} can't be null")
-
-    if text is not None and not is_text_of(declared_type, text):
-        raise Refused(400, f"parameter {name!r} is not of type {declared_type}: {shorten(text)}")
+    is_value = isinstance(text, str | None) and isinstance(auto, bool | None)
+    rules = {
+        "has no type number": sent is None or is_whole(sent),
+        f"is of type {kind}, not {sent}": None in (sent, kind) or sent == kind,
+        "is no JobRunParameterValue": is_value,
+        "has no auto value": not auto or declared.get("supportsAutoValue"),
+        "has both a value and the auto value": not auto or text is None,
+        "can't be null": text is not None or auto or declared.get("nullable"),
+        f"is not of type {kind}: {shorten(text)}": not isinstance(text, str)
+        or is_text_of(kind, text),
+    }
+    return next((problem for problem, holds in rules.items() if not holds), "")
 
 
-_INTEGER_TEXT: Final = re.compile(r"(-?)0*([0-9]{1,19})")
-_DECIMAL_TEXT: Final = re.compile(r"-?[0-9]+(?:\.[0-9]+)?")
-_DATETIME_TEXT: Final = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
-    r"(?:T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?"
-    r"(?:Z|[+-](?:(?:0[0-9]|1[0-3]):[0-5][0-9]|14:00))?)?"
-)
+_INTEGER, _DECIMAL, _DATETIME = 2, 3, 4
+_TEXTS: Final = {
+    _INTEGER: re.compile(r"(-?)0*([0-9]{1,19})"),
+    _DECIMAL: re.compile(r"-?[0-9]+(?:\.[0-9]+)?"),
+    _DATETIME: re.compile(
+        r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
+        r"(?:T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?"
+        r"(?:Z|[+-](?:(?:0[0-9]|1[0-3]):[0-5][0-9]|14:00))?)?"
+    ),
+}
 
 
 def is_text_of(type_number: int | None, text: str) -> bool:
     """Return True if a parameter of this type takes the text; an unknown type takes any."""
-    if type_number == _INTEGER:
-        match = _INTEGER_TEXT.fullmatch(text)
-        return match is not None and -(1 << 63) <= int(match[1] + match[2]) < 1 << 63
+    if type_number not in _TEXTS:
+        return True
 
-    if type_number == _DECIMAL:
-        return _DECIMAL_TEXT.fullmatch(text) is not None
+    match = _TEXTS[type_number].fullmatch(text)
 
-    return type_number != _DATETIME or _is_datetime(text)
+    if match is not None and type_number == _INTEGER:
+        return -(1 << 63) <= int(match[1] + match[2]) < 1 << 63
 
+    if match is not None and type_number == _DATETIME:
+        try:
+            date.fromisoformat(text[:10])
+        except ValueError:
+            return False
 
-def _is_datetime(text: str) -> bool:
-    if _DATETIME_TEXT.fullmatch(text) is None:
-        return False
-
-    try:
-        date.fromisoformat(text[:10])
-    except ValueError:
-        return False
-
-    return True
+    return match is not None
 
 
 # Tokens.
@@ -226,7 +184,9 @@ class Tokens:
         clock: Unix time in seconds.
     """
 
-    def __init__(self, good: Iterable[str], script: Script, seconds: float, clock: Clock) -> None:
+    def __init__(
+        self, good: Iterable[str], script: Script, seconds: float, clock: Callable[[], float]
+    ) -> None:
         self.seconds = seconds
         self._clock = clock
         self._script = script
@@ -237,8 +197,9 @@ class Tokens:
             self._add(token, math.inf)
 
     def _add(self, token: str, end: float) -> str:
-        expires = self._script.expires_all or not self._ends  # no more: the first token only
-        self._left[token] = self._script.expire_after if expires else math.inf
+        limit = self._script.settings.get("tokens", {})
+        is_limited = limit.get("which") == "all" or not self._ends  # else the first token only
+        self._left[token] = limit.get("expireAfter", math.inf) if is_limited else math.inf
         self._ends[token] = end
         return token
 
@@ -257,12 +218,9 @@ class Tokens:
             Refused: 401, it is missing, unknown, revoked or expired.
         """
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        is_good = self._left.get(token, 0) > 0 and self._clock() < self._ends[token]
 
-        if (
-            scheme.lower() != "bearer"
-            or self._left.get(token, 0) <= 0
-            or self._clock() >= self._ends[token]
-        ):
+        if scheme.lower() != "bearer" or not is_good:
             raise Refused(401, "the token is missing or invalid")
 
         return token
@@ -297,7 +255,8 @@ class Run(NamedTuple):
     @property
     def parameters(self) -> Mapping[str, Any]:
         """As they were sent."""
-        return _parameters_of(orjson.loads(self.body))
+        parameters: dict[str, Any] = orjson.loads(self.body).get("parameters") or {}
+        return parameters
 
     def line(self) -> bytes:
         """Return the log's line, with its newline."""
@@ -332,7 +291,7 @@ class RunLog:
 
     def find(self, job_run_id: object) -> Run | None:
         """Return the run with this id, in either case of letters, or None."""
-        return self._by_id.get(job_run_id.lower()) if isinstance(job_run_id, str) else None
+        return self._by_id.get(str(job_run_id).lower())
 
     def open(self) -> None:
         """Open the file for appending, with mode 0600 where it is new.
@@ -379,14 +338,16 @@ class Des:
         log: where runs are kept.
         login: what a password grant must say; what it does not name may be anything.
         clock: Unix time in seconds.
+        finish_after: seconds from a run's start to its end.
 
     Attributes:
         svc: base URL that a token's response names; set once the simulator listens.
-        finish_after: seconds from a run's start to its end.
+
+    Raises:
+        SimulatorError: the jobs file is malformed.
     """
 
     svc = ""
-    finish_after = 0.0
 
     def __init__(
         self,
@@ -394,78 +355,89 @@ class Des:
         tokens: Tokens,
         log: RunLog,
         login: Mapping[str, str],
-        clock: Clock,
+        clock: Callable[[], float],
+        finish_after: float,
     ) -> None:
         self._jobs = read_jobs(jobs)
-        self._jobs_response = _respond(_public_jobs(jobs))
+        self._public_jobs = [
+            {key: value for key, value in job.items() if key not in _HIDDEN} for job in jobs["jobs"]
+        ]
         self._tokens = tokens
         self._organisations: dict[str, str] = {}  # of refresh tokens, each good once
         self._log = log
         self._login = login
         self._clock = clock
+        self._finish_after = finish_after
 
     def serve(self, endpoint: str, request: Request, number: int, fault: Fault | None) -> Response:
         """Return the response that no fault has spoiled yet.
+
+        Args:
+            endpoint: its name, ``""`` for a path that is none.
+            request: to it.
+            number: of the request at this endpoint, from 1.
+            fault: what will spoil the response.
 
         Raises:
             Refused: the request breaks a rule.
             OSError: the log can't be written.
         """
+        if not endpoint:
+            raise Refused(404, f"no {request.path}")
+
         if request.method != "POST":
             raise Refused(405, "only POST")
 
-        if endpoint == faults.TOKEN:
-            return self._grant(request)
+        if endpoint == "token":
+            return _respond(self._grant(request))
 
         token = self._tokens.check_bearer(request)
 
-        if endpoint == faults.QUERY_JOBS:
-            return self._jobs_response
+        if endpoint == "queryjobs":
+            return _respond({"jobs": self._public_jobs})
 
-        if endpoint == faults.QUERY_RUN_STATUS:
-            return self._run_status(request)
+        if endpoint == "queryrunstatus":
+            return _respond(self._run_status(_object_of(request)))
 
-        return self._start(request, token, number, fault)
+        return _respond(self._start(request, token, number, fault))
 
-    def _start(self, request: Request, token: str, number: int, fault: Fault | None) -> Response:
+    def _start(self, request: Request, token: str, number: int, fault: Fault | None) -> Json:
         body = _object_of(request)
-        job = self._job_of(body)
-        check_parameters(job, _parameters_of(body))
-        self._tokens.spend(token)
-        kind, failure = None if fault is None else fault.kind, None
-
-        if fault is not None and kind == "fail-run":
-            failure = fault.entry.get("error", "the export failed")
-
-        run = Run(str(uuid.uuid4()), job.job_id, request.body, number, self._clock(), failure)
-        self._log.append(run)
-        told = self._log.runs[0] if kind == "other-run" else run
-        return _respond({"jobId": run.job_id, "jobRunId": told.job_run_id})
-
-    def _job_of(self, body: Mapping[str, Any]) -> Job:
         job_id = body.get("jobId")
 
         if not GUID.holds(job_id):
             raise Refused(400, "jobId is no GUID")
 
-        job = self._jobs.get(str(job_id).lower())
+        job_id = str(job_id).lower()
 
-        if job is None:
+        if job_id not in self._jobs:
             raise Refused(400, f"no job {job_id}")
 
-        return job
+        parameters = body.get("parameters")
 
-    def _run_status(self, request: Request) -> Response:
-        job_run_id = _object_of(request).get("jobRunId")
-        run = self._log.find(job_run_id)
+        if not isinstance(parameters, dict | None):
+            raise Refused(400, "parameters is no JSON object")
+
+        check_parameters(self._jobs[job_id], parameters or {})
+        self._tokens.spend(token)
+        says = {} if fault is None else fault.entry
+        kind = says.get("fault")
+        failure = says.get("error", "the export failed") if kind == "fail-run" else None
+        run = Run(str(uuid.uuid4()), job_id, request.body, number, self._clock(), failure)
+        self._log.append(run)
+        told = self._log.runs[0] if kind == "other-run" else run
+        return {"jobId": job_id, "jobRunId": told.job_run_id}
+
+    def _run_status(self, body: Json) -> Json:
+        run = self._log.find(body.get("jobRunId"))
 
         if run is None:
-            raise Refused(400, f"no run {shorten(job_run_id)}")
+            raise Refused(400, f"no run {shorten(body.get('jobRunId'))}")
 
-        end = run.created + self.finish_after
+        end = run.created + self._finish_after
         is_finished = self._clock() >= end
         is_good = is_finished and run.failure is None
-        status = {
+        return {
             "jobId": run.job_id,
             "jobRunId": run.job_run_id,
             "finished": is_finished,
@@ -477,46 +449,20 @@ class Des:
             "finishedUtc": _utc(end) if is_finished else None,
             "outputFiles": [{"fileName": f"{run.job_run_id}.csv"}] if is_good else [],
         }
-        return _respond(status)
 
-    def _grant(self, request: Request) -> Response:
+    def _grant(self, request: Request) -> Json:
         form = _form_of(request)
-        grant = form.get("grant_type")
+        is_password = form.get("grant_type") == "password"
 
-        if grant == "password":
-            self._check_password(form)
-            org_id = form["org_id"]
-        elif grant == "refresh_token":
-            self._check_login(form)
-            org_id = self._organisations.pop(form.get("refresh_token", ""), "")
-        else:
+        if not is_password and form.get("grant_type") != "refresh_token":
             raise _oauth_error("unsupported_grant_type")
 
-        if not org_id:
-            raise _oauth_error("invalid_grant")
-
-        refresh_token = secrets.token_urlsafe(24)
-        self._organisations[refresh_token] = org_id
-        granted = {
-            "token_type": "Bearer",
-            "access_token": self._tokens.issue(),
-            "expires_in": self._tokens.seconds,
-            "refresh_token": refresh_token,
-            "svc": self.svc,
-            "org_id": org_id,
-        }
-        return _respond(granted)
-
-    def _check_password(self, form: Mapping[str, str]) -> None:
-        if not all(form.get(name) for name in _PASSWORD_FIELDS):
+        if is_password and not all(map(form.get, _PASSWORD_FIELDS)):
             raise _oauth_error("invalid_request")
 
-        if not {"des", "offline_access"} <= set(form.get("scope", "").split()):
+        if is_password and not {"des", "offline_access"} <= {*form.get("scope", "").split()}:
             raise _oauth_error("invalid_scope")
 
-        self._check_login(form)
-
-    def _check_login(self, form: Mapping[str, str]) -> None:
         wrong = {name for name, value in self._login.items() if form.get(name, value) != value}
 
         if wrong & {"client_id", "client_secret"}:
@@ -524,6 +470,23 @@ class Des:
 
         if wrong:
             raise _oauth_error("invalid_grant")
+
+        spent = form.get("refresh_token", "")
+        org_id = form["org_id"] if is_password else self._organisations.pop(spent, "")
+
+        if not org_id:
+            raise _oauth_error("invalid_grant")
+
+        refresh_token = secrets.token_urlsafe(24)
+        self._organisations[refresh_token] = org_id
+        return {
+            "token_type": "Bearer",
+            "access_token": self._tokens.issue(),
+            "expires_in": self._tokens.seconds,
+            "refresh_token": refresh_token,
+            "svc": self.svc,
+            "org_id": org_id,
+        }
 
 
 def _respond(value: object) -> Response:
@@ -543,7 +506,7 @@ def _form_of(request: Request) -> dict[str, str]:
     return {name: values[-1] for name, values in parse_qs(request.body.decode("latin-1")).items()}
 
 
-def _object_of(request: Request) -> dict[str, Any]:
+def _object_of(request: Request) -> Json:
     try:
         body = orjson.loads(request.body)
     except orjson.JSONDecodeError as exc:
@@ -553,12 +516,3 @@ def _object_of(request: Request) -> dict[str, Any]:
         raise Refused(400, "the body is no JSON object")
 
     return body
-
-
-def _parameters_of(body: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = body.get("parameters")
-
-    if not isinstance(parameters, dict | None):
-        raise Refused(400, "parameters is no JSON object")
-
-    return parameters or {}
