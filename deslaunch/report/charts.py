@@ -5,32 +5,21 @@ Times are milliseconds since 1970, durations are milliseconds. A path lies in a 
 stretched with it. A mark is a pair: where, in percent, and what stands there.
 """
 
-from __future__ import annotations
-
 import math
-from bisect import bisect_left, bisect_right
+from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
-from deslaunch.model import count as counted
+from deslaunch.events import Counts
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
-
-    from deslaunch.events import Counts
-
-    Marks = list[tuple[float, str]]
+Marks = list[tuple[float, str]]
 
 BUCKETS: Final = 300
 """Bars of a timeline at most."""
-
-STATES: Final = (
-    *("started", "failed", "rejected", "unknown"),
-    *("invalid", "withdrawn", "pending", "in_flight"),
-)
-"""The states in the order in which they are shown."""
 
 _COUNTED: Final = ("started", "again", "failed", "rejected", "unknown")
 SERIES: Final = {name: name.capitalize() for name in _COUNTED} | {"again": "To be sent again"}
@@ -41,22 +30,13 @@ _WIDTHS: Final = (
     *(100, 200, 1_000, 2_000, 10_000, 30_000, 60_000, 120_000, 600_000, 1_800_000),
     *(n * _HOUR for n in (1, 3, 6, 12, 24)),
 )
-_EDGES: Final = (
-    *(0, 1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100, 150, 200, 300, 500, 700),
-    *(n * unit for unit in (_SECOND, _MINUTE) for n in (1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 45)),
-    *(n * _HOUR for n in (1, 1.5, 2, 3, 5, 7, 10, 15)),
-    *(n * _DAY for n in (1, 2, 3, 5, 10, 20, 50, 100, 1_000, 10_000, 100_000)),
-)
-_PERCENTILES: Final = (
-    *((0.5, "half of them within"), (0.9, "90 of 100 within")),
-    *((0.95, "95 of 100 within"), (0.99, "99 of 100 within"), (1, "the slowest")),
-)
 _RATES: Final = ((_SECOND, "a second"), (_MINUTE, "a minute"), (_HOUR, "an hour"))
 _UNITS: Final = (
     *((_DAY, "d", _HOUR, "h"), (_HOUR, "h", _MINUTE, "min")),
     (_MINUTE, "min", _SECOND, "s"),
 )
 
+_NO_STATES: Final = frozenset({"possible_duplicates", "attempts"})
 _TICK_DISTANCE: Final = 19.0  # percent; a label is that wide in a window of 400 pixels
 _LAST_TICK: Final = 94.0
 
@@ -162,8 +142,7 @@ def time_chart(events: Iterable[tuple[int, str, int]], width: int) -> dict[str, 
         width: of a bar.
 
     Returns:
-        what :func:`time_axis` returns, and ``lanes`` from top to bottom; ``columns`` and ``rows``
-        say the same in numbers: time, and one count for each series.
+        what :func:`time_axis` returns, the ``width`` in words, and ``lanes`` from top to bottom.
     """
     bars: dict[int, Counter[str]] = {}
 
@@ -176,34 +155,21 @@ def time_chart(events: Iterable[tuple[int, str, int]], width: int) -> dict[str, 
     axis = time_axis(list(bars), width)
     totals = sum(bars.values(), Counter())
     shown = [name for name in SERIES if totals[name] or name == "started"]
-    return {
-        **axis,
-        "width": duration(width),
-        "lanes": [_lane(bars, width, axis, name, totals[name]) for name in shown],
-        "columns": [SERIES[name] for name in shown],
-        "rows": [
-            (f"{time_of(begin):%Y-%m-%d %H:%M:%S}", [counts[name] for name in shown])
-            for begin, counts in bars.items()
-        ],
-    }
+    lanes = [_lane(bars, width, axis, name, totals[name]) for name in shown]
+    return {**axis, "width": duration(width), "lanes": lanes}
 
 
 def _lane(
     bars: Mapping[int, Counter[str]], width: int, axis: Mapping[str, Any], name: str, total: int
 ) -> dict[str, Any]:
-    """Return one line of the timeline: label, numbers in words, bars, lines to read heights by."""
+    """Return one line of the timeline: label, numbers in words, and bars, the highest of 100."""
     peak = max(counts[name] for counts in bars.values())
-    top = float(peak or 1)
-    grid: Marks = []
-    label, note = SERIES[name], f"{total:,}"
+    note = f"{total:,}"
 
-    if name == "started":
+    if name == "started" and peak > 1:
         # The rate is told over a time in which it is no fraction.
         per, unit = next((rate for rate in _RATES if peak * rate[0] >= width), _RATES[-1])
-        height, grid = _grid(peak * per / width)
-        top = height * width / per
-        label, note = f"Starts {unit}", counted(total, "start")
-        note += f", at most {_number(peak * per / width)} {unit}" if peak > 1 else ""
+        note += f", at most {peak * per / width:,.1f} {unit}".replace(".0 ", " ")
     elif peak > 1:
         note += f", at most {peak:,} in {duration(width)}"
 
@@ -212,39 +178,25 @@ def _lane(
     path = "".join(
         f"M{axis['places'][begin] * 10:.1f} 100h{bar:.1f}v-{max(3.0, height):.1f}h-{bar:.1f}z"
         for begin, counts in bars.items()
-        if (height := 100 * counts[name] / top)
+        if (height := 100 * counts[name] / (peak or 1))
     )
-    return {"name": name, "label": label, "note": note, "path": path, "grid": grid}
-
-
-def _grid(peak: float) -> tuple[float, Marks]:
-    """Return the height of a lane whose highest bar is ``peak``, and up to three lines."""
-    if not peak:
-        return 1, []
-
-    size = 10 ** math.floor(math.log10(peak))
-    step = next(size * nice for nice in (0.2, 0.5, 1, 2, 5) if peak <= size * nice * 3)
-    lines = math.ceil(peak / step)
-    marks = [(100 - 100 * n / lines, _number(n * step)) for n in range(1, lines + 1)]
-    return lines * step, marks
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"  # noqa: PLR2004
+    return {"name": name, "label": SERIES[name], "note": note, "path": path}
 
 
 def shares(counts: Counts) -> list[dict[str, Any]]:
     """Return each state's part of the bar of all rows, and its place in percent.
 
-    A state without rows is left out; what would be too thin to be seen is not that thin.
+    They come as ``Counts`` lists them. A state without rows is left out; what would be too thin
+    to be seen is not that thin.
     """
-    present = {state: getattr(counts, state) for state in STATES if getattr(counts, state)}
+    states = [one.name for one in fields(counts) if one.name not in _NO_STATES]
+    present = {state: getattr(counts, state) for state in states if getattr(counts, state)}
     thin, left = 0.6, 0.0
     found = []
 
     for state, rows in present.items():
         width = thin + (100 - thin * len(present)) * rows / counts.rows
-        share, label = percent(rows, counts.rows), state.replace("_", " ")
+        label, share = state.replace("_", " "), percent(rows, counts.rows)
         part = {"state": state, "label": label, "rows": rows, "share": share}
         found.append({**part, "left": left, "width": width})
         left += width
@@ -259,8 +211,7 @@ def spread(durations: Iterable[tuple[int, int]]) -> dict[str, Any] | None:
         durations: a duration, at least 0, and how many have it; each duration once.
 
     Returns:
-        their ``total``; ``percentiles``: words, and the duration in words; ``bars``: from, to,
-        count, share in words, and length in percent of the longest bar.
+        their ``total``, and ``percentiles``: the duration in words, by words.
     """
     numbers = sorted(durations)
 
@@ -268,22 +219,8 @@ def spread(durations: Iterable[tuple[int, int]]) -> dict[str, Any] | None:
         return None
 
     ends = list(accumulate(number for _, number in numbers))
-    total = ends[-1]
-    counts: Counter[int] = Counter()
-
-    for ms, number in numbers:
-        counts[bisect_right(_EDGES, ms) - 1] += number
-
-    most = max(counts.values())
-    return {
-        "total": total,
-        "percentiles": [
-            (words, duration(numbers[bisect_left(ends, share * total)][0]))
-            for share, words in _PERCENTILES
-        ],
-        "bars": [
-            (*map(duration, _EDGES[edge : edge + 2]), n, percent(n, total), 100 * n / most)
-            for edge in range(min(counts), max(counts) + 1)
-            for n in [counts[edge]]
-        ],
+    percentiles = {
+        f"{share} of 100 within": duration(numbers[bisect_left(ends, share * ends[-1] / 100)][0])
+        for share in (50, 90, 95, 99, 100)
     }
+    return {"total": ends[-1], "percentiles": percentiles}

@@ -5,39 +5,32 @@ the page, and the page's policy lets no other script run than its own. Needs the
 ``report``, which brings Jinja2.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import re
 import shlex
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
 from hashlib import sha256
-from importlib import resources
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from pathlib import Path
+from typing import Any, BinaryIO, Final
 
 import orjson
 from anyio import to_thread
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from deslaunch.ledger.reading import Reader, ResultRow, UnknownRow
 from deslaunch.ledger.sqlite import as_word
 from deslaunch.manifest.rows import load_row
-from deslaunch.model import AUTO, DEFAULT_TARGET, JobRunParameterValue, Row, printable
-from deslaunch.model import count as counted
+from deslaunch.model import AUTO, DEFAULT_TARGET, JobRunParameterValue, Row, count, printable
 from deslaunch.report import charts
 from deslaunch.report.results import IN_FLIGHT, open_beside, rows_of
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from deslaunch.ledger.reading import Reader, ResultRow, UnknownRow
-    from deslaunch.model import ParameterValue
-
-    Causes = dict[tuple[str, str], dict[str, Any]]
+Causes = dict[tuple[str, str], dict[str, Any]]
+"""By kind, and by text without its numbers and ids: see :func:`add_cause`."""
 
 TABLE_ROWS: Final = 100_000
 """Rows that the table holds; of more, those that need a look come before those that started."""
@@ -51,13 +44,9 @@ LISTED: Final = 50
 CAUSES: Final = 200
 """Different causes that are told apart; all others are one more."""
 
-_CAUSE_LIMIT: Final = 300
 _CELL_LIMIT: Final = 200
-_OTHER: Final = "other causes"
-_EXAMPLES: Final = 3
 _GUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _VARYING: Final = re.compile(rf"{_GUID.pattern.replace('-[', '-?[')}|(?<!HTTP )(?<![0-9])[0-9]+")
-_NEED_A_CAUSE: Final = frozenset({"failed", "rejected", "invalid", "unknown"})
 _COLUMNS: Final = (
     *(("row", "Row", "number"), ("key", "Key", "text"), ("target", "Target", "text")),
     *(("job", "Job", "text"), ("state", "State", "text"), ("run_id", "jobRunId", "text")),
@@ -94,81 +83,7 @@ async def write_report(
         await to_thread.run_sync(_render, {**context, "commands": commands}, rows, stream)
 
 
-def _render(context: Mapping[str, Any], rows: PageRows, stream: BinaryIO) -> None:
-    columns, data = rows.table()
-    files = resources.files("deslaunch.report")
-    style, script = (
-        Markup(files.joinpath(name).read_text("utf-8"))  # noqa: S704  # the package's own files
-        for name in ("page.css", "page.js")
-    )
-    environment = Environment(
-        loader=PackageLoader("deslaunch.report", ""),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {
-        "counted": counted,
-        "duration": charts.duration,
-        "iso": _iso,
-        "number": "{:,}".format,
-        "place": "{:.2f}".format,
-        "sha256": lambda text: base64.b64encode(sha256(text.encode()).digest()).decode(),
-    }
-    pieces = environment.get_template("page.html").generate(
-        context, columns=columns, style=style, script=script, data=data
-    )
-    stream.writelines(piece.encode() for piece in pieces)
-
-
-def _visible(value: Any) -> Any:
-    """Make hostile text visible, wherever the template puts it; markup is the template's own."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _iso(ms: int) -> str:
-    return charts.time_of(ms).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
-    """Return what the template shows, but for the table; the ledger adds up what attempts say."""
-    counts, targets = await ledger.counts()
-    unknown: list[UnknownRow] = await anext(ledger.unknown_rows(), [])
-    ((first, last, minutes),) = await ledger.query("report_span")
-    width = 0 if first is None else charts.bucket_width(minutes, last - first)
-    again: Causes = {}
-
-    for kind, text, number, key in await ledger.query("report_again"):
-        add_cause(again, kind, text, key, number)
-
-    return {
-        "ledger": as_word(ledger.place),
-        "batch": ledger.batch,
-        "sessions": await ledger.sessions(),
-        "launcher": await ledger.launcher(),
-        "last_ms": last,
-        "counts": counts,
-        "targets": targets,
-        "shares": charts.shares(counts),
-        "jobs": sorted(rows.jobs.items(), key=lambda job: -job[1].total()),
-        "unknown": [doubt_of(row, ledger.place) for row in unknown[:LISTED]],
-        "duplicates": [doubt_of(row, ledger.place) for row in rows.duplicates],
-        "causes": rows.causes,
-        "again": again,
-        "runs": await ledger.run_counts(),
-        "was_watched": rows.was_watched,
-        "run_failures": rows.run_failures,
-        "run_times": charts.spread(await ledger.query("report_run_times")),
-        "responses": charts.spread(await ledger.query("report_responses")),
-        "chart": charts.time_chart(await ledger.query("report_timeline", {"width": width}), width),
-        "events": await ledger.query("report_events", {"limit": LISTED + 1}),
-        "listed": LISTED,
-    }
-
-
-def add_cause(causes: Causes, kind: str, text: str | None, key: str, count: int = 1) -> None:
+def add_cause(causes: Causes, kind: str, text: str | None, key: str, times: int = 1) -> None:
     """Count what went wrong, grouped by text without its numbers and ids: at most 200 groups.
 
     Args:
@@ -177,19 +92,18 @@ def add_cause(causes: Causes, kind: str, text: str | None, key: str, count: int 
         kind: what it led to.
         text: what was said.
         key: of the first row that it happened to.
-        count: how often it happened.
+        times: how often it happened.
     """
-    cut = (text or "no reason was given")[:_CAUSE_LIMIT]
+    cut = (text or "no reason was given")[:300]
     name = (kind, _VARYING.sub("#", cut))
 
     if name not in causes and len(causes) >= CAUSES:
-        cut, name = _OTHER, (kind, _OTHER)
+        cut = "other causes"
+        name = (kind, cut)
 
     cause = causes.setdefault(name, {"kind": kind, "text": cut, "count": 0, "examples": []})
-    cause["count"] += count
-
-    if len(cause["examples"]) < _EXAMPLES:
-        cause["examples"].append(key)
+    cause["count"] += times
+    cause["examples"] = [*cause["examples"], key][:3]
 
 
 class PageRows:
@@ -203,7 +117,6 @@ class PageRows:
         causes: why rows have no run, as :func:`add_cause` groups it.
         run_failures: why runs failed, likewise.
         duplicates: the first rows that may have been started twice.
-        was_watched: DES told of a run.
     """
 
     def __init__(self, limit: int = TABLE_ROWS) -> None:
@@ -211,7 +124,6 @@ class PageRows:
         self.causes: Causes = {}
         self.run_failures: Causes = {}
         self.duplicates: list[ResultRow] = []
-        self.was_watched = False
         self._limit = limit
         self._urgent: list[tuple[Any, ...]] = []
         self._started: list[tuple[Any, ...]] = []
@@ -221,10 +133,9 @@ class PageRows:
         for row in rows:
             counts = self.jobs.setdefault((row.job_name, row.job_id, row.target), Counter())
             counts["in_flight" if row.state == IN_FLIGHT else row.state] += 1
-            self.was_watched = self.was_watched or row.finished is not None
             has_failed = row.finished == 1 and not row.success
 
-            if row.state in _NEED_A_CAUSE:
+            if row.state in {"failed", "rejected", "invalid", "unknown"}:
                 add_cause(self.causes, row.state, _said(row), row.key or f"row {row.row}")
 
             if has_failed:
@@ -267,7 +178,7 @@ class PageRows:
 def _line(row: ResultRow) -> tuple[Any, ...]:
     """Return a row of the table."""
     sent, answered = ms_of(row.sent_utc), ms_of(row.answered_utc)
-    is_timed = sent is not None and answered is not None and answered >= sent
+    took = None if sent is None or answered is None else answered - sent
     twice = ", maybe twice" if row.possible_duplicate else ""
     run = "succeeded" if row.success else "failed" if row.finished else "not finished"
     run = f"{run}: {row.status_text}" if row.status_text else run
@@ -281,7 +192,7 @@ def _line(row: ResultRow) -> tuple[Any, ...]:
         row.attempts,
         _shown(_said(row)),
         sent,
-        answered - sent if is_timed else None,  # type: ignore[operator]  # both are numbers
+        took if took is None or took >= 0 else None,  # a clock was set back
         None if row.finished is None else _shown(run),
         ms_of(row.finished_utc),
     )
@@ -327,7 +238,7 @@ def doubt_of(row: Any, ledger: str) -> dict[str, Any]:
     said = load_row(row.says, row.row, 0, "")
     return {
         "row": row,
-        "parameters": parameters_text(said.parameters) if isinstance(said, Row) else row.says,
+        "parameters": parameters_text(said) if isinstance(said, Row) else row.says,
         "started": _resolve(ledger, row.key, "--started", run),
         "not_started": _resolve(ledger, row.key, "--not-started"),
     }
@@ -342,12 +253,73 @@ def _resolve(ledger: str, key: str, *finding: str) -> str:
     return f"deslaunch resolve {as_word(ledger)} {shlex.join(words)}"
 
 
-def parameters_text(parameters: Mapping[str, ParameterValue]) -> str:
+def parameters_text(row: Row) -> str:
     """Return what a row says of its parameters in one line."""
     words = []
 
-    for name, value in parameters.items():
+    for name, value in row.parameters.items():
         text = value.value if isinstance(value, JobRunParameterValue) else value
         words.append(f"{name}={'null' if text is None else 'auto' if text is AUTO else text}")
 
     return ", ".join(words) or "none"
+
+
+def _render(context: Mapping[str, Any], rows: PageRows, stream: BinaryIO) -> None:
+    columns, data = rows.table()
+    environment = Environment(
+        loader=PackageLoader("deslaunch.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "counted": count,
+        "duration": charts.duration,
+        "iso": lambda ms: f"{charts.time_of(ms).isoformat(timespec='milliseconds')[:-6]}Z",
+        "number": "{:,}".format,
+        "place": "{:.2f}".format,
+        "sha256": lambda text: base64.b64encode(sha256(text.encode()).digest()).decode(),
+    }
+    pieces = environment.get_template("page.html").generate(context, columns=columns, data=data)
+    stream.writelines(piece.encode() for piece in pieces)
+
+
+def _visible(value: Any) -> Any:
+    """Make hostile text visible, wherever the template puts it; markup is the template's own."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
+    """Return what the template shows, but for the table; the ledger adds up what attempts say."""
+    counts, targets = await ledger.counts()
+    unknown: list[UnknownRow] = await anext(ledger.unknown_rows(), [])
+    ((first, last, minutes),) = await ledger.query("report_span")
+    width = 0 if first is None else charts.bucket_width(minutes, last - first)
+    again: Causes = {}
+
+    for kind, text, number, key in await ledger.query("report_again"):
+        add_cause(again, kind, text, key, number)
+
+    return {
+        "ledger": as_word(ledger.place),
+        "batch": ledger.batch,
+        "sessions": await ledger.sessions(),
+        "launcher": await ledger.launcher(),
+        "last_ms": last,
+        "counts": counts,
+        "targets": targets,
+        "shares": charts.shares(counts),
+        "jobs": sorted(rows.jobs.items(), key=lambda job: -job[1].total()),
+        "unknown": [doubt_of(row, ledger.place) for row in unknown[:LISTED]],
+        "duplicates": [doubt_of(row, ledger.place) for row in rows.duplicates],
+        "rows": rows,
+        "again": again,
+        "runs": await ledger.run_counts(),
+        "run_times": charts.spread(await ledger.query("report_run_times")),
+        "responses": charts.spread(await ledger.query("report_responses")),
+        "chart": charts.time_chart(await ledger.query("report_timeline", {"width": width}), width),
+        "events": await ledger.query("report_events", {"limit": LISTED + 1}),
+        "listed": LISTED,
+    }

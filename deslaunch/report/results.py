@@ -9,8 +9,6 @@ or an error, the old file or the new one is there, never a mixture. An error in 
 is no failure: a share may not be able to, and these files can be made again.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
@@ -18,23 +16,19 @@ import re
 import secrets
 import stat
 from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, Literal, NamedTuple
+from typing import BinaryIO, Final, Literal, NamedTuple
 
 import orjson
 from anyio import CancelScope, to_thread
 
 from deslaunch.errors import ConfigurationError
+from deslaunch.ledger.reading import Reader, ResultRow
 from deslaunch.manifest.readers import NOTE_PREFIX, columns_of, csv_cells, header_of, json_object
 from deslaunch.manifest.rows import RESULT_COLUMNS
-from deslaunch.model import RowState, printable
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-
-    from deslaunch.ledger.reading import Reader, ResultRow
-    from deslaunch.model import Format
+from deslaunch.model import Format, RowState, printable
 
 COLUMNS: Final = RESULT_COLUMNS
 """What is told of a row: columns of CSV, names in JSONL."""
@@ -42,9 +36,7 @@ COLUMNS: Final = RESULT_COLUMNS
 IN_FLIGHT: Final = "inFlight"
 """What the state ``sending`` is called outside the ledger while its launcher lives."""
 
-RUN_FAILED: Final = "run-failed"
-
-FILES: Final = (*(str(state) for state in RowState if state != RowState.SENDING), RUN_FAILED)
+FILES: Final = (*(str(state) for state in RowState if state != RowState.SENDING), "run-failed")
 """Files of ``--split``, without ``.csv``. A row in flight is among the unknown ones, and a row
 whose run failed stands in two: that of its state, and ``run-failed``."""
 
@@ -52,10 +44,6 @@ PAGE_MARK: Final = b"<!DOCTYPE html><!-- deslaunch report -->"
 """How the first line of a report begins."""
 
 _BESIDE_LEDGER: Final = ("", "-wal", "-shm", "-journal", ".lock", ".new")
-_SQLITE: Final = b"SQLite format 3\0"
-_FIRST_LINE_LIMIT: Final = 1 << 20
-_NO_SYNC: Final = frozenset({errno.EINVAL, errno.ENOTSUP, errno.ENOSYS})
-
 _WORDS: Final = {None: "", 0: "false", 1: "true"}
 _SPECIAL: Final = re.compile(r'[",\r\n]')
 _BOOLS: Final = {None: None, 0: False, 1: True}
@@ -83,11 +71,9 @@ async def rows_of(
 ) -> AsyncIterator[list[ResultRow]]:
     """Yield rows in portions, as they are told outside the ledger: ``sending`` is ``inFlight``."""
     sending = RowState.SENDING.value
-    state = sending if choice.state == IN_FLIGHT else choice.state
+    asked = choice._replace(state=sending) if choice.state == IN_FLIGHT else choice
 
-    async for rows in ledger.results(
-        state=state, run=choice.run, keys=choice.keys, with_rows=with_rows
-    ):
+    async for rows in ledger.results(**asked._asdict(), with_rows=with_rows):
         yield [row if row.state != sending else row._replace(state=IN_FLIGHT) for row in rows]
 
 
@@ -123,15 +109,13 @@ async def write_results(
         if isinstance(output, Path):
             output = await stack.enter_async_context(open_beside(ledger, output, force=force))
 
-        header = b""
+        encode, header = (json_line, b"") if form == "jsonl" else (csv_line, CSV_HEADER)
 
-        if form == "jsonl":
-            encode = json_with_manifest if with_manifest else json_line
+        if with_manifest and form == "jsonl":
+            encode = json_with_manifest
         elif with_manifest:
             names = await _columns_of(ledger, choice)
             encode, header = partial(csv_with_manifest, names), header_with_manifest(names)
-        else:
-            encode, header = csv_line, CSV_HEADER
 
         await to_thread.run_sync(output.write, header)
         count = 0
@@ -264,21 +248,18 @@ async def split_results(
     try:
         await to_thread.run_sync(partial(folder.mkdir, parents=True, exist_ok=True))
     except OSError as exc:
-        raise _unwritable(folder, exc) from exc
+        raise _unusable(folder, "written", exc) from exc
 
     names = await _columns_of(ledger, choice)
     counts = Counter(dict.fromkeys(FILES, 0))
 
     async with contextlib.AsyncExitStack() as stack:
-        files = {
-            name: await stack.enter_async_context(
-                open_beside(ledger, folder / f"{name}.csv", force=force)
-            )
-            for name in FILES
-        }
+        files = {}
 
-        for file in files.values():
-            await to_thread.run_sync(file.write, header_with_manifest(names))
+        for name in FILES:
+            opening = open_beside(ledger, folder / f"{name}.csv", force=force)
+            files[name] = await stack.enter_async_context(opening)
+            await to_thread.run_sync(files[name].write, header_with_manifest(names))
 
         async for rows in rows_of(ledger, choice, with_rows=True):
             counts.update(await to_thread.run_sync(_write_apart, rows, names, files))
@@ -295,7 +276,7 @@ def _write_apart(
         line = csv_with_manifest(names, row)
         own = [RowState.UNKNOWN.value if row.state == IN_FLIGHT else row.state]
 
-        for name in [*own, RUN_FAILED] if row.finished and not row.success else own:
+        for name in [*own, "run-failed"] if row.finished and not row.success else own:
             files[name].write(line)
             counts[name] += 1
 
@@ -321,42 +302,33 @@ def check_output(
             folder; or it exists, ``force`` is not set, and neither is it empty nor does its
             first line show that deslaunch wrote it as results or as a report.
     """
-    if why := _why_not(output, ledger, manifest, is_forced=force):
-        raise ConfigurationError(
-            f"{printable(str(output))}: {why}", hint="name another file with -o"
-        )
-
-
-def _why_not(output: Path, ledger: str | None, manifest: str | None, *, is_forced: bool) -> str:
-    # By inode and name only: to open and close a ledger that this process has open would drop
+    # By inode and name first: to open and close a ledger that this process has open would drop
     # the locks that SQLite holds on it.
     beside = [] if ledger is None else [f"{ledger}{suffix}" for suffix in _BESIDE_LEDGER]
+    first = b""
 
     if any(_is_same(output, file) for file in beside):
-        return "this file belongs to the batch's ledger, and no output replaces a ledger"
+        why = "this file belongs to the batch's ledger, and no output replaces a ledger"
+    elif manifest is not None and _is_same(output, manifest):
+        why = "this is the batch's manifest, and no output replaces it"
+    elif output.is_dir():
+        why = "this is a folder"
+    elif output.is_file() and (first := _first_line(output)).startswith(b"SQLite format 3\0"):
+        why = "this is a SQLite database, and no output replaces a ledger"
+    elif first and not force and not is_own(first):
+        why = "this file exists, and neither results nor a report wrote it (--force replaces it)"
+    else:
+        return
 
-    if manifest is not None and _is_same(output, manifest):
-        return "this is the batch's manifest, and no output replaces it"
+    raise ConfigurationError(f"{printable(str(output))}: {why}", hint="name another file with -o")
 
-    if output.is_dir():
-        return "this is a folder"
 
-    if not output.is_file():
-        return ""
-
+def _first_line(file: Path) -> bytes:
     try:
-        with output.open("rb") as stream:
-            first = stream.readline(_FIRST_LINE_LIMIT)
+        with file.open("rb") as stream:
+            return stream.readline(1 << 20)
     except OSError as exc:
-        return f"can't be read: {exc.strerror or exc}"
-
-    if first.startswith(_SQLITE):
-        return "this is a SQLite database, and no output replaces a ledger"
-
-    if first and not is_forced and not is_own(first):
-        return "this file exists, and neither results nor a report wrote it (--force replaces it)"
-
-    return ""
+        raise _unusable(file, "read", exc) from exc
 
 
 def _is_same(output: Path, file: str) -> bool:
@@ -422,16 +394,14 @@ def open_output(
     check_output(output, ledger=ledger, manifest=manifest, force=force)
 
     try:
-        if output.exists() and not output.is_file():
-            with output.open("wb") as stream:
-                yield stream
-        else:
-            with _replacing(output.resolve(), sync) as stream:
-                yield stream
+        is_stream = output.exists() and not output.is_file()
+
+        with output.open("wb") if is_stream else _replacing(output.resolve(), sync) as stream:
+            yield stream
     except BrokenPipeError:
         raise
     except OSError as exc:
-        raise _unwritable(output, exc) from exc
+        raise _unusable(output, "written", exc) from exc
 
 
 @contextlib.contextmanager
@@ -450,7 +420,7 @@ def _replacing(place: Path, sync: Callable[[int], None]) -> Iterator[BinaryIO]:
             try:
                 sync(stream.fileno())
             except OSError as exc:
-                if exc.errno not in _NO_SYNC:
+                if exc.errno not in {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}:
                     raise
 
         new.replace(place)
@@ -467,8 +437,8 @@ def _replacing(place: Path, sync: Callable[[int], None]) -> Iterator[BinaryIO]:
             os.close(folder)
 
 
-def _unwritable(place: Path, exc: OSError) -> ConfigurationError:
+def _unusable(place: Path, done: str, exc: OSError) -> ConfigurationError:
     return ConfigurationError(
-        f"{printable(str(place))}: can't be written: {exc.strerror or exc}",
-        hint="you need write permission for it and its folder; or name another place",
+        f"{printable(str(place))}: can't be {done}: {exc.strerror or exc}",
+        hint="you need read and write permission for it and its folder; or name another place",
     )
