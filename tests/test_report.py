@@ -228,6 +228,27 @@ class TestPage:
         assert "By target" in Page(html).text
         assert "All 2 rows are started." in Page(html).text
 
+    async def test_what_a_page_can_not_hold_is_told(self, tmp_path: Path) -> None:
+        rng = random.Random(1)
+        rows = [Said(rng.randbytes(10_000).hex(), attempts=STARTED) for _ in range(400)]
+        await write_batch(tmp_path / "a.ledger.db", rows)
+        html = await report_of(tmp_path / "a.ledger.db")
+        held = len(table_in(html)["row"])
+
+        assert 250 < held < 400
+        assert f"The table holds {held} of 400 rows: those that need a look, and as" in html
+        assert re.search(r"All of them: <code \S+>deslaunch results \S+a.ledger.db</code>", html)
+
+    async def test_what_is_too_much_to_list_is_counted(self, tmp_path: Path) -> None:
+        lost, again = (("unknown", None, "reset"),), (("retry", 500, "busy"), *STARTED)
+        rows = [Said(f"{n}", attempts=lost if n % 2 else again) for n in range(24)]
+        await write_batch(tmp_path / "a.ledger.db", rows)
+        page = Page(await report_of(tmp_path / "a.ledger.db"))
+
+        assert page.text.count("Look for a run created") == 10
+        assert "2 more rows of this kind: deslaunch status" in page.text
+        assert "2 more rows of this kind are marked in the results" in page.text
+
     async def test_it_never_replaces_the_ledger(self, tmp_path: Path) -> None:
         place = tmp_path / "a.ledger.db"
         await write_batch(place, [Said("a")])

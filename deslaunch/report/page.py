@@ -38,8 +38,11 @@ TABLE_ROWS: Final = 100_000
 ENCODED_LIMIT: Final = 4_600_000
 """Characters that the table may take, so that a page stays below 5 MB; else it holds fewer rows."""
 
-LISTED: Final = 50
-"""Unknown rows, and events, that are shown; and possible duplicates, half as many."""
+LISTED: Final = 10
+"""Unknown rows, and possible duplicates, that are shown: the commands tell of all of them."""
+
+LISTED_EVENTS: Final = 50
+"""Pauses and stops that are shown."""
 
 CAUSES: Final = 200
 """Different causes that are told apart; all others are one more."""
@@ -141,7 +144,7 @@ class PageRows:
             if has_failed:
                 add_cause(self.run_failures, "run failed", row.status_text, row.key)
 
-            if row.possible_duplicate and len(self.duplicates) < LISTED // 2:
+            if row.possible_duplicate and len(self.duplicates) < LISTED:
                 self.duplicates.append(row)
 
             needs_a_look = row.state != "started" or row.possible_duplicate or has_failed
@@ -320,6 +323,6 @@ async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
         "run_times": charts.spread(await ledger.query("report_run_times")),
         "responses": charts.spread(await ledger.query("report_responses")),
         "chart": charts.time_chart(await ledger.query("report_timeline", {"width": width}), width),
-        "events": await ledger.query("report_events", {"limit": LISTED + 1}),
-        "listed": LISTED,
+        "events": await ledger.query("report_events", {"limit": LISTED_EVENTS + 1}),
+        "listed_events": LISTED_EVENTS,
     }
