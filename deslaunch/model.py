@@ -1,18 +1,13 @@
 """The values that travel through a launch: Row, Start, Outcome, and what DES says of jobs and runs.
 
-``Row`` is what the manifest says, ``Start`` what is sent, ``Outcome`` what became of it. These
-three are named tuples: one of each is made for every row, and a frozen dataclass costs three
-times as much to make.
+``Row`` is what the manifest says, ``Start`` what is sent, ``Outcome`` what became of it. All
+are named tuples: some are made for every row, and a frozen dataclass costs three times as much
+to make.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass
+from collections.abc import Mapping
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from typing import Final, Literal, NamedTuple
 
 DEFAULT_TARGET: Final = "default"
 
@@ -91,6 +86,37 @@ class CheckedRow(NamedTuple):
     digest: bytes
     auto: bool
     says: str
+
+
+class Problem(NamedTuple):
+    """One reason why a row can't be started; its fields are those of ``check --json``.
+
+    Attributes:
+        file: the manifest as it was named, or ``"<rows>"`` for rows of a program.
+        line: physical line, from 1.
+        row: data row, from 1; 0 where the problem precedes all rows.
+        column: column or parameter, or ``""`` where the whole row is meant.
+        expected: what would have been right.
+        got: what came, cut to 120 characters.
+        message: one sentence that says what is wrong and what to do.
+    """
+
+    file: str
+    line: int
+    row: int
+    column: str
+    expected: str
+    got: str
+    message: str
+
+    def __str__(self) -> str:
+        column = f", column {self.column}" if self.column else ""
+        return f"{self.file}:{self.line}{column}: {self.message}"
+
+    @property
+    def group_key(self) -> tuple[str, str]:
+        """What makes the problems of several rows the same: column and message."""
+        return self.column, self.message
 
 
 class InvalidRow(NamedTuple):
@@ -173,10 +199,7 @@ class Result(StrEnum):
     @property
     def is_final(self) -> bool:
         """No attempt of this session follows."""
-        return self in _FINAL
-
-
-_FINAL: Final = frozenset({Result.STARTED, Result.REJECTED, Result.FAILED, Result.UNKNOWN})
+        return self not in (Result.RETRY, Result.THROTTLED, Result.UNSENT)
 
 
 class Outcome(NamedTuple):
@@ -232,10 +255,7 @@ class StartedRun(NamedTuple):
 class Sent:
     """Whether a byte of one request may have left this machine; False until it may."""
 
-    __slots__ = ("_sent",)
-
-    def __init__(self) -> None:
-        self._sent = False
+    _sent = False
 
     def __bool__(self) -> bool:
         return self._sent
@@ -249,43 +269,7 @@ class Sent:
         self._sent = False
 
 
-class Problem(NamedTuple):
-    """One reason why a row can't be started.
-
-    Attributes:
-        file: the manifest as it was named, or ``"<rows>"`` for rows of a program.
-        line: physical line, from 1.
-        row: data row, from 1; 0 where the problem precedes all rows.
-        column: column or parameter, or ``""`` where the whole row is meant.
-        expected: what would have been right.
-        got: what came, cut to 120 characters.
-        message: one sentence that says what is wrong and what to do.
-    """
-
-    file: str
-    line: int
-    row: int
-    column: str
-    expected: str
-    got: str
-    message: str
-
-    def __str__(self) -> str:
-        column = f", column {self.column}" if self.column else ""
-        return f"{self.file}:{self.line}{column}: {self.message}"
-
-    @property
-    def group_key(self) -> tuple[str, str]:
-        """What makes the problems of several rows the same: column and message."""
-        return self.column, self.message
-
-    def as_dict(self) -> dict[str, str | int]:
-        """Return the problem in the form of ``check --json``."""
-        return self._asdict()
-
-
-@dataclass(frozen=True, slots=True)
-class JobParameter:
+class JobParameter(NamedTuple):
     """One of a job's JobRunParameters, as QueryJobs declares it.
 
     Attributes:
@@ -319,8 +303,7 @@ class Job(NamedTuple):
     parameters: tuple[JobParameter, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RunStatus:
+class RunStatus(NamedTuple):
     """QueryJobRunStatusResponse: how one run is getting on.
 
     Attributes:
@@ -346,9 +329,8 @@ class RunStatus:
     key: str | None = None
 
 
-def quote(value: object) -> str:
-    """Return ``value`` as a problem's ``got``: its text, cut to 120 characters."""
-    text = value if isinstance(value, str) else repr(value)
+def quote(text: str) -> str:
+    """Return a text as a problem's ``got``: cut to 120 characters."""
     return text if len(text) <= GOT_LIMIT else f"{text[: GOT_LIMIT - 1]}…"
 
 

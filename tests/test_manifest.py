@@ -386,7 +386,7 @@ def test_a_name_of_any_bytes_stands_in_problems_and_in_json(tmp_path: Path) -> N
     assert isinstance(item, InvalidRow)
     assert manifest.name.endswith("night\\xff\\x1b.csv")
     assert item.problems[0].file == manifest.name
-    json.dumps(item.problems[0].as_dict(), ensure_ascii=False).encode()
+    json.dumps(item.problems[0]._asdict(), ensure_ascii=False).encode()
 
 
 def test_a_header_cannot_speak_to_a_terminal() -> None:  # M17
@@ -476,7 +476,7 @@ def test_any_bytes_give_rows_or_problems(form: Format, content: bytes, size: int
 
     for item in items:
         if isinstance(item, InvalidRow):
-            json.dumps([problem.as_dict() for problem in item.problems], ensure_ascii=False)
+            json.dumps([problem._asdict() for problem in item.problems], ensure_ascii=False)
 
 
 cells = st.sampled_from([JOB, "1", "x y", "", " ", "é", '"q"', '"a,b"', '"a\nb"', "\\N", "\\q"])

@@ -289,7 +289,7 @@ def test_a_bad_value_is_told_and_is_bad_again_from_the_ledger(value: str, says: 
     assert [problem.column for problem in row.problems] in (["a"], [""])
     assert says in row.problems[0].message
     assert len(row.problems[0].got) <= GOT_LIMIT
-    orjson.dumps(row.problems[0].as_dict())
+    orjson.dumps(row.problems[0]._asdict())
     assert isinstance(load_row(row.says, 1, 1, "night"), InvalidRow)
 
 
@@ -509,7 +509,7 @@ def test_a_value_that_is_not_exact_is_refused(value: object, says: str) -> None:
     assert (problem.file, problem.row, problem.line, problem.column) == ("<rows>", 3, 3, "a")
     assert says in problem.message
     assert len(problem.got) <= GOT_LIMIT
-    orjson.dumps(problem.as_dict())
+    orjson.dumps(problem._asdict())
     assert item.key == "k"
     assert isinstance(load_row(item.says, 3, 3, "<rows>"), InvalidRow)
 

@@ -292,7 +292,7 @@ def test_a_text_of_another_form_is_refused_with_advice(
     assert problem.message.startswith("P takes ")
     assert problem.column == "P"
     assert str(problem).isprintable()
-    orjson.dumps(problem.as_dict())
+    orjson.dumps(problem._asdict())
 
 
 @given(st.from_regex(r"-?[0-9]{1,22}", fullmatch=True) | st.integers().map(str))
@@ -364,7 +364,7 @@ def test_any_text_is_sent_or_explained(type_number: int, text: str) -> None:
         assert orjson.loads(result.body)["parameters"]["P"]["valueStringEncoded"] == text
     else:
         assert len(result) == 1
-        orjson.dumps(result[0].as_dict())
+        orjson.dumps(result[0]._asdict())
 
 
 # What is refused

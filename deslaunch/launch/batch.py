@@ -274,7 +274,7 @@ class CheckReport:
             "rows": self.rows,
             "valid": self.valid,
             "invalid": self.invalid,
-            "problems": [problem.as_dict() for problem in self.problems],
+            "problems": [problem._asdict() for problem in self.problems],
             "warnings": list(self.warnings),
             "exitCode": self.exit_code,
         }

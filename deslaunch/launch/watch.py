@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from dataclasses import replace
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
 
@@ -273,7 +272,7 @@ class Watch(Loop):
 
         for run, said in told:
             status = (
-                replace(said, key=run.key)
+                said._replace(key=run.key)
                 if isinstance(said, RunStatus)
                 else RunStatus(run.job_id, run.job_run_id, *_NOT_ENDED, said, key=run.key)
             )

@@ -6,7 +6,6 @@ All functions run in the ledger's thread, inside a transaction of their caller.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from deslaunch.errors import ManifestError
@@ -107,7 +106,7 @@ class RowWriter:
         """Write the JobRunParameters of jobs."""
         for job in jobs:
             self.job(target, job.job_id)
-            parameters = json.dumps([asdict(parameter) for parameter in job.parameters])
+            parameters = json.dumps([parameter._asdict() for parameter in job.parameters])
             known = (target, job.job_id, storable(job.name), parameters, from_des)
             self._store.run("describe_job", known)
 
