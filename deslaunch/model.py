@@ -212,8 +212,8 @@ class Outcome(NamedTuple):
         target: the target's name.
         job_id: GUID of the job; ``""`` where the row names none that can be read.
         result: how the attempt ended; None for an invalid row.
-        state: what the row is now. The session says what the attempt alone makes of it; the
-            ledger, which knows the earlier attempts, gives back what holds.
+        state: what the row is now. The session says what the attempt alone makes of it, here
+            and in ``attempts``; the ledger, which knows the others, gives back what holds.
         job_run_id: GUID of the run, as DES spelled it, where one came.
         status: HTTP status of the response, or None.
         error: what was wrong, what DES said of it included, up to 4,096 characters; or ``""``.

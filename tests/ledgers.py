@@ -87,7 +87,8 @@ def outcome(start: Start, result: str, **more: Any) -> Outcome:
         known = {"not_before": 0.0, "status": None if result == "unsent" else 503}
 
     said = (start.row, start.attempt, start.key, start.target, start.job_id)
-    return Outcome(*said, Result(result), RowState.PENDING, **{**known, **more})
+    state = RowState.STARTED if result == "started" else RowState.PENDING
+    return Outcome(*said, Result(result), state, **{**known, "attempts": start.attempt, **more})
 
 
 async def send(ledger: Ledger, *results: str, **more: Any) -> list[Outcome]:

@@ -135,7 +135,10 @@ class TestTurn:
     async def test_no_text_of_a_response_can_stop_it(self, ledger: Ledger) -> None:
         await send(ledger, "started", error="\udcff\0é" + "x" * 9_000, job_run_id="\ud800")
         [row] = await read(ledger, state="started")
-        assert (row.job_run_id, row.error[:9], len(row.error)) == ("\\ud800", "\\udcff\0éx", 4_101)
+        assert (row.job_run_id, row.error[:10], len(row.error)) == (
+            *("\\ud800", "\\udcff\\0éx"),
+            4_102,
+        )
 
 
 STATES: Final = [

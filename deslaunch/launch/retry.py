@@ -117,6 +117,7 @@ def ended(
         status=status,
         error=text[:ERROR_LIMIT],
         not_before=None if result.is_final else not_before,
+        attempts=start.attempt,
     )
 
 

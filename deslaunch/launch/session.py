@@ -442,6 +442,7 @@ class Session(Loop):
             Result.STARTED,
             RowState.STARTED,
             run.job_run_id,
+            attempts=start.attempt,
         )
 
     def _judge(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from deslaunch.errors import ManifestError
 from deslaunch.ledger.reading import storable
+from deslaunch.ledger.sqlite import as_json
 from deslaunch.model import CheckedRow, InvalidRow, Problem, quote
 
 if TYPE_CHECKING:
@@ -111,11 +112,25 @@ class RowWriter:
             self._store.run("describe_job", known)
 
 
+def derive_states(store: SqliteStore, rows: Iterable[int], simple: Iterable[int] = ()) -> int:
+    """Write the states of rows whose attempts, problem or findings changed.
+
+    Args:
+        store: where.
+        rows: by number.
+        simple: rows that were started by their first attempt: they need none, unless they have one.
+
+    Returns:
+        How many states were written.
+    """
+    return store.run("derive", {"rows": as_json(list(rows)), "simple": as_json(list(simple))})
+
+
 def invalidate(store: SqliteStore, rows: Sequence[InvalidRow]) -> None:
     """Turn rows that were never sent into invalid ones."""
     store.many("invalidate_row", [(row.number, _describe(row)) for row in rows])
     store.many("empty_content", [(row.number,) for row in rows])
-    store.run("derive", {"rows": json.dumps([row.number for row in rows])})
+    derive_states(store, (row.number for row in rows))
 
 
 def add_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
@@ -174,7 +189,7 @@ def correct_rows(
             store.run("replace_content", (number, row.digest, row.body, row.says))
             store.run("forget_attempts", (number, last))
 
-        store.run("derive", {"rows": json.dumps([match.number for match, _ in replaced])})
+        derive_states(store, (match.number for match, _ in replaced))
         [(last,)] = store.fetch("last_row")
         writer.add(added, last + 1)
         store.many("keep_addition", [(last + n, *made) for n in range(1, len(added) + 1)])

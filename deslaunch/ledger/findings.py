@@ -15,8 +15,9 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from deslaunch.errors import ManifestError
+from deslaunch.ledger.changes import derive_states
 from deslaunch.ledger.reading import storable
-from deslaunch.ledger.sqlite import as_word, utc
+from deslaunch.ledger.sqlite import as_json, as_word, utc
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -203,15 +204,15 @@ def resolve(
     if too_early and not early:
         return Resolved(0, same, tuple(too_early))
 
-    numbers = {"rows": json.dumps([row.number for row, _ in new])}
-    store.run("lose_attempts", numbers)  # of a launcher that is gone
+    numbers = [row.number for row, _ in new]
+    store.run("lose_attempts", (as_json(numbers),))  # of a launcher that is gone
     store.many("find", [(row.number, f.verdict, f.job_run_id) for row, f in new])
     resolutions = [
         (row.number, row.last_attempt, now, f.verdict, f.job_run_id, storable(f.note))
         for row, f in new
     ]
     store.many("keep_resolution", resolutions)
-    store.run("derive", numbers)
+    derive_states(store, numbers)
     return Resolved(len(new), same, ())
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
 from deslaunch.errors import LedgerDamaged, LedgerError
 from deslaunch.ledger import changes, findings
 from deslaunch.ledger.reading import PORTION, Reader, in_thread, make_plan, run_in, storable
-from deslaunch.ledger.sqlite import SqliteStore, as_word
+from deslaunch.ledger.sqlite import SqliteStore, as_json, as_word
 from deslaunch.model import Outcome, Result, RowState, Start
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ class Clock(NamedTuple):
 
 
 _SYSTEM: Final = Clock()
+POSITION_EVERY: Final = 1024
+"""Rows after which it is noted how far a target's rows were claimed, for the next session."""
+
 _STATES: Final = {state.value: state for state in RowState}
 
 
@@ -300,9 +303,9 @@ class Ledger(Reader):
         kept = {**self.batch.options, **session.kept}
 
         with self._store.transaction():
-            rows = json.dumps([row for (row,) in self._store.fetch("sending_rows")])
-            lost = self._store.run("lose_attempts", {"rows": rows})
-            self._store.run("derive", {"rows": rows})
+            rows = [row for (row,) in self._store.fetch("sending_rows")]
+            lost = self._store.run("lose_attempts", (as_json(rows),))
+            changes.derive_states(self._store, rows)
             told = (now, json.dumps(session.options), json.dumps(places))
             limit = round(1000 * session.timeout)
             self._store.run("begin_session", (socket.gethostname(), os.getpid(), *told, limit))
@@ -382,26 +385,34 @@ class Ledger(Reader):
         """End attempts; return the outcomes as they hold for their rows."""
         unsent = "not sent: its turn came too late, or its intent may not be on disk"
         ended: list[tuple[Any, ...]] = [
-            (row, number, "unsent", None, None, unsent, now, now) for row, number in handed_back
+            (row, number, Result.UNSENT, None, None, unsent, now) for row, number in handed_back
         ]
 
         for o in outcomes:
             assert o.result is not None
             again = None if o.not_before is None else now + round(1000 * o.not_before)
             said = (o.status, o.job_run_id and storable(o.job_run_id), storable(o.error))
-            ended.append((o.row, o.attempt, o.result.value, *said, now, again))
+            ended.append((o.row, o.attempt, o.result, *said, again))
 
         if not ended:
             return []
 
-        rows = json.dumps([row for row, *_ in ended])
-        self._store.many("end_attempt", ended)
-        self._store.run("derive", {"rows": rows})
-        states = {row: told for row, *told in self._store.fetch("states", (rows,))}
+        told = {"outcomes": as_json(ended), "session": self._session, "now": now}
+        self._store.run("end_attempts", told)
+        kinds: tuple[list[int], list[int]] = ([], [])
+
+        for row, number, result, *_ in ended:
+            kinds[number == 1 and result == Result.STARTED].append(row)
+
+        if not changes.derive_states(self._store, *kinds):
+            return list(outcomes)
+
+        rows = as_json([row for row, *_ in ended])
+        states = {row: known for row, *known in self._store.load("states", (rows,))}
         settled = []
 
         for o in outcomes:
-            word, attempts, is_duplicate = states[o.row]
+            word, attempts, is_duplicate = states.get(o.row, (o.state, o.attempts, False))
             known = {"attempts": attempts, "possible_duplicate": bool(is_duplicate)}
             settled.append(o._replace(state=_STATES[word], **known))
 
@@ -416,21 +427,25 @@ class Ledger(Reader):
         if number is None or count < 1:
             return []
 
-        found = self._store.fetch("due_starts", (number, now, count))
-        room = count - len(found)
+        due = self._store.load("due_starts", (number, now, count))
+        found, room = list(due), count - len(due)
 
         if room and positions[target] < self._last_row:
-            fresh = self._store.fetch("fresh_starts", (number, positions[target], room))
-            positions[target] = fresh[-1][0] if len(fresh) == room else self._last_row
-            self._store.run("set_position", (positions[target], number))
+            before = positions[target]
+            fresh = self._store.load("fresh_starts", (number, before, room))
+            position = positions[target] = fresh[-1][0] if len(fresh) == room else self._last_row
             found += fresh
+
+            if position // POSITION_EVERY != before // POSITION_EVERY or len(fresh) < room:
+                self._store.run("set_position", (position, number))
 
         starts = []
 
-        for row, attempt, key, job_id, body, digest, auto, retries in found:
-            is_sound = isinstance(body, bytes) and hashlib.sha256(body).digest()[:16] == digest
+        for row, attempt, key, job_id, text, digest, auto, retries in found:
+            body = bytes.fromhex(text)
 
-            if not is_sound or not body:  # one that was never checked has none
+            # One that was never checked has none.
+            if not body or hashlib.sha256(body).digest()[:16] != bytes.fromhex(digest):
                 raise LedgerDamaged(
                     f"{self.place}: row {row} ({key}): its body does not fit its digest",
                     hint=f"correct it: deslaunch resume {as_word(self.place)} --corrections FILE",
@@ -440,9 +455,15 @@ class Ledger(Reader):
             starts.append(Start(*said))
 
         if starts:
-            rows = json.dumps([start.row for start in starts])
+            rows = as_json([start.row for start in starts])
             self._store.run("add_intents", {"rows": rows, "session": self._session, "now": now})
-            self._store.run("mark_sending", {"rows": rows, "target": number})
+
+        if due:
+            first, again = (
+                [row for row, n, *_ in due if (n > 1) == is_again] for is_again in (0, 1)
+            )
+            self._store.run("forget_states", (as_json(first),))
+            changes.derive_states(self._store, again)
 
         return starts
 
@@ -645,24 +666,26 @@ class _KnownRuns:
 
         Outcomes whose turn failed may come once more.
         """
-        if self._room <= 0 and any(outcome.job_run_id is not None for outcome in outcomes):
+        runs = [o.job_run_id and storable(o.job_run_id).lower() for o in outcomes]
+
+        if self._room <= 0 and any(runs):
             self._load()
 
-        owners: dict[str, tuple[int, str]] = {}  # row and key, of what these outcomes tell of
+        met = {run for run in runs if run is not None and not self._add(run)}
+
+        if not met:
+            return list(outcomes)
+
+        owners: dict[str, tuple[int, str]] = {}  # row and key
         checked = []
 
-        for outcome in outcomes:
-            if outcome.job_run_id is None:
-                checked.append(outcome)
-                continue
+        for outcome, run in zip(outcomes, runs, strict=True):
+            own = row, key = outcome.row, outcome.key
 
-            own, run = (outcome.row, outcome.key), storable(outcome.job_run_id).lower()
-
-            if run not in owners and not self._add(run):
+            if run in met:
                 found = self._store.fetch("row_of_run", (run, outcome.row))
-                owners[run] = found[0] if found else own
+                row, key = owners.setdefault(run, found[0] if found else own)
 
-            row, key = owners.setdefault(run, own)
             said = f"jobRunId {outcome.job_run_id} is that of row {row} ({key}) {outcome.error}"
             checked.append(
                 outcome

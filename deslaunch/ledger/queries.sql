@@ -1,10 +1,12 @@
--- The ledger's statements, one under each name. A list of rows or keys comes as a JSON array.
+-- The ledger's statements, one under each name. A list of rows or keys comes as a JSON array. What a
+-- turn reads goes as one: each row that SQLite gives costs a thread the interpreter, and a wait for it.
 
 -- name: derive
 -- A row's state follows from its attempts. The first that applies: one started (rank 4), one open,
 -- one in doubt and not resolved, else what its last attempt said that said anything (rank 1).
 -- Attempts that were unsent, throttled or are retried leave the row as it was before, with a time.
 -- Beside max(), result and finding are those of the attempt that has the highest rank.
+-- Of rows that were started by their first attempt (":simple") only those that have a state need it.
 INSERT INTO state (row, target, state, due_ms, retries, attempts, shown, duplicate, corrected)
 SELECT
   row,
@@ -52,7 +54,9 @@ FROM (
     FROM row r
     LEFT JOIN state s ON s.row = r.number
     LEFT JOIN attempt a ON a.row = r.number
-    WHERE r.number IN (SELECT value FROM json_each(:rows))
+    WHERE r.number IN (
+      SELECT value FROM json_each(:rows) UNION ALL SELECT e.row FROM json_each(:simple) v JOIN state e ON e.row = v.value
+    )
     GROUP BY r.number
   )
 ) d WHERE true
@@ -60,13 +64,9 @@ ON CONFLICT (row) DO UPDATE SET
   target = excluded.target, state = excluded.state, due_ms = excluded.due_ms, retries = excluded.retries, attempts = excluded.attempts,
   shown = excluded.shown, duplicate = excluded.duplicate;
 
--- name: mark_sending
--- What "derive" says of rows that were just claimed: their last attempt is open, and none of theirs
--- started a run, or they were not due. So their attempts need not be read.
-INSERT INTO state (row, target, state, attempts, shown)
-SELECT value, :target, 'sending', 1, (SELECT max(number) FROM attempt WHERE row = value) FROM json_each(:rows) WHERE true
-ON CONFLICT (row) DO UPDATE SET
-  state = 'sending', due_ms = NULL, retries = 0, attempts = attempts + 1, shown = excluded.shown, duplicate = 0;
+-- name: forget_states
+-- Of rows that are claimed for the first time: that they are in flight shows without.
+DELETE FROM state WHERE row IN (SELECT value FROM json_each(?));
 
 -- A session
 
@@ -77,12 +77,12 @@ INSERT INTO session (host, pid, began_ms, options, targets, timeout_ms) VALUES (
 SELECT id, host, pid, began_ms, ended_ms FROM session ORDER BY id DESC LIMIT 1;
 
 -- name: sending_rows
-SELECT row FROM state WHERE state = 'sending';
+SELECT row FROM attempt WHERE result IS NULL;
 
 -- name: lose_attempts
 -- Their launcher is gone: it may have sent them.
 UPDATE attempt SET result = 'unknown', error = 'its launcher ended before a response was recorded'
-WHERE result IS NULL AND row IN (SELECT value FROM json_each(:rows));
+WHERE result IS NULL AND row IN (SELECT value FROM json_each(?));
 
 -- name: make_due
 -- What a session may send when it begins; a consent changes no state. A wait goes on, but for one
@@ -109,38 +109,48 @@ INSERT INTO event (session, at_ms, kind, target, text) VALUES (?, ?, ?, ?, ?);
 
 -- A turn
 
--- name: end_attempt
+-- name: end_attempts
 -- An outcome ends its own attempt, once, and lifts that attempt's doubt; it outranks a finding.
 -- A refusal is taken back where it turned out to be its target's, not the row's.
-UPDATE attempt SET
-  result = ?3, status = ?4, job_run_id = ?5, error = ?6, answered_ms = ?7, again_ms = ?8,
-  finding = NULL, found_run = NULL
-WHERE row = ?1 AND number = ?2 AND (
-  result IS NULL OR result = 'unknown' AND ?3 <> 'unknown' OR result = 'rejected' AND ?3 = 'throttled'
-);
+INSERT INTO attempt (row, number, session, sent_ms, answered_ms, result, status, job_run_id, error, again_ms)
+SELECT
+  json_extract(value, '$[0]'), json_extract(value, '$[1]'), :session, :now, :now, json_extract(value, '$[2]'),
+  json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'), json_extract(value, '$[6]')
+FROM json_each(:outcomes) WHERE true
+ON CONFLICT (row, number) DO UPDATE SET
+  answered_ms = excluded.answered_ms, result = excluded.result, status = excluded.status, job_run_id = excluded.job_run_id,
+  error = excluded.error, again_ms = excluded.again_ms, finding = NULL, found_run = NULL
+WHERE result IS NULL
+  OR result = 'unknown' AND excluded.result <> 'unknown'
+  OR result = 'rejected' AND excluded.result = 'throttled';
 
 -- name: states
-SELECT s.row, s.state, s.attempts, s.duplicate
+SELECT json_group_array(json_array(s.row, s.state, s.attempts, s.duplicate))
 FROM json_each(?) v JOIN state s ON s.row = v.value;
 
 -- name: due_starts
-SELECT
-  s.row, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0) + 1,
-  r.key, j.job_id, c.body, c.digest, r.auto, s.retries
-FROM state s
-JOIN row r ON r.number = s.row
-JOIN job j ON j.id = r.job
-JOIN content c ON c.row = s.row
-WHERE s.target = ? AND s.due_ms <= ? ORDER BY s.due_ms, s.row LIMIT ?;
+SELECT json_group_array(json_array(row, number, key, job_id, body, digest, auto, retries)) FROM (
+  SELECT
+    s.row, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0) + 1 AS number,
+    r.key, j.job_id, hex(c.body) AS body, hex(c.digest) AS digest, r.auto, s.retries
+  FROM state s
+  JOIN row r ON r.number = s.row
+  JOIN job j ON j.id = r.job
+  JOIN content c ON c.row = s.row
+  WHERE s.target = ? AND s.due_ms <= ? ORDER BY s.due_ms, s.row LIMIT ?
+);
 
 -- name: fresh_starts
-SELECT r.number, 1, r.key, j.job_id, c.body, c.digest, r.auto, 0
-FROM row r
-JOIN job j ON j.id = r.job
-JOIN content c ON c.row = r.number
-WHERE r.target = ? AND r.number > ? AND r.problem IS NULL
-  AND NOT EXISTS (SELECT 1 FROM state s WHERE s.row = r.number)
-ORDER BY r.number LIMIT ?;
+SELECT json_group_array(json_array(number, 1, key, job_id, body, digest, auto, 0)) FROM (
+  SELECT r.number, r.key, j.job_id, hex(c.body) AS body, hex(c.digest) AS digest, r.auto
+  FROM row r
+  JOIN job j ON j.id = r.job
+  JOIN content c ON c.row = r.number
+  WHERE r.target = ? AND r.number > ? AND r.problem IS NULL
+    AND NOT EXISTS (SELECT 1 FROM state s WHERE s.row = r.number)
+    AND NOT EXISTS (SELECT 1 FROM attempt a WHERE a.row = r.number)
+  ORDER BY r.number LIMIT ?
+);
 
 -- name: add_intents
 INSERT INTO attempt (row, number, session, sent_ms)
@@ -228,15 +238,13 @@ UPDATE batch SET is_whole = 1;
 
 -- name: rows_by_key
 SELECT
-  r.key, r.number, t.name, j.job_id, c.digest,
-  coalesce(s.state, CASE WHEN r.problem IS NULL THEN 'pending' ELSE 'invalid' END),
-  coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = r.number), 0)
+  s.key, s.row, t.name, j.job_id, c.digest, s.state,
+  coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0)
 FROM json_each(?) v
-JOIN row r ON r.key = v.value
-JOIN target t ON t.id = r.target
-JOIN job j ON j.id = r.job
-JOIN content c ON c.row = r.number
-LEFT JOIN state s ON s.row = r.number;
+JOIN standing s ON s.key = v.value
+JOIN target t ON t.id = s.target
+JOIN job j ON j.id = s.job
+JOIN content c ON c.row = s.row;
 
 -- name: rows_by_number
 SELECT r.number FROM json_each(?) v JOIN row r ON r.key = v.value ORDER BY r.number;
@@ -265,37 +273,34 @@ FROM row r
 JOIN job j ON j.id = r.job
 JOIN target t ON t.id = r.target
 JOIN content c ON c.row = r.number
-LEFT JOIN state s ON s.row = r.number
+JOIN standing s ON s.row = r.number
 WHERE r.number > ? AND t.name = ? AND j.job_id = ? AND r.problem IS NULL
-  AND coalesce(s.state, 'pending') = 'pending' AND coalesce(s.attempts, 0) = 0
+  AND s.state = 'pending' AND s.attempts = 0
 ORDER BY r.number LIMIT ?;
 
 -- name: still_unsent
 SELECT v.value FROM json_each(?) v
-LEFT JOIN state s ON s.row = v.value
-WHERE coalesce(s.state, 'pending') = 'pending' AND coalesce(s.attempts, 0) = 0;
+JOIN standing s ON s.row = v.value
+WHERE s.state = 'pending' AND s.attempts = 0;
 
 -- Findings
 
 -- name: rows_to_resolve
 -- An attempt whose response never came may have started a run, and so may one that got a 5XX.
 SELECT
-  r.key, r.number,
-  coalesce(s.state, CASE WHEN r.problem IS NULL THEN 'pending' ELSE 'invalid' END) AS state,
-  coalesce(s.duplicate, 0) AS duplicate,
+  s.key, s.row, s.state, s.duplicate,
   coalesce(max(a.number), 0) AS last,
   max(a.result = 'started') AS has_run,
   max(CASE WHEN a.result IS NOT 'unsent' THEN a.number END)
-    <= (SELECT max(f.attempt) FROM resolution f WHERE f.row = r.number) AS is_resolved,
+    <= (SELECT max(f.attempt) FROM resolution f WHERE f.row = s.row) AS is_resolved,
   max(CASE WHEN coalesce(a.result, 'unknown') IN ('unknown', 'failed', 'retry') THEN a.sent_ms + n.timeout_ms ELSE 0 END) AS until_ms,
   max(a.finding) AS finding,
   max(a.found_run) AS found_run
 FROM json_each(?) v
-JOIN row r ON r.key = v.value
-LEFT JOIN state s ON s.row = r.number
-LEFT JOIN attempt a ON a.row = r.number
+JOIN standing s ON s.key = v.value
+LEFT JOIN attempt a ON a.row = s.row
 LEFT JOIN session n ON n.id = a.session
-GROUP BY r.number;
+GROUP BY s.row;
 
 -- name: rows_of_runs
 SELECT DISTINCT lower(coalesce(a.found_run, a.job_run_id)), r.key
@@ -318,16 +323,8 @@ INSERT INTO resolution (row, attempt, at_ms, finding, job_run_id, note) VALUES (
 -- Reading
 
 -- name: tally
-SELECT
-  r.job, r.auto,
-  CASE
-    WHEN s.state = 'sending' THEN :open
-    WHEN s.state IS NOT NULL THEN s.state
-    WHEN r.problem IS NULL THEN 'pending'
-    ELSE 'invalid'
-  END AS state,
-  count(*), coalesce(sum(s.duplicate), 0), coalesce(sum(s.attempts), 0)
-FROM row r LEFT JOIN state s ON s.row = r.number GROUP BY 1, 2, 3;
+SELECT job, auto, CASE state WHEN 'sending' THEN :open ELSE state END, count(*), sum(duplicate), sum(attempts)
+FROM standing GROUP BY 1, 2, 3;
 
 -- name: sessions
 SELECT id, host, pid, began_ms, ended_ms, exit_code, stops, options, targets FROM session ORDER BY id;
@@ -346,18 +343,17 @@ ORDER BY v.row;
 
 -- name: unknown_rows
 SELECT
-  r.number, r.key, t.name, j.job_id, j.name, c.says, coalesce(a.error, ''), a.job_run_id,
+  s.row, s.key, t.name, j.job_id, j.name, c.says, coalesce(a.error, ''), a.job_run_id,
   min(d.sent_ms), max(d.sent_ms + n.timeout_ms), n.clocks
-FROM (SELECT row, shown FROM state
+FROM (SELECT row, shown, key, target, job FROM standing
       WHERE row > :after AND (state = 'unknown' OR state = 'sending' AND :open = 'unknown') ORDER BY row LIMIT :limit) s
-JOIN row r ON r.number = s.row
-JOIN target t ON t.id = r.target
-JOIN job j ON j.id = r.job
-JOIN content c ON c.row = r.number
+JOIN target t ON t.id = s.target
+JOIN job j ON j.id = s.job
+JOIN content c ON c.row = s.row
 JOIN attempt a ON a.row = s.row AND a.number = s.shown
 JOIN attempt d ON d.row = s.row AND coalesce(d.result, 'unknown') = 'unknown' AND d.finding IS NULL
 JOIN session n ON n.id = d.session
-GROUP BY r.number ORDER BY r.number;
+GROUP BY s.row ORDER BY s.row;
 
 -- name: drop_log
 DROP TABLE IF EXISTS temp.log;
@@ -394,11 +390,10 @@ WHERE l.rowid > ? ORDER BY l.rowid LIMIT ?;
 -- Runs
 
 -- name: runs_to_ask
-SELECT s.row, s.shown, r.key, t.name, j.job_id, coalesce(a.found_run, a.job_run_id)
-FROM state s
-JOIN row r ON r.number = s.row
-JOIN target t ON t.id = r.target
-JOIN job j ON j.id = r.job
+SELECT s.row, s.shown, s.key, t.name, j.job_id, coalesce(a.found_run, a.job_run_id)
+FROM standing s
+JOIN target t ON t.id = s.target
+JOIN job j ON j.id = s.job
 JOIN attempt a ON a.row = s.row AND a.number = s.shown
 LEFT JOIN run u ON u.row = s.row AND u.attempt = s.shown
 WHERE s.row > ? AND s.state = 'started' AND u.finished IS NOT 1
@@ -418,13 +413,13 @@ SELECT
   count(CASE WHEN u.finished = 1 AND u.success IS NOT 1 THEN 1 END),
   count(CASE WHEN u.finished IS NOT 1 AND u.refused IS NOT NULL THEN 1 END),
   count(CASE WHEN u.finished IS NOT 1 AND u.refused IS NULL THEN 1 END)
-FROM state s LEFT JOIN run u ON u.row = s.row AND u.attempt = s.shown WHERE s.state = 'started';
+FROM standing s LEFT JOIN run u ON u.row = s.row AND u.attempt = s.shown WHERE s.state = 'started';
 
 -- name: run_failures
 SELECT f.text, f.runs, r.key
 FROM (
   SELECT coalesce(u.status_text, '') AS text, count(*) AS runs, min(u.row) AS first
-  FROM state s JOIN run u ON u.row = s.row AND u.attempt = s.shown
+  FROM standing s JOIN run u ON u.row = s.row AND u.attempt = s.shown
   WHERE s.state = 'started' AND u.finished = 1 AND u.success IS NOT 1
   GROUP BY 1
 ) f JOIN row r ON r.number = f.first

@@ -440,6 +440,6 @@ def make_plan(store: SqliteStore, consents: Mapping[RowState, bool], open_state:
 
 
 def storable(text: str) -> str:
-    """Return a text that a database takes: no lone surrogates, at most 4,096 characters."""
-    text = text[:TEXT_LIMIT]
+    """Return a text that a database takes: no lone surrogates or NULs, at most 4,096 characters."""
+    text = text[:TEXT_LIMIT].replace("\0", "\\0")
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

@@ -19,7 +19,7 @@ CREATE TABLE target (
   name TEXT NOT NULL UNIQUE,
   base_url TEXT,                        -- of the last session
   org_id TEXT,
-  position INTEGER NOT NULL DEFAULT 0   -- the last row that was claimed as a fresh one
+  position INTEGER NOT NULL DEFAULT 0   -- all its rows up to this one were claimed, or have a state
 );
 
 CREATE TABLE job (
@@ -66,7 +66,8 @@ CREATE TABLE attempt (
   PRIMARY KEY (row, number)
 ) WITHOUT ROWID;
 
--- Of every row that was ever claimed, corrected or resolved: what follows from its attempts.
+-- What follows from a row's attempts, where more is to be said of it than that it is pending or
+-- invalid, or was sent once and is in flight or started: such a row has none ("standing").
 CREATE TABLE state (
   row INTEGER PRIMARY KEY REFERENCES row(number),
   target INTEGER NOT NULL,
@@ -135,20 +136,36 @@ CREATE TABLE correction (
   said TEXT                             -- JSON: what the row said before; NULL: it was added
 );
 
+-- How every row stands.
+CREATE VIEW standing AS
+SELECT
+  r.number AS row, r.key AS key, r.target AS target, r.job AS job, r.auto AS auto, r.problem AS problem,
+  coalesce(s.state, CASE
+    WHEN r.problem IS NOT NULL THEN 'invalid'
+    WHEN a.row IS NULL THEN 'pending'
+    ELSE coalesce(a.result, 'sending')
+  END) AS state,
+  coalesce(s.attempts, a.row IS NOT NULL) AS attempts,
+  CASE WHEN s.row IS NULL THEN a.number ELSE s.shown END AS shown,
+  coalesce(s.duplicate, 0) AS duplicate
+FROM row r
+LEFT JOIN state s ON s.row = r.number
+LEFT JOIN attempt a ON a.row = r.number AND a.number = 1;
+
 CREATE VIEW results AS
 SELECT
   b.name AS batch,
-  coalesce(r.key, '') AS key,
-  r.number AS row,
+  coalesce(s.key, '') AS key,
+  s.row AS row,
   t.name AS target,
   j.job_id AS job_id,
   j.name AS job_name,
-  coalesce(s.state, CASE WHEN r.problem IS NULL THEN 'pending' ELSE 'invalid' END) AS state,
+  s.state AS state,
   CASE WHEN s.state = 'started' THEN coalesce(a.found_run, a.job_run_id) END AS job_run_id,
-  coalesce(s.attempts, 0) AS attempts,
+  s.attempts AS attempts,
   a.status AS status,
-  coalesce(r.problem, a.error, '') AS error,
-  coalesce(s.duplicate, 0) AS possible_duplicate,
+  coalesce(s.problem, a.error, '') AS error,
+  s.duplicate AS possible_duplicate,
   strftime('%Y-%m-%dT%H:%M:%fZ', a.sent_ms / 1000.0, 'unixepoch') AS sent_utc,
   strftime('%Y-%m-%dT%H:%M:%fZ', a.answered_ms / 1000.0, 'unixepoch') AS answered_utc,
   u.finished AS finished,
@@ -156,10 +173,9 @@ SELECT
   u.status_text AS status_text,
   u.finished_utc AS finished_utc,
   u.output_files AS output_files
-FROM row r
+FROM standing s
 JOIN batch b ON b.id = 1
-JOIN target t ON t.id = r.target
-JOIN job j ON j.id = r.job
-LEFT JOIN state s ON s.row = r.number
-LEFT JOIN attempt a ON a.row = r.number AND a.number = s.shown
-LEFT JOIN run u ON u.row = r.number AND u.attempt = s.shown AND s.state = 'started';
+JOIN target t ON t.id = s.target
+JOIN job j ON j.id = s.job
+LEFT JOIN attempt a ON a.row = s.row AND a.number = s.shown
+LEFT JOIN run u ON u.row = s.row AND u.attempt = s.shown AND s.state = 'started';

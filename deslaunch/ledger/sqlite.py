@@ -30,6 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from urllib.parse import quote
 
+import orjson
+
 from deslaunch import errors
 
 if TYPE_CHECKING:
@@ -213,6 +215,11 @@ class SqliteStore:
     def fetch(self, query: str, parameters: Any = ()) -> list[Any]:
         """Return all rows of a named query."""
         return self._execute(_QUERIES[query], parameters).fetchall()
+
+    def load(self, query: str, parameters: Any = ()) -> Any:
+        """Return the JSON value that a named query gives."""
+        [(text,)] = self.fetch(query, parameters)
+        return orjson.loads(text)
 
     def run(self, query: str, parameters: Any = ()) -> int:
         """Run a named query; return how many rows it changed."""
@@ -633,6 +640,11 @@ def _find_type(folder: str, mounts: str) -> str:
 def utc(ms: int) -> str:
     """Return a time of a ledger as RFC 3339."""
     return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+def as_json(value: Any) -> str:
+    """Return lists and mappings as the JSON text that statements take."""
+    return orjson.dumps(value).decode()
 
 
 def as_word(place: str) -> str:
