@@ -52,7 +52,7 @@ async def correct(ledger: Ledger, *rows: CheckedRow, **how: Any) -> Corrections:
 @pytest.mark.parametrize("key", FREE)
 async def test_a_row_without_a_run_is_replaced(key: str, ledger: Ledger) -> None:
     row = checked(1, key, says="fixed", job="other")
-    assert await correct(ledger, row) == (1, 0, 0, ())
+    assert (await correct(ledger, row))[:4] == (1, 0, 0, ())
     [told] = await read(ledger, keys=[key], with_rows=True)
     assert (told.state, told.says, told.job_id, told.error) == ("pending", row.says, "other", "")
 
@@ -69,7 +69,7 @@ async def test_where_one_row_has_a_run_or_may_have_nothing_is_applied(
 ) -> None:
     before = await read(ledger, with_rows=True)
     fixed = checked(2, "rejected", says="fixed")
-    replaced, added, same, problems = await correct(ledger, fixed, checked(3, key, says="fixed"))
+    replaced, added, same, problems, _ = await correct(ledger, fixed, checked(3, key, says="fixed"))
     [problem] = problems
     state = "unknown" if key == "sending" else key
     assert (replaced, added, same) == (2, 0, 0)
@@ -81,7 +81,7 @@ async def test_where_one_row_has_a_run_or_may_have_nothing_is_applied(
 async def test_rows_that_say_the_same_stay_as_they_are(ledger: Ledger) -> None:
     before = await states(ledger)
     rows = [checked(n, key) for n, key in enumerate(KEYS, 1) if key != "invalid"]
-    assert await correct(ledger, *rows) == (0, 0, 7, ())
+    assert (await correct(ledger, *rows))[:4] == (0, 0, 7, ())
     assert await states(ledger) == before
 
 
@@ -93,9 +93,11 @@ async def test_an_invalid_row_may_be_right_as_it_is(ledger: Ledger) -> None:
 async def test_a_dry_run_changes_nothing(ledger: Ledger) -> None:
     before = await read(ledger, with_rows=True)
     rows = (checked(1, "rejected", says="fixed"), checked(2, "new"), checked(1, "started"))
-    done = await correct(ledger, *rows, add=True, dry_run=True)
-    assert done == (1, 1, 1, ())
+    looked = await correct(ledger, *rows, add=True, dry_run=True)
+    assert looked[:4] == (1, 1, 1, ())
     assert await read(ledger, with_rows=True) == before
+    assert await correct(ledger, *rows, add=True) == looked
+    assert looked.plan == await ledger.plan()
 
 
 class TestAddedRows:
@@ -107,7 +109,7 @@ class TestAddedRows:
 
     async def test_it_is_a_row_of_the_batch_where_that_is_asked_for(self, ledger: Ledger) -> None:
         new = checked(1, "new", target="acme")
-        assert await correct(ledger, checked(8, "fresh"), new, add=True) == (0, 1, 1, ())
+        assert (await correct(ledger, checked(8, "fresh"), new, add=True))[:4] == (0, 1, 1, ())
         [row] = await read(ledger, keys=["new"])
         assert (row.row, row.state, row.target) == (9, "pending", "acme")
 

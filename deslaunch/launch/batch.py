@@ -7,16 +7,15 @@ nothing behind, and nothing is sent before a batch is launched.
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import sys
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from shutil import rmtree
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import anyio
@@ -29,7 +28,6 @@ from deslaunch.launch.importing import (
     ROWS,
     Clients,
     StrPath,
-    check_again,
     open_manifest,
     warnings_of,
 )
@@ -37,8 +35,7 @@ from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Rows, Setup, resu
 from deslaunch.launch.watch import summary_of, watch_summary_of
 from deslaunch.ledger.ledger import NewBatch, begin_import, open_ledger, take_ledger
 from deslaunch.manifest.files import Manifest
-from deslaunch.manifest.schema import compile_jobs
-from deslaunch.model import CheckedRow, InvalidRow, RowState, Start, printable
+from deslaunch.model import CheckedRow, InvalidRow, Start, printable
 from deslaunch.settings import OPTIONS, Settings
 
 if TYPE_CHECKING:
@@ -46,7 +43,6 @@ if TYPE_CHECKING:
     from deslaunch.ledger.changes import Corrections
     from deslaunch.ledger.ledger import Ledger
     from deslaunch.ledger.reading import Plan as LedgerPlan
-    from deslaunch.manifest.schema import Schema
     from deslaunch.model import Problem
 
 __all__ = [
@@ -126,20 +122,18 @@ async def open_batch(
     """
     settings = options.get("settings") or Settings()
     setup = await _make_setup(des, settings, options, settings.kept())
+    source = _source(rows, settings)
+    place = _place(source, ledger)
 
     async with AsyncExitStack() as stack:
-        if isinstance(rows, str | os.PathLike | Manifest):
-            manifest = open_manifest(rows, settings)
-            place = _place(manifest, ledger)
-            opened = await _open_manifest(stack, manifest, place, setup, is_resuming=resume)
-        elif ledger is None:
-            raise errors.ConfigurationError(
-                "rows of a program need a ledger", hint="pass ledger=PATH"
-            )
+        if resume and await run_sync(os.path.lexists, place):
+            taken = await stack.enter_async_context(_held(take_ledger(place), setup.emit))
+            await _check_same(taken, source, settings)
+            batch = await _go_on(taken, setup, rows=source)
         else:
-            opened = await _open_rows(stack, rows, os.fspath(ledger), setup, is_resuming=resume)
+            batch = await _import(stack, source, place, setup)
 
-        yield await stack.enter_async_context(opened)
+        yield await stack.enter_async_context(batch)
 
 
 @asynccontextmanager
@@ -171,7 +165,7 @@ async def resume_batch(
         if corrections is not None:
             file = open_manifest(corrections, settings, is_batch_output_allowed=True)
 
-        async with await _go_on(taken, setup, file, is_adding=add_rows) as batch:
+        async with await _go_on(taken, setup, file, add=add_rows) as batch:
             yield batch
 
 
@@ -343,52 +337,27 @@ async def preview(
         DeslaunchError: as for :func:`open_batch`.
     """
     settings = options.get("settings") or Settings()
+    place, left = os.fspath(ledger or ""), settings.limit
 
-    folder = await run_sync(mkdtemp)
+    folder = await run_sync(TemporaryDirectory)
 
     try:
-        place = os.fspath(ledger or "")
-
         if rows is not None:
-            place = f"{folder}/preview.ledger.db"
+            place = f"{folder.name}/preview.ledger.db"
 
             async with open_batch(rows, des or {}, ledger=place, **options) as batch:
                 if batch.ledger is None:
                     return
 
-        async for start in _starts_of(place, settings):
-            yield start
+        async with await open_ledger(place) as opened:
+            async for portion in opened.sendable(**_consents(settings)):
+                for start in portion[:left]:
+                    yield start
+
+                left = None if left is None else max(0, left - len(portion))
     finally:
         with anyio.CancelScope(shield=True):
-            await run_sync(rmtree, folder)
-
-
-async def _starts_of(place: str, settings: Settings) -> AsyncIterator[Start]:
-    """Yield the starts of a ledger's rows, as its own jobs make them."""
-    states = {RowState.PENDING, RowState.FAILED}
-    states |= {RowState.REJECTED} if settings.retry_rejected else set()
-    states |= {RowState.UNKNOWN} if settings.retry_unknown else set()
-    left = settings.limit if settings.limit is not None else math.inf
-    schemas: dict[str, dict[str, Schema]] = {}
-
-    async with await open_ledger(place) as ledger:
-        for known in await ledger.jobs():
-            schemas.setdefault(known.target, {}).update(compile_jobs([known.job]))
-
-        async for portion in ledger.results(with_rows=True):
-            wanted = [line for line in portion if line.state in states]
-            stored = [(line.row, 0, line.key, line.says or "") for line in wanted]
-
-            for line, row in zip(wanted, await run_sync(check_again, schemas, stored), strict=True):
-                if (
-                    isinstance(row, CheckedRow)
-                    and left > 0
-                    and not (row.auto and line.state == RowState.UNKNOWN)
-                ):
-                    left -= 1
-                    body, auto = row.body, row.auto
-                    attempt = line.attempts + 1
-                    yield Start(line.row, attempt, line.key, line.target, line.job_id, body, auto)
+            await run_sync(folder.cleanup)
 
 
 def default_ledger(manifest: StrPath) -> str:
@@ -423,16 +392,31 @@ async def _make_setup(
     return Setup(settings, clients, schemas, emit, options.get("confirm"), kept or {})
 
 
-def _place(manifest: Manifest, ledger: StrPath | None) -> str:
+def _source(rows: Any, settings: Settings) -> Manifest | Rows:
+    if isinstance(rows, str | os.PathLike | Manifest):
+        return open_manifest(rows, settings)
+
+    if not isinstance(rows, Iterable | AsyncIterable):
+        raise TypeError(f"rows must be a path or iterable, not {type(rows).__name__}")
+
+    return rows
+
+
+def _place(source: Manifest | Rows, ledger: StrPath | None) -> str:
     if ledger is not None:
         return os.fspath(ledger)
 
-    if manifest.path is None:
+    if not isinstance(source, Manifest) or source.path is None:
         raise errors.ConfigurationError(
-            "a manifest that is no file needs a ledger's name", hint="pass --ledger FILE"
+            "rows that come from no file need a ledger's name",
+            hint="pass --ledger FILE, or ledger=PATH",
         )
 
-    return default_ledger(manifest.path)
+    return default_ledger(source.path)
+
+
+def _consents(settings: Settings) -> dict[str, bool]:
+    return {"retry_rejected": settings.retry_rejected, "retry_unknown": settings.retry_unknown}
 
 
 async def _agree(
@@ -441,8 +425,8 @@ async def _agree(
     manifest: str,
     ledger: str,
     *,
-    resumes: bool,
-    warnings: Sequence[str] = (),
+    warnings: Sequence[str],
+    resumes: bool = False,
     corrections: tuple[int, int] | None = None,
 ) -> Plan:
     """Tell the plan, and ask whether to begin.
@@ -494,42 +478,49 @@ async def _held(opening: Awaitable[Ledger], on_event: OnEvent | None) -> AsyncIt
             on_event(Noted(message, is_warning=True))
 
 
-async def _open_manifest(
-    stack: AsyncExitStack, manifest: Manifest, place: str, setup: Setup, *, is_resuming: bool
+async def _import(
+    stack: AsyncExitStack, source: Manifest | Rows, place: str, setup: Setup
 ) -> Batch:
-    if is_resuming and await run_sync(os.path.lexists, place):
-        ledger = await stack.enter_async_context(_held(take_ledger(place), setup.emit))
-        await _check_same(ledger, manifest, setup.settings)
-        return await _go_on(ledger, setup)
+    """Make a batch of a manifest, or of rows that a program will add."""
+    settings, kept = setup.settings, dict(setup.kept)
+    name = path = ROWS
+    digest, columns = "", None
 
-    name = manifest.name if manifest.path is None else str(manifest.path.absolute())
-    new = NewBatch(name, {**setup.kept, "rows": _row_options(setup.settings)})
+    if isinstance(source, Manifest):
+        name = path = source.name
+        path = name if source.path is None else str(source.path.absolute())
+        kept["rows"] = _row_options(settings)
 
     try:
-        async with await begin_import(place, new) as made:
-            with await setup.schemas.checks(setup.settings, manifest.name) as found:
-                await importing.import_manifest(
-                    manifest, found, setup.schemas, made, setup.settings
-                )
+        new = NewBatch(path, kept, is_whole=isinstance(source, Manifest))
 
-            warnings = (made.warning, *warnings_of(manifest, found, setup.schemas))
-            known = await made.plan()
+        async with await begin_import(place, new) as made:
+            warnings = [made.warning]
+
+            if isinstance(source, Manifest):
+                with await setup.schemas.checks(settings, name) as found:
+                    await importing.import_manifest(source, found, setup.schemas, made, settings)
+
+                warnings += warnings_of(source, found, setup.schemas)
+                digest, columns = source.digest, source.columns
 
             for note in setup.schemas.catalog.notes():
                 setup.emit(Noted(note))
 
-            plan = await _agree(
-                setup, known, manifest.name, place, resumes=False, warnings=warnings
-            )
+            plan = await _agree(setup, await made.plan(), name, place, warnings=warnings)
 
-            if not found.rows:
+            if isinstance(source, Manifest) and not plan.rows:
                 return Batch(setup, None, plan)
 
-            publishing = made.publish(digest=manifest.digest, columns=manifest.columns)
+            publishing = made.publish(digest=digest, columns=columns)
             ledger = await stack.enter_async_context(_held(publishing, setup.emit))
-            return Batch(setup, ledger, plan)
+            return Batch(setup, ledger, plan, source)
     except errors.LedgerExists as exc:
-        hint = f"go on with: {resume_command(place)}; a new batch needs a new --ledger"
+        hint = "pass resume=True to go on with it"
+
+        if isinstance(source, Manifest):
+            hint = f"go on with: {resume_command(place)}; a new batch needs a new --ledger"
+
         raise errors.LedgerExists(str(exc), hint=hint) from exc.__cause__
 
 
@@ -539,69 +530,46 @@ def _row_options(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 
-async def _check_same(ledger: Ledger, manifest: Manifest, settings: Settings) -> None:
-    """Refuse to go on, unless this very manifest was begun in the ledger.
+async def _check_same(ledger: Ledger, source: Manifest | Rows, settings: Settings) -> None:
+    """Refuse to go on, unless the batch was begun with this very manifest, or by a program.
 
     Raises:
         LedgerForeign: it is another's.
+        ConfigurationError: other rows were meant by the same manifest.
     """
-    if manifest.path is not None:
-        digest = await run_sync(importing.digest_of, manifest.path)
+    command = resume_command(ledger.place, ledger.batch.options)
+
+    if not isinstance(source, Manifest):
+        if ledger.batch.digest:
+            raise errors.LedgerForeign(
+                f"{ledger.place}: the batch's rows come from a manifest, not from a program",
+                hint=f"go on with: {command}",
+            )
+
+        return
+
+    if source.path is not None:
+        digest = await run_sync(importing.digest_of, source.path)
     else:
-        await run_sync(lambda: deque(manifest.chunks(), maxlen=0))
-        digest = manifest.digest
+        await run_sync(lambda: deque(source.chunks(), maxlen=0))
+        digest = source.digest
 
-    begun = ledger.batch.options.get("rows")
+    now = _row_options(settings)
+    begun = ledger.batch.options.get("rows", now)
 
-    if begun is not None and begun != _row_options(settings):
-        differing = [
-            f"--{n.replace('_', '-')}"
-            for n, v in _row_options(settings).items()
-            if begun.get(n) != v
-        ]
+    if differing := [f"--{n.replace('_', '-')}" for n in now if begun.get(n) != now[n]]:
         raise errors.ConfigurationError(
             f"the batch was begun with other values of {', '.join(differing)}; nothing was sent",
-            hint=f"go on with: {resume_command(ledger.place, ledger.batch.options)}",
+            hint=f"go on with: {command}",
         )
 
     if digest != ledger.batch.digest:
         raise errors.LedgerForeign(
-            f"{ledger.place}: it is the ledger of another manifest than {manifest.name}, or of "
+            f"{ledger.place}: it is the ledger of another manifest than {source.name}, or of "
             "this one as it was before it changed; nothing was sent",
-            hint="go on with it as it was imported: "
-            f"{resume_command(ledger.place, ledger.batch.options)}; for changed rows add "
+            hint=f"go on with it as it was imported: {command}; for changed rows add "
             "--corrections FILE; a new batch needs a new --ledger",
         )
-
-
-async def _open_rows(
-    stack: AsyncExitStack, rows: Any, place: str, setup: Setup, *, is_resuming: bool
-) -> Batch:
-    if not isinstance(rows, Iterable | AsyncIterable):
-        raise TypeError(f"rows must be a path or iterable, not {type(rows).__name__}")
-
-    if is_resuming and await run_sync(os.path.lexists, place):
-        ledger = await stack.enter_async_context(_held(take_ledger(place), setup.emit))
-
-        if ledger.batch.digest:
-            raise errors.LedgerForeign(
-                f"{place}: the batch's rows come from a manifest, not from a program",
-                hint=f"go on with: {resume_command(place, ledger.batch.options)}",
-            )
-
-        return await _go_on(ledger, setup, rows=rows)
-
-    try:
-        async with await begin_import(place, NewBatch(ROWS, setup.kept, is_whole=False)) as made:
-            plan = await _agree(
-                setup, await made.plan(), ROWS, place, resumes=False, warnings=[made.warning]
-            )
-            ledger = await stack.enter_async_context(_held(made.publish(), setup.emit))
-            return Batch(setup, ledger, plan, rows)
-    except errors.LedgerExists as exc:
-        raise errors.LedgerExists(
-            str(exc), hint="pass resume=True to go on with it"
-        ) from exc.__cause__
 
 
 async def _go_on(
@@ -609,62 +577,45 @@ async def _go_on(
     setup: Setup,
     corrections: Manifest | None = None,
     *,
-    is_adding: bool = False,
-    rows: Rows | None = None,
+    add: bool = False,
+    rows: Manifest | Rows | None = None,
 ) -> Batch:
-    """Return a batch that was begun, with corrections applied that were agreed to."""
-    settings = setup.settings
-    consents = {
-        "retry_rejected": settings.retry_rejected,
-        "retry_unknown": settings.retry_unknown,
-    }
-    await _tell_if_changed(ledger, setup)
-    checked: list[CheckedRow] = []
-    corrected = None
-    warnings = [ledger.warning]
+    """Return a batch that was begun, with corrections applied that were agreed to.
 
-    if corrections is not None:
+    Raises:
+        InvalidManifest: the corrections don't fit the batch; nothing was applied.
+    """
+    settings, consents = setup.settings, _consents(setup.settings)
+    corrected, correct = None, None
+    warnings = [ledger.warning]
+    await _tell_if_changed(ledger, setup)
+
+    if corrections is None:
+        known = await ledger.plan(**consents)
+    else:
         with await setup.schemas.checks(settings, corrections.name) as found:
             checked = await importing.read_corrections(corrections, found, setup.schemas)
 
-        told = await _correct(ledger, corrections, checked, is_adding=is_adding, is_dry=True)
-        corrected = (told.replaced, told.added)
+        correct = partial(ledger.correct, checked, file=corrections.name, add=add, **consents)
+        told = await correct(dry_run=True)
+        _raise_if_unfit(corrections, told)
+        known, corrected = told.plan, (told.replaced, told.added)
         warnings += warnings_of(corrections, found, setup.schemas)
-        known = await ledger.plan_corrected(
-            checked, file=corrections.name, add=is_adding, **consents
-        )
-    else:
-        known = await ledger.plan(**consents)
 
-    await importing.check_origins(
-        ledger, setup.clients, settings, {target for target, _ in known.ready}
-    )
+    used = {target for target, _ in known.ready}
+    await importing.check_origins(ledger, setup.clients, settings, used)
+    begun = (ledger.batch.manifest, ledger.place)
     plan = await _agree(
-        setup,
-        known,
-        ledger.batch.manifest,
-        ledger.place,
-        resumes=True,
-        corrections=corrected,
-        warnings=warnings,
+        setup, known, *begun, resumes=True, corrections=corrected, warnings=warnings
     )
 
-    if corrections is not None:
-        await _correct(ledger, corrections, checked, is_adding=is_adding, is_dry=False)
+    if corrections is not None and correct is not None:
+        _raise_if_unfit(corrections, await correct())
 
     return Batch(setup, ledger, plan, rows)
 
 
-async def _correct(
-    ledger: Ledger, file: Manifest, rows: list[CheckedRow], *, is_adding: bool, is_dry: bool
-) -> Corrections:
-    """Apply corrections, or look at what they would do.
-
-    Raises:
-        InvalidManifest: they don't fit the batch; nothing was applied.
-    """
-    done = await ledger.correct(rows, file=file.name, add=is_adding, dry_run=is_dry)
-
+def _raise_if_unfit(file: Manifest, done: Corrections) -> None:
     if done.problems:
         raise errors.InvalidManifest(
             f"{file.name}: the corrections don't fit the batch; nothing was changed or sent",
@@ -672,8 +623,6 @@ async def _correct(
             count=len(done.problems),
             hint="do what the lines above say, and pass the file again",
         )
-
-    return done
 
 
 async def _tell_if_changed(ledger: Ledger, setup: Setup) -> None:

@@ -33,6 +33,7 @@ from deslaunch.launch.watch import Watch, summary_of
 from deslaunch.ledger.findings import Finding, write_unrecorded
 from deslaunch.ledger.ledger import NewSession
 from deslaunch.ledger.reading import TargetInfo
+from deslaunch.manifest.files import Manifest
 from deslaunch.manifest.rows import RowRules, row_from_object
 from deslaunch.model import CheckedRow, InvalidRow, Outcome, Row, RowState, count
 
@@ -89,12 +90,16 @@ class Batch:
     """
 
     def __init__(
-        self, setup: Setup, ledger: Ledger | None, plan: Plan | None, rows: Rows | None = None
+        self,
+        setup: Setup,
+        ledger: Ledger | None,
+        plan: Plan | None,
+        rows: Rows | Manifest | None = None,
     ) -> None:
         self.plan = plan
         self.ledger = ledger
         self._setup = setup
-        self._rows = rows
+        self._rows = None if isinstance(rows, Manifest) else rows  # a manifest's are imported
         self._emit = setup.emit
         self._endable: Session | Watch | None = None
         self._signals: list[int] = []

@@ -9,7 +9,7 @@ import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from deslaunch.errors import ManifestError
-from deslaunch.ledger.reading import storable
+from deslaunch.ledger.reading import Plan, storable
 from deslaunch.ledger.sqlite import as_json
 from deslaunch.model import CheckedRow, InvalidRow, Problem, quote
 
@@ -43,12 +43,14 @@ class Corrections(NamedTuple):
         added: rows that the batch did not have.
         same: rows that say what the batch has; they stay as they are.
         problems: why nothing was applied.
+        plan: what a session would send then.
     """
 
     replaced: int
     added: int
     same: int
     problems: tuple[Problem, ...]
+    plan: Plan = Plan({}, {}, {})
 
 
 class _Known(NamedTuple):
@@ -167,7 +169,7 @@ def add_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) -> Add
 
 
 def correct_rows(
-    store: SqliteStore, rows: Sequence[CheckedRow], file: str, now: int, *, add: bool, dry_run: bool
+    store: SqliteStore, rows: Sequence[CheckedRow], file: str, now: int, *, add: bool
 ) -> Corrections:
     """Replace rows by their keys, and add those of other keys: all, or none."""
     known = _find_by_key(store, rows)
@@ -177,7 +179,7 @@ def correct_rows(
     changed = [(match, row) for row in rows if (match := known.get(row.key))]
     replaced = [(match, row) for match, row in changed if not match.says_the_same(row)]
 
-    if not problems and not dry_run:
+    if not problems:
         writer = RowWriter(store)
         made = (now, storable(file))
 

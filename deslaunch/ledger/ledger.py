@@ -557,7 +557,14 @@ class Ledger(Reader):
 
     @in_thread
     def correct(
-        self, rows: Sequence[CheckedRow], *, file: str, add: bool, dry_run: bool
+        self,
+        rows: Sequence[CheckedRow],
+        *,
+        file: str,
+        add: bool = False,
+        dry_run: bool = False,
+        retry_rejected: bool = False,
+        retry_unknown: bool = False,
     ) -> changes.Corrections:
         """Take corrected rows by their keys, all or none, in one transaction.
 
@@ -568,30 +575,16 @@ class Ledger(Reader):
             rows: checked as a manifest of their own, so that no key comes twice.
             file: as it was named, for the problems.
             add: rows of other keys become rows of the batch; each needs a key of its own.
-            dry_run: look only.
+            dry_run: look only: all is rolled back.
+            retry_rejected: as for :meth:`plan`, of which the result holds what it will return.
+            retry_unknown: the same.
         """
-        with self._store.transaction():
-            done = changes.correct_rows(
-                self._store, rows, file, self._now(), add=add, dry_run=dry_run
-            )
+        with self._store.transaction(is_kept=not dry_run):
+            done = changes.correct_rows(self._store, rows, file, self._now(), add=add)
+            plan = self._plan(retry_rejected=retry_rejected, retry_unknown=retry_unknown)
 
         self._look_at_rows()
-        return done
-
-    @in_thread
-    def plan_corrected(
-        self,
-        rows: Sequence[CheckedRow],
-        *,
-        file: str,
-        add: bool,
-        retry_rejected: bool = False,
-        retry_unknown: bool = False,
-    ) -> Plan:
-        """Return :meth:`plan` as it would be after :meth:`correct`; nothing is changed."""
-        with self._store.transaction(is_kept=False):
-            changes.correct_rows(self._store, rows, file, self._now(), add=add, dry_run=False)
-            return self._plan(retry_rejected=retry_rejected, retry_unknown=retry_unknown)
+        return done._replace(plan=plan)
 
     @in_thread
     def recheck_portion(

@@ -341,6 +341,19 @@ WHERE (:state IS NULL OR now = :state)
         WHEN v.finished IS NOT 1 THEN 'unfinished' WHEN v.success = 1 THEN 'succeeded' ELSE 'failed' END)
 ORDER BY v.row;
 
+-- name: sendable
+SELECT s.row, s.attempts + 1, s.key, t.name, j.job_id, c.body, s.auto
+FROM standing s
+JOIN target t ON t.id = s.target
+JOIN job j ON j.id = s.job
+JOIN content c ON c.row = s.row
+WHERE s.row > :after AND length(c.body) AND (
+  s.state IN ('pending', 'failed')
+  OR s.state = 'rejected' AND :rejected
+  OR (s.state = 'unknown' OR s.state = 'sending' AND :open = 'unknown') AND :unknown AND NOT s.auto
+)
+ORDER BY s.row LIMIT :limit;
+
 -- name: unknown_rows
 SELECT
   s.row, s.key, t.name, j.job_id, j.name, c.says, coalesce(a.error, ''), a.job_run_id,

@@ -14,7 +14,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, TypeVar
 
 from deslaunch.events import Counts
-from deslaunch.model import Job, JobParameter, RowState
+from deslaunch.model import Job, JobParameter, RowState, Start
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -370,6 +370,20 @@ class Reader:
 
             if rows := await self._query_open("results", {**wanted, "rows": portion}):
                 yield [ResultRow._make(row) for row in rows]
+
+    async def sendable(
+        self, *, retry_rejected: bool = False, retry_unknown: bool = False
+    ) -> AsyncIterator[list[Start]]:
+        """Yield what a session with these consents would send, in manifest order, in portions.
+
+        Rows of a target whose jobs are still unknown are left out: they have no body yet.
+        """
+        wanted = {"rejected": retry_rejected, "unknown": retry_unknown, "limit": PORTION}
+        after = 0
+
+        while found := await self._query_open("sendable", {**wanted, "after": after}):
+            yield [Start(*row) for row in found]
+            after = found[-1][0]
 
     async def _find(self, keys: Sequence[str]) -> Sequence[int]:
         found = await self.query("rows_by_number", (json.dumps(list(keys)),))
