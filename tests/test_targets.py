@@ -8,15 +8,12 @@ import pytest
 
 from deslaunch.cli.options import Given
 from deslaunch.cli.targets import (
-    Login,
-    Secret,
-    Target,
-    Token,
     clients_of,
     default_config,
     from_environment,
     merged,
     read_config,
+    read_secret,
 )
 from deslaunch.des.http import proxy_of
 from deslaunch.errors import ConfigurationError, CredentialsRefused
@@ -24,6 +21,8 @@ from deslaunch.errors import ConfigurationError, CredentialsRefused
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from deslaunch.cli.targets import Target
 
 URL = "https://des.example"
 ACME = '[targets.acme]\nbase_url = "https://des.example"\ntoken_env = "ACME"\n'
@@ -75,21 +74,28 @@ def test_the_targets_of_a_file(tmp_path: Path) -> None:
     )
 
     assert read_config(written(tmp_path, text)) == {
-        "acme": Target(URL, Token("env", "ACME"), 8, 5, 1.5),
-        "bistro": Target(
-            token=Token(
-                "oauth",
-                Login(
-                    "BISTRO",
-                    "night",
-                    Secret("BISTRO_SECRET"),
-                    Secret("BISTRO_USER"),
-                    Secret("BISTRO_PASSWORD"),
-                    "https://auth.example",
-                ),
-            )
-        ),
-        "Café 1": Target("http://des.local", Token("command", ("vault", "read")), allow_http=True),
+        "acme": {
+            "base_url": URL,
+            "token_env": "ACME",
+            "concurrency": 8,
+            "timeout": 5,
+            "connect_timeout": 1.5,
+        },
+        "bistro": {
+            "oauth": {
+                "org_id": "BISTRO",
+                "client_id": "night",
+                "client_secret_env": "BISTRO_SECRET",
+                "username_env": "BISTRO_USER",
+                "password_env": "BISTRO_PASSWORD",
+                "auth_url": "https://auth.example",
+            }
+        },
+        "Café 1": {
+            "base_url": "http://des.local",
+            "allow_http": True,
+            "token_command": ["vault", "read"],
+        },
     }
 
 
@@ -107,9 +113,9 @@ def test_paths_are_meant_from_the_files_folder(
     monkeypatch.setenv("HOME", "/home/of/u")
     text = ACME.replace('token_env = "ACME"', f'token_file = "{name}"')
 
-    found = read_config(written(tmp_path, text))["acme"].token
+    (target,) = read_config(written(tmp_path, text)).values()
 
-    assert found == Token("file", path.format(folder=tmp_path))
+    assert target["token_file"] == path.format(folder=tmp_path)
 
 
 @pytest.mark.parametrize("text", [pytest.param("", id="empty"), pytest.param("[targets]", id="no")])
@@ -202,7 +208,7 @@ def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
         pytest.param(
             ACME + "token = 's3cret'",
             "[targets.acme] token: a secret must not stand in this file; "
-            "write token_env, token_file or token_command",
+            "write token_env, token_file, token_command or oauth",
             id="token-literal",
         ),
         pytest.param(
@@ -331,7 +337,7 @@ def test_a_secret_that_is_not_there(content: bytes | None, told: str, tmp_path: 
         path.write_bytes(content)
 
     with pytest.raises(CredentialsRefused, match=told) as caught:
-        Secret(file=str(path)).read()
+        read_secret({"password_file": str(path)}, "password")
 
     assert caught.value.hint
     assert "s3cret" not in f"{caught.value!r}{caught.value.__cause__!r}"
@@ -340,26 +346,29 @@ def test_a_secret_that_is_not_there(content: bytes | None, told: str, tmp_path: 
 def test_a_secret_is_read_anew_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "password"
     monkeypatch.setenv("P", "ab c")
-    secrets = [Secret(file=str(path)), Secret(variable="P")]
+    login = {"password_file": str(path), "username_env": "P"}
     path.write_text("pass word\n")
 
-    assert [secret.read() for secret in secrets] == ["pass word", "ab c"]
+    assert [read_secret(login, name) for name in ("password", "username")] == ["pass word", "ab c"]
 
     path.write_text("new")
     monkeypatch.delenv("P")
 
-    assert secrets[0].read() == "new"
+    assert read_secret(login, "password") == "new"
 
     with pytest.raises(CredentialsRefused, match="variable P holds nothing"):
-        secrets[1].read()
+        read_secret(login, "username")
 
 
 def test_the_users_own_file_is_in_the_configuration_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    (tmp_path / "deslaunch").mkdir()
+    none = default_config()
+    path = written(tmp_path / "deslaunch", ACME)
 
-    assert default_config() == tmp_path / "deslaunch" / "config.toml"
+    assert (none, default_config()) == (None, path)
 
 
 def test_a_user_without_a_home_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,38 +383,37 @@ def test_a_user_without_a_home_has_none(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
-    ("environment", "token"),
+    ("environment", "target"),
     [
-        pytest.param({}, None, id="nothing"),
-        pytest.param({"DES_TOKEN": ""}, None, id="empty"),
-        pytest.param({"DES_TOKEN": "t"}, Token("env", "DES_TOKEN"), id="token"),
-        pytest.param({"DES_TOKEN_FILE": "/t"}, Token("file", "/t"), id="file"),
+        pytest.param({}, {}, id="nothing"),
+        pytest.param({"DES_TOKEN": "", "DES_BASE_URL": ""}, {}, id="empty"),
+        pytest.param({"DES_TOKEN": "s3cret"}, {"token_env": "DES_TOKEN"}, id="token"),
+        pytest.param({"DES_TOKEN_FILE": "/t"}, {"token_file": "/t"}, id="file"),
         pytest.param(
             {"DES_TOKEN_COMMAND": "vault read 'a b'"},
-            Token("command", ("vault", "read", "a b")),
+            {"token_command": ["vault", "read", "a b"]},
             id="command",
         ),
         pytest.param(
             LOGIN | {"DES_AUTH_URL": "https://a.example"},
-            Token(
-                "oauth",
-                Login(
-                    "BISTRO",
-                    "night",
-                    Secret("DES_CLIENT_SECRET"),
-                    Secret("DES_USERNAME"),
-                    Secret("DES_PASSWORD"),
-                    "https://a.example",
-                ),
-            ),
+            {
+                "oauth": {
+                    "org_id": "BISTRO",
+                    "client_id": "night",
+                    "client_secret_env": "DES_CLIENT_SECRET",
+                    "username_env": "DES_USERNAME",
+                    "password_env": "DES_PASSWORD",
+                    "auth_url": "https://a.example",
+                }
+            },
             id="login",
         ),
     ],
 )
-def test_a_token_comes_from_one_place(environment: Mapping[str, str], token: Token | None) -> None:
+def test_a_token_comes_from_one_place(environment: Mapping[str, str], target: Target) -> None:
     found = from_environment(environment)
 
-    assert found.token == token
+    assert found == target
     assert not [secret for secret in ("s3cret", "u5er", "p4ss") if secret in repr(found)]
 
 
@@ -421,7 +429,7 @@ def test_a_token_comes_from_one_place(environment: Mapping[str, str], token: Tok
             {"DES_TOKEN": "t", "DES_TOKEN_FILE": "/t"}, "DES_TOKEN and DES_TOKEN_FILE", id="two"
         ),
         pytest.param({"DES_TOKEN_COMMAND": "vault 'read"}, "can't be split", id="open-quote"),
-        pytest.param({"DES_TOKEN_COMMAND": "  "}, "names no command", id="blank-command"),
+        pytest.param({"DES_TOKEN_COMMAND": "  "}, "can't be split", id="blank-command"),
     ],
 )
 def test_a_token_source_that_can_not_be_used(environment: Mapping[str, str], told: str) -> None:
@@ -430,8 +438,9 @@ def test_a_token_source_that_can_not_be_used(environment: Mapping[str, str], tol
 
 
 ENV = {"DES_BASE_URL": "https://env.example", "DES_TOKEN": "t"}
-OF_ENV = Token("env", "DES_TOKEN")
-OF_FILE = Target("https://file.example", Token("file", "f"), concurrency=8)
+OF_ENV = {"base_url": "https://env.example", "token_env": "DES_TOKEN"}
+OF_FILE = {"base_url": "https://file.example", "token_file": "f", "concurrency": 8}
+OF_ARG = {"base_url": "https://arg.example"}
 
 
 @pytest.mark.parametrize(
@@ -442,21 +451,21 @@ OF_FILE = Target("https://file.example", Token("file", "f"), concurrency=8)
             {"a": OF_FILE},
             ENV,
             {},
-            {"a": OF_FILE, "default": Target("https://env.example", OF_ENV)},
+            {"a": OF_FILE, "default": OF_ENV},
             id="environment-is-the-default",
         ),
         pytest.param(
             {"default": OF_FILE},
             ENV,
             {},
-            {"default": Target("https://env.example", OF_ENV, concurrency=8)},
+            {"default": OF_ENV | {"concurrency": 8}},
             id="environment-wins",
         ),
         pytest.param(
             {"default": OF_FILE},
             {"DES_TOKEN": "t"},
             {},
-            {"default": Target("https://file.example", OF_ENV, concurrency=8)},
+            {"default": OF_ENV | {"base_url": "https://file.example", "concurrency": 8}},
             id="environment-in-part",
         ),
         pytest.param({"a": OF_FILE}, {"DES_TOKEN": "t"}, {}, {"a": OF_FILE}, id="half-a-default"),
@@ -464,16 +473,20 @@ OF_FILE = Target("https://file.example", Token("file", "f"), concurrency=8)
             {"a": OF_FILE},
             {"DES_TOKEN": "t"},
             {"base_url": "https://arg.example"},
-            {"a": OF_FILE, "default": Target("https://arg.example", OF_ENV)},
+            {"a": OF_FILE, "default": OF_ENV | OF_ARG},
             id="argument-of-the-default",
+        ),
+        pytest.param({}, ENV, {"target": "a"}, {"a": OF_ENV}, id="no-file"),
+        pytest.param(
+            {}, ENV, {**OF_ARG, "target": "a"}, {"a": OF_ENV | OF_ARG}, id="argument-without-a-file"
         ),
         pytest.param(
             {"a": OF_FILE},
             ENV,
             {"base_url": "https://arg.example", "target": "a"},
             {
-                "a": Target("https://arg.example", OF_FILE.token, concurrency=8),
-                "default": Target("https://env.example", OF_ENV),
+                "a": OF_FILE | OF_ARG,
+                "default": OF_ENV,
             },
             id="argument-of-a-target",
         ),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deslaunch.cli import options, render
-from deslaunch.cli.targets import Login, clients_of, opened
+from deslaunch.cli.targets import LOGIN, clients_of, opened
 from deslaunch.cli.terminal import run_work
 from deslaunch.errors import ConfigurationError, CredentialsRefused, DesError, DeslaunchError
 from deslaunch.model import DEFAULT_TARGET
@@ -222,7 +222,7 @@ def simulate(given: Given) -> int:
 
     printer, oauth = given.printer, given["oauth"]
     tokens = os.environ.get("DESLAUNCH_SIMULATE_TOKENS", "" if oauth else "simulated").split()
-    login = {name: os.environ.get(f"DES_{name.upper()}", "") for name in Login._fields[:-1]}
+    login = {name: os.environ.get(f"DES_{name.upper()}", "") for name in LOGIN}
 
     async def work(_: Interrupts) -> int:
         stop = asyncio.Event()
