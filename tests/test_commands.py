@@ -8,7 +8,8 @@ import os
 import re
 import shlex
 import signal
-import time
+import subprocess
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -31,7 +32,6 @@ from stage import (
 from deslaunch.simulator import DEFAULT_JOBS
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -411,6 +411,15 @@ class TestAnEndedBatch:
         assert (done.code, done.err) == (0, "")
         assert (done.json["unknown"], done.json["exitCode"]) == (1, 4)
 
+    def test_status_loads_nothing_that_speaks_to_des(self, night: Here) -> None:
+        code = (
+            "import sys; from deslaunch.cli.main import main; main(['status', 'night.ledger.db']);"
+            "sys.exit('aiohttp' in sys.modules)"
+        )
+
+        argv = [sys.executable, "-c", code]
+        subprocess.run(argv, cwd=night.place.folder, check=True, stdout=subprocess.DEVNULL)
+
     def test_results_are_every_row_once_in_order(self, night: Here) -> None:
         lines = night.call("results", "night.ledger.db", "--format", "jsonl").lines
 
@@ -756,9 +765,8 @@ def test_an_ignored_signal_stays_ignored(name: str, slow: Workplace) -> None:
 def test_a_signal_before_anything_was_sent(place: Workplace) -> None:
     read, write = os.pipe()
     victim = place.start("check", "-", "--format", "jsonl", stdin=read)
-    os.write(write, b"{}\n")
     os.close(read)
-    time.sleep(0.5)  # until it reads, and for ever after: its exit code shows it
+    os.write(write, b"\n" * 100_000)  # more than a pipe holds: it returns once it is read from
     victim.send_signal(signal.SIGTERM)
     done = ended(victim)
     os.close(write)

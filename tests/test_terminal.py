@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from deslaunch.cli import render
-from deslaunch.cli.options import Given, kept_words, place_word, printed
-from deslaunch.cli.progress import Causes, Progress, Tally
+from deslaunch.cli.options import Given, kept_words
+from deslaunch.cli.render import Causes, Progress, Tally, place_word, printed
 from deslaunch.cli.terminal import (
     Interrupts,
     Printer,
@@ -305,7 +305,6 @@ def plan(**more: Any) -> Plan:
 )
 def test_a_plan_says_what_is_about_to_happen(more: dict[str, Any], lines: list[str]) -> None:
     assert list(render.plan_lines(plan(**more))) == lines
-    assert render.question_of(plan(limit=1)) == "Start 1 run?"
 
 
 def problem(line: int, message: str = "is wrong", column: str = "a") -> Problem:

@@ -4,13 +4,12 @@
 module     role
 ========== ====================================================================
 main       argv → command → exit code; the commands by name
-options    options and what was given of them; printed commands
+options    options and what was given of them
 targets    file, environment and options → the clients of DES
 launching  ``check``, ``run``, ``resume``, ``watch``
 preparing  ``jobs``, ``targets``, ``template``, ``simulate``, ``completion``
 inspecting ``status``, ``results``, ``log``, ``resolve``, ``report``
-render     every sentence that a person reads
-progress   what the events of a session add up to, and when that is told
+render     every sentence that a person reads, and what events add up to
 terminal   streams, questions, signals, the event loop, the block that is redrawn
 ========== ====================================================================
 

@@ -101,15 +101,15 @@ def _as_status(summary: Summary) -> dict[str, object]:
 
 async def _runs_of(ledger: Ledger, given: Given) -> WatchSummary:
     """Return how a batch and its runs stand; the ledger is called as it was on the command line."""
-    from deslaunch.launch import batch  # noqa: PLC0415  # not needed for --help
+    from deslaunch.launch.watch import watch_summary_of  # noqa: PLC0415  # not needed for --help
 
-    runs = await batch.watch_summary_of(ledger)
+    runs = await watch_summary_of(ledger)
     return replace(runs, batch=replace(runs.batch, ledger=given["ledger"]))
 
 
 async def _print_status(ledger: Ledger, runs: WatchSummary, printer: Printer) -> None:
     summary, launcher, commands = runs.batch, await ledger.launcher(), _commands(ledger, runs)
-    watched = render.watch_lines(runs) if render.is_watched(runs) else ()
+    watched = render.watch_lines(runs) if runs.unfinished < runs.runs else ()
     printer.data(*render.summary_lines(summary), *watched)
 
     if launcher is not None:
@@ -139,7 +139,7 @@ async def _print_status(ledger: Ledger, runs: WatchSummary, printer: Printer) ->
 def _commands(ledger: Ledger, runs: WatchSummary) -> list[tuple[str, str]]:
     """Return what to do next, as the ledger knows how it was begun."""
     repeated = options.kept_words(ledger.batch.options)
-    watched = render.watch_commands(runs, repeated) if render.is_watched(runs) else ()
+    watched = render.watch_commands(runs, repeated) if runs.unfinished < runs.runs else ()
     return [*watched, *render.next_commands(runs.batch, repeated, is_listed=True)]
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deslaunch.cli import options, render
-from deslaunch.cli.progress import Progress
 from deslaunch.cli.targets import clients_of, opened
 from deslaunch.cli.terminal import run_work
 from deslaunch.errors import LedgerExists, LedgerMissing
@@ -110,7 +109,7 @@ def run(given: Given) -> int:
     try:
         return run_work(partial(_launch, given, ledger, opening, source))
     except LedgerExists as exc:
-        again = options.printed("resume", options.place_word(ledger), *given.repeated())
+        again = render.printed("resume", render.place_word(ledger), *given.repeated())
         exc.hint = f"go on with that batch: {again}; a new batch needs another --ledger"
         raise
 
@@ -234,11 +233,11 @@ async def _launch(
     asks = not given["yes"] and printer.can_ask()
 
     async def confirm(plan: Plan) -> bool:
-        return not (asks and plan.send) or await printer.ask(render.question_of(plan))
+        return not (asks and plan.send) or await printer.ask(f"Start {count(plan.send, 'run')}?")
 
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(opened(clients))
-        progress = stack.enter_context(closing(Progress(printer)))
+        progress = stack.enter_context(closing(render.Progress(printer)))
         more: dict[str, Any] = {"settings": given.settings, "schema": given["schema"]}
         more |= {"options_kept": given.kept(), "on_event": progress, "confirm": confirm}
         batch = await stack.enter_async_context(opening(clients, **more))
@@ -246,7 +245,9 @@ async def _launch(
 
         if batch.plan is not None and not batch.plan.send:
             # Even the quiet are told that a night starts nothing: it looks like a full one else.
-            printer.insist(render.nothing_line(batch.plan, ledger))
+            none = f"{batch.plan.manifest} holds no rows; no ledger was made"
+            left = f"no row of {ledger} is pending or failed"
+            printer.insist(f"nothing to start: {left if batch.plan.rows else none}")
 
         summary = replace(await batch.run(allow_partial=True), ledger=ledger)
         progress.close()
@@ -297,7 +298,7 @@ async def _watch(batch: Batch, ledger: str, given: Given) -> WatchSummary:
     printer, repeated = given.printer, given.repeated()
     runs = await batch.ledger.run_counts()
 
-    with closing(Progress(printer, "run", runs.unfinished + runs.untold)) as progress:
+    with closing(render.Progress(printer, "run", runs.unfinished + runs.untold)) as progress:
         summary = await batch.watch(progress).run(allow_partial=True)
 
     summary = replace(summary, batch=replace(summary.batch, ledger=ledger))

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import click
 
 from deslaunch import __version__
-from deslaunch.cli.options import EXIT_CODES, printed
 from deslaunch.cli.terminal import Printer
 from deslaunch.errors import (
     CredentialsRefused,
@@ -36,6 +35,18 @@ HOMES: Final = {
 }
 """The module of this package that has each command, under its name."""
 
+EXIT_CODES: Final = """\b
+Exit codes:
+  0  done; of a launch: every row is started or withdrawn; of a watch: every run succeeded, too
+  1  a bug in deslaunch
+  2  usage, configuration, or an invalid manifest: nothing was sent
+  3  finished, some rows failed, were rejected or invalid; or, watching, runs failed
+  4  finished, some rows are unknown; or, watching, DES refuses to tell of runs
+  5  stopped before the end: resume, or watch, goes on; or DES gives no usable response
+  6  credentials refused; the remaining rows are pending
+  7  the ledger exists, is missing, damaged, foreign, or can't be written
+  8  another launcher is at work on it
+  129, 130, 143  interrupted; drained; resume goes on"""
 EXIT_BUG: Final = 1
 EXIT_USAGE: Final = 2
 
@@ -106,10 +117,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def refuse(error: DeslaunchError, printer: Printer, words: Sequence[str]) -> int:
     """Print an error that ended a command, and what to do next; return the exit code."""
-    from deslaunch.cli.render import problem_lines  # noqa: PLC0415  # not needed for --help
+    from deslaunch.cli import render  # noqa: PLC0415  # not needed for --help
 
     if isinstance(error, InvalidManifest):
-        printer.insist(*problem_lines(error.problems, error.groups, error.count))
+        printer.insist(*render.problem_lines(error.problems, error.groups, error.count))
 
     printer.insist(str(error) if isinstance(error, Declined) else f"error: {error}")
 
@@ -117,7 +128,7 @@ def refuse(error: DeslaunchError, printer: Printer, words: Sequence[str]) -> int
         printer.insist(f"  {error.hint}")
 
     if isinstance(error, (DesError, CredentialsRefused, Interrupted)) and words:
-        again = printed(words[0], *words[1:])
+        again = render.printed(words[0], *words[1:])
         printer.insist(f"nothing was sent; go on with: {again}")
 
     if isinstance(error, Interrupted):

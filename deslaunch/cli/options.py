@@ -1,4 +1,4 @@
-"""The options that commands share, what was given of them, and commands that are printed.
+"""The options that commands share, and what was given of them.
 
 What tunes a session is declared once, in :mod:`deslaunch.settings`; here it becomes click's
 options, and what was given of it becomes :class:`~deslaunch.settings.Settings` again.
@@ -7,8 +7,6 @@ options, and what was given of it becomes :class:`~deslaunch.settings.Settings` 
 from __future__ import annotations
 
 import os
-import shlex
-import string
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import cleandoc
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 from click.core import ParameterSource
 
+from deslaunch.cli.main import EXIT_CODES
 from deslaunch.cli.terminal import Printer
 from deslaunch.settings import OPTIONS, Settings
 
@@ -27,18 +26,6 @@ if TYPE_CHECKING:
     from deslaunch.model import Format
     from deslaunch.settings import Option
 
-EXIT_CODES: Final = """\b
-Exit codes:
-  0  done; of a launch: every row is started or withdrawn; of a watch: every run succeeded, too
-  1  a bug in deslaunch
-  2  usage, configuration, or an invalid manifest: nothing was sent
-  3  finished, some rows failed, were rejected or invalid; or, watching, runs failed
-  4  finished, some rows are unknown; or, watching, DES refuses to tell of runs
-  5  stopped before the end: resume, or watch, goes on; or DES gives no usable response
-  6  credentials refused; the remaining rows are pending
-  7  the ledger exists, is missing, damaged, foreign, or can't be written
-  8  another launcher is at work on it
-  129, 130, 143  interrupted; drained; resume goes on"""
 METAVARS: Final = {"max_errors": "N|N%", "job_id": "GUID", "delimiter": "CHAR"}
 
 
@@ -220,26 +207,6 @@ def _is_text(*words: object) -> bool:
 def form_of(output: Path | None, given: Format | None) -> Format:
     """Return the format that is asked for, else that of the output's name, else CSV."""
     return given or ("jsonl" if output and output.suffix in {".jsonl", ".ndjson"} else "csv")
-
-
-def printed(command: str, *words: str | Path) -> str:
-    """Return a command of deslaunch as a shell takes it: it works as it is printed."""
-    return " ".join(["deslaunch", command, *(_quoted(str(word)) for word in words)])
-
-
-def place_word(place: str | Path) -> str:
-    """Return a path as a word that is never taken for an option: ``./-x``."""
-    return f"./{place}" if str(place).startswith("-") else str(place)
-
-
-def _quoted(word: str) -> str:
-    r"""Return a word for a shell; what can't be shown, or is no UTF-8, comes as ``$'\xff'``."""
-    if word.isprintable():
-        return shlex.quote(word)
-
-    plain = (string.ascii_letters + string.digits + " ./_-=:,+@%").encode()
-    safe = (chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(word))
-    return f"$'{''.join(safe)}'"
 
 
 def command(

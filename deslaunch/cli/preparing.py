@@ -170,7 +170,7 @@ def template(given: Given) -> int:
     printer.say(*explanation(job, form))
 
     if output is not None:
-        checked = options.printed("check", options.place_word(output))
+        checked = render.printed("check", render.place_word(output))
         printer.say(f"{output}: check it with: {checked}")
 
     return 0

@@ -1,25 +1,40 @@
-"""Every sentence that a person reads: pure functions, values in, lines out.
+"""Every sentence that a person reads: values and events in, lines out.
 
-What comes from elsewhere (names, keys, what DES says) is escaped where it is printed.
+What comes from elsewhere (names, keys, what DES says) is escaped where it is printed. Errors are
+grouped by their cause: the first row of each gets a line, the others are counted.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import os
+import re
+import shlex
+import string
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
-from deslaunch.cli.options import place_word, printed
-from deslaunch.events import ProblemGroup, StopReason
-from deslaunch.model import DEFAULT_TARGET, count
+from deslaunch import events
+from deslaunch.events import (
+    Counts,
+    Event,
+    Plan,
+    ProblemGroup,
+    Stop,
+    StopReason,
+    Summary,
+    WatchSummary,
+)
+from deslaunch.model import DEFAULT_TARGET, Job, Outcome, Problem, RowState, RunStatus, count
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
 
-    from deslaunch.events import Counts, Plan, Stop, Summary, WatchSummary
+    from deslaunch.cli.terminal import Printer
     from deslaunch.ledger.reading import LogEntry, UnknownRow
-    from deslaunch.model import Job, Problem
 
 SHOWN_PROBLEMS: Final = 100
 TOLD_EACH: Final = 5
@@ -30,34 +45,51 @@ LISTED_PROBLEMS: Final = 1_000
 
 SHOWN_JOBS: Final = 10
 SHOWN_CAUSES: Final = 10
-SHOWN_TEXT: Final = 200
-NO_ERROR: Final = "its launcher ended before a response came"
+MAX_CAUSES: Final = 100
+"""Causes that are told apart; what comes after them is counted together."""
+
+RATE_WINDOW: Final = 30.0
+"""Seconds over which the rate is taken: what it was an hour ago says nothing of the rest."""
+
+REPORT_EVERY: Final = 10.0
+"""Seconds between two lines of progress where nobody sees a terminal."""
+
+REDRAW_EVERY: Final = 0.2
+"""Seconds between two pictures of the block on a terminal."""
+
+_SHORTEST_SPAN: Final = 0.5  # seconds: what the first rows did says little
+_STYLES: Final = {"started": "green", "succeeded": "green", "unknown": "bold yellow"}
+_PASSING: Final = frozenset({"dim", "yellow"})
+"""Styles of what holds only while it goes on: the pace, and why it waits."""
+
+_ROWS_OWN: Final = re.compile(
+    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]+(?:[.:TZ+-][0-9]+)*", re.IGNORECASE
+)
 
 
 # What a batch, a session and a watch are.
 
 
-_ENDED: Final = ("started", "failed", "rejected", "unknown", "invalid", "withdrawn")
-_STATES: Final = (*_ENDED, "pending", "in_flight")
-_RUNS: Final = ("succeeded", "failed", "untold", "unfinished")
+_STATES: Final = "started failed rejected unknown invalid withdrawn pending in_flight"
+_RUNS: Final = "succeeded failed untold unfinished"
 _WORDS: Final = {"in_flight": "in flight", "unfinished": "not finished"}
 
 
-def _counts_text(counted: Counts | WatchSummary, names: Iterable[str], nothing: str) -> str:
+def _counts_text(counted: Counts | WatchSummary, names: str) -> str:
     """Return the numbers that are not 0, in one line, each with its name."""
-    numbers = ((getattr(counted, name), _WORDS.get(name, name)) for name in names)
-    return ", ".join(f"{number:,} {word}" for number, word in numbers if number) or nothing
+    numbers = ((getattr(counted, name), _WORDS.get(name, name)) for name in names.split())
+    return ", ".join(f"{number:,} {word}" for number, word in numbers if number)
 
 
 def summary_lines(summary: Summary) -> Iterator[str]:
     """Yield how a batch stands, its targets where there are several."""
     counts = summary.counts
-    told = _counts_text(counts, _STATES, "no rows")
+    told = _counts_text(counts, _STATES) or "no rows"
     yield f"{count(counts.rows, 'row')}: {told}; {count(counts.attempts, 'attempt')}"
 
     if len(summary.targets) > 1:
         for name, own in summary.targets.items():
-            yield f"  target {name}: {_counts_text(own, _STATES, 'no rows')}"
+            yield f"  target {name}: {_counts_text(own, _STATES) or 'no rows'}"
 
     yield from warning_lines(summary)
 
@@ -83,8 +115,7 @@ def unrecorded_lines(summary: Summary) -> Iterator[str]:
 
 def watch_lines(summary: WatchSummary) -> Iterator[str]:
     """Yield how the runs of a batch stand."""
-    told = _counts_text(summary, _RUNS, "nothing to watch")
-    yield f"{count(summary.runs, 'run')}: {told}"
+    yield f"{count(summary.runs, 'run')}: {_counts_text(summary, _RUNS) or 'nothing to watch'}"
 
     for text, runs, key in summary.failures:
         reason = one_line(text) or "DES gave no reason"
@@ -94,12 +125,7 @@ def watch_lines(summary: WatchSummary) -> Iterator[str]:
         yield f"{summary.untold:,} untold: DES refuses to tell of them; the next watch asks again"
 
 
-def is_watched(summary: WatchSummary) -> bool:
-    """Return True if something is known of the runs of a batch."""
-    return bool(summary.succeeded or summary.failed or summary.untold)
-
-
-def one_line(text: str, limit: int = SHOWN_TEXT) -> str:
+def one_line(text: str, limit: int = 200) -> str:
     """Return a text without its line breaks, cut."""
     line = " ".join(text.split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
@@ -125,6 +151,27 @@ def duration(seconds: float) -> str:
 
 
 # What to do next.
+
+
+def printed(command: str, *words: str | Path) -> str:
+    """Return a command of deslaunch as a shell takes it: it works as it is printed."""
+    return " ".join(["deslaunch", command, *(_quoted(str(word)) for word in words)])
+
+
+def place_word(place: str | Path) -> str:
+    """Return a path as a word that is never taken for an option: ``./-x``."""
+    return f"./{place}" if str(place).startswith("-") else str(place)
+
+
+def _quoted(word: str) -> str:
+    r"""Return a word for a shell; what can't be shown, or is no UTF-8, comes as ``$'\xff'``."""
+    if word.isprintable():
+        return shlex.quote(word)
+
+    plain = (string.ascii_letters + string.digits + " ./_-=:,+@%").encode()
+    safe = (chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(word))
+    return f"$'{''.join(safe)}'"
+
 
 Commands = Iterator[tuple[str, str]]
 """Why, and the exact command."""
@@ -196,9 +243,8 @@ def command_lines(commands: Iterable[tuple[str, str]]) -> Iterator[str]:
 
 def plan_lines(plan: Plan) -> Iterator[str]:
     """Yield what a session is about to do."""
-    whole = f"{plan.ready:,} of {count(plan.rows, 'row')}"
-    rows = count(plan.ready, "row") if plan.ready == plan.rows else whole
-    yield f"{plan.manifest}: {rows} to start"
+    part = "" if plan.ready == plan.rows else f"{plan.ready:,} of "
+    yield f"{plan.manifest}: {part}{count(plan.rows, 'row')} to start"
 
     for job in plan.jobs[:SHOWN_JOBS]:
         target = "" if job.target == DEFAULT_TARGET else f"target {job.target}, "
@@ -213,39 +259,26 @@ def plan_lines(plan: Plan) -> Iterator[str]:
         yield f"corrections: {count(replaced, 'row')} replaced, {added:,} added"
 
     if plan.resumes:
-        so_far = (f"{rows:,} {state}" for state, rows in plan.states.items() if rows)
-        yield f"so far: {', '.join(so_far)}"
-    elif invalid := sum(rows for state, rows in plan.states.items() if state == "invalid"):
+        yield f"so far: {', '.join(f'{n:,} {state}' for state, n in plan.states.items() if n)}"
+    elif invalid := plan.states.get(RowState.INVALID):
         yield f"left out: {count(invalid, 'invalid row')}"
 
     if plan.send < plan.ready:
         yield f"now: the first {plan.send:,}; the others stay pending"
 
     if plan.send:
-        least = (
-            f", {plan.rate:g} a second: {duration(plan.seconds)} or longer" if plan.seconds else ""
-        )
-        unknown = "; duration unknown until the first responses"
-        yield f"pace: up to {count(plan.concurrency, 'concurrent start')}{least or unknown}"
+        pace = "; duration unknown until the first responses"
+
+        if plan.seconds:
+            pace = f", {plan.rate:g} a second: {duration(plan.seconds)} or longer"
+
+        yield f"pace: up to {count(plan.concurrency, 'concurrent start')}{pace}"
         yield f"ledger: {plan.ledger}"
 
 
 def _job_text(name: str, job_id: str) -> str:
     """Return a job's name with its GUID."""
     return f"{name} ({job_id})" if name else job_id
-
-
-def question_of(plan: Plan) -> str:
-    """Return what a person is asked before anything is sent."""
-    return f"Start {count(plan.send, 'run')}?"
-
-
-def nothing_line(plan: Plan, ledger: str) -> str:
-    """Return what is told where a session has nothing to send."""
-    if plan.rows:
-        return f"nothing to start: no row of {ledger} is pending or failed"
-
-    return f"nothing to start: {plan.manifest} holds no rows; no ledger was made"
 
 
 # What is wrong with a manifest.
@@ -312,17 +345,16 @@ def job_lines(jobs: Iterable[Job]) -> Iterator[str]:
 
 def parameters_text(parameters: Mapping[str, Any]) -> str:
     """Return parameters as they were sent, in one line."""
-    return ", ".join(f"{name}={_value_text(value)}" for name, value in parameters.items()) or "-"
+    words = []
 
+    for name, value in parameters.items():
+        if isinstance(value, dict):
+            is_auto = value.get("useAutoValue") or value.get("auto")
+            value = "auto" if is_auto else value.get("valueStringEncoded")  # noqa: PLW2901
 
-def _value_text(value: Any) -> str:
-    if isinstance(value, dict):
-        if value.get("useAutoValue") or value.get("auto"):
-            return "auto"
+        words.append(f"{name}={'null' if value is None else value}")
 
-        value = value.get("valueStringEncoded")
-
-    return "null" if value is None else str(value)
+    return ", ".join(words) or "-"
 
 
 def unknown_lines(row: UnknownRow) -> Iterator[str]:
@@ -333,7 +365,7 @@ def unknown_lines(row: UnknownRow) -> Iterator[str]:
     yield f"  job {_job_text(row.job_name, row.job_id)}"
     yield f"  parameters {parameters_text(parameters)}"
     yield f"  look for a run created from {utc(row.from_ms)} to {utc(row.until_ms)}"
-    yield f"  because {one_line(row.error) or NO_ERROR}"
+    yield f"  because {one_line(row.error) or 'its launcher ended before a response came'}"
 
     if row.job_run_id:
         yield f"  a response named the jobRunId {row.job_run_id}"
@@ -356,3 +388,248 @@ def log_line(entry: LogEntry) -> dict[str, Any]:
 def utc(ms: int) -> str:
     """Return ms since 1970 as RFC 3339, UTC."""
     return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+# What goes on.
+
+
+class Causes:
+    """Groups errors that differ only in numbers and GUIDs, which are the rows' own."""
+
+    def __init__(self) -> None:
+        self._texts: dict[tuple[object, ...], str] = {}
+        self._rows: Counter[tuple[object, ...]] = Counter()
+
+    def add(self, outcome: Outcome) -> str | None:
+        """Take in a row that ended; return its cause, in words, where that is a new one."""
+        if outcome.state is RowState.STARTED:
+            return None
+
+        text = outcome.problems[0].message if outcome.problems else outcome.error
+        status = f"HTTP {outcome.status}: " if outcome.status and "HTTP" not in text else ""
+        text = one_line(f"{status}{text}", 160)
+        line = f", line {outcome.problems[0].line:,}" if outcome.problems else ""
+        key = f", key {outcome.key}" if outcome.key else ""
+        told = f"{outcome.state}: {text} (first: row {outcome.row:,}{line}{key})"
+        kind: tuple[object, ...] = (outcome.state, outcome.target, outcome.status)
+        kind = (*kind, _ROWS_OWN.sub("#", text))
+
+        if kind not in self._texts and len(self._texts) >= MAX_CAUSES:
+            kind, told = (outcome.state,), f"{outcome.state}: for other reasons"
+
+        self._rows[kind] += 1
+        is_new = self._texts.setdefault(kind, told) is told
+        return told if is_new else None
+
+    def lines(self) -> Iterator[str]:
+        """Yield why rows have no run, the most frequent cause first, a line each."""
+        found = self._rows.most_common()
+
+        for kind, rows in found[:SHOWN_CAUSES]:
+            yield f"{count(rows, 'row')} {self._texts[kind]}"
+
+        if rest := found[SHOWN_CAUSES:]:
+            rows = sum(rows for _, rows in rest)
+            yield f"{count(rows, 'row')} for {len(rest):,} other causes: see results"
+
+
+class Tally:
+    """Counts what a launch, or a watch, does. Pure: times are passed in.
+
+    Args:
+        now: when it began, seconds of a clock that only goes forward.
+        noun: what ends: ``"row"`` or ``"run"``.
+        whole: how many are to end, or None where nobody knows yet.
+
+    Attributes:
+        counts: what ended in this session, by how.
+        retries: how often rows were sent again, or will be.
+        pulse: how it is getting on, or None before the first second is over.
+        causes: why rows have no run.
+    """
+
+    def __init__(self, now: float, noun: str = "row", whole: int | None = None) -> None:
+        self.counts: Counter[str] = Counter()
+        self.retries = 0
+        self.pulse: events.Pulse | None = None
+        self.causes = Causes()
+        self.noun = noun
+        self.whole = whole
+        self._marks: deque[tuple[float, int]] = deque([(now, 0)])
+        self._pauses: dict[str, tuple[float, str]] = {}
+
+    @property
+    def ended(self) -> int:
+        """Rows, or runs, that ended in this session."""
+        return self.counts.total()
+
+    def take(self, event: Event, now: float) -> str | None:
+        """Take in an event; return the cause of a row without a run, where that is a new one."""
+        match event:
+            case events.RowEnded(outcome):
+                self.counts[str(outcome.state)] += 1
+                return self.causes.add(outcome)
+            case events.RunEnded(status):
+                self.counts[how_it_ended(status)] += 1
+            case events.RetryPlanned():
+                self.retries += 1
+            case events.TargetPaused(target, cause, seconds):
+                self._pauses[target] = (now + seconds, cause)
+            case events.Planned(plan):
+                self.whole = plan.send
+                self._marks = deque([(now, 0)])
+            case events.Pulse():
+                self.pulse = event
+                self._marks.append((now, self.ended))
+
+                while len(self._marks) > 1 and now - self._marks[1][0] >= RATE_WINDOW:
+                    self._marks.popleft()
+
+        return None
+
+    def rate(self, now: float) -> float:
+        """Return how many end a second, over the last 30 seconds; 0 before that is known."""
+        since, before = self._marks[0]
+        span = now - since
+        return (self.ended - before) / span if span >= _SHORTEST_SPAN else 0.0
+
+    def seconds_left(self, now: float) -> float | None:
+        """Return about how long the rest takes, seconds; None where nothing tells."""
+        rate = self.rate(now)
+
+        if self.whole is None or not rate:
+            return None
+
+        left = max(0, self.whole - self.ended + self.counts[RowState.INVALID])
+        return left / rate + max((seconds for _, seconds, _ in self.pauses(now)), default=0.0)
+
+    def pauses(self, now: float) -> Iterator[tuple[str, float, str]]:
+        """Yield the targets that wait, how many seconds more, and why."""
+        for target, (until, cause) in self._pauses.items():
+            if until > now:
+                yield target, until - now, cause
+
+    def lines(self, now: float) -> list[tuple[str, str]]:
+        """Return how far it is, the counts, the pace and the waits, each with its style."""
+        of = "" if self.whole is None else f" of {self.whole:,}"
+        share = f", {self.ended / self.whole:.0%}" if self.whole else ""
+        noun = self.noun if (self.whole or self.ended) == 1 else f"{self.noun}s"
+        lines = [(f"{self.ended:,}{of} {noun} ended{share}", "bold")]
+        lines += [(f"{n:,} {how}", _STYLES.get(how, "red")) for how, n in self.counts.items()]
+
+        if self.retries:
+            lines.append((f"{self.retries:,} sent again", ""))
+
+        pace = [f"{self.rate(now):,.0f} {self.noun}s/s"]
+
+        if (pulse := self.pulse) is not None:
+            pace.insert(0, f"{pulse.in_flight:,} in flight, {count(pulse.slots, 'slot')} now")
+
+        if pulse is not None and pulse.drain is not None:
+            pace.append(f"{duration(pulse.drain)} left for those in flight")
+        elif left := self.seconds_left(now):
+            pace.append(f"about {duration(left)} left")
+
+        lines.append((", ".join(pace), "dim"))
+
+        for target, seconds, cause in self.pauses(now):
+            wait = f"all {self.noun}s wait {duration(seconds)} more"
+            lines.append((f"target {target}: {wait}: {cause}", "yellow"))
+
+        return lines
+
+
+def how_it_ended(status: RunStatus) -> str:
+    """Return what became of a run that is asked about no more."""
+    if not status.finished:
+        return "untold"
+
+    return "succeeded" if status.success else "failed"
+
+
+class Progress:
+    """Tells what a launch, or a watch, does while it does it. Close it at the end.
+
+    Args:
+        printer: where to tell it.
+        noun: what ends: ``"row"`` or ``"run"``.
+        whole: how many are to end, or None where nobody knows yet.
+        clock: seconds of a clock that only goes forward.
+    """
+
+    def __init__(
+        self,
+        printer: Printer,
+        noun: str = "row",
+        whole: int | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._printer = printer
+        self._clock = clock
+        self._reported = clock()
+        self._every = REDRAW_EVERY if printer.has_block else REPORT_EVERY
+        self._has_block = False
+        self.tally = Tally(self._reported, noun, whole)
+
+    def close(self) -> None:
+        """Leave the block as it stands at the end; without one there is nothing to leave."""
+        if self._has_block:
+            self._has_block = False
+            tally = self.tally
+            lasting = [line for line in tally.lines(self._clock()) if line[1] not in _PASSING]
+            self._printer.show(lasting, tally.ended, tally.whole)
+            self._printer.end_block()
+
+    def __call__(self, event: Event) -> None:
+        """Take in an event, and tell what is to be told."""
+        now = self._clock()
+        self._tell(event, self.tally.take(event, now))
+
+        if now - self._reported >= self._every:
+            self._reported = now
+            self._report(now)
+
+    def _tell(self, event: Event, cause: str | None) -> None:
+        printer = self._printer
+
+        match event:
+            case events.RowEnded() | events.RunEnded() | events.RetryPlanned():
+                if printer.verbose:
+                    printer.insist(_line_of(event))
+                elif cause is not None:
+                    printer.say(cause)
+            case events.TargetPaused(target, why, seconds):
+                printer.say(f"target {target}: all {self.tally.noun}s wait {seconds:.1f} s: {why}")
+            case events.Noted(message, is_warning):
+                (printer.warn if is_warning else printer.say)(message)
+            case events.Planned(plan):
+                printer.say(*plan_lines(plan))
+                printer.warn(*plan.warnings)
+            case events.TokenRenewed(target):
+                printer.say(f"target {target}: the token was renewed")
+            case events.Draining(in_flight, seconds) if in_flight:
+                starts = count(in_flight, "start")
+                printer.say(f"waiting up to {seconds:g} s for the responses to {starts};")
+                printer.say("  a second signal gives them up as unknown")
+            case events.TargetStopped(stop):
+                printer.insist(stop_line(stop))
+
+    def _report(self, now: float) -> None:
+        if self._every == REDRAW_EVERY:
+            self._has_block = True
+            self._printer.show(self.tally.lines(now), self.tally.ended, self.tally.whole)
+        else:
+            self._printer.say(", ".join(text for text, _ in self.tally.lines(now)))
+
+
+def _line_of(event: events.RowEnded | events.RunEnded | events.RetryPlanned) -> str:
+    match event:
+        case events.RowEnded(row):
+            what = row.job_run_id or one_line(row.error)
+            return f"row {row.row:,} key {row.key}: {row.state} {what}"
+        case events.RetryPlanned(row, seconds):
+            return f"row {row.row:,} key {row.key}: HTTP {row.status}, again in {seconds:.1f} s"
+        case events.RunEnded(run):
+            text = f": {one_line(run.status)}" if run.status else ""
+            return f"key {run.key}: run {run.job_run_id} {how_it_ended(run)}{text}"
