@@ -1,9 +1,8 @@
 """``status``, ``results``, ``log``, ``resolve`` and ``report``: what a ledger says."""
 
-from __future__ import annotations
-
 import asyncio
 import io
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -11,16 +10,13 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deslaunch.cli import options, render
-from deslaunch.cli.terminal import run_work
+from deslaunch.cli.options import Given
+from deslaunch.cli.terminal import Interrupts, Printer, run_work
 from deslaunch.errors import ConfigurationError, Declined
+from deslaunch.events import Summary, WatchSummary
 from deslaunch.model import RowState, count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
-
-    from deslaunch.cli.options import Given
-    from deslaunch.cli.terminal import Interrupts, Printer
-    from deslaunch.events import Summary, WatchSummary
     from deslaunch.ledger.findings import Finding, Verdict
     from deslaunch.ledger.ledger import Ledger
 
@@ -36,7 +32,7 @@ _STATES: Final = [*(str(state) for state in RowState if state is not RowState.SE
 
 def _with_ledger(
     given: Given,
-    work: Callable[[Ledger], Coroutine[Any, Any, int]],
+    work: Callable[["Ledger"], Coroutine[Any, Any, int]],
     *,
     every: float | None = None,
 ) -> int:
@@ -77,7 +73,7 @@ def status(given: Given) -> int:
 
     printer = given.printer
 
-    async def work(ledger: Ledger) -> int:
+    async def work(ledger: "Ledger") -> int:
         if given["unknown"]:
             return await _write_unknown(given, ledger, printer)
 
@@ -99,7 +95,7 @@ def _as_status(summary: Summary) -> dict[str, object]:
     return summary.as_dict() | ({"exitCode": _EXIT_PENDING} if left else {})
 
 
-async def _runs_of(ledger: Ledger, given: Given) -> WatchSummary:
+async def _runs_of(ledger: "Ledger", given: Given) -> WatchSummary:
     """Return how a batch and its runs stand; the ledger is called as it was on the command line."""
     from deslaunch.launch.watch import watch_summary_of  # noqa: PLC0415  # not needed for --help
 
@@ -107,7 +103,7 @@ async def _runs_of(ledger: Ledger, given: Given) -> WatchSummary:
     return replace(runs, batch=replace(runs.batch, ledger=given["ledger"]))
 
 
-async def _print_status(ledger: Ledger, runs: WatchSummary, printer: Printer) -> None:
+async def _print_status(ledger: "Ledger", runs: WatchSummary, printer: Printer) -> None:
     summary, launcher, commands = runs.batch, await ledger.launcher(), _commands(ledger, runs)
     watched = render.watch_lines(runs) if runs.unfinished < runs.runs else ()
     printer.data(*render.summary_lines(summary), *watched)
@@ -136,14 +132,14 @@ async def _print_status(ledger: Ledger, runs: WatchSummary, printer: Printer) ->
     printer.insist(*render.command_lines(commands))
 
 
-def _commands(ledger: Ledger, runs: WatchSummary) -> list[tuple[str, str]]:
+def _commands(ledger: "Ledger", runs: WatchSummary) -> list[tuple[str, str]]:
     """Return what to do next, as the ledger knows how it was begun."""
     repeated = options.kept_words(ledger.batch.options)
     watched = render.watch_commands(runs, repeated) if runs.unfinished < runs.runs else ()
     return [*watched, *render.next_commands(runs.batch, repeated, is_listed=True)]
 
 
-async def _write_unknown(given: Given, ledger: Ledger, printer: Printer) -> int:
+async def _write_unknown(given: Given, ledger: "Ledger", printer: Printer) -> int:
     from deslaunch.ledger.findings import write_unknown  # noqa: PLC0415  # not needed for --help
     from deslaunch.report.results import open_beside  # noqa: PLC0415
 
@@ -196,7 +192,7 @@ def results(given: Given) -> int:
     choice = writing.Choice(given["state"], given["run"], given["keys"] or None)
     form = options.form_of(output, given["format"])
 
-    async def work(ledger: Ledger) -> int:
+    async def work(ledger: "Ledger") -> int:
         if given["split"] is not None:
             written = await writing.split_results(
                 ledger, given["split"], choice=choice, force=force
@@ -240,7 +236,7 @@ def log(given: Given) -> int:
 
     after, recent = -1, dict[str, int]()
 
-    async def work(ledger: Ledger) -> int:
+    async def work(ledger: "Ledger") -> int:
         nonlocal after, recent
 
         async for entries in ledger.log(key=given["key"], after_ms=after):
@@ -285,7 +281,7 @@ def resolve(given: Given) -> int:
     """
     printer, found = given.printer, _findings_of(given)
 
-    async def work(ledger: Ledger) -> int:
+    async def work(ledger: "Ledger") -> int:
         resolved = await ledger.resolve(found, early=given["early"])
 
         if resolved.early:
@@ -307,7 +303,7 @@ def resolve(given: Given) -> int:
     return _with_ledger(given, work)
 
 
-def _findings_of(given: Given) -> Sequence[Finding]:
+def _findings_of(given: Given) -> Sequence["Finding"]:
     from deslaunch.ledger.findings import Finding, read_findings  # noqa: PLC0415  # not for --help
 
     keys, started = given["keys"], given["started"]
@@ -382,7 +378,7 @@ def report(given: Given) -> int:
 
     printer, output = given.printer, given["output"]
 
-    async def work(ledger: Ledger) -> int:
+    async def work(ledger: "Ledger") -> int:
         commands = _commands(ledger, await _runs_of(ledger, given))
         await write_report(ledger, output, commands=commands, force=given["force"])
         printer.say(f"the report is in {output}")

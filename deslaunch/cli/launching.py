@@ -1,9 +1,8 @@
 """``check``, ``run``, ``resume`` and ``watch``: what speaks to DES about a batch."""
 
-from __future__ import annotations
-
 import json
-from contextlib import AsyncExitStack, closing
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -11,19 +10,14 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deslaunch.cli import options, render
+from deslaunch.cli.options import Given
 from deslaunch.cli.targets import clients_of, opened
-from deslaunch.cli.terminal import run_work
+from deslaunch.cli.terminal import Interrupts, run_work
 from deslaunch.errors import LedgerExists, LedgerMissing
-from deslaunch.events import Noted
+from deslaunch.events import Event, Noted, Plan, WatchSummary
 from deslaunch.model import count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from contextlib import AbstractAsyncContextManager
-
-    from deslaunch.cli.options import Given
-    from deslaunch.cli.terminal import Interrupts
-    from deslaunch.events import Event, Plan, WatchSummary
     from deslaunch.launch.batch import Batch
 
 _WATCHED_AFTER: Final = frozenset({0, 3, 4, 5})  # exit codes; not after a signal, for one
@@ -206,7 +200,7 @@ async def _clients(given: Given) -> Any:
 async def _launch(
     given: Given,
     ledger: str,
-    opening: Callable[..., AbstractAsyncContextManager[Batch]],
+    opening: Callable[..., AbstractAsyncContextManager["Batch"]],
     manifest: str | None,
     interrupts: Interrupts,
 ) -> int:
@@ -292,7 +286,7 @@ async def _preview(given: Given, manifest: str | None, ledger: str) -> int:
     return 0
 
 
-async def _watch(batch: Batch, ledger: str, given: Given) -> WatchSummary:
+async def _watch(batch: "Batch", ledger: str, given: Given) -> WatchSummary:
     """Follow a batch's runs, tell how they get on, how they ended, and what to do next."""
     assert batch.ledger is not None
     printer, repeated = given.printer, given.repeated()

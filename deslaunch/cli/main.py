@@ -1,12 +1,12 @@
 """argv → command → exit code: the one place where an error becomes an exit code."""
 
-from __future__ import annotations
-
 import signal
 import sys
+import traceback
+from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
 import click
 
@@ -21,15 +21,12 @@ from deslaunch.errors import (
     InvalidManifest,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
 HOMES: Final = {
     name: home
     for home, names in {
         "launching": "check run resume watch",
         "inspecting": "status results log resolve report",
-        "preparing": "jobs targets template simulate completion",
+        "preparing": "jobs targets template simulate",
     }.items()
     for name in names.split()
 }
@@ -47,8 +44,6 @@ Exit codes:
   7  the ledger exists, is missing, damaged, foreign, or can't be written
   8  another launcher is at work on it
   129, 130, 143  interrupted; drained; resume goes on"""
-EXIT_BUG: Final = 1
-EXIT_USAGE: Final = 2
 
 
 class _Group(click.Group):
@@ -101,18 +96,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if sys.platform == "win32":
         printer.insist("error: deslaunch runs on Linux and macOS only")
-        return EXIT_USAGE
+        return 2
 
     try:
         return int(command_line.main(words, prog_name="deslaunch", standalone_mode=False) or 0)
     except click.ClickException as exc:
-        return _refuse_usage(exc, printer)
+        context: click.Context | None = getattr(exc, "ctx", None)
+        command = f" {context.info_name}" if context and context.parent else ""
+        printer.insist(f"error: {exc.format_message()}", f"  see: deslaunch{command} --help")
+        return 2
     except DeslaunchError as exc:
         return refuse(exc, printer, words)
     except click.Abort as exc:  # click's word for a KeyboardInterrupt
         return 128 + int(getattr(exc.__cause__, "signum", signal.SIGINT))
     except Exception:  # noqa: BLE001  # the last stop of a bug
-        return _report_bug(printer)
+        what = "error: this is a bug in deslaunch; please report it with the lines above"
+        printer.insist(traceback.format_exc().rstrip(), what)
+        return 1
 
 
 def refuse(error: DeslaunchError, printer: Printer, words: Sequence[str]) -> int:
@@ -135,18 +135,3 @@ def refuse(error: DeslaunchError, printer: Printer, words: Sequence[str]) -> int
         return 128 + (error.signum or signal.SIGINT)
 
     return error.exit_code
-
-
-def _refuse_usage(error: click.ClickException, printer: Printer) -> int:
-    context: click.Context | None = getattr(error, "ctx", None)
-    command = f" {context.info_name}" if context and context.parent else ""
-    printer.insist(f"error: {error.format_message()}", f"  see: deslaunch{command} --help")
-    return EXIT_USAGE
-
-
-def _report_bug(printer: Printer) -> int:
-    import traceback  # noqa: PLC0415  # not needed for --help
-
-    what = "error: this is a bug in deslaunch; please report it with the lines above"
-    printer.insist(traceback.format_exc().rstrip(), what)
-    return EXIT_BUG

@@ -4,27 +4,21 @@ What tunes a session is declared once, in :mod:`deslaunch.settings`; here it bec
 options, and what was given of it becomes :class:`~deslaunch.settings.Settings` again.
 """
 
-from __future__ import annotations
-
 import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import cleandoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import click
 from click.core import ParameterSource
 
 from deslaunch.cli.main import EXIT_CODES
 from deslaunch.cli.terminal import Printer
-from deslaunch.settings import OPTIONS, Settings
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from deslaunch.model import Format
-    from deslaunch.settings import Option
+from deslaunch.model import Format
+from deslaunch.settings import OPTIONS, Option, Settings
 
 METAVARS: Final = {"max_errors": "N|N%", "job_id": "GUID", "delimiter": "CHAR"}
 
@@ -158,9 +152,8 @@ class Given:
         Options of this command line stand over those of earlier ones. ``config`` is absolute and
         good on ``host`` alone; ``repeat`` are the words that printed commands need besides.
         """
-        options = {name for name, option in OPTIONS.items() if option.kept} & self.typed
+        options = (name for name, option in OPTIONS.items() if option.kept and name in self.typed)
         kept = {**self.before, **{name: self[name] for name in options}}
-
         repeated = self.repeated(from_anywhere=True)
 
         if "config" in self.typed and _is_text(self["config"]):
@@ -225,9 +218,8 @@ def command(
 
     def decorate(function: Callable[[Given], int]) -> click.Command:
         def call(**values: Any) -> int:
-            context = click.get_current_context()
-            sources = {one: context.get_parameter_source(one) for one in values}
-            typed = {one for one in values if sources[one] is ParameterSource.COMMANDLINE}
+            source_of = click.get_current_context().get_parameter_source
+            typed = (name for name in values if source_of(name) is ParameterSource.COMMANDLINE)
             return function(Given(values, frozenset(typed)))
 
         text, _, examples = cleandoc(function.__doc__ or "").partition("\n\nExamples:\n")

@@ -1,28 +1,23 @@
-"""``jobs``, ``targets``, ``template``, ``simulate`` and ``completion``: before a launch."""
-
-from __future__ import annotations
+"""``jobs``, ``targets``, ``template`` and ``simulate``: before a launch."""
 
 import asyncio
 import os
 import signal
+from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from deslaunch.cli import options, render
+from deslaunch.cli.options import Given
 from deslaunch.cli.targets import LOGIN, clients_of, opened
-from deslaunch.cli.terminal import run_work
+from deslaunch.cli.terminal import Interrupts, run_work
 from deslaunch.errors import ConfigurationError, CredentialsRefused, DesError, DeslaunchError
-from deslaunch.model import DEFAULT_TARGET
+from deslaunch.model import DEFAULT_TARGET, Job
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from deslaunch.cli.options import Given
-    from deslaunch.cli.terminal import Interrupts
     from deslaunch.des.client import DesClient
-    from deslaunch.model import Job
 
 _TARGET: Final = options.value(
     "--target", "Whose jobs, where there are several targets.", metavar="NAME"
@@ -81,20 +76,25 @@ def targets(given: Given) -> int:
     """
     printer, clients = given.printer, clients_of(given, needs_token=True)
 
-    async def work(_: Interrupts) -> list[int | DeslaunchError]:
+    async def work(_: Interrupts) -> list[dict[str, Any]]:
         async with opened(clients):
-            return await asyncio.gather(*map(_ask, clients.values()))
+            return await asyncio.gather(*map(_tell_of, clients, clients.values()))
 
-    found = run_work(work)
-    told = [_told(*one, got) for one, got in zip(clients.items(), found, strict=True)]
-    code = max(one.exit_code if isinstance(one, DeslaunchError) else 0 for one in found)
+    told = run_work(work)
+    code: int = max(one.pop("exitCode") for one in told)
 
     if given["as_json"]:
         printer.json({"targets": told, "exitCode": code})
         return code
 
-    heads = ("target", "base URL", "organisation", "token", "jobs")
-    printer.data(*render.columns([heads, *map(_cells, told)]))
+    rows = [("target", "base URL", "organisation", "token", "jobs")]
+
+    for one in told:
+        token = {True: "ok", False: "no", None: "-"}[one["token"]]
+        jobs = "-" if one["jobs"] is None else f"{one['jobs']:,}"
+        rows.append((one["target"], one["baseUrl"] or "-", one["orgId"] or "-", token, jobs))
+
+    printer.data(*render.columns(rows))
 
     for one in told:
         if one["error"] is not None:
@@ -103,34 +103,21 @@ def targets(given: Given) -> int:
     return code
 
 
-async def _ask(client: DesClient) -> int | DeslaunchError:
-    """Return how many jobs a target has, or why nobody knows."""
+async def _tell_of(name: str, client: "DesClient") -> dict[str, Any]:
+    """Return what ``--json`` tells of a target, and the exit code that it asks for."""
+    told: dict[str, Any] = {"token": True, "jobs": None, "error": None, "hint": None, "exitCode": 0}
+
     try:
-        return len(await client.query_jobs())
+        told["jobs"] = len(await client.query_jobs())
     except DeslaunchError as exc:
-        return exc
+        told |= {"error": str(exc), "hint": exc.hint, "exitCode": exc.exit_code}
 
+        if isinstance(exc, CredentialsRefused):
+            told["token"] = False
+        elif isinstance(exc, DesError) and exc.status is None:
+            told["token"] = None  # without a response it does not show whether DES takes it
 
-def _told(name: str, client: DesClient, found: int | DeslaunchError) -> dict[str, Any]:
-    """Return what ``--json`` tells of a target."""
-    error = found if isinstance(found, DeslaunchError) else None
-    takes_token = None if isinstance(error, DesError) and error.status is None else True
-    return {
-        "target": name,
-        "baseUrl": client.base_url,
-        "orgId": client.org_id,
-        # Without a response it does not show whether DES takes the token.
-        "token": False if isinstance(error, CredentialsRefused) else takes_token,
-        "jobs": found if error is None else None,
-        "error": error and str(error),
-        "hint": error and error.hint,
-    }
-
-
-def _cells(told: Mapping[str, Any]) -> tuple[str, ...]:
-    token = {True: "ok", False: "no", None: "-"}[told["token"]]
-    jobs = "-" if told["jobs"] is None else f"{told['jobs']:,}"
-    return told["target"], told["baseUrl"] or "-", told["orgId"] or "-", token, jobs
+    return {"target": name, "baseUrl": client.base_url, "orgId": client.org_id, **told}
 
 
 @options.command(
@@ -254,26 +241,3 @@ def simulate(given: Given) -> int:
         raise ConfigurationError(
             f"the simulator can't start: {exc}", hint="see: deslaunch simulate --help"
         ) from exc
-
-
-@options.command(
-    "completion", click.Argument(["shell"], type=click.Choice(["bash", "zsh", "fish"]))
-)
-def completion(given: Given) -> int:
-    """Print the script with which SHELL completes commands, options, choices and files.
-
-    Write it where the shell looks for such scripts, and open a new shell; bash must be 4.4 or
-    newer.
-
-    Examples:
-        deslaunch completion bash > ~/.local/share/bash-completion/completions/deslaunch
-        deslaunch completion zsh > ~/.zfunc/_deslaunch    # with ~/.zfunc in fpath
-        deslaunch completion fish > ~/.config/fish/completions/deslaunch.fish
-    """
-    from click.shell_completion import get_completion_class  # noqa: PLC0415  # not for --help
-
-    kind = get_completion_class(given["shell"])
-    assert kind is not None
-    root = click.get_current_context().find_root().command
-    given.printer.data(kind(root, {}, "deslaunch", "_DESLAUNCH_COMPLETE").source().strip())
-    return 0
