@@ -4,18 +4,11 @@ Every event is an immutable value. A listener is called in the event loop, after
 tells of is on disk; it must return quickly. A listener that raises ends the launch by draining it.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from deslaunch.model import Outcome, Problem, RowState, RunStatus
-
-_SIGINT: Final = 2  # what a cancellation, an interrupt without a signal, counts as
+from deslaunch.model import Outcome, Problem, RowState, RunStatus
 
 
 class StopReason(StrEnum):
@@ -232,8 +225,7 @@ Event = Planned | RetryPlanned | TargetPaused | TokenRenewed | Noted | Pulse | D
 """What a launch, or a watch, tells while it goes on."""
 
 
-@dataclass(frozen=True, slots=True)
-class Counts:
+class Counts(NamedTuple):
     """Rows by state, as the ledger has them.
 
     Attributes:
@@ -269,17 +261,12 @@ class Counts:
 
     def as_dict(self) -> dict[str, int]:
         """Return the counts in the documented form of ``--json``."""
-        named = {_camel_case(one.name): getattr(self, one.name) for one in fields(self)}
-        return {"rows": self.rows, **named}
+        said = {"in_flight": "inFlight", "possible_duplicates": "possibleDuplicates"}
+        counts = {said.get(name, name): number for name, number in self._asdict().items()}
+        return {"rows": self.rows, **counts}
 
 
-def _camel_case(name: str) -> str:
-    first, *others = name.split("_")
-    return first + "".join(map(str.title, others))
-
-
-@dataclass(frozen=True, slots=True)
-class Summary:
+class Summary(NamedTuple):
     """The whole batch, as its ledger stands: the counts of all sessions.
 
     Attributes:
@@ -294,7 +281,7 @@ class Summary:
 
     counts: Counts
     ledger: str
-    targets: Mapping[str, Counts] = field(default_factory=dict)
+    targets: Mapping[str, Counts] = {}
     started_now: int = 0
     seconds: float = 0.0
     stops: tuple[Stop, ...] = ()
@@ -351,15 +338,11 @@ def exit_code_of_pending(stops: tuple[Stop, ...]) -> int:
     if reasons != {StopReason.INTERRUPTED}:
         return 5
 
-    return 128 + next((stop.signal for stop in stops if stop.signal), _SIGINT)
+    # A cancellation, an interrupt without a signal, counts as SIGINT.
+    return 128 + next((stop.signal for stop in stops if stop.signal), 2)
 
 
-_OF_RUNS: Final = ("runs", "succeeded", "failed", "untold", "unfinished")
-_OF_FAILURE: Final = ("status", "runs", "key")
-
-
-@dataclass(frozen=True, slots=True)
-class WatchSummary:
+class WatchSummary(NamedTuple):
     """The runs of a whole batch, as its ledger stands.
 
     Attributes:
@@ -410,8 +393,9 @@ class WatchSummary:
     def as_dict(self) -> dict[str, object]:
         """Return the summary in the documented form of ``watch --json``."""
         return {
-            **{name: getattr(self, name) for name in _OF_RUNS},
-            "failures": [dict(zip(_OF_FAILURE, one, strict=True)) for one in self.failures],
+            "runs": self.runs,
+            **{name: getattr(self, name) for name in self._fields[:4]},
+            "failures": [{"status": text, "runs": n, "key": key} for text, n, key in self.failures],
             "seconds": round(self.seconds, 3),
             "ledger": self.batch.ledger,
             "batch": self.batch.as_dict(),

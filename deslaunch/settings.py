@@ -5,20 +5,14 @@ The command line's options, the checks of their ranges and the page of all optio
 command line said, for those that are kept), environment, default.
 """
 
-from __future__ import annotations
-
 import math
 import re
-from dataclasses import Field, dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final, Literal, NamedTuple, Self
 
 from deslaunch.errors import ConfigurationError
-from deslaunch.model import DEFAULT_TARGET
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from deslaunch.model import Format
+from deslaunch.model import DEFAULT_TARGET, Format
 
 _GUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -42,8 +36,8 @@ class Option(NamedTuple):
 
     help: str
     kind: type
-    low: float | None = None
-    high: float | None = None
+    low: float = 0
+    high: float = math.inf
     above: bool = False
     choices: tuple[str, ...] = ()
     unit: str = ""
@@ -69,14 +63,13 @@ class Option(NamedTuple):
             return " or ".join(choice for choice in self.choices if choice.isprintable())
 
         noun = "a whole number" if self.kind is int else "a number"
-        unit = f" of {self.unit}" if self.unit else ""
-        low = "" if self.low is None else f"{self.low:,.10g}"
-        high = "" if self.high is None else f" to {self.high:,.10g}"
+        whole = f"{noun} of {self.unit}" if self.unit else noun
+        low, high = f"{self.low:,.10g}", f"{self.high:,.10g}"
 
         if self.above:
-            return f"{noun}{unit} above {low}{high.replace(' to', ', at most')}"
+            return f"{whole} above {low}" + (f", at most {high}" if high != "inf" else "")
 
-        return f"{noun}{unit} from {low}{high}" if high else f"{noun}{unit}, at least {low}"
+        return f"{whole} from {low} to {high}" if high != "inf" else f"{whole}, at least {low}"
 
     def check(self, value: Any) -> None:
         """Refuse a value that is out of the option's range.
@@ -95,13 +88,10 @@ class Option(NamedTuple):
 
     def fits(self, value: float) -> bool:
         """Return True if a number is in the option's range."""
-        low = -math.inf if self.low is None else self.low
-        high = math.inf if self.high is None else self.high
-
         if not math.isfinite(value) or (self.kind is int and value != int(value)):
             return False
 
-        return (low < value if self.above else low <= value) and value <= high
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
 
 
 def _option(default: Any, help: str, kind: type = str, **known: Any) -> Any:  # noqa: A002  # as click's
@@ -109,12 +99,55 @@ def _option(default: Any, help: str, kind: type = str, **known: Any) -> Any:  # 
 
 
 def _seconds(default: float | None, help: str, **known: Any) -> Any:  # noqa: A002  # as click's
-    known = {"low": 0, "above": True, "unit": "seconds", "tunes": True, **known}
+    known = {"above": True, "unit": "seconds", "tunes": True, **known}
     return _option(default, help, float, **known)
 
 
 def _consent(help: str) -> Any:  # noqa: A002  # as click's
     return _option(default=False, help=help, kind=bool)
+
+
+ROWS_FOR_A_SHARE: Final = 200
+"""Rows that must have ended before a share of errors means anything."""
+
+
+class ErrorLimit(NamedTuple):
+    """How many rows of a target may end without a run before it stops.
+
+    Attributes:
+        number: rows, at least 0; or per cent of the rows that ended, 0 to 100, once 200 have.
+        is_share: it is per cent.
+    """
+
+    number: int
+    is_share: bool = False
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the limit that ``N`` or ``N%`` means.
+
+        Raises:
+            ConfigurationError: it is neither, or the share is over 100 %.
+        """
+        match = re.fullmatch(r"([0-9]{1,9})(%?)", text, re.ASCII)
+
+        if match is None or (match[2] and int(match[1]) > 100):  # noqa: PLR2004  # per cent
+            raise ConfigurationError(
+                f"--max-errors takes N or a share up to 100%, got {text!r}",
+                hint="write 50 for so many rows, or 5% for such a share of them",
+            )
+
+        return cls(int(match[1]), match[2] == "%")
+
+    def __str__(self) -> str:
+        return f"{self.number:,}{'%' * self.is_share}"
+
+    def is_passed(self, errors: int, ended: int) -> bool:
+        """Return True if ``errors`` of ``ended`` rows are too many."""
+        if self.is_share:
+            return ended >= ROWS_FOR_A_SHARE and 100 * errors > self.number * ended
+
+        return errors > self.number
 
 
 _KEPT: Final[Any] = {"tunes": True, "kept": True}
@@ -253,58 +286,8 @@ class Settings:
         return {name: getattr(self, name) for name in kept}
 
 
-def _named(declared: Field[Any]) -> Option:
-    option: Option = declared.metadata["option"]
-    return option._replace(name=declared.name, default=declared.default)
-
-
 OPTIONS: Final[Mapping[str, Option]] = {
-    declared.name: _named(declared) for declared in fields(Settings)
+    one.name: one.metadata["option"]._replace(name=one.name, default=one.default)
+    for one in fields(Settings)
 }
 """All options by name, in the order in which they are listed."""
-
-ROWS_FOR_A_SHARE: Final = 200
-"""Rows that must have ended before a share of errors means anything."""
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorLimit:
-    """How many rows of a target may end without a run before it stops.
-
-    Attributes:
-        count: rows, at least 0; None for no fixed number.
-        share: of the rows that ended, 0 to 1, once 200 have; None for no share.
-    """
-
-    count: int | None = None
-    share: float | None = 0.5
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """Return the limit that ``N`` or ``N%`` means.
-
-        Raises:
-            ConfigurationError: it is neither, or the share is over 100 %.
-        """
-        match = re.fullmatch(r"([0-9]{1,9})(%?)", text, re.ASCII)
-
-        if match is None or (match[2] and int(match[1]) > 100):  # noqa: PLR2004  # per cent
-            raise ConfigurationError(
-                f"--max-errors takes N or a share up to 100%, got {text!r}",
-                hint="write 50 for so many rows, or 5% for such a share of them",
-            )
-
-        if match[2]:
-            return cls(share=int(match[1]) / 100)
-
-        return cls(count=int(match[1]), share=None)
-
-    def __str__(self) -> str:
-        return f"{self.count:,}" if self.share is None else f"{self.share:.0%}"
-
-    def is_passed(self, errors: int, ended: int) -> bool:
-        """Return True if ``errors`` of ``ended`` rows are too many."""
-        if self.count is not None:
-            return errors > self.count
-
-        return self.share is not None and ended >= ROWS_FOR_A_SHARE and errors > self.share * ended

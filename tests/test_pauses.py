@@ -527,7 +527,7 @@ def test_no_rate_is_no_wait() -> None:
 
 # When a target's responses are too bad.
 
-NO_LIMIT = ErrorLimit(share=None)
+NO_LIMIT = ErrorLimit(1_000_000_000)
 ENDS: dict[str, tuple[Result, int | None, str]] = {
     "s": (Result.STARTED, 200, "job"),
     "f": (Result.FAILED, 500, "job"),

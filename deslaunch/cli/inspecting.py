@@ -3,8 +3,6 @@
 import asyncio
 import io
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -100,7 +98,7 @@ async def _runs_of(ledger: "Ledger", given: Given) -> WatchSummary:
     from deslaunch.launch.watch import watch_summary_of  # noqa: PLC0415  # not needed for --help
 
     runs = await watch_summary_of(ledger)
-    return replace(runs, batch=replace(runs.batch, ledger=given["ledger"]))
+    return runs._replace(batch=runs.batch._replace(ledger=given["ledger"]))
 
 
 async def _print_status(ledger: "Ledger", runs: WatchSummary, printer: Printer) -> None:
@@ -115,16 +113,11 @@ async def _print_status(ledger: "Ledger", runs: WatchSummary, printer: Printer) 
     elif summary.counts.pending:
         printer.data(*map(render.stop_line, summary.stops))
 
-    shown = 0
-
-    async for rows in ledger.unknown_rows():
-        for row in rows[: SHOWN_ROWS - shown]:
+    async for unknown in ledger.unknown_rows():
+        for row in unknown[:SHOWN_ROWS]:
             printer.data(*render.unknown_lines(row))
 
-        shown += len(rows)
-
-        if shown >= SHOWN_ROWS:
-            break
+        break  # a portion holds more than are shown
 
     if (rest := summary.counts.unknown - SHOWN_ROWS) > 0:
         printer.data(f"… and {count(rest, 'unknown row')} more")
@@ -188,30 +181,24 @@ def results(given: Given) -> int:
     if given["split"] is not None and (given["output"] or given["format"]):
         raise click.UsageError("--split names its files itself, all of them CSV")
 
-    printer, output, force = given.printer, given["output"], given["force"]
+    printer, output, folder = given.printer, given["output"], given["split"]
     choice = writing.Choice(given["state"], given["run"], given["keys"] or None)
-    form = options.form_of(output, given["format"])
+    more: dict[str, Any] = {"choice": choice, "force": given["force"]}
+    rest = {
+        "form": options.form_of(output, given["format"]),
+        "with_manifest": given["with_manifest"],
+    }
 
     async def work(ledger: "Ledger") -> int:
-        if given["split"] is not None:
-            written = await writing.split_results(
-                ledger, given["split"], choice=choice, force=force
-            )
-
-            for name, rows in written.items():
-                printer.say(f"{given['split'] / name}.csv: {count(rows, 'row')}")
-
-            return 0
-
-        write = partial(
-            writing.write_results, form=form, choice=choice, with_manifest=given["with_manifest"]
-        )
-
-        if output is None:
+        if folder is not None:
+            for name, rows in (await writing.split_results(ledger, folder, **more)).items():
+                printer.say(f"{folder / name}.csv: {count(rows, 'row')}")
+        elif output is None:
             with printer.binary() as stream:
-                await write(ledger, stream)
+                await writing.write_results(ledger, stream, **more, **rest)
         else:
-            printer.say(f"{count(await write(ledger, output, force=force), 'row')}: {output}")
+            rows = await writing.write_results(ledger, output, **more, **rest)
+            printer.say(f"{count(rows, 'row')}: {output}")
 
         return 0
 
@@ -232,8 +219,6 @@ def log(given: Given) -> int:
         deslaunch log night.ledger.db --key store-17
         deslaunch log night.ledger.db --follow | jq -c 'select(.kind != "attempt")'
     """
-    printer = given.printer
-
     after, recent = -1, dict[str, int]()
 
     async def work(ledger: "Ledger") -> int:
@@ -241,11 +226,9 @@ def log(given: Given) -> int:
 
         async for entries in ledger.log(key=given["key"], after_ms=after):
             for entry in entries:
-                line = str(entry)
-
-                if line not in recent:
-                    recent[line] = entry.ms
-                    printer.json(render.log_line(entry))
+                if str(entry) not in recent:
+                    recent[str(entry)] = entry.ms
+                    given.printer.json(render.log_line(entry))
 
             after = max(after, entries[-1].ms - _OVERLAP_MS)
             recent = {line: ms for line, ms in recent.items() if ms > after}
@@ -307,15 +290,20 @@ def _findings_of(given: Given) -> Sequence["Finding"]:
     from deslaunch.ledger.findings import Finding, read_findings  # noqa: PLC0415  # not for --help
 
     keys, started = given["keys"], given["started"]
-    verdicts = [started is not None, given["not_started"], given["unknown"]]
+    verdicts: dict[Verdict, bool] = {
+        "started": started is not None,
+        "notStarted": given["not_started"],
+        "unknown": given["unknown"],
+    }
+    chosen = [verdict for verdict, is_chosen in verdicts.items() if is_chosen]
 
     if given["findings"] is not None:
-        if keys or any(verdicts):
+        if keys or chosen:
             raise click.UsageError("--from stands alone: the file names keys and findings")
 
         return read_findings(given["findings"], note=given["note"])
 
-    if not keys or sum(verdicts) != 1:
+    if not keys or len(chosen) != 1:
         raise click.UsageError(
             "name at least one KEY, and --started JOBRUNID, --not-started or --unknown"
         )
@@ -323,9 +311,7 @@ def _findings_of(given: Given) -> Sequence["Finding"]:
     if started is not None and len(keys) > 1:
         raise click.UsageError("--started takes one KEY: two rows never share a run")
 
-    verdict: Verdict = "started" if started is not None else "unknown"
-    verdict = "notStarted" if given["not_started"] else verdict
-    return [Finding(key, verdict, started, given["note"]) for key in keys]
+    return [Finding(key, chosen[0], started, given["note"]) for key in keys]
 
 
 async def _agree_to_early(early: Sequence[tuple[str, int]], given: Given, printer: Printer) -> None:
@@ -376,12 +362,10 @@ def report(given: Given) -> int:
             hint="install it with: pip install 'deslaunch[report]'",
         ) from exc
 
-    printer, output = given.printer, given["output"]
-
     async def work(ledger: "Ledger") -> int:
         commands = _commands(ledger, await _runs_of(ledger, given))
-        await write_report(ledger, output, commands=commands, force=given["force"])
-        printer.say(f"the report is in {output}")
+        await write_report(ledger, given["output"], commands=commands, force=given["force"])
+        given.printer.say(f"the report is in {given['output']}")
         return 0
 
     return _with_ledger(given, work)

@@ -243,7 +243,7 @@ async def _launch(
             left = f"no row of {ledger} is pending or failed"
             printer.insist(f"nothing to start: {left if batch.plan.rows else none}")
 
-        summary = replace(await batch.run(allow_partial=True), ledger=ledger)
+        summary = (await batch.run(allow_partial=True))._replace(ledger=ledger)
         progress.close()
         watches = given["watch"] and batch.ledger and summary.exit_code in _WATCHED_AFTER
         printer.say(*progress.tally.causes.lines())
@@ -295,7 +295,7 @@ async def _watch(batch: "Batch", ledger: str, given: Given) -> WatchSummary:
     with closing(render.Progress(printer, "run", runs.unfinished + runs.untold)) as progress:
         summary = await batch.watch(progress).run(allow_partial=True)
 
-    summary = replace(summary, batch=replace(summary.batch, ledger=ledger))
+    summary = summary._replace(batch=summary.batch._replace(ledger=ledger))
     printer.say(*render.watch_lines(summary))
     printer.insist(*render.command_lines(render.watch_commands(summary, repeated)))
     printer.insist(*render.command_lines(render.next_commands(summary.batch, repeated)))

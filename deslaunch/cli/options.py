@@ -154,12 +154,11 @@ class Given:
         """
         options = (name for name, option in OPTIONS.items() if option.kept and name in self.typed)
         kept = {**self.before, **{name: self[name] for name in options}}
-        repeated = self.repeated(from_anywhere=True)
 
-        if "config" in self.typed and _is_text(self["config"]):
+        if "config" in self.typed:
             kept |= {"config": str(self["config"].absolute()), "host": os.uname().nodename}
 
-        if repeated and _is_text(*repeated):
+        if repeated := self.repeated(from_anywhere=True):
             kept["repeat"] = repeated
 
         return kept
@@ -190,11 +189,6 @@ def kept_words(kept: Mapping[str, Any]) -> list[str]:
 def kept_config(kept: Mapping[str, Any]) -> str | None:
     """Return the configuration file that a ledger keeps, where this is the machine that has it."""
     return kept.get("config") if kept.get("host") == os.uname().nodename else None
-
-
-def _is_text(*words: object) -> bool:
-    """Return True if JSON can hold the words: file names may be other bytes than UTF-8."""
-    return not any("\ud800" <= c <= "\udfff" for word in words for c in str(word))
 
 
 def form_of(output: Path | None, given: Format | None) -> Format:
