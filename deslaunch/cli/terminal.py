@@ -4,8 +4,6 @@ Data goes to stdout, all else to stderr. A stream that is closed, full or in ano
 ends a launch: what can't be told on stderr is lost, what can't be encoded comes as an escape.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json
@@ -13,6 +11,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TextIO, TypeVar
 
 from deslaunch.errors import ConfigurationError, Interrupted
@@ -20,7 +19,6 @@ from deslaunch.model import printable
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 
     from rich.live import Live
 
@@ -55,12 +53,15 @@ class Printer:
         quiet: bool = False,
         verbose: bool = False,
     ) -> None:
-        self._out = _stream(out or sys.stdout)
-        self._err = _stream(err or sys.stderr)
+        self._out, self._err = out or sys.stdout, err or sys.stderr
         self._source = source or sys.stdin
         self._live: Live | None = None
         self.quiet = quiet
         self.verbose = verbose
+
+        for stream in (self._out, self._err):
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
 
     @property
     def has_block(self) -> bool:
@@ -213,20 +214,9 @@ class Printer:
             loop.remove_reader(fd)
 
 
-def _stream(stream: TextIO | None) -> TextIO:
-    """Return a stream that takes every text; one that nobody reads where there is none."""
-    if stream is None:
-        return io.StringIO()
-
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
-
-    return stream
-
-
-def _is_terminal(stream: TextIO | None) -> bool:
+def _is_terminal(stream: TextIO) -> bool:
     try:
-        return stream is not None and stream.isatty()
+        return stream.isatty()
     except ValueError:  # it was closed
         return False
 
@@ -247,11 +237,10 @@ def _mute(stream: TextIO) -> None:
 def end_streams() -> None:
     """Write out what the streams still hold; what fails here is lost, and costs no exit code."""
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            try:
-                stream.flush()
-            except (OSError, ValueError):
-                _mute(stream)
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            _mute(stream)
 
 
 def _escaped(text: str) -> str:
