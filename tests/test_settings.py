@@ -120,6 +120,10 @@ KEPT = {
         pytest.param({"rate": 2.0}, (), KEPT, {"rate": 2.0}, id="nothing-kept-of-it"),
         pytest.param({}, (), {"retry_unknown": True}, {"retry_unknown": False}, id="consent"),
         pytest.param({}, (), {"limit": 3}, {"limit": None}, id="what-ends-a-launch"),
+        pytest.param({}, (), {"rows": {"target": "a"}}, {"target": "a"}, id="target-of-the-rows"),
+        pytest.param(
+            {"target": "b"}, ("target",), {"rows": {"target": "a"}}, {"target": "b"}, id="target"
+        ),
         pytest.param(
             {"base_url": "u"}, ("base_url",), {}, {"allow_new_origin": True}, id="base-url"
         ),

@@ -18,7 +18,7 @@ import pytest
 
 from deslaunch.cli import render
 from deslaunch.cli.options import Given, kept_words
-from deslaunch.cli.render import Causes, Progress, Tally, place_word, printed
+from deslaunch.cli.render import Causes, Progress, place_word, printed
 from deslaunch.cli.terminal import (
     Interrupts,
     Printer,
@@ -413,33 +413,47 @@ def test_an_invalid_row_names_its_line() -> None:
     assert str(Causes().add(row)) == "invalid: is wrong (first: row 3, line 4, key row-3)"
 
 
-def ended(tally: Tally, rows: int, now: float) -> None:
-    for number in range(rows):
-        tally.take(RowEnded(outcome(number + 1)), now)
+class Session:
+    """What a session tells of itself, at the times that a test says."""
 
-    tally.take(Pulse(4, 16), now)
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.progress = Progress(Heard().printer, clock=lambda: self.now)
+
+    def tell(self, now: float, *told: Event) -> None:
+        self.now = now
+
+        for event in told:
+            self.progress(event)
+
+    def end(self, now: float, rows: int) -> None:
+        """End rows, and a second."""
+        self.tell(now, *(RowEnded(outcome(number + 1)) for number in range(rows)), Pulse(4, 16))
 
 
 def test_the_rate_is_that_of_the_last_half_minute() -> None:
-    tally = Tally(0.0)
-    tally.take(Planned(plan(rows=1_000, ready=1_000)), 100.0)  # a person thought about it
-    ended(tally, 100, 101.0)
-    early = tally.rate(101.0)
-    ended(tally, 0, 131.0)
-    ended(tally, 300, 161.0)
+    session = Session()
+    session.tell(100.0, Planned(plan(rows=1_000, ready=1_000)))  # a person thought about it
+    session.end(101.0, 100)
+    early = session.progress.rate(101.0)
+    session.end(131.0, 0)
+    session.end(161.0, 300)
 
-    assert (early, tally.rate(161.0)) == (100.0, 10.0)
-    assert tally.seconds_left(161.0) == 60.0
-    assert Tally(0.0).seconds_left(1.0) is None
+    assert (early, session.progress.rate(161.0)) == (100.0, 10.0)
+    assert session.progress.seconds_left(161.0) == 60.0
+    assert Session().progress.seconds_left(1.0) is None
 
 
 def test_how_a_session_is_getting_on() -> None:
-    tally = Tally(0.0)
-    tally.take(Planned(plan(rows=8, ready=8)), 0.0)
-    ended(tally, 3, 1.0)
-    tally.take(RowEnded(outcome(9, RowState.UNKNOWN)), 1.0)
-    tally.take(RetryPlanned(outcome(5, RowState.FAILED), 2.0), 1.0)
-    tally.take(TargetPaused("acme", "HTTP 429", 30.0), 1.0)
+    session = Session()
+    session.tell(0.0, Planned(plan(rows=8, ready=8)))
+    session.end(1.0, 3)
+    session.tell(
+        1.0,
+        RowEnded(outcome(9, RowState.UNKNOWN)),
+        RetryPlanned(outcome(5, RowState.FAILED), 2.0),
+        TargetPaused("acme", "HTTP 429", 30.0),
+    )
 
     lines = [
         ("4 of 8 rows ended, 50%", "bold"),
@@ -448,19 +462,21 @@ def test_how_a_session_is_getting_on() -> None:
         ("1 sent again", ""),
         ("4 in flight, 16 slots now, 2 rows/s, about 31 s left", "dim"),
     ]
-    assert tally.lines(2.0) == [
+    progress = session.progress
+    assert progress.lines(2.0) == [
         *lines,
         ("target acme: all rows wait 29 s more: HTTP 429", "yellow"),
     ]
-    assert tally.lines(31.1)[:4] == lines[:4]
-    assert len(tally.lines(31.1)) == 5  # the pause is over
+    assert progress.lines(31.1)[:4] == lines[:4]
+    assert len(progress.lines(31.1)) == 5  # the pause is over
 
 
 def test_the_time_that_a_drain_has_left_is_told() -> None:
-    tally = Tally(0.0)
-    tally.take(Pulse(4, 0, drain=12.0), 1.0)
+    session = Session()
+    session.tell(1.0, Pulse(4, 0, drain=12.0))
 
-    assert tally.lines(1.0)[-1][0].endswith("0 rows/s, 12 s left for those in flight")
+    told = session.progress.lines(1.0)[-1][0]
+    assert told.endswith("0 rows/s, 12 s left for those in flight")
 
 
 EVENTS: list[Event] = [

@@ -246,7 +246,7 @@ async def _launch(
         summary = (await batch.run(allow_partial=True))._replace(ledger=ledger)
         progress.close()
         watches = given["watch"] and batch.ledger and summary.exit_code in _WATCHED_AFTER
-        printer.say(*progress.tally.causes.lines())
+        printer.say(*progress.causes.lines())
         printer.insist(*(render.warning_lines if printer.quiet else render.summary_lines)(summary))
         printer.insist(*render.unrecorded_lines(summary))
 

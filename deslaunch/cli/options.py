@@ -20,7 +20,8 @@ from deslaunch.cli.terminal import Printer
 from deslaunch.model import Format
 from deslaunch.settings import OPTIONS, Option, Settings
 
-METAVARS: Final = {"max_errors": "N|N%", "job_id": "GUID", "delimiter": "CHAR"}
+_KEPT: Final = frozenset(name for name, option in OPTIONS.items() if option.kept)
+_METAVARS: Final = {"max_errors": "N|N%", "job_id": "GUID", "delimiter": "CHAR"}
 
 
 def tuning(*names: str) -> list[click.Parameter]:
@@ -40,7 +41,7 @@ def _tuning(option: Option) -> click.Parameter:
         type=click.Choice(choices) if choices else option.kind,
         envvar=option.variable,
         show_envvar=True,
-        metavar=METAVARS.get(option.name, option.unit.split(" ")[0].upper() or None),
+        metavar=_METAVARS.get(option.name, option.unit.split(" ")[0].upper() or None),
     )
 
 
@@ -134,17 +135,12 @@ class Given:
         Raises:
             ConfigurationError: a value is out of its range.
         """
-        chosen: dict[str, Any] = {"allow_new_origin": "base_url" in self.typed}
-
-        if "rows" in self.before:  # the target of those that named none
-            chosen["target"] = self.before["rows"]["target"]
-
-        for name, option in OPTIONS.items():
-            kept = self.before.get(name) if option.kept and name not in self.typed else None
-            said = self[name] if kept is None else kept
-            chosen |= {} if said is None else {name: said}
-
-        return Settings(**chosen)
+        given = {name: self[name] for name in OPTIONS}
+        kept = {name: self.before.get(name) for name in _KEPT - self.typed}
+        of_rows = self.before.get("rows", {}).get("target")  # of those that named none
+        said = [("target", of_rows), *given.items(), *kept.items()]
+        chosen = {name: value for name, value in said if value is not None}
+        return Settings(**chosen | {"allow_new_origin": "base_url" in self.typed})
 
     def kept(self) -> dict[str, Any]:
         """Return what the ledger is to keep for later sessions, as JSON can hold it.
@@ -152,8 +148,7 @@ class Given:
         Options of this command line stand over those of earlier ones. ``config`` is absolute and
         good on ``host`` alone; ``repeat`` are the words that printed commands need besides.
         """
-        options = (name for name, option in OPTIONS.items() if option.kept and name in self.typed)
-        kept = {**self.before, **{name: self[name] for name in options}}
+        kept = {**self.before, **{name: self[name] for name in _KEPT & self.typed}}
 
         if "config" in self.typed:
             kept |= {"config": str(self["config"].absolute()), "host": os.uname().nodename}
@@ -169,15 +164,15 @@ class Given:
         Args:
             from_anywhere: files are named by absolute paths, and ``--config`` is left out.
         """
-        words = ["--allow-http"] if self["allow_http"] else []
+        words = []
 
-        for name in ("schema", "base_url", *(() if from_anywhere else ("config",))):
-            if name in self.typed:
+        for name in ("config", "base_url", "schema"):
+            if name in self.typed and not (from_anywhere and name == "config"):
                 value = self[name]
                 value = value.absolute() if from_anywhere and isinstance(value, Path) else value
-                words = [f"--{name.replace('_', '-')}", str(value), *words]
+                words += [f"--{name.replace('_', '-')}", str(value)]
 
-        return words
+        return [*words, "--allow-http"] if self["allow_http"] else words
 
 
 def kept_words(kept: Mapping[str, Any]) -> list[str]:

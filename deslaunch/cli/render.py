@@ -4,8 +4,6 @@ What comes from elsewhere (names, keys, what DES says) is escaped where it is pr
 grouped by their cause: the first row of each gets a line, the others are counted.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -15,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deslaunch import events
@@ -28,11 +27,9 @@ from deslaunch.events import (
     Summary,
     WatchSummary,
 )
-from deslaunch.model import DEFAULT_TARGET, Job, Outcome, Problem, RowState, RunStatus, count
+from deslaunch.model import DEFAULT_TARGET, Job, Outcome, Problem, RowState, count
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from deslaunch.cli.terminal import Printer
     from deslaunch.ledger.reading import LogEntry, UnknownRow
 
@@ -357,7 +354,7 @@ def parameters_text(parameters: Mapping[str, Any]) -> str:
     return ", ".join(words) or "-"
 
 
-def unknown_lines(row: UnknownRow) -> Iterator[str]:
+def unknown_lines(row: "UnknownRow") -> Iterator[str]:
     """Yield what a person needs to look an unknown row up in DES's web interface."""
     target = f" target {row.target}" if row.target != DEFAULT_TARGET else ""
     parameters = json.loads(row.says).get("parameters", {})
@@ -371,7 +368,7 @@ def unknown_lines(row: UnknownRow) -> Iterator[str]:
         yield f"  a response named the jobRunId {row.job_run_id}"
 
 
-def log_line(entry: LogEntry) -> dict[str, Any]:
+def log_line(entry: "LogEntry") -> dict[str, Any]:
     """Return an entry of the log in the documented form; times, which end in ``Ms``, as text."""
     told = {"utc": utc(entry.ms), "kind": entry.kind, "session": entry.session}
     told |= {"key": entry.key, "target": entry.target}
@@ -433,177 +430,91 @@ class Causes:
             yield f"{count(rows, 'row')} for {len(rest):,} other causes: see results"
 
 
-class Tally:
-    """Counts what a launch, or a watch, does. Pure: times are passed in.
-
-    Args:
-        now: when it began, seconds of a clock that only goes forward.
-        noun: what ends: ``"row"`` or ``"run"``.
-        whole: how many are to end, or None where nobody knows yet.
-
-    Attributes:
-        counts: what ended in this session, by how.
-        retries: how often rows were sent again, or will be.
-        pulse: how it is getting on, or None before the first second is over.
-        causes: why rows have no run.
-    """
-
-    def __init__(self, now: float, noun: str = "row", whole: int | None = None) -> None:
-        self.counts: Counter[str] = Counter()
-        self.retries = 0
-        self.pulse: events.Pulse | None = None
-        self.causes = Causes()
-        self.noun = noun
-        self.whole = whole
-        self._marks: deque[tuple[float, int]] = deque([(now, 0)])
-        self._pauses: dict[str, tuple[float, str]] = {}
-
-    @property
-    def ended(self) -> int:
-        """Rows, or runs, that ended in this session."""
-        return self.counts.total()
-
-    def take(self, event: Event, now: float) -> str | None:
-        """Take in an event; return the cause of a row without a run, where that is a new one."""
-        match event:
-            case events.RowEnded(outcome):
-                self.counts[str(outcome.state)] += 1
-                return self.causes.add(outcome)
-            case events.RunEnded(status):
-                self.counts[how_it_ended(status)] += 1
-            case events.RetryPlanned():
-                self.retries += 1
-            case events.TargetPaused(target, cause, seconds):
-                self._pauses[target] = (now + seconds, cause)
-            case events.Planned(plan):
-                self.whole = plan.send
-                self._marks = deque([(now, 0)])
-            case events.Pulse():
-                self.pulse = event
-                self._marks.append((now, self.ended))
-
-                while len(self._marks) > 1 and now - self._marks[1][0] >= RATE_WINDOW:
-                    self._marks.popleft()
-
-        return None
-
-    def rate(self, now: float) -> float:
-        """Return how many end a second, over the last 30 seconds; 0 before that is known."""
-        since, before = self._marks[0]
-        span = now - since
-        return (self.ended - before) / span if span >= _SHORTEST_SPAN else 0.0
-
-    def seconds_left(self, now: float) -> float | None:
-        """Return about how long the rest takes, seconds; None where nothing tells."""
-        rate = self.rate(now)
-
-        if self.whole is None or not rate:
-            return None
-
-        left = max(0, self.whole - self.ended + self.counts[RowState.INVALID])
-        return left / rate + max((seconds for _, seconds, _ in self.pauses(now)), default=0.0)
-
-    def pauses(self, now: float) -> Iterator[tuple[str, float, str]]:
-        """Yield the targets that wait, how many seconds more, and why."""
-        for target, (until, cause) in self._pauses.items():
-            if until > now:
-                yield target, until - now, cause
-
-    def lines(self, now: float) -> list[tuple[str, str]]:
-        """Return how far it is, the counts, the pace and the waits, each with its style."""
-        of = "" if self.whole is None else f" of {self.whole:,}"
-        share = f", {self.ended / self.whole:.0%}" if self.whole else ""
-        noun = self.noun if (self.whole or self.ended) == 1 else f"{self.noun}s"
-        lines = [(f"{self.ended:,}{of} {noun} ended{share}", "bold")]
-        lines += [(f"{n:,} {how}", _STYLES.get(how, "red")) for how, n in self.counts.items()]
-
-        if self.retries:
-            lines.append((f"{self.retries:,} sent again", ""))
-
-        pace = [f"{self.rate(now):,.0f} {self.noun}s/s"]
-
-        if (pulse := self.pulse) is not None:
-            pace.insert(0, f"{pulse.in_flight:,} in flight, {count(pulse.slots, 'slot')} now")
-
-        if pulse is not None and pulse.drain is not None:
-            pace.append(f"{duration(pulse.drain)} left for those in flight")
-        elif left := self.seconds_left(now):
-            pace.append(f"about {duration(left)} left")
-
-        lines.append((", ".join(pace), "dim"))
-
-        for target, seconds, cause in self.pauses(now):
-            wait = f"all {self.noun}s wait {duration(seconds)} more"
-            lines.append((f"target {target}: {wait}: {cause}", "yellow"))
-
-        return lines
-
-
-def how_it_ended(status: RunStatus) -> str:
-    """Return what became of a run that is asked about no more."""
-    if not status.finished:
-        return "untold"
-
-    return "succeeded" if status.success else "failed"
-
-
 class Progress:
-    """Tells what a launch, or a watch, does while it does it. Close it at the end.
+    """Adds up what a launch, or a watch, does, and tells it meanwhile. Close it at the end.
 
     Args:
         printer: where to tell it.
         noun: what ends: ``"row"`` or ``"run"``.
         whole: how many are to end, or None where nobody knows yet.
         clock: seconds of a clock that only goes forward.
+
+    Attributes:
+        counts: what ended in this session, by how.
+        causes: why rows have no run.
     """
 
     def __init__(
         self,
-        printer: Printer,
+        printer: "Printer",
         noun: str = "row",
         whole: int | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.counts: Counter[str] = Counter()
+        self.causes = Causes()
         self._printer = printer
+        self._noun = noun
+        self._whole = whole
         self._clock = clock
         self._reported = clock()
-        self._every = REDRAW_EVERY if printer.has_block else REPORT_EVERY
-        self._has_block = False
-        self.tally = Tally(self._reported, noun, whole)
+        self._has_block = printer.has_block
+        self._is_drawn = False
+        self._retries = 0
+        self._pulse: events.Pulse | None = None
+        self._marks: deque[tuple[float, int]] = deque([(self._reported, 0)])
+        self._pauses: dict[str, tuple[float, str]] = {}
 
     def close(self) -> None:
         """Leave the block as it stands at the end; without one there is nothing to leave."""
-        if self._has_block:
-            self._has_block = False
-            tally = self.tally
-            lasting = [line for line in tally.lines(self._clock()) if line[1] not in _PASSING]
-            self._printer.show(lasting, tally.ended, tally.whole)
+        if self._is_drawn:
+            self._is_drawn = False
+            lasting = [line for line in self.lines(self._clock()) if line[1] not in _PASSING]
+            self._printer.show(lasting, self.counts.total(), self._whole)
             self._printer.end_block()
 
     def __call__(self, event: Event) -> None:
         """Take in an event, and tell what is to be told."""
         now = self._clock()
-        self._tell(event, self.tally.take(event, now))
 
-        if now - self._reported >= self._every:
+        if isinstance(event, events.Pulse):
+            self._pulse = event
+            self._marks.append((now, self.counts.total()))
+
+            while len(self._marks) > 1 and now - self._marks[1][0] >= RATE_WINDOW:
+                self._marks.popleft()
+        else:
+            self._take(event, now)
+
+        if now - self._reported >= (REDRAW_EVERY if self._has_block else REPORT_EVERY):
             self._reported = now
             self._report(now)
 
-    def _tell(self, event: Event, cause: str | None) -> None:
+    def _take(self, event: Event, now: float) -> None:
         printer = self._printer
 
         match event:
-            case events.RowEnded() | events.RunEnded() | events.RetryPlanned():
-                if printer.verbose:
-                    printer.insist(_line_of(event))
-                elif cause is not None:
-                    printer.say(cause)
+            case events.RowEnded(row):
+                self.counts[str(row.state)] += 1
+                what = f"{row.state} {row.job_run_id or one_line(row.error)}"
+                self._tell(f"row {row.row:,} key {row.key}: {what}", self.causes.add(row))
+            case events.RunEnded(run):
+                how = "succeeded" if run.success else "failed" if run.finished else "untold"
+                self.counts[how] += 1
+                text = f": {one_line(run.status)}" if run.status else ""
+                self._tell(f"key {run.key}: run {run.job_run_id} {how}{text}")
+            case events.RetryPlanned(row, seconds):
+                self._retries += 1
+                what = f"HTTP {row.status}, again in {seconds:.1f} s"
+                self._tell(f"row {row.row:,} key {row.key}: {what}")
             case events.TargetPaused(target, why, seconds):
-                printer.say(f"target {target}: all {self.tally.noun}s wait {seconds:.1f} s: {why}")
+                self._pauses[target] = (now + seconds, why)
+                printer.say(f"target {target}: all {self._noun}s wait {seconds:.1f} s: {why}")
             case events.Noted(message, is_warning):
                 (printer.warn if is_warning else printer.say)(message)
             case events.Planned(plan):
+                self._whole, self._marks = plan.send, deque([(now, 0)])
                 printer.say(*plan_lines(plan))
                 printer.warn(*plan.warnings)
             case events.TokenRenewed(target):
@@ -615,21 +526,64 @@ class Progress:
             case events.TargetStopped(stop):
                 printer.insist(stop_line(stop))
 
+    def _tell(self, line: str, cause: str | None = None) -> None:
+        """Tell of each row where that is asked for, else of each new cause."""
+        if self._printer.verbose:
+            self._printer.insist(line)
+        elif cause is not None:
+            self._printer.say(cause)
+
     def _report(self, now: float) -> None:
-        if self._every == REDRAW_EVERY:
-            self._has_block = True
-            self._printer.show(self.tally.lines(now), self.tally.ended, self.tally.whole)
+        if self._has_block:
+            self._is_drawn = True
+            self._printer.show(self.lines(now), self.counts.total(), self._whole)
         else:
-            self._printer.say(", ".join(text for text, _ in self.tally.lines(now)))
+            self._printer.say(", ".join(text for text, _ in self.lines(now)))
 
+    def rate(self, now: float) -> float:
+        """Return how many end a second, over the last 30 seconds; 0 before that is known."""
+        since, before = self._marks[0]
+        span = now - since
+        return (self.counts.total() - before) / span if span >= _SHORTEST_SPAN else 0.0
 
-def _line_of(event: events.RowEnded | events.RunEnded | events.RetryPlanned) -> str:
-    match event:
-        case events.RowEnded(row):
-            what = row.job_run_id or one_line(row.error)
-            return f"row {row.row:,} key {row.key}: {row.state} {what}"
-        case events.RetryPlanned(row, seconds):
-            return f"row {row.row:,} key {row.key}: HTTP {row.status}, again in {seconds:.1f} s"
-        case events.RunEnded(run):
-            text = f": {one_line(run.status)}" if run.status else ""
-            return f"key {run.key}: run {run.job_run_id} {how_it_ended(run)}{text}"
+    def seconds_left(self, now: float) -> float | None:
+        """Return about how long the rest takes, seconds; None where nothing tells."""
+        rate = self.rate(now)
+
+        if self._whole is None or not rate:
+            return None
+
+        left = max(0, self._whole - self.counts.total() + self.counts[RowState.INVALID])
+        longest = max([0.0, *(until - now for until, _ in self._pauses.values())])
+        return left / rate + longest
+
+    def lines(self, now: float) -> list[tuple[str, str]]:
+        """Return how far it is, the counts, the pace and the waits, each with its style."""
+        ended, whole, pulse = self.counts.total(), self._whole, self._pulse
+        of = "" if whole is None else f" of {whole:,}"
+        share = f", {ended / whole:.0%}" if whole else ""
+        noun = self._noun if (whole or ended) == 1 else f"{self._noun}s"
+        lines = [(f"{ended:,}{of} {noun} ended{share}", "bold")]
+        lines += [(f"{n:,} {how}", _STYLES.get(how, "red")) for how, n in self.counts.items()]
+
+        if self._retries:
+            lines.append((f"{self._retries:,} sent again", ""))
+
+        pace = [f"{self.rate(now):,.0f} {self._noun}s/s"]
+
+        if pulse is not None:
+            pace.insert(0, f"{pulse.in_flight:,} in flight, {count(pulse.slots, 'slot')} now")
+
+        if pulse is not None and pulse.drain is not None:
+            pace.append(f"{duration(pulse.drain)} left for those in flight")
+        elif left := self.seconds_left(now):
+            pace.append(f"about {duration(left)} left")
+
+        lines.append((", ".join(pace), "dim"))
+
+        for target, (until, cause) in self._pauses.items():
+            if until > now:
+                wait = f"all {self._noun}s wait {duration(until - now)} more"
+                lines.append((f"target {target}: {wait}: {cause}", "yellow"))
+
+        return lines
