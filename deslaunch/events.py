@@ -256,8 +256,7 @@ class Counts(NamedTuple):
     @property
     def rows(self) -> int:
         """All rows: the sum of the eight states."""
-        sent = self.started + self.failed + self.rejected + self.unknown + self.in_flight
-        return sent + self.invalid + self.withdrawn + self.pending
+        return sum(self[:8])
 
     def as_dict(self) -> dict[str, int]:
         """Return the counts in the documented form of ``--json``."""

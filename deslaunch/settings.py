@@ -178,7 +178,9 @@ class Settings:
         5,
         "Attempts of one session that a row may get 5XX for; then it is failed.",
         int,
-        **{"low": 1, "unit": "attempts", **_KEPT},
+        low=1,
+        unit="attempts",
+        **_KEPT,
     )
     max_wait: float = _seconds(
         60.0, "Longest computed wait before a retry; Retry-After is never shortened.", kept=True
@@ -187,14 +189,10 @@ class Settings:
         900.0, "Seconds that a target may stay paused before it stops.", kept=True
     )
     drain_timeout: float | None = _seconds(
-        None,
-        "Seconds that starts in flight get once the launch is told to end; default: --timeout.",
-        kept=True,
+        None, "Seconds for starts in flight once a launch is to end; default: --timeout.", kept=True
     )
     max_errors: str = _option(
-        "50%",
-        "Rows of a target that may end without a run before it stops: N, or N% once 200 ended.",
-        **_KEPT,
+        "50%", "Rows of a target that may end without a run: N, or N% once 200 have ended.", **_KEPT
     )
     retry_5xx: Literal["all", "none"] | None = _option(
         None,
@@ -211,7 +209,7 @@ class Settings:
     )
     limit: int | None = _option(
         None,
-        "Start at most this many rows, and leave the others pending (exit 5).",
+        "Start at most this many rows; the rest stays pending (exit 5).",
         int,
         low=1,
         unit="rows",
@@ -222,9 +220,7 @@ class Settings:
     retry_unknown: bool = _consent(
         "Send again the rows whose outcome is unknown: those that have a run get a second one."
     )
-    skip_invalid: bool = _consent(
-        "Launch the valid rows although others are invalid; record those."
-    )
+    skip_invalid: bool = _consent("Launch the valid rows; record the others as invalid.")
     allow_duplicates: bool = _consent(
         "Start each of several rows that name no key and say exactly the same."
     )
@@ -234,19 +230,15 @@ class Settings:
         None, "The manifest's form, where its name does not tell.", choices=("jsonl", "csv")
     )
     delimiter: str = _option(
-        ",",
-        "What stands between the cells of a CSV manifest: , ; | or tab.",
-        choices=(",", ";", "|", "tab", "\t"),
+        ",", "Stands between cells of a CSV manifest: , ; | or tab.", choices=(*",;|", "tab", "\t")
     )
     job_id: str | None = _option(None, "Job (GUID) of the rows that name none.")
     target: str = _option(DEFAULT_TARGET, "Target of the rows that name none.")
     interval: float = _seconds(
-        5.0,
-        "A watch asks about a run again after this long, then after half as long again, and so on.",
+        5.0, "A watch asks about a run again after this long, then half as long again, and so on."
     )
     max_interval: float = _seconds(
-        300.0,
-        "Longest time between two questions about a run; below --interval it counts as that.",
+        300.0, "Longest time between two questions about a run; at least --interval is meant."
     )
     watch_timeout: float | None = _seconds(
         None, "End the watch after this long; without it, with the last run."
