@@ -66,10 +66,10 @@ def mistakes(folder: Path, text: str | bytes) -> list[str]:
 def test_the_targets_of_a_file(tmp_path: Path) -> None:
     text = (
         ACME
-        + "concurrency = 8\ntimeout = 5\nconnect_timeout = 1.5\n"
+        + "concurrency = 8\n"
         + BISTRO
         + 'auth_url = "https://auth.example"\n'
-        + '[targets."Café 1"]\nbase_url = "http://des.local"\nallow_http = true\n'
+        + '[targets."Café 1"]\nbase_url = "https://des.local"\n'
         + 'token_command = ["vault", "read"]\n'
     )
 
@@ -78,8 +78,6 @@ def test_the_targets_of_a_file(tmp_path: Path) -> None:
             "base_url": URL,
             "token_env": "ACME",
             "concurrency": 8,
-            "timeout": 5,
-            "connect_timeout": 1.5,
         },
         "bistro": {
             "oauth": {
@@ -92,8 +90,7 @@ def test_the_targets_of_a_file(tmp_path: Path) -> None:
             }
         },
         "Café 1": {
-            "base_url": "http://des.local",
-            "allow_http": True,
+            "base_url": "https://des.local",
             "token_command": ["vault", "read"],
         },
     }
@@ -148,7 +145,7 @@ def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
         pytest.param(
             ACME + "x = 's3cret'",
             "[targets.acme] x: is no key of this table; expected one of base_url, token_env, "
-            "token_file, token_command, oauth, concurrency, timeout, connect_timeout, allow_http",
+            "token_file, token_command, oauth, concurrency",
             id="unknown",
         ),
         pytest.param(
@@ -179,18 +176,14 @@ def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
             id="text-slots",
         ),
         pytest.param(
-            ACME + "timeout = inf",
-            "[targets.acme] timeout: expected a number of seconds above 0, at most 86,400, got inf",
-            id="endless",
+            ACME + "concurrency = 8.5",
+            "[targets.acme] concurrency: expected a whole number of slots from 1 to 1,024, got 8.5",
+            id="half-a-slot",
         ),
         pytest.param(
-            ACME + "timeout = 0",
-            "[targets.acme] timeout: expected a number of seconds above 0, at most 86,400, got 0",
-            id="no-time",
-        ),
-        pytest.param(
-            ACME + "allow_http = 2026-01-01",
-            "[targets.acme] allow_http: expected true or false, got a date",
+            ACME + "concurrency = 2026-01-01",
+            "[targets.acme] concurrency: expected a whole number of slots from 1 to 1,024, "
+            "got a date",
             id="date",
         ),
         pytest.param(
@@ -259,26 +252,6 @@ def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
             "[targets.bistro.oauth] password_env and password_file: are both there; "
             "expected one password",
             id="two-passwords",
-        ),
-        pytest.param(
-            ACME.replace("https:", "http:"),
-            "[targets.acme] base_url: the URL 'http://des.example' would send the token in the "
-            "clear; write https://des.example; or, where nobody can listen on the way, allow http "
-            "with allow_http = true",
-            id="http",
-        ),
-        pytest.param(
-            ACME.replace("des.ex", "u:s3cret@des.ex"),
-            "[targets.acme] base_url: the URL holds a user name or password; remove what stands "
-            "before the '@': DES takes nothing but a token",
-            id="password-in-url",
-        ),
-        pytest.param(
-            BISTRO + 'auth_url = "http://auth.example"',
-            "[targets.bistro.oauth] auth_url: the URL 'http://auth.example' would send the token "
-            "in the clear; write https://auth.example; or, where nobody can listen on the way, "
-            "allow http with allow_http = true",
-            id="auth-http",
         ),
         pytest.param(
             '[targets."a b"]\ntoken_env = "A"',
@@ -521,23 +494,41 @@ def test_without_a_file_there_is_one_client(monkeypatch: pytest.MonkeyPatch) -> 
     assert (found.home, found.timeout, found.connect_timeout) == (f"{URL}", 60, 10)
 
 
+def test_a_target_has_slots_of_its_own(tmp_path: Path) -> None:
+    config = written(tmp_path, ACME + "concurrency = 3\n")
+
+    found = client({"config": config, "timeout": 7.0}, {"connect_timeout": 2.0})["acme"]
+
+    assert (found.concurrency, found.timeout, found.connect_timeout) == (3, 7, 2)
+
+
 @pytest.mark.parametrize(
-    ("values", "kept", "timeouts"),
+    ("text", "told"),
     [
-        pytest.param({}, {}, (5, 10), id="target-before-default"),
-        pytest.param({"timeout": 7.0}, {}, (7, 10), id="command-line-before-target"),
-        pytest.param({}, {"timeout": 8.0, "connect_timeout": 2.0}, (8, 2), id="ledger"),
+        pytest.param(
+            ACME.replace("https:", "http:"),
+            "target acme: the base URL 'http://des.example' would send the token in the clear",
+            id="http",
+        ),
+        pytest.param(
+            ACME.replace("des.ex", "u:s3cret@des.ex"),
+            "target acme: the base URL holds a user name or password",
+            id="password-in-url",
+        ),
+        pytest.param(
+            BISTRO + 'auth_url = "http://auth.example"',
+            "target bistro: the auth server's URL 'http://auth.example' would send the token in "
+            "the clear",
+            id="auth-http",
+        ),
     ],
 )
-def test_a_targets_own_limits_give_way_to_what_was_said_of_all(
-    values: dict[str, Any], kept: dict[str, Any], timeouts: tuple[float, float], tmp_path: Path
-) -> None:
-    config = written(tmp_path, ACME + "timeout = 5\nconcurrency = 3\n")
+def test_a_url_that_can_not_be_used(text: str, told: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        client({"config": written(tmp_path, text)})
 
-    found = client({"config": config, **values}, kept)["acme"]
-
-    assert (found.timeout, found.connect_timeout) == timeouts
-    assert found.concurrency == 3
+    assert str(caught.value) == told
+    assert caught.value.hint
 
 
 @pytest.mark.parametrize("host", [pytest.param(True, id="here"), pytest.param(False, id="there")])

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 Target = Mapping[str, Any]
 """The table of one target, as a file has it; the paths in it are absolute."""
 
-_LIMITS: Final = ("timeout", "connect_timeout")
 _SOURCES: Final = ("token_env", "token_file", "token_command", "oauth")
 _SECRETS: Final = ("client_secret", "username", "password")
 _NAMES: Final = ("org_id", "client_id")
@@ -59,12 +58,6 @@ class _Kind(NamedTuple):
 _table: Final = partial(_Kind, "a table", lambda value: isinstance(value, dict))
 
 
-def _number(name: str) -> _Kind:
-    """Return what an option takes, as TOML writes it."""
-    option = OPTIONS[name]
-    return _Kind(option.range, lambda one: type(one) in {int, option.kind} and option.fits(one))
-
-
 _TEXT: Final = _Kind("a text in quotes", lambda value: isinstance(value, str) and value != "")
 _WORDS: Final = _Kind(
     'a list of texts, as in ["vault", "read", "secret/des"]; there is no shell',
@@ -74,7 +67,10 @@ _WORDS: Final = _Kind(
         and any(value[:1])
     ),
 )
-_FLAG: Final = _Kind("true or false", lambda value: isinstance(value, bool))
+_SLOTS: Final = _Kind(
+    OPTIONS["concurrency"].range,
+    lambda value: type(value) is int and OPTIONS["concurrency"].fits(value),
+)
 _PLACES: Final = {name: (f"{name}_env", f"{name}_file") for name in _SECRETS}
 _OAUTH: Final = _table(
     dict.fromkeys(("auth_url", *_NAMES, *chain(*_PLACES.values())), _TEXT),
@@ -85,8 +81,7 @@ _TARGET: Final = _table(
         **dict.fromkeys(("base_url", "token_env", "token_file"), _TEXT),
         "token_command": _WORDS,
         "oauth": _OAUTH,
-        **{name: _number(name) for name in ("concurrency", *_LIMITS)},
-        "allow_http": _FLAG,
+        "concurrency": _SLOTS,
     },
     {"token": _SOURCES},
 )
@@ -151,20 +146,17 @@ def _located(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
-def _mistakes(
-    table: Mapping[str, Any], kind: _Kind, *names: str, allow_http: bool = False
-) -> Iterator[str]:
+def _mistakes(table: Mapping[str, Any], kind: _Kind, *names: str) -> Iterator[str]:
     """Yield what is wrong with a table and those in it, each with its table and key."""
     words = (name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else f'"{name}"' for name in names)
     where = f"[{'.'.join(words)}] " if names else ""
-    allow_http = allow_http or table.get("allow_http") is True
 
     for key, value in table.items():
-        if told := _mistake(key, value, kind, allow_http=allow_http):
+        if told := _mistake(key, value, kind):
             yield f"{where}{key}: {told}"
         elif isinstance(value, dict):
             inner = kind.keys.get(key) or kind.keys["*"]
-            yield from _mistakes(value, inner, *names, key, allow_http=allow_http)
+            yield from _mistakes(value, inner, *names, key)
 
     for what, keys in kind.choices.items():
         named = [key for key in keys if key in table]
@@ -179,30 +171,19 @@ def _mistakes(
         yield f"{where}base_url: is missing; only an oauth table can do without it"
 
 
-def _mistake(key: str, value: Any, kind: _Kind, *, allow_http: bool) -> str:
-    """Return what is wrong with a key of a table, or its value; ``""`` for nothing."""
-    from deslaunch.des.http import safe_url  # noqa: PLC0415  # aiohttp is slow to import
-
+def _mistake(key: str, value: Any, kind: _Kind) -> str | None:
+    """Return what is wrong with a key of a table, or its value."""
     inner = kind.keys.get(key, kind.keys.get("*"))
 
-    if inner is None and key in kind.choices:
+    if inner is not None:
+        return None if inner.fits(value) else f"expected {inner.expected}, got {_described(value)}"
+
+    if key in kind.choices:
         return f"a secret must not stand in this file; write {_either(kind.choices[key])}"
 
-    if inner is None:
-        near = get_close_matches(key.lower().replace("-", "_"), kind.keys, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(kind.keys)}"
-        return f"is no key of this table; {advice}"
-
-    if not inner.fits(value):
-        return f"expected {inner.expected}, got {_described(value)}"
-
-    try:
-        if key.endswith("_url"):
-            safe_url(value, "URL", allow_http=allow_http)
-    except ConfigurationError as exc:
-        return f"{exc}; {exc.hint.replace('--allow-http', 'allow_http = true')}"
-
-    return ""
+    near = get_close_matches(key.lower().replace("-", "_"), kind.keys, n=1)
+    advice = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(kind.keys)}"
+    return f"is no key of this table; {advice}"
 
 
 def _either(keys: Sequence[str]) -> str:
@@ -328,7 +309,7 @@ def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, DesClien
     Where no file names targets there is one client, that of the rows that name no target.
 
     Args:
-        given: a time limit that was given there, or by the ledger, wins over a target's own.
+        given: its settings are those of all clients.
         needs_token: a missing token is an error now, not when the first request is made.
 
     Raises:
@@ -338,7 +319,16 @@ def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, DesClien
     path = Path(kept) if kept else given["config"] or default_config()
     of_file = read_config(path) if path else {}
     found = merged(of_file, os.environ, base_url=given["base_url"], target=given.settings.target)
-    clients = {name: _client(target, given) for name, target in found.items()}
+    clients = {}
+
+    for name, target in found.items():
+        try:
+            clients[name] = _client(target, given)
+        except ConfigurationError as exc:
+            if of_file:
+                exc.locate(f"target {name}")
+
+            raise
 
     if needs_token and not any(target.keys() & set(_SOURCES) for target in found.values()):
         raise ConfigurationError(
@@ -375,20 +365,15 @@ def _client(target: Target, given: Given) -> DesClient:
             hint="set DES_BASE_URL, pass --base-url URL, or name targets in a file for --config",
         )
 
-    allow_http = bool(given["allow_http"]) or target.get("allow_http", False)
-    limits: dict[str, Any] = {name: getattr(given.settings, name) for name in _LIMITS}
-
-    for name in _LIMITS:
-        if name in target and not (given[name] or given.before.get(name)):
-            limits[name] = target[name]
-
+    allow_http, settings = bool(given["allow_http"]), given.settings
     return DesClient(
         target.get("base_url"),
         token=_token_source(target, allow_http=allow_http),
         allow_http=allow_http,
         proxy=proxy_of,
         concurrency=target.get("concurrency"),
-        **limits,
+        timeout=settings.timeout,
+        connect_timeout=settings.connect_timeout,
     )
 
 
