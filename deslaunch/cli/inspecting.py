@@ -57,7 +57,7 @@ def _with_ledger(
     options.flag("--unknown", "Write the unknown rows as a file to fill in, for resolve --from."),
     options.file("--output -o", "With --unknown: a CSV file. Default: stdout."),
     options.FORCE,
-    options.OUTPUT,
+    *options.OUTPUT,
 )
 def status(given: Given) -> int:
     """Say how the batch of LEDGER stands, why it stopped, and list its unknown rows.
@@ -155,13 +155,13 @@ async def _write_unknown(given: Given, ledger: "Ledger", printer: Printer) -> in
 @options.command(
     "results",
     options.LEDGER,
-    options.WRITTEN,
+    *options.WRITTEN,
     options.value("--state", "Only rows in this state.", type=click.Choice(_STATES)),
     options.value("--run", "Only rows with such a run.", type=click.Choice(_RUNS)),
     options.value("--key keys", "Only this row; repeatable.", multiple=True, metavar="KEY"),
     options.flag("--with-manifest", "Also what each row says; ours: deslaunch.*"),
     options.file("--split", "Write DIR/failed.csv and so on instead.", metavar="DIR"),
-    options.VOLUME,
+    *options.VOLUME,
 )
 def results(given: Given) -> int:
     """Write what became of every row, in manifest order.
@@ -210,7 +210,7 @@ def results(given: Given) -> int:
     options.LEDGER,
     options.flag("--follow", "Go on while the ledger grows, until a signal."),
     options.value("--key", "Only this row's.", metavar="KEY"),
-    options.VOLUME,
+    *options.VOLUME,
 )
 def log(given: Given) -> int:
     """Print every attempt and event of the batch of LEDGER, a JSON object a line, in time order.
@@ -249,7 +249,7 @@ def log(given: Given) -> int:
     options.value("--note", "Kept with each finding.", default=""),
     options.flag("--early", "Take --not-started although DES may list a run later than now."),
     options.YES,
-    options.OUTPUT,
+    *options.OUTPUT,
 )
 def resolve(given: Given) -> int:
     """Record what a person found out about unknown or failed rows of LEDGER, all or nothing.
@@ -341,7 +341,7 @@ async def _agree_to_early(early: Sequence[tuple[str, int]], given: Given, printe
     options.LEDGER,
     options.file("--output -o", "The page, an .html file.", required=True),
     options.FORCE,
-    options.VOLUME,
+    *options.VOLUME,
 )
 def report(given: Given) -> int:
     """Write a page for a browser: counts, times, causes, what to do, and every row.

@@ -26,7 +26,7 @@ _ROWS: Final = (*options.FORM, *options.tuning("allow_duplicates", "allow_repeat
 _MANIFEST: Final = click.Argument(["manifest"], metavar="MANIFEST")
 
 
-@options.command("check", _MANIFEST, _ROWS, options.DES, options.OUTPUT)
+@options.command("check", _MANIFEST, *_ROWS, *options.DES, *options.OUTPUT)
 def check(given: Given) -> int:
     """Check every row of MANIFEST, and send nothing. "-" reads stdin.
 
@@ -72,9 +72,9 @@ def check(given: Given) -> int:
         show_envvar=True,
     ),
     options.flag("--resume", "Go on where this very manifest was begun: for cron and containers."),
-    _ROWS,
-    options.tuning("skip_invalid"),
-    options.LAUNCH,
+    *_ROWS,
+    *options.tuning("skip_invalid"),
+    *options.LAUNCH,
 )
 def run(given: Given) -> int:
     """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required.
@@ -113,8 +113,8 @@ def run(given: Given) -> int:
     options.LEDGER,
     options.value("--corrections", "Take the rows of FILE into it, by key.", metavar="FILE"),
     options.flag("--add-rows", "FILE may hold rows that the batch lacks, with keys of their own."),
-    options.FORM,
-    options.LAUNCH,
+    *options.FORM,
+    *options.LAUNCH,
 )
 def resume(given: Given) -> int:
     """Go on with the batch of LEDGER: what is pending or failed, never what is unknown.
@@ -146,10 +146,10 @@ def resume(given: Given) -> int:
 @options.command(
     "watch",
     options.LEDGER,
-    options.CONNECTION,
-    options.tuning("concurrency", "rate", "max_wait", "give_up_after", "drain_timeout"),
-    options.WATCH,
-    options.OUTPUT,
+    *options.CONNECTION,
+    *options.tuning("concurrency", "rate", "max_wait", "give_up_after", "drain_timeout"),
+    *options.WATCH,
+    *options.OUTPUT,
 )
 def watch(given: Given) -> int:
     """Follow the runs that the batch of LEDGER started to their end, and record how they ended.

@@ -5,7 +5,7 @@ options, and what was given of it becomes :class:`~deslaunch.settings.Settings` 
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import cleandoc
@@ -192,18 +192,14 @@ def form_of(output: Path | None, given: Format | None) -> Format:
 
 
 def command(
-    name: str, *parameters: click.Parameter | Sequence[click.Parameter]
+    name: str, *parameters: click.Parameter
 ) -> Callable[[Callable[[Given], int]], click.Command]:
     """Return a decorator that makes a function a command; what it returns is the exit code.
 
     Args:
         name: the command's; its page is the function's docstring, whose end are examples.
-        parameters: arguments and options, or several of them at a time.
+        parameters: arguments and options.
     """
-    flat: list[click.Parameter] = []
-
-    for one in parameters:
-        flat += [one] if isinstance(one, click.Parameter) else one
 
     def decorate(function: Callable[[Given], int]) -> click.Command:
         def call(**values: Any) -> int:
@@ -213,6 +209,6 @@ def command(
 
         text, _, examples = cleandoc(function.__doc__ or "").partition("\n\nExamples:\n")
         epilog = f"\b\nExamples:\n{examples}\n\n{EXIT_CODES}"
-        return click.Command(name, params=flat, callback=call, help=text, epilog=epilog)
+        return click.Command(name, params=[*parameters], callback=call, help=text, epilog=epilog)
 
     return decorate

@@ -24,7 +24,7 @@ _TARGET: Final = options.value(
 )
 
 
-@options.command("jobs", _TARGET, options.CONNECTION, options.OUTPUT)
+@options.command("jobs", _TARGET, *options.CONNECTION, *options.OUTPUT)
 def jobs(given: Given) -> int:
     """List the organisation's jobs and their JobRunParameters.
 
@@ -63,7 +63,7 @@ def _query(given: Given) -> Sequence[Job]:
     return run_work(work)
 
 
-@options.command("targets", options.CONNECTION, options.OUTPUT)
+@options.command("targets", *options.CONNECTION, *options.OUTPUT)
 def targets(given: Given) -> int:
     """Ask each target for a token and for its jobs, and say which of them work.
 
@@ -123,11 +123,11 @@ async def _tell_of(name: str, client: "DesClient") -> dict[str, Any]:
 @options.command(
     "template",
     click.Argument(["job"], metavar="JOBID"),
-    options.WRITTEN,
+    *options.WRITTEN,
     _TARGET,
     options.JOBS,
-    options.CONNECTION,
-    options.VOLUME,
+    *options.CONNECTION,
+    *options.VOLUME,
 )
 def template(given: Given) -> int:
     """Write a manifest to begin with: one example row for the job JOBID.
