@@ -6,12 +6,10 @@ secret, and every mistake in it is told at once. What the environment says is sa
 ``default``, in the same words as a file's table, and wins over it.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from difflib import get_close_matches
 from functools import partial
@@ -19,15 +17,12 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from deslaunch.cli.options import kept_config
+from deslaunch.cli.options import Given, kept_config
 from deslaunch.errors import ConfigurationError, CredentialsRefused
 from deslaunch.model import DEFAULT_TARGET
 from deslaunch.settings import OPTIONS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from deslaunch.cli.options import Given
     from deslaunch.des.client import DesClient
     from deslaunch.des.tokens import TokenSource
 
@@ -51,7 +46,7 @@ class _Kind(NamedTuple):
 
     expected: str
     fits: Callable[[Any], bool]
-    keys: Mapping[str, _Kind] = {}
+    keys: Mapping[str, "_Kind"] = {}
     choices: Mapping[str, tuple[str, ...]] = {}
 
 
@@ -303,7 +298,7 @@ def merged(
 # Clients.
 
 
-def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, DesClient]:
+def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, "DesClient"]:
     """Return the clients that file, environment and options describe by target, not yet open.
 
     Where no file names targets there is one client, that of the rows that name no target.
@@ -341,7 +336,7 @@ def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, DesClien
 
 
 @asynccontextmanager
-async def opened(clients: Mapping[str, DesClient]) -> AsyncIterator[None]:
+async def opened(clients: Mapping[str, "DesClient"]) -> AsyncIterator[None]:
     """Have all clients open."""
     async with AsyncExitStack() as stack:
         for client in clients.values():
@@ -350,7 +345,7 @@ async def opened(clients: Mapping[str, DesClient]) -> AsyncIterator[None]:
         yield
 
 
-def _client(target: Target, given: Given) -> DesClient:
+def _client(target: Target, given: Given) -> "DesClient":
     """Return the client of one target, not yet open.
 
     Raises:
@@ -377,7 +372,7 @@ def _client(target: Target, given: Given) -> DesClient:
     )
 
 
-def _token_source(target: Target, *, allow_http: bool) -> TokenSource:
+def _token_source(target: Target, *, allow_http: bool) -> "TokenSource":
     from deslaunch.des import tokens  # noqa: PLC0415  # aiohttp is slow to import
     from deslaunch.des.http import proxy_of  # noqa: PLC0415
     from deslaunch.des.wire import AUTH_URL  # noqa: PLC0415
