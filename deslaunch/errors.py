@@ -40,15 +40,13 @@ nothing was started. ``ServerError``: DES's contract allows it, yet the run may 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, TypedDict, Unpack
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from deslaunch.events import ProblemGroup, Stop, Summary, WatchSummary
     from deslaunch.model import Problem
-
-    Runs = Sequence[tuple[str, str]]
 
 
 class DeslaunchError(Exception):
@@ -237,30 +235,18 @@ class Stopped(DeslaunchError):
 
     Attributes:
         summary: the counts of the whole batch; None where there was no launch yet.
-        stops: why it stopped, target by target.
     """
 
     exit_code = 5
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        summary: Summary | None = None,
-        stops: Sequence[Stop] = (),
-        hint: str = "",
-    ) -> None:
+    def __init__(self, message: str, *, summary: Summary | None = None, hint: str = "") -> None:
         super().__init__(message, hint=hint)
         self.summary = summary
-        self.stops = tuple(stops)
 
-
-class _Known(TypedDict, total=False):
-    """What is known of any launch that stopped: see :class:`Stopped`."""
-
-    summary: Summary | None
-    stops: Sequence[Stop]
-    hint: str
+    @property
+    def stops(self) -> Sequence[Stop]:
+        """Why it stopped, target by target."""
+        return self.summary.stops if self.summary else ()
 
 
 class CredentialsRefused(Stopped):
@@ -281,8 +267,10 @@ class Interrupted(Stopped):
 
     exit_code = 130
 
-    def __init__(self, message: str, *, signum: int = 0, **known: Unpack[_Known]) -> None:
-        super().__init__(message, **known)
+    def __init__(
+        self, message: str, *, signum: int = 0, summary: Summary | None = None, hint: str = ""
+    ) -> None:
+        super().__init__(message, summary=summary, hint=hint)
         self.signum = signum
 
 
@@ -293,22 +281,22 @@ class Unfinished(Stopped):
         runs: how the runs stand.
     """
 
-    def __init__(
-        self, message: str, *, runs: WatchSummary, stops: Sequence[Stop] = (), hint: str = ""
-    ) -> None:
-        super().__init__(message, summary=runs.batch, stops=stops, hint=hint)
+    def __init__(self, message: str, *, runs: WatchSummary, hint: str = "") -> None:
+        super().__init__(message, summary=runs.batch, hint=hint)
         self.runs = runs
+
+    @property
+    def stops(self) -> Sequence[Stop]:
+        """Why the watch ended, target by target."""
+        return self.runs.stops
 
 
 class LedgerWriteFailed(Stopped, LedgerError):
-    """A write or sync of the ledger failed. Nothing more is launched.
-
-    Attributes:
-        unrecorded: (key, jobRunId) of runs that DES started and that may not be on disk.
-    """
+    """A write or sync of the ledger failed. Nothing more is launched."""
 
     exit_code = 7
 
-    def __init__(self, message: str, *, unrecorded: Runs = (), **known: Unpack[_Known]) -> None:
-        super().__init__(message, **known)
-        self.unrecorded = tuple(unrecorded)
+    @property
+    def unrecorded(self) -> Sequence[tuple[str, str]]:
+        """(key, jobRunId) of runs that DES started and that may not be on disk."""
+        return self.summary.unrecorded if self.summary else ()

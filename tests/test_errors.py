@@ -10,6 +10,7 @@ import pytest
 
 from deslaunch import errors
 from deslaunch.errors import DeslaunchError, LedgerError, LedgerWriteFailed, Stopped
+from deslaunch.events import Counts, Summary
 
 DRAWN: Final = re.compile(r"^    ([│├└─ ]*)(\w+) +(\d+)$", re.MULTILINE)
 ROOT: Final = "DeslaunchError"
@@ -61,8 +62,10 @@ def test_a_place_stands_in_front() -> None:
 
 @pytest.mark.parametrize("cause", [Stopped, LedgerError])
 def test_a_ledger_that_fails_is_caught_by_either_name(cause: type[DeslaunchError]) -> None:
+    summary = Summary(Counts(), "night.ledger.db", unrecorded=(("a", "b"),))
+
     with pytest.raises(cause) as caught:
-        raise LedgerWriteFailed("the disk is full", unrecorded=[("a", "b")])
+        raise LedgerWriteFailed("the disk is full", summary=summary)
 
     assert isinstance(caught.value, LedgerWriteFailed)
     assert caught.value.unrecorded == (("a", "b"),)

@@ -518,12 +518,11 @@ def raise_if_unfinished(summary: Summary, options: Mapping[str, Any]) -> None:
     message = f"{count(left, 'row')} pending: {why}"
     known: dict[str, Any] = {
         "summary": summary,
-        "stops": stops,
         "hint": f"go on with: {resume_command(summary.ledger, options)}",
     }
 
     if StopReason.LEDGER in reasons or summary.unrecorded:
-        raise errors.LedgerWriteFailed(why, unrecorded=summary.unrecorded, **known)
+        raise errors.LedgerWriteFailed(why, **known)
 
     if not left:
         return

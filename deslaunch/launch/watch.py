@@ -162,7 +162,6 @@ class Watch(Loop):
             raise errors.Unfinished(
                 f"{count(summary.unfinished, 'run')} had not finished when the watch ended: {why}",
                 runs=summary,
-                stops=summary.stops,
                 hint="watch the ledger again: only what is left is asked about",
             )
 
