@@ -9,7 +9,6 @@ import math
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
 from datetime import UTC, datetime
 from itertools import accumulate, pairwise
 from typing import Any, Final
@@ -189,7 +188,7 @@ def shares(counts: Counts) -> list[dict[str, Any]]:
     They come as ``Counts`` lists them. A state without rows is left out; what would be too thin
     to be seen is not that thin.
     """
-    states = [one.name for one in fields(counts) if one.name not in _NO_STATES]
+    states = [name for name in counts._fields if name not in _NO_STATES]
     present = {state: getattr(counts, state) for state in states if getattr(counts, state)}
     thin, left = 0.6, 0.0
     found = []
