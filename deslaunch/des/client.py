@@ -52,6 +52,9 @@ Value = str | int | Decimal | datetime | JobRunParameterValue | Auto | None
 LATE: Final = 5.0
 """Seconds beyond the connect timeout within which a start must leave after it was meant."""
 
+DEFAULT_SLOTS: Final = 16
+"""Requests that are expected at a time where nobody says how many."""
+
 _MIB: Final = 1024 * 1024
 
 
@@ -131,6 +134,8 @@ class DesClient:
 
     Attributes:
         concurrency: as it was passed.
+        slots: requests that are expected to be on their way at a time, where ``concurrency`` is
+            not less; at most twice as many connections are open. A launch sets it.
         timeout: as it was passed.
         connect_timeout: as it was passed.
         org_id: the organisation, where the token source knows it, or None.
@@ -159,10 +164,10 @@ class DesClient:
         source = StaticToken(token) if isinstance(token, str) else token
         self.org_id: str | None = getattr(source, "org_id", None)
         self.concurrency = concurrency
+        self.slots = DEFAULT_SLOTS
         self.timeout = timeout
         self.connect_timeout = connect_timeout
         self.on_note: Callable[[str], None] = lambda _: None
-        self._deadlines = http.Deadlines(timeout)
         self._ssl = ssl
         self._now = now
         self._boottime = boottime
@@ -232,9 +237,14 @@ class DesClient:
         if self._way is not None:
             raise RuntimeError("this DesClient is open already")
 
+        self._deadlines = http.Deadlines(self.timeout)
+
         if quick.IS_KNOWN:
             self._way = quick.QuickWay(
-                ssl=self._ssl, connect_timeout=self.connect_timeout, on_doubt=self._doubt
+                ssl=self._ssl,
+                connect_timeout=self.connect_timeout,
+                slots=lambda: min(self.slots, self.concurrency or self.slots),
+                on_doubt=self._doubt,
             )
         else:
             self._way = http.PlainWay(ssl=self._ssl, connect_timeout=self.connect_timeout)
@@ -248,9 +258,8 @@ class DesClient:
         way, self._way = self._way, None
 
         if way is not None:
+            self._deadlines.close()
             await way.aclose()
-
-        self._deadlines.close()
 
     async def start(self, start: Start, sent: Sent | None = None) -> StartedRun:
         """Send one start, once.
@@ -409,7 +418,7 @@ class DesClient:
         exchange = Exchange(body, sent, call.limit, latest, self._boottime)
 
         try:
-            with self._deadlines.begin():
+            with self._deadlines:
                 await self._way.post(self._routes[call.path], exchange)
         except NotSent:
             raise

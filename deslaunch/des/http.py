@@ -20,7 +20,7 @@ import sys
 import time
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import aiohttp
 from yarl import URL
@@ -184,11 +184,12 @@ def _needs_no_proxy(host: str, port: int | None, rules: str) -> bool:
 
 
 class Deadlines:
-    """Gives out limits of the same length.
+    """A time limit for blocks of tasks, ``with deadlines:``, the same for all, one a task.
 
-    A limit that has run out is enforced a moment later. A loop that stood still, because its
-    machine was asleep or its disk slow, finds timers and responses waiting at the same time: the
-    responses are read first, so that none is lost to a limit that only the standstill exceeded.
+    The block raises ``TimeoutError`` once it has run out, a moment later than it did. A loop that
+    stood still, because its machine was asleep or its disk slow, finds timers and responses
+    waiting at the same time: the responses are read first, so that none is lost to a limit that
+    only the standstill exceeded.
 
     Args:
         seconds: the length, above 0.
@@ -196,28 +197,34 @@ class Deadlines:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._running: dict[Limit, float] = {}
+        self._loop = asyncio.get_running_loop()  # which costs a system call before Python 3.12
+        self._running: dict[asyncio.Task[object], tuple[float, int]] = {}
+        self._ended: dict[asyncio.Task[object], int] = {}
         self._timer: asyncio.TimerHandle | None = None
 
-    def begin(self) -> Limit:
-        """Return a limit that runs from now on, for the current task, until its block ends.
-
-        Raises:
-            RuntimeError: this is no task.
-        """
-        loop = asyncio.get_running_loop()
-        task = asyncio.current_task(loop)
-
-        if task is None:
-            raise RuntimeError("only a task can be given a time limit")
-
-        limit = Limit(task, self._running)
-        due = self._running[limit] = loop.time() + self._seconds
+    def __enter__(self) -> None:
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+        due = self._loop.time() + self._seconds
+        self._running[task] = due, task.cancelling()
 
         if self._timer is None:
-            self._timer = loop.call_at(due, self._ring, due)
+            self._timer = self._loop.call_at(due, self._ring, due)
 
-        return limit
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
+        """Tell the limit's own cancellation from another's.
+
+        Raises:
+            TimeoutError: the limit ran out, and nobody else cancelled the task.
+        """
+        task = asyncio.current_task(self._loop)
+        assert task is not None
+
+        if self._running.pop(task, None) is None:
+            is_ours = task.uncancel() <= self._ended.pop(task)
+
+            if is_ours and kind is asyncio.CancelledError:
+                raise TimeoutError from error
 
     def close(self) -> None:
         """Let no limit run any more."""
@@ -226,59 +233,21 @@ class Deadlines:
             self._timer = None
 
     def _ring(self, due: float) -> None:
-        loop = asyncio.get_running_loop()
-        now = max(due, loop.time())  # a timer may ring a little early
-        self._timer = loop.call_later(GRACE, self._enforce, now)
+        now = max(due, self._loop.time())  # a timer may ring a little early
+        self._timer = self._loop.call_later(GRACE, self._enforce, now)
 
     def _enforce(self, now: float) -> None:
         """End what was overdue when the timer rang, and set it for the next."""
         self._timer = None
 
-        for limit, due in list(self._running.items()):
+        for task, (due, cancelling) in list(self._running.items()):
             if due > now:
-                self._timer = asyncio.get_running_loop().call_at(due, self._ring, due)
+                self._timer = self._loop.call_at(due, self._ring, due)
                 break
 
-            del self._running[limit]
-            limit.run_out()
-
-
-class Limit:
-    """One limit: a context manager, whose block raises ``TimeoutError`` once it has run out.
-
-    Attributes:
-        expired: it has run out.
-    """
-
-    __slots__ = ("_cancelling", "_running", "_task", "expired")
-
-    def __init__(self, task: asyncio.Task[object], running: dict[Limit, float]) -> None:
-        self.expired = False
-        self._task = task
-        self._running = running
-        self._cancelling = task.cancelling()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        """Tell the limit's own cancellation from another's.
-
-        Raises:
-            TimeoutError: the limit ran out, and nobody else cancelled the task.
-        """
-        self._running.pop(self, None)
-
-        if self.expired:
-            mine = self._task.uncancel() <= self._cancelling
-
-            if mine and kind is asyncio.CancelledError:
-                raise TimeoutError from error
-
-    def run_out(self) -> None:
-        """End the block in which the task is."""
-        self.expired = True
-        self._task.cancel()
+            del self._running[task]
+            self._ended[task] = cancelling
+            task.cancel()
 
 
 # -- One request and its response -------------------------------------------------------------

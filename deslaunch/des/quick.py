@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import pkgutil
 import re
 import resource
 from collections import deque
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from aiohttp.connector import Connection
-    from multidict import CIMultiDictProxy
 
     from deslaunch.des.http import Exchange, Route
 
@@ -38,11 +38,8 @@ KEEPALIVE: Final = 2.0
 start on a connection that the server closed meanwhile ends unknown."""
 
 REST: Final = 0.05
-"""Seconds for which a connection is left alone after a response."""
-
-SPARE: Final = 256
-"""Connections that rest at most, and no more than a quarter of the files that this process may
-open; with more of them the oldest is used at once."""
+"""Seconds for which a connection is left alone after a response. Where as many rest as there are
+slots, the oldest is used at once: twice as many as slots are open at most."""
 
 KEPT: Final = 65_536
 """Bytes of what came back that are kept for a fault."""
@@ -63,39 +60,29 @@ _READS: Final[Mapping[str, Any]] = {
     "max_headers": HEADERS,
 }
 
-
-def known_parts() -> Mapping[Callable[..., object], str]:
-    """Return the parts of aiohttp that are called here, with the names of their parameters.
-
-    Raises:
-        ImportError: one of them is not where it was.
-        AttributeError: the same.
-    """
-    from aiohttp.client_proto import ResponseHandler  # noqa: PLC0415  # may be absent
-    from aiohttp.connector import Connection  # noqa: PLC0415  # may be absent
-
-    return {
-        aiohttp.ClientRequest.__init__: (
-            "self method url params headers skip_auto_headers data cookies auth version compress "
-            "chunked expect100 loop response_class proxy proxy_auth timer session ssl "
-            "proxy_headers traces trust_env server_hostname"
-        ),
-        aiohttp.TCPConnector.connect: "self req traces timeout",
-        Connection.close: "self",
-        ResponseHandler.set_response_params: "self " + " ".join(_READS),
-        ResponseHandler.read: "self",
-        ResponseHandler.__len__: "self",
-        ResponseHandler.is_connected: "self",
-        ResponseHandler.data_received: "self data",
-    }
+PARTS: Final[Mapping[str, str]] = {
+    "aiohttp:ClientRequest.__init__": (
+        "self method url params headers skip_auto_headers data cookies auth version compress "
+        "chunked expect100 loop response_class proxy proxy_auth timer session ssl "
+        "proxy_headers traces trust_env server_hostname"
+    ),
+    "aiohttp:TCPConnector.connect": "self req traces timeout",
+    "aiohttp.connector:Connection.close": "self",
+    "aiohttp.client_proto:ResponseHandler.set_response_params": f"self {' '.join(_READS)}",
+    "aiohttp.client_proto:ResponseHandler.read": "self",
+    "aiohttp.client_proto:ResponseHandler.__len__": "self",
+    "aiohttp.client_proto:ResponseHandler.is_connected": "self",
+    "aiohttp.client_proto:ResponseHandler.data_received": "self data",
+}
+"""The parts of aiohttp that are called here, with the names of their parameters."""
 
 
-def is_known(parts: Callable[[], Mapping[Callable[..., object], str]] = known_parts) -> bool:
+def is_known(parts: Mapping[str, str] = PARTS) -> bool:
     """Return True if aiohttp's parts are there and take what the quick way gives them."""
     try:
         return all(
-            set(inspect.signature(part).parameters) == set(names.split())
-            for part, names in parts().items()
+            set(inspect.signature(pkgutil.resolve_name(part)).parameters) == set(names.split())
+            for part, names in parts.items()
         )
     except (ImportError, AttributeError):
         return False
@@ -110,6 +97,7 @@ class QuickWay:
     Args:
         ssl: TLS settings, or None for the system's.
         connect_timeout: seconds to resolve, connect and shake hands.
+        slots: returns how many requests are on their way at a time, at most.
         on_doubt: told why connections should not be reused any more, and what came.
     """
 
@@ -118,20 +106,23 @@ class QuickWay:
         *,
         ssl: ssl_module.SSLContext | None,
         connect_timeout: float,
+        slots: Callable[[], int],
         on_doubt: Callable[[str, bytes], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=ssl or True)
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
+        self._slots = slots
+        self._spare = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
         self.on_doubt = on_doubt
         self._reuses = True
-        self._spare = min(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
-        self._idle: dict[str, deque[_Link]] = {}
+        self._busy = 0
+        self._idle: deque[_Link] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        idle = sum(map(len, self._idle.values()))
-        return f"<QuickWay: {idle} idle, {'reusing' if self._reuses else 'not reusing'}>"
+        state = "reusing" if self._reuses else "not reusing"
+        return f"<QuickWay: {self._busy} busy, {len(self._idle)} idle, {state}>"
 
     async def post(self, route: Route, exchange: Exchange) -> None:
         """Send a request once and take in its response; no redirect is followed.
@@ -143,37 +134,27 @@ class QuickWay:
             Unasked: more than one response came.
             Exception: where ``exchange.status`` is known, the body is not whole.
         """
-        link = self._take(route.origin) or await self._connect(route)
-        keeps = False
+        link: _Link | None = None
+        self._busy += 1
 
         try:
+            link = self._take(route.origin) or await self._connect(route)
             await link.ask(route.head, exchange)
-            keeps = self._reuses and link.is_clean()
-        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
-            if link.served:
-                self.on_doubt("a kept connection was lost as a request was sent on it", link.came)
-
-            raise
-        except Unasked as exc:
-            exchange.body = link.came
-            self.on_doubt(str(exc), link.came)
-            raise
         finally:
-            exchange.came = link.came
+            self._busy -= 1
 
-            if not keeps:
-                link.close()
-
-        if keeps:
-            self._keep(link, exchange.headers)
+            if link is not None:
+                if self._reuses and link.is_clean():
+                    self._keep(link, exchange.headers.get("Keep-Alive"))
+                else:
+                    link.close()
 
     def stop_reusing(self) -> None:
         """Let each connection serve one request only, from now on."""
         self._reuses = False
 
-        for idle in self._idle.values():
-            while idle:
-                idle.popleft().close()
+        while self._idle:
+            self._idle.popleft().close()
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -186,25 +167,25 @@ class QuickWay:
 
     def _take(self, origin: str, *, rested: bool = True) -> _Link | None:
         """Return a connection that has rested, or None where a new one is to be made."""
-        idle = self._idle.get(origin)
-
-        if idle is None:
-            return None
-
         now = self._loop.time()
 
-        while idle:
-            if rested and now < idle[0].rests_until and len(idle) < self._spare:
+        while self._idle:
+            if rested and now < self._idle[0].rests_until and self._has_room():
                 return None
 
-            link = idle.popleft()
+            link = self._idle.popleft()
 
-            if link.is_usable(now):
+            if link.origin == origin and link.is_usable(now):
                 return link
 
             link.close()
 
         return None
+
+    def _has_room(self) -> bool:
+        """Return True if one more connection may be open beside those that rest."""
+        slots = max(self._slots(), self._busy)
+        return self._busy + len(self._idle) <= slots + min(slots, self._spare)
 
     async def _connect(self, route: Route) -> _Link:
         request = aiohttp.ClientRequest(
@@ -228,18 +209,18 @@ class QuickWay:
 
             raise
 
-        return _Link(self, connection, route.origin)
+        return _Link(connection, route.origin, self.on_doubt)
 
-    def _keep(self, link: _Link, headers: CIMultiDictProxy[str]) -> None:
-        """Keep a connection for the next request, unless the server said how long it waits."""
+    def _keep(self, link: _Link, header: str | None) -> None:
+        """Keep a connection for the next request; its server may have said how long it waits."""
         now = self._loop.time()
         seconds = KEEPALIVE
 
-        if (header := headers.get("Keep-Alive")) and (found := _SECONDS.search(header)):
+        if header and (found := _SECONDS.search(header)):
             seconds = min(seconds, int(found[1]) / 2)
 
-        link.rest(now + REST, now + seconds)
-        self._idle.setdefault(link.origin, deque()).append(link)
+        link.rests_until, link.expires = now + REST, now + seconds
+        self._idle.append(link)
 
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(KEEPALIVE, self._sweep)
@@ -249,11 +230,10 @@ class QuickWay:
         self._sweeper = None
         now = self._loop.time()
 
-        for idle in self._idle.values():
-            while idle and not idle[0].is_usable(now):
-                idle.popleft().close()
+        while self._idle and not self._idle[0].is_usable(now):
+            self._idle.popleft().close()
 
-        if any(self._idle.values()):
+        if self._idle:
             self._sweeper = self._loop.call_later(KEEPALIVE, self._sweep)
 
 
@@ -262,21 +242,20 @@ class _Link(asyncio.Protocol):
 
     Attributes:
         origin: what it leads to.
-        came: the first bytes that came back for the last request.
-        served: requests that got a whole response on it.
         rests_until: when it may be used again, by the loop's clock.
+        expires: when it may not be used any more.
     """
 
-    def __init__(self, way: QuickWay, connection: Connection, origin: str) -> None:
+    def __init__(
+        self, connection: Connection, origin: str, on_doubt: Callable[[str, bytes], None]
+    ) -> None:
         assert connection.protocol is not None
         assert connection.transport is not None
         self.origin = origin
-        self.came = b""
-        self.served = 0
-        self.rests_until = 0.0
-        self._expires = 0.0
-        self._is_asked = False
-        self._way = way
+        self.rests_until = self.expires = 0.0
+        self._on_doubt = on_doubt
+        self._exchange: Exchange | None = None
+        self._was_used = False
         self._connection = connection
         self._handler = connection.protocol
         self._transport = connection.transport
@@ -285,16 +264,20 @@ class _Link(asyncio.Protocol):
         self._transport.set_protocol(self)
 
     def data_received(self, data: bytes) -> None:
-        if len(self.came) < KEPT:
-            self.came += data
+        exchange = self._exchange
 
-        self._feed(data)
-
-        if self._expires and not self._is_asked:
-            self._expires = 0.0
+        if exchange is None:
+            self.expires = 0.0
 
             if not data.startswith(_TIMED_OUT):  # which is only how some servers close
-                self._way.on_doubt("a response came that nobody asked for", data)
+                self._on_doubt("a response came that nobody asked for", data)
+
+            return
+
+        if len(exchange.came) < KEPT:
+            exchange.came += data
+
+        self._feed(data)
 
     def eof_received(self) -> None:
         self._handler.eof_received()
@@ -311,23 +294,30 @@ class _Link(asyncio.Protocol):
     async def ask(self, head: bytes, exchange: Exchange) -> None:
         """Send a request and take in its response."""
         handler = self._handler
+        self._exchange = exchange
 
         if not handler.is_connected():
             raise aiohttp.ClientConnectionResetError("the connection is closing")
 
         exchange.leave()
-        self.came = b""
-        self._is_asked = True
         request = exchange.request
         self._transport.write(b"%b%d\r\n\r\n%b" % (head, len(request), request))
-        message, content = await handler.read()
 
-        while message.code // 100 == 1 and message.code != _HTTP_101:
+        try:
             message, content = await handler.read()
+
+            while message.code // 100 == 1 and message.code != _HTTP_101:
+                message, content = await handler.read()
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+            if self._was_used:
+                why = "a kept connection was lost as a request was sent on it"
+                self._on_doubt(why, exchange.came)
+
+            raise
 
         headers = message.headers
         exchange.status, exchange.headers = message.code, headers
-        body = self.came.partition(b"\r\n\r\n")[2]
+        body = exchange.came.partition(b"\r\n\r\n")[2]
 
         # Most come in one piece: then this is the body, and aiohttp's stream need not be asked.
         if content.is_eof() and headers.get("Content-Length") == str(len(body)):
@@ -336,27 +326,25 @@ class _Link(asyncio.Protocol):
             await exchange.read(content)
 
         if len(handler):
-            raise Unasked("two responses came to one request")
+            exchange.body = exchange.came
+            why = "two responses came to one request"
+            self._on_doubt(why, exchange.came)
+            raise Unasked(why)
+
+        self._exchange = None
+        self._was_used = True
 
     def is_clean(self) -> bool:
-        """Return True if nothing of this request and its response is left on the way."""
-        return not (self._handler.should_close or self._transport.get_write_buffer_size())
-
-    def rest(self, until: float, expires: float) -> None:
-        """Leave the connection alone until a time; nothing is to come on it."""
-        self._is_asked = False
-        self.served += 1
-        self.rests_until = until
-        self._expires = expires
+        """Return True if nothing of a request and its response is left on the way."""
+        is_over = self._exchange is None and not self._handler.should_close
+        return is_over and not self._transport.get_write_buffer_size()
 
     def is_usable(self, now: float) -> bool:
         """Return True if a request may go over it."""
-        return now < self._expires and self._handler.is_connected()
+        return now < self.expires and self._handler.is_connected()
 
     def close(self) -> None:
         """Close the connection, also where an upload has not ended."""
-        self._expires = 0.0
-
         if self._transport.get_write_buffer_size():
             self._transport.abort()
 

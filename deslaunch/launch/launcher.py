@@ -238,6 +238,7 @@ class Batch:
 
         for client in setup.clients.values():
             client.on_note = lambda text: self._tell(Noted(text, is_warning=True))
+            client.slots = setup.settings.concurrency
 
         try:
             await self._check_again(session)
