@@ -9,7 +9,7 @@ import stat
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Any, Final
 
 import orjson
 import pytest
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from deslaunch.des import catalog as catalog_module
 from deslaunch.des import wire
-from deslaunch.des.catalog import CachedJobs, Catalog, SchemaCache, read_schema_file
+from deslaunch.des.catalog import Catalog, SchemaCache, read_schema_file
 from deslaunch.errors import (
     CredentialsRefused,
     DeslaunchError,
@@ -27,9 +27,6 @@ from deslaunch.errors import (
     SchemaError,
 )
 from deslaunch.model import Job, JobParameter
-
-if TYPE_CHECKING:
-    from deslaunch.des.catalog import JobQuery
 
 JOB_ID: Final = "11111111-1111-4111-8111-111111111111"
 NOW: Final = datetime(2026, 1, 31, 6, 16, 47, 123_000, tzinfo=UTC)
@@ -72,9 +69,9 @@ class Place:
         offline: bool = False,
         apart: bool = False,
         schema_file: list[Job] | None = None,
-        **more: JobQuery,
+        **more: FakeDes,
     ) -> Catalog:
-        clients: dict[str, JobQuery] = {"default": self.des, **more}
+        clients: dict[str, Any] = {"default": self.des, **more}
         return Catalog(
             clients,
             cache=SchemaCache(self.path),
@@ -102,13 +99,13 @@ async def test_des_is_asked_once_and_its_response_kept(cached: Place) -> None:
     kept = await asyncio.to_thread(SchemaCache(cached.path).load, "default", URL)
 
     assert (cached.des.asked, types(catalog), catalog.warnings) == (1, [wire.STRING], [])
-    assert kept == CachedJobs(tuple(NEW), NOW)
+    assert kept == (NEW, NOW)
     assert not catalog.is_cached("default")
     assert repr(catalog) == "<Catalog loaded=['default'] cached=[]>"
 
 
 async def test_without_a_cache_des_is_asked_each_time() -> None:
-    des = FakeDes(NEW)
+    des: Any = FakeDes(NEW)
 
     for _ in range(2):
         catalog = Catalog({"default": des})
@@ -330,7 +327,8 @@ async def test_a_user_without_a_home_has_no_cache_and_is_told_once(
     monkeypatch.setattr("pwd.getpwuid", no_entry)
     monkeypatch.chdir(tmp_path)
     cache = SchemaCache.of_user()
-    catalog = Catalog({"a": FakeDes(NEW), "b": FakeDes(NEW)}, cache=cache, now=lambda: NOW)
+    clients: dict[str, Any] = {"a": FakeDes(NEW), "b": FakeDes(NEW)}
+    catalog = Catalog(clients, cache=cache, now=lambda: NOW)
     await catalog.load(["a", "b"])
 
     assert (cache.directory, os.path.exists("~")) == (None, False)  # noqa: PTH110, ASYNC240  # by its name
@@ -377,7 +375,7 @@ def test_what_is_stored_is_loaded(cache: SchemaCache) -> None:
     assert cache.load("acme", URL) is None
     path = kept(cache)
 
-    assert cache.load("acme", URL) == CachedJobs(tuple(OLD), NOW)
+    assert cache.load("acme", URL) == (OLD, NOW)
     assert (mode(path), mode(path.parent)) == (0o600, 0o700)
     assert json.loads(path.read_text("utf-8")) == {
         "cache": "deslaunch-schema/1",
@@ -393,14 +391,14 @@ def test_another_zone_is_kept_as_utc(cache: SchemaCache) -> None:
     loaded = cache.load("acme", URL)
 
     assert loaded is not None
-    assert loaded.fetched.isoformat() == NOW.isoformat()
+    assert loaded[1].isoformat() == NOW.isoformat()
 
 
 def test_a_second_store_replaces_the_first(cache: SchemaCache) -> None:
     path = kept(cache)
     cache.store("acme", URL, [], NOW + timedelta(hours=1))
 
-    assert cache.load("acme", URL) == CachedJobs((), NOW + timedelta(hours=1))
+    assert cache.load("acme", URL) == ([], NOW + timedelta(hours=1))
     assert files(cache) == [path]
 
 
@@ -409,7 +407,7 @@ def test_targets_and_base_urls_do_not_share(cache: SchemaCache) -> None:
     cache.store("bistro", URL, [], NOW)
     cache.store("acme", "https://other.example", [], NOW)
 
-    assert cache.load("acme", URL) == CachedJobs(tuple(OLD), NOW)
+    assert cache.load("acme", URL) == (OLD, NOW)
     assert cache.load("bistro", "https://other.example") is None
 
 
@@ -430,7 +428,7 @@ def test_a_targets_name_never_leaves_the_directory(cache: SchemaCache, target: s
 
     assert path.name.isascii()
     assert len(path.name) < 80
-    assert cache.load(target, URL) == CachedJobs(tuple(OLD), NOW)
+    assert cache.load(target, URL) == (OLD, NOW)
 
 
 def test_names_that_look_alike_on_disk_are_kept_apart(cache: SchemaCache) -> None:
@@ -454,7 +452,7 @@ def altered(**changes: object) -> bytes:
 def test_the_table_below_alters_a_good_file(cache: SchemaCache) -> None:
     kept(cache).write_bytes(altered(future="field"))
 
-    assert cache.load("acme", URL) == CachedJobs(tuple(OLD), NOW)
+    assert cache.load("acme", URL) == (OLD, NOW)
 
 
 @pytest.mark.parametrize(
@@ -493,7 +491,7 @@ def test_no_bytes_make_load_raise(
     place = data.draw(st.integers(0, len(good)))
     kept(cache).write_bytes(good[:place] + data.draw(st.binary(max_size=8)) + good[place + 1 :])
 
-    assert isinstance(cache.load("acme", URL), CachedJobs | None)
+    assert isinstance(cache.load("acme", URL), tuple | None)
 
 
 def test_a_failed_replacement_leaves_no_litter(cache: SchemaCache) -> None:

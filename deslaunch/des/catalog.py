@@ -13,51 +13,32 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import tempfile
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final
 
 import orjson
 from platformdirs import user_cache_path
 
+from deslaunch import errors
 from deslaunch.des import wire
-from deslaunch.errors import (
-    CredentialsRefused,
-    DesError,
-    DeslaunchError,
-    QueryFailed,
-    Rejected,
-    SchemaError,
-)
 from deslaunch.model import DEFAULT_TARGET, count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
+    from deslaunch.des.client import DesClient
     from deslaunch.model import Job
 
 KIND: Final = "deslaunch-schema/1"
 
-_UNHAD: Final = (DesError, CredentialsRefused, SchemaError)
+_UNHAD: Final = (errors.DesError, errors.CredentialsRefused, errors.SchemaError)
 """What is raised where a target's jobs can't be had."""
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9-]+")
-
-
-class CachedJobs(NamedTuple):
-    """What QueryJobs responded once.
-
-    Attributes:
-        jobs: in the order in which DES listed them.
-        fetched: when the response came, with a time zone.
-    """
-
-    jobs: tuple[Job, ...]
-    fetched: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +66,8 @@ class SchemaCache:
 
         return cls(None)
 
-    def load(self, target: str, home: str) -> CachedJobs | None:
-        """Return what was stored for a target at a base URL.
+    def load(self, target: str, home: str) -> tuple[list[Job], datetime] | None:
+        """Return the jobs that were stored for a target at a base URL, and when DES listed them.
 
         Returns:
             None where there is nothing, or nothing that can be read; never an exception.
@@ -97,17 +78,17 @@ class SchemaCache:
             jobs = wire.decode_jobs(body, source="the cache")
             said = (kept["cache"], kept["target"], kept["baseUrl"])
             fetched = datetime.fromisoformat(kept["fetchedUtc"])
-        except (OSError, SchemaError, LookupError, TypeError, ValueError):
+        except (OSError, errors.SchemaError, LookupError, TypeError, ValueError):
             return None
 
         is_ours = said == (KIND, target, home) and fetched.tzinfo is not None
-        return CachedJobs(tuple(jobs), fetched) if is_ours else None
+        return (jobs, fetched) if is_ours else None
 
     def store(self, target: str, home: str, jobs: Iterable[Job], fetched: datetime) -> str | None:
         """Keep a target's jobs, in place of what was kept before.
 
-        After return the file is the new one; after a crash it is the old or the new one, or one
-        that counts as absent.
+        After return the file is the new one; after a crash, and while it is written, it may be
+        one that counts as absent.
 
         Args:
             target: the target's name.
@@ -133,7 +114,8 @@ class SchemaCache:
 
         try:
             self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _replace(path, orjson.dumps(kept, option=orjson.OPT_INDENT_2))
+            path.touch(mode=0o600)
+            path.write_bytes(orjson.dumps(kept, option=orjson.OPT_INDENT_2))
         except OSError as exc:
             return f"the schema of target {target} could not be kept in {path}: {exc.strerror}"
 
@@ -145,19 +127,6 @@ class SchemaCache:
         name = _UNSAFE.sub("_", target)[:40]
         digest = sha256(f"{home}\n{target}".encode()).hexdigest()[:12]
         return self.directory / f"{name}-{digest}.json"
-
-
-def _replace(path: Path, data: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)  # mode 0600
-
-    try:
-        with open(descriptor, "wb") as file:  # noqa: PTH123  # Path has no descriptors
-            file.write(data)
-
-        os.replace(temporary, path)  # noqa: PTH105  # a text, as mkstemp gives it
-    except BaseException:
-        os.unlink(temporary)  # noqa: PTH108  # the same
-        raise
 
 
 def read_schema_file(path: Path) -> list[Job]:
@@ -172,31 +141,12 @@ def read_schema_file(path: Path) -> list[Job]:
     try:
         body = path.read_bytes()
     except OSError as exc:
-        raise SchemaError(
+        raise errors.SchemaError(
             f"the schema file {path} can't be read: {exc.strerror}",
             hint="see whether --schema names the right file",
         ) from exc
 
     return wire.decode_jobs(body, source=f"the schema file {path}")
-
-
-class JobQuery(Protocol):
-    """The part of a client that the catalog needs."""
-
-    @property
-    def home(self) -> str:
-        """What stays the same of the target: its base URL, or its organisation."""
-        ...
-
-    async def query_jobs(self) -> list[Job]:
-        """Return the organisation's jobs.
-
-        Raises:
-            DesError: no response, or none that can be used.
-            CredentialsRefused: no token that DES accepts.
-            SchemaError: a response that can't be read.
-        """
-        ...
 
 
 class Catalog:
@@ -221,7 +171,7 @@ class Catalog:
 
     def __init__(
         self,
-        clients: Mapping[str, JobQuery],
+        clients: Mapping[str, DesClient],
         *,
         targets: Iterable[str] = (),
         cache: SchemaCache | None = None,
@@ -233,11 +183,10 @@ class Catalog:
     ) -> None:
         self.targets = frozenset(clients) | frozenset(targets)
         self.jobs: dict[str, dict[str, Job]] = {}
-        self.left_out: dict[str, DeslaunchError] = {}
+        self.left_out: dict[str, errors.DeslaunchError] = {}
         self.warnings: list[str] = []
         self._clients = clients
-        self._cache = cache or SchemaCache(None)
-        self._keeps = cache is not None
+        self._cache = cache
         self._schema_file = schema_file
         self._max_age = max_age
         self._offline = offline
@@ -304,25 +253,31 @@ class Catalog:
             self._use(target, self._schema_file)
             return
 
-        home = self._clients[target].home
-        cached = await asyncio.to_thread(self._cache.load, target, home)
-        age = timedelta.max if cached is None else self._now() - cached.fetched
+        cached = None
 
-        if cached is not None and timedelta(0) <= age <= self._max_age:
-            self._use(target, cached.jobs, cached.fetched)
+        if self._cache is not None:
+            home = self._clients[target].home
+            cached = await asyncio.to_thread(self._cache.load, target, home)
+
+        jobs, fetched = cached or ([], datetime.min.replace(tzinfo=UTC))
+        age = self._now() - fetched
+
+        if timedelta(0) <= age <= self._max_age:
+            self._use(target, jobs, fetched)
             return
 
         try:
             await self._fetch(target)
         except _UNHAD as exc:
-            if cached is not None and not self._offline:
-                old = f"its cached JobRunParameters, {_age(age)} old, are too old to launch by"
-                exc.advise(old)
-
-            if cached is None or not self._offline:
+            if cached is None:
                 raise
 
-            self._use(target, cached.jobs, cached.fetched)
+            if not self._offline:
+                old = f"its cached JobRunParameters, {_age(age)} old, are too old to launch by"
+                exc.advise(old)
+                raise
+
+            self._use(target, jobs, fetched)
             self.warnings.append(
                 f"the JobRunParameters of target {target} are {_age(age)} old, "
                 f"and could not be fetched anew: {exc}"
@@ -335,7 +290,7 @@ class Catalog:
         try:
             jobs = await client.query_jobs()
         except _UNHAD as exc:
-            if isinstance(exc, Rejected | QueryFailed):
+            if isinstance(exc, errors.Rejected | errors.QueryFailed):
                 exc.advise(
                     f"is {client.home} the base URL of a DES? It is the svc of the response that "
                     "the token came with; or leave DES out of it and pass the jobs with "
@@ -350,7 +305,7 @@ class Catalog:
         self._use(target, jobs)
         self.left_out.pop(target, None)
 
-        if self._keeps:
+        if self._cache is not None:
             store = self._cache.store
             warning = await asyncio.to_thread(store, target, client.home, jobs, self._now())
 
