@@ -27,7 +27,6 @@ from deslaunch.des.tokens import (
     EnvToken,
     FileToken,
     OAuthToken,
-    StaticToken,
     Token,
     TokenKeeper,
 )
@@ -130,14 +129,9 @@ def test_any_visible_text_is_a_token(text: str) -> None:
 
 
 async def test_a_static_token() -> None:
-    source = StaticToken(TOKEN)
+    source = Token(TOKEN)
     assert await source.fetch() == Token(TOKEN)
     assert TOKEN not in repr(source)
-
-
-def test_a_static_text_that_is_no_token_is_refused_at_once() -> None:
-    with pytest.raises(CredentialsRefused):
-        StaticToken("a b")
 
 
 async def test_an_environment_token_is_read_on_each_fetch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,6 +280,42 @@ async def test_a_command_that_takes_too_long_is_killed_with_its_children(tmp_pat
         await CommandToken(python(PARENT, str(pids)), timeout=0.5).fetch()
 
     assert are_dead(pids.read_text())
+
+
+LINGERS: Final = """
+import os, subprocess, sys
+child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(600)"])
+with open(sys.argv[1], "w") as out: out.write(f"{os.getpid()} {child.pid}")
+print(sys.argv[2])
+"""
+
+
+async def test_what_a_command_printed_counts_at_its_end_and_what_it_left_is_killed(
+    tmp_path: Path,
+) -> None:
+    """A helper of its own, an agent for example, keeps the output open."""
+    pids = tmp_path / "pids"
+
+    assert await CommandToken(python(LINGERS, str(pids), TOKEN)).fetch() == Token(TOKEN)
+    assert are_dead(pids.read_text())
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pytest.param("import sys\nwhile True: sys.stdout.write('x' * 9999)", id="without end"),
+        pytest.param("print('x' * 70_000)", id="and ends"),
+    ],
+)
+async def test_a_command_that_prints_too_much_is_not_read_to_its_end(code: str) -> None:
+    with pytest.raises(CredentialsRefused, match="more than 65,536 bytes of output"):
+        await CommandToken(python(code)).fetch()
+
+
+async def test_errors_without_end_are_no_output() -> None:
+    code = "import sys; sys.stderr.write('x' * 200_000); print(sys.argv[1])"
+
+    assert await CommandToken(python(code, TOKEN)).fetch() == Token(TOKEN)
 
 
 async def test_a_command_whose_fetch_is_cancelled_is_killed(tmp_path: Path) -> None:

@@ -12,30 +12,16 @@ import math
 from datetime import UTC, datetime
 from decimal import Decimal
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import aiohttp
 from aiohttp.http import HttpProcessingError
 from yarl import URL
 
+from deslaunch import errors
 from deslaunch.des import http, quick, wire
 from deslaunch.des.http import Exchange
-from deslaunch.des.tokens import StaticToken, TokenKeeper
-from deslaunch.errors import (
-    ConfigurationError,
-    CredentialsRefused,
-    DesError,
-    Misconfigured,
-    NotSent,
-    OutcomeUnknown,
-    QueryFailed,
-    Redirected,
-    Rejected,
-    SchemaError,
-    ServerError,
-    Throttled,
-    Unauthorized,
-)
+from deslaunch.des.tokens import Token, TokenKeeper
 from deslaunch.model import DEFAULT_TARGET, Auto, JobRunParameterValue, Sent, Start
 
 if TYPE_CHECKING:
@@ -43,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from deslaunch.des.http import Route
-    from deslaunch.des.tokens import Token, TokenSource
+    from deslaunch.des.tokens import TokenSource
     from deslaunch.model import Job, RunStatus, StartedRun
 
 Value = str | int | Decimal | datetime | JobRunParameterValue | Auto | None
@@ -55,54 +41,33 @@ LATE: Final = 5.0
 DEFAULT_SLOTS: Final = 16
 """Requests that are expected at a time where nobody says how many."""
 
-_MIB: Final = 1024 * 1024
+_MOST: Final = 1024 * 1024
+_MOST_JOBS: Final = 16 * _MOST
+"""Bytes of a response that are read, of QueryJobs' more than of others."""
 
+_OK: Final = HTTPStatus.OK
 
-class _Call(NamedTuple):
-    """One of DES's operations.
-
-    Attributes:
-        path: below the base URL.
-        lost: what it means that a request was sent and no usable response came.
-        limit: bytes of a response that are read.
-    """
-
-    path: str
-    lost: type[OutcomeUnknown | QueryFailed]
-    limit: int = _MIB
-
-
-_START: Final = _Call(wire.START_JOB, OutcomeUnknown)
-_QUERY_JOBS: Final = _Call(wire.QUERY_JOBS, QueryFailed, 16 * _MIB)
-_QUERY_RUN_STATUS: Final = _Call(wire.QUERY_RUN_STATUS, QueryFailed)
-
-_VERDICTS: Final[Mapping[int, type[DesError] | None]] = {
-    301: Redirected,
-    302: Redirected,  # but a start's: see _kind
-    307: Redirected,
-    308: Redirected,
-    408: None,  # the server, or a gateway at 504 and 524, gave up waiting: nobody knows for what
-    425: Throttled,
-    429: Throttled,
-    504: None,
-    524: None,
+_VERDICTS: Final[Mapping[int, type[errors.DesError] | None]] = {
+    **dict.fromkeys((301, 302, 307, 308), errors.Redirected),  # 302 but a start's: see _verdict
+    **dict.fromkeys((425, 429), errors.Throttled),
+    **dict.fromkeys((408, 504, 524), None),  # a server or gateway gave up waiting, who knows why
 }
-_VERDICTS_BY_HUNDRED: Final[Mapping[int, type[DesError]]] = {4: Rejected, 5: ServerError}
+_VERDICTS_BY_HUNDRED: Final = {4: errors.Rejected, 5: errors.ServerError}
 
-_TEXTS: Final[Mapping[type[DesError], str]] = {
-    Redirected: "DES responded with the redirect",
-    Throttled: "DES asked to wait with",
+_TEXTS: Final[Mapping[type[errors.DesError], str]] = {
+    errors.Redirected: "DES responded with the redirect",
+    errors.Throttled: "DES asked to wait with",
 }
-_HINTS: Final[Mapping[type[DesError], str]] = {
-    NotSent: "check the base URL and the way to it; nothing was started",
-    Misconfigured: "check the base URL, and which CA signed the certificate there",
-    Redirected: "set the base URL to where DES itself responds",
-    OutcomeUnknown: "look in DES whether the run exists before you start it again",
+_HINTS: Final[Mapping[type[errors.DesError], str]] = {
+    errors.NotSent: "check the base URL and the way to it; nothing was started",
+    errors.Misconfigured: "check the base URL, and which CA signed the certificate there",
+    errors.Redirected: "set the base URL to where DES itself responds",
+    errors.OutcomeUnknown: "look in DES whether the run exists before you start it again",
 }
-_HINTS_OF_START: Final[Mapping[type[DesError], str]] = {
-    Throttled: "nothing was started: wait as long as retry_after says, then send it again",
-    ServerError: "it may be sent again, but a run may exist already: a success may be the second",
-    Rejected: "fix what DES names, in the request or in the job: it will refuse the same again",
+_HINTS_OF_START: Final[Mapping[type[errors.DesError], str]] = {
+    errors.Throttled: "nothing was started: wait as long as retry_after says, then send it again",
+    errors.ServerError: "it may be sent again, but the run may exist: a success may be the second",
+    errors.Rejected: "fix what DES names, in the request or the job: it will refuse the same again",
 }
 _LOST: Final = (
     (TimeoutError, "no whole response came in time"),
@@ -138,6 +103,8 @@ class DesClient:
             not less; at most twice as many connections are open. A launch sets it.
         timeout: as it was passed.
         connect_timeout: as it was passed.
+        base_url: where DES is, without a trailing slash; None while no token has told it.
+        home: what stays the same of this DES: its base URL, or the organisation that may move.
         org_id: the organisation, where the token source knows it, or None.
         on_note: told what a person should know of the connections, one sentence; called in the
             event loop.
@@ -161,7 +128,7 @@ class DesClient:
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         boottime: Callable[[], float] = http.boottime,
     ) -> None:
-        source = StaticToken(token) if isinstance(token, str) else token
+        source = Token(token) if isinstance(token, str) else token
         self.org_id: str | None = getattr(source, "org_id", None)
         self.concurrency = concurrency
         self.slots = DEFAULT_SLOTS
@@ -176,7 +143,8 @@ class DesClient:
         self._choose_proxy = proxy if callable(proxy) else lambda _: proxy
         self._proxy = http.split_proxy(None if callable(proxy) else proxy)
         self._follows = base_url is None
-        self._base: URL | None = None
+        self.base_url: str | None = None
+        self.home = f"organisation {self.org_id}"
         self._routes: dict[str, Route] = {}
         self._authorized = 0  # the generation of these routes' token
         self._reuses = True
@@ -185,14 +153,14 @@ class DesClient:
 
         for name, value in (("timeout", timeout), ("connect_timeout", connect_timeout)):
             if not (math.isfinite(value) and value > 0):
-                raise ConfigurationError(
+                raise errors.ConfigurationError(
                     f"{name} must be more than 0 seconds, not {value}", hint="write 60, for example"
                 )
 
         if base_url is not None:
-            self._go_to(base_url)
+            self.home = self._go_to(base_url)
         elif self.org_id is None:
-            raise ConfigurationError(
+            raise errors.ConfigurationError(
                 "there is no base URL, and the tokens tell none",
                 hint="pass the base URL; only OAuthToken finds it by itself",
             )
@@ -200,16 +168,6 @@ class DesClient:
     def __repr__(self) -> str:
         state = "closed" if self._way is None else "open"
         return f"<DesClient {self.base_url or self.home} {state}>"
-
-    @property
-    def base_url(self) -> str | None:
-        """The base URL, without a trailing slash; None while no token has told it."""
-        return None if self._base is None else str(self._base).rstrip("/")
-
-    @property
-    def home(self) -> str:
-        """What stays the same of this DES: its base URL, or the organisation that may move."""
-        return f"organisation {self.org_id}" if self._follows else self.base_url or ""
 
     @property
     def clock_offset(self) -> float | None:
@@ -282,12 +240,16 @@ class DesClient:
             CredentialsRefused: there is no token; nothing was sent.
         """
         latest = start.meant + self.connect_timeout + LATE if start.meant else math.inf
-        exchange = await self._ask(_START, start.body, Sent() if sent is None else sent, latest)
+        exchange = await self._ask(
+            wire.START_JOB, start.body, Sent() if sent is None else sent, latest
+        )
         run = wire.decode_started(exchange.body)
 
         if run is None or run.job_id != start.job_id:
             why = "is no StartJobResponse" if run is None else "names another job"
-            raise self._error(OutcomeUnknown, exchange, f"DES responded 200, and its body {why}")
+            raise self._error(
+                errors.OutcomeUnknown, exchange, f"DES responded 200, and its body {why}"
+            )
 
         return run
 
@@ -300,7 +262,7 @@ class DesClient:
         if self._way is not None:
             self._way.stop_reusing()
 
-    async def renew(self, refused: Unauthorized) -> None:
+    async def renew(self, refused: errors.Unauthorized) -> None:
         """Replace the token that DES refused; all who ask at the same time share one renewal.
 
         Raises:
@@ -347,12 +309,12 @@ class DesClient:
             Rejected: DES said no.
             CredentialsRefused: there is no token that DES accepts.
         """
-        response = await self._query(_QUERY_JOBS, wire.QUERY_JOBS_BODY)
+        response = await self._query(wire.QUERY_JOBS, wire.QUERY_JOBS_BODY)
 
         try:
             return wire.decode_jobs(response.body, source="DES's response to QueryJobs")
-        except SchemaError as exc:  # it quotes what came
-            raise SchemaError(self._tokens.scrub(str(exc)), hint=exc.hint) from exc.__cause__
+        except errors.SchemaError as exc:  # it quotes what came
+            raise errors.SchemaError(self._tokens.scrub(str(exc)), hint=exc.hint) from exc.__cause__
 
     async def probe(self) -> None:
         """Return if DES responds to QueryJobs in any way that shows that it is there.
@@ -364,8 +326,10 @@ class DesClient:
             NotSent: no byte left.
             Throttled: DES asks to wait.
         """
-        with contextlib.suppress(Rejected, ServerError, QueryFailed, CredentialsRefused):
-            await self._ask(_QUERY_JOBS, wire.QUERY_JOBS_BODY, Sent())
+        with contextlib.suppress(
+            errors.Rejected, errors.ServerError, errors.QueryFailed, errors.CredentialsRefused
+        ):
+            await self._ask(wire.QUERY_JOBS, wire.QUERY_JOBS_BODY, Sent())
 
     async def query_run_status(self, job_run_id: str) -> RunStatus:
         """Return how one run is getting on.
@@ -380,32 +344,32 @@ class DesClient:
             Rejected: DES said no.
             CredentialsRefused: there is no token that DES accepts.
         """
-        response = await self._query(_QUERY_RUN_STATUS, wire.run_status_body(job_run_id))
+        response = await self._query(wire.QUERY_RUN_STATUS, wire.run_status_body(job_run_id))
         status = wire.decode_run_status(self._scrubbed(response.body))
 
         if status is None or status.job_run_id.lower() != job_run_id.lower():
-            raise self._error(QueryFailed, response, "DES's response is not this run's status")
+            raise self._error(
+                errors.QueryFailed, response, "DES's response is not this run's status"
+            )
 
         return status
 
-    async def _query(self, call: _Call, body: bytes) -> Exchange:
+    async def _query(self, path: str, body: bytes) -> Exchange:
         """Ask DES, and once more where it refused the token and there is a newer one."""
         try:
-            return await self._ask(call, body, Sent())
-        except Unauthorized as exc:
+            return await self._ask(path, body, Sent())
+        except errors.Unauthorized as exc:
             await self.renew(exc)
 
         try:
-            return await self._ask(call, body, Sent())
-        except Unauthorized as exc:
-            raise CredentialsRefused(
+            return await self._ask(path, body, Sent())
+        except errors.Unauthorized as exc:
+            raise errors.CredentialsRefused(
                 "DES refused the token, and then the renewed one",
                 hint="check that the token is for this organisation and base URL",
             ) from exc
 
-    async def _ask(
-        self, call: _Call, body: bytes, sent: Sent, latest: float = math.inf
-    ) -> Exchange:
+    async def _ask(self, path: str, body: bytes, sent: Sent, latest: float = math.inf) -> Exchange:
         """Send one request; return it where the response is whole and its status 200."""
         if self._way is None:
             raise RuntimeError("this DesClient is not open; use it inside 'async with'")
@@ -415,16 +379,17 @@ class DesClient:
         if self._authorized != generation:
             self._authorize(token, generation)
 
-        exchange = Exchange(body, sent, call.limit, latest, self._boottime)
+        most = _MOST_JOBS if path == wire.QUERY_JOBS else _MOST
+        exchange = Exchange(body, sent, most, latest, self._boottime)
 
         try:
             with self._deadlines:
-                await self._way.post(self._routes[call.path], exchange)
-        except NotSent:
+                await self._way.post(self._routes[path], exchange)
+        except errors.NotSent:
             raise
         except Exception as exc:  # noqa: BLE001  # an unforeseen one leaves a start unknown, too
             if not exchange.status:
-                raise self._translated(call, exc, exchange) from self._cause(exc)
+                raise self._fault(path, exchange, exc) from self._cause(exc)
 
             exchange.flaw = exc
 
@@ -437,8 +402,8 @@ class DesClient:
         if "Content-Encoding" in headers:
             exchange.body = http.unpacked(exchange.body, headers["Content-Encoding"])
 
-        if exchange.status != HTTPStatus.OK or exchange.flaw is not None:
-            raise self._verdict(call, exchange, generation) from self._cause(exchange.flaw)
+        if exchange.status != _OK or exchange.flaw is not None:
+            raise self._verdict(path, exchange, generation) from self._cause(exchange.flaw)
 
         return exchange
 
@@ -451,25 +416,26 @@ class DesClient:
         if self._follows:
             try:
                 self._go_to(token.svc or "")
-            except ConfigurationError as exc:
+            except errors.ConfigurationError as exc:
                 why = f"tells where DES is, and {exc}" if token.svc else "tells no base URL"
-                raise Misconfigured(
+                raise errors.Misconfigured(
                     f"the token of organisation {self.org_id} {why}",
                     hint="ask who runs the auth server, or set the target's base URL",
                 ) from exc
 
-        assert self._base is not None
+        assert self.base_url is not None
         authorization = f"Bearer {token.text}"
         headers = {"Content-Type": "application/json", "Authorization": authorization}
         self._routes = {
-            call.path: http.route_to(self._base / call.path, headers, *self._proxy)
-            for call in (_START, _QUERY_JOBS, _QUERY_RUN_STATUS)
+            path: http.route_to(URL(self.base_url) / path, headers, *self._proxy)
+            for path in (wire.START_JOB, wire.QUERY_JOBS, wire.QUERY_RUN_STATUS)
         }
         self._authorized = generation
 
-    def _go_to(self, base_url: str) -> None:
-        self._base = http.safe_url(base_url, allow_http=self._allow_http)
-        self._proxy = http.split_proxy(self._choose_proxy(self.base_url or ""))
+    def _go_to(self, base_url: str) -> str:
+        self.base_url = str(http.safe_url(base_url, allow_http=self._allow_http)).rstrip("/")
+        self._proxy = http.split_proxy(self._choose_proxy(self.base_url))
+        return self.base_url
 
     def _doubt(self, why: str, came: bytes) -> None:
         """Take note of a connection that can't be relied on."""
@@ -478,19 +444,20 @@ class DesClient:
         said = f" ({' '.join(text.split())})" if text else ""
         self.stop_reusing(f"{why}{said}")
 
-    def _translated(self, call: _Call, exc: Exception, exchange: Exchange) -> DesError:
-        """Return what a failed exchange means."""
-        if exchange.sent:
-            text = next(text for kind, text in _LOST if isinstance(exc, kind))
-            return call.lost(
-                f"the request was sent to {self.base_url}, and {text}",
-                hint=_HINTS.get(call.lost, ""),
-                response=self._kept(exchange.came),
-                job_run_id=_first_run(exchange.came),
-            )
+    def _fault(self, path: str, exchange: Exchange, exc: Exception) -> errors.DesError:
+        """Return what it means that no response could be read."""
+        if not exchange.sent:
+            verdict, text = http.fault_of(exc)
+            return verdict(f"{self.base_url}: {text}", hint=_HINTS[verdict])
 
-        verdict, text = http.fault_of(exc)
-        return verdict(f"{self.base_url}: {text}", hint=_HINTS[verdict])
+        text = next(text for kind, text in _LOST if isinstance(exc, kind))
+        why = f" ({exc.strerror})" if isinstance(exc, OSError) and exc.strerror else ""
+        return _lost(path)(
+            f"the request was sent to {self.base_url}, and {text}{why}",
+            hint=_HINTS.get(_lost(path), ""),
+            response=self._kept(exchange.came),
+            job_run_id=_first_run(exchange.came),
+        )
 
     def _cause(self, exc: BaseException | None) -> BaseException | None:
         """Return ``exc`` to be chained, or None where its text quotes a token."""
@@ -504,60 +471,53 @@ class DesClient:
 
         return exc
 
-    def _verdict(self, call: _Call, response: Exchange, generation: int) -> DesError:
+    def _verdict(self, path: str, response: Exchange, generation: int) -> errors.DesError:
         """Return what a response means that is no whole one with status 200."""
-        if isinstance(response.flaw, http.Unasked):
-            return self._error(call.lost, response, f"after {response.status} DES responded again")
+        status, lost = response.status, _lost(path)
 
-        if response.status == HTTPStatus.UNAUTHORIZED:
+        if isinstance(response.flaw, http.Unasked):
+            return self._error(lost, response, f"after {status} DES responded again")
+
+        if status == HTTPStatus.UNAUTHORIZED:
             kept = self._kept(response.body)
             text = _sentence("DES refused the token (401)", kept)
-            return Unauthorized(text, generation=generation, response=kept)
+            return errors.Unauthorized(text, generation=generation, response=kept)
 
-        kind = self._kind(call, response) or call.lost
-        text = f"{_TEXTS.get(kind, 'DES responded')} {response.status}"
+        here, there = self._routes[path].url, self._target_of(path, response)
+        kind = _VERDICTS.get(status, _VERDICTS_BY_HUNDRED.get(status // 100)) or lost
 
-        if kind is Redirected and (there := self._target_of(call, response)) is not None:
+        if status == HTTPStatus.SERVICE_UNAVAILABLE and "Retry-After" in response.headers:
+            kind = errors.Throttled
+        elif status == HTTPStatus.FOUND and path == wire.START_JOB:
+            # But to the same path elsewhere, it is how to show a page after the work was done.
+            is_moved = there and there.origin() != here.origin() and there.path_qs == here.path_qs
+            kind = errors.Redirected if is_moved else lost
+
+        text = f"{_TEXTS.get(kind, 'DES responded')} {status}"
+
+        if kind is errors.Redirected and there is not None:
             text += f" to {there.origin()}"  # alone, as the rest may hold secrets
-
-        if kind is call.lost and response.flaw is not None:
+        elif kind is lost and response.flaw is not None:
             text += ", and the rest of its response was cut off"
 
         error = self._error(kind, response, text)
 
-        if call is _START:
+        if path == wire.START_JOB:
             error.advise(_HINTS_OF_START.get(kind, ""))
 
         return error
 
-    def _kind(self, call: _Call, response: Exchange) -> type[DesError] | None:
-        """Return the verdict on a status, or None where it leaves the outcome unknown."""
-        status = response.status
-
-        if status == HTTPStatus.SERVICE_UNAVAILABLE and "Retry-After" in response.headers:
-            return Throttled
-
-        if status == HTTPStatus.FOUND and call is _START:
-            here, there = self._routes[call.path].url, self._target_of(call, response)
-
-            if there is None or there.path_qs != here.path_qs or there.origin() == here.origin():
-                return None  # the common way to show a page after the work was done
-
-        return _VERDICTS.get(status, _VERDICTS_BY_HUNDRED.get(status // 100))
-
-    def _target_of(self, call: _Call, response: Exchange) -> URL | None:
+    def _target_of(self, path: str, response: Exchange) -> URL | None:
         """Return where a redirect leads, or None where that is no place."""
-        assert self._base is not None
-
         try:
-            there = (self._base / call.path).join(URL(response.headers["Location"]))
+            there = self._routes[path].url.join(URL(response.headers["Location"]))
             there.origin()
         except (KeyError, ValueError):
             return None
         else:
             return there
 
-    def _error(self, kind: type[DesError], response: Exchange, text: str) -> DesError:
+    def _error(self, kind: type[errors.DesError], response: Exchange, text: str) -> errors.DesError:
         kept = self._kept(response.body)
         now = wire.http_date(response.headers.get("Date")) or self._now()
         return kind(
@@ -571,11 +531,16 @@ class DesClient:
 
     def _kept(self, body: bytes) -> str:
         """Return what is kept of a response; scrubbed first, so that no half token stays."""
-        return wire.text_of(self._scrubbed(body[:_MIB]))[: wire.KEPT]
+        return wire.text_of(self._scrubbed(body[:_MOST]))[: wire.KEPT]
 
     def _scrubbed(self, body: bytes) -> bytes:
         """Return a response without tokens; Latin-1 makes a text of any bytes, and back."""
         return self._tokens.scrub(body.decode("latin-1")).encode("latin-1")
+
+
+def _lost(path: str) -> type[errors.OutcomeUnknown | errors.QueryFailed]:
+    """Return what it means that a request was sent and no usable response came."""
+    return errors.OutcomeUnknown if path == wire.START_JOB else errors.QueryFailed
 
 
 def _first_run(body: bytes) -> str | None:
@@ -603,11 +568,8 @@ def _encoded(name: str, value: Value) -> dict[str, Any]:
         case Decimal():
             raise ValueError(f"{name}: {value} is no finite number")
         case datetime():
-            return wire.parameter_value(wire.DATETIME, _iso(value))
+            text = value.isoformat()
+            zulu = f"{text[:-6]}Z" if text.endswith("+00:00") else text
+            return wire.parameter_value(wire.DATETIME, zulu)
         case _:
             raise TypeError(f"{name}: a value can't be of type {type(value).__name__}")
-
-
-def _iso(value: datetime) -> str:
-    text = value.isoformat()
-    return f"{text[:-6]}Z" if text.endswith("+00:00") else text

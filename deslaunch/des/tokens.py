@@ -15,9 +15,10 @@ import os
 import re
 import signal
 import time
-from asyncio.subprocess import DEVNULL, PIPE, create_subprocess_exec
+from asyncio.subprocess import DEVNULL
 from collections.abc import Callable
 from contextlib import suppress
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -37,7 +38,6 @@ from deslaunch.model import Sent
 
 if TYPE_CHECKING:
     import ssl as ssl_module
-    from asyncio.subprocess import Process
     from collections.abc import Sequence
 
 
@@ -48,6 +48,8 @@ _VISIBLE: Final = re.compile(r"[!-~]+")
 _SECRET_LIKE: Final = re.compile(r"\S{20,}")
 _SHORTEST_CUT: Final = 8
 _LINE_LIMIT: Final = 200
+_OUTPUT_LIMIT: Final = 65_536  # bytes of a command's output that are read
+_LAST_WORDS: Final = 1.0  # seconds that a command's output may take to close after its end
 _GRANT_LIMIT: Final = 65_536  # bytes of the auth server's response that are read
 _RENEW_AHEAD: Final = 60.0
 """Seconds before its end at which a token is renewed, but never in the first half of its life."""
@@ -63,6 +65,8 @@ Secret = str | Callable[[], str]
 @dataclass(frozen=True, slots=True)
 class Token:
     """A bearer token that is fit for a header; its text is not shown by ``repr`` or ``str``.
+
+    It is a source, too, of a token that never changes.
 
     Attributes:
         text: visible ASCII, at least one character; surrounding white space was stripped.
@@ -92,6 +96,10 @@ class Token:
 
         object.__setattr__(self, "text", stripped)
 
+    async def fetch(self) -> Token:
+        """Return the token."""
+        return self
+
 
 class TokenSource(Protocol):
     """Anything that can fetch the token which is valid now.
@@ -108,27 +116,6 @@ class TokenSource(Protocol):
             NotSent: there may be one later.
         """
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class StaticToken:
-    """A token that is known and never changes.
-
-    Attributes:
-        text: the token.
-
-    Raises:
-        CredentialsRefused: the text can't be a token.
-    """
-
-    text: str = field(repr=False)
-
-    def __post_init__(self) -> None:
-        Token(self.text)
-
-    async def fetch(self) -> Token:
-        """Return the token."""
-        return Token(self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +169,7 @@ class FileToken:
                 hint="check the file's path and permissions",
             ) from exc
 
-        return Token(_text(content))
+        return Token(content.decode("utf-8", "replace"))
 
 
 class CommandToken:
@@ -216,15 +203,15 @@ class CommandToken:
             CredentialsRefused: the command can't be run, failed, took too long, or printed
                 something that can't be a token.
         """
+        loop = asyncio.get_running_loop()
         name = repr(self._argv[0])
 
         try:
-            process = await create_subprocess_exec(
+            transport, output = await loop.subprocess_exec(
+                _Output,
                 *self._argv,
                 stdin=DEVNULL,
-                stdout=PIPE,
-                stderr=PIPE,
-                start_new_session=True,  # so that it can be killed with its children
+                start_new_session=True,  # so that it can be killed with all that it started
             )
         except OSError as exc:
             raise CredentialsRefused(
@@ -234,17 +221,30 @@ class CommandToken:
 
         try:
             async with asyncio.timeout(self._timeout):
-                stdout, stderr = map(_text, await process.communicate())
+                await output.ended.wait()
         except TimeoutError as exc:
             raise CredentialsRefused(
                 f"the token command {name} did not end within {self._timeout:g} s",
                 hint="run it by hand; it must not ask anything",
             ) from exc
         finally:
-            await _end(process)
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(transport.get_pid(), signal.SIGKILL)
 
-        if status := process.returncode:
+            with suppress(TimeoutError):  # what it printed is read to its end
+                async with asyncio.timeout(_LAST_WORDS):
+                    await output.closed.wait()
+
+            transport.close()
+
+        stdout, stderr = (output.printed[fd].decode("utf-8", "replace") for fd in (1, 2))
+
+        status = transport.get_returncode() or 0
+        is_endless = len(output.printed[1]) == _OUTPUT_LIMIT
+
+        if status or is_endless:
             end = f"exit status {status}" if status > 0 else f"signal {-status}"
+            end = f"more than {_OUTPUT_LIMIT:,} bytes of output" if is_endless else end
             said = _last_line(stderr, without=stdout.strip())
             raise CredentialsRefused(
                 f"the token command {name} failed with {end}{said}",
@@ -254,17 +254,31 @@ class CommandToken:
         return Token(stdout)
 
 
-def _text(content: bytes) -> str:
-    return content.decode("utf-8", "replace")
+class _Output(asyncio.SubprocessProtocol):
+    """What a command printed, at most :data:`_OUTPUT_LIMIT` bytes of each stream.
 
+    Attributes:
+        printed: by file descriptor.
+        ended: the command has ended, or printed too much; what it started may go on.
+        closed: nothing more will be printed.
+    """
 
-async def _end(process: Process) -> None:
-    """Kill a command that still runs, with its children, and read its pipes to their end."""
-    if process.returncode is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    def __init__(self) -> None:
+        self.printed = {1: b"", 2: b""}
+        self.ended = asyncio.Event()
+        self.closed = asyncio.Event()
 
-        await process.communicate()
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        self.printed[fd] = (self.printed[fd] + data)[:_OUTPUT_LIMIT]
+
+        if len(self.printed[1]) == _OUTPUT_LIMIT:
+            self.ended.set()
+
+    def process_exited(self) -> None:
+        self.ended.set()
+
+    def connection_lost(self, _: Exception | None) -> None:
+        self.closed.set()
 
 
 def _last_line(stderr: str, *, without: str) -> str:
@@ -380,14 +394,14 @@ class OAuthToken:
 
         # RFC 6749: a refresh token that brings no new one stays good.
         self._refresh = grant.refresh_token or fields.get("refresh_token")
-        return Token(grant.access_token, svc=grant.svc, expires_in=grant.expires_in)
+        return Token(grant.access_token or "", svc=grant.svc, expires_in=grant.expires_in)
 
     async def _post(self, form: bytes) -> Exchange:
         """Send one grant over a connection of its own, as there are few.
 
         Raises:
-            NotSent: no response came. The grant may have been sent; the start, for whose sake it
-                was, was not.
+            NotSent: no whole response came. The grant may have been sent; the start, for whose
+                sake it was, was not.
         """
         way = PlainWay(ssl=self._ssl, connect_timeout=self._timeout)
         exchange = Exchange(form, Sent(), _GRANT_LIMIT)
@@ -396,8 +410,8 @@ class OAuthToken:
             async with asyncio.timeout(self._timeout):
                 await way.post(self._route, exchange)
         except Exception as exc:
-            if exchange.status:
-                exchange.flaw = exc
+            if exchange.status:  # which says enough; half a body says nothing
+                exchange.body = b""
                 return exchange
 
             verdict, what = fault_of(exc)
@@ -419,35 +433,27 @@ class OAuthToken:
             Misconfigured: nothing, with a redirect or another 4XX.
             NotSent: nothing, and it may later.
         """
-        status = response.status
+        status, grant = response.status, wire.decode_grant(response.body)
         said = f"the auth server {self.auth_url} answered {status}"
 
-        if status == HTTPStatus.OK:
-            grant = None if response.flaw is not None else wire.decode_grant(response.body)
+        if status == HTTPStatus.OK and grant.access_token is None:
+            said += ", and its response is no token's"
+            raise NotSent(said, hint="check the auth server's URL")
 
-            if grant is None:
-                hint = "check the auth server's URL"
-                raise NotSent(f"{said}, and its response is no token's", hint=hint)
-
-            return grant
-
-        if status in _REFUSALS:
-            code = (
-                "" if response.flaw is not None else wire.refusal_code(response.body, _GRANT_HINTS)
-            )
+        if status in {400, 401, 403}:
+            code = grant.error if grant.error in _GRANT_HINTS else ""
             hint = _GRANT_HINTS.get(code, _GRANT_HINT)
             raise CredentialsRefused(f"{said} {code}".rstrip(), hint=hint)
 
-        if status in _FOR_LATER or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        if status in {408, 425, 429} or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             waits = response.headers.getall("Retry-After", [])
             after = wire.retry_after(waits, now=datetime.now(UTC))
             raise NotSent(said, hint=_UNREACHED, retry_after=after)
 
-        raise Misconfigured(said, hint="check the auth server's URL")
+        if status != HTTPStatus.OK:
+            raise Misconfigured(said, hint="check the auth server's URL")
 
-
-_REFUSALS: Final = (400, 401, 403)
-_FOR_LATER: Final = (408, 425, 429)
+        return grant
 
 
 async def _reveal(secret: Secret) -> str:
@@ -528,21 +534,20 @@ class TokenKeeper:
                 return
 
             if self._failure is not None and self._clock() < self._silent_until:
-                raise _same(self._failure) from self._failure
+                raise copy(self._failure) from self._failure
 
             try:
-                token = await self._fetch()
+                self._token = await self._fetch()
             except (CredentialsRefused, NotSent) as exc:
-                asked = exc.retry_after if isinstance(exc, NotSent) else None
                 self._failure = exc
+                asked = exc.retry_after if isinstance(exc, NotSent) else None
                 self._silent_until = self._clock() + max(asked or 0.0, _SILENCE)
                 raise
 
-            self._seen[token.text] = _spellings(token.text)
-            self._token = token
+            text, lasts = self._token.text, self._token.expires_in or math.inf
+            self._seen[text] = _spellings(text)
             self._generation += 1
-            seconds = math.inf if token.expires_in is None else token.expires_in
-            self._renew_at = self._clock() + max(seconds / 2, seconds - _RENEW_AHEAD)
+            self._renew_at = self._clock() + max(lasts / 2, lasts - _RENEW_AHEAD)
 
     def scrub(self, text: str) -> str:
         """Return ``text`` without any token that was ever in use, however it is escaped.
@@ -578,26 +583,18 @@ class TokenKeeper:
         return token
 
 
-def _same(failure: CredentialsRefused | NotSent) -> CredentialsRefused | NotSent:
-    """Return the failure anew, for another who asked for the same."""
-    if isinstance(failure, NotSent):
-        after = failure.retry_after
-        return type(failure)(str(failure), hint=failure.hint, retry_after=after)
-
-    return CredentialsRefused(str(failure), hint=failure.hint)
-
-
 def _spellings(token: str) -> re.Pattern[str]:
     """Return a pattern that finds ``token`` as it is, or as an encoder may have written it."""
-    return re.compile("".join(c if c.isalnum() else _spellings_of(c) for c in token))
+    spellings = []
 
+    for character in token:
+        code, plain = ord(character), re.escape(character)
+        digits = "".join(f"[{d}{d.upper()}]" if d.isalpha() else d for d in f"{code:02x}")
+        # The longest first, as "%" begins its own percent-encoding.
+        escapes = rf"(?:\\u00{digits}|&#0*{code};|&#[xX]0*{digits};|%{digits}|\\{plain}|{plain})"
+        spellings.append(character if character.isalnum() else escapes)
 
-def _spellings_of(character: str) -> str:
-    code = ord(character)
-    digits = "".join(f"[{d}{d.upper()}]" if d.isalpha() else d for d in f"{code:02x}")
-    plain = re.escape(character)
-    # the longest first, as "%" begins its own percent-encoding
-    return rf"(?:\\u00{digits}|&#0*{code};|&#[xX]0*{digits};|%{digits}|\\{plain}|{plain})"
+    return re.compile("".join(spellings))
 
 
 def _without_cut_token(text: str, token: str) -> str:

@@ -22,7 +22,7 @@ from deslaunch.errors import SchemaError
 from deslaunch.model import AUTO, Job, JobParameter, RunStatus, StartedRun
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from deslaunch.model import Auto
 
@@ -116,45 +116,33 @@ def form(**fields: str) -> bytes:
 
 
 class Grant(NamedTuple):
-    """The auth server's response to a grant.
+    """The auth server's response to a grant; None stands for what it lacks or has no sense.
 
     Attributes:
         access_token: the token.
-        refresh_token: what buys the next one, or None.
-        expires_in: seconds that the token is good for, above 0, or None.
-        svc: base URL of the DES that takes it, or None.
-        org_id: the organisation, or None.
+        refresh_token: what buys the next one.
+        svc: base URL of the DES that takes it.
+        org_id: the organisation.
+        error: why nothing is granted; only a known code is fit to be shown.
+        expires_in: seconds that the token is good for, above 0.
     """
 
-    access_token: str
-    refresh_token: str | None
-    expires_in: float | None
-    svc: str | None
-    org_id: str | None
+    access_token: str | None = None
+    refresh_token: str | None = None
+    svc: str | None = None
+    org_id: str | None = None
+    error: str | None = None
+    expires_in: float | None = None
 
 
-def decode_grant(body: bytes) -> Grant | None:
-    """Read a token's response; None where it is no JSON object with an ``access_token``.
-
-    Only that field must be there: a lifetime that is no positive number is none, and a text
-    that is no text is left out.
-    """
+def decode_grant(body: bytes) -> Grant:
+    """Read the auth server's response to a grant, whatever it is."""
     fields = _fields_of(body)
-    texts: dict[str, str] = {k: v for k, v in fields.items() if isinstance(v, str) and v}
+    names = Grant._fields
+    texts: dict[str, Any] = {k: v for k, v in fields.items() if k in names and isinstance(v, str)}
     seconds: Any = fields.get("expires_in")
     lasts = float(seconds) if type(seconds) in {int, float} and seconds > 0 else None
-
-    if "access_token" not in texts:
-        return None
-
-    others = texts.get("refresh_token"), lasts, texts.get("svc"), texts.get("org_id")
-    return Grant(texts["access_token"], *others)
-
-
-def refusal_code(body: bytes, known: Container[str]) -> str:
-    """Return the error code of a refused grant where it is one of those, or ``""``."""
-    code = _fields_of(body).get("error")
-    return code if isinstance(code, str) and code in known else ""
+    return Grant(**{name: text or None for name, text in texts.items()} | {"expires_in": lasts})
 
 
 def decode_started(body: bytes) -> StartedRun | None:
