@@ -1084,17 +1084,3 @@ def test_a_cancellation_by_somebody_else_at_the_same_time_stays_one() -> None:
         return task.cancelled()
 
     assert run(test)
-
-
-def test_after_close_no_timer_is_left() -> None:
-    async def test(loop: SetLoop) -> str:
-        deadlines = Deadlines(SECONDS)
-
-        with deadlines:
-            deadlines.close()
-            deadlines.close()
-            await loop.pass_(2 * SECONDS)
-            await loop.pass_(GRACE)
-            return "not cancelled"
-
-    assert run(test) == "not cancelled"

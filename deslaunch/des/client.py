@@ -216,7 +216,6 @@ class DesClient:
         way, self._way = self._way, None
 
         if way is not None:
-            self._deadlines.close()
             await way.aclose()
 
     async def start(self, start: Start, sent: Sent | None = None) -> StartedRun:

@@ -20,7 +20,7 @@ import sys
 import time
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import aiohttp
 from yarl import URL
@@ -225,12 +225,6 @@ class Deadlines:
 
             if is_ours and kind is asyncio.CancelledError:
                 raise TimeoutError from error
-
-    def close(self) -> None:
-        """Let no limit run any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _ring(self, due: float) -> None:
         now = max(due, self._loop.time())  # a timer may ring a little early
@@ -482,27 +476,24 @@ def unpacked(body: bytes, encoding: str) -> bytes:
 
 # -- What aiohttp raises before anything is sent ----------------------------------------------
 
+_Kinds: TypeAlias = type[Exception] | tuple[type[Exception], ...]
+_CUT_OFF: Final = ssl_module.SSLEOFError, ssl_module.SSLZeroReturnError
+_UNTRUSTED: Final = aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch
+_BAD_URL: Final = aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError
 
-_FAULTS: Final[Sequence[tuple[tuple[type[Exception], ...], type[NotSent], str]]] = (
-    (
-        (ssl_module.SSLEOFError, ssl_module.SSLZeroReturnError),
-        NotSent,
-        "the connection broke off during the TLS handshake",
-    ),
-    (
-        (aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch),
-        Misconfigured,
-        "the server's certificate is not trusted",
-    ),
-    ((aiohttp.ClientConnectorSSLError,), Misconfigured, "server and client agree on no TLS"),
-    ((aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError), Misconfigured, "the URL can't be used"),
-    ((aiohttp.ClientConnectorDNSError,), NotSent, "the host's name can't be looked up"),
-    ((aiohttp.ClientProxyConnectionError,), NotSent, "the proxy can't be connected to"),
-    ((aiohttp.ClientHttpProxyError,), NotSent, "the proxy refused to connect"),
-    ((TimeoutError,), NotSent, "no connection was made in time"),
-    ((aiohttp.ClientConnectorError,), NotSent, "no connection can be made"),
-    ((Exception,), NotSent, "nothing was sent"),
+_FAULTS: Final[Sequence[tuple[_Kinds, type[NotSent], str]]] = (
+    (_CUT_OFF, NotSent, "the connection broke off during the TLS handshake"),
+    (_UNTRUSTED, Misconfigured, "the server's certificate is not trusted"),
+    (aiohttp.ClientConnectorSSLError, Misconfigured, "server and client agree on no TLS"),
+    (_BAD_URL, Misconfigured, "the URL can't be used"),
+    (aiohttp.ClientConnectorDNSError, NotSent, "the host's name can't be looked up"),
+    (aiohttp.ClientProxyConnectionError, NotSent, "the proxy can't be connected to"),
+    (aiohttp.ClientHttpProxyError, NotSent, "the proxy refused to connect"),
+    (TimeoutError, NotSent, "no connection was made in time"),
+    (aiohttp.ClientConnectorError, NotSent, "no connection can be made"),
+    (Exception, NotSent, "nothing was sent"),
 )
+"""The first that applies, to an exception or to the system's error within it."""
 
 
 def fault_of(exc: Exception) -> tuple[type[NotSent], str]:

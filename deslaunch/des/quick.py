@@ -193,19 +193,15 @@ class QuickWay:
             route.url,
             loop=self._loop,
             proxy=route.proxy,
-            proxy_headers=None if route.proxy_headers is None else dict(route.proxy_headers),
+            proxy_headers=route.proxy_headers,
         )
 
         try:
             connection = await self._connector.connect(request, [], self._timeout)
-        except OSError as exc:
+        except OSError:
             if (link := self._take(route.origin, rested=False)) is not None:
                 self._spare = 0  # the server, or this process, has no room for those that rest
                 return link
-
-            if isinstance(exc, TimeoutError):
-                text = f"no connection to {route.url} in time"
-                raise aiohttp.ConnectionTimeoutError(text) from exc
 
             raise
 

@@ -25,15 +25,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
+from deslaunch import errors
 from deslaunch.des import wire
 from deslaunch.des.http import Exchange, PlainWay, fault_of, route_to, safe_url, split_proxy
-from deslaunch.errors import (
-    ConfigurationError,
-    CredentialsRefused,
-    DeslaunchError,
-    Misconfigured,
-    NotSent,
-)
 from deslaunch.model import Sent
 
 if TYPE_CHECKING:
@@ -86,10 +80,12 @@ class Token:
         stripped = self.text.strip()
 
         if not stripped:
-            raise CredentialsRefused("the token is empty", hint="check where the token comes from")
+            raise errors.CredentialsRefused(
+                "the token is empty", hint="check where the token comes from"
+            )
 
         if _VISIBLE.fullmatch(stripped) is None:
-            raise CredentialsRefused(
+            raise errors.CredentialsRefused(
                 "the token holds a blank, a line break or a character that is not ASCII",
                 hint="give the bare token alone, without 'Bearer' and on one line",
             )
@@ -137,7 +133,7 @@ class EnvToken:
         text = os.environ.get(self.variable)
 
         if text is None:
-            raise CredentialsRefused(
+            raise errors.CredentialsRefused(
                 f"the environment variable {self.variable} is not set",
                 hint=f"set {self.variable} to a DES token",
             )
@@ -164,7 +160,7 @@ class FileToken:
         try:
             content = await asyncio.to_thread(Path(self.path).read_bytes)
         except OSError as exc:
-            raise CredentialsRefused(
+            raise errors.CredentialsRefused(
                 f"the token file {str(self.path)!r} can't be read: {exc.strerror}",
                 hint="check the file's path and permissions",
             ) from exc
@@ -185,7 +181,7 @@ class CommandToken:
 
     def __init__(self, argv: Sequence[str], timeout: float = 30) -> None:
         if isinstance(argv, str) or not argv or any("\0" in word for word in argv):
-            raise ConfigurationError(
+            raise errors.ConfigurationError(
                 "the token command must be a list of strings",
                 hint='write ["vault", "read", "-field=token", "secret/des"]; there is no shell',
             )
@@ -214,7 +210,7 @@ class CommandToken:
                 start_new_session=True,  # so that it can be killed with all that it started
             )
         except OSError as exc:
-            raise CredentialsRefused(
+            raise errors.CredentialsRefused(
                 f"the token command {name} can't be run: {exc.strerror}",
                 hint="check the command's name and PATH",
             ) from exc
@@ -223,7 +219,7 @@ class CommandToken:
             async with asyncio.timeout(self._timeout):
                 await output.ended.wait()
         except TimeoutError as exc:
-            raise CredentialsRefused(
+            raise errors.CredentialsRefused(
                 f"the token command {name} did not end within {self._timeout:g} s",
                 hint="run it by hand; it must not ask anything",
             ) from exc
@@ -246,7 +242,7 @@ class CommandToken:
             end = f"exit status {status}" if status > 0 else f"signal {-status}"
             end = f"more than {_OUTPUT_LIMIT:,} bytes of output" if is_endless else end
             said = _last_line(stderr, without=stdout.strip())
-            raise CredentialsRefused(
+            raise errors.CredentialsRefused(
                 f"the token command {name} failed with {end}{said}",
                 hint="run it by hand; it must print the token and nothing else",
             )
@@ -372,7 +368,7 @@ class OAuthToken:
         refresh, self._refresh = self._refresh, None  # good once, whatever becomes of it
 
         if refresh is not None:
-            with suppress(CredentialsRefused):  # it was spent or revoked
+            with suppress(errors.CredentialsRefused):  # it was spent or revoked
                 return await self._ask("refresh_token", refresh_token=refresh)
 
         username, password = [await _reveal(secret) for secret in self._login]
@@ -387,7 +383,7 @@ class OAuthToken:
         grant = self._granted(await self._post(form))
 
         if grant.org_id not in {None, self.org_id}:
-            raise CredentialsRefused(
+            raise errors.CredentialsRefused(
                 f"{self.auth_url} gave a token for another organisation than {self.org_id}",
                 hint="check the organisation's id",
             )
@@ -438,20 +434,20 @@ class OAuthToken:
 
         if status == HTTPStatus.OK and grant.access_token is None:
             said += ", and its response is no token's"
-            raise NotSent(said, hint="check the auth server's URL")
+            raise errors.NotSent(said, hint="check the auth server's URL")
 
         if status in {400, 401, 403}:
             code = grant.error if grant.error in _GRANT_HINTS else ""
             hint = _GRANT_HINTS.get(code, _GRANT_HINT)
-            raise CredentialsRefused(f"{said} {code}".rstrip(), hint=hint)
+            raise errors.CredentialsRefused(f"{said} {code}".rstrip(), hint=hint)
 
         if status in {408, 425, 429} or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             waits = response.headers.getall("Retry-After", [])
             after = wire.retry_after(waits, now=datetime.now(UTC))
-            raise NotSent(said, hint=_UNREACHED, retry_after=after)
+            raise errors.NotSent(said, hint=_UNREACHED, retry_after=after)
 
         if status != HTTPStatus.OK:
-            raise Misconfigured(said, hint="check the auth server's URL")
+            raise errors.Misconfigured(said, hint="check the auth server's URL")
 
         return grant
 
@@ -486,7 +482,7 @@ class TokenKeeper:
         self._generation = 0
         self._renew_at = math.inf
         self._seen: dict[str, re.Pattern[str]] = {}
-        self._failure: CredentialsRefused | NotSent | None = None
+        self._failure: errors.CredentialsRefused | errors.NotSent | None = None
         self._silent_until = -math.inf
 
     def __repr__(self) -> str:
@@ -504,7 +500,7 @@ class TokenKeeper:
         elif self._clock() >= self._renew_at:
             try:
                 await self._renew(self._generation)
-            except (CredentialsRefused, NotSent):
+            except (errors.CredentialsRefused, errors.NotSent):
                 self._renew_at = math.inf
 
         assert self._token is not None
@@ -522,7 +518,7 @@ class TokenKeeper:
         """
         try:
             await self._renew(refused_generation)
-        except NotSent:
+        except errors.NotSent:
             if self._generation == refused_generation:
                 self._token = None  # refused once, it is not to be sent again
 
@@ -538,9 +534,9 @@ class TokenKeeper:
 
             try:
                 self._token = await self._fetch()
-            except (CredentialsRefused, NotSent) as exc:
+            except (errors.CredentialsRefused, errors.NotSent) as exc:
                 self._failure = exc
-                asked = exc.retry_after if isinstance(exc, NotSent) else None
+                asked = exc.retry_after if isinstance(exc, errors.NotSent) else None
                 self._silent_until = self._clock() + max(asked or 0.0, _SILENCE)
                 raise
 
@@ -564,18 +560,18 @@ class TokenKeeper:
         try:
             fetched = await self._source.fetch()
             token = fetched if isinstance(fetched, Token) else Token(fetched)
-        except (CredentialsRefused, NotSent):
+        except (errors.CredentialsRefused, errors.NotSent):
             raise
         except Exception as exc:
             text, hint = f"the token source failed with {type(exc).__name__}", "see its __cause__"
 
-            if isinstance(exc, DeslaunchError):
+            if isinstance(exc, errors.DeslaunchError):
                 text, hint = str(exc), exc.hint
 
-            raise CredentialsRefused(text, hint=hint) from exc
+            raise errors.CredentialsRefused(text, hint=hint) from exc
 
         if token.text in self._seen:
-            raise CredentialsRefused(
+            raise errors.CredentialsRefused(
                 "DES refused the token, and its source has no newer one",
                 hint="get a new token, put it where the old one was, and resume",
             )

@@ -13,6 +13,7 @@ import math
 import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlencode
 
@@ -182,23 +183,15 @@ def decode_run_status(body: bytes) -> RunStatus | None:
         status=_text_or_none(response.get("status")),
         created_utc=_text_or_none(response.get("createdUtc")),
         finished_utc=_text_or_none(response.get("finishedUtc")),
-        output_files=tuple(_kept_files(files)) if isinstance(files, list) else (),
+        output_files=_kept_files(files) if isinstance(files, list) else (),
     )
 
 
-def _kept_files(files: list[object]) -> Iterator[object]:
-    """Yield the first files' metadata, as far as it can be written, and not beyond what is kept."""
-    room = FILES_LIMIT
-
-    for file in files:
-        size = len(_json(file))
-        room -= size
-
-        if room < 0:
-            return
-
-        if size:
-            yield file
+def _kept_files(files: list[object]) -> tuple[object, ...]:
+    """Return the first files' metadata, as far as it can be written, and not beyond the limit."""
+    sizes = [len(_json(file)) for file in files]
+    totals = zip(files, sizes, accumulate(sizes), strict=True)
+    return tuple(file for file, size, total in totals if size and total <= FILES_LIMIT)
 
 
 def decode_jobs(body: bytes, *, source: str) -> list[Job]:
@@ -348,15 +341,10 @@ def error_text(body: str) -> str:
     """Return one readable line of an ErrorResponse, whose fields are not documented."""
     response = _fields_of(body.encode("utf-8", "replace"))
     message = _first(response, "message", "error", "detail", "title")
-    text = message if isinstance(message, str) else _title_of_page(body) or body
-    return " ".join(text.split())[:500]
-
-
-def _title_of_page(body: str) -> str:
-    """Return what a web page calls itself, where that is what came; else nothing."""
-    found = _PAGE.match(body)
-    title = " ".join(found[1].split()) if found else ""
-    return f"a web page, {title!r}" if title else ""
+    page = _PAGE.match(body)
+    title = " ".join(page[1].split()) if page else ""
+    said = f"a web page, {title!r}" if title else body
+    return " ".join((message if isinstance(message, str) else said).split())[:500]
 
 
 def _first(response: Any, *spellings: str) -> Any:
