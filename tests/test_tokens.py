@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import logging
 import os
@@ -566,6 +567,14 @@ async def test_a_password_buys_the_first_token() -> None:
     assert server.asked == [
         {"grant_type": "password", **LOGIN, "scope": "des offline_access"},
     ]
+
+
+async def test_a_grant_is_read_also_where_it_is_packed() -> None:
+    _, _, body = granted().partition(b"\r\n\r\n")
+    packed = http(200, gzip.compress(body), "Content-Encoding: gzip")
+
+    async with auth_server(packed) as server:
+        assert (await source_of(server).fetch()).text == f"{ACCESS}1"
 
 
 async def test_each_refresh_token_is_used_once() -> None:

@@ -14,7 +14,7 @@ import asyncio
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -28,7 +28,7 @@ from deslaunch.des import wire
 from deslaunch.model import DEFAULT_TARGET, count
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
     from deslaunch.des.client import DesClient
     from deslaunch.model import Job
@@ -149,49 +149,39 @@ def read_schema_file(path: Path) -> list[Job]:
     return wire.decode_jobs(body, source=f"the schema file {path}")
 
 
+@dataclass(eq=False, repr=False)
 class Catalog:
     """Gives the jobs of those targets that rows name; it compiles nothing.
 
-    Args:
+    Attributes:
         clients: by target.
-        targets: what rows may name, where there is no client; default: the clients' targets.
+        targets: what rows may name; where there is no client, they must be passed.
         cache: where responses are kept, or None for nowhere.
         schema_file: jobs that stand for every target's; then DES is never asked.
         max_age: how old a cached response may be.
         offline: an older one serves where DES can't be asked; for a check, never for a launch.
         apart: a target whose jobs can't be had is left out, unless all are.
         now: the time, with a time zone.
-
-    Attributes:
-        targets: what rows may name.
         jobs: what was loaded so far: by target, its jobs by jobId.
         left_out: targets whose jobs can't be had, and why.
         warnings: what a person should know of how it was loaded.
     """
 
-    def __init__(
-        self,
-        clients: Mapping[str, DesClient],
-        *,
-        targets: Iterable[str] = (),
-        cache: SchemaCache | None = None,
-        schema_file: Sequence[Job] | None = None,
-        max_age: timedelta = timedelta(hours=24),
-        offline: bool = False,
-        apart: bool = False,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    ) -> None:
-        self.targets = frozenset(clients) | frozenset(targets)
+    clients: Mapping[str, DesClient]
+    _: KW_ONLY
+    targets: Collection[str] = ()
+    cache: SchemaCache | None = None
+    schema_file: Sequence[Job] | None = None
+    max_age: timedelta = timedelta(hours=24)
+    offline: bool = False
+    apart: bool = False
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    def __post_init__(self) -> None:
+        self.targets = frozenset(self.clients) | frozenset(self.targets)
         self.jobs: dict[str, dict[str, Job]] = {}
         self.left_out: dict[str, errors.DeslaunchError] = {}
         self.warnings: list[str] = []
-        self._clients = clients
-        self._cache = cache
-        self._schema_file = schema_file
-        self._max_age = max_age
-        self._offline = offline
-        self._apart = apart
-        self._now = now
         self._cached: dict[str, datetime] = {}
 
     def __repr__(self) -> str:
@@ -216,7 +206,7 @@ class Catalog:
             try:
                 await self._load(target)
             except _UNHAD as exc:
-                if not self._apart:
+                if not self.apart:
                     raise
 
                 self.left_out[target] = exc
@@ -235,7 +225,7 @@ class Catalog:
             CredentialsRefused: no token that DES accepts.
             SchemaError: DES's response can't be read.
         """
-        if self._schema_file is not None:
+        if self.schema_file is not None:
             return False
 
         known = self.jobs.get(target)
@@ -245,24 +235,24 @@ class Catalog:
     def notes(self) -> Iterator[str]:
         """Yield how old the cached responses are that were used, one sentence each."""
         for target, fetched in self._cached.items():
-            age = _age(self._now() - fetched)
+            age = _age(self.now() - fetched)
             yield f"the JobRunParameters of target {target} were fetched {age} ago"
 
     async def _load(self, target: str) -> None:
-        if self._schema_file is not None:
-            self._use(target, self._schema_file)
+        if self.schema_file is not None:
+            self._use(target, self.schema_file)
             return
 
         cached = None
 
-        if self._cache is not None:
-            home = self._clients[target].home
-            cached = await asyncio.to_thread(self._cache.load, target, home)
+        if self.cache is not None:
+            home = self.clients[target].home
+            cached = await asyncio.to_thread(self.cache.load, target, home)
 
         jobs, fetched = cached or ([], datetime.min.replace(tzinfo=UTC))
-        age = self._now() - fetched
+        age = self.now() - fetched
 
-        if timedelta(0) <= age <= self._max_age:
+        if timedelta(0) <= age <= self.max_age:
             self._use(target, jobs, fetched)
             return
 
@@ -272,7 +262,7 @@ class Catalog:
             if cached is None:
                 raise
 
-            if not self._offline:
+            if not self.offline:
                 old = f"its cached JobRunParameters, {_age(age)} old, are too old to launch by"
                 exc.advise(old)
                 raise
@@ -285,7 +275,7 @@ class Catalog:
 
     async def _fetch(self, target: str) -> None:
         """Ask DES; where QueryJobs itself may be wrong, say that there is a way out."""
-        client = self._clients[target]
+        client = self.clients[target]
 
         try:
             jobs = await client.query_jobs()
@@ -305,9 +295,9 @@ class Catalog:
         self._use(target, jobs)
         self.left_out.pop(target, None)
 
-        if self._cache is not None:
-            store = self._cache.store
-            warning = await asyncio.to_thread(store, target, client.home, jobs, self._now())
+        if self.cache is not None:
+            store = self.cache.store
+            warning = await asyncio.to_thread(store, target, client.home, jobs, self.now())
 
             if warning is not None and warning not in self.warnings:
                 self.warnings.append(warning)

@@ -27,7 +27,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from deslaunch import errors
 from deslaunch.des import wire
-from deslaunch.des.http import Exchange, PlainWay, fault_of, route_to, safe_url, split_proxy
+from deslaunch.des.http import (
+    Exchange,
+    PlainWay,
+    fault_of,
+    route_to,
+    safe_url,
+    split_proxy,
+    unpacked,
+)
 from deslaunch.model import Sent
 
 if TYPE_CHECKING:
@@ -199,30 +207,23 @@ class CommandToken:
             CredentialsRefused: the command can't be run, failed, took too long, or printed
                 something that can't be a token.
         """
-        loop = asyncio.get_running_loop()
-        name = repr(self._argv[0])
-
         try:
-            transport, output = await loop.subprocess_exec(
+            transport, output = await asyncio.get_running_loop().subprocess_exec(
                 _Output,
                 *self._argv,
                 stdin=DEVNULL,
                 start_new_session=True,  # so that it can be killed with all that it started
             )
         except OSError as exc:
-            raise errors.CredentialsRefused(
-                f"the token command {name} can't be run: {exc.strerror}",
-                hint="check the command's name and PATH",
-            ) from exc
+            why = f"can't be run: {exc.strerror}"
+            raise self._refused(why, "check the command's name and PATH") from exc
 
         try:
             async with asyncio.timeout(self._timeout):
                 await output.ended.wait()
         except TimeoutError as exc:
-            raise errors.CredentialsRefused(
-                f"the token command {name} did not end within {self._timeout:g} s",
-                hint="run it by hand; it must not ask anything",
-            ) from exc
+            why = f"did not end within {self._timeout:g} s"
+            raise self._refused(why, "run it by hand; it must not ask anything") from exc
         finally:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(transport.get_pid(), signal.SIGKILL)
@@ -234,20 +235,20 @@ class CommandToken:
             transport.close()
 
         stdout, stderr = (output.printed[fd].decode("utf-8", "replace") for fd in (1, 2))
-
         status = transport.get_returncode() or 0
-        is_endless = len(output.printed[1]) == _OUTPUT_LIMIT
 
-        if status or is_endless:
+        if output.is_endless:
+            end = f"more than {_OUTPUT_LIMIT:,} bytes of output"
+        elif status:
             end = f"exit status {status}" if status > 0 else f"signal {-status}"
-            end = f"more than {_OUTPUT_LIMIT:,} bytes of output" if is_endless else end
-            said = _last_line(stderr, without=stdout.strip())
-            raise errors.CredentialsRefused(
-                f"the token command {name} failed with {end}{said}",
-                hint="run it by hand; it must print the token and nothing else",
-            )
+        else:
+            return Token(stdout)
 
-        return Token(stdout)
+        why = f"failed with {end}{_last_line(stderr, without=stdout.strip())}"
+        raise self._refused(why, "run it by hand; it must print the token and nothing else")
+
+    def _refused(self, why: str, hint: str) -> errors.CredentialsRefused:
+        return errors.CredentialsRefused(f"the token command {self._argv[0]!r} {why}", hint=hint)
 
 
 class _Output(asyncio.SubprocessProtocol):
@@ -255,12 +256,14 @@ class _Output(asyncio.SubprocessProtocol):
 
     Attributes:
         printed: by file descriptor.
-        ended: the command has ended, or printed too much; what it started may go on.
+        is_endless: the command printed too much.
+        ended: it has ended, or printed too much; what it started may go on.
         closed: nothing more will be printed.
     """
 
     def __init__(self) -> None:
         self.printed = {1: b"", 2: b""}
+        self.is_endless = False
         self.ended = asyncio.Event()
         self.closed = asyncio.Event()
 
@@ -268,6 +271,7 @@ class _Output(asyncio.SubprocessProtocol):
         self.printed[fd] = (self.printed[fd] + data)[:_OUTPUT_LIMIT]
 
         if len(self.printed[1]) == _OUTPUT_LIMIT:
+            self.is_endless = True
             self.ended.set()
 
     def process_exited(self) -> None:
@@ -302,12 +306,13 @@ _UNUSABLE: Final = "no usable response came"
 _UNREACHED: Final = "check the auth server's URL and the way to it; nothing was started"
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class OAuthToken:
     """One organisation's tokens from the auth server, by the password and refresh grants.
 
     Each token names its DES (``svc``), so a :class:`~deslaunch.DesClient` needs no base URL.
 
-    Args:
+    Attributes:
         org_id: the organisation.
         client_id: of the program that asks.
         client_secret: its secret; this, the user name and the password may be functions, which
@@ -321,37 +326,26 @@ class OAuthToken:
         ssl: TLS settings, a private CA's for example; default: the system's CAs.
         proxy: ``http://[user:password@]host:port``. The environment's proxies are not used.
 
-    Attributes:
-        org_id: the organisation.
-        auth_url: the auth server's base URL, without a trailing slash.
-
     Raises:
         ConfigurationError: a URL can't be used; the message shows no password.
     """
 
-    def __init__(
-        self,
-        *,
-        org_id: str,
-        client_id: str,
-        client_secret: Secret,
-        username: Secret,
-        password: Secret,
-        auth_url: str = wire.AUTH_URL,
-        timeout: float = 30,
-        allow_http: bool = False,
-        ssl: ssl_module.SSLContext | None = None,
-        proxy: str | None = None,
-    ) -> None:
-        self.org_id = org_id
-        self._client = client_id, client_secret
-        self._login = username, password
-        base = safe_url(auth_url, "auth server's URL", allow_http=allow_http)
+    org_id: str
+    client_id: str
+    client_secret: Secret
+    username: Secret
+    password: Secret
+    auth_url: str = wire.AUTH_URL
+    timeout: float = 30
+    allow_http: bool = False
+    ssl: ssl_module.SSLContext | None = None
+    proxy: str | None = None
+
+    def __post_init__(self) -> None:
+        base = safe_url(self.auth_url, "auth server's URL", allow_http=self.allow_http)
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         self.auth_url = str(base).rstrip("/")
-        self._route = route_to(base / wire.GRANT, headers, *split_proxy(proxy))
-        self._timeout = timeout
-        self._ssl = ssl
+        self._route = route_to(base / wire.GRANT, headers, *split_proxy(self.proxy))
         self._refresh: str | None = None
 
     def __repr__(self) -> str:
@@ -371,16 +365,14 @@ class OAuthToken:
             with suppress(errors.CredentialsRefused):  # it was spent or revoked
                 return await self._ask("refresh_token", refresh_token=refresh)
 
-        username, password = [await _reveal(secret) for secret in self._login]
+        username, password = await _reveal(self.username), await _reveal(self.password)
         return await self._ask(
             "password", org_id=self.org_id, username=username, password=password, scope=wire.SCOPE
         )
 
     async def _ask(self, grant_type: str, **fields: str) -> Token:
-        client_id, client_secret = self._client
-        secret = await _reveal(client_secret)
-        form = wire.form(grant_type=grant_type, client_id=client_id, client_secret=secret, **fields)
-        grant = self._granted(await self._post(form))
+        fields |= {"client_id": self.client_id, "client_secret": await _reveal(self.client_secret)}
+        grant = self._granted(await self._post(wire.form(grant_type=grant_type, **fields)))
 
         if grant.org_id not in {None, self.org_id}:
             raise errors.CredentialsRefused(
@@ -399,11 +391,11 @@ class OAuthToken:
             NotSent: no whole response came. The grant may have been sent; the start, for whose
                 sake it was, was not.
         """
-        way = PlainWay(ssl=self._ssl, connect_timeout=self._timeout)
+        way = PlainWay(ssl=self.ssl, connect_timeout=self.timeout)
         exchange = Exchange(form, Sent(), _GRANT_LIMIT)
 
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 await way.post(self._route, exchange)
         except Exception as exc:
             if exchange.status:  # which says enough; half a body says nothing
@@ -419,6 +411,8 @@ class OAuthToken:
         finally:
             await way.aclose()
 
+        encoding = exchange.headers.get("Content-Encoding", "")
+        exchange.body = unpacked(exchange.body, encoding)
         return exchange
 
     def _granted(self, response: Exchange) -> wire.Grant:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import math
 import re
+from dataclasses import asdict
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import accumulate
@@ -270,20 +271,16 @@ def encode_jobs(jobs: Iterable[Job]) -> list[dict[str, Any]]:
         {
             "jobId": job.job_id,
             "name": job.name,
-            "jobRunParameters": [
-                {
-                    "name": parameter.name,
-                    "type": parameter.type,
-                    "required": parameter.required,
-                    "nullable": parameter.nullable,
-                    "supportsAutoValue": parameter.supports_auto,
-                    "description": parameter.description,
-                }
-                for parameter in job.parameters
-            ],
+            "jobRunParameters": [_encode_parameter(parameter) for parameter in job.parameters],
         }
         for job in jobs
     ]
+
+
+def _encode_parameter(parameter: JobParameter) -> dict[str, Any]:
+    encoded = asdict(parameter)
+    encoded["supportsAutoValue"] = encoded.pop("supports_auto")
+    return encoded
 
 
 def retry_after(headers: Sequence[str], *, now: datetime) -> float | None:
