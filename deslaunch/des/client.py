@@ -99,8 +99,8 @@ class DesClient:
 
     Attributes:
         concurrency: as it was passed.
-        slots: requests that are expected to be on their way at a time, where ``concurrency`` is
-            not less; at most twice as many connections are open. A launch sets it.
+        slots: requests that are expected to be on their way at a time; at most twice as many
+            connections are open. A launch sets it.
         timeout: as it was passed.
         connect_timeout: as it was passed.
         base_url: where DES is, without a trailing slash; None while no token has told it.
@@ -131,7 +131,7 @@ class DesClient:
         source = Token(token) if isinstance(token, str) else token
         self.org_id: str | None = getattr(source, "org_id", None)
         self.concurrency = concurrency
-        self.slots = DEFAULT_SLOTS
+        self.slots = concurrency or DEFAULT_SLOTS
         self.timeout = timeout
         self.connect_timeout = connect_timeout
         self.on_note: Callable[[str], None] = lambda _: None
@@ -196,16 +196,12 @@ class DesClient:
             raise RuntimeError("this DesClient is open already")
 
         self._deadlines = http.Deadlines(self.timeout)
+        connecting = self._ssl, self.connect_timeout
 
         if quick.IS_KNOWN:
-            self._way = quick.QuickWay(
-                ssl=self._ssl,
-                connect_timeout=self.connect_timeout,
-                slots=lambda: min(self.slots, self.concurrency or self.slots),
-                on_doubt=self._doubt,
-            )
+            self._way = quick.QuickWay(*connecting, lambda: self.slots, self._doubt)
         else:
-            self._way = http.PlainWay(ssl=self._ssl, connect_timeout=self.connect_timeout)
+            self._way = http.PlainWay(*connecting)
 
         if not self._reuses:
             self._way.stop_reusing()

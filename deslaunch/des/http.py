@@ -360,7 +360,7 @@ class Exchange:
         """Read the response's body; what came of it stays where that fails.
 
         Raises:
-            BodyTooLong: what is more than ``most`` was cut off.
+            aiohttp.ClientPayloadError: it is cut short, or what is more than ``most`` was cut off.
         """
         self.body = content.read_nowait()
 
@@ -369,11 +369,7 @@ class Exchange:
 
         if len(self.body) > self.most:
             self.body = self.body[: self.most]
-            raise BodyTooLong(f"the response is over {self.most} bytes long")
-
-
-class BodyTooLong(Exception):
-    """The body is longer than what is read of one."""
+            raise aiohttp.ClientPayloadError(f"the response is over {self.most} bytes long")
 
 
 class Unasked(Exception):
@@ -391,7 +387,7 @@ class PlainWay:
         connect_timeout: seconds to resolve, connect and shake hands.
     """
 
-    def __init__(self, *, ssl: ssl_module.SSLContext | None, connect_timeout: float) -> None:
+    def __init__(self, ssl: ssl_module.SSLContext | None, connect_timeout: float) -> None:
         trace = aiohttp.TraceConfig()
         trace.on_connection_create_start.append(_note_connecting)
         trace.on_connection_create_end.append(_note_connected)

@@ -3,7 +3,7 @@
 A connection from aiohttp's connector, one write, one response by aiohttp's parser. What a session
 would prepare for redirects, cookies, middlewares and traces, a start has none of, and a route
 knows its headers ahead: that takes half the time. The parts that are called are no documented
-API. Where the aiohttp at hand does not have them as they are known here, :func:`open_way` says so.
+API. Where the aiohttp at hand does not have them as they are known here, ``IS_KNOWN`` is false.
 
 Connections are kept here, not in aiohttp's pool, so that what happens to them between two requests
 is seen. A server may close one a few milliseconds after a good response, or send it a second
@@ -45,6 +45,7 @@ KEPT: Final = 65_536
 """Bytes of what came back that are kept for a fault."""
 
 _HTTP_101: Final = 101
+_FINAL: Final = 200  # and above: a response; below it, but for 101, one that announces another
 _SECONDS: Final = re.compile(r"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
 _TIMED_OUT: Final = (b"HTTP/1.1 408 ", b"HTTP/1.0 408 ")
 _READS: Final[Mapping[str, Any]] = {
@@ -103,7 +104,6 @@ class QuickWay:
 
     def __init__(
         self,
-        *,
         ssl: ssl_module.SSLContext | None,
         connect_timeout: float,
         slots: Callable[[], int],
@@ -114,7 +114,7 @@ class QuickWay:
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
         self._slots = slots
         self._spare = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
-        self.on_doubt = on_doubt
+        self._on_doubt = on_doubt
         self._reuses = True
         self._busy = 0
         self._idle: deque[_Link] = deque()
@@ -205,7 +205,7 @@ class QuickWay:
 
             raise
 
-        return _Link(connection, route.origin, self.on_doubt)
+        return _Link(connection, route.origin, self._on_doubt)
 
     def _keep(self, link: _Link, header: str | None) -> None:
         """Keep a connection for the next request; its server may have said how long it waits."""
@@ -302,7 +302,7 @@ class _Link(asyncio.Protocol):
         try:
             message, content = await handler.read()
 
-            while message.code // 100 == 1 and message.code != _HTTP_101:
+            while message.code < _FINAL and message.code != _HTTP_101:
                 message, content = await handler.read()
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
             if self._was_used:

@@ -391,7 +391,7 @@ class OAuthToken:
             NotSent: no whole response came. The grant may have been sent; the start, for whose
                 sake it was, was not.
         """
-        way = PlainWay(ssl=self.ssl, connect_timeout=self.timeout)
+        way = PlainWay(self.ssl, self.timeout)
         exchange = Exchange(form, Sent(), _GRANT_LIMIT)
 
         try:

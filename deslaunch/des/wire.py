@@ -15,7 +15,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
 from urllib.parse import urlencode
 
 import orjson
@@ -81,7 +81,7 @@ def type_name(number: int | None) -> str:
     return "string" if number is None else TYPE_NAMES.get(number, f"type {number}")
 
 
-def is_guid(text: object) -> bool:
+def is_guid(text: object) -> TypeGuard[str]:
     """Return True if ``text`` is a GUID in the form 8-4-4-4-12, in either case."""
     return isinstance(text, str) and _GUID.fullmatch(text) is not None
 
@@ -157,7 +157,7 @@ def decode_started(body: bytes) -> StartedRun | None:
     response = _fields_of(body)
     job_id, job_run_id = response.get("jobId"), response.get("jobRunId")
 
-    if isinstance(job_id, str) and isinstance(job_run_id, str) and is_guid(job_run_id):
+    if isinstance(job_id, str) and is_guid(job_run_id):
         return StartedRun(job_id.lower(), job_run_id)
 
     return None
