@@ -11,7 +11,6 @@ from __future__ import annotations
 import base64
 import math
 import re
-from dataclasses import asdict
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import accumulate
@@ -278,7 +277,7 @@ def encode_jobs(jobs: Iterable[Job]) -> list[dict[str, Any]]:
 
 
 def _encode_parameter(parameter: JobParameter) -> dict[str, Any]:
-    encoded = asdict(parameter)
+    encoded = parameter._asdict()
     encoded["supportsAutoValue"] = encoded.pop("supports_auto")
     return encoded
 
