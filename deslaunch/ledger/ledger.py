@@ -644,14 +644,15 @@ def _run_fields(told: RunStatus | str) -> tuple[Any, ...]:
 class _KnownRuns:
     """The jobRunIds that rows have, so that one that comes again is noticed.
 
-    They are read when the first one comes, and kept as 64-bit hashes, 8 bytes a slot of a table
-    that is at most three quarters full: a set of texts takes ten times that, and an index in the
-    database would write a page for every row. Only where a hash is met again is it asked.
+    They are read when the first one comes, and kept as half of a hash, 4 bytes, whose place in a
+    table that is at most three quarters full comes from the whole: a set of texts takes twenty
+    times that, and an index in the database would write a page for every row. Only where a hash is
+    met again is it asked.
     """
 
     def __init__(self, store: SqliteStore) -> None:
         self._store = store
-        self._slots = array("q")
+        self._slots = array("I")
         self._room = 0
 
     def refuse_repeated(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -691,7 +692,7 @@ class _KnownRuns:
     def _load(self) -> None:
         """Read them anew, with room for the rows that there are now."""
         [(rows,)] = self._store.fetch("last_row")
-        self._slots = array("q", bytes(8 * (rows * 4 // 3 + 4096)))
+        self._slots = array("I", bytes(4 * (rows * 4 // 3 + 4096)))
         self._room = len(self._slots) * 3 // 4
         after = (0, 0)
 
@@ -703,8 +704,8 @@ class _KnownRuns:
 
     def _add(self, run: str) -> bool:
         """Return True if it, and all others of its hash, were not there."""
-        slots, wanted = self._slots, hash(run) or 1
-        at = wanted % len(slots)
+        slots, whole = self._slots, hash(run)
+        wanted, at = whole >> 32 & 0xFFFF_FFFF or 1, whole % len(slots)
 
         while found := slots[at]:
             if found == wanted:
