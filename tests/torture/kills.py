@@ -24,7 +24,7 @@ SYNCS: Final = ("fdatasync", "fsync")
 LEAST: Final = {"pwrite64": 5 * 12, "fdatasync": 12}
 """So many of them must have been there to kill at, for a dozen rows."""
 
-NAMES: Final = ("/^link", "/^unlink", "/^rename", "/^f?truncate")
+NAMES: Final = ("/^link", "/^unlink", "/^f?truncate")
 
 SHORT: Final[dict[str, Any]] = {
     "latency": 0.002,
