@@ -28,7 +28,6 @@ from deslaunch.model import Outcome, Result, RowState, Start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from concurrent.futures import Future
 
     from deslaunch.events import Stop
     from deslaunch.ledger.reading import Plan, TargetInfo
@@ -343,17 +342,10 @@ class Ledger(Reader):
                 loop.call_soon_threadsafe(self.on_wait, seconds)
 
         self._store.on_wait = tell
-        turn = self.thread.submit(self._turn, outcomes, claims)
+        return await run_in(self.thread, self._turn, outcomes, claims, drop=self._hand_back)
 
-        try:
-            return await asyncio.shield(asyncio.wrap_future(turn))
-        except asyncio.CancelledError:
-            turn.add_done_callback(self._hand_back)
-            raise
-
-    def _hand_back(self, turn: Future[Exchange]) -> None:
-        if turn.exception() is None:
-            self._handed_back += [(start.row, start.attempt) for start in turn.result().starts]
+    def _hand_back(self, turn: Exchange) -> None:
+        self._handed_back += [(start.row, start.attempt) for start in turn.starts]
 
     def _turn(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
         handed_back, self._handed_back = self._handed_back, []
