@@ -66,6 +66,35 @@ class Row(NamedTuple):
     notes: Mapping[str, str] = {}
 
 
+class PlainRow(NamedTuple):
+    """A row of nothing but texts, in columns: it costs less than a ``Row``, and says the same.
+
+    Attributes:
+        number: data row, from 1.
+        line: physical line, from 1.
+        key: printable ASCII without quote, backslash and ``~``, or None.
+        target: the target's name.
+        job_id: GUID, lower case.
+        names: of the parameters.
+        types: what the row declares of each; empty for bare texts.
+        texts: of each, without a NUL or a lone surrogate.
+    """
+
+    number: int
+    line: int
+    key: str | None
+    target: str
+    job_id: str
+    names: tuple[str, ...]
+    types: tuple[int, ...]
+    texts: tuple[str, ...]
+
+    def row(self) -> Row:
+        """Return the same as a ``Row``."""
+        values = map(JobRunParameterValue, self.types, self.texts) if self.types else self.texts
+        return Row(*self[:5], dict(zip(self.names, values, strict=True)))
+
+
 class CheckedRow(NamedTuple):
     """A row that can be started.
 
@@ -79,7 +108,7 @@ class CheckedRow(NamedTuple):
         says: what the ledger keeps of the row, for ``load_row``.
     """
 
-    row: Row
+    row: Row | PlainRow
     key: str
     has_own_key: bool
     body: bytes

@@ -147,7 +147,7 @@ async def read_rows(manifest: Manifest, check: Check, schemas: Schemas, take: Ta
         ManifestError: it can't be opened or read.
         DesError: DES could not be asked for the jobs; likewise CredentialsRefused, SchemaError.
     """
-    chunks = manifest.chunks()
+    chunks = manifest.portions()
 
     # A pipe may stay silent: whoever cancels does not wait for it.
     while chunk := await run_sync(next, chunks, None, abandon_on_cancel=True):

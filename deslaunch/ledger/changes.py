@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from deslaunch.ledger.sqlite import SqliteStore
-    from deslaunch.model import Job, Row
+    from deslaunch.model import Job, PlainRow, Row
 
 _FIXED: Final = frozenset({"started", "unknown", "sending"})
 """States that a correction can't change: the row has a run, or one in doubt."""
@@ -238,7 +238,7 @@ def _refuse(row: CheckedRow, match: _Known | None, file: str, *, add: bool) -> P
     return Problem(file, row.row.line, row.row.number, "key", expected, quote(row.key), message)
 
 
-def _said(row: CheckedRow | InvalidRow) -> Row | InvalidRow:
+def _said(row: CheckedRow | InvalidRow) -> Row | PlainRow | InvalidRow:
     """Return what has the number, line, target and jobId of a row."""
     return row.row if isinstance(row, CheckedRow) else row
 

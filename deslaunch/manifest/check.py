@@ -11,14 +11,16 @@ import sqlite3
 import unicodedata
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from deslaunch.errors import InvalidManifest, ManifestError
 from deslaunch.events import ProblemGroup
+from deslaunch.manifest.forms import Forms
 from deslaunch.manifest.rows import (
     REPEAT_MARK,
     Fault,
     Warnings,
+    digest_of,
     dump_row,
     key_digest,
     plain_value,
@@ -27,7 +29,7 @@ from deslaunch.manifest.rows import (
     show,
 )
 from deslaunch.manifest.schema import Body, body_digest, unknown_job
-from deslaunch.model import AUTO, CheckedRow, InvalidRow, Problem, Row
+from deslaunch.model import AUTO, CheckedRow, InvalidRow, PlainRow, Problem, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -42,12 +44,14 @@ PRAGMA journal_mode = OFF;
 PRAGMA temp_store = FILE;
 PRAGMA cache_size = -4096;
 CREATE TABLE keys (
-    number INTEGER PRIMARY KEY, line INTEGER, key TEXT, digest BLOB, bad INTEGER, spelled BLOB
+    number INTEGER PRIMARY KEY, line INTEGER, key TEXT, digest BLOB
 );
+CREATE TABLE invalid (number INTEGER PRIMARY KEY);
+CREATE TABLE spelled (line INTEGER, digest BLOB);
 """
 _REPEATS: Final = """
 SELECT * FROM (
-    SELECT number, line, key, digest, bad,
+    SELECT number, line, key, digest, number IN invalid AS bad,
            row_number() OVER digests AS copy, first_value(line) OVER digests AS first
     FROM keys WHERE digest IN (SELECT digest FROM keys GROUP BY digest HAVING count(*) > 1)
     WINDOW digests AS (PARTITION BY digest ORDER BY number)
@@ -56,10 +60,9 @@ WHERE copy > 1 ORDER BY number
 """
 _SPELLED: Final = """
 SELECT count(*), min(line) FROM (
-    SELECT line, spelled, row_number() OVER (PARTITION BY spelled ORDER BY number) AS copy
-    FROM keys WHERE spelled IS NOT NULL
+    SELECT line, digest, row_number() OVER (PARTITION BY digest ORDER BY line) AS copy FROM spelled
 )
-WHERE copy > 1 OR spelled IN (SELECT digest FROM keys)
+WHERE copy > 1 OR digest IN (SELECT digest FROM keys)
 """
 
 
@@ -122,7 +125,13 @@ class Check:
         self._auto = {job: (0, 0, key) for job, key in self.known_auto.items()}
         self._groups: dict[tuple[str, str], ProblemGroup] = {}
         self._limit = KEPT_PROBLEMS
-        self._keys: list[tuple[int, int, str | None, bytes, bool, bytes | None]] = []
+        self._forms = Forms()
+        self._takers: dict[type, Callable[[Any], CheckedRow | InvalidRow]] = {
+            PlainRow: self._take_plain,
+            Row: self._take,
+            InvalidRow: self._take_unread,
+        }
+        self._keys: list[tuple[int, int, str | None, bytes]] = []
         self._table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._table.executescript(_TABLES)
 
@@ -153,13 +162,10 @@ class Check:
             message, problems=self.problems, count=self.count, groups=self.groups, hint=hint
         )
 
-    def take(self, rows: Iterable[Row | InvalidRow]) -> list[CheckedRow | InvalidRow]:
+    def take(self, rows: Iterable[PlainRow | Row | InvalidRow]) -> list[CheckedRow | InvalidRow]:
         """Return the rows that can be started, and why others can't, in their order."""
         with _sqlite_errors():
-            taken = [
-                self._take_unread(row) if isinstance(row, InvalidRow) else self._take(row)
-                for row in rows
-            ]
+            taken = [self._takers[type(row)](row) for row in rows]
             self._store_keys()
 
         return taken
@@ -198,57 +204,96 @@ class Check:
         key, problems = self._take_key(row, key_digest(row.key), is_bad=True)
         return row._replace(key=key, problems=row.problems + problems)
 
+    def _take_plain(self, row: PlainRow) -> CheckedRow | InvalidRow:
+        schema = self.schemas.get(row.target, {}).get(row.job_id)
+
+        if schema is None or row.target in self.unchecked:
+            return self._take(row.row())
+
+        if (found := self._forms.check(row, schema)) is None:
+            taken = self._take(row.row())
+
+            if isinstance(taken, CheckedRow):  # maybe by a newer schema
+                self._forms.learn(row, self.schemas[row.target][row.job_id])
+
+            return taken
+
+        self.rows += 1
+        body, says = found
+        own = row.key
+
+        if own is None:
+            said = zip(row.names, row.texts, strict=True)
+            digest = bytes.fromhex(digest_of(row.target, row.job_id, said))
+        else:
+            digest = key_digest(own)
+
+        return self._take_valid(row, digest, Body(body, auto=False), says)
+
     def _take(self, row: Row) -> CheckedRow | InvalidRow:
         self.rows += 1
-        checked = self._check(row)
-        problems = () if isinstance(checked, Body) else checked
         digest = bytes.fromhex(row_digest(row)) if row.key is None else key_digest(row.key)
+        checked = self._check(row)
 
         if isinstance(checked, Body) and checked.auto and not self.allow_repeated_auto:
-            problems = self._check_feed(row, row.key or digest.hex())
+            checked = self._check_feed(row, row.key or digest.hex()) or checked
 
-        if problems:
-            self._keep(problems)
-
-        key, repeated = self._take_key(row, digest, is_bad=bool(problems))
         says = dump_row(row)
 
-        if key is not None and not problems and isinstance(checked, Body):
-            body, auto = checked
-            return CheckedRow(row, key, row.key is not None, body, body_digest(body), auto, says)
+        if isinstance(checked, Body):
+            return self._take_valid(row, digest, checked, says)
 
         self.invalid += 1
-        problems += repeated
-        return InvalidRow(row.number, row.line, key, row.target, row.job_id, problems, says)
+        self._keep(checked)
+        key, repeated = self._take_key(row, digest, is_bad=True)
+        return InvalidRow(
+            row.number, row.line, key, row.target, row.job_id, checked + repeated, says
+        )
+
+    def _take_valid(
+        self, row: Row | PlainRow, digest: bytes, checked: Body, says: str
+    ) -> CheckedRow | InvalidRow:
+        key, repeated = self._take_key(row, digest, is_bad=False)
+
+        if key is None:
+            self.invalid += 1
+            return InvalidRow(row.number, row.line, None, row.target, row.job_id, repeated, says)
+
+        body, auto = checked
+        return CheckedRow(row, key, row.key is not None, body, body_digest(body), auto, says)
 
     def _check(self, row: Row) -> Body | tuple[Problem, ...]:
+        """Return what is sent for a row, or why it can't be."""
         if row.target in self.unchecked:
             return Body(b"", AUTO in map(plain_value, row.parameters.values()))
 
-        if row.target not in self.schemas:
-            known = ", ".join(sorted({*self.targets, *self.schemas, *self.unchecked}))
-            message = (
-                f"there is no target {show(row.target)!r}: leave it out, or name one of {known}"
-            )
-            fault = Fault("target", f"a target that is known: {known}", row.target, message)
-            return problems_of([fault], self.file, row.number, row.line)
-
-        checked = self._check_by_schema(row, self.warnings)
+        schema = self.schemas.get(row.target, {}).get(row.job_id)
+        checked = self._check_by_schema(row, schema, self.warnings)
 
         if isinstance(checked, Body) or self.renew is None or row.target in self._asked:
             return checked
 
-        self._asked.add(row.target)
-        is_newer = self.renew(row.target) is not None
-        return self._check_by_schema(row, None) if is_newer else checked
+        if row.target in self.schemas:
+            self._asked.add(row.target)
 
-    def _check_by_schema(self, row: Row, warnings: Warnings | None) -> Body | tuple[Problem, ...]:
-        schema = self.schemas[row.target].get(row.job_id)
+            if (newer := self.renew(row.target)) is not None:
+                return self._check_by_schema(row, newer.get(row.job_id), None)
 
-        if schema is None:
+        return checked
+
+    def _check_by_schema(
+        self, row: Row, schema: Schema | None, warnings: Warnings | None
+    ) -> Body | tuple[Problem, ...]:
+        if schema is not None:
+            return schema.check(row, self.file, warnings)
+
+        if row.target in self.schemas:
             return unknown_job(row, self.schemas, self.file)
 
-        return schema.check(row, self.file, warnings)
+        known = ", ".join(sorted({*self.targets, *self.schemas, *self.unchecked}))
+        message = f"there is no target {show(row.target)!r}: leave it out, or name one of {known}"
+        fault = Fault("target", f"a target that is known: {known}", row.target, message)
+        return problems_of([fault], self.file, row.number, row.line)
 
     def _check_feed(self, row: Row, key: str) -> tuple[Problem, ...]:
         """Return the problem of a second row that moves a job's feed on."""
@@ -269,15 +314,18 @@ class Check:
         return problems_of([fault], self.file, row.number, row.line)
 
     def _take_key(
-        self, row: Row | InvalidRow, digest: bytes, *, is_bad: bool
+        self, row: PlainRow | Row | InvalidRow, digest: bytes, *, is_bad: bool
     ) -> tuple[str | None, tuple[Problem, ...]]:
         """Return the row's key; where repeats are told at once, maybe why it has none."""
-        own, spelled = row.key, None
+        own = row.key
+        self._keys.append((row.number, row.line, own, digest))
+
+        if is_bad:
+            self._table.execute("INSERT INTO invalid VALUES (?)", (row.number,))
 
         if own is not None and not unicodedata.is_normalized("NFC", own):
             spelled = key_digest(unicodedata.normalize("NFC", own))
-
-        self._keys.append((row.number, row.line, own, digest, is_bad, spelled))
+            self._table.execute("INSERT INTO spelled VALUES (?, ?)", (row.line, spelled))
 
         if self.is_immediate:
             known = "SELECT count(*), min(line) FROM keys WHERE digest = ?"
@@ -310,7 +358,7 @@ class Check:
         return None, problems
 
     def _store_keys(self) -> None:
-        self._table.executemany("INSERT INTO keys VALUES (?, ?, ?, ?, ?, ?)", self._keys)
+        self._table.executemany("INSERT INTO keys VALUES (?, ?, ?, ?)", self._keys)
         self._keys.clear()
 
     def _keep(self, problems: tuple[Problem, ...]) -> None:

@@ -28,7 +28,7 @@ from deslaunch.manifest.readers import (
     text_of,
 )
 from deslaunch.manifest.rows import RESERVED, Fault, RowRules, show
-from deslaunch.model import DEFAULT_TARGET, InvalidRow, Row, printable
+from deslaunch.model import DEFAULT_TARGET, InvalidRow, PlainRow, Row, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -149,10 +149,15 @@ class Manifest:
         Raises:
             ManifestError: the file can't be opened or read.
         """
-        while chunk := list(islice(self._items, CHUNK)):
-            yield chunk
+        for portion in self.portions():
+            yield [item.row() if isinstance(item, PlainRow) else item for item in portion]
 
-    def _read(self) -> Iterator[Row | InvalidRow]:
+    def portions(self) -> Iterator[list[PlainRow | Row | InvalidRow]]:
+        """Yield the same with plain rows as they are, which :class:`Check` takes too."""
+        while portion := list(islice(self._items, CHUNK)):
+            yield portion
+
+    def _read(self) -> Iterator[PlainRow | Row | InvalidRow]:
         try:
             with self._open() as stream:
                 yield from self._reader.rows(self._check_form(_lines(self._content(stream))))

@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 from deslaunch.errors import ManifestError
+from deslaunch.manifest import forms
 from deslaunch.manifest.rows import (
-    NO_NOTES,
     NO_TEXT,
     NOTES,
     RESERVED,
     RESULT_NAMES,
     UNCLEAN,
+    UNREAD,
     Fault,
     Number,
     Unfit,
     Warnings,
-    make_row,
     row_from_object,
     show,
 )
@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from deslaunch.manifest.rows import RowRules
-    from deslaunch.model import ParameterValue
+    from deslaunch.model import ParameterValue, PlainRow
 
-    Item = Row | InvalidRow
+    Item = PlainRow | Row | InvalidRow
 
 MAX_RECORD: Final = 1 << 20
 """Bytes of a JSONL line, or of a CSV record with all its lines, newlines included."""
@@ -55,6 +55,7 @@ NOTE_PREFIX: Final = f"{NOTES}."
 """Begins a column of notes, in any case of letters."""
 
 _RESULT_NOTES: Final = frozenset(f"{NOTE_PREFIX}{name}" for name in RESULT_NAMES)
+_OVERLONG: Final = "over MAX_RECORD"
 _MAX_HEADER_FAULTS: Final = 100  # a line of commas alone would have a million
 _ESCAPES: Final[Mapping[str, ParameterValue]] = {"\\N": None, "\\A": AUTO, "\\E": ""}
 _UNREADABLE_CELL: Final = "\\?"  # begins the cell of a value that no reader takes
@@ -172,6 +173,11 @@ class JsonlReader(RowReader):
         if len(line) > MAX_RECORD:
             return self.invalid(_too_long("line"))
 
+        where = (self.number, self._rules, self.line)
+
+        if plain := forms.read_line(line, *where):
+            return plain
+
         self._repeated.clear()
 
         try:
@@ -188,15 +194,13 @@ class JsonlReader(RowReader):
 
         # A NUL or half a surrogate pair can only be written as an escape.
         is_clean = b"\\u" not in line
-        row = row_from_object(value, self.number, self._rules, self.line, is_clean=is_clean)
+        row = row_from_object(value, *where, is_clean=is_clean, faults=self._repeated)
 
-        if not self._repeated:
+        if not isinstance(row, InvalidRow) or not self._repeated:
             return row
 
-        invalid = self.invalid(*self._repeated)
-        key = None if "key" in {fault.column for fault in self._repeated} else row.key
-        more = row.problems if isinstance(row, InvalidRow) else ()
-        return invalid._replace(key=key, problems=invalid.problems + more)
+        is_key_known = all(fault.column != "key" for fault in self._repeated)
+        return row._replace(key=row.key if is_key_known else None, says=UNREAD)
 
 
 class CsvReader(RowReader):
@@ -205,138 +209,139 @@ class CsvReader(RowReader):
     def __init__(self, rules: RowRules, delimiter: str) -> None:
         super().__init__(rules)
         self._delimiter = delimiter
-        self._read = 0  # physical lines
-        self._record: list[str] = []
-        self._size = 0  # bytes of the record
+        self._record: list[str] = []  # the lines of the present record
         self._damage: Fault | None = None
-        self._ended = False
         self._cells: dict[str, dict[str, int]] = {"reserved": {}, "parameter": {}, "note": {}}
         cell = rf'(?:"[^"]*(?:""[^"]*)*"|[^"{re.escape(delimiter)}]*)'
         self._quoting = re.compile(rf"{cell}(?:{re.escape(delimiter)}{cell})*\r?\n?")
         csv.field_size_limit(max(MAX_RECORD, csv.field_size_limit()))
 
     def rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
-        """Yield an item for every record below the header."""
+        """Yield an item for every record below the header that is not blank."""
         self.line = 1
-        records = self._records(chain.from_iterable(blocks))
-        names = next(records, None)
+        lines = chain.from_iterable(blocks)
 
-        if names is None:
+        for line in lines:
+            cells = self._read_record(line, lines)
+            is_blank = not any(cells if len(cells) != 1 else cells[0].strip())
+
+            if is_blank and not self._damage:
+                pass
+            elif self.columns is None:
+                self._read_header(cells)
+            else:
+                self.number += 1
+                yield self._row(cells)
+
+            self.line += len(self._record)
+
+        if self.columns is None:
             message = "the CSV has no header line; write the names of its columns first"
             raise Unreadable(Fault("", "a header line", "", message))
 
-        faults = [self._damage] if self._damage else self._faults_of_header(names)
-
-        if faults:
-            raise Unreadable(*faults)
-
-        self.columns = tuple(names)
-
-        for cells in records:
-            self.number += 1
-            yield self._row(cells)
-
-    def _records(self, lines: Iterator[bytes]) -> Iterator[list[str]]:
-        """Yield the records that are not blank, with ``line``, ``_damage`` and ``_record`` set.
+    def _read_record(self, line: bytes, lines: Iterator[bytes]) -> list[str]:
+        """Return the cells of the record that begins in ``line``; take its other lines.
 
         Raises:
             Unreadable: where the record ends can't be told.
         """
-        reader = csv.reader(self._texts(lines), strict=True, delimiter=self._delimiter)
+        text = line.decode("utf-8", "surrogateescape")
+        plain = text.rstrip("\r\n")
+        self._record = [text]
+        self._damage = None
+
+        if '"' in plain or not plain.isprintable() or len(line) > MAX_RECORD:
+            return self._read_quoted(chain((line,), lines))
+
+        return plain.split(self._delimiter)
+
+    def _read_quoted(self, lines: Iterator[bytes]) -> list[str]:
+        self._record = []
 
         try:
-            for cells in reader:
-                self._damage = self._find_damage()
-
-                if self._damage or any(cells if len(cells) != 1 else cells[0].strip()):
-                    yield cells
-
-                self.line, self._size, self._record = self._read + 1, 0, []
+            cells = next(csv.reader(self._texts(lines), strict=True, delimiter=self._delimiter))
         except csv.Error as exc:
             self.number += self.columns is not None  # the broken record is a row, or the header
             raise Unreadable(self._fault_of_csv(str(exc))) from exc
 
+        self._damage = self._find_damage()
+        return cells
+
     def _texts(self, lines: Iterator[bytes]) -> Iterator[str]:
-        """Yield lines as text; a byte that is no UTF-8 becomes a lone surrogate."""
+        """Yield the record's lines as text; a byte that is no UTF-8 becomes a lone surrogate."""
+        size = 0
+
         for line in lines:
-            text = line.decode("utf-8", "surrogateescape")
-            self._record.append(text)
-            self._read += 1
-            self._size += len(line)
+            self._record.append(line.decode("utf-8", "surrogateescape"))
+            size += len(line)
 
-            if self._size > MAX_RECORD:
-                raise csv.Error
+            if size > MAX_RECORD:
+                raise csv.Error(_OVERLONG)
 
-            yield text.replace("\0", "\ufffd")  # csv refuses it before Python 3.11.4
-
-        self._ended = True
+            yield self._record[-1].replace("\0", "\ufffd")  # csv refuses it before Python 3.11.4
 
     def _find_damage(self) -> Fault | None:
         """Return what is wrong with the record, that csv would take as it stands."""
         text = "".join(self._record)
-        is_plain = text.isascii() and "\0" not in text
 
-        if not is_plain and (found := NO_TEXT.search(text)):
+        if found := NO_TEXT.search(text):
             if found[0] == "\0":
                 return Unfit(*UNCLEAN).fault("", text)
 
             *before, last = text[: found.start()].split("\n")
-            return _undecodable(
-                self._record[len(before)], len(last.encode()), self.line + len(before)
-            )
+            byte, line = len(last.encode()), self._record[len(before)]
+            return _undecodable(line, byte, self.line + len(before))
 
         if '"' not in text or self._quoting.fullmatch(text):
             return None
 
-        delimiter = re.escape(self._delimiter)
+        begin = f"(?:^|{re.escape(self._delimiter)})"
+        expected, got = "RFC 4180 quoting", '"'
 
-        if found := re.search(rf'(?:^|{delimiter})(="[^"]*")', text):
+        if found := re.search(rf'{begin}(="[^"]*")', text):
+            expected, got = "a text", found[1]
             message = f"{found[1]} is a spreadsheet's formula; write the text alone, without ="
-            return Fault("", "a text", found[1], message)
-
-        if re.search(rf'(?:^|{delimiter})\s+"', text):
+        elif re.search(rf'{begin}\s+"', text):
+            got = ' "'
             message = "a blank stands before a quote; remove it, so that the quote begins the cell"
-            return Fault("", "RFC 4180 quoting", ' "', message)
+        else:
+            message = "a quote stands inside a cell without quotes; quote the whole cell, double it"
 
-        message = (
-            "a quote stands inside a cell that is not quoted; quote the whole cell and double it"
-        )
-        return Fault("", "RFC 4180 quoting", '"', message)
+        return Fault("", expected, got, message)
 
     def _fault_of_csv(self, why: str) -> Fault:
-        if self._size > MAX_RECORD:
-            return _OLD_MAC if "\r" in self._record[-1][:-2] else _too_long("record")
+        if why.startswith("new-line") or (why == _OVERLONG and "\r" in self._record[-1][:-2]):
+            return _OLD_MAC
 
-        if self._ended:
+        if why == _OVERLONG:
+            return _too_long("record")
+
+        if why == "unexpected end of data":
             message = "a quote opened in this row is never closed; close it"
             return Fault("", "a closing quote", "the end of the file", message)
-
-        if why.startswith("new-line"):
-            return _OLD_MAC
 
         message = f"the CSV can't be read from this row on ({why}); fix its quotes"
         return self._find_damage() or Fault("", "RFC 4180 quoting", why, message)
 
-    def _faults_of_header(self, names: list[str]) -> list[Fault]:
-        """Take the columns; return what is wrong with them."""
-        faults = []
+    def _read_header(self, names: list[str]) -> None:
+        faults = [self._damage] if self._damage else []
 
-        for index, column in enumerate(names):
+        for index, column in enumerate(() if faults else names):
             kind, name = _kind_and_name(column)
-            cells = self._cells[kind]
 
             if column.lower() in _RESULT_NOTES:
                 self._refuse_results(column)
             elif not name:
                 message = f"column {index + 1} has no name; name it, or leave it out in every line"
                 faults.append(Fault("", "a column name", column, message))
-            elif name in cells:
+            elif self._cells[kind].setdefault(name, index) != index:
                 message = "the column is there twice; leave one of them out"
                 faults.append(Fault(column, "each column once", column, message))
-            else:
-                cells[name] = index
 
-        return faults[:_MAX_HEADER_FAULTS]
+        if faults:
+            raise Unreadable(*faults[:_MAX_HEADER_FAULTS])
+
+        self.columns = tuple(names)
 
     def _row(self, cells: list[str]) -> Item:
         assert self.columns is not None
@@ -360,38 +365,25 @@ class CsvReader(RowReader):
             {name: cells[index] for name, index in columns.items() if cells[index]}
             for columns in self._cells.values()
         )
-        faults: list[Fault] = []
 
-        if any("\\" in text for text in self._record):
-            self._unescape_all(said, parameters, faults)
+        if "\\" not in self._record[0] and len(self._record) == 1 and not notes:
+            names, texts = tuple(parameters), tuple(parameters.values())
+            plain = forms.plain_row(self.number, self.line, said, names, (), texts, self._rules)
+
+            if plain is not None:
+                return plain
 
         if len(self._record) > 1 and width > 1:
             self._look_for_rows(cells, width)
 
-        where = (self.number, self.line, self._rules)
-        return make_row(said, parameters, notes or NO_NOTES, *where, faults)
-
-    def _unescape_all(
-        self, said: dict[str, str], parameters: dict[str, Any], faults: list[Fault]
-    ) -> None:
-        for name in ("key", "target"):
-            if said.get(name, "").startswith("\\\\"):
-                said[name] = said[name][1:]
-            elif said.get(name, "").startswith("\\"):
-                message = f"{name} takes no escape; leave the cell empty, or double the backslash"
-                faults.append(Fault(name, "no leading backslash", said.pop(name), message))
-
         for name, cell in parameters.items():
-            if cell in _ESCAPES:
-                parameters[name] = _ESCAPES[cell]
-            elif cell.startswith("\\\\"):
-                parameters[name] = cell[1:]
+            if _UNC.match(cell):
+                self.warnings.add(name, _TWO_BACKSLASHES, self.line)
 
-                if _UNC.match(cell):
-                    self.warnings.add(name, _TWO_BACKSLASHES, self.line)
-            elif cell.startswith("\\"):
-                faults.append(Fault(name, "\\N, \\A, \\E or \\\\", cell, _NO_ESCAPE))
-                parameters[name] = {"invalid": cell}
+        faults = _unescape(said)
+        value = {**said, "parameters": parameters} | ({NOTES: notes} if notes else {})
+        where = (self.number, self._rules, self.line)
+        return row_from_object(value, *where, is_clean=True, read=_read_cell, faults=faults)
 
     def _look_for_rows(self, cells: list[str], width: int) -> None:
         for cell in cells:
@@ -401,6 +393,36 @@ class CsvReader(RowReader):
                 line.count(self._delimiter) == width - 1 for line in lines[:100]
             ):
                 self.warnings.add("", _SWALLOWED, self.line)
+
+
+def _unescape(said: dict[str, str]) -> list[Fault]:
+    """Unescape the key and the target; return what is wrong with them."""
+    faults = []
+
+    for name in ("key", "target"):
+        cell = said.get(name, "")
+
+        if cell.startswith("\\\\"):
+            said[name] = cell[1:]
+        elif cell.startswith("\\"):
+            del said[name]
+            message = f"{name} takes no escape; leave the cell empty, or double the backslash"
+            faults.append(Fault(name, "no leading backslash", cell, message))
+
+    return faults
+
+
+def _read_cell(cell: Any) -> ParameterValue:
+    if not cell.startswith("\\"):
+        return str(cell)
+
+    if cell in _ESCAPES:
+        return _ESCAPES[cell]
+
+    if cell.startswith("\\\\"):
+        return str(cell[1:])
+
+    raise Unfit("\\N, \\A, \\E or \\\\", _NO_ESCAPE)
 
 
 def results_alone(names: Collection[str], line: str) -> Fault | None:

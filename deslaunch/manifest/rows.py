@@ -37,7 +37,7 @@ from deslaunch.model import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from deslaunch.model import Auto, ParameterValue
 
@@ -80,6 +80,7 @@ _MAX_DIGITS: Final = 1000  # a Decimal of a few bytes can stand for gigabytes of
 _LONG: Final = 10  # digits of a JobRunParameterType
 _ROW_NAMES: Final = (*RESERVED, "parameters", NOTES)
 _VALUE_NAMES: Final = frozenset({"type", "valueStringEncoded", "useAutoValue"})
+_FORMS: Final = '{"auto": true} or {"type", "valueStringEncoded", "useAutoValue"}'
 _DIGEST: Final = re.compile("[0-9a-f]{32}")
 _INVISIBLE: Final = re.compile(  # what isprintable() lets pass, and no eye sees
     "[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
@@ -187,7 +188,14 @@ class Warnings:
 
 
 def row_from_object(
-    value: object, number: int, rules: RowRules, line: int = 0, *, is_clean: bool = False
+    value: object,
+    number: int,
+    rules: RowRules,
+    line: int = 0,
+    *,
+    is_clean: bool = False,
+    read: Callable[[object], ParameterValue] | None = None,
+    faults: Iterable[Fault] = (),
 ) -> Row | InvalidRow:
     """Return the row of one object of the JSONL form, or all that is wrong with it.
 
@@ -199,71 +207,67 @@ def row_from_object(
         rules: defaults, and what is allowed.
         line: physical line, from 1; 0 for a row of a program.
         is_clean: no text holds a NUL or a lone surrogate.
+        read: returns what a parameter's value stands for, or raises ``Unfit``; default:
+            :func:`read_value`.
+        faults: what is known to be wrong already.
     """
+    line = line or number
+
     if isinstance(value, Row):
         members = zip(_ROW_NAMES, value[2:], strict=True)
         value = {name: said for name, said in members if said is not None}
 
     if not isinstance(value, _OBJECTS):
         message = 'a row is one object in one line: {"jobId": "…", "parameters": {…}}'
-        return rules.invalid([Fault("", "one object", value, message)], number, line or number)
+        return rules.invalid([Fault("", "one object", value, message)], number, line)
 
-    faults = [_unknown_member(name) for name in value if name not in _ROW_NAMES]
-    notes = _read_notes(value[NOTES], rules, faults) if NOTES in value else NO_NOTES
-    parameters = _read_parameters(value.get("parameters", {}), faults, is_clean=is_clean)
-    return make_row(value, parameters, notes, number, line or number, rules, faults)
-
-
-def make_row(
-    said: Mapping[str, object],
-    parameters: Mapping[str, ParameterValue],
-    notes: Mapping[str, str],
-    number: int,
-    line: int,
-    rules: RowRules,
-    faults: list[Fault],
-) -> Row | InvalidRow:
-    """Return the row of members that were read, or all that is wrong with it.
-
-    Args:
-        said: ``key``, ``target`` and ``jobId``, each optional, and maybe more.
-        parameters: name to value; what :func:`unread` gives where there is a fault.
-        notes: name to text.
-        number: data row, from 1.
-        line: physical line, from 1.
-        rules: defaults, and what is allowed.
-        faults: what is known to be wrong already.
-    """
-    read: dict[str, str | None] = {"key": None, "target": rules.target, "jobId": rules.job_id}
-
-    for name in RESERVED:
-        if name in said:
-            try:
-                read[name] = _read_member(name, said[name], rules)
-            except Unfit as exc:
-                faults.append(exc.fault(name, said[name]))
-                read[name] = None
-
-    key, target, job_id = read.values()
-
-    if job_id is None and "jobId" not in said:
-        near = next((name for name in parameters if meant_member(name) == "jobId"), None)
-        advice = "" if near is None else f"; did you mean jobId by the column {show(near)}?"
-        message = f"the row names no job; add jobId or pass --job-id{advice}"
-        faults.append(Fault("jobId", "a GUID", "", message))
-
+    found = [*faults, *(_unknown_member(name) for name in value if name not in _ROW_NAMES)]
+    notes = _read_notes(value[NOTES], rules, found) if NOTES in value else NO_NOTES
+    said = value.get("parameters", {})
+    parameters = _read_parameters(said, found, read or read_value, is_clean=is_clean)
+    key, target, job_id = _read_members(value, parameters, rules, found)
     row = Row(number, line, key, target or rules.target, job_id or "", parameters, notes)
 
-    if not faults:
+    if not found:
         return row
 
     # What is kept must be invalid when it is read again, and so holds whatever is at fault.
     says = UNREAD
 
-    if said.keys() <= {*_ROW_NAMES} and {"key", "target"}.isdisjoint(f.column for f in faults):
-        says = dump_row(row._replace(job_id=job_id or show(said.get("jobId", "")) or "?"))
+    if value.keys() <= {*_ROW_NAMES} and {"key", "target"}.isdisjoint(f.column for f in found):
+        says = dump_row(row._replace(job_id=job_id or show(value.get("jobId", "")) or "?"))
 
-    return InvalidRow(*row[:5], problems_of(faults, rules.file, number, line), says)
+    return InvalidRow(*row[:5], problems_of(found, rules.file, number, line), says)
+
+
+def _unknown_member(name: object) -> Fault:
+    folded = {known.lower(): known for known in _ROW_NAMES}
+    near = get_close_matches(str(name)[:16].strip().lower(), folded, n=1, cutoff=0.7)
+    advice = f"did you mean {folded[near[0]]}?" if near else 'parameters belong into "parameters"'
+    return Fault(str(name), ", ".join(_ROW_NAMES), name, f"a row has no such member; {advice}")
+
+
+def _read_members(
+    said: Mapping[str, object], parameters: Iterable[str], rules: RowRules, faults: list[Fault]
+) -> Iterable[str | None]:
+    """Return the row's key, target and jobId; None for one that can't be read."""
+    members: dict[str, str | None] = {"key": None, "target": rules.target, "jobId": rules.job_id}
+
+    for name in RESERVED:
+        if name in said:
+            try:
+                members[name] = _read_member(name, said[name], rules)
+            except Unfit as exc:
+                faults.append(exc.fault(name, said[name]))
+                members[name] = None
+
+    if members["jobId"] is None and "jobId" not in said:
+        near = next((name for name in parameters if meant_member(name) == "jobId"), None)
+        advice = "" if near is None else f"; did you mean jobId by the column {show(near)}?"
+        message = f"the row names no job; add jobId or pass --job-id{advice}"
+        faults.append(Fault("jobId", "a GUID", "", message))
+
+    return members.values()
 
 
 def meant_member(name: str) -> str | None:
@@ -300,12 +304,9 @@ def _read_name(member: str, value: object) -> str:
     if len(value) > limit:
         raise Unfit(f"at most {limit} characters", f"{what} has at most {limit} characters")
 
-    if not (value.isascii() and value.isprintable()):
-        odd = next((c for c in value if not c.isprintable() or _INVISIBLE.match(c)), None)
-
-        if odd is not None:
-            message = f"{what} holds {name_character(odd)}, which can't be seen; remove it"
-            raise Unfit("visible characters", message)
+    if odd := next((c for c in value if not c.isprintable() or _INVISIBLE.match(c)), None):
+        message = f"{what} holds {name_character(odd)}, which can't be seen; remove it"
+        raise Unfit("visible characters", message)
 
     if value[0] == " " or value[-1] == " ":
         message = f"{what} begins or ends with a blank ({name_character(' ')}); remove it"
@@ -314,13 +315,8 @@ def _read_name(member: str, value: object) -> str:
     return str.__str__(value)
 
 
-@lru_cache(maxsize=1024)  # a manifest has many rows and few jobs
-def _lower_guid(text: str) -> str | None:
-    return text.lower() if wire.is_guid(text) else None
-
-
 def _read_job_id(value: object) -> str:
-    job_id = _lower_guid(value) if isinstance(value, str) else None
+    job_id = lower_guid(value) if isinstance(value, str) else None
 
     if job_id is None:
         advice = odd_character(value) if isinstance(value, str) else ""
@@ -328,6 +324,12 @@ def _read_job_id(value: object) -> str:
         raise Unfit("a GUID", message + (advice or "copy it from the output of deslaunch jobs"))
 
     return job_id
+
+
+@lru_cache(maxsize=1024)  # a manifest has many rows and few jobs
+def lower_guid(text: str) -> str | None:
+    """Return a GUID in lower case; None for any other text."""
+    return text.lower() if wire.is_guid(text) else None
 
 
 def odd_character(text: str) -> str:
@@ -345,39 +347,47 @@ def name_character(character: str) -> str:
     return f"U+{ord(character):04X} {name}".rstrip()
 
 
-def _read_parameters(said: object, faults: list[Fault], *, is_clean: bool) -> dict[str, Any]:
+def _read_parameters(
+    said: object,
+    faults: list[Fault],
+    read: Callable[[object], ParameterValue],
+    *,
+    is_clean: bool,
+) -> dict[str, Any]:
     if not isinstance(said, _OBJECTS):
         message = 'parameters is an object: {"name": value}; fix it or leave it out'
         faults.append(Fault("parameters", "an object", said, message))
-        return {"parameters": unread(said)}
+        return {"parameters": _unread(said)}
 
     values: dict[str, Any] = {}
 
     for name, value in said.items():
         try:
-            values[str.__str__(name)] = _read_parameter(name, value, is_clean=is_clean)
+            values[str.__str__(name)] = _read_parameter(name, value, read, is_clean=is_clean)
         except Unfit as exc:
             faults.append(exc.fault(str(name), value))
-            values[_encodable(str(name))] = unread(value)
+            values[_encodable(str(name))] = _unread(value)
 
     return values
 
 
-def _read_parameter(name: object, value: object, *, is_clean: bool) -> ParameterValue:
+def _read_parameter(
+    name: object, value: object, read: Callable[[object], ParameterValue], *, is_clean: bool
+) -> ParameterValue:
     if not isinstance(name, str) or not name:
         raise Unfit("a name", "a name is a string that is not empty")
 
-    read = value if type(value) is str else read_value(value)
+    found = read(value)
 
-    if not is_clean and NO_TEXT.search(f"{name}{plain_value(read)}"):
+    if not is_clean and NO_TEXT.search(f"{name}{plain_value(found)}"):
         raise Unfit(*UNCLEAN)
 
-    return read
+    return found
 
 
-def unread(value: object) -> dict[str, str]:
+def _unread(value: object) -> dict[str, str]:
     """Return what is kept of a value that could not be read, which no reader takes."""
-    return {"invalid": _encodable(show(value))}
+    return {"invalid": _encodable(printable(value) if isinstance(value, str) else show(value))}
 
 
 def _encodable(text: str) -> str:
@@ -400,7 +410,7 @@ def _read_notes(said: object, rules: RowRules, faults: list[Fault]) -> Mapping[s
             continue
 
         try:
-            text = _read_parameter(name, value, is_clean=False)
+            text = _read_parameter(name, value, read_value, is_clean=False)
         except Unfit as exc:
             faults.append(exc.fault(f"{NOTES}.{name}", value))
             continue
@@ -473,8 +483,7 @@ def _value_of_object(value: Mapping[str, object]) -> ParameterValue:
         if value.keys() == {"auto"} and value["auto"] is True:
             return AUTO
 
-        forms = '{"auto": true} or {"type", "valueStringEncoded", "useAutoValue"}'
-        raise Unfit(forms, f"an object as a value is {forms}")
+        raise Unfit(_FORMS, f"an object as a value is {_FORMS}")
 
     number, text = value.get("type"), value.get("valueStringEncoded")
     auto = value.get("useAutoValue", False)
@@ -483,30 +492,19 @@ def _value_of_object(value: Mapping[str, object]) -> ParameterValue:
         number = int(number)
 
     if not (number is None or type(number) is int):
-        raise Unfit("type: integer or null", "type is an integer or null")
+        why = "type is an integer or null"
+    elif not (auto or "valueStringEncoded" in value):
+        why = "valueStringEncoded is missing; write it, or null"
+    elif not (text is None or isinstance(text, str)) or isinstance(text, Number):
+        why = "valueStringEncoded is a string, whatever the type, or null; quote it"
+    elif not isinstance(auto, bool):
+        why = "useAutoValue is true or false"
+    elif auto and text is not None:
+        why = "with useAutoValue valueStringEncoded must be null; leave one of them out"
+    else:
+        return JobRunParameterValue(number, AUTO if auto else text)
 
-    if not (auto or "valueStringEncoded" in value):
-        raise Unfit("valueStringEncoded", "valueStringEncoded is missing; write it, or null")
-
-    if not (text is None or isinstance(text, str)) or isinstance(text, Number):
-        message = "valueStringEncoded is a string, whatever the type, or null; quote it"
-        raise Unfit("valueStringEncoded: string or null", message)
-
-    if not isinstance(auto, bool):
-        raise Unfit("useAutoValue: true or false", "useAutoValue is true or false")
-
-    if auto and text is not None:
-        message = "with useAutoValue valueStringEncoded must be null; leave one of them out"
-        raise Unfit("useAutoValue or valueStringEncoded", message)
-
-    return JobRunParameterValue(number, AUTO if auto else text)
-
-
-def _unknown_member(name: object) -> Fault:
-    folded = {known.lower(): known for known in _ROW_NAMES}
-    near = get_close_matches(str(name)[:16].strip().lower(), folded, n=1, cutoff=0.7)
-    advice = f"did you mean {folded[near[0]]}?" if near else 'parameters belong into "parameters"'
-    return Fault(str(name), ", ".join(_ROW_NAMES), name, f"a row has no such member; {advice}")
+    raise Unfit(_FORMS, why)
 
 
 def dump_row(row: Row) -> str:
@@ -561,10 +559,14 @@ def row_digest(row: Row) -> str:
     Raises:
         TypeError: a text holds a lone surrogate; no row of a manifest does.
     """
-    texts = [(name, plain_value(value)) for name, value in row.parameters.items()]
+    texts = {name: plain_value(value) for name, value in row.parameters.items()}
+    return digest_of(row.target, row.job_id, texts.items())
+
+
+def digest_of(target: str, job_id: str, texts: Iterable[tuple[str, str | Auto | None]]) -> str:
+    """Return the digest of a row of these parameters, by the recipe of :func:`row_digest`."""
     said = sorted((name, True if text is AUTO else text) for name, text in texts)
-    text = orjson.dumps([row.target, row.job_id.lower(), said])
-    return sha256(text).hexdigest()[:32]
+    return sha256(orjson.dumps([target, job_id.lower(), said])).hexdigest()[:32]
 
 
 def plain_value(value: ParameterValue) -> str | Auto | None:
@@ -574,7 +576,8 @@ def plain_value(value: ParameterValue) -> str | Auto | None:
 
 def key_digest(key: str) -> bytes:
     """Return 16 bytes that stand for a key; a key that is a digest stands for itself."""
-    return bytes.fromhex(key) if _DIGEST.fullmatch(key) else sha256(key.encode()).digest()[:16]
+    is_digest = len(key) == 32 and _DIGEST.fullmatch(key)  # noqa: PLR2004
+    return bytes.fromhex(key) if is_digest else sha256(key.encode()).digest()[:16]
 
 
 def show(value: object) -> str:

@@ -44,7 +44,19 @@ _GUID_SLIPS: Final = 3
 _INT64_MAX: Final = 2**63 - 1
 _INT64_DIGITS: Final = 19
 
-_SURE: Final = (wire.STRING, wire.INTEGER, wire.DECIMAL)
+_DECIMAL: Final = r"-?[0-9]+(?:\.[0-9]+)?"
+_DATETIME: Final = re.compile(
+    "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+    r"(?:T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]{1,9})?"
+    "(Z|[+-]([0-9]{2})(:[0-9]{2})?)?)?"
+)
+_PLAIN_DATETIME: Final = (  # with a zone or without a time, and no day that some years lack
+    "(?!0000)[0-9]{4}-"
+    "(?:(?:0[1-9]|1[0-2])-(?:0[1-9]|1[0-9]|2[0-8])"
+    "|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31)"
+    r"(?:T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?"
+    "(?:Z|[+-](?:(?:0[0-9]|1[0-3]):[0-5][0-9]|14:00)))?"
+)
 _NAIVE: Final = "a datetime without a zone means what DES takes it for; add Z or an offset"
 
 
@@ -65,11 +77,9 @@ def body_digest(body: bytes) -> bytes:
     return sha256(body).digest()[:16]
 
 
-def _judge_integer(match: re.Match[str]) -> str:
-    text = match[0]
-
-    if len(text) < _INT64_DIGITS:
-        return ""
+def _judge_integer(text: str) -> str:
+    if not re.fullmatch("-?[0-9]+", text):
+        return "write digits only, such as 1200"
 
     # Zeros first: int() refuses a text of more than 4,300 digits.
     digits = text.lstrip("-").lstrip("0") or "0"
@@ -80,83 +90,60 @@ def _judge_integer(match: re.Match[str]) -> str:
     return f"it must lie between {-_INT64_MAX - 1} and {_INT64_MAX}"
 
 
-def _judge_datetime(match: re.Match[str]) -> str:
-    hour, minute, second, zone, hours, minutes = match.groups()
+def _judge_decimal(text: str) -> str:
+    if re.fullmatch(_DECIMAL, text):
+        return ""
+
+    return "write digits with a point, such as 12.50, no exponent and no thousands separators"
+
+
+def _judge_datetime(text: str) -> str:
+    match = _DATETIME.fullmatch(text)
+
+    if match is None:
+        return "write 2026-01-31 or 2026-01-31T06:16:47Z"
 
     try:
-        date.fromisoformat(match[0][:10])
+        date.fromisoformat(text[:10])
     except ValueError:
         return "there is no such day in the calendar"
 
-    if hour == "24":
-        return "hours go to 23: write 24:00 as 00:00 of the next day"
-
-    if second == "60":
-        return "seconds go to 59: a leap second can't be sent"
-
-    if hour is not None and (hour > "23" or minute > "59" or second > "59"):
-        return "there is no such time: hours go to 23, minutes and seconds to 59"
-
-    if hours is not None and minutes is None:
-        return f"write the offset with its minutes, such as {zone}:00"
-
-    if hours is not None and (minutes > ":59" or hours + minutes > "14:00"):
-        return "the offset must lie between -14:00 and +14:00"
-
-    return ""
+    hour, minute, second, zone, hours, minutes = match.groups("")
+    is_no_time = hour > "23" or minute > "59" or second > "59"
+    findings = {
+        "hours go to 23: write 24:00 as 00:00 of the next day": hour == "24",
+        "seconds go to 59: a leap second can't be sent": second == "60",
+        "there is no such time: hours go to 23, minutes and seconds to 59": is_no_time,
+        f"write the offset with its minutes, such as {zone}:00": hours and not minutes,
+        "the offset must lie between -14:00 and +14:00": minutes > ":59"
+        or hours + minutes > "14:00",
+    }
+    return next((advice for advice, is_so in findings.items() if is_so), "")
 
 
-class _Kind(NamedTuple):
+class Kind(NamedTuple):
     """What is known of one JobRunParameterType.
 
     Attributes:
         noun: what its texts are called.
-        form: what they look like; None where any text will do.
-        advice: what to do about a text of another form.
-        judge: returns what to do about a text of this form, or ``""``.
+        example: one of them.
+        judge: returns what to do about a text that can't be sent, or ``""``.
+        plain: a pattern of texts that can be sent, need no warning, and no escape in JSON.
     """
 
-    noun: str = "a text"
-    form: re.Pattern[str] | None = None
-    advice: str = ""
-    judge: Callable[[re.Match[str]], str] | None = None
-
-    def advise(self, text: str) -> str:
-        """Return what to do about a text that can't be sent, or ``""``."""
-        if self.form is None:
-            return ""
-
-        if match := self.form.fullmatch(text):
-            return self.judge(match) if self.judge else ""
-
-        if text.startswith("+") and self.form.fullmatch(text[1:]):
-            return "write it without the +, which DES refuses"
-
-        return self.advice
+    noun: str
+    example: str
+    judge: Callable[[str], str]
+    plain: str = ""
 
 
-_KINDS: Final[Mapping[int | None, _Kind]] = {
-    wire.STRING: _Kind(),
-    wire.INTEGER: _Kind(
-        "an integer", re.compile("-?[0-9]+"), "write digits only, such as 1200", _judge_integer
-    ),
-    wire.DECIMAL: _Kind(
-        "a decimal",
-        re.compile(r"-?[0-9]+(?:\.[0-9]+)?"),
-        "write digits with a point, such as 12.50, no exponent and no thousands separators",
-    ),
-    wire.DATETIME: _Kind(
-        "a datetime",
-        re.compile(
-            "[0-9]{4}-[0-9]{2}-[0-9]{2}"
-            r"(?:T([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.[0-9]{1,9})?"
-            "(Z|[+-]([0-9]{2})(:[0-9]{2})?)?)?"
-        ),
-        "write 2026-01-31 or 2026-01-31T06:16:47Z",
-        _judge_datetime,
-    ),
+KINDS: Final[Mapping[int | None, Kind]] = {
+    wire.STRING: Kind("a text", "text", lambda _: "", r'[^\0-\x1f"\\\ud800-\udfff]*'),
+    wire.INTEGER: Kind("an integer", "1", _judge_integer, "-?[0-9]{1,18}"),
+    wire.DECIMAL: Kind("a decimal", "1.50", _judge_decimal, _DECIMAL),
+    wire.DATETIME: Kind("a datetime", "2026-01-31T00:00:00Z", _judge_datetime, _PLAIN_DATETIME),
 }
-_UNKNOWN_KIND: Final = _Kind()
+UNKNOWN_KIND: Final = Kind("a text", "text", lambda _: "")
 
 
 class Schema:
@@ -217,8 +204,8 @@ class Schema:
             values[name] = wire.parameter_value(number, text)
             auto = auto or text is AUTO
 
-            if warnings is not None and parameter.type not in _SURE:
-                _warn(parameter, text, row.line, warnings)
+            if warnings is not None and (doubt := _doubt(parameter.type, text)):
+                warnings.add(name, doubt, row.line)
 
         if faults:
             return problems_of(faults, file, row.number, row.line)
@@ -302,13 +289,15 @@ def _fault_of_value(
         is_right = parameter.supports_auto
         return None if is_right else _refuse(parameter, "auto value", "takes no auto value")
 
-    kind = _KINDS.get(parameter.type, _UNKNOWN_KIND)
+    kind = KINDS.get(parameter.type, UNKNOWN_KIND)
 
-    if not (advice := kind.advise(text)):
+    if not (advice := kind.judge(text)):
         return None
 
-    if not kind.advise(text.strip()):  # spaces come with spreadsheets
+    if not kind.judge(text.strip()):  # spaces come with spreadsheets
         advice = "remove the white space around it"
+    elif text.startswith("+") and not kind.judge(text[1:]):
+        advice = "write it without the +, which DES refuses"
     elif odd := odd_character(text):
         advice = odd
 
@@ -330,21 +319,25 @@ def _near(name: str, known: Iterable[str]) -> str | None:
     return folded[matches[0]] if matches else None
 
 
-def _warn(parameter: JobParameter, text: str | Auto | None, line: int, warnings: Warnings) -> None:
+def _doubt(number: int | None, text: str | Auto | None) -> str:
+    """Return what to warn of: a text that may not mean what it seems to, or ``""``."""
     if not isinstance(text, str):
-        return
+        return ""
 
-    if parameter.type != wire.DATETIME:
-        unknown = f"type {parameter.type} is not known"
-        what = "the job declares no type" if parameter.type is None else unknown
-        warnings.add(parameter.name, f"{what}; values are sent unchecked", line)
-    elif "T" in text and text[-1] != "Z" and text[-6] not in "+-":
-        warnings.add(parameter.name, _NAIVE, line)
+    if number == wire.DATETIME:
+        is_naive = "T" in text and text[-1] != "Z" and text[-6] not in "+-"
+        return _NAIVE if is_naive else ""
+
+    if number in KINDS:
+        return ""
+
+    what = "the job declares no type" if number is None else f"type {number} is not known"
+    return f"{what}; values are sent unchecked"
 
 
 def _expected(parameter: JobParameter) -> str:
     *forms, last = (
-        _KINDS.get(parameter.type, _UNKNOWN_KIND).noun,
+        KINDS.get(parameter.type, UNKNOWN_KIND).noun,
         *["null"] * parameter.nullable,
         *["the auto value"] * parameter.supports_auto,
     )

@@ -13,23 +13,15 @@ import orjson
 
 from deslaunch.des import wire
 from deslaunch.manifest.readers import column_of, csv_line
+from deslaunch.manifest.schema import KINDS, UNKNOWN_KIND
 from deslaunch.model import DEFAULT_TARGET
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from deslaunch.model import Format, Job, JobParameter
 
 KEY: Final = "example-1"
-
-_EXAMPLES: Final[Mapping[int | None, tuple[str, str]]] = {
-    None: ("a text", "text"),
-    wire.STRING: ("a text", "text"),
-    wire.INTEGER: ("a whole number", "1"),
-    wire.DECIMAL: ("a number such as 1.50", "1.50"),
-    wire.DATETIME: ("a date and time such as 2026-01-31T00:00:00Z", "2026-01-31T00:00:00Z"),
-}
-"""What values of a type are, in words and as one of them."""
 
 
 def manifest_of(job: Job, form: Format, target: str = DEFAULT_TARGET) -> str:
@@ -46,7 +38,7 @@ def manifest_of(job: Job, form: Format, target: str = DEFAULT_TARGET) -> str:
         said["target"] = target
 
     values = {
-        parameter.name: _example(parameter.type)[1]
+        parameter.name: KINDS.get(parameter.type, UNKNOWN_KIND).example
         for parameter in job.parameters
         if parameter.required
     }
@@ -83,13 +75,13 @@ def explanation(job: Job, form: Format) -> Iterator[str]:
         yield "  some may exclude each other, as a range and a date do: DES then refuses the row"
 
 
-def _example(number: int | None) -> tuple[str, str]:
-    return _EXAMPLES.get(number, (f"a text that DES reads as its type {number}", "text"))
-
-
 def _explained(parameter: JobParameter, form: Format) -> str:
     null, auto = (r"\N", r"\A") if form == "csv" else ("null", '{"auto": true}')
-    ways = [_example(parameter.type)[0]]
+    kind = KINDS.get(parameter.type, UNKNOWN_KIND)
+    ways = [kind.noun if kind.noun == "a text" else f"{kind.noun} such as {kind.example}"]
+
+    if parameter.type not in (None, *KINDS):
+        ways = [f"a text that DES reads as its type {parameter.type}"]
 
     if parameter.nullable:
         ways.append(null if null == "null" else f"{null} for null")
