@@ -42,7 +42,7 @@ KEPT_PROBLEMS: Final = 1_000
 _TABLES: Final = """
 PRAGMA journal_mode = OFF;
 PRAGMA temp_store = FILE;
-PRAGMA cache_size = -4096;
+PRAGMA cache_size = -1024;
 CREATE TABLE keys (
     number INTEGER PRIMARY KEY, line INTEGER, key TEXT, digest BLOB
 );
