@@ -38,9 +38,6 @@ Value = str | int | Decimal | datetime | JobRunParameterValue | Auto | None
 LATE: Final = 5.0
 """Seconds beyond the connect timeout within which a start must leave after it was meant."""
 
-DEFAULT_SLOTS: Final = 16
-"""Requests that are expected at a time where nobody says how many."""
-
 _MOST: Final = 1024 * 1024
 _MOST_JOBS: Final = 16 * _MOST
 """Bytes of a response that are read, of QueryJobs' more than of others."""
@@ -99,8 +96,6 @@ class DesClient:
 
     Attributes:
         concurrency: as it was passed.
-        slots: requests that are expected to be on their way at a time; at most twice as many
-            connections are open. A launch sets it.
         timeout: as it was passed.
         connect_timeout: as it was passed.
         base_url: where DES is, without a trailing slash; None while no token has told it.
@@ -131,7 +126,6 @@ class DesClient:
         source = Token(token) if isinstance(token, str) else token
         self.org_id: str | None = getattr(source, "org_id", None)
         self.concurrency = concurrency
-        self.slots = concurrency or DEFAULT_SLOTS
         self.timeout = timeout
         self.connect_timeout = connect_timeout
         self.on_note: Callable[[str], None] = lambda _: None
@@ -199,7 +193,7 @@ class DesClient:
         connecting = self._ssl, self.connect_timeout
 
         if quick.IS_KNOWN:
-            self._way = quick.QuickWay(*connecting, lambda: self.slots, self._doubt)
+            self._way = quick.QuickWay(*connecting, self._doubt)
         else:
             self._way = http.PlainWay(*connecting)
 

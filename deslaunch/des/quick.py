@@ -38,8 +38,11 @@ KEEPALIVE: Final = 2.0
 start on a connection that the server closed meanwhile ends unknown."""
 
 REST: Final = 0.05
-"""Seconds for which a connection is left alone after a response. Where as many rest as there are
-slots, the oldest is used at once: twice as many as slots are open at most."""
+"""Seconds for which a connection is left alone after a response."""
+
+SPARE: Final = 256
+"""Connections that rest at most, and no more than a quarter of the files that this process may
+open; with more of them the oldest is used at once."""
 
 KEPT: Final = 65_536
 """Bytes of what came back that are kept for a fault."""
@@ -98,7 +101,6 @@ class QuickWay:
     Args:
         ssl: TLS settings, or None for the system's.
         connect_timeout: seconds to resolve, connect and shake hands.
-        slots: returns how many requests are on their way at a time, at most.
         on_doubt: told why connections should not be reused any more, and what came.
     """
 
@@ -106,23 +108,20 @@ class QuickWay:
         self,
         ssl: ssl_module.SSLContext | None,
         connect_timeout: float,
-        slots: Callable[[], int],
         on_doubt: Callable[[str, bytes], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=ssl or True)
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
-        self._slots = slots
-        self._spare = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._spare = min(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._on_doubt = on_doubt
         self._reuses = True
-        self._busy = 0
         self._idle: deque[_Link] = deque()
         self._sweeper: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         state = "reusing" if self._reuses else "not reusing"
-        return f"<QuickWay: {self._busy} busy, {len(self._idle)} idle, {state}>"
+        return f"<QuickWay: {len(self._idle)} idle, {state}>"
 
     async def post(self, route: Route, exchange: Exchange) -> None:
         """Send a request once and take in its response; no redirect is followed.
@@ -134,20 +133,15 @@ class QuickWay:
             Unasked: more than one response came.
             Exception: where ``exchange.status`` is known, the body is not whole.
         """
-        link: _Link | None = None
-        self._busy += 1
+        link = self._take(route.origin) or await self._connect(route)
 
         try:
-            link = self._take(route.origin) or await self._connect(route)
             await link.ask(route.head, exchange)
         finally:
-            self._busy -= 1
-
-            if link is not None:
-                if self._reuses and link.is_clean():
-                    self._keep(link, exchange.headers.get("Keep-Alive"))
-                else:
-                    link.close()
+            if self._reuses and link.is_clean():
+                self._keep(link, exchange.headers.get("Keep-Alive"))
+            else:
+                link.close()
 
     def stop_reusing(self) -> None:
         """Let each connection serve one request only, from now on."""
@@ -170,7 +164,7 @@ class QuickWay:
         now = self._loop.time()
 
         while self._idle:
-            if rested and now < self._idle[0].rests_until and self._has_room():
+            if rested and now < self._idle[0].rests_until and len(self._idle) < self._spare:
                 return None
 
             link = self._idle.popleft()
@@ -181,11 +175,6 @@ class QuickWay:
             link.close()
 
         return None
-
-    def _has_room(self) -> bool:
-        """Return True if one more connection may be open beside those that rest."""
-        slots = max(self._slots(), self._busy)
-        return self._busy + len(self._idle) <= slots + min(slots, self._spare)
 
     async def _connect(self, route: Route) -> _Link:
         request = aiohttp.ClientRequest(

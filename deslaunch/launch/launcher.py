@@ -238,8 +238,6 @@ class Batch:
 
         for client in setup.clients.values():
             client.on_note = lambda text: self._tell(Noted(text, is_warning=True))
-            slots = setup.settings.concurrency
-            client.slots = min(slots, client.concurrency or slots)
 
         try:
             await self._check_again(session)
