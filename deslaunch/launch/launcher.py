@@ -12,7 +12,7 @@ import random
 import shlex
 import tempfile
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -104,8 +104,7 @@ class Batch:
         self._endable: Session | Watch | None = None
         self._signals: list[int] = []
         self._work: asyncio.Task[Summary] | None = None
-        self._unread: deque[Outcome] | None = None  # where somebody iterates
-        self._heard = asyncio.Event()
+        self._unread: asyncio.Queue[Outcome | None] = asyncio.Queue()  # where somebody iterates
         self._waiting: Counter[str] = Counter()  # rows of a program that have not ended, by target
         self._taken = asyncio.Event()
         self._stopped: set[str | None] = set()
@@ -187,22 +186,20 @@ class Batch:
         Raises:
             Stopped: as :meth:`run`, after the last outcome.
         """
-        self._unread = deque()
-        work = self._begin(None)
 
-        while self._unread or not work.done():
-            self._heard.clear()
+        def keep(event: Event) -> None:
+            if isinstance(event, RowEnded):
+                self._unread.put_nowait(event.outcome)
 
-            while self._unread:
-                yield self._unread.popleft()
+        work = self._begin(keep)
+        work.add_done_callback(lambda _: self._unread.put_nowait(None))
 
-            self._taken.set()
+        while (outcome := await self._unread.get()) is not None:
+            yield outcome
 
-            if isinstance(self._endable, Session):
+            if self._unread.empty() and isinstance(self._endable, Session):
+                self._taken.set()
                 self._endable.wake()
-
-            if not work.done():
-                await self._heard.wait()
 
         raise_if_unfinished(work.result(), self._setup.kept)
 
@@ -210,9 +207,8 @@ class Batch:
         if self._work is not None:
             raise RuntimeError("this batch was launched already: open it again")
 
-        self._emit = _both(self._setup.emit, on_event)
+        self._emit = _both(on_event, self._setup.emit)
         self._work = asyncio.create_task(self._launch())
-        self._work.add_done_callback(lambda _: self._heard.set())
         return self._work
 
     async def _launch(self) -> Summary:
@@ -232,7 +228,7 @@ class Batch:
             clock=SystemClock(),
             rng=random.Random(),  # noqa: S311  # jitter is no secret
         )
-        session.is_held_back = lambda: len(self._unread or ()) >= self._most
+        session.is_held_back = lambda: self._unread.qsize() >= self._most
         self._attach(session)
         feeding: asyncio.Task[None] | None = None
 
@@ -347,10 +343,6 @@ class Batch:
     def _tell(self, event: Event) -> None:
         if isinstance(event, RowEnded):
             self._waiting[event.outcome.target] -= 1
-
-            if self._unread is not None:
-                self._unread.append(event.outcome)
-                self._heard.set()
         elif isinstance(event, events.TargetStopped):
             self._stopped.add(event.stop.target)
 
@@ -367,7 +359,7 @@ class Batch:
         """Return how many more rows may be added, once there are any."""
         while True:
             waiting = sum(n for name, n in self._waiting.items() if name not in self._stopped)
-            room = self._most - waiting - len(self._unread or ())
+            room = self._most - waiting - self._unread.qsize()
 
             if room > 0:
                 return min(room, ROWS_AT_ONCE)
@@ -441,7 +433,7 @@ class Batch:
             self.ledger,
             self._setup.clients,
             self._setup.settings,
-            emit=_both(self._setup.emit, on_event),
+            emit=_both(on_event, self._setup.emit),
             clock=SystemClock(),
             rng=random.Random(),  # noqa: S311  # jitter is no secret
         )
@@ -547,8 +539,8 @@ def _reason(error: errors.DeslaunchError) -> StopReason:
     return StopReason.CONFIGURATION if is_final else StopReason.UNREACHABLE
 
 
-def _both(first: OnEvent, second: OnEvent | None) -> OnEvent:
-    return first if second is None else lambda event: (first(event), second(event))
+def _both(first: OnEvent | None, second: OnEvent) -> OnEvent:
+    return second if first is None else lambda event: (first(event), second(event))
 
 
 def _outcome_of_invalid(row: InvalidRow, number: int) -> Outcome:

@@ -109,8 +109,7 @@ class Watch(Loop):
         self._workers: Workers[tuple[_Target, _Waiting]] = Workers(self._ask)
         self._told: list[tuple[RunToAsk, RunStatus | str]] = []
         self._is_ending = False
-        self._unread: deque[RunStatus] | None = None  # where somebody iterates
-        self._heard = asyncio.Event()
+        self._unread: asyncio.Queue[RunStatus | None] | None = None  # where somebody iterates
 
     def __repr__(self) -> str:
         return f"<Watch {'ending' if self._is_ending else 'at work'}: {self._workers.busy} asked>"
@@ -173,21 +172,14 @@ class Watch(Loop):
         Raises:
             Unfinished: as :meth:`run`.
         """
-        self._unread = deque()
+        unread = self._unread = asyncio.Queue()
         work = asyncio.create_task(self.run())
-        work.add_done_callback(lambda _: self._heard.set())
+        work.add_done_callback(lambda _: unread.put_nowait(None))
 
         try:
-            while self._unread or not work.done():
-                self._heard.clear()
-
-                while self._unread:
-                    yield self._unread.popleft()
-
+            while (status := await unread.get()) is not None:
+                yield status
                 self._news.set()
-
-                if not work.done():
-                    await self._heard.wait()
 
             work.result()
         finally:
@@ -232,7 +224,7 @@ class Watch(Loop):
 
     def _take(self, now: float) -> tuple[_Target, _Waiting] | None:
         """Return the run that is to be asked about now; the targets take turns."""
-        unread = 0 if self._unread is None else len(self._unread)
+        unread = 0 if self._unread is None else self._unread.qsize()
         busy = self._workers.busy + len(self._told) + unread
 
         if busy >= self._settings.concurrency or self._pacer.allowed(now) < 1:
@@ -278,8 +270,7 @@ class Watch(Loop):
             self._tell(events.RunEnded(status))
 
             if self._unread is not None:
-                self._unread.append(status)
-                self._heard.set()
+                self._unread.put_nowait(status)
 
     # One question.
 
