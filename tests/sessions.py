@@ -63,9 +63,9 @@ class Bench:
 
         self.session = Session(
             cast("Any", self.ledger),
-            self.ledger.due(),
             cast("Any", self.clients),
             Settings(concurrency=slots, **tuning),
+            self.ledger.due(),
             emit=self._emit,
             clock=self.clock,
             rng=rng or MostJitter(),

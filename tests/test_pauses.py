@@ -12,9 +12,17 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from sessions import Bench, keys
 
-from deslaunch.errors import DesError, Misconfigured, NotSent, Redirected, Rejected, Throttled
+from deslaunch.errors import (
+    DesError,
+    Misconfigured,
+    NotSent,
+    OutcomeUnknown,
+    Redirected,
+    Rejected,
+    Throttled,
+)
 from deslaunch.events import Stop, StopReason, TargetPaused
-from deslaunch.launch.target import Gate, Health, Pacer, Pause, Throttle
+from deslaunch.launch.target import Gate, Health, Pacer, Throttle
 from deslaunch.model import DEFAULT_TARGET, Outcome, Result, RowState
 from deslaunch.settings import ErrorLimit
 
@@ -68,7 +76,7 @@ def play(found: Throttle, script: str) -> list[object]:  # noqa: C901, PLR0912  
         elif name == "due":
             found.expect(now)
         elif name == "lost":
-            out.append(found.lost("reset"))
+            out.append(found.take(OutcomeUnknown("reset"), Result.UNKNOWN, now)[1])
         elif name == "429":
             out.append(found.held_back(throttled(float(seconds) if seconds else None), now))
         elif name == "unsent":
@@ -84,7 +92,7 @@ def play(found: Throttle, script: str) -> list[object]:  # noqa: C901, PLR0912  
 
     return [
         result.seconds
-        if isinstance(result, Pause)
+        if isinstance(result, TargetPaused)
         else result.reason
         if isinstance(result, Stop)
         else result
@@ -246,7 +254,7 @@ def test_a_stop_says_when_to_resume() -> None:
 
 def test_the_wait_that_an_auth_server_asks_for_is_kept_too() -> None:
     pause = throttle().held_back(NotSent("no token", retry_after=30.0), 0.0)
-    assert isinstance(pause, Pause)
+    assert isinstance(pause, TargetPaused)
     assert pause.seconds >= 30
 
 
@@ -267,7 +275,7 @@ def test_what_was_claimed_before_a_pause_a_hold_or_a_stop_must_not_leave() -> No
 def test_no_pause_ends_before_its_retry_after(seconds: float, now: float) -> None:
     found = throttle()
     pause = found.held_back(throttled(seconds), now)
-    assert isinstance(pause, Pause)
+    assert isinstance(pause, TargetPaused)
     assert pause.seconds >= seconds
     assert not reopened(found, now + seconds - 0.001)
     assert reopened(found, now + pause.seconds)  # a timer of just this length ends it
@@ -312,7 +320,7 @@ class ThrottleMachine(RuleBasedStateMachine):
     @rule(row=consumes(flying))
     def lose(self, row: int) -> None:
         if row:
-            self.found.lost("reset")
+            self.found.take(OutcomeUnknown("reset"), Result.UNKNOWN, self.now)
             self.found.in_flight -= 1
 
     @rule(row=consumes(flying), seconds=st.none() | st.floats(0, 100))
@@ -431,7 +439,7 @@ def test_a_failed_probe_prolongs_the_pause_and_halves_nothing_more() -> None:
     found = opened(16)
     found.held_back(unsent(), 0.0)
 
-    assert found.still_down(unsent(), 1.0) == Pause(1.0, "refused")
+    assert found.still_down(unsent(), 1.0) == TargetPaused("acme", "refused", 1.0)
     assert (found.slots, found.gate) == (8, Gate.PAUSED)
     assert (found.rest(1.5), found.rest(2.0)) == (0.5, 0.0)
 
@@ -468,7 +476,7 @@ def test_a_pause_that_grew_during_a_probe_is_not_shortened_by_it() -> None:
     gate, pause = found.gate, found.still_down(unsent(), 12.0)
 
     assert gate is Gate.PAUSED
-    assert isinstance(pause, Pause)
+    assert isinstance(pause, TargetPaused)
     assert pause.seconds == found.rest(12.0) == 299.5
 
 
@@ -479,7 +487,7 @@ def test_a_pause_that_is_prolonged_says_why() -> None:
     stop = found.held_back(Throttled("much slower", status=503, retry_after=901.0), 2.0)
 
     message = "would stay paused for more than 900 s: much slower"
-    assert longer == Pause(60.0, "slower")
+    assert longer == TargetPaused("acme", "slower", 60.0)
     assert stop == Stop(StopReason.THROTTLED, message, "acme", resume_after=901.0)
 
 

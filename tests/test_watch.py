@@ -300,7 +300,7 @@ async def test_a_fault_ends_the_watch(is_listener: bool) -> None:
         def complain(_: Event) -> None:
             raise RuntimeError("a bug")
 
-        bench.watch._emit = complain
+        bench.watch.emit = complain
 
     with pytest.raises(RuntimeError, match="a bug"):
         await bench.finish()

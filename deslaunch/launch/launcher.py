@@ -221,9 +221,9 @@ class Batch:
         begun = await ledger.begin_session(await self._new_session())
         session = Session(
             ledger,
-            begun.due,
             setup.clients,
             setup.settings,
+            begun.due,
             emit=self._tell,
             clock=SystemClock(),
             rng=random.Random(),  # noqa: S311  # jitter is no secret

@@ -3,24 +3,23 @@
 A clock that is passed in, workers that share a queue, and what both loops do alike.
 """
 
-from __future__ import annotations
-
 import asyncio
+import math
 from collections import deque
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Generic, Protocol, TypeVar
 
-from deslaunch.launch.retry import pause_wait
-from deslaunch.launch.target import Throttle
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine
-
-    from deslaunch.des.client import DesClient
-    from deslaunch.events import Event, Stop
-    from deslaunch.launch.retry import Jitter
-    from deslaunch.settings import Settings
+from deslaunch.des.client import DesClient
+from deslaunch.events import Event, Stop, StopReason, TargetPaused, TargetStopped
+from deslaunch.launch.retry import Jitter, pause_wait
+from deslaunch.launch.target import Pacer, Throttle
+from deslaunch.ledger.ledger import Ledger
+from deslaunch.settings import Settings
 
 Item = TypeVar("Item")
+Note = tuple[str, str | None, str]
+"""Kind, target and text of an event, for the ledger."""
 
 SHORTEST_SLEEP = 0.001  # uvloop's timers know milliseconds; a shorter one would spin
 
@@ -57,55 +56,97 @@ class SystemClock:
         return asyncio.get_running_loop().call_later(seconds, callback)
 
 
-async def wait_for_news(news: asyncio.Event, clock: Clock, until: float | None) -> None:
-    """Return once ``news`` is set, which happens at ``until`` at the latest."""
-    if until is None:
-        await news.wait()
-        return
-
-    alarm = clock.call_later(max(until - clock.now(), SHORTEST_SLEEP), news.set)
-
-    try:
-        await news.wait()
-    finally:
-        alarm.cancel()
-
-
-class Loop:
+@dataclass(eq=False, repr=False)
+class Loop(Generic[Item]):
     """What a session and a watch do alike: throttle targets, tell events, end after an error.
 
     Attributes:
+        ledger: the batch's.
+        clients: by target.
+        settings: slots, rate, waits and limits.
+        emit: called with each event, after what it tells of is on disk.
+        clock: time; it need not be the ledger's.
+        rng: the source of jitter.
         stops: why targets, or all of it, ended early, in the order of happening.
     """
 
-    def __init__(
-        self, settings: Settings, emit: Callable[[Event], object], clock: Clock, rng: Jitter
-    ) -> None:
+    ledger: Ledger
+    clients: Mapping[str, DesClient]
+    settings: Settings
+    _: KW_ONLY
+    emit: Callable[[Event], object]
+    clock: Clock
+    rng: Jitter
+
+    def __post_init__(self) -> None:
         self.stops: list[Stop] = []
-        self._settings = settings
-        self._emit = emit
-        self._clock = clock
-        self._rng = rng
+        self._pacer = Pacer(self.settings.rate)
+        self._rotation = deque(self.clients)
+        self._workers: Workers[Item] = Workers(self._work_on)
         self._news = asyncio.Event()
+        self._is_draining = False
         self._error: Exception | None = None
+
+    def __repr__(self) -> str:
+        state = "draining" if self._is_draining else "at work"
+        return f"<{type(self).__name__} {state}: {self._workers.busy} in flight>"
 
     def drain(self, stop: Stop | None = None) -> None:
         """Begin nothing new."""
         raise NotImplementedError
 
-    def _throttle(self, name: str, client: DesClient) -> Throttle:
-        settings = self._settings
+    async def _work_on(self, item: Item) -> None:
+        raise NotImplementedError
+
+    def _throttle(self, name: str) -> Throttle:
+        settings, own = self.settings, self.clients[name].concurrency
         return Throttle(
             name,
-            slots=min(settings.concurrency, client.concurrency or settings.concurrency),
-            wait=lambda pauses: pause_wait(pauses, settings.max_wait, self._rng),
+            slots=min(settings.concurrency, own or settings.concurrency),
+            wait=lambda pauses: pause_wait(pauses, settings.max_wait, self.rng),
             give_up_after=settings.give_up_after,
         )
+
+    async def _wait_for_news(self, until: float) -> None:
+        """Return once there is news, which there is at ``until`` at the latest."""
+        if math.isinf(until):
+            await self._news.wait()
+            return
+
+        seconds = max(until - self.clock.now(), SHORTEST_SLEEP)
+        alarm = self.clock.call_later(seconds, self._news.set)
+
+        try:
+            await self._news.wait()
+        finally:
+            alarm.cancel()
+
+    async def _after(self, seconds: float, act: Callable[[], None]) -> None:
+        await self.clock.sleep(seconds)
+        act()
+
+    def _act(self, decided: TargetPaused | Stop | None) -> None:
+        """Tell what follows for a target; its end is told once."""
+        if isinstance(decided, TargetPaused):
+            name, cause, seconds = decided
+            self._announce(decided, ("pause", name, f"{seconds:.3f} s: {cause}"))
+        elif decided is not None and all(known.target != decided.target for known in self.stops):
+            self._note_stop(decided)
+
+    def _note_stop(self, stop: Stop) -> None:
+        self.stops.append(stop)
+        note = ("stop", stop.target, f"{stop.reason}: {stop.message}")
+        is_noted = stop.reason is not StopReason.LEDGER  # which can't be written to
+        self._announce(TargetStopped(stop), note if is_noted else None)
+
+    def _announce(self, event: Event, _note: Note | None = None, /) -> None:
+        """Tell of something that a session notes in the ledger."""
+        self._tell(event)
 
     def _tell(self, event: Event) -> None:
         """Call the listener; its error ends the loop, not the record that it missed."""
         try:
-            self._emit(event)
+            self.emit(event)
         except Exception as exc:  # noqa: BLE001  # a listener may raise anything
             self._fail(exc)
 

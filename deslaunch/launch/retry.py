@@ -5,10 +5,8 @@ session acts on it. Only the wait generator of ``backoff`` is used: its decorato
 while a row keeps its slot, and shrink a Retry-After.
 """
 
-from __future__ import annotations
-
 from itertools import islice
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 import backoff
 
@@ -23,11 +21,8 @@ from deslaunch.errors import (
     Throttled,
     Unauthorized,
 )
-from deslaunch.model import Outcome, Result, RowState
-
-if TYPE_CHECKING:
-    from deslaunch.model import Start
-    from deslaunch.settings import Settings
+from deslaunch.model import Outcome, Result, RowState, Start
+from deslaunch.settings import Settings
 
 ERROR_LIMIT: Final = 4096
 """Characters that are kept of what was wrong."""
@@ -86,17 +81,22 @@ def _may_repeat(error: DesError, settings: Settings) -> bool:
 
 
 def ended(
-    start: Start, result: Result, error: BaseException | str = "", not_before: float = 0.0
+    start: Start,
+    result: Result,
+    error: BaseException | str = "",
+    not_before: float = 0.0,
+    job_run_id: str | None = None,
 ) -> Outcome:
-    """Return the outcome of an attempt that started no run.
+    """Return the outcome of an attempt.
 
     Args:
         start: what was sent.
         result: the verdict.
-        error: why.
+        error: why it started no run.
         not_before: seconds until the row may be sent again; means nothing for a final result.
+        job_run_id: of the run that it started.
     """
-    text, status, job_run_id = str(error), None, None
+    text, status = str(error), None
 
     if isinstance(error, DesError):
         status, job_run_id = error.status, error.job_run_id

@@ -10,25 +10,18 @@ follow once one gets a response. So neither a dead service nor one that comes ba
 storm.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter, deque
-from dataclasses import dataclass
+from collections.abc import Callable
 from enum import Enum
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from deslaunch import errors
-from deslaunch.events import Stop, StopReason
-from deslaunch.model import Result
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from deslaunch.errors import DesError
-    from deslaunch.model import Outcome
-    from deslaunch.settings import ErrorLimit
+from deslaunch.errors import CredentialsRefused, DesError
+from deslaunch.events import Stop, StopReason, TargetPaused
+from deslaunch.model import Outcome, Result
+from deslaunch.settings import ErrorLimit
 
 TRIES_TO_REACH: Final = 3
 """Tries after which a target that was never reached is given up."""
@@ -58,19 +51,6 @@ class Gate(Enum):
     STOPPED = "stopped"
 
 
-@dataclass(frozen=True, slots=True)
-class Pause:
-    """All rows of a target wait.
-
-    Attributes:
-        seconds: from now.
-        cause: what DES or the network said.
-    """
-
-    seconds: float
-    cause: str
-
-
 class Throttle:
     """Whether one target may be sent to, and how much.
 
@@ -89,12 +69,7 @@ class Throttle:
     """
 
     def __init__(
-        self,
-        target: str,
-        *,
-        slots: int,
-        wait: Callable[[int], float],
-        give_up_after: float,
+        self, target: str, *, slots: int, wait: Callable[[int], float], give_up_after: float
     ) -> None:
         self.target = target
         self.gate = Gate.ALONE
@@ -110,7 +85,7 @@ class Throttle:
         self._introduced = False
         self._contact_due = -math.inf
         self._paused_since: float | None = None
-        self._reopens = 0.0
+        self._reopens = -math.inf
         self._pauses = 0
 
     def __repr__(self) -> str:
@@ -188,8 +163,8 @@ class Throttle:
             self._contact_due = due
 
     def take(
-        self, error: DesError | errors.CredentialsRefused, result: Result, now: float
-    ) -> tuple[Result, Pause | Stop | None]:
+        self, error: DesError | CredentialsRefused, result: Result, now: float
+    ) -> tuple[Result, TargetPaused | Stop | None]:
         """Take in an attempt that started no run; a refused token is another matter.
 
         Args:
@@ -201,47 +176,38 @@ class Throttle:
             What it makes of the row after all, since a refusal may be the target's rather than
             the row's; and the pause or the end that follows for the target, if any.
         """
-        if isinstance(error, errors.CredentialsRefused):
+        if isinstance(error, CredentialsRefused):
             return result, self.stop(StopReason.CREDENTIALS, str(error))
+
+        is_first = not self._introduced and not self.is_stopped
+        decided: TargetPaused | Stop | None = None
 
         match result:
             case Result.UNSENT | Result.THROTTLED:
-                # That it came too late to be sent is no fault of the target's.
-                return result, None if isinstance(error, errors.TooLate) else self.held_back(
-                    error, now
-                )
-            case Result.UNKNOWN:
-                return result, self.lost(str(error))
+                if not isinstance(error, errors.TooLate):  # which is no fault of the target's
+                    decided = self.held_back(error, now)
+            case Result.UNKNOWN if is_first:
+                text = f"the first start got no usable response: {error}"
+                decided = self.stop(StopReason.FIRST_CONTACT, text)
             case Result.REJECTED:
-                stop = self.refused(error.status, str(error))
-                is_targets = self.stop_status is not None and self.stop_status == error.status
-                return Result.THROTTLED if is_targets else result, stop
-            case _:
+                if is_first and error.status in MISPLACED:
+                    text = (
+                        f"its first response was {error.status}, is it a DES and the token for it"
+                    )
+                    decided = self.stop(
+                        StopReason.CONFIGURATION, f"{text}? {error}", status=error.status
+                    )
+                else:
+                    self.responded()
+
+                if self.stop_status is not None and self.stop_status == error.status:
+                    return Result.THROTTLED, decided
+            case Result.RETRY | Result.FAILED:
                 self.responded(final=result is Result.FAILED)
-                return result, None
 
-    def refused(self, status: int | None, message: str) -> Stop | None:
-        """Take in a refusal; as a target's first verdict some statuses stop it."""
-        if not self._introduced and not self.is_stopped and status in MISPLACED:
-            return self.stop(
-                StopReason.CONFIGURATION,
-                f"its first response was {status}, is it a DES and the token for it? {message}",
-                status=status,
-            )
+        return result, decided
 
-        self.responded()
-        return None
-
-    def lost(self, cause: str) -> Stop | None:
-        """Take in a start whose outcome is unknown; as a first contact it stops the target."""
-        if self._introduced or self.is_stopped:
-            return None
-
-        return self.stop(
-            StopReason.FIRST_CONTACT, f"the first start got no usable response: {cause}"
-        )
-
-    def held_back(self, error: DesError, now: float) -> Pause | Stop | None:
+    def held_back(self, error: DesError, now: float) -> TargetPaused | Stop | None:
         """Take in a start that never left or was told to wait, or a response not from DES.
 
         Returns:
@@ -257,8 +223,11 @@ class Throttle:
         if isinstance(error, errors.Misconfigured | errors.Redirected):
             return self.stop(StopReason.CONFIGURATION, str(error))
 
-        if self.gate is Gate.PAUSED:
-            return self._prolong(error, now)
+        if self.gate is Gate.PAUSED:  # it goes on, and longer where this row was told so
+            if error.retry_after is None or now + error.retry_after <= self._reopens:
+                return None
+
+            return self._pause(error, error.retry_after, now)
 
         self._slots = max(1.0, self._slots / 2)
         return self._go_on_pausing(error, now)
@@ -272,7 +241,7 @@ class Throttle:
         if self.rest(now) == 0.0:
             self.gate = Gate.ALONE
 
-    def still_down(self, error: DesError, now: float) -> Pause | Stop | None:
+    def still_down(self, error: DesError, now: float) -> TargetPaused | Stop | None:
         """Take in a probe that failed: the pause goes on.
 
         Returns:
@@ -300,63 +269,35 @@ class Throttle:
         self.stop_status = self.stop_status or status
         return Stop(reason, message, self.target, resume_after=resume_after)
 
-    def _go_on_pausing(self, error: DesError, now: float) -> Pause | Stop:
+    def _go_on_pausing(self, error: DesError, now: float) -> TargetPaused | Stop:
         seconds = self._wait(self._pauses)
         self._pauses += 1
 
         if error.retry_after is not None:  # never shortened, and not all at the same moment
             seconds = error.retry_after + min(1.0, seconds)
 
+        return self._pause(error, seconds, now)
+
+    def _pause(self, error: DesError, seconds: float, now: float) -> TargetPaused | Stop:
+        """Pause for so long, or as long as a pause that goes on; or give the target up."""
         if self._paused_since is None:
             self._paused_since = now
 
-        if (stop := self._give_up(error, seconds, now)) is not None:
-            return stop
+        is_unsent = isinstance(error, errors.NotSent)
 
-        reopens = now + seconds
+        if is_unsent and not self._reached and self._pauses >= TRIES_TO_REACH:
+            text = f"could not be reached in {self._pauses} tries: {error}"
+            return self.stop(StopReason.UNREACHABLE, text)
 
-        if self.gate is Gate.PAUSED:  # a row in flight may have been told to wait for longer
-            reopens = max(reopens, self._reopens)
+        if now + seconds - self._paused_since > self._give_up_after:
+            reason = StopReason.UNREACHABLE if is_unsent else StopReason.THROTTLED
+            text = f"would stay paused for more than {self._give_up_after:g} s: {error}"
+            return self.stop(reason, text, resume_after=seconds)
 
+        self._reopens = max(now + seconds, self._reopens)  # one that goes on is never shortened
         self.gate = Gate.PAUSED
         self.epoch += 1
-        self._reopens = reopens
-        return Pause(reopens - now, str(error))
-
-    def _prolong(self, error: DesError, now: float) -> Pause | Stop | None:
-        """Lengthen a pause where a row in flight was told to wait longer."""
-        seconds = error.retry_after
-
-        if seconds is None or now + seconds <= self._reopens:
-            return None
-
-        self._reopens = now + seconds
-        return self._give_up(error, seconds, now) or Pause(seconds, str(error))
-
-    def _give_up(self, error: DesError, seconds: float, now: float) -> Stop | None:
-        assert self._paused_since is not None
-
-        if (
-            isinstance(error, errors.NotSent)
-            and not self._reached
-            and self._pauses >= TRIES_TO_REACH
-        ):
-            return self.stop(
-                StopReason.UNREACHABLE,
-                f"could not be reached in {self._pauses} tries: {error}",
-            )
-
-        if now + seconds - self._paused_since <= self._give_up_after:
-            return None
-
-        reason = (
-            StopReason.UNREACHABLE if isinstance(error, errors.NotSent) else StopReason.THROTTLED
-        )
-        return self.stop(
-            reason,
-            f"would stay paused for more than {self._give_up_after:g} s: {error}",
-            resume_after=seconds,
-        )
+        return TargetPaused(self.target, str(error), self._reopens - now)
 
 
 class Health:
@@ -377,7 +318,6 @@ class Health:
         self._ended = 0
         self._errors = 0
         self._in_a_row: Counter[Result] = Counter()
-        self._forbidden_jobs: set[str] = set()
 
     def __repr__(self) -> str:
         return f"<Health: {self._errors} of {self._ended} rows ended without a run>"
@@ -393,51 +333,36 @@ class Health:
             Why the target stops, where this row is one too many.
         """
         self._ended += 1
+        is_forbidden = outcome.status == HTTPStatus.FORBIDDEN
+
+        if not is_forbidden:
+            self.forbidden.clear()
 
         if result is Result.STARTED:
             self._in_a_row.clear()
-            self._forget_forbidden()
             return None
 
         self._errors += 1
-
-        if outcome.status == HTTPStatus.FORBIDDEN:
-            self.forbidden.append(outcome)
-            self._forbidden_jobs.add(outcome.job_id)
-
-            if len(self.forbidden) == FORBIDDEN_IN_A_ROW and len(self._forbidden_jobs) > 1:
-                return (
-                    StopReason.CONFIGURATION,
-                    "the last rows were all refused with 403 (forbidden), over several jobs",
-                )
-        else:
-            self._forget_forbidden()
-
-        return self._too_many_in_a_row(result) or self._too_many()
-
-    def _forget_forbidden(self) -> None:
-        self.forbidden.clear()
-        self._forbidden_jobs.clear()
-
-    def _too_many_in_a_row(self, result: Result) -> tuple[StopReason, str] | None:
         self._in_a_row[result] += 1
         limit = _IN_A_ROW.get(result, math.inf)
 
-        if self._in_a_row[result] < limit:
-            return None
+        if is_forbidden:
+            self.forbidden.append(outcome)
+            is_over_jobs = len({row.job_id for row in self.forbidden}) > 1
 
-        message = f"{limit} rows became {result} with none started between them"
-        return StopReason.TOO_MANY_ERRORS, message
+            if len(self.forbidden) == FORBIDDEN_IN_A_ROW and is_over_jobs:
+                text = "the last rows were all refused with 403 (forbidden), over several jobs"
+                return StopReason.CONFIGURATION, text
 
-    def _too_many(self) -> tuple[StopReason, str] | None:
-        if not self._limit.is_passed(self._errors, self._ended):
-            return None
+        if self._in_a_row[result] >= limit:
+            text = f"{limit} rows became {result} with none started between them"
+            return StopReason.TOO_MANY_ERRORS, text
 
-        message = (
-            f"{self._errors:,} of {self._ended:,} rows ended without a run, and --max-errors "
-            f"is {self._limit}"
-        )
-        return StopReason.TOO_MANY_ERRORS, message
+        if self._limit.is_passed(self._errors, self._ended):
+            share = f"{self._errors:,} of {self._ended:,} rows ended without a run"
+            return StopReason.TOO_MANY_ERRORS, f"{share}, and --max-errors is {self._limit}"
+
+        return None
 
 
 class Pacer:

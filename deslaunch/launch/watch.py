@@ -7,42 +7,31 @@ target. What is told is in the ledger by then; what was not finished when the wa
 about by the next one, and nothing else is.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
-from collections import deque
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, NamedTuple
 
 import anyio
 
 from deslaunch import errors, events
-from deslaunch.launch.loop import Loop, Workers, wait_for_news
-from deslaunch.launch.target import Pacer, Pause, Throttle
+from deslaunch.des.client import DesClient
+from deslaunch.events import Stop, StopReason, TargetPaused
+from deslaunch.launch.loop import Loop
+from deslaunch.launch.retry import Jitter
+from deslaunch.launch.target import Throttle
+from deslaunch.ledger.ledger import Ledger
+from deslaunch.ledger.reading import RunToAsk
 from deslaunch.model import RunStatus, count
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-
-    from deslaunch.des.client import DesClient
-    from deslaunch.events import Event
-    from deslaunch.launch.loop import Clock
-    from deslaunch.launch.retry import Jitter
-    from deslaunch.ledger.ledger import Ledger
-    from deslaunch.ledger.reading import RunToAsk
-    from deslaunch.settings import Settings
+from deslaunch.settings import Settings
 
 REFUSED_AT_FIRST: Final = 5
 """Refusals, before any good response, that stop a target: it is another DES than it was."""
 
 GROWTH: Final = 1.5
 _MOST_GROWTHS: Final = 1_000  # GROWTH to this power is still a float
-
-_NOT_ENDED: Final = (False, False)  # finished, success
-
-_Waiting = tuple[float, int, int, "RunToAsk"]
-"""When a run is due, its row, how often it was asked about, and itself."""
 
 
 def poll_wait(asked: int, settings: Settings, rng: Jitter) -> float:
@@ -61,6 +50,18 @@ def poll_wait(asked: int, settings: Settings, rng: Jitter) -> float:
     return rng.uniform(0.9 * ceiling, ceiling)
 
 
+_NOT_ENDED: Final = (False, False)  # finished, success
+
+
+class _Waiting(NamedTuple):
+    """A run that is to be asked about: when, its row, how often it was, and itself."""
+
+    due: float
+    row: int
+    asked: int
+    run: RunToAsk
+
+
 class _Target:
     """One target's runs, and whether it may be asked."""
 
@@ -72,47 +73,21 @@ class _Target:
         self.refusals = 0
 
 
-class Watch(Loop):
+class Watch(Loop[tuple[_Target, _Waiting]]):
     """One watch of a batch's runs; an asynchronous iterator of how each ended.
 
-    Args:
-        ledger: the batch's; nothing else writes to it.
-        clients: by target; each run's must be there.
-        settings: slots, rate, intervals and limits.
-        emit: called with each event.
-        clock: time.
-        rng: the source of jitter.
-
-    Attributes:
-        stops: why targets, or the watch, ended early, in the order of happening.
+    Nothing else writes to its ledger, and each run's target has a client.
     """
 
-    def __init__(
-        self,
-        ledger: Ledger,
-        clients: Mapping[str, DesClient],
-        settings: Settings,
-        *,
-        emit: Callable[[Event], object],
-        clock: Clock,
-        rng: Jitter,
-    ) -> None:
-        super().__init__(settings, emit, clock, rng)
-        self._ledger = ledger
-        self._pacer = Pacer(settings.rate)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._targets = {
-            name: _Target(client, self._throttle(name, client)) for name, client in clients.items()
+            name: _Target(client, self._throttle(name)) for name, client in self.clients.items()
         }
-        self._rotation = deque(self._targets)
-        self._after: int | None = 0  # the last row that was read; None: there are no more
-        self._unasked = 0
-        self._workers: Workers[tuple[_Target, _Waiting]] = Workers(self._ask)
+        self._after_row: int | None = 0  # the last row that was read; None: there are no more
+        self._unasked = 0  # runs of targets that go on, which were not asked about yet
         self._told: list[tuple[RunToAsk, RunStatus | str]] = []
-        self._is_ending = False
         self._unread: asyncio.Queue[RunStatus | None] | None = None  # where somebody iterates
-
-    def __repr__(self) -> str:
-        return f"<Watch {'ending' if self._is_ending else 'at work'}: {self._workers.busy} asked>"
 
     # What the batch calls.
 
@@ -129,21 +104,22 @@ class Watch(Loop):
             LedgerWriteFailed: a status could not be recorded.
             Exception: whatever a listener or a faulty client raised.
         """
-        began = self._clock.now()
+        began = self.clock.now()
 
-        if self._settings.watch_timeout is not None:
-            self._workers.help(self._end_after(self._settings.watch_timeout))
+        if (seconds := self.settings.watch_timeout) is not None:
+            stop = Stop(StopReason.OUT_OF_TIME, f"watched for {seconds:g} s")
+            self._workers.help(self._after(seconds, partial(self.drain, stop)))
 
         try:
             await self._read_on()
 
             while not self._is_over():
-                now = self._clock.now()
+                now = self.clock.now()
 
-                while not self._is_ending and (taken := self._take(now)) is not None:
+                while not self._is_draining and (taken := self._take(now)) is not None:
                     self._workers.put(taken)
 
-                await wait_for_news(self._news, self._clock, self._next_time(now))
+                await self._wait_for_news(self._next_time(now))
                 self._news.clear()  # before what came is taken: what comes meanwhile is news again
                 await self._record()
                 await self._read_on()
@@ -153,8 +129,8 @@ class Watch(Loop):
         if self._error is not None:
             raise self._error
 
-        seconds = self._clock.now() - began
-        summary = await watch_summary_of(self._ledger, stops=self.stops, seconds=seconds)
+        seconds = self.clock.now() - began
+        summary = await watch_summary_of(self.ledger, stops=self.stops, seconds=seconds)
 
         if summary.stops and summary.unfinished and not allow_partial:
             why = "; ".join(stop.message for stop in summary.stops)
@@ -188,12 +164,12 @@ class Watch(Loop):
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([work])
 
-    def drain(self, stop: events.Stop | None = None) -> None:
+    def drain(self, stop: Stop | None = None) -> None:
         """End the watch. Questions in flight are given up: to ask again costs nothing."""
         if stop is not None:
             self._note_stop(stop)
 
-        self._is_ending = True
+        self._is_draining = True
         self.abandon()
         self._news.set()
 
@@ -209,25 +185,30 @@ class Watch(Loop):
         if self._told or any(target.throttle.in_flight for target in targets):
             return False
 
-        is_left = any(target.due and not target.throttle.is_stopped for target in targets)
-        return self._is_ending or (self._after is None and not is_left)
+        is_left = any(target.due for target in targets)
+        return self._is_draining or (self._after_row is None and not is_left)
 
     async def _read_on(self) -> None:
         """Read runs that were not asked about yet, so that the slots have enough to do."""
-        while self._after is not None and self._unasked < self._settings.concurrency:
-            runs = await self._ledger.runs_to_ask(self._after)
-            self._after = runs[-1].row if runs else None
+        while self._after_row is not None and self._unasked < self.settings.concurrency:
+            runs = await self.ledger.runs_to_ask(self._after_row)
+            self._after_row = runs[-1].row if runs else None
 
             for run in runs:
-                heappush(self._targets[run.target].due, (-math.inf, run.row, 0, run))
-                self._unasked += not self._targets[run.target].throttle.is_stopped
+                self._put(self._targets[run.target], _Waiting(-math.inf, run.row, 0, run))
+
+    def _put(self, target: _Target, waiting: _Waiting) -> None:
+        """Let a run be asked about, unless its target has stopped."""
+        if not target.throttle.is_stopped:
+            heappush(target.due, waiting)
+            self._unasked += not waiting.asked
 
     def _take(self, now: float) -> tuple[_Target, _Waiting] | None:
         """Return the run that is to be asked about now; the targets take turns."""
         unread = 0 if self._unread is None else self._unread.qsize()
         busy = self._workers.busy + len(self._told) + unread
 
-        if busy >= self._settings.concurrency or self._pacer.allowed(now) < 1:
+        if busy >= self.settings.concurrency or self._pacer.allowed(now) < 1:
             return None
 
         for _ in range(len(self._rotation)):
@@ -235,31 +216,32 @@ class Watch(Loop):
             target = self._targets[self._rotation[0]]
             target.throttle.reopen(now)  # the question is the probe
 
-            if target.due and target.due[0][0] <= now and target.throttle.room(now) > 0:
+            if target.due and target.due[0].due <= now and target.throttle.room(now) > 0:
                 target.throttle.in_flight += 1
                 self._pacer.take(1)
                 waiting = heappop(target.due)
-                self._unasked -= not waiting[2]
+                self._unasked -= not waiting.asked
                 return target, waiting
 
         return None
 
-    def _next_time(self, now: float) -> float | None:
-        times = [
-            time
-            for target in self._targets.values()
-            if target.due and not target.throttle.is_stopped
-            for rest in [target.throttle.rest(now) or 0.0]
-            if (time := max(target.due[0][0], now + rest, self._pacer.opens_at(now))) > now
-        ]
-        return min(times, default=None)
+    def _next_time(self, now: float) -> float:
+        """Return when time alone lets a run be asked about; infinity where only news can."""
+        times = []
+
+        for target in self._targets.values():
+            if target.due:
+                opens = now + (target.throttle.rest(now) or 0.0)
+                times.append(max(target.due[0].due, opens, self._pacer.opens_at(now)))
+
+        return min((time for time in times if time > now), default=math.inf)
 
     async def _record(self) -> None:
         """Write what was told, then tell it on."""
         told, self._told = self._told, []
 
         if told:
-            await self._ledger.record_runs([(run.row, run.attempt, said) for run, said in told])
+            await self.ledger.record_runs([(run.row, run.attempt, said) for run, said in told])
 
         for run, said in told:
             status = (
@@ -274,23 +256,22 @@ class Watch(Loop):
 
     # One question.
 
-    async def _ask(self, asked: tuple[_Target, _Waiting]) -> None:
-        target, waiting = asked
-        throttle, run = target.throttle, waiting[3]
+    async def _work_on(self, item: tuple[_Target, _Waiting]) -> None:
+        target, waiting = item
+        throttle, run = target.throttle, waiting.run
 
         try:
             status = await target.client.query_run_status(run.job_run_id)
         except errors.CredentialsRefused as exc:
-            self._act(target, throttle.stop(events.StopReason.CREDENTIALS, str(exc)))
+            self._act(throttle.stop(StopReason.CREDENTIALS, str(exc)))
         except (errors.NotSent, errors.Throttled, errors.Redirected) as exc:
-            heappush(target.due, waiting)
-            self._unasked += not waiting[2]
-            self._act(target, throttle.held_back(exc, self._clock.now()))
+            self._put(target, waiting)
+            self._act(throttle.held_back(exc, self.clock.now()))
         except errors.Rejected as exc:
             self._refuse(target, run, exc)
         except errors.DesError as exc:  # no run is to blame for it
-            self._ask_later(target, waiting)
-            self._act(target, throttle.held_back(exc, self._clock.now()))
+            self._put(target, self._asked(waiting))
+            self._act(throttle.held_back(exc, self.clock.now()))
         except asyncio.CancelledError:
             pass  # the next watch asks about it
         except Exception as exc:  # noqa: BLE001  # it ends the watch, once all slots ended
@@ -302,7 +283,7 @@ class Watch(Loop):
             if status.finished:
                 self._told.append((run, status))
             else:
-                self._ask_later(target, waiting)
+                self._put(target, self._asked(waiting))
         finally:
             throttle.in_flight -= 1
             self._news.set()
@@ -318,29 +299,21 @@ class Watch(Loop):
                 f"DES refused to tell of its first {target.refusals} runs "
                 f"(is it the one that started them?): {error}"
             )
-            self._act(target, target.throttle.stop(events.StopReason.CONFIGURATION, message))
+            self._act(target.throttle.stop(StopReason.CONFIGURATION, message))
 
-    def _ask_later(self, target: _Target, waiting: _Waiting) -> None:
-        _, number, asked, run = waiting
-        due = self._clock.now() + poll_wait(asked + 1, self._settings, self._rng)
-        heappush(target.due, (due, number, asked + 1, run))
+    def _asked(self, waiting: _Waiting) -> _Waiting:
+        """Return a run that was asked about once more, and when it is to be again."""
+        asked = waiting.asked + 1
+        due = self.clock.now() + poll_wait(asked, self.settings, self.rng)
+        return waiting._replace(due=due, asked=asked)
 
-    # Ends, and what is told.
+    def _act(self, decided: TargetPaused | Stop | None) -> None:
+        super()._act(decided)
 
-    def _act(self, target: _Target, decided: Pause | events.Stop | None) -> None:
-        if isinstance(decided, Pause):
-            self._tell(events.TargetPaused(target.throttle.target, decided.cause, decided.seconds))
-        elif decided is not None and all(stop.target != decided.target for stop in self.stops):
-            self._note_stop(decided)
-            self._unasked -= sum(not waiting[2] for waiting in target.due)
-
-    def _note_stop(self, stop: events.Stop) -> None:
-        self.stops.append(stop)
-        self._tell(events.TargetStopped(stop))
-
-    async def _end_after(self, seconds: float) -> None:
-        await self._clock.sleep(seconds)
-        self.drain(events.Stop(events.StopReason.OUT_OF_TIME, f"watched for {seconds:g} s"))
+        if isinstance(decided, Stop):
+            due = self._targets[decided.target or ""].due
+            self._unasked -= sum(not waiting.asked for waiting in due)
+            due.clear()
 
 
 async def summary_of(ledger: Ledger) -> events.Summary:
@@ -354,9 +327,9 @@ async def summary_of(ledger: Ledger) -> events.Summary:
     return events.Summary(counts, ledger.place, targets, seconds=seconds, stops=stops)
 
 
-def _stop_of(kept: Mapping[str, Any]) -> events.Stop:
-    return events.Stop(
-        events.StopReason(kept["reason"]),
+def _stop_of(kept: Mapping[str, Any]) -> Stop:
+    return Stop(
+        StopReason(kept["reason"]),
         kept["message"],
         kept.get("target"),
         resume_after=kept.get("resumeAfter"),
@@ -364,7 +337,7 @@ def _stop_of(kept: Mapping[str, Any]) -> events.Stop:
 
 
 async def watch_summary_of(
-    ledger: Ledger, *, stops: Sequence[events.Stop] = (), seconds: float = 0.0
+    ledger: Ledger, *, stops: Sequence[Stop] = (), seconds: float = 0.0
 ) -> events.WatchSummary:
     """Return how the runs of a whole batch stand.
 
