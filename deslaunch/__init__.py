@@ -30,7 +30,9 @@ if TYPE_CHECKING:
         Throttled,
     )
     from deslaunch.events import Plan, Summary
-    from deslaunch.launch.batch import Batch, check, launch, open_batch, open_ledger, resume_batch
+    from deslaunch.launch.batch import check, launch, open_batch, resume_batch
+    from deslaunch.launch.launcher import Batch
+    from deslaunch.ledger.ledger import open_ledger
     from deslaunch.manifest.files import Manifest
     from deslaunch.model import AUTO, JobRunParameterValue, Outcome, Row, RowState, RunStatus
     from deslaunch.settings import Settings

@@ -13,6 +13,7 @@ from stage import POS_USAGE, fault, row
 
 from deslaunch.des.client import DesClient
 from deslaunch.launch import batch
+from deslaunch.ledger.ledger import open_ledger
 from deslaunch.settings import Settings
 from deslaunch.simulator import Simulator
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deslaunch.events import Summary
-    from deslaunch.launch.batch import Batch
+    from deslaunch.launch.launcher import Batch
     from deslaunch.ledger.reading import ResultRow
 
 TOKEN: Final = "s3cret/tok+en=="
@@ -82,7 +83,7 @@ class Place:
 
     async def lines(self) -> dict[str, ResultRow]:
         """Return the results by key, as a reader sees them."""
-        async with await batch.open_ledger(str(self.ledger)) as ledger:
+        async with await open_ledger(str(self.ledger)) as ledger:
             return {line.key: line async for part in ledger.results() for line in part}
 
     async def states(self) -> dict[str, str]:
@@ -90,7 +91,7 @@ class Place:
 
     async def log(self) -> list[tuple[str, str | None]]:
         """Return kind and key of all that the ledger logged."""
-        async with await batch.open_ledger(str(self.ledger)) as ledger:
+        async with await open_ledger(str(self.ledger)) as ledger:
             return [(entry.kind, entry.key) async for part in ledger.log() for entry in part]
 
 

@@ -17,6 +17,7 @@ from openings import AUTO, HOLDS, RUNNERS, TOKEN, Place, counts, once, rows, run
 from stage import POS_USAGE, fault, invalid_row, rejected_row, row
 
 import deslaunch
+from deslaunch.des.catalog import Catalog, SchemaCache
 from deslaunch.des.client import DesClient
 from deslaunch.errors import (
     ConfigurationError,
@@ -36,9 +37,10 @@ from deslaunch.errors import (
 from deslaunch.events import Draining, Event, Planned, RowEnded, StopReason, TargetStopped
 from deslaunch.launch import batch as batches
 from deslaunch.launch import session
-from deslaunch.launch.batch import check, default_ledger, preview, resume_command
-from deslaunch.launch.importing import make_schemas
-from deslaunch.ledger.ledger import Ledger
+from deslaunch.launch.batch import check, default_ledger, preview
+from deslaunch.launch.launcher import resume_command
+from deslaunch.launch.watch import summary_of
+from deslaunch.ledger.ledger import Ledger, open_ledger
 from deslaunch.model import AUTO as AUTO_VALUE
 from deslaunch.model import JobRunParameterValue, Outcome, Row, RowState
 from deslaunch.settings import Settings
@@ -47,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from deslaunch.events import Plan
-    from deslaunch.launch.batch import Batch
+    from deslaunch.launch.launcher import Batch
 
 
 @pytest.fixture
@@ -197,8 +199,7 @@ async def test_a_manifest_that_is_not_there(place: Place) -> None:
 
 async def spoil_cache(des: DesClient) -> None:
     """Cache the jobs of a client as if they had no parameters."""
-    schemas = await make_schemas({"default": des}, Settings(), None, None)
-    await schemas.load(["default"])
+    await Catalog({"default": des}, cache=SchemaCache.of_user()).load(["default"])
     _spoil()
 
 
@@ -616,7 +617,7 @@ async def test_leaving_the_block_drains_and_leaves_the_rest_pending(place: Place
             async for _ in opened:
                 break
 
-        summary = await batches.summary_of(await batches.open_ledger(str(place.ledger)))
+        summary = await summary_of(await open_ledger(str(place.ledger)))
 
     assert 0 < summary.counts.started < 40
     assert summary.counts.started == len(simulator.runs)

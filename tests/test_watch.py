@@ -23,8 +23,9 @@ from deslaunch.errors import (
     Unfinished,
 )
 from deslaunch.events import Counts, RunEnded, StopReason, TargetPaused, TargetStopped, WatchSummary
-from deslaunch.launch.batch import open_ledger, watch_batch, watch_summary_of
-from deslaunch.launch.watch import Watch, poll_wait
+from deslaunch.launch.batch import watch_batch
+from deslaunch.launch.watch import Watch, poll_wait, watch_summary_of
+from deslaunch.ledger.ledger import open_ledger
 from deslaunch.ledger.reading import RunCounts, RunToAsk
 from deslaunch.settings import Settings
 

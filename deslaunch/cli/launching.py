@@ -18,7 +18,7 @@ from deslaunch.events import Event, Noted, Plan, WatchSummary
 from deslaunch.model import count
 
 if TYPE_CHECKING:
-    from deslaunch.launch.batch import Batch
+    from deslaunch.launch.launcher import Batch
 
 _WATCHED_AFTER: Final = frozenset({0, 3, 4, 5})  # exit codes; not after a signal, for one
 

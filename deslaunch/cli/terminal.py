@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rich.live import Live
 
-    from deslaunch.launch.batch import Batch
+    from deslaunch.launch.launcher import Batch
 
 T = TypeVar("T")
 

@@ -4,8 +4,6 @@ Everything here prints nothing and installs no signal handler. What can't be ope
 nothing behind, and nothing is sent before a batch is launched.
 """
 
-from __future__ import annotations
-
 import inspect
 import os
 import sys
@@ -13,56 +11,30 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import anyio
 from anyio.to_thread import run_sync
 
 from deslaunch import errors
-from deslaunch.events import Noted, Plan, Planned, PlannedJob
+from deslaunch.des.catalog import Catalog, SchemaCache, read_schema_file
+from deslaunch.des.client import DesClient
+from deslaunch.events import Noted, Plan, Planned, PlannedJob, ProblemGroup, Summary
 from deslaunch.launch import importing
-from deslaunch.launch.importing import (
-    ROWS,
-    Clients,
-    StrPath,
-    open_manifest,
-    warnings_of,
-)
-from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Rows, Setup, resume_command
-from deslaunch.launch.watch import summary_of, watch_summary_of
-from deslaunch.ledger.ledger import NewBatch, begin_import, open_ledger, take_ledger
+from deslaunch.launch.importing import ROWS, Rows, Schemas, StrPath, open_manifest, warnings_of
+from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Setup, resume_command
+from deslaunch.ledger.changes import Corrections
+from deslaunch.ledger.ledger import Ledger, NewBatch, begin_import, open_ledger, take_ledger
+from deslaunch.ledger.reading import Plan as LedgerPlan
 from deslaunch.manifest.files import Manifest
-from deslaunch.model import CheckedRow, InvalidRow, Start, printable
+from deslaunch.model import CheckedRow, InvalidRow, Problem, Start, printable
 from deslaunch.settings import OPTIONS, Settings
 
-if TYPE_CHECKING:
-    from deslaunch.events import ProblemGroup, Summary
-    from deslaunch.ledger.changes import Corrections
-    from deslaunch.ledger.ledger import Ledger
-    from deslaunch.ledger.reading import Plan as LedgerPlan
-    from deslaunch.model import Problem
-
-__all__ = [
-    "Batch",
-    "CheckReport",
-    "Confirm",
-    "Options",
-    "check",
-    "default_ledger",
-    "launch",
-    "open_batch",
-    "open_ledger",
-    "preview",
-    "resume_batch",
-    "resume_command",
-    "settings_of",
-    "summary_of",
-    "watch_batch",
-    "watch_summary_of",
-]
+Clients = DesClient | Mapping[str, DesClient]
 
 
 class Options(TypedDict, total=False):
@@ -121,7 +93,7 @@ async def open_batch(
         Declined: ``confirm`` said no.
     """
     settings = options.get("settings") or Settings()
-    setup = await _make_setup(des, settings, options, settings.kept())
+    setup = await _set_up(des, settings, options, settings.kept())
     source = _source(rows, settings)
     place = _place(source, ledger)
 
@@ -159,7 +131,7 @@ async def resume_batch(
     """
     async with _held(take_ledger(os.fspath(ledger)), options.get("on_event")) as taken:
         settings = options.get("settings") or settings_of(taken)
-        setup = await _make_setup(des, settings, options)
+        setup = await _set_up(des, settings, options)
         file = None
 
         if corrections is not None:
@@ -186,7 +158,7 @@ async def watch_batch(
     """
     async with _held(take_ledger(os.fspath(ledger)), options.get("on_event")) as taken:
         settings = options.get("settings") or settings_of(taken)
-        setup = await _make_setup(des, settings, options)
+        setup = await _set_up(des, settings, options)
         await importing.check_origins(taken, setup.clients, settings, await taken.targets())
 
         async with Batch(setup, taken, None) as batch:
@@ -292,7 +264,7 @@ async def check(
         SchemaError: DES's response, or the schema file, can't be read.
     """
     settings = options.get("settings") or Settings()
-    schemas = (await _make_setup(des, settings, options, is_offline=True)).schemas
+    schemas = (await _set_up(des, settings, options, is_offline=True)).schemas
     file = open_manifest(manifest, settings)
 
     async def pass_by(_: list[CheckedRow | InvalidRow]) -> None:
@@ -372,10 +344,7 @@ def settings_of(ledger: Ledger) -> Settings:
     return Settings(**kept)
 
 
-# Opening.
-
-
-async def _make_setup(
+async def _set_up(
     des: Clients | None,
     settings: Settings,
     options: Options,
@@ -383,13 +352,33 @@ async def _make_setup(
     *,
     is_offline: bool = False,
 ) -> Setup:
-    clients = importing.by_target(des, settings)
-    schemas = await importing.make_schemas(
-        clients, settings, options.get("schema"), options.get("cache"), offline=is_offline
+    """Return what a batch is opened with; DES is asked for nothing yet.
+
+    Raises:
+        SchemaError: the schema file can't be read.
+        ConfigurationError: there is neither a client nor a schema file.
+    """
+    clients = {settings.target: des} if isinstance(des, DesClient) else dict(des or {})
+    schema, cache = options.get("schema"), options.get("cache")
+
+    if not clients and schema is None:
+        raise errors.ConfigurationError(
+            "there is neither a DES to ask nor a schema file",
+            hint="set DES_BASE_URL and DES_TOKEN, or pass --schema FILE",
+        )
+
+    catalog = Catalog(
+        clients,
+        targets=() if clients else [settings.target],
+        cache=SchemaCache.of_user() if cache is None else SchemaCache(Path(cache)),
+        schema_file=None if schema is None else await run_sync(read_schema_file, Path(schema)),
+        max_age=timedelta(hours=settings.schema_max_age),
+        offline=is_offline,
+        apart=len(clients) > 1,
     )
     emit = options.get("on_event") or (lambda _: None)
-    kept = options.get("options_kept", kept)
-    return Setup(settings, clients, schemas, emit, options.get("confirm"), kept or {})
+    kept = options.get("options_kept", kept) or {}
+    return Setup(settings, clients, Schemas(catalog), emit, options.get("confirm"), kept)
 
 
 def _source(rows: Any, settings: Settings) -> Manifest | Rows:

@@ -3,42 +3,54 @@
 Reading and checking block, so they run in worker threads, some hundred rows at a time.
 """
 
-from __future__ import annotations
-
+import asyncio
 import gzip
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
-from datetime import timedelta
+from collections import Counter
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from anyio.from_thread import run as run_in_loop
 from anyio.to_thread import run_sync
 
 from deslaunch import errors
-from deslaunch.des.catalog import Catalog, SchemaCache, read_schema_file
+from deslaunch.des.catalog import Catalog
 from deslaunch.des.client import DesClient
+from deslaunch.events import Event, RowEnded, TargetStopped
+from deslaunch.launch.session import Session
+from deslaunch.ledger.ledger import Import, Ledger
 from deslaunch.manifest.check import Check
 from deslaunch.manifest.files import Manifest
-from deslaunch.manifest.rows import load_row
-from deslaunch.manifest.schema import compile_jobs
-from deslaunch.model import CheckedRow, InvalidRow, count
+from deslaunch.manifest.rows import RowRules, load_row, row_from_object
+from deslaunch.manifest.schema import Schema, compile_jobs
+from deslaunch.model import CheckedRow, InvalidRow, Outcome, Row, RowState, count
+from deslaunch.settings import Settings
 
-if TYPE_CHECKING:
-    from deslaunch.ledger.ledger import Import, Ledger
-    from deslaunch.manifest.schema import Schema
-    from deslaunch.model import Job
-    from deslaunch.settings import Settings
-
-Clients = DesClient | Mapping[str, DesClient]
 StrPath = str | os.PathLike[str]
+Rows = Iterable[Mapping[str, Any] | Row] | AsyncIterable[Mapping[str, Any] | Row]
 
 PORTION: Final = 512
 ROWS: Final = "<rows>"
 """What problems name as the file of rows that come from no file."""
+
+UNREAD_PER_SLOT: Final = 4
+"""Outcomes, or added rows, a slot that may wait before a batch takes no more."""
+
+ROWS_AT_ONCE: Final = 64
+"""Rows of a program that are added together, at most."""
 
 _AS_CHECKED: Final = "the rows as they were imported"
 
@@ -48,19 +60,15 @@ class Schemas:
 
     Args:
         catalog: where the jobs come from.
-        from_des: they are DES's own, and no schema file's.
 
     Attributes:
         by_target: by target, its schemas by jobId.
-        unchecked: targets whose jobs can't be had, while others' can.
         unconfirmed: why a fresher schema could not be had where a cached one found rows invalid.
     """
 
-    def __init__(self, catalog: Catalog, *, from_des: bool) -> None:
+    def __init__(self, catalog: Catalog) -> None:
         self.catalog = catalog
-        self.from_des = from_des
         self.by_target: dict[str, Mapping[str, Schema]] = {}
-        self.unchecked: set[str] = set()
         self.unconfirmed: errors.DeslaunchError | None = None
 
     async def load(self, targets: Iterable[str]) -> set[str]:
@@ -74,25 +82,26 @@ class Schemas:
             CredentialsRefused: the same, for want of a token that DES accepts.
             SchemaError: the same, as its response can't be read.
         """
-        wanted = {t for t in targets if t in self.catalog.targets} - self.by_target.keys()
-        wanted -= self.unchecked
+        await self.catalog.load(sorted(targets))
+        new = self.catalog.jobs.keys() - self.by_target.keys()
 
-        if wanted:
-            await self.catalog.load(sorted(wanted))
+        for target in new:
+            self._compile(target)
 
-        for target in wanted:
-            if target in self.catalog.left_out:
-                self.unchecked.add(target)
-            else:
-                self._compile(target)
+        return new
 
-        return wanted & self.by_target.keys()
+    async def fetch(self, target: str) -> Mapping[str, Schema]:
+        """Ask DES for a target's jobs, wherever the known ones came from.
 
-    def jobs(self, target: str) -> list[Job]:
-        """Return a target's jobs."""
-        return [schema.job for schema in self.by_target[target].values()]
+        Raises:
+            DesError: DES could not be asked.
+            CredentialsRefused: no token that DES accepts.
+            SchemaError: DES's response can't be read.
+        """
+        await self.catalog.renew(target)
+        return self._compile(target)
 
-    async def renew(self, target: str) -> Mapping[str, Schema] | None:
+    async def confirm(self, target: str) -> Mapping[str, Schema] | None:
         """Ask DES for a target's jobs, where the known ones are from the cache.
 
         Returns:
@@ -102,35 +111,31 @@ class Schemas:
             return None
 
         try:
-            await self.catalog.renew(target)
+            return await self.fetch(target)
         except (errors.DesError, errors.CredentialsRefused, errors.SchemaError) as exc:
             self.unconfirmed = exc
             return None
 
-        return self._compile(target)
+    async def add_to(self, batch: Import | Ledger, target: str, job_id: str = "") -> None:
+        """Give a batch the jobs, or one job, that a target's rows were checked with."""
+        known = self.by_target[target].items()
+        jobs = [schema.job for name, schema in known if job_id in {"", name}]
+        await batch.add_jobs(target, jobs, from_des=self.catalog.schema_file is None)
 
-    async def fetch(self, target: str) -> None:
-        """Ask DES for a target's jobs, wherever the known ones came from.
-
-        Raises:
-            DesError: DES could not be asked.
-            CredentialsRefused: no token that DES accepts.
-            SchemaError: DES's response can't be read.
-        """
-        await self.catalog.renew(target)
-        self._compile(target)
-        self.unchecked.discard(target)
-
-    async def checks(self, settings: Settings, file: str, **more: Any) -> Check:
+    async def checks(self, settings: Settings, file: str, *, is_immediate: bool = False) -> Check:
         """Return a check of one batch's rows by these schemas; it is to be closed."""
-        known: dict[str, Any] = {
-            "targets": self.catalog.targets,
-            "unchecked": self.unchecked,
-            "allow_duplicates": settings.allow_duplicates,
-            "allow_repeated_auto": settings.allow_repeated_auto,
-            "renew": lambda target: run_in_loop(self.renew, target),
-        }
-        return await run_sync(lambda: Check(self.by_target, file=file, **(known | more)))
+        return await run_sync(
+            lambda: Check(
+                self.by_target,
+                file=file,
+                targets=self.catalog.targets,
+                unchecked=self.catalog.left_out,
+                allow_duplicates=settings.allow_duplicates,
+                allow_repeated_auto=settings.allow_repeated_auto,
+                renew=lambda target: run_in_loop(self.confirm, target),
+                is_immediate=is_immediate,
+            )
+        )
 
     def _compile(self, target: str) -> Mapping[str, Schema]:
         self.by_target[target] = compile_jobs(self.catalog.jobs[target].values())
@@ -181,7 +186,7 @@ async def import_manifest(
     raise_if_invalid(manifest, check, schemas, is_skipping=settings.skip_invalid)
 
     for target in schemas.by_target:
-        await made.add_jobs(target, schemas.jobs(target), from_des=schemas.from_des)
+        await schemas.add_to(made, target)
 
 
 def raise_if_invalid(
@@ -256,26 +261,21 @@ async def recheck(ledger: Ledger, schemas: Schemas, target: str) -> int:
         after = 0
 
         while portion := await ledger.recheck_portion(target, known.job.job_id, after):
-            rows = await run_sync(check_again, schemas.by_target, portion)
+            rows = await run_sync(_check_again, schemas.by_target, portion)
             await ledger.recheck(rows)
             invalid += sum(isinstance(row, InvalidRow) for row in rows)
             after = portion[-1][0]
 
         if schema is not None:
-            await ledger.add_jobs(target, [schema.job], from_des=schemas.from_des)
+            await schemas.add_to(ledger, target, known.job.job_id)
 
     return invalid
 
 
-def check_again(
+def _check_again(
     schemas: Mapping[str, Mapping[str, Schema]], stored: Sequence[tuple[int, int, str, str]]
 ) -> list[CheckedRow | InvalidRow]:
-    """Check rows as a ledger holds them; each keeps the key that it has there.
-
-    Args:
-        schemas: by target and jobId.
-        stored: number, line, key and what the row says.
-    """
+    """Check rows as a ledger holds them (number, line, key, what it says); each keeps its key."""
     checking = Check(schemas, file=_AS_CHECKED, allow_duplicates=True, allow_repeated_auto=True)
 
     with checking as check:
@@ -285,69 +285,125 @@ def check_again(
     return [row._replace(key=key) for row, (_, _, key, _) in zip(taken, stored, strict=True)]
 
 
-# What a manifest is checked with, and checks that launch nothing.
-
-
-def by_target(des: Clients | None, settings: Settings) -> dict[str, DesClient]:
-    """Return the clients by target; one alone is that of the rows that name no target.
-
-    Raises:
-        ConfigurationError: a mapping without any.
-    """
-    if des is None:
-        return {}
-
-    if isinstance(des, DesClient):
-        return {settings.target: des}
-
-    return dict(des)
-
-
-async def make_schemas(
-    clients: Mapping[str, DesClient],
-    settings: Settings,
-    schema: StrPath | None,
-    cache: StrPath | None,
-    *,
-    offline: bool = False,
-) -> Schemas:
-    """Return the schemas of a session; nothing is asked for yet.
+class Feed:
+    """Adds the rows of a program to a batch at work, as far as there is room for them.
 
     Args:
-        clients: by target.
-        settings: how old a cached response may be.
-        schema: a file of jobs that stand for every target's, or None.
-        cache: directory of the schema cache; None for the user's.
-        offline: an old response serves where DES can't be asked.
-
-    Raises:
-        SchemaError: the schema file can't be read.
-        ConfigurationError: there is neither a client nor a schema file.
+        session: the batch's.
+        schemas: what the rows are checked with.
+        emit: called with the end of each invalid row.
+        unread: returns how many outcomes nobody has taken.
     """
-    if not clients and schema is None:
-        raise errors.ConfigurationError(
-            "there is neither a DES to ask nor a schema file",
-            hint="set DES_BASE_URL and DES_TOKEN, or pass --schema FILE",
-        )
 
-    jobs = None if schema is None else await run_sync(read_schema_file, Path(schema))
-    catalog = Catalog(
-        clients,
-        targets=() if clients else [settings.target],
-        cache=SchemaCache.of_user() if cache is None else SchemaCache(Path(cache)),
-        schema_file=jobs,
-        max_age=timedelta(hours=settings.schema_max_age),
-        offline=offline,
-        apart=len(clients) > 1,
-    )
-    return Schemas(catalog, from_des=schema is None)
+    def __init__(
+        self,
+        session: Session,
+        schemas: Schemas,
+        emit: Callable[[Event], object],
+        unread: Callable[[], int],
+    ) -> None:
+        self._session = session
+        self._schemas = schemas
+        self._emit = emit
+        self._unread = unread
+        self._most = UNREAD_PER_SLOT * session.settings.concurrency
+        self._waiting: Counter[str] = Counter()  # rows that have not ended, by target
+        self._stopped: set[str | None] = set()
+        self._news = asyncio.Event()
+
+    def hear(self, event: Event) -> None:
+        """Take in what makes room: a row that ended, or a target whose rows will not."""
+        if isinstance(event, RowEnded):
+            self._waiting[event.outcome.target] -= 1
+        elif isinstance(event, TargetStopped):
+            self._stopped.add(event.stop.target)
+
+        self._news.set()
+
+    def wake(self) -> None:
+        """Look again how much room there is."""
+        self._news.set()
+
+    async def run(self, rows: Rows) -> None:
+        """Add all rows; where they raise, the session drains.
+
+        Raises:
+            Exception: whatever the rows raised.
+            DesError: DES could not be asked for the jobs; likewise CredentialsRefused, SchemaError.
+        """
+        settings, ledger = self._session.settings, self._session.ledger
+        rules = RowRules(job_id=settings.job_id, target=settings.target)
+        source = aiter(rows) if isinstance(rows, AsyncIterable) else iter(rows)
+        number = 0
+
+        try:
+            with await self._schemas.checks(settings, ROWS, is_immediate=True) as check:
+                while said := await _next_rows(source, await self._room()):
+                    read = [
+                        row_from_object(one, number + n, rules) for n, one in enumerate(said, 1)
+                    ]
+                    number += len(read)
+
+                    for target in await self._schemas.load({row.target for row in read}):
+                        await self._schemas.add_to(ledger, target)
+
+                    await self._add(await run_sync(check.take, read))
+
+            await ledger.set_whole()
+        except BaseException:
+            self._session.drain()
+            raise
+        finally:
+            self._session.feed(goes_on=False)
+
+    async def _room(self) -> int:
+        """Return how many more rows may be added, once there are any."""
+        while True:
+            waiting = sum(n for name, n in self._waiting.items() if name not in self._stopped)
+            room = self._most - waiting - self._unread()
+
+            if room > 0:
+                return min(room, ROWS_AT_ONCE)
+
+            self._news.clear()
+            await self._news.wait()
+
+    async def _add(self, checked: list[CheckedRow | InvalidRow]) -> None:
+        if self._schemas.unconfirmed is not None:
+            raise self._schemas.unconfirmed
+
+        added = await self._session.ledger.add(checked)
+        targets = [row.row.target for row in checked if isinstance(row, CheckedRow)]
+
+        for row, number in zip(checked, added.numbers, strict=True):
+            if isinstance(row, InvalidRow):
+                text = "; ".join(problem.message for problem in row.problems)
+                known = (number, 0, row.key or "", row.target, row.job_id)
+                outcome = Outcome(*known, None, RowState.INVALID, error=text, problems=row.problems)
+                self._waiting[row.target] += 1
+                self._emit(RowEnded(outcome))
+
+        if targets and added.same < len(targets):
+            self._waiting.update(targets)
+            self._session.feed(goes_on=True, targets=set(targets))
+
+
+async def _next_rows(source: Any, most: int) -> list[Any]:
+    """Return the next rows of a program; none at the end."""
+    if not isinstance(source, AsyncIterator):
+        return list(islice(source, most))
+
+    try:
+        return [await anext(source)]
+    except StopAsyncIteration:
+        return []
+
+
+# What a manifest is checked with.
 
 
 def open_manifest(
-    source: StrPath | BinaryIO | Manifest,
-    settings: Settings,
-    *,
-    is_batch_output_allowed: bool = False,
+    source: StrPath | Manifest, settings: Settings, *, is_batch_output_allowed: bool = False
 ) -> Manifest:
     """Return a manifest that is read as the settings say, unless it is one already."""
     if isinstance(source, Manifest):
@@ -370,23 +426,17 @@ def digest_of(path: Path) -> str:
         OSError: it can't be read.
         EOFError: it is a gzip file that was cut off.
     """
-    digest = hashlib.sha256()
-
     with path.open("rb") as raw:
         is_gzip = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
 
         with gzip.open(raw) if is_gzip else raw as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-
-    return digest.hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def warnings_of(manifest: Manifest | None, check: Check, schemas: Schemas) -> tuple[str, ...]:
+def warnings_of(manifest: Manifest, check: Check, schemas: Schemas) -> tuple[str, ...]:
     """Return what a person should know before rows are launched, one sentence each."""
-    found = [] if manifest is None else [str(warning) for warning in manifest.warnings]
-    found += [str(warning) for warning in check.warnings]
+    found = [str(warning) for warning in (*manifest.warnings, *check.warnings)]
     found += schemas.catalog.warnings
     found += [
         f"the rows of target {target} are unchecked, since its jobs could not be fetched: {error}"

@@ -4,62 +4,46 @@ A cancelled launch is ended by draining it: rows in flight are waited for, and r
 again, it gives them up as unknown.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
-import random
 import shlex
 import tempfile
 import time
-from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
 import anyio
 from anyio.to_thread import run_sync
 from platformdirs import user_state_path
 
-from deslaunch import errors, events
-from deslaunch.events import Counts, Event, Noted, RowEnded, Stop, StopReason, Summary
-from deslaunch.launch.importing import ROWS, recheck
-from deslaunch.launch.loop import SystemClock
+from deslaunch import errors
+from deslaunch.des.client import DesClient
+from deslaunch.events import Counts, Event, Noted, Plan, RowEnded, Stop, StopReason, Summary
+from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Rows, Schemas, recheck
 from deslaunch.launch.session import Session
 from deslaunch.launch.watch import Watch, summary_of
 from deslaunch.ledger.findings import Finding, write_unrecorded
-from deslaunch.ledger.ledger import NewSession
-from deslaunch.ledger.reading import TargetInfo
+from deslaunch.ledger.ledger import Ledger, NewSession
+from deslaunch.ledger.reading import ResultRow, TargetInfo
 from deslaunch.manifest.files import Manifest
-from deslaunch.manifest.rows import RowRules, row_from_object
-from deslaunch.model import CheckedRow, InvalidRow, Outcome, Row, RowState, count
+from deslaunch.model import Outcome, RowState, count
+from deslaunch.settings import Settings
 
-if TYPE_CHECKING:
-    from deslaunch.des.client import DesClient
-    from deslaunch.events import Plan
-    from deslaunch.launch.importing import Schemas
-    from deslaunch.ledger.ledger import Ledger
-    from deslaunch.ledger.reading import ResultRow
-    from deslaunch.settings import Settings
-
-Rows = Iterable[Mapping[str, Any] | Row] | AsyncIterable[Mapping[str, Any] | Row]
 OnEvent = Callable[[Event], object]
-Confirm = Callable[["Plan"], Awaitable[bool] | bool]
+Confirm = Callable[[Plan], Awaitable[bool] | bool]
 """Asked before a session begins; False leaves it at that."""
 
-UNREAD_PER_SLOT: Final = 4
-"""Outcomes, or added rows, a slot that may wait before a batch takes no more."""
-
-ROWS_AT_ONCE: Final = 64
-"""Rows of a program that are added together, at most."""
+_FINAL = (errors.Misconfigured, errors.Rejected, errors.SchemaError)
+"""Why a target's jobs can't be had, also when it is asked again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a batch is opened with.
+    """What a batch is opened with: its options, as it needs them.
 
     Attributes:
         settings: of the session.
@@ -102,12 +86,10 @@ class Batch:
         self._rows = None if isinstance(rows, Manifest) else rows  # a manifest's are imported
         self._emit = setup.emit
         self._endable: Session | Watch | None = None
-        self._signals: list[int] = []
+        self._interruptions: list[Stop] = []
         self._work: asyncio.Task[Summary] | None = None
+        self._feed: Feed | None = None
         self._unread: asyncio.Queue[Outcome | None] = asyncio.Queue()  # where somebody iterates
-        self._waiting: Counter[str] = Counter()  # rows of a program that have not ended, by target
-        self._taken = asyncio.Event()
-        self._stopped: set[str | None] = set()
 
     def __repr__(self) -> str:
         return f"<Batch {self.ledger.place if self.ledger is not None else 'of no rows'}>"
@@ -132,10 +114,11 @@ class Batch:
         Args:
             signum: the signal's number, for the exit code; 0 for none.
         """
-        self._signals.append(signum)
+        stop = Stop(StopReason.INTERRUPTED, "interrupted", signal=signum)
+        self._interruptions.append(stop)
 
         if self._endable is not None:
-            self._endable.drain(_interruption(signum))
+            self._endable.drain(stop)
 
     def abandon(self) -> None:
         """Give up what is in flight: rows of which a byte may have left become unknown."""
@@ -146,8 +129,8 @@ class Batch:
         """Let later calls of :meth:`drain` reach what is at work, and an earlier one too."""
         self._endable = endable
 
-        for signum in self._signals[:1]:
-            endable.drain(_interruption(signum))
+        for stop in self._interruptions[:1]:
+            endable.drain(stop)
 
     # Launching.
 
@@ -198,8 +181,10 @@ class Batch:
             yield outcome
 
             if self._unread.empty() and isinstance(self._endable, Session):
-                self._taken.set()
                 self._endable.wake()
+
+                if self._feed is not None:
+                    self._feed.wake()
 
         raise_if_unfinished(work.result(), self._setup.kept)
 
@@ -217,18 +202,10 @@ class Batch:
             return Summary(Counts(), ledger=self.plan.ledger)
 
         began = time.monotonic()
-        setup, ledger = self._setup, self.ledger
+        setup, ledger, most = self._setup, self.ledger, self._setup.settings.concurrency
         begun = await ledger.begin_session(await self._new_session())
-        session = Session(
-            ledger,
-            setup.clients,
-            setup.settings,
-            begun.due,
-            emit=self._tell,
-            clock=SystemClock(),
-            rng=random.Random(),  # noqa: S311  # jitter is no secret
-        )
-        session.is_held_back = lambda: self._unread.qsize() >= self._most
+        session = Session(ledger, setup.clients, setup.settings, begun.due, emit=self._tell)
+        session.is_held_back = lambda: self._unread.qsize() >= UNREAD_PER_SLOT * most
         self._attach(session)
         feeding: asyncio.Task[None] | None = None
 
@@ -240,7 +217,8 @@ class Batch:
 
             if self._rows is not None:
                 session.feed(goes_on=True)
-                feeding = asyncio.create_task(self._feed(self._rows, session))
+                self._feed = Feed(session, setup.schemas, self._tell, self._unread.qsize)
+                feeding = asyncio.create_task(self._feed.run(self._rows))
 
             await session.run()
         finally:
@@ -277,21 +255,22 @@ class Batch:
 
     async def _check_again(self, session: Session) -> None:
         """Check rows that were never sent by their jobs as they are now, target by target."""
-        assert self.ledger is not None
         assert self.plan is not None
         schemas = self._setup.schemas
 
         for target in {job.target for job in self.plan.jobs}:
-            is_unchecked = target in schemas.unchecked
+            is_unchecked = target in schemas.catalog.left_out
 
             try:
                 await (schemas.fetch(target) if is_unchecked else schemas.load([target]))
-                invalid = await recheck(self.ledger, schemas, target)
+                invalid = await recheck(session.ledger, schemas, target)
             except errors.CredentialsRefused as exc:
                 session.stop(target, StopReason.CREDENTIALS, str(exc))
             except (errors.DesError, errors.SchemaError) as exc:
                 if is_unchecked:
-                    session.stop(target, _reason(exc), str(exc))
+                    is_final = isinstance(exc, _FINAL)
+                    reason = StopReason.CONFIGURATION if is_final else StopReason.UNREACHABLE
+                    session.stop(target, reason, str(exc))
                 else:
                     self._warn(f"the rows of target {target} are sent as they were checked: {exc}")
             else:
@@ -301,119 +280,48 @@ class Batch:
 
     async def _end(self, session: Session, seconds: float) -> Summary:
         """Record how the session ended, and say how the batch stands."""
-        assert self.ledger is not None
-        ledger, stops = self.ledger, session.stops
-        counts = Counts()
-        targets: dict[str, Counts] = {}
+        ledger, stops, unrecorded = session.ledger, session.stops, session.unrecorded
 
         if not await ledger.is_in_place():
             with suppress(errors.LedgerError):
                 self._warn(f"what the ledger held is in {await ledger.rescue()}")
 
-        if session.unrecorded:
-            path = await run_sync(_write_unrecorded, session.unrecorded)
+        if unrecorded:
+            path = await run_sync(_write_unrecorded, unrecorded)
             self._warn(
-                f"{count(len(session.unrecorded), 'run')} could not be recorded; they stand in "
-                f"{path}, for: deslaunch resolve {shlex.quote(ledger.place)} --from {path}"
+                f"{count(len(unrecorded), 'run')} could not be recorded; they stand in {path}, "
+                f"for: deslaunch resolve {shlex.quote(ledger.place)} --from {path}"
             )
+
+        summary = Summary(
+            Counts(),
+            ledger.place,
+            started_now=session.started_now,
+            seconds=seconds,
+            stops=tuple(stops),
+            unrecorded=tuple(unrecorded),
+        )
 
         try:
             await session.note_clocks()
             counts, targets = await ledger.counts()
-            exit_code = Summary(counts, ledger.place, stops=tuple(stops)).exit_code
-            await ledger.end_session(exit_code, stops)
+            summary = summary._replace(counts=counts, targets=targets)
+            await ledger.end_session(summary.exit_code, stops)
         except errors.LedgerError as exc:
             if not any(stop.reason is StopReason.LEDGER for stop in stops):
-                stops.append(Stop(StopReason.LEDGER, str(exc)))
+                summary = summary._replace(stops=(*stops, Stop(StopReason.LEDGER, str(exc))))
 
-        return Summary(
-            counts,
-            ledger.place,
-            targets,
-            session.started_now,
-            seconds,
-            tuple(stops),
-            tuple(session.unrecorded),
-        )
+        return summary
 
     def _warn(self, text: str) -> None:
         with suppress(Exception):  # what it is about goes on all the same
             self._emit(Noted(text, is_warning=True))
 
     def _tell(self, event: Event) -> None:
-        if isinstance(event, RowEnded):
-            self._waiting[event.outcome.target] -= 1
-        elif isinstance(event, events.TargetStopped):
-            self._stopped.add(event.stop.target)
+        if self._feed is not None:
+            self._feed.hear(event)
 
-        self._taken.set()
         self._emit(event)
-
-    # Rows of a program.
-
-    @property
-    def _most(self) -> int:
-        return UNREAD_PER_SLOT * self._setup.settings.concurrency
-
-    async def _room(self) -> int:
-        """Return how many more rows may be added, once there are any."""
-        while True:
-            waiting = sum(n for name, n in self._waiting.items() if name not in self._stopped)
-            room = self._most - waiting - self._unread.qsize()
-
-            if room > 0:
-                return min(room, ROWS_AT_ONCE)
-
-            self._taken.clear()
-            await self._taken.wait()
-
-    async def _feed(self, rows: Rows, session: Session) -> None:
-        """Add the rows of a program, as far as there is room for them."""
-        assert self.ledger is not None
-        settings, schemas = self._setup.settings, self._setup.schemas
-        rules = RowRules(job_id=settings.job_id, target=settings.target)
-        source = aiter(rows) if isinstance(rows, AsyncIterable) else iter(rows)
-        number = 0
-
-        try:
-            with await schemas.checks(settings, ROWS, is_immediate=True) as found:
-                while said := await _next_rows(source, await self._room()):
-                    read = [
-                        row_from_object(one, number + n, rules) for n, one in enumerate(said, 1)
-                    ]
-                    number += len(read)
-
-                    for target in await schemas.load({row.target for row in read}):
-                        await self.ledger.add_jobs(
-                            target, schemas.jobs(target), from_des=schemas.from_des
-                        )
-
-                    await self._add(await run_sync(found.take, read), session)
-
-            await self.ledger.set_whole()
-        except BaseException:
-            session.drain()
-            raise
-        finally:
-            session.feed(goes_on=False)
-
-    async def _add(self, checked: list[CheckedRow | InvalidRow], session: Session) -> None:
-        assert self.ledger is not None
-
-        if self._setup.schemas.unconfirmed is not None:
-            raise self._setup.schemas.unconfirmed
-
-        added = await self.ledger.add(checked)
-        targets = [row.row.target for row in checked if isinstance(row, CheckedRow)]
-
-        for row, number in zip(checked, added.numbers, strict=True):
-            if isinstance(row, InvalidRow):
-                self._waiting[row.target] += 1
-                self._tell(RowEnded(_outcome_of_invalid(row, number)))
-
-        if targets and added.same < len(targets):
-            self._waiting.update(targets)
-            session.feed(goes_on=True, targets=set(targets))
 
     # Afterwards.
 
@@ -429,14 +337,9 @@ class Batch:
         if self.ledger is None:
             raise errors.LedgerMissing("there are no runs: the batch has no rows")
 
-        watch = Watch(
-            self.ledger,
-            self._setup.clients,
-            self._setup.settings,
-            emit=_both(on_event, self._setup.emit),
-            clock=SystemClock(),
-            rng=random.Random(),  # noqa: S311  # jitter is no secret
-        )
+        setup = self._setup
+        emit = _both(on_event, setup.emit)
+        watch = Watch(self.ledger, setup.clients, setup.settings, emit=emit)
         self._attach(watch)
         return watch
 
@@ -529,43 +432,8 @@ def raise_if_unfinished(summary: Summary, options: Mapping[str, Any]) -> None:
     raise errors.Stopped(message, **known)
 
 
-def _interruption(signum: int) -> Stop:
-    return Stop(StopReason.INTERRUPTED, "interrupted", signal=signum)
-
-
-def _reason(error: errors.DeslaunchError) -> StopReason:
-    """Return why a target stops whose jobs could not be had."""
-    is_final = isinstance(error, errors.Misconfigured | errors.Rejected | errors.SchemaError)
-    return StopReason.CONFIGURATION if is_final else StopReason.UNREACHABLE
-
-
 def _both(first: OnEvent | None, second: OnEvent) -> OnEvent:
     return second if first is None else lambda event: (first(event), second(event))
-
-
-def _outcome_of_invalid(row: InvalidRow, number: int) -> Outcome:
-    return Outcome(
-        number,
-        0,
-        row.key or "",
-        row.target,
-        row.job_id,
-        None,
-        RowState.INVALID,
-        error="; ".join(problem.message for problem in row.problems),
-        problems=row.problems,
-    )
-
-
-async def _next_rows(source: Any, most: int) -> list[Any]:
-    """Return the next rows of a program; none at the end."""
-    if not isinstance(source, AsyncIterator):
-        return list(islice(source, most))
-
-    try:
-        return [await anext(source)]
-    except StopAsyncIteration:
-        return []
 
 
 async def _wait_for(work: asyncio.Task[Any], abandon: Callable[[], None]) -> None:
@@ -588,11 +456,9 @@ def _write_unrecorded(runs: list[tuple[str, str]]) -> Path | str:
     """Write runs that no ledger has to the user's state folder, or else the temporary one."""
     folders = [Path(tempfile.gettempdir())]
 
-    if named := os.environ.get("DESLAUNCH_STATE_DIR"):
-        folders.insert(0, Path(named))
-    else:
-        with suppress(RuntimeError, KeyError):  # platformdirs asks for a home that is not there
-            folders.insert(0, user_state_path("deslaunch"))
+    with suppress(RuntimeError, KeyError):  # platformdirs asks for a home that is not there
+        named = os.environ.get("DESLAUNCH_STATE_DIR")
+        folders.insert(0, Path(named) if named else user_state_path("deslaunch"))
 
     for folder, number in product(folders, range(1, 1000)):
         path = folder / f"unrecorded{f'-{number}' if number > 1 else ''}.csv"

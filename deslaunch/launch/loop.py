@@ -5,9 +5,10 @@ A clock that is passed in, workers that share a queue, and what both loops do al
 
 import asyncio
 import math
+import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
 from deslaunch.des.client import DesClient
@@ -75,8 +76,8 @@ class Loop(Generic[Item]):
     settings: Settings
     _: KW_ONLY
     emit: Callable[[Event], object]
-    clock: Clock
-    rng: Jitter
+    clock: Clock = field(default_factory=SystemClock)
+    rng: Jitter = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
         self.stops: list[Stop] = []
