@@ -773,11 +773,13 @@ async def test_a_ledger_that_is_deleted_is_rescued(place: Place) -> None:
         await simulator.until(lambda: len(simulator.runs) >= 2)
         place.ledger.unlink()
 
-        with pytest.raises(LedgerWriteFailed):
+        with pytest.raises(LedgerWriteFailed) as raised:
             await work
 
     rescued = place.folder / "night.ledger.db.rescued"
-    assert rescued.exists()
+    assert raised.value.summary is not None
+    assert raised.value.summary.ledger == str(rescued)
+    assert f"deslaunch resume {rescued}" in raised.value.hint
     place.ledger.unlink(missing_ok=True)
     rescued.rename(place.ledger)
     started = [line for line in (await place.lines()).values() if line.state == "started"]

@@ -281,21 +281,23 @@ class Batch:
     async def _end(self, session: Session, seconds: float) -> Summary:
         """Record how the session ended, and say how the batch stands."""
         ledger, stops, unrecorded = session.ledger, session.stops, session.unrecorded
+        place = ledger.place
 
         if not await ledger.is_in_place():
             with suppress(errors.LedgerError):
-                self._warn(f"what the ledger held is in {await ledger.rescue()}")
+                place = await ledger.rescue()  # what has the old name now may be an older copy
+                self._warn(f"what the ledger held is in {place}")
 
         if unrecorded:
             path = await run_sync(_write_unrecorded, unrecorded)
             self._warn(
                 f"{count(len(unrecorded), 'run')} could not be recorded; they stand in {path}, "
-                f"for: deslaunch resolve {shlex.quote(ledger.place)} --from {path}"
+                f"for: deslaunch resolve {shlex.quote(place)} --from {path}"
             )
 
         summary = Summary(
             Counts(),
-            ledger.place,
+            place,
             started_now=session.started_now,
             seconds=seconds,
             stops=tuple(stops),

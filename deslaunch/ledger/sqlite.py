@@ -323,8 +323,10 @@ class SqliteStore:
         Returns:
             ``""``, or a sentence where a ``-wal`` that belongs to the batch stays.
         """
+        is_in_place = self.is_in_place()
+
         try:
-            if self.is_launcher and self.is_in_place():
+            if self.is_launcher and is_in_place:
                 self._leave_wal()
 
             self._connection.close()
@@ -334,6 +336,9 @@ class SqliteStore:
 
         if not self.is_launcher or not Path(f"{self.place}-wal").exists():
             return ""
+
+        if not is_in_place:
+            return f"{self.place}-wal is left of the lost file: remove it, whatever gets that name"
 
         return f"{self.place}-wal belongs to the batch, since a reader is still at work: keep it"
 
