@@ -6,6 +6,7 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -158,17 +159,25 @@ def test_a_manifest_may_be_a_stream(way: str, place: Workplace) -> None:
     text = place.manifest(ROWS).read_text()
     (place.folder / "night.jsonl").unlink()
 
-    if way == "stdin":
-        options = ("-", "--format", "jsonl", "--ledger", "night.ledger.db")
-        done = place.run("run", *options, stdin=text)
-    else:
-        fifo = place.folder / "night.jsonl"
+    fifo = place.folder / "night.jsonl"
+    options: tuple[str, ...] = ("-", "--format", "jsonl", "--ledger", "night.ledger.db")
+
+    if way == "fifo":
         os.mkfifo(fifo)
+        options = ("night.jsonl",)
+
+    def launch(*more: str) -> subprocess.CompletedProcess[str]:
+        if way == "stdin":
+            return place.run("run", *options, *more, stdin=text)
+
         writer = threading.Thread(target=fifo.write_text, args=(text,))
         writer.start()
-        done = place.run("run", "night.jsonl")
+        done = place.run("run", *options, *more)
         writer.join(10)
+        return done
 
+    assert launch("--limit", "1").returncode == 5
+    done = launch("--resume")  # reads it again, to tell it from another manifest
     assert done.returncode == 0, done.stderr
     place.judge().assert_promises(most_unknown=0)
     assert place.judge().counts == {"started": ROWS}
