@@ -86,11 +86,11 @@ class Plan(NamedTuple):
     Attributes:
         manifest: where the rows came from: a path, ``"-"`` for stdin, ``"<rows>"``.
         ledger: the ledger's place; a new batch's is made once the plan is agreed to.
-        resumes: it goes on with a batch.
         rows: rows of the batch.
         ready: rows that could be started now.
         jobs: the ready rows by target and job, the most rows first.
         states: rows of the batch by state.
+        resumes: it goes on with a batch.
         concurrency: slots: starts in flight at most.
         rate: starts a second at most, or None for no limit.
         limit: rows that the session starts at most, or None for no limit.
@@ -100,12 +100,12 @@ class Plan(NamedTuple):
 
     manifest: str
     ledger: str
-    resumes: bool
-    rows: int
-    ready: int
-    jobs: tuple[PlannedJob, ...]
-    states: Mapping[RowState, int]
-    concurrency: int
+    rows: int = 0
+    ready: int = 0
+    jobs: tuple[PlannedJob, ...] = ()
+    states: Mapping[RowState, int] = {}
+    resumes: bool = False
+    concurrency: int = 1
     rate: float | None = None
     limit: int | None = None
     corrections: tuple[int, int] | None = None

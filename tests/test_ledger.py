@@ -196,7 +196,8 @@ async def test_a_session_claims_what_it_may(
         await ledger.begin_session(session())
         await send(ledger, "started", "failed", "throttled", "rejected", "unknown", "unknown")
         plan = await ledger.plan(**consents)
-        assert plan.ready == {("default", JOB): len(claimed)}
+        assert plan.ready == len(claimed)
+        assert [job[:2] for job in plan.jobs] == [("default", JOB)] * bool(claimed)
 
     async with await begin(place, **consents) as ledger:
         before = await states(ledger)
@@ -496,7 +497,7 @@ class TestImport:
             await batch.rename({2: "k1~2"})
             await batch.invalidate([invalid(3, "k3", "is given twice")])
             plan = await batch.plan()
-            assert plan.ready == {("default", JOB): 2}
+            assert plan.jobs == (("default", JOB, "", 2),)
             assert {s: n for s, n in plan.states.items() if n} == {"pending": 2, "invalid": 4}
             ledger = await batch.publish()
 
@@ -518,10 +519,10 @@ class TestImport:
             known = await ledger.jobs()
             assert known[0] == ("default", job, True, True)
             assert (known[1].job.job_id, known[1].is_checked) == ("other", False)
-            assert (await ledger.plan()).names == {
-                ("default", JOB): "Nightly sales",
-                ("default", "other"): "",
-            }
+            assert (await ledger.plan()).jobs == (
+                ("default", JOB, "Nightly sales", 1),
+                ("default", "other", "", 1),
+            )
             assert ledger.batch.manifest == "night\udcff.csv"
             assert ledger.batch.columns == ("key", "Count")
 

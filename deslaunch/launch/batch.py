@@ -8,11 +8,10 @@ import inspect
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypedDict, Unpack
@@ -23,13 +22,12 @@ from anyio.to_thread import run_sync
 from deslaunch import errors
 from deslaunch.des.catalog import Catalog, SchemaCache, read_schema_file
 from deslaunch.des.client import DesClient
-from deslaunch.events import Noted, Plan, Planned, PlannedJob, ProblemGroup, Summary
+from deslaunch.events import Noted, Plan, Planned, ProblemGroup, Summary
 from deslaunch.launch import importing
 from deslaunch.launch.importing import ROWS, Rows, Schemas, StrPath, open_manifest, warnings_of
 from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Setup, resume_command
 from deslaunch.ledger.changes import Corrections
 from deslaunch.ledger.ledger import Ledger, NewBatch, begin_import, open_ledger, take_ledger
-from deslaunch.ledger.reading import Plan as LedgerPlan
 from deslaunch.manifest.files import Manifest
 from deslaunch.model import CheckedRow, InvalidRow, Problem, Start, printable
 from deslaunch.settings import OPTIONS, Settings
@@ -408,37 +406,17 @@ def _consents(settings: Settings) -> dict[str, bool]:
     return {"retry_rejected": settings.retry_rejected, "retry_unknown": settings.retry_unknown}
 
 
-async def _agree(
-    setup: Setup,
-    known: LedgerPlan,
-    manifest: str,
-    ledger: str,
-    *,
-    warnings: Sequence[str],
-    resumes: bool = False,
-    corrections: tuple[int, int] | None = None,
-) -> Plan:
+async def _agree(setup: Setup, plan: Plan, warnings: Iterable[str]) -> Plan:
     """Tell the plan, and ask whether to begin.
 
     Raises:
         Declined: the response is no.
     """
-    jobs = [
-        PlannedJob(target, job_id, known.names.get((target, job_id), ""), rows)
-        for (target, job_id), rows in known.ready.items()
-    ]
-    plan = Plan(
-        manifest=manifest,
-        ledger=ledger,
-        resumes=resumes,
-        rows=sum(known.states.values()),
-        ready=sum(known.ready.values()),
-        jobs=tuple(sorted(jobs, key=lambda job: -job.rows)),
-        states=known.states,
-        concurrency=setup.settings.concurrency,
-        rate=setup.settings.rate,
-        limit=setup.settings.limit,
-        corrections=corrections,
+    settings = setup.settings
+    plan = plan._replace(
+        concurrency=settings.concurrency,
+        rate=settings.rate,
+        limit=settings.limit,
         warnings=tuple(filter(None, warnings)),
     )
     setup.emit(Planned(plan))
@@ -496,7 +474,8 @@ async def _import(
             for note in setup.schemas.catalog.notes():
                 setup.emit(Noted(note))
 
-            plan = await _agree(setup, await made.plan(), name, place, warnings=warnings)
+            plan = (await made.plan())._replace(manifest=name, ledger=place)
+            plan = await _agree(setup, plan, warnings)
 
             if isinstance(source, Manifest) and not plan.rows:
                 return Batch(setup, None, plan)
@@ -574,32 +553,31 @@ async def _go_on(
     Raises:
         InvalidManifest: the corrections don't fit the batch; nothing was applied.
     """
-    settings, consents = setup.settings, _consents(setup.settings)
-    corrected, correct = None, None
+    consents = _consents(setup.settings)
+    checked: list[CheckedRow] = []
     warnings = [ledger.warning]
     await _tell_if_changed(ledger, setup)
 
     if corrections is None:
-        known = await ledger.plan(**consents)
+        plan = await ledger.plan(**consents)
     else:
-        with await setup.schemas.checks(settings, corrections.name) as found:
+        with await setup.schemas.checks(setup.settings, corrections.name) as found:
             checked = await importing.read_corrections(corrections, found, setup.schemas)
 
-        correct = partial(ledger.correct, checked, file=corrections.name, add=add, **consents)
-        told = await correct(dry_run=True)
-        _raise_if_unfit(corrections, told)
-        known, corrected = told.plan, (told.replaced, told.added)
+        done = await ledger.correct(
+            checked, file=corrections.name, add=add, dry_run=True, **consents
+        )
+        _raise_if_unfit(corrections, done)
+        plan = done.plan._replace(corrections=(done.replaced, done.added))
         warnings += warnings_of(corrections, found, setup.schemas)
 
-    used = {target for target, _ in known.ready}
-    await importing.check_origins(ledger, setup.clients, settings, used)
-    begun = (ledger.batch.manifest, ledger.place)
-    plan = await _agree(
-        setup, known, *begun, resumes=True, corrections=corrected, warnings=warnings
-    )
+    used = {job.target for job in plan.jobs}
+    await importing.check_origins(ledger, setup.clients, setup.settings, used)
+    plan = await _agree(setup, plan._replace(resumes=True), warnings)
 
-    if corrections is not None and correct is not None:
-        _raise_if_unfit(corrections, await correct())
+    if corrections is not None:
+        done = await ledger.correct(checked, file=corrections.name, add=add, **consents)
+        _raise_if_unfit(corrections, done)
 
     return Batch(setup, ledger, plan, rows)
 

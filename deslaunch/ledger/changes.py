@@ -9,7 +9,8 @@ import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from deslaunch.errors import ManifestError
-from deslaunch.ledger.reading import Plan, storable
+from deslaunch.events import Plan
+from deslaunch.ledger.reading import storable
 from deslaunch.ledger.sqlite import as_json
 from deslaunch.model import CheckedRow, InvalidRow, Problem, quote
 
@@ -50,7 +51,7 @@ class Corrections(NamedTuple):
     added: int
     same: int
     problems: tuple[Problem, ...]
-    plan: Plan = Plan({}, {}, {})
+    plan: Plan = Plan("", "")
 
 
 class _Known(NamedTuple):

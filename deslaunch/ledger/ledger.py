@@ -29,8 +29,8 @@ from deslaunch.model import Outcome, Result, RowState, Start
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
-    from deslaunch.events import Stop
-    from deslaunch.ledger.reading import Plan, TargetInfo
+    from deslaunch.events import Plan, Stop
+    from deslaunch.ledger.reading import TargetInfo
     from deslaunch.model import CheckedRow, InvalidRow, Job, RunStatus
 
 
@@ -173,7 +173,7 @@ class Import:
     @in_thread
     def plan(self) -> Plan:
         """Return how the batch would stand."""
-        return make_plan(self._store, {}, "unknown")
+        return make_plan(self._store, self._batch.manifest, {}, "unknown")
 
     async def publish(self, *, digest: str = "", columns: Sequence[str] | None = None) -> Ledger:
         """Make it a ledger, whole or not at all; return it as the launcher's, its lock held.

@@ -13,7 +13,7 @@ from collections import Counter
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, TypeVar
 
-from deslaunch.events import Counts
+from deslaunch.events import Counts, Plan, PlannedJob
 from deslaunch.model import Job, JobParameter, RowState, Start
 
 if TYPE_CHECKING:
@@ -33,20 +33,6 @@ T = TypeVar("T")
 
 _READY: Final = frozenset({RowState.PENDING, RowState.FAILED})
 """States of rows that any session sends."""
-
-
-class Plan(NamedTuple):
-    """How a batch stands, by job.
-
-    Attributes:
-        states: rows by state.
-        ready: rows that a session with these consents may send, by (target, jobId).
-        names: the jobs' names by (target, jobId); ``""`` where that is not known.
-    """
-
-    states: dict[RowState, int]
-    ready: dict[tuple[str, str], int]
-    names: dict[tuple[str, str], str]
 
 
 class TargetInfo(NamedTuple):
@@ -312,7 +298,7 @@ class Reader:
 
     def _plan(self, *, retry_rejected: bool, retry_unknown: bool) -> Plan:
         consents = {RowState.REJECTED: retry_rejected, RowState.UNKNOWN: retry_unknown}
-        return make_plan(self._store, consents, self._open_state())
+        return make_plan(self._store, self.batch.manifest, consents, self._open_state())
 
     async def targets(self) -> dict[str, TargetInfo]:
         """Return the batch's targets in the order in which they were met."""
@@ -435,22 +421,25 @@ class Reader:
         return RunCounts._make([*counts, tuple(self._store.fetch("run_failures"))])
 
 
-def make_plan(store: SqliteStore, consents: Mapping[RowState, bool], open_state: str) -> Plan:
+def make_plan(
+    store: SqliteStore, manifest: str, consents: Mapping[RowState, bool], open_state: str
+) -> Plan:
     """Return what a session would send that has a consent for rows of these states."""
     jobs = {number: (target, job, name) for number, target, job, name, *_ in store.fetch("jobs")}
-    names = {(target, job): name for target, job, name in jobs.values()}
-    plan = Plan(dict.fromkeys(RowState, 0), {}, names)
+    states = dict.fromkeys(RowState, 0)
+    ready: Counter[tuple[str, str, str]] = Counter()
 
     for number, auto, word, rows, *_ in store.fetch("tally", {"open": open_state}):
         state = RowState(word)
-        plan.states[state] += rows
+        states[state] += rows
         is_left = auto and state is RowState.UNKNOWN
 
         if state in _READY or (consents.get(state) and not is_left):
-            job = jobs[number][:2]
-            plan.ready[job] = plan.ready.get(job, 0) + rows
+            ready[jobs[number]] += rows
 
-    return plan
+    planned = tuple(PlannedJob(*job, rows) for job, rows in ready.most_common())
+    in_all = (sum(states.values()), sum(ready.values()))
+    return Plan(manifest, store.place, *in_all, planned, states)
 
 
 def storable(text: str) -> str:
