@@ -24,6 +24,7 @@ from deslaunch.errors import (
     TooLate,
     Unauthorized,
 )
+from deslaunch.launch.loop import Clock
 from deslaunch.ledger.ledger import Exchange
 from deslaunch.model import DEFAULT_TARGET, Outcome, Result, RowState, RunStatus, Start, StartedRun
 
@@ -76,7 +77,7 @@ class _Alarm:
         self.callback = None
 
 
-class VirtualClock:
+class VirtualClock(Clock):
     """Time that passes when a test says so.
 
     Args:

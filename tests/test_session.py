@@ -20,7 +20,7 @@ from deslaunch.events import (
     TargetStopped,
     TokenRenewed,
 )
-from deslaunch.launch.loop import SystemClock
+from deslaunch.launch.loop import Clock
 from deslaunch.model import DEFAULT_TARGET, RowState
 
 # Tokens.
@@ -465,7 +465,7 @@ async def test_the_clocks_of_des_are_noted_once_they_are_known() -> None:
 
 
 async def test_the_systems_clock_is_the_loops() -> None:
-    clock, rang = SystemClock(), asyncio.Event()
+    clock, rang = Clock(), asyncio.Event()
     before = clock.now()
     clock.call_later(0.0, rang.set)
     await clock.sleep(0.0)

@@ -18,6 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -285,28 +286,23 @@ def _check_again(
     return [row._replace(key=key) for row, (_, _, key, _) in zip(taken, stored, strict=True)]
 
 
+@dataclass(eq=False, repr=False)
 class Feed:
     """Adds the rows of a program to a batch at work, as far as there is room for them.
 
-    Args:
+    Attributes:
         session: the batch's.
         schemas: what the rows are checked with.
         emit: called with the end of each invalid row.
         unread: returns how many outcomes nobody has taken.
     """
 
-    def __init__(
-        self,
-        session: Session,
-        schemas: Schemas,
-        emit: Callable[[Event], object],
-        unread: Callable[[], int],
-    ) -> None:
-        self._session = session
-        self._schemas = schemas
-        self._emit = emit
-        self._unread = unread
-        self._most = UNREAD_PER_SLOT * session.settings.concurrency
+    session: Session
+    schemas: Schemas
+    emit: Callable[[Event], object]
+    unread: Callable[[], int]
+
+    def __post_init__(self) -> None:
         self._waiting: Counter[str] = Counter()  # rows that have not ended, by target
         self._stopped: set[str | None] = set()
         self._news = asyncio.Event()
@@ -331,36 +327,37 @@ class Feed:
             Exception: whatever the rows raised.
             DesError: DES could not be asked for the jobs; likewise CredentialsRefused, SchemaError.
         """
-        settings, ledger = self._session.settings, self._session.ledger
+        settings, ledger = self.session.settings, self.session.ledger
         rules = RowRules(job_id=settings.job_id, target=settings.target)
         source = aiter(rows) if isinstance(rows, AsyncIterable) else iter(rows)
         number = 0
 
         try:
-            with await self._schemas.checks(settings, ROWS, is_immediate=True) as check:
+            with await self.schemas.checks(settings, ROWS, is_immediate=True) as check:
                 while said := await _next_rows(source, await self._room()):
                     read = [
                         row_from_object(one, number + n, rules) for n, one in enumerate(said, 1)
                     ]
                     number += len(read)
 
-                    for target in await self._schemas.load({row.target for row in read}):
-                        await self._schemas.add_to(ledger, target)
+                    for target in await self.schemas.load({row.target for row in read}):
+                        await self.schemas.add_to(ledger, target)
 
                     await self._add(await run_sync(check.take, read))
 
             await ledger.set_whole()
         except BaseException:
-            self._session.drain()
+            self.session.drain()
             raise
         finally:
-            self._session.feed(goes_on=False)
+            self.session.feed(goes_on=False)
 
     async def _room(self) -> int:
         """Return how many more rows may be added, once there are any."""
         while True:
             waiting = sum(n for name, n in self._waiting.items() if name not in self._stopped)
-            room = self._most - waiting - self._unread()
+            most = UNREAD_PER_SLOT * self.session.settings.concurrency
+            room = most - waiting - self.unread()
 
             if room > 0:
                 return min(room, ROWS_AT_ONCE)
@@ -369,10 +366,10 @@ class Feed:
             await self._news.wait()
 
     async def _add(self, checked: list[CheckedRow | InvalidRow]) -> None:
-        if self._schemas.unconfirmed is not None:
-            raise self._schemas.unconfirmed
+        if self.schemas.unconfirmed is not None:
+            raise self.schemas.unconfirmed
 
-        added = await self._session.ledger.add(checked)
+        added = await self.session.ledger.add(checked)
         targets = [row.row.target for row in checked if isinstance(row, CheckedRow)]
 
         for row, number in zip(checked, added.numbers, strict=True):
@@ -381,11 +378,11 @@ class Feed:
                 known = (number, 0, row.key or "", row.target, row.job_id)
                 outcome = Outcome(*known, None, RowState.INVALID, error=text, problems=row.problems)
                 self._waiting[row.target] += 1
-                self._emit(RowEnded(outcome))
+                self.emit(RowEnded(outcome))
 
         if targets and added.same < len(targets):
             self._waiting.update(targets)
-            self._session.feed(goes_on=True, targets=set(targets))
+            self.session.feed(goes_on=True, targets=set(targets))
 
 
 async def _next_rows(source: Any, most: int) -> list[Any]:

@@ -9,7 +9,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from deslaunch.des.client import DesClient
 from deslaunch.events import Event, Stop, StopReason, TargetPaused, TargetStopped
@@ -25,27 +25,11 @@ Note = tuple[str, str | None, str]
 SHORTEST_SLEEP = 0.001  # uvloop's timers know milliseconds; a shorter one would spin
 
 
-class Clock(Protocol):
-    """Time, passed in."""
+class Clock:
+    """The running event loop's time; tests pass another."""
 
     def now(self) -> float:
         """Return seconds of a clock that only goes forward."""
-        ...
-
-    async def sleep(self, seconds: float) -> None:
-        """Return after ``seconds``."""
-        ...
-
-    def call_later(self, seconds: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
-        """Call back after ``seconds``, unless the handle is cancelled."""
-        ...
-
-
-class SystemClock:
-    """The running event loop's time."""
-
-    def now(self) -> float:
-        """Return the event loop's time, seconds."""
         return asyncio.get_running_loop().time()
 
     async def sleep(self, seconds: float) -> None:
@@ -76,7 +60,7 @@ class Loop(Generic[Item]):
     settings: Settings
     _: KW_ONLY
     emit: Callable[[Event], object]
-    clock: Clock = field(default_factory=SystemClock)
+    clock: Clock = field(default_factory=Clock)
     rng: Jitter = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:

@@ -10,17 +10,8 @@ from typing import Final, Protocol
 
 import backoff
 
-from deslaunch.errors import (
-    CredentialsRefused,
-    DesError,
-    NotSent,
-    OutcomeUnknown,
-    Redirected,
-    Rejected,
-    ServerError,
-    Throttled,
-    Unauthorized,
-)
+from deslaunch import errors
+from deslaunch.errors import CredentialsRefused, DesError
 from deslaunch.model import Outcome, Result, RowState, Start
 from deslaunch.settings import Settings
 
@@ -31,13 +22,6 @@ GATEWAY_GAVE_UP: Final = frozenset({504, 524})
 """A gateway that gave up waiting says nothing of DES."""
 
 _MOST_DOUBLINGS: Final = 62  # without a cap the doubling would outgrow a float
-
-_STATES: Final = {
-    Result.STARTED: RowState.STARTED,
-    Result.REJECTED: RowState.REJECTED,
-    Result.FAILED: RowState.FAILED,
-    Result.UNKNOWN: RowState.UNKNOWN,
-}
 
 
 class Jitter(Protocol):
@@ -57,13 +41,15 @@ def verdict(error: DesError | CredentialsRefused, start: Start, settings: Settin
         settings: ``max_attempts``, ``retry_5xx`` and ``give_up_after``.
     """
     match error:
-        case NotSent() | CredentialsRefused():
+        case errors.NotSent() | CredentialsRefused():
             return Result.UNSENT
-        case Throttled() | Unauthorized() | Redirected():
+        case errors.Throttled() | errors.Unauthorized() | errors.Redirected():
             return Result.THROTTLED
-        case Rejected():
+        case errors.Rejected():
             return Result.REJECTED
-        case ServerError() | OutcomeUnknown() if _may_repeat(error, settings) and not start.auto:
+        case errors.ServerError() | errors.OutcomeUnknown() if (
+            _may_repeat(error, settings) and not start.auto
+        ):
             # An auto row is never repeated: each run moves the feed on.
             again = start.retries + 1 < settings.max_attempts
             is_soon = (error.retry_after or 0.0) <= settings.give_up_after
@@ -77,7 +63,7 @@ def _may_repeat(error: DesError, settings: Settings) -> bool:
     if error.status in GATEWAY_GAVE_UP:
         return settings.retry_5xx == "all"
 
-    return isinstance(error, ServerError) and settings.retry_5xx != "none"
+    return isinstance(error, errors.ServerError) and settings.retry_5xx != "none"
 
 
 def ended(
@@ -112,7 +98,7 @@ def ended(
         target=start.target,
         job_id=start.job_id,
         result=result,
-        state=_STATES.get(result, RowState.PENDING),
+        state=RowState(result) if result.is_final else RowState.PENDING,
         job_run_id=job_run_id,
         status=status,
         error=text[:ERROR_LIMIT],

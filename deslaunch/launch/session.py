@@ -15,7 +15,7 @@ import asyncio
 import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Final
 
@@ -37,6 +37,7 @@ PULSE_EVERY: Final = 1.0
 _ROUNDING: Final = 0.002  # the ledger's times are whole milliseconds
 
 
+@dataclass(slots=True)
 class _Target:
     """What a session knows of one target.
 
@@ -47,16 +48,13 @@ class _Target:
         generation: of the newest token that a renewal was told for.
     """
 
-    __slots__ = ("client", "due", "generation", "health", "is_resting", "refused", "throttle")
-
-    def __init__(self, client: DesClient, throttle: Throttle, health: Health) -> None:
-        self.client = client
-        self.throttle = throttle
-        self.health = health
-        self.due = math.inf
-        self.refused: set[int] = set()
-        self.is_resting = False
-        self.generation = 0
+    client: DesClient
+    throttle: Throttle
+    health: Health
+    due: float = math.inf
+    refused: set[int] = field(default_factory=set)
+    is_resting: bool = False
+    generation: int = 0
 
 
 @dataclass(eq=False, repr=False)

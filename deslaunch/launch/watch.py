@@ -9,10 +9,11 @@ about by the next one, and nothing else is.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import anyio
 
@@ -62,15 +63,15 @@ class _Waiting(NamedTuple):
     run: RunToAsk
 
 
+@dataclass(slots=True)
 class _Target:
     """One target's runs, and whether it may be asked."""
 
-    def __init__(self, client: DesClient, throttle: Throttle) -> None:
-        self.client = client
-        self.throttle = throttle
-        self.due: list[_Waiting] = []
-        self.has_told = False
-        self.refusals = 0
+    client: DesClient
+    throttle: Throttle
+    due: list[_Waiting] = field(default_factory=list)
+    has_told: bool = False
+    refusals: int = 0
 
 
 class Watch(Loop[tuple[_Target, _Waiting]]):
@@ -319,21 +320,22 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
 async def summary_of(ledger: Ledger) -> events.Summary:
     """Return how a whole batch stands, and why its last session ended."""
     counts, targets = await ledger.counts()
-    sessions = await ledger.sessions()
-    last = sessions[-1] if sessions else None
-    ended = None if last is None else last.ended_ms
-    stops = () if last is None else tuple(map(_stop_of, last.stops))
-    seconds = 0.0 if last is None or ended is None else (ended - last.began_ms) / 1000
-    return events.Summary(counts, ledger.place, targets, seconds=seconds, stops=stops)
+    summary = events.Summary(counts, ledger.place, targets)
 
+    for last in (await ledger.sessions())[-1:]:
+        stops = [
+            Stop(
+                StopReason(kept["reason"]),
+                kept["message"],
+                kept.get("target"),
+                resume_after=kept.get("resumeAfter"),
+            )
+            for kept in last.stops
+        ]
+        seconds = 0.0 if last.ended_ms is None else (last.ended_ms - last.began_ms) / 1000
+        summary = summary._replace(seconds=seconds, stops=tuple(stops))
 
-def _stop_of(kept: Mapping[str, Any]) -> Stop:
-    return Stop(
-        StopReason(kept["reason"]),
-        kept["message"],
-        kept.get("target"),
-        resume_after=kept.get("resumeAfter"),
-    )
+    return summary
 
 
 async def watch_summary_of(
@@ -346,14 +348,5 @@ async def watch_summary_of(
         stops: why a watch ended early, if one did.
         seconds: how long it took.
     """
-    runs = await ledger.run_counts()
-    return events.WatchSummary(
-        runs.succeeded,
-        runs.failed,
-        runs.untold,
-        runs.unfinished,
-        batch=await summary_of(ledger),
-        failures=runs.failures,
-        seconds=seconds,
-        stops=tuple(stops),
-    )
+    runs, batch = await ledger.run_counts(), await summary_of(ledger)
+    return events.WatchSummary(*runs[:4], batch, runs.failures, seconds, tuple(stops))
