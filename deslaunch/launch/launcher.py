@@ -408,30 +408,24 @@ def raise_if_unfinished(summary: Summary, options: Mapping[str, Any]) -> None:
     Raises:
         Stopped: or a kind of it.
     """
-    stops = summary.stops
     left = summary.counts.pending + summary.counts.in_flight
-    reasons = {stop.reason for stop in stops}
-    why = "; ".join(stop.message for stop in stops) or "they are left from an earlier session"
+    why = "; ".join(stop.message for stop in summary.stops)
+    why = why or "they are left from an earlier session"
     message = f"{count(left, 'row')} pending: {why}"
-    known: dict[str, Any] = {
-        "summary": summary,
-        "hint": f"go on with: {resume_command(summary.ledger, options)}",
-    }
+    hint = f"go on with: {resume_command(summary.ledger, options)}"
 
-    if StopReason.LEDGER in reasons or summary.unrecorded:
-        raise errors.LedgerWriteFailed(why, **known)
-
-    if not left:
-        return
-
-    if StopReason.CREDENTIALS in reasons:
-        raise errors.CredentialsRefused(message, **known)
-
-    if reasons == {StopReason.INTERRUPTED}:
-        signum = next((stop.signal for stop in stops if stop.signal), 0)
-        raise errors.Interrupted(message, signum=signum, **known)
-
-    raise errors.Stopped(message, **known)
+    match summary.exit_code:
+        case 0 | 3 | 4:
+            return
+        case 5:
+            raise errors.Stopped(message, summary=summary, hint=hint)
+        case 6:
+            raise errors.CredentialsRefused(message, summary=summary, hint=hint)
+        case 7:
+            raise errors.LedgerWriteFailed(why, summary=summary, hint=hint)
+        case _:
+            signum = next((stop.signal for stop in summary.stops if stop.signal), 0)
+            raise errors.Interrupted(message, signum=signum, summary=summary, hint=hint)
 
 
 def _both(first: OnEvent | None, second: OnEvent) -> OnEvent:

@@ -199,16 +199,6 @@ class Session(Loop[tuple[Start, int]]):
 
         return False
 
-    def _left(self, now: float) -> float:
-        """Return how many rows ``--limit`` still lets begin."""
-        if self.settings.limit is None:
-            return math.inf
-
-        while self._again and self._again[0] <= now:
-            heappop(self._again)
-
-        return self.settings.limit - self._ended - self._open - len(self._again)
-
     def _claims(self, now: float) -> dict[str, int]:
         """Return how many rows may be claimed now, by target; the targets take turns."""
         if self._is_draining or self.is_held_back():
@@ -216,12 +206,18 @@ class Session(Loop[tuple[Start, int]]):
 
         # A row whose outcome goes into this very turn gives its slot back.
         slots = self.settings.concurrency - self._open + len(self._outcomes)
-        free = int(min(slots, self._pacer.allowed(now), self._left(now)))
+        free = min(slots, self._pacer.allowed(now))
         claims = {}
+
+        if (limit := self.settings.limit) is not None:
+            while self._again and self._again[0] <= now:
+                heappop(self._again)
+
+            free = min(free, limit - self._ended - self._open - len(self._again))
 
         for name in self._rotation:
             target = self._targets[name]
-            wanted = min(free, target.throttle.room(now)) if target.due <= now else 0
+            wanted = int(min(free, target.throttle.room(now))) if target.due <= now else 0
 
             if wanted > 0:
                 claims[name] = wanted
@@ -289,7 +285,13 @@ class Session(Loop[tuple[Start, int]]):
         self.started_now += result is Result.STARTED
 
         if sent.result is Result.STARTED and result is Result.UNKNOWN:
-            self._note_repeated_run(target, settled)
+            text = (
+                f"DES gave row {settled.key!r} the jobRunId {settled.job_run_id}, which another "
+                "row has already: the row is unknown"
+            )
+            target.client.stop_reusing(text)
+            note = ("repeatedRun", settled.target, text)
+            self._announce(events.Noted(text, is_warning=True), note)
 
         self._tell(events.RowEnded(settled))
         why = target.health.ended(settled, result)
@@ -313,21 +315,10 @@ class Session(Loop[tuple[Start, int]]):
         if self.settings.limit is not None:
             heappush(self._again, now + seconds + _ROUNDING)
 
-        if (
-            outcome.result is Result.RETRY
-            and not self._is_draining
-            and not target.throttle.is_stopped
-        ):
-            self._tell(events.RetryPlanned(outcome, seconds))
+        goes_on = not (self._is_draining or target.throttle.is_stopped)
 
-    def _note_repeated_run(self, target: _Target, outcome: Outcome) -> None:
-        text = (
-            f"DES gave row {outcome.key!r} the jobRunId {outcome.job_run_id}, which another row "
-            "has already: the row is unknown"
-        )
-        target.client.stop_reusing(text)
-        note = ("repeatedRun", outcome.target, text)
-        self._announce(events.Noted(text, is_warning=True), note)
+        if outcome.result is Result.RETRY and goes_on:
+            self._tell(events.RetryPlanned(outcome, seconds))
 
     # The ledger's failures.
 
