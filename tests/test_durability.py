@@ -6,7 +6,6 @@ import os
 import shutil
 import sqlite3
 import stat
-import subprocess
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -16,6 +15,8 @@ import pytest
 from stage import DESLAUNCH, QUICK, TOKEN, ended, fault, rejected_row, row, unprivileged, workplace
 
 if TYPE_CHECKING:
+    import subprocess
+
     from stage import Workplace
 
 ROWS: Final = 20

@@ -39,8 +39,8 @@ from deslaunch.launch import batch as batches
 from deslaunch.launch import session
 from deslaunch.launch.batch import check, default_ledger, preview
 from deslaunch.launch.launcher import resume_command
-from deslaunch.launch.watch import summary_of
 from deslaunch.ledger.ledger import Ledger, open_ledger
+from deslaunch.ledger.reading import summary_of
 from deslaunch.model import AUTO as AUTO_VALUE
 from deslaunch.model import JobRunParameterValue, Outcome, Row, RowState
 from deslaunch.settings import Settings

@@ -24,9 +24,9 @@ from deslaunch.errors import (
 )
 from deslaunch.events import Counts, RunEnded, StopReason, TargetPaused, TargetStopped, WatchSummary
 from deslaunch.launch.batch import watch_batch
-from deslaunch.launch.watch import Watch, poll_wait, watch_summary_of
+from deslaunch.launch.watch import Watch, poll_wait
 from deslaunch.ledger.ledger import open_ledger
-from deslaunch.ledger.reading import RunCounts, RunToAsk
+from deslaunch.ledger.reading import RunCounts, RunToAsk, watch_summary_of
 from deslaunch.settings import Settings
 
 if TYPE_CHECKING:

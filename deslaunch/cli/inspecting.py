@@ -95,7 +95,7 @@ def _as_status(summary: Summary) -> dict[str, object]:
 
 async def _runs_of(ledger: "Ledger", given: Given) -> WatchSummary:
     """Return how a batch and its runs stand; the ledger is called as it was on the command line."""
-    from deslaunch.launch.watch import watch_summary_of  # noqa: PLC0415  # not needed for --help
+    from deslaunch.ledger.reading import watch_summary_of  # noqa: PLC0415  # not needed for --help
 
     runs = await watch_summary_of(ledger)
     return runs._replace(batch=runs.batch._replace(ledger=given["ledger"]))

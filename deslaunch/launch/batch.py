@@ -516,7 +516,7 @@ async def _check_same(ledger: Ledger, source: Manifest | Rows, settings: Setting
 
         return
 
-    if source.path is not None and source.path.is_file():
+    if source.path is not None and await run_sync(source.path.is_file):
         digest = await run_sync(importing.digest_of, source.path)
     else:  # stdin or a pipe
         await run_sync(lambda: deque(source.chunks(), maxlen=0))

@@ -25,10 +25,10 @@ from deslaunch.des.client import DesClient
 from deslaunch.events import Counts, Event, Noted, Plan, RowEnded, Stop, StopReason, Summary
 from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Rows, Schemas, recheck
 from deslaunch.launch.session import Session
-from deslaunch.launch.watch import Watch, summary_of
+from deslaunch.launch.watch import Watch
 from deslaunch.ledger.findings import Finding, write_unrecorded
 from deslaunch.ledger.ledger import Ledger, NewSession
-from deslaunch.ledger.reading import ResultRow, TargetInfo
+from deslaunch.ledger.reading import ResultRow, TargetInfo, summary_of
 from deslaunch.manifest.files import Manifest
 from deslaunch.model import Outcome, RowState, count
 from deslaunch.settings import Settings

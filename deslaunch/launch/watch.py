@@ -9,7 +9,7 @@ about by the next one, and nothing else is.
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
 from heapq import heappop, heappush
@@ -23,8 +23,7 @@ from deslaunch.events import Stop, StopReason, TargetPaused
 from deslaunch.launch.loop import Loop
 from deslaunch.launch.retry import Jitter
 from deslaunch.launch.target import Throttle
-from deslaunch.ledger.ledger import Ledger
-from deslaunch.ledger.reading import RunToAsk
+from deslaunch.ledger.reading import RunToAsk, watch_summary_of
 from deslaunch.model import RunStatus, count
 from deslaunch.settings import Settings
 
@@ -315,38 +314,3 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
             due = self._targets[decided.target or ""].due
             self._unasked -= sum(not waiting.asked for waiting in due)
             due.clear()
-
-
-async def summary_of(ledger: Ledger) -> events.Summary:
-    """Return how a whole batch stands, and why its last session ended."""
-    counts, targets = await ledger.counts()
-    summary = events.Summary(counts, ledger.place, targets)
-
-    for last in (await ledger.sessions())[-1:]:
-        stops = [
-            Stop(
-                StopReason(kept["reason"]),
-                kept["message"],
-                kept.get("target"),
-                resume_after=kept.get("resumeAfter"),
-            )
-            for kept in last.stops
-        ]
-        seconds = 0.0 if last.ended_ms is None else (last.ended_ms - last.began_ms) / 1000
-        summary = summary._replace(seconds=seconds, stops=tuple(stops))
-
-    return summary
-
-
-async def watch_summary_of(
-    ledger: Ledger, *, stops: Sequence[Stop] = (), seconds: float = 0.0
-) -> events.WatchSummary:
-    """Return how the runs of a whole batch stand.
-
-    Args:
-        ledger: the batch's.
-        stops: why a watch ended early, if one did.
-        seconds: how long it took.
-    """
-    runs, batch = await ledger.run_counts(), await summary_of(ledger)
-    return events.WatchSummary(*runs[:4], batch, runs.failures, seconds, tuple(stops))

@@ -13,7 +13,7 @@ from collections import Counter
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, TypeVar
 
-from deslaunch.events import Counts, Plan, PlannedJob
+from deslaunch.events import Counts, Plan, PlannedJob, Stop, StopReason, Summary, WatchSummary
 from deslaunch.model import Job, JobParameter, RowState, Start
 
 if TYPE_CHECKING:
@@ -440,6 +440,41 @@ def make_plan(
     planned = tuple(PlannedJob(*job, rows) for job, rows in ready.most_common())
     in_all = (sum(states.values()), sum(ready.values()))
     return Plan(manifest, store.place, *in_all, planned, states)
+
+
+async def summary_of(ledger: Reader) -> Summary:
+    """Return how a whole batch stands, and why its last session ended."""
+    counts, targets = await ledger.counts()
+    summary = Summary(counts, ledger.place, targets)
+
+    for last in (await ledger.sessions())[-1:]:
+        stops = [
+            Stop(
+                StopReason(kept["reason"]),
+                kept["message"],
+                kept.get("target"),
+                resume_after=kept.get("resumeAfter"),
+            )
+            for kept in last.stops
+        ]
+        seconds = 0.0 if last.ended_ms is None else (last.ended_ms - last.began_ms) / 1000
+        summary = summary._replace(seconds=seconds, stops=tuple(stops))
+
+    return summary
+
+
+async def watch_summary_of(
+    ledger: Reader, *, stops: Sequence[Stop] = (), seconds: float = 0.0
+) -> WatchSummary:
+    """Return how the runs of a whole batch stand.
+
+    Args:
+        ledger: the batch's.
+        stops: why a watch ended early, if one did.
+        seconds: how long it took.
+    """
+    runs, batch = await ledger.run_counts(), await summary_of(ledger)
+    return WatchSummary(*runs[:4], batch, runs.failures, seconds, tuple(stops))
 
 
 def storable(text: str) -> str:
