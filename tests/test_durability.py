@@ -258,3 +258,17 @@ def test_an_ignored_interrupt_stays_ignored(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert DESLAUNCH in str(done.args)
+
+
+def test_a_launch_whose_ledger_is_replaced_goes_on_with_the_rescued(tmp_path: Path) -> None:
+    with workplace(tmp_path, {"latency": 0.25}) as place:
+        place.manifest(ROWS)
+        launch = place.start("run", "night.jsonl", "--concurrency", "2")
+        assert place.wait_for_runs(launch, 3)
+        shutil.copy(place.ledger, tmp_path / "copy")
+        (tmp_path / "copy").replace(place.ledger)
+        done = ended(launch)
+        rescued = f"{place.ledger}.rescued"
+        assert f"go on: deslaunch resume {rescued}\n" in done.stderr
+        assert (done.returncode, place.run("resume", rescued).returncode) == (7, 0)
+        assert len(place.simulator.runs) == ROWS

@@ -243,7 +243,11 @@ async def _launch(
             left = f"no row of {ledger} is pending or failed"
             printer.insist(f"nothing to start: {left if batch.plan.rows else none}")
 
-        summary = (await batch.run(allow_partial=True))._replace(ledger=ledger)
+        summary = await batch.run(allow_partial=True)
+
+        if batch.ledger is None or summary.ledger == batch.ledger.place:  # else a rescued one
+            summary = summary._replace(ledger=ledger)
+
         progress.close()
         watches = given["watch"] and batch.ledger and summary.exit_code in _WATCHED_AFTER
         printer.say(*progress.causes.lines())

@@ -337,10 +337,8 @@ class SqliteStore:
         if not self.is_launcher or not Path(f"{self.place}-wal").exists():
             return ""
 
-        if not is_in_place:
-            return f"{self.place}-wal is left of the lost file: remove it, whatever gets that name"
-
-        return f"{self.place}-wal belongs to the batch, since a reader is still at work: keep it"
+        why = "since a reader is still at work: keep it" if is_in_place else "whose file is lost"
+        return f"{self.place}-wal belongs to the batch, {why}"
 
     def _leave_wal(self) -> None:
         """Wait for readers until all is in the one file."""
