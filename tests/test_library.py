@@ -734,6 +734,30 @@ async def test_a_cancelled_import_leaves_nothing(place: Place) -> None:
     assert not [path.name for path in place.folder.glob("*.db*") if path.suffix != ".lock"]
 
 
+async def test_who_iterates_gets_the_outcome_that_a_listener_failed_on(place: Place) -> None:
+    place.write(rows(20))
+    got: list[str] = []
+
+    def complain(event: Event) -> None:
+        if isinstance(event, RowEnded):
+            raise RuntimeError("a bug")  # noqa: TRY004  # it is about no type
+
+    async def iterate(opened: Batch) -> None:
+        async for outcome in opened:
+            got.append(outcome.key)  # noqa: PERF401  # what came before the error counts
+
+    async with (
+        service(place) as (_, des),
+        place.open(des, concurrency=2, on_event=complain) as opened,
+    ):
+        with pytest.raises(RuntimeError, match="a bug"):
+            await iterate(opened)
+
+    started = [key for key, state in (await place.states()).items() if state == "started"]
+    assert 0 < len(got) < 20
+    assert sorted(got) == sorted(started)
+
+
 async def test_a_listeners_error_ends_the_launch_and_nothing_is_lost(place: Place) -> None:
     place.write(rows(20))
 

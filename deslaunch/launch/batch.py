@@ -157,7 +157,7 @@ async def watch_batch(
     async with _held(take_ledger(os.fspath(ledger)), options.get("on_event")) as taken:
         settings = options.get("settings") or settings_of(taken)
         setup = await _set_up(des, settings, options)
-        await importing.check_origins(taken, setup.clients, settings, await taken.targets())
+        await importing.check_origins(taken, setup.clients, settings, set(await taken.targets()))
 
         async with Batch(setup, taken, None) as batch:
             yield batch

@@ -8,16 +8,7 @@ import gzip
 import hashlib
 import os
 from collections import Counter
-from collections.abc import (
-    AsyncIterable,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Collection,
-    Iterable,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -274,7 +265,7 @@ async def recheck(ledger: Ledger, schemas: Schemas, target: str) -> int:
 
 
 def _check_again(
-    schemas: Mapping[str, Mapping[str, Schema]], stored: Sequence[tuple[int, int, str, str]]
+    schemas: Mapping[str, Mapping[str, Schema]], stored: list[tuple[int, int, str, str]]
 ) -> list[CheckedRow | InvalidRow]:
     """Check rows as a ledger holds them (number, line, key, what it says); each keeps its key."""
     checking = Check(schemas, file=_AS_CHECKED, allow_duplicates=True, allow_repeated_auto=True)
@@ -450,7 +441,7 @@ def warnings_of(manifest: Manifest, check: Check, schemas: Schemas) -> tuple[str
 
 
 async def check_origins(
-    ledger: Ledger, clients: Mapping[str, DesClient], settings: Settings, used: Collection[str]
+    ledger: Ledger, clients: Mapping[str, DesClient], settings: Settings, used: set[str]
 ) -> None:
     """Refuse to send the rest of a batch to another DES than before, unless that is wanted.
 
