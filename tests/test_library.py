@@ -887,3 +887,12 @@ async def test_not_sent_is_a_des_error_and_a_stop_is_told(place: Place) -> None:
     assert issubclass(NotSent, DesError)
     assert [event.stop for event in events if isinstance(event, TargetStopped)] == [*summary.stops]
     assert summary.stops[0].reason is StopReason.UNREACHABLE
+
+
+async def test_a_started_row_shows_the_status_of_its_response(place: Place) -> None:
+    place.write([row(1), rejected_row(2)])
+
+    async with service(place) as (_, des):
+        await place.launch(des)
+
+    assert [line.status for line in (await place.lines()).values()] == [200, 400]

@@ -5,6 +5,7 @@ session acts on it. Only the wait generator of ``backoff`` is used: its decorato
 while a row keeps its slot, and shrink a Retry-After.
 """
 
+from http import HTTPStatus
 from itertools import islice
 from typing import Final, Protocol
 
@@ -82,7 +83,8 @@ def ended(
         not_before: seconds until the row may be sent again; means nothing for a final result.
         job_run_id: of the run that it started.
     """
-    text, status = str(error), None
+    text = str(error)
+    status: int | None = HTTPStatus.OK if result is Result.STARTED else None  # no other starts one
 
     if isinstance(error, DesError):
         status, job_run_id = error.status, error.job_run_id
