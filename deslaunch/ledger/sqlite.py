@@ -328,17 +328,18 @@ class SqliteStore:
         try:
             if self.is_launcher and is_in_place:
                 self._leave_wal()
+            elif self.is_launcher:  # the file may have been moved: it is whole under any name
+                self._execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
             self._connection.close()
         finally:
             if self.is_launcher:
                 free_lock(self.place)
 
-        if not self.is_launcher or not Path(f"{self.place}-wal").exists():
+        if not (self.is_launcher and is_in_place and Path(f"{self.place}-wal").exists()):
             return ""
 
-        why = "since a reader is still at work: keep it" if is_in_place else "whose file is lost"
-        return f"{self.place}-wal belongs to the batch, {why}"
+        return f"{self.place}-wal belongs to the batch, since a reader is still at work: keep it"
 
     def _leave_wal(self) -> None:
         """Wait for readers until all is in the one file."""
