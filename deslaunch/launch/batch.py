@@ -324,7 +324,8 @@ async def preview(
                 for start in portion[:left]:
                     yield start
 
-                left = None if left is None else max(0, left - len(portion))
+                if left is not None and (left := left - len(portion)) <= 0:
+                    break
     finally:
         with anyio.CancelScope(shield=True):
             await run_sync(folder.cleanup)
