@@ -29,6 +29,7 @@ PARAMETERS = (
     JobParameter("Legacy", None),
     JobParameter("Strange", 9),
     JobParameter(ODD_NAME, 1),
+    JobParameter("\ufdd0", 1),
 )
 JOBS = (
     Job(JOB, "Nightly", PARAMETERS),
@@ -49,10 +50,8 @@ class Counted(Schema):
 
 def everything(form: Format, content: str, *, quick: bool, **options: Any) -> tuple[Any, ...]:
     """Return all that is known of a manifest's rows once they are checked."""
-    schemas: dict[str, Mapping[str, Schema]] = {
-        "default": compile_jobs(JOBS),
-        "acme": compile_jobs(JOBS),
-    }
+    known = compile_jobs(JOBS)
+    schemas: dict[str, Mapping[str, Schema]] = {"default": known, "acme": known}
     asked = []
 
     def renew(target: str) -> Mapping[str, Schema]:
@@ -159,6 +158,71 @@ def tables(draw: st.DrawFn) -> str:
 @given(st.one_of(lines().map(lambda c: ("jsonl", c)), tables().map(lambda c: ("csv", c))))
 def test_both_ways_give_the_same(case: tuple[Format, str]) -> None:
     assert everything(*case, quick=True) == everything(*case, quick=False)
+
+
+def said(*members: str) -> str:
+    return "".join(f'{{{member}, "jobId": "{JOB}"}}\n' for member in members)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param(said('"parameters": {"Count": -0}', '"parameters": {"Count": 0}'), id="-0"),
+        pytest.param(
+            said(
+                '"key": "a", "parameters": {"Count": {"type": 2, "valueStringEncoded": "5"}}',
+                '"key": "b", "parameters": {"Count": {"type": 2.0, "valueStringEncoded": "5"}}',
+                '"key": "c", "parameters": {"Count": {"type": 3, "valueStringEncoded": "5"}}',
+                '"key": "d", "parameters": {"Count": "5"}',
+                '"key": "e", "parameters": {"Count": {"type": 2, "valueStringEncoded": "6"}}',
+            ),
+            id="types",
+        ),
+        pytest.param(
+            said(
+                '"parameters": {"Text": {"type": 1, "valueStringEncoded": "5"}}',
+                '"parameters": {"Text": {"type": true, "valueStringEncoded": "6"}}',
+            ),
+            id="a type that is 1 to Python alone",
+        ),
+        pytest.param(
+            said(
+                '"key": null, "parameters": '
+                '{"Count": {"type": 2, "valueStringEncoded": "5", "x": 1}}'
+            ),
+            id="as many quotes as a plain row",
+        ),
+        pytest.param(said('"parameters": {"Text": "x"}, "target": "a "'), id="blank in a target"),
+        pytest.param(
+            said(
+                f'"parameters": {{"Text": "x"}}, "target": "{"t" * 129}"',
+                f'"parameters": {{"Text": "x"}}, "key": "{"k" * 257}"',
+            ),
+            id="long names",
+        ),
+        pytest.param(
+            said(
+                '"parameters": {"Text": "x"}',
+                '"parameters": {"Text": "y"}, "target": "acme"',
+                '"parameters": {"Nope": "x"}',
+                '"parameters": {"Text": "z"}',
+                '"parameters": {"Text": "5"}',
+            ),
+            id="a newer schema, and another target",
+        ),
+        pytest.param(said('"parameters": {"\ufdd0": "x"}') * 2, id="a name that is a mark"),
+    ],
+)
+def test_both_ways_give_the_same_of_lines_that_look_plain(content: str) -> None:
+    assert everything("jsonl", content, quick=True) == everything("jsonl", content, quick=False)
+
+
+def test_both_ways_warn_of_swallowed_rows() -> None:
+    content = f'jobId,Text,Count\n{JOB},"x\n{JOB},y,1\n",5\n'
+    quick = everything("csv", content, quick=True)
+
+    assert quick == everything("csv", content, quick=False)
+    assert len(quick[2]) == 1
 
 
 @given(lines(), st.booleans(), st.booleans())
