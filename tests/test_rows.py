@@ -178,11 +178,16 @@ def test_a_note_is_a_text(value: str, text: dict[str, str]) -> None:
     assert only_row(items_of("jsonl", line)).notes == text
 
 
-@pytest.mark.parametrize("value", ["[1]", '{"n": []}', '{"n": {}}', '{"": "x"}'])
+@pytest.mark.parametrize(
+    "value", ["[1]", '{"n": []}', '{"n": {}}', '{"": "x"}', '{"n": "\\u0000"}']
+)
 def test_what_is_no_note_is_refused(value: str) -> None:
-    problem = only_problem("jsonl", jsonl_with(f'"deslaunch": {value}'))
+    (item,) = items_of("jsonl", jsonl_with(f'"deslaunch": {value}'))
 
-    assert problem.column.startswith("deslaunch")
+    assert isinstance(item, InvalidRow)
+    assert [problem.column.startswith("deslaunch") for problem in item.problems] == [True]
+    assert isinstance(load_row(item.says, 1, 1, "night"), InvalidRow)
+    assert csv_cells(item.says, header_of((), columns_of(item.says)), None)
 
 
 def test_lines_are_physical() -> None:
@@ -411,8 +416,10 @@ def test_what_results_wrote_is_no_new_batch(name: str) -> None:
     lines = (jsonl_with(f'"deslaunch": {{"{name}": "x", "note": "n"}}') + "\n") * 2
 
     for form, content in (("csv", table), ("jsonl", lines)):
-        problem = only_problem(form, content)  # type: ignore[arg-type]
-        assert "--corrections" in problem.message
+        refused = items_of(form, content)  # type: ignore[arg-type]
+        problems = [problem for item in refused for problem in item.problems]  # type: ignore[union-attr]
+        assert len({problem.group_key for problem in problems}) == 1
+        assert "--corrections" in problems[0].message
         first, *_ = items_of(form, content, is_batch_output_allowed=True)  # type: ignore[arg-type]
         assert isinstance(first, Row)
         assert first.notes == {"note": "n"}

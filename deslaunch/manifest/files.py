@@ -11,22 +11,16 @@ import os
 import re
 import sys
 import zlib
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from itertools import chain, islice
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
 from deslaunch.errors import ConfigurationError, ManifestError
-from deslaunch.manifest.readers import (
-    MAX_RECORD,
-    CsvReader,
-    JsonlReader,
-    Unreadable,
-    results_alone,
-    text_of,
-)
+from deslaunch.manifest.readers import MAX_RECORD, CsvReader, JsonlReader, Unreadable
 from deslaunch.manifest.rows import RESERVED, Fault, RowRules, show
 from deslaunch.model import DEFAULT_TARGET, InvalidRow, PlainRow, Row, printable
 
@@ -47,7 +41,6 @@ BLOCK_SIZE: Final = 1 << 18
 """Bytes that are read, or unzipped, at a time, at most."""
 
 _SUFFIXES: Final[Mapping[str, Format]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
-_OFFICE_SUFFIXES: Final = (".xlsx", ".xlsm", ".xls", ".ods")
 _SAVE_AS_CSV: Final = 'save it as "CSV UTF-8", with commas between the columns'
 
 _BOM: Final = b"\xef\xbb\xbf"
@@ -60,12 +53,20 @@ _FOREIGN: Final[Mapping[bytes, str]] = {  # how a file begins that is plainly so
     rb"PK\x03\x04|\xd0\xcf\x11\xe0": (
         f"this looks like an Excel workbook or a zip file; {_SAVE_AS_CSV}"
     ),
+    rb"[^\r\n]*\r[^\n]+\Z": "its lines end in a bare \\r; save the file with \\n",
     rb"\xff\xfe|\xfe\xff|.?\0": (
         "this looks like UTF-16, and a manifest is UTF-8: save it anew, or convert it "
         "with: iconv -f UTF-16 -t UTF-8 OLD > NEW"
     ),
 }
-_HEAD: Final = 16  # bytes of a file's beginning that tell it
+_HEAD: Final = 1 << 16  # bytes of a file's beginning that tell it
+_RESULTS: Final = frozenset({"state", "jobRunId", "attempts"})
+_RESULTS_ALONE: Final = "results without their rows; write them by results --with-manifest"
+_HEADER: Final = "the first line names the columns: key, target, jobId and the parameters"
+_WORDS: Final = {"\t": "tab"}
+
+Finding = tuple[object, str]
+"""Whether a file is something else than its form says, and what: the first that is so counts."""
 
 
 class Manifest:
@@ -160,7 +161,7 @@ class Manifest:
     def _read(self) -> Iterator[PlainRow | Row | InvalidRow]:
         try:
             with self._open() as stream:
-                yield from self._reader.rows(self._check_form(_lines(self._content(stream))))
+                yield from self._reader.rows(_lines(self._content(stream)))
         except Unreadable as exc:
             self.is_whole = False
             yield self._reader.invalid(*exc.args)
@@ -179,52 +180,88 @@ class Manifest:
 
         return nullcontext(self._stream or sys.stdin.buffer)
 
-    def _check_form(self, blocks: Iterator[list[bytes]]) -> Iterator[list[bytes]]:
-        damage = None
-        head = next(blocks, [])
-
-        try:
-            head += next(blocks, [])  # the end of a small file
-        except Unreadable as exc:
-            damage = exc
-
-        is_csv = self.format == "csv"
-        fault = _form_of_csv(head, self._delimiter) if is_csv else _form_of_jsonl(head)
-
-        if fault is not None:
-            raise Unreadable(fault)
-
-        yield head
-
-        if damage is not None:
-            raise damage
-
-        yield from blocks
-
     def _content(self, stream: BinaryIO) -> Iterator[bytes]:
         """Yield the manifest's own bytes: unzipped, without a byte order mark.
 
         Raises:
-            Unreadable: damaged gzip, or a file that is plainly something else.
+            Unreadable: damaged gzip, or a file that is plainly no manifest of its form.
         """
-        head, content = _peek(_blocks(stream), len(_GZIP))
+        read = getattr(stream, "read1", stream.read)
+        head, blocks = _peek(iter(partial(read, BLOCK_SIZE), b""), len(_GZIP))
+        head, blocks = _peek(_unzip(blocks) if head.startswith(_GZIP) else blocks, _HEAD)
 
-        if head.startswith(_GZIP):
-            content = _unzip(content)
-
-        head, content = _peek(content, _HEAD)
-
-        for beginning, message in _FOREIGN.items():
-            if re.match(beginning, head, re.DOTALL):
-                raise Unreadable(Fault("", "UTF-8 text", head[:4], message))
+        if fault := self._find_fault(head.removeprefix(_BOM)):
+            raise Unreadable(fault)
 
         digest = sha256()
 
-        for number, block in enumerate(content):
+        for number, block in enumerate(blocks):
             digest.update(block)
             yield block if number else block.removeprefix(_BOM)
 
         self._digest = digest.hexdigest()
+
+    def _find_fault(self, head: bytes) -> Fault | None:
+        """Return what is wrong with the file as a whole, by its beginning."""
+        for beginning, message in _FOREIGN.items():
+            if re.match(beginning, head, re.DOTALL):
+                return Fault("", "UTF-8 text", head[:4], message)
+
+        text = head.decode("utf-8", "replace").strip()
+        findings = self._look_at_csv(text) if self.format == "csv" else _look_at_jsonl(text)
+        found = next((finding for is_so, finding in findings if is_so), "")
+        message = f"this is {found}"
+        return Fault("", f"a {self.format.upper()} manifest", text, message) if found else None
+
+    def _look_at_csv(self, text: str) -> Iterable[Finding]:
+        delimiter = self._delimiter
+
+        try:
+            records = filter(any, csv.reader(text.splitlines()[:32], delimiter=delimiter))
+            names, *following = islice(records, 3)
+        except (csv.Error, ValueError):  # its reader tells
+            return ()
+
+        line = text.splitlines()[0]
+        others = [other for other in ",;\t|" if other != delimiter and other in line]
+        other = others[0] if others and len(names) == 1 and line[0] != "#" else ""
+        odd = _no_column(names, following)
+        return (
+            (line[0] in "{[", "JSON by its looks; pass --format jsonl, or name the file .jsonl"),
+            (other, f"separated by {other!r}; pass --delimiter {_WORDS.get(other, other)!r}"),
+            (_RESULTS.issubset(names), _RESULTS_ALONE),
+            (odd, f"no header line, for {show(odd)!r} is no column; {_HEADER}"),
+        )
+
+
+def _look_at_jsonl(text: str) -> Iterable[Finding]:
+    value: object = None
+    end = 0
+
+    with suppress(ValueError, RecursionError):
+        value, end = json.JSONDecoder().raw_decode(text)
+
+    first, _, others = text.partition("\n")
+    behind = text[end:].partition("\n")[0].strip()
+    has_lines = "\n" in text[:end] or first.strip() == "{"
+    is_line = end > 0 and not behind and not has_lines  # the first line is JSON
+    is_object = isinstance(value, dict)
+    return (
+        (isinstance(value, dict) and value.keys() >= _RESULTS, _RESULTS_ALONE),
+        (not text or (is_line and (text[0] == "{" or others)), ""),
+        (text[:1] == "[", "a JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl"),
+        (has_lines, "JSON of several lines; write an object a line: jq -c . OLD > NEW.jsonl"),
+        (
+            is_object and behind == ",",
+            "JSON in which a line ends in a comma: sed 's/,$//' OLD > NEW",
+        ),
+        (text[:1] == "{" or others.lstrip().startswith("{"), ""),
+        (
+            re.search(r"[,;\t|]", first),
+            "CSV by its looks; pass --format csv, or name the file .csv",
+        ),
+        (True, "no JSONL; write one object a line, or pass --format csv for CSV"),
+    )
 
 
 def detect_format(name: str, chosen: Format | None) -> Format:
@@ -234,43 +271,39 @@ def detect_format(name: str, chosen: Format | None) -> Format:
         ConfigurationError: none was chosen, and the name ends in none of ``.jsonl``,
             ``.ndjson``, ``.csv``, each also with ``.gz``.
     """
-    plain = name.lower().removesuffix(".gz")
-    found = chosen or _SUFFIXES.get(os.path.splitext(plain)[1])  # noqa: PTH122  # "-" is no path
-
-    if found is None and plain.endswith(_OFFICE_SUFFIXES):
-        raise ConfigurationError(
-            f"{name}: a manifest is a CSV or JSONL file, and this is a spreadsheet by its name",
-            hint=_SAVE_AS_CSV,
-        )
+    found = chosen or _SUFFIXES.get(PurePath(name.lower().removesuffix(".gz")).suffix)
 
     if found is None:
         raise ConfigurationError(
             f"{name}: the name does not tell the format",
-            hint="pass --format jsonl or --format csv",
+            hint=f"pass --format jsonl or --format csv; of a spreadsheet: {_SAVE_AS_CSV}",
         )
 
     return found
 
 
-def _blocks(stream: BinaryIO) -> Iterator[bytes]:
-    """Yield what a stream has, as it comes."""
-    read = getattr(stream, "read1", stream.read)
-
-    while block := read(BLOCK_SIZE):
-        yield block
-
-
 def _peek(blocks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
-    """Return the first block, grown to ``size`` bytes where there are as many, and them all."""
+    """Return the first ``size`` bytes or more, where there are as many, and all blocks again.
+
+    What ends the blocks early is raised behind them, not here.
+    """
     head = b""
 
-    for block in blocks:
-        head += block
+    try:
+        for block in blocks:
+            head += block
 
-        if len(head) >= size:
-            break
+            if len(head) >= size:
+                break
+    except Unreadable as exc:
+        blocks = _fail(exc)
 
-    return head, chain((head,), blocks) if head else blocks
+    return head, chain((head,), blocks)
+
+
+def _fail(exc: Unreadable) -> Iterator[bytes]:
+    yield b""
+    raise exc
 
 
 def _unzip(blocks: Iterator[bytes]) -> Iterator[bytes]:
@@ -315,72 +348,6 @@ def _lines(content: Iterable[bytes]) -> Iterator[list[bytes]]:
 
     if rest:
         yield [rest]
-
-
-def _form_of_jsonl(head: list[bytes]) -> Fault | None:
-    """Return the fault of a file that is no JSONL as a whole, or None."""
-    text = b"".join(head).decode("utf-8", "replace").strip()
-
-    try:
-        _, end = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        end = 0
-
-    value, behind = text[:end], text[end:].partition("\n")[0].strip()
-    first, _, others = text.partition("\n")
-    is_line = value and not behind and "\n" not in value  # the first line is JSON
-
-    if not text or (is_line and (text[0] == "{" or others)):
-        return None
-
-    if text[0] == "[":
-        message = "this is a JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl"
-    elif "\n" in value or first.strip() == "{":
-        message = "one object takes several lines; write each in one: jq -c . OLD > NEW.jsonl"
-    elif value.startswith("{") and behind == ",":
-        message = "each object ends in a comma; end the lines without: sed 's/,$//' OLD > NEW"
-    elif text[0] == "{" or others.lstrip().startswith("{"):
-        return None
-    elif re.search(r"[,;\t|]", first):
-        message = "this looks like CSV; pass --format csv, or name the file .csv"
-    else:
-        message = "this is no JSONL; write one object a line, or pass --format csv for CSV"
-
-    return Fault("", "one JSON object a line", first.rstrip(), message)
-
-
-def _form_of_csv(head: list[bytes], delimiter: str) -> Fault | None:
-    """Return the fault of a file that is no such CSV as a whole, or None."""
-    texts = [text_of(line) for line in head[:32] if not line.isspace()]
-
-    try:
-        records = filter(any, csv.reader(texts, delimiter=delimiter))
-        names, *following = islice(records, 3)
-    except (csv.Error, ValueError):  # its reader tells
-        return None
-
-    line = texts[0]
-    others = [other for other in ",;\t|" if other != delimiter and other in line]
-
-    expected = "a header line"
-
-    if line.lstrip().startswith(("{", "[")):
-        message = "this looks like JSON; pass --format jsonl, or name the file .jsonl"
-    elif len(names) == 1 and others and not line.startswith("#"):
-        word = "tab" if others[0] == "\t" else others[0]
-        expected = f"columns separated by {delimiter!r}"
-        message = f"the columns look separated by {others[0]!r}; pass --delimiter {word!r}"
-    elif fault := results_alone(names, line):
-        return fault
-    elif odd := _no_column(names, following):
-        message = (
-            f"the first line is no header ({show(odd)!r} is no column); the first line names the "
-            "columns: key, target, jobId and the parameters"
-        )
-    else:
-        return None
-
-    return Fault("", expected, line, message)
 
 
 def _no_column(names: list[str], following: list[list[str]]) -> str | None:

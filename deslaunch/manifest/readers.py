@@ -32,13 +32,14 @@ from deslaunch.manifest.rows import (
     Number,
     Unfit,
     Warnings,
+    fault_of_results,
     row_from_object,
     show,
 )
 from deslaunch.model import AUTO, InvalidRow, Row
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from deslaunch.manifest.rows import RowRules
     from deslaunch.model import ParameterValue, PlainRow
@@ -72,9 +73,6 @@ _NO_ESCAPE: Final = (
 _SWALLOWED: Final = (
     "a cell holds line breaks, and lines that look like rows of this file; is a quote missing or "
     "too many?"
-)
-_OLD_MAC: Final = Fault(
-    "", "lines that end in \\n or \\r\\n", "\\r", "lines end in a bare \\r; save the file with \\n"
 )
 
 
@@ -110,17 +108,6 @@ class RowReader:
     def invalid(self, *faults: Fault) -> InvalidRow:
         """Return the present row, or the file, of which nothing else is known."""
         return self._rules.invalid(faults, self.number, max(self.line, 1))
-
-    def _refuse_results(self, name: str) -> None:
-        """Refuse a file that results wrote, so that no row is in two batches by accident."""
-        if self._rules.is_batch_output_allowed:
-            return
-
-        message = (
-            f"{show(name)} is what 'deslaunch results --with-manifest' writes, so these rows are "
-            "in a batch already: go on with it by deslaunch resume LEDGER --corrections FILE"
-        )
-        raise Unreadable(Fault(name, "a manifest", name, message))
 
 
 class JsonlReader(RowReader):
@@ -159,16 +146,6 @@ class JsonlReader(RowReader):
                 self.number += 1
                 yield self._row(line)
 
-    def _look_for_results(self, value: dict[str, object]) -> None:
-        notes = value.get(NOTES)
-
-        for name in notes if isinstance(notes, dict) else ():
-            if name.lower() in RESULT_NAMES:
-                self._refuse_results(f"{NOTE_PREFIX}{name}")
-
-        if fault := results_alone(value, "state, jobRunId, attempts"):
-            raise Unreadable(fault)
-
     def _row(self, line: bytes) -> Item:
         if len(line) > MAX_RECORD:
             return self.invalid(_too_long("line"))
@@ -189,12 +166,7 @@ class JsonlReader(RowReader):
             message = f"this is {why}; fix the line"
             return self.invalid(Fault("", "one JSON object", text_of(line), message))
 
-        if isinstance(value, dict):
-            self._look_for_results(value)
-
-        # A NUL or half a surrogate pair can only be written as an escape.
-        is_clean = b"\\u" not in line
-        row = row_from_object(value, *where, is_clean=is_clean, faults=self._repeated)
+        row = row_from_object(value, *where, faults=self._repeated)
 
         if not isinstance(row, InvalidRow) or not self._repeated:
             return row
@@ -210,8 +182,8 @@ class CsvReader(RowReader):
         super().__init__(rules)
         self._delimiter = delimiter
         self._record: list[str] = []  # the lines of the present record
-        self._damage: Fault | None = None
         self._cells: dict[str, dict[str, int]] = {"reserved": {}, "parameter": {}, "note": {}}
+        self._begin = f"(?:^|{re.escape(delimiter)})"  # of a cell
         cell = rf'(?:"[^"]*(?:""[^"]*)*"|[^"{re.escape(delimiter)}]*)'
         self._quoting = re.compile(rf"{cell}(?:{re.escape(delimiter)}{cell})*\r?\n?")
         csv.field_size_limit(max(MAX_RECORD, csv.field_size_limit()))
@@ -223,15 +195,16 @@ class CsvReader(RowReader):
 
         for line in lines:
             cells = self._read_record(line, lines)
-            is_blank = not any(cells if len(cells) != 1 else cells[0].strip())
 
-            if is_blank and not self._damage:
-                pass
+            if isinstance(cells, list) and not any(
+                cells if len(cells) > 1 else map(str.strip, cells)
+            ):
+                pass  # a line of nothing but delimiters is blank
             elif self.columns is None:
                 self._read_header(cells)
             else:
                 self.number += 1
-                yield self._row(cells)
+                yield self.invalid(cells) if isinstance(cells, Fault) else self._row(cells)
 
             self.line += len(self._record)
 
@@ -239,33 +212,29 @@ class CsvReader(RowReader):
             message = "the CSV has no header line; write the names of its columns first"
             raise Unreadable(Fault("", "a header line", "", message))
 
-    def _read_record(self, line: bytes, lines: Iterator[bytes]) -> list[str]:
-        """Return the cells of the record that begins in ``line``; take its other lines.
+    def _read_record(self, line: bytes, lines: Iterator[bytes]) -> list[str] | Fault:
+        """Return the cells of the record that begins in ``line``, or what is wrong with it.
 
         Raises:
             Unreadable: where the record ends can't be told.
         """
         text = line.decode("utf-8", "surrogateescape")
         plain = text.rstrip("\r\n")
-        self._record = [text]
-        self._damage = None
 
-        if '"' in plain or not plain.isprintable() or len(line) > MAX_RECORD:
-            return self._read_quoted(chain((line,), lines))
+        if '"' not in plain and plain.isprintable() and len(line) <= MAX_RECORD:
+            self._record = [text]
+            return plain.split(self._delimiter)
 
-        return plain.split(self._delimiter)
-
-    def _read_quoted(self, lines: Iterator[bytes]) -> list[str]:
         self._record = []
 
         try:
-            cells = next(csv.reader(self._texts(lines), strict=True, delimiter=self._delimiter))
+            texts = self._texts(chain((line,), lines))
+            cells = next(csv.reader(texts, strict=True, delimiter=self._delimiter))
         except csv.Error as exc:
             self.number += self.columns is not None  # the broken record is a row, or the header
             raise Unreadable(self._fault_of_csv(str(exc))) from exc
 
-        self._damage = self._find_damage()
-        return cells
+        return self._find_damage() or cells
 
     def _texts(self, lines: Iterator[bytes]) -> Iterator[str]:
         """Yield the record's lines as text; a byte that is no UTF-8 becomes a lone surrogate."""
@@ -295,24 +264,18 @@ class CsvReader(RowReader):
         if '"' not in text or self._quoting.fullmatch(text):
             return None
 
-        begin = f"(?:^|{re.escape(self._delimiter)})"
-        expected, got = "RFC 4180 quoting", '"'
-
-        if found := re.search(rf'{begin}(="[^"]*")', text):
-            expected, got = "a text", found[1]
+        if found := re.search(rf'{self._begin}(="[^"]*")', text):
             message = f"{found[1]} is a spreadsheet's formula; write the text alone, without ="
-        elif re.search(rf'{begin}\s+"', text):
-            got = ' "'
-            message = "a blank stands before a quote; remove it, so that the quote begins the cell"
-        else:
-            message = "a quote stands inside a cell without quotes; quote the whole cell, double it"
+            return Fault("", "a text", found[1], message)
 
-        return Fault("", expected, got, message)
+        message = "a quote stands inside a cell without quotes; quote the whole cell, double it"
+
+        if re.search(rf'{self._begin}\s+"', text):
+            message = "a blank stands before a quote; remove it, so that the quote begins the cell"
+
+        return Fault("", "RFC 4180 quoting", '"', message)
 
     def _fault_of_csv(self, why: str) -> Fault:
-        if why.startswith("new-line") or (why == _OVERLONG and "\r" in self._record[-1][:-2]):
-            return _OLD_MAC
-
         if why == _OVERLONG:
             return _too_long("record")
 
@@ -320,18 +283,22 @@ class CsvReader(RowReader):
             message = "a quote opened in this row is never closed; close it"
             return Fault("", "a closing quote", "the end of the file", message)
 
-        message = f"the CSV can't be read from this row on ({why}); fix its quotes"
-        return self._find_damage() or Fault("", "RFC 4180 quoting", why, message)
+        message = f"the CSV can't be read from this row on ({why}); fix its quotes and line ends"
+        return self._find_damage() or Fault("", "RFC 4180", why, message)
 
-    def _read_header(self, names: list[str]) -> None:
-        faults = [self._damage] if self._damage else []
+    def _read_header(self, names: list[str] | Fault) -> None:
+        if isinstance(names, Fault):
+            raise Unreadable(names)
 
-        for index, column in enumerate(() if faults else names):
+        faults = []
+
+        for index, column in enumerate(names):
             kind, name = _kind_and_name(column)
 
-            if column.lower() in _RESULT_NOTES:
-                self._refuse_results(column)
-            elif not name:
+            if column.lower() in _RESULT_NOTES and not self._rules.is_batch_output_allowed:
+                raise Unreadable(fault_of_results(column))
+
+            if not name:
                 message = f"column {index + 1} has no name; name it, or leave it out in every line"
                 faults.append(Fault("", "a column name", column, message))
             elif self._cells[kind].setdefault(name, index) != index:
@@ -344,11 +311,8 @@ class CsvReader(RowReader):
         self.columns = tuple(names)
 
     def _row(self, cells: list[str]) -> Item:
-        assert self.columns is not None
-        width = len(self.columns)
-
-        if self._damage:
-            return self.invalid(self._damage)
+        columns = self.columns or ()
+        width = len(columns)
 
         if len(cells) != width:
             message = (
@@ -357,18 +321,18 @@ class CsvReader(RowReader):
             )
             return self.invalid(Fault("", f"{width:,} cells", f"{len(cells):,} cells", message))
 
-        if cells[0] == self.columns[0] and tuple(cells) == self.columns:
+        if cells[0] == columns[0] and tuple(cells) == columns:
             message = "this is the header again; remove the line"
             return self.invalid(Fault("", "a row", cells[0], message))
 
         said, parameters, notes = (
-            {name: cells[index] for name, index in columns.items() if cells[index]}
-            for columns in self._cells.values()
+            {name: cells[index] for name, index in kind.items() if cells[index]}
+            for kind in self._cells.values()
         )
 
         if "\\" not in self._record[0] and len(self._record) == 1 and not notes:
-            names, texts = tuple(parameters), tuple(parameters.values())
-            plain = forms.plain_row(self.number, self.line, said, names, (), texts, self._rules)
+            texts = tuple(parameters), (), tuple(parameters.values())
+            plain = forms.plain_row(self.number, self.line, said, *texts, self._rules)
 
             if plain is not None:
                 return plain
@@ -381,9 +345,9 @@ class CsvReader(RowReader):
                 self.warnings.add(name, _TWO_BACKSLASHES, self.line)
 
         faults = _unescape(said)
-        value = {**said, "parameters": parameters} | ({NOTES: notes} if notes else {})
+        value = {**said, "parameters": parameters, NOTES: notes}
         where = (self.number, self._rules, self.line)
-        return row_from_object(value, *where, is_clean=True, read=_read_cell, faults=faults)
+        return row_from_object(value, *where, read=_read_cell, faults=faults)
 
     def _look_for_rows(self, cells: list[str], width: int) -> None:
         for cell in cells:
@@ -423,15 +387,6 @@ def _read_cell(cell: Any) -> ParameterValue:
         return str(cell[1:])
 
     raise Unfit("\\N, \\A, \\E or \\\\", _NO_ESCAPE)
-
-
-def results_alone(names: Collection[str], line: str) -> Fault | None:
-    """Return the fault of results that were written without their rows, or None."""
-    if not {"state", "jobRunId", "attempts"}.issubset(names):
-        return None
-
-    message = "these are results without their rows; write them by results --with-manifest"
-    return Fault("", "a manifest", line, message)
 
 
 def _kind_and_name(column: str) -> tuple[str, str]:
@@ -504,7 +459,10 @@ def csv_cells(says: str, columns: Sequence[str], key: str | None) -> list[str]:
     cells = {("reserved", name): _escape(said.get(name, "")) for name in RESERVED}
     cells["reserved", "key"] = _escape(key or "")
     cells |= {("parameter", name): _cell(value) for name, value in parameters.items()}
-    cells |= {("note", name): text for name, text in said.get(NOTES, {}).items()}
+    cells |= {
+        ("note", name): note if isinstance(note, str) else note["invalid"]
+        for name, note in said.get(NOTES, {}).items()
+    }
     row = [cells.pop(_kind_and_name(column), "") for column in columns]
     left = [name for (_, name), cell in cells.items() if cell]
 

@@ -193,7 +193,6 @@ def row_from_object(
     rules: RowRules,
     line: int = 0,
     *,
-    is_clean: bool = False,
     read: Callable[[object], ParameterValue] | None = None,
     faults: Iterable[Fault] = (),
 ) -> Row | InvalidRow:
@@ -206,7 +205,6 @@ def row_from_object(
         number: data row, from 1.
         rules: defaults, and what is allowed.
         line: physical line, from 1; 0 for a row of a program.
-        is_clean: no text holds a NUL or a lone surrogate.
         read: returns what a parameter's value stands for, or raises ``Unfit``; default:
             :func:`read_value`.
         faults: what is known to be wrong already.
@@ -222,9 +220,8 @@ def row_from_object(
         return rules.invalid([Fault("", "one object", value, message)], number, line)
 
     found = [*faults, *(_unknown_member(name) for name in value if name not in _ROW_NAMES)]
-    notes = _read_notes(value[NOTES], rules, found) if NOTES in value else NO_NOTES
-    said = value.get("parameters", {})
-    parameters = _read_parameters(said, found, read or read_value, is_clean=is_clean)
+    notes = _read_notes(value.get(NOTES, {}), rules, found)
+    parameters = _read_values(value.get("parameters", {}), "parameters", read or read_value, found)
     key, target, job_id = _read_members(value, parameters, rules, found)
     row = Row(number, line, key, target or rules.target, job_id or "", parameters, notes)
 
@@ -347,39 +344,35 @@ def name_character(character: str) -> str:
     return f"U+{ord(character):04X} {name}".rstrip()
 
 
-def _read_parameters(
-    said: object,
-    faults: list[Fault],
-    read: Callable[[object], ParameterValue],
-    *,
-    is_clean: bool,
+def _read_values(
+    said: object, member: str, read: Callable[[object], Any], faults: list[Fault]
 ) -> dict[str, Any]:
+    """Return what the values of a member stand for, and what is kept of those that are none."""
     if not isinstance(said, _OBJECTS):
-        message = 'parameters is an object: {"name": value}; fix it or leave it out'
-        faults.append(Fault("parameters", "an object", said, message))
-        return {"parameters": _unread(said)}
+        message = f'{member} is an object: {{"name": value}}; fix it or leave it out'
+        faults.append(Fault(member, "an object", said, message))
+        return {member: _unread(said)}
 
     values: dict[str, Any] = {}
 
     for name, value in said.items():
         try:
-            values[str.__str__(name)] = _read_parameter(name, value, read, is_clean=is_clean)
+            values[str.__str__(name)] = _read_named(name, value, read)
         except Unfit as exc:
-            faults.append(exc.fault(str(name), value))
+            column = f"{NOTES}.{name}" if member == NOTES else str(name)
+            faults.append(exc.fault(column, value))
             values[_encodable(str(name))] = _unread(value)
 
     return values
 
 
-def _read_parameter(
-    name: object, value: object, read: Callable[[object], ParameterValue], *, is_clean: bool
-) -> ParameterValue:
+def _read_named(name: object, value: object, read: Callable[[object], Any]) -> object:
     if not isinstance(name, str) or not name:
         raise Unfit("a name", "a name is a string that is not empty")
 
     found = read(value)
 
-    if not is_clean and NO_TEXT.search(f"{name}{plain_value(found)}"):
+    if NO_TEXT.search(f"{name}{plain_value(found)}"):
         raise Unfit(*UNCLEAN)
 
     return found
@@ -395,33 +388,33 @@ def _encodable(text: str) -> str:
 
 
 def _read_notes(said: object, rules: RowRules, faults: list[Fault]) -> Mapping[str, str]:
-    """Return the notes that are texts; what results wrote must have been looked for before."""
-    if not isinstance(said, _OBJECTS):
-        message = f'"{NOTES}" is an object of notes: {{"name": "text"}}; fix it or leave it out'
-        faults.append(Fault(NOTES, "an object", said, message))
-        return NO_NOTES
+    """Return the notes; what results wrote is passed over in corrections, and else refused."""
+    if isinstance(said, _OBJECTS):
+        results = [name for name in said if str(name).lower() in RESULT_NAMES]
+        said = {n: v for n, v in said.items() if n not in results and v not in (None, "")}
 
-    notes = {}
+        if results and not rules.is_batch_output_allowed:
+            faults.append(fault_of_results(f"{NOTES}.{results[0]}"))
 
-    for name, value in said.items():
-        is_result = str(name).lower() in RESULT_NAMES
+    return _read_values(said, NOTES, _read_note, faults) if said else NO_NOTES
 
-        if value is None or value == "" or (is_result and rules.is_batch_output_allowed):
-            continue
 
-        try:
-            text = _read_parameter(name, value, read_value, is_clean=False)
-        except Unfit as exc:
-            faults.append(exc.fault(f"{NOTES}.{name}", value))
-            continue
+def _read_note(value: object) -> str:
+    text = read_value(value)
 
-        if is_result or not isinstance(text, str):
-            message = "a note is a text, and none of what results write; quote or rename it"
-            faults.append(Fault(f"{NOTES}.{name}", "a text", value, message))
-        else:
-            notes[str.__str__(name)] = text
+    if not isinstance(text, str):
+        raise Unfit("a text", "a note is a text; quote it")
 
-    return notes
+    return text
+
+
+def fault_of_results(name: str) -> Fault:
+    """Return the fault of a column that results write: no row is in two batches by accident."""
+    message = (
+        f"{show(name)} is what 'deslaunch results --with-manifest' writes, so these rows are "
+        "in a batch already: go on with it by deslaunch resume LEDGER --corrections FILE"
+    )
+    return Fault(name, "a manifest", name, message)
 
 
 def read_value(value: object) -> ParameterValue:
