@@ -11,7 +11,7 @@ import sqlite3
 import unicodedata
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from deslaunch.errors import InvalidManifest, ManifestError
 from deslaunch.events import ProblemGroup
@@ -20,7 +20,6 @@ from deslaunch.manifest.rows import (
     REPEAT_MARK,
     Fault,
     Warnings,
-    digest_of,
     dump_row,
     key_digest,
     plain_value,
@@ -126,11 +125,6 @@ class Check:
         self._groups: dict[tuple[str, str], ProblemGroup] = {}
         self._limit = KEPT_PROBLEMS
         self._forms = Forms()
-        self._takers: dict[type, Callable[[Any], CheckedRow | InvalidRow]] = {
-            PlainRow: self._take_plain,
-            Row: self._take,
-            InvalidRow: self._take_unread,
-        }
         self._keys: list[tuple[int, int, str | None, bytes]] = []
         self._table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._table.executescript(_TABLES)
@@ -165,7 +159,10 @@ class Check:
     def take(self, rows: Iterable[PlainRow | Row | InvalidRow]) -> list[CheckedRow | InvalidRow]:
         """Return the rows that can be started, and why others can't, in their order."""
         with _sqlite_errors():
-            taken = [self._takers[type(row)](row) for row in rows]
+            taken = [
+                self._take_unread(row) if isinstance(row, InvalidRow) else self._take(row)
+                for row in rows
+            ]
             self._store_keys()
 
         return taken
@@ -204,98 +201,81 @@ class Check:
         key, problems = self._take_key(row, key_digest(row.key), is_bad=True)
         return row._replace(key=key, problems=row.problems + problems)
 
-    def _take_plain(self, row: PlainRow) -> CheckedRow | InvalidRow:
-        schema = self.schemas.get(row.target, {}).get(row.job_id)
-
-        if schema is None or row.target in self.unchecked:
-            return self._take(row.row())
-
-        if (found := self._forms.check(row, schema)) is None:
-            taken = self._take(row.row())
-
-            if isinstance(taken, CheckedRow):  # maybe by a newer schema
-                self._forms.learn(row, self.schemas[row.target][row.job_id])
-
-            return taken
-
+    def _take(self, row: PlainRow | Row) -> CheckedRow | InvalidRow:
         self.rows += 1
-        body, says = found
-        own = row.key
-
-        if own is None:
-            said = zip(row.names, row.texts, strict=True)
-            digest = bytes.fromhex(digest_of(row.target, row.job_id, said))
-        else:
-            digest = key_digest(own)
-
-        return self._take_valid(row, digest, Body(body, auto=False), says)
-
-    def _take(self, row: Row) -> CheckedRow | InvalidRow:
-        self.rows += 1
+        checked, says = self._check_plain(row) if isinstance(row, PlainRow) else self._check(row)
         digest = bytes.fromhex(row_digest(row)) if row.key is None else key_digest(row.key)
-        checked = self._check(row)
 
         if isinstance(checked, Body) and checked.auto and not self.allow_repeated_auto:
             checked = self._check_feed(row, row.key or digest.hex()) or checked
 
-        says = dump_row(row)
+        if not isinstance(checked, Body):
+            self._keep(checked)
+
+        key, problems = self._take_key(row, digest, is_bad=not isinstance(checked, Body))
 
         if isinstance(checked, Body):
-            return self._take_valid(row, digest, checked, says)
+            if key is not None:
+                body, auto = checked
+                has_own_key = row.key is not None
+                return CheckedRow(row, key, has_own_key, body, body_digest(body), auto, says)
+        else:
+            problems = checked + problems
 
         self.invalid += 1
-        self._keep(checked)
-        key, repeated = self._take_key(row, digest, is_bad=True)
-        return InvalidRow(
-            row.number, row.line, key, row.target, row.job_id, checked + repeated, says
-        )
+        return InvalidRow(row.number, row.line, key, row.target, row.job_id, problems, says)
 
-    def _take_valid(
-        self, row: Row | PlainRow, digest: bytes, checked: Body, says: str
-    ) -> CheckedRow | InvalidRow:
-        key, repeated = self._take_key(row, digest, is_bad=False)
-
-        if key is None:
-            self.invalid += 1
-            return InvalidRow(row.number, row.line, None, row.target, row.job_id, repeated, says)
-
-        body, auto = checked
-        return CheckedRow(row, key, row.key is not None, body, body_digest(body), auto, says)
-
-    def _check(self, row: Row) -> Body | tuple[Problem, ...]:
-        """Return what is sent for a row, or why it can't be."""
+    def _check_plain(self, row: PlainRow) -> tuple[Body | tuple[Problem, ...], str]:
         if row.target in self.unchecked:
-            return Body(b"", AUTO in map(plain_value, row.parameters.values()))
+            return self._check(row.row())
 
         schema = self.schemas.get(row.target, {}).get(row.job_id)
-        checked = self._check_by_schema(row, schema, self.warnings)
 
-        if isinstance(checked, Body) or self.renew is None or row.target in self._asked:
-            return checked
+        if schema is not None and (found := self._forms.check(row, schema)):
+            return found
 
-        if row.target in self.schemas:
+        checked, says = self._check(row.row())
+
+        if isinstance(checked, Body):  # maybe by a newer schema
+            self._forms.learn(row, self.schemas[row.target][row.job_id])
+
+        return checked, says
+
+    def _check(self, row: Row) -> tuple[Body | tuple[Problem, ...], str]:
+        """Return what is sent for a row, or why it can't be, and what is kept of it."""
+        says = dump_row(row)
+
+        if row.target in self.unchecked:
+            return Body(b"", AUTO in map(plain_value, row.parameters.values())), says
+
+        checked = self._check_by_schema(row, self.warnings)
+        is_known = row.target in self.schemas and row.target not in self._asked
+
+        if self.renew and is_known and not isinstance(checked, Body):
             self._asked.add(row.target)
 
-            if (newer := self.renew(row.target)) is not None:
-                return self._check_by_schema(row, newer.get(row.job_id), None)
+            if self.renew(row.target) is not None:
+                checked = self._check_by_schema(row, None)
 
-        return checked
+        return checked, says
 
-    def _check_by_schema(
-        self, row: Row, schema: Schema | None, warnings: Warnings | None
-    ) -> Body | tuple[Problem, ...]:
-        if schema is not None:
-            return schema.check(row, self.file, warnings)
+    def _check_by_schema(self, row: Row, warnings: Warnings | None) -> Body | tuple[Problem, ...]:
+        if row.target not in self.schemas:
+            known = ", ".join(sorted({*self.targets, *self.schemas, *self.unchecked}))
+            message = (
+                f"there is no target {show(row.target)!r}: leave it out, or name one of {known}"
+            )
+            fault = Fault("target", f"a target that is known: {known}", row.target, message)
+            return problems_of([fault], self.file, row.number, row.line)
 
-        if row.target in self.schemas:
+        schema = self.schemas[row.target].get(row.job_id)
+
+        if schema is None:
             return unknown_job(row, self.schemas, self.file)
 
-        known = ", ".join(sorted({*self.targets, *self.schemas, *self.unchecked}))
-        message = f"there is no target {show(row.target)!r}: leave it out, or name one of {known}"
-        fault = Fault("target", f"a target that is known: {known}", row.target, message)
-        return problems_of([fault], self.file, row.number, row.line)
+        return schema.check(row, self.file, warnings)
 
-    def _check_feed(self, row: Row, key: str) -> tuple[Problem, ...]:
+    def _check_feed(self, row: PlainRow | Row, key: str) -> tuple[Problem, ...]:
         """Return the problem of a second row that moves a job's feed on."""
         number, line, known = self._auto.setdefault(
             (row.target, row.job_id), (row.number, row.line, key)

@@ -19,7 +19,7 @@ import orjson
 
 from deslaunch.des import wire
 from deslaunch.manifest.rows import RESERVED, dump_row, lower_guid
-from deslaunch.manifest.schema import KINDS
+from deslaunch.manifest.schema import KINDS, Body
 from deslaunch.model import PlainRow
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ class Forms:
     def __init__(self) -> None:
         self._forms: dict[tuple[object, ...], _Form | None] = {}
 
-    def check(self, row: PlainRow, schema: Schema) -> tuple[bytes, str] | None:
+    def check(self, row: PlainRow, schema: Schema) -> tuple[Body, str] | None:
         """Return what is sent for a row and what is kept of it, or None."""
         form = self._forms.get(_shape(row, schema))
 
@@ -123,7 +123,7 @@ class Forms:
             return None
 
         told = row.texts if row.key is None else (row.key, *row.texts)
-        return (form.body % row.texts).encode(), form.says % told
+        return Body((form.body % row.texts).encode(), auto=False), form.says % told
 
     def learn(self, row: PlainRow, schema: Schema) -> None:
         """Compile the form of a row that the careful way found valid by this schema."""

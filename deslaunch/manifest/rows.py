@@ -30,6 +30,7 @@ from deslaunch.model import (
     GOT_LIMIT,
     InvalidRow,
     JobRunParameterValue,
+    PlainRow,
     Problem,
     Row,
     printable,
@@ -532,7 +533,7 @@ def load_row(says: str, number: int, line: int, file: str) -> Row | InvalidRow:
     return row_from_object(orjson.loads(says), number, rules, line)
 
 
-def row_digest(row: Row) -> str:
+def row_digest(row: Row | PlainRow) -> str:
     r"""Return the digest of what a row says, 32 lower-case hex digits: its key where it has none.
 
     The recipe is a contract: others recompute it to find a row in a ledger.
@@ -552,14 +553,13 @@ def row_digest(row: Row) -> str:
     Raises:
         TypeError: a text holds a lone surrogate; no row of a manifest does.
     """
-    texts = {name: plain_value(value) for name, value in row.parameters.items()}
-    return digest_of(row.target, row.job_id, texts.items())
+    if isinstance(row, PlainRow):
+        said: Iterable[tuple[str, object]] = zip(row.names, row.texts, strict=True)
+    else:
+        said = ((name, plain_value(value)) for name, value in row.parameters.items())
 
-
-def digest_of(target: str, job_id: str, texts: Iterable[tuple[str, str | Auto | None]]) -> str:
-    """Return the digest of a row of these parameters, by the recipe of :func:`row_digest`."""
-    said = sorted((name, True if text is AUTO else text) for name, text in texts)
-    return sha256(orjson.dumps([target, job_id.lower(), said])).hexdigest()[:32]
+    texts = sorted((name, True if text is AUTO else text) for name, text in said)
+    return sha256(orjson.dumps([row.target, row.job_id.lower(), texts])).hexdigest()[:32]
 
 
 def plain_value(value: ParameterValue) -> str | Auto | None:
