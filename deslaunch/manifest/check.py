@@ -15,18 +15,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from deslaunch.errors import InvalidManifest, ManifestError
 from deslaunch.events import ProblemGroup
+from deslaunch.manifest import rows
 from deslaunch.manifest.forms import Forms
-from deslaunch.manifest.rows import (
-    REPEAT_MARK,
-    Fault,
-    Warnings,
-    dump_row,
-    key_digest,
-    plain_value,
-    problems_of,
-    row_digest,
-    show,
-)
 from deslaunch.manifest.schema import Body, body_digest, unknown_job
 from deslaunch.model import AUTO, CheckedRow, InvalidRow, PlainRow, Problem, Row
 
@@ -119,7 +109,7 @@ class Check:
     def __post_init__(self) -> None:
         self.rows = self.invalid = self.count = 0
         self.problems: list[Problem] = []
-        self.warnings = Warnings(self.file)
+        self.warnings = rows.Warnings(self.file)
         self._asked: set[str] = set()
         self._auto = {job: (0, 0, key) for job, key in self.known_auto.items()}
         self._groups: dict[tuple[str, str], ProblemGroup] = {}
@@ -156,12 +146,12 @@ class Check:
             message, problems=self.problems, count=self.count, groups=self.groups, hint=hint
         )
 
-    def take(self, rows: Iterable[PlainRow | Row | InvalidRow]) -> list[CheckedRow | InvalidRow]:
+    def take(self, items: Iterable[PlainRow | Row | InvalidRow]) -> list[CheckedRow | InvalidRow]:
         """Return the rows that can be started, and why others can't, in their order."""
         with _sqlite_errors():
             taken = [
                 self._take_unread(row) if isinstance(row, InvalidRow) else self._take(row)
-                for row in rows
+                for row in items
             ]
             self._store_keys()
 
@@ -198,13 +188,15 @@ class Check:
         if row.key is None:
             return row
 
-        key, problems = self._take_key(row, key_digest(row.key), is_bad=True)
+        key, problems = self._take_key(row, rows.key_digest(row.key), is_bad=True)
         return row._replace(key=key, problems=row.problems + problems)
 
     def _take(self, row: PlainRow | Row) -> CheckedRow | InvalidRow:
         self.rows += 1
         checked, says = self._check_plain(row) if isinstance(row, PlainRow) else self._check(row)
-        digest = bytes.fromhex(row_digest(row)) if row.key is None else key_digest(row.key)
+        digest = (
+            bytes.fromhex(rows.row_digest(row)) if row.key is None else rows.key_digest(row.key)
+        )
 
         if isinstance(checked, Body) and checked.auto and not self.allow_repeated_auto:
             checked = self._check_feed(row, row.key or digest.hex()) or checked
@@ -243,10 +235,10 @@ class Check:
 
     def _check(self, row: Row) -> tuple[Body | tuple[Problem, ...], str]:
         """Return what is sent for a row, or why it can't be, and what is kept of it."""
-        says = dump_row(row)
+        says = rows.dump_row(row)
 
         if row.target in self.unchecked:
-            return Body(b"", AUTO in map(plain_value, row.parameters.values())), says
+            return Body(b"", AUTO in map(rows.plain_value, row.parameters.values())), says
 
         checked = self._check_by_schema(row, self.warnings)
         is_known = row.target in self.schemas and row.target not in self._asked
@@ -259,14 +251,16 @@ class Check:
 
         return checked, says
 
-    def _check_by_schema(self, row: Row, warnings: Warnings | None) -> Body | tuple[Problem, ...]:
+    def _check_by_schema(
+        self, row: Row, warnings: rows.Warnings | None
+    ) -> Body | tuple[Problem, ...]:
         if row.target not in self.schemas:
             known = ", ".join(sorted({*self.targets, *self.schemas, *self.unchecked}))
             message = (
-                f"there is no target {show(row.target)!r}: leave it out, or name one of {known}"
+                f"there is no target {rows.show(row.target)!r}: drop it, or name one of {known}"
             )
-            fault = Fault("target", f"a target that is known: {known}", row.target, message)
-            return problems_of([fault], self.file, row.number, row.line)
+            fault = rows.Fault("target", f"a target that is known: {known}", row.target, message)
+            return rows.problems_of([fault], self.file, row.number, row.line)
 
         schema = self.schemas[row.target].get(row.job_id)
 
@@ -290,8 +284,8 @@ class Check:
             "data: put them into separate batches, or pass --allow-repeated-auto"
         )
         got = f"a second one, after {other}"
-        fault = Fault("", "one auto-value row for each job", got, message)
-        return problems_of([fault], self.file, row.number, row.line)
+        fault = rows.Fault("", "one auto-value row for each job", got, message)
+        return rows.problems_of([fault], self.file, row.number, row.line)
 
     def _take_key(
         self, row: PlainRow | Row | InvalidRow, digest: bytes, *, is_bad: bool
@@ -304,7 +298,7 @@ class Check:
             self._table.execute("INSERT INTO invalid VALUES (?)", (row.number,))
 
         if own is not None and not unicodedata.is_normalized("NFC", own):
-            spelled = key_digest(unicodedata.normalize("NFC", own))
+            spelled = rows.key_digest(unicodedata.normalize("NFC", own))
             self._table.execute("INSERT INTO spelled VALUES (?, ?)", (row.line, spelled))
 
         if self.is_immediate:
@@ -322,18 +316,18 @@ class Check:
     ) -> tuple[str | None, tuple[Problem, ...]]:
         """Return the key of a row that says what an earlier one does, or why it has none."""
         if own is not None:
-            message = f"key {show(own)!r} is that of line {first}: give this row another"
-            fault = Fault("key", "a key of its own", own, message)
+            message = f"key {rows.show(own)!r} is that of line {first}: give this row another"
+            fault = rows.Fault("key", "a key of its own", own, message)
         elif self.allow_duplicates:
-            return f"{digest.hex()}{REPEAT_MARK}{copy}", ()
+            return f"{digest.hex()}{rows.REPEAT_MARK}{copy}", ()
         else:
             message = (
                 f"the row says the same as line {first}, and would start the run twice: remove it, "
                 "or pass --allow-duplicates"
             )
-            fault = Fault("", "a row that says something else", digest.hex(), message)
+            fault = rows.Fault("", "a row that says something else", digest.hex(), message)
 
-        problems = problems_of([fault], self.file, number, line)
+        problems = rows.problems_of([fault], self.file, number, line)
         self._keep(problems)
         return None, problems
 

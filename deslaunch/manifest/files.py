@@ -46,18 +46,10 @@ _SAVE_AS_CSV: Final = 'save it as "CSV UTF-8", with commas between the columns'
 _BOM: Final = b"\xef\xbb\xbf"
 _GZIP: Final = b"\x1f\x8b"
 _FOREIGN: Final[Mapping[bytes, str]] = {  # how a file begins that is plainly something else
-    rb"SQLite format 3\0": (
-        "this is a database, as a batch's ledger is, and no manifest: deslaunch resume goes "
-        "on with a batch, deslaunch status says how it stands"
-    ),
-    rb"PK\x03\x04|\xd0\xcf\x11\xe0": (
-        f"this looks like an Excel workbook or a zip file; {_SAVE_AS_CSV}"
-    ),
-    rb"[^\r\n]*\r[^\n]+\Z": "its lines end in a bare \\r; save the file with \\n",
-    rb"\xff\xfe|\xfe\xff|.?\0": (
-        "this looks like UTF-16, and a manifest is UTF-8: save it anew, or convert it "
-        "with: iconv -f UTF-16 -t UTF-8 OLD > NEW"
-    ),
+    rb"SQLite format 3\0": "a database, as a ledger is: deslaunch resume and status take ledgers",
+    rb"PK\x03\x04|\xd0\xcf\x11\xe0": f"an Excel workbook or a zip file; {_SAVE_AS_CSV}",
+    rb"\xff\xfe|\xfe\xff|.?\0": "UTF-16, by its looks; convert: iconv -f UTF-16 -t UTF-8 OLD > NEW",
+    rb"[^\r\n]*\r[^\n]+\Z": "text whose lines end in a bare \\r; save the file with \\n",
 }
 _HEAD: Final = 1 << 16  # bytes of a file's beginning that tell it
 _RESULTS: Final = frozenset({"state", "jobRunId", "attempts"})
@@ -91,6 +83,7 @@ class Manifest:
         format: of the rows.
         warnings: what may be a mistake, so far.
         is_whole: nothing kept the reading from the last row.
+        digest: hex SHA-256 of the uncompressed bytes; there once they were read to their end.
 
     Raises:
         ConfigurationError: the format is neither chosen nor told by the name, or a default of
@@ -115,7 +108,6 @@ class Manifest:
         self.format: Format = detect_format(self.name, format)
         self._stream = None if isinstance(source, str | os.PathLike) else source
         self._delimiter = delimiter
-        self._digest = ""
         self.is_whole = True
         rules = RowRules(self.name, job_id, target, is_batch_output_allowed)
         self._reader = CsvReader(rules, delimiter) if self.format == "csv" else JsonlReader(rules)
@@ -131,18 +123,6 @@ class Manifest:
     def columns(self) -> tuple[str, ...] | None:
         """The names in a CSV's header as they were written; None for JSONL."""
         return self._reader.columns
-
-    @property
-    def digest(self) -> str:
-        """Hex SHA-256 of the uncompressed bytes.
-
-        Raises:
-            RuntimeError: they were not read to their end.
-        """
-        if not self._digest:
-            raise RuntimeError("the manifest was not read to its end")
-
-        return self._digest
 
     def chunks(self) -> Iterator[list[Row | InvalidRow]]:
         """Yield the rows, up to 512 at a time. They are read once, and it blocks.
@@ -161,7 +141,7 @@ class Manifest:
     def _read(self) -> Iterator[PlainRow | Row | InvalidRow]:
         try:
             with self._open() as stream:
-                yield from self._reader.rows(_lines(self._content(stream)))
+                yield from self._reader.read(_lines(self._content(stream)))
         except Unreadable as exc:
             self.is_whole = False
             yield self._reader.invalid(*exc.args)
@@ -199,19 +179,16 @@ class Manifest:
             digest.update(block)
             yield block if number else block.removeprefix(_BOM)
 
-        self._digest = digest.hexdigest()
+        self.digest = digest.hexdigest()
 
     def _find_fault(self, head: bytes) -> Fault | None:
         """Return what is wrong with the file as a whole, by its beginning."""
-        for beginning, message in _FOREIGN.items():
-            if re.match(beginning, head, re.DOTALL):
-                return Fault("", "UTF-8 text", head[:4], message)
-
         text = head.decode("utf-8", "replace").strip()
-        findings = self._look_at_csv(text) if self.format == "csv" else _look_at_jsonl(text)
-        found = next((finding for is_so, finding in findings if is_so), "")
-        message = f"this is {found}"
-        return Fault("", f"a {self.format.upper()} manifest", text, message) if found else None
+        foreign = ((re.match(begin, head, re.DOTALL), what) for begin, what in _FOREIGN.items())
+        looks = self._look_at_csv(text) if self.format == "csv" else _look_at_jsonl(text)
+        found = next((what for is_so, what in chain(foreign, looks) if is_so), "")
+        form = f"a {self.format.upper()} manifest"
+        return Fault("", form, text, f"this is {found}") if found else None
 
     def _look_at_csv(self, text: str) -> Iterable[Finding]:
         delimiter = self._delimiter
@@ -245,21 +222,15 @@ def _look_at_jsonl(text: str) -> Iterable[Finding]:
     behind = text[end:].partition("\n")[0].strip()
     has_lines = "\n" in text[:end] or first.strip() == "{"
     is_line = end > 0 and not behind and not has_lines  # the first line is JSON
-    is_object = isinstance(value, dict)
+    keys = set(value) if isinstance(value, dict) else set()
     return (
-        (isinstance(value, dict) and value.keys() >= _RESULTS, _RESULTS_ALONE),
+        (keys >= _RESULTS, _RESULTS_ALONE),
         (not text or (is_line and (text[0] == "{" or others)), ""),
         (text[:1] == "[", "a JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl"),
         (has_lines, "JSON of several lines; write an object a line: jq -c . OLD > NEW.jsonl"),
-        (
-            is_object and behind == ",",
-            "JSON in which a line ends in a comma: sed 's/,$//' OLD > NEW",
-        ),
+        (keys and behind == ",", "JSON, and a line ends in a comma: sed 's/,$//' OLD > NEW"),
         (text[:1] == "{" or others.lstrip().startswith("{"), ""),
-        (
-            re.search(r"[,;\t|]", first),
-            "CSV by its looks; pass --format csv, or name the file .csv",
-        ),
+        (re.search(r"[,;\t|]", first), "CSV by its looks; pass --format csv, or name it .csv"),
         (True, "no JSONL; write one object a line, or pass --format csv for CSV"),
     )
 

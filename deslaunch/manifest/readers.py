@@ -14,34 +14,19 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
 from deslaunch.errors import ManifestError
-from deslaunch.manifest import forms
-from deslaunch.manifest.rows import (
-    NO_TEXT,
-    NOTES,
-    RESERVED,
-    RESULT_NAMES,
-    UNCLEAN,
-    UNREAD,
-    Fault,
-    Number,
-    Unfit,
-    Warnings,
-    fault_of_results,
-    row_from_object,
-    show,
-)
+from deslaunch.manifest import forms, rows
 from deslaunch.model import AUTO, InvalidRow, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from deslaunch.manifest.rows import RowRules
     from deslaunch.model import ParameterValue, PlainRow
 
     Item = PlainRow | Row | InvalidRow
@@ -52,10 +37,10 @@ MAX_RECORD: Final = 1 << 20
 PREFIX: Final = "parameters."
 """Begins the column of a parameter whose own name would be read as another column's."""
 
-NOTE_PREFIX: Final = f"{NOTES}."
+NOTE_PREFIX: Final = f"{rows.NOTES}."
 """Begins a column of notes, in any case of letters."""
 
-_RESULT_NOTES: Final = frozenset(f"{NOTE_PREFIX}{name}" for name in RESULT_NAMES)
+_RESULT_NOTES: Final = frozenset(f"{NOTE_PREFIX}{name}" for name in rows.RESULT_NAMES)
 _OVERLONG: Final = "over MAX_RECORD"
 _MAX_HEADER_FAULTS: Final = 100  # a line of commas alone would have a million
 _ESCAPES: Final[Mapping[str, ParameterValue]] = {"\\N": None, "\\A": AUTO, "\\E": ""}
@@ -70,6 +55,10 @@ _NO_ESCAPE: Final = (
     "a leading backslash begins \\N (null), \\A (auto value), \\E (empty string) or \\\\ "
     "(a backslash); double it where it is meant as such"
 )
+_MISQUOTED: Final[Mapping[str, str]] = {  # how a cell begins that holds quotes and has none
+    '="[^"]*"': "a cell is a spreadsheet's formula; write the text alone, without =",
+    r'\s+"': "a blank stands before a quote; remove it, so that the quote begins the cell",
+}
 _SWALLOWED: Final = (
     "a cell holds line breaks, and lines that look like rows of this file; is a quote missing or "
     "too many?"
@@ -83,7 +72,7 @@ class Unreadable(Exception):
 class RowReader:
     """Reads the rows of a file once.
 
-    ``rows(blocks)`` yields an item for every row. The blocks are physical lines with their
+    ``read(blocks)`` yields an item for every row. The blocks are physical lines with their
     newlines, some at a time; one over ``MAX_RECORD`` may have been cut, but not to less than a
     byte more. ``Unreadable`` is raised where the reading ends early, by itself or by the blocks.
 
@@ -99,13 +88,13 @@ class RowReader:
 
     columns: tuple[str, ...] | None = None
 
-    def __init__(self, rules: RowRules) -> None:
+    def __init__(self, rules: rows.RowRules) -> None:
         self._rules = rules
-        self.warnings = Warnings(rules.file)
+        self.warnings = rows.Warnings(rules.file)
         self.number = 0
         self.line = 0
 
-    def invalid(self, *faults: Fault) -> InvalidRow:
+    def invalid(self, *faults: rows.Fault) -> InvalidRow:
         """Return the present row, or the file, of which nothing else is known."""
         return self._rules.invalid(faults, self.number, max(self.line, 1))
 
@@ -113,13 +102,13 @@ class RowReader:
 class JsonlReader(RowReader):
     """One JSON object a line; no digit and no name that is given twice is lost."""
 
-    def __init__(self, rules: RowRules) -> None:
+    def __init__(self, rules: rows.RowRules) -> None:
         super().__init__(rules)
-        self._repeated: list[Fault] = []
+        self._repeated: list[rows.Fault] = []
         self._decode = json.JSONDecoder(
             object_pairs_hook=self._object,
-            parse_float=Number,
-            parse_int=Number,
+            parse_float=rows.Number,
+            parse_int=rows.Number,
             parse_constant=float,  # NaN and Infinity, refused where every float is
         ).decode
 
@@ -127,17 +116,17 @@ class JsonlReader(RowReader):
         members = dict(pairs)
 
         if len(members) < len(pairs):
-            names = [name for name, _ in pairs]
+            counts = Counter(name for name, _ in pairs)
             message = "the name is given twice in one object; leave one of them out"
             self._repeated += [
-                Fault(name, "each name once", members[name], message)
-                for name in members
-                if names.count(name) > 1
+                rows.Fault(name, "each name once", members[name], message)
+                for name, times in counts.items()
+                if times > 1
             ]
 
         return members
 
-    def rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
+    def read(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
         """Yield an item for every line that is not blank."""
         for line in chain.from_iterable(blocks):
             self.line += 1
@@ -164,21 +153,21 @@ class JsonlReader(RowReader):
         except (json.JSONDecodeError, RecursionError) as exc:
             why = f"no JSON: {exc}" if isinstance(exc, ValueError) else "nested too deep"
             message = f"this is {why}; fix the line"
-            return self.invalid(Fault("", "one JSON object", text_of(line), message))
+            return self.invalid(rows.Fault("", "one JSON object", text_of(line), message))
 
-        row = row_from_object(value, *where, faults=self._repeated)
+        row = rows.row_from_object(value, *where, faults=self._repeated)
 
         if not isinstance(row, InvalidRow) or not self._repeated:
             return row
 
         is_key_known = all(fault.column != "key" for fault in self._repeated)
-        return row._replace(key=row.key if is_key_known else None, says=UNREAD)
+        return row._replace(key=row.key if is_key_known else None, says=rows.UNREAD)
 
 
 class CsvReader(RowReader):
     """A header line, then RFC 4180 records."""
 
-    def __init__(self, rules: RowRules, delimiter: str) -> None:
+    def __init__(self, rules: rows.RowRules, delimiter: str) -> None:
         super().__init__(rules)
         self._delimiter = delimiter
         self._record: list[str] = []  # the lines of the present record
@@ -188,7 +177,7 @@ class CsvReader(RowReader):
         self._quoting = re.compile(rf"{cell}(?:{re.escape(delimiter)}{cell})*\r?\n?")
         csv.field_size_limit(max(MAX_RECORD, csv.field_size_limit()))
 
-    def rows(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
+    def read(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
         """Yield an item for every record below the header that is not blank."""
         self.line = 1
         lines = chain.from_iterable(blocks)
@@ -204,15 +193,15 @@ class CsvReader(RowReader):
                 self._read_header(cells)
             else:
                 self.number += 1
-                yield self.invalid(cells) if isinstance(cells, Fault) else self._row(cells)
+                yield self.invalid(cells) if isinstance(cells, rows.Fault) else self._row(cells)
 
             self.line += len(self._record)
 
         if self.columns is None:
             message = "the CSV has no header line; write the names of its columns first"
-            raise Unreadable(Fault("", "a header line", "", message))
+            raise Unreadable(rows.Fault("", "a header line", "", message))
 
-    def _read_record(self, line: bytes, lines: Iterator[bytes]) -> list[str] | Fault:
+    def _read_record(self, line: bytes, lines: Iterator[bytes]) -> list[str] | rows.Fault:
         """Return the cells of the record that begins in ``line``, or what is wrong with it.
 
         Raises:
@@ -249,13 +238,13 @@ class CsvReader(RowReader):
 
             yield self._record[-1].replace("\0", "\ufffd")  # csv refuses it before Python 3.11.4
 
-    def _find_damage(self) -> Fault | None:
+    def _find_damage(self) -> rows.Fault | None:
         """Return what is wrong with the record, that csv would take as it stands."""
         text = "".join(self._record)
 
-        if found := NO_TEXT.search(text):
+        if found := rows.NO_TEXT.search(text):
             if found[0] == "\0":
-                return Unfit(*UNCLEAN).fault("", text)
+                return rows.Unfit(*rows.UNCLEAN).fault("", text)
 
             *before, last = text[: found.start()].split("\n")
             byte, line = len(last.encode()), self._record[len(before)]
@@ -264,30 +253,27 @@ class CsvReader(RowReader):
         if '"' not in text or self._quoting.fullmatch(text):
             return None
 
-        if found := re.search(rf'{self._begin}(="[^"]*")', text):
-            message = f"{found[1]} is a spreadsheet's formula; write the text alone, without ="
-            return Fault("", "a text", found[1], message)
+        for pattern, message in _MISQUOTED.items():
+            if re.search(self._begin + pattern, text):
+                break
+        else:
+            message = "a quote stands inside a cell without quotes; quote the whole cell, double it"
 
-        message = "a quote stands inside a cell without quotes; quote the whole cell, double it"
+        return rows.Fault("", "RFC 4180 quoting", text, message)
 
-        if re.search(rf'{self._begin}\s+"', text):
-            message = "a blank stands before a quote; remove it, so that the quote begins the cell"
-
-        return Fault("", "RFC 4180 quoting", '"', message)
-
-    def _fault_of_csv(self, why: str) -> Fault:
+    def _fault_of_csv(self, why: str) -> rows.Fault:
         if why == _OVERLONG:
             return _too_long("record")
 
         if why == "unexpected end of data":
             message = "a quote opened in this row is never closed; close it"
-            return Fault("", "a closing quote", "the end of the file", message)
+            return rows.Fault("", "a closing quote", "the end of the file", message)
 
         message = f"the CSV can't be read from this row on ({why}); fix its quotes and line ends"
-        return self._find_damage() or Fault("", "RFC 4180", why, message)
+        return self._find_damage() or rows.Fault("", "RFC 4180", why, message)
 
-    def _read_header(self, names: list[str] | Fault) -> None:
-        if isinstance(names, Fault):
+    def _read_header(self, names: list[str] | rows.Fault) -> None:
+        if isinstance(names, rows.Fault):
             raise Unreadable(names)
 
         faults = []
@@ -296,14 +282,14 @@ class CsvReader(RowReader):
             kind, name = _kind_and_name(column)
 
             if column.lower() in _RESULT_NOTES and not self._rules.is_batch_output_allowed:
-                raise Unreadable(fault_of_results(column))
+                raise Unreadable(rows.fault_of_results(column))
 
             if not name:
                 message = f"column {index + 1} has no name; name it, or leave it out in every line"
-                faults.append(Fault("", "a column name", column, message))
+                faults.append(rows.Fault("", "a column name", column, message))
             elif self._cells[kind].setdefault(name, index) != index:
                 message = "the column is there twice; leave one of them out"
-                faults.append(Fault(column, "each column once", column, message))
+                faults.append(rows.Fault(column, "each column once", column, message))
 
         if faults:
             raise Unreadable(*faults[:_MAX_HEADER_FAULTS])
@@ -319,11 +305,13 @@ class CsvReader(RowReader):
                 f"the row has {len(cells):,} cells and the header {width:,}; quote a cell that "
                 "holds the delimiter, and leave no cell out"
             )
-            return self.invalid(Fault("", f"{width:,} cells", f"{len(cells):,} cells", message))
+            return self.invalid(
+                rows.Fault("", f"{width:,} cells", f"{len(cells):,} cells", message)
+            )
 
         if cells[0] == columns[0] and tuple(cells) == columns:
             message = "this is the header again; remove the line"
-            return self.invalid(Fault("", "a row", cells[0], message))
+            return self.invalid(rows.Fault("", "a row", cells[0], message))
 
         said, parameters, notes = (
             {name: cells[index] for name, index in kind.items() if cells[index]}
@@ -345,9 +333,9 @@ class CsvReader(RowReader):
                 self.warnings.add(name, _TWO_BACKSLASHES, self.line)
 
         faults = _unescape(said)
-        value = {**said, "parameters": parameters, NOTES: notes}
+        value = {**said, "parameters": parameters, rows.NOTES: notes}
         where = (self.number, self._rules, self.line)
-        return row_from_object(value, *where, read=_read_cell, faults=faults)
+        return rows.row_from_object(value, *where, read=_read_cell, faults=faults)
 
     def _look_for_rows(self, cells: list[str], width: int) -> None:
         for cell in cells:
@@ -359,7 +347,7 @@ class CsvReader(RowReader):
                 self.warnings.add("", _SWALLOWED, self.line)
 
 
-def _unescape(said: dict[str, str]) -> list[Fault]:
+def _unescape(said: dict[str, str]) -> list[rows.Fault]:
     """Unescape the key and the target; return what is wrong with them."""
     faults = []
 
@@ -371,7 +359,7 @@ def _unescape(said: dict[str, str]) -> list[Fault]:
         elif cell.startswith("\\"):
             del said[name]
             message = f"{name} takes no escape; leave the cell empty, or double the backslash"
-            faults.append(Fault(name, "no leading backslash", cell, message))
+            faults.append(rows.Fault(name, "no leading backslash", cell, message))
 
     return faults
 
@@ -386,7 +374,7 @@ def _read_cell(cell: Any) -> ParameterValue:
     if cell.startswith("\\\\"):
         return str(cell[1:])
 
-    raise Unfit("\\N, \\A, \\E or \\\\", _NO_ESCAPE)
+    raise rows.Unfit("\\N, \\A, \\E or \\\\", _NO_ESCAPE)
 
 
 def _kind_and_name(column: str) -> tuple[str, str]:
@@ -394,17 +382,17 @@ def _kind_and_name(column: str) -> tuple[str, str]:
     if column.lower().startswith(NOTE_PREFIX):
         return "note", column[len(NOTE_PREFIX) :]
 
-    return "reserved" if column in RESERVED else "parameter", column.removeprefix(PREFIX)
+    return "reserved" if column in rows.RESERVED else "parameter", column.removeprefix(PREFIX)
 
 
-def _too_long(what: str) -> Fault:
+def _too_long(what: str) -> rows.Fault:
     message = f"the {what} is longer than {MAX_RECORD:,} bytes; is a line break or a quote missing?"
-    return Fault("", f"at most {MAX_RECORD:,} bytes", f"over {MAX_RECORD:,} bytes", message)
+    return rows.Fault("", f"at most {MAX_RECORD:,} bytes", f"over {MAX_RECORD:,} bytes", message)
 
 
-def _undecodable(line: str, byte: int, number: int) -> Fault:
+def _undecodable(line: str, byte: int, number: int) -> rows.Fault:
     message = f"byte {byte + 1} of line {number} is not UTF-8; save the file as UTF-8"
-    return Fault("", "UTF-8", line.rstrip("\r\n"), message)
+    return rows.Fault("", "UTF-8", line.rstrip("\r\n"), message)
 
 
 def text_of(line: bytes) -> str:
@@ -422,7 +410,7 @@ def columns_of(says: str) -> list[str]:
     """Return the columns beside the reserved ones that a row needs: parameters, then notes."""
     said = orjson.loads(says)
     parameters = [column_of(name) for name in said.get("parameters", ())]
-    return parameters + [f"{NOTE_PREFIX}{name}" for name in said.get(NOTES, ())]
+    return parameters + [f"{NOTE_PREFIX}{name}" for name in said.get(rows.NOTES, ())]
 
 
 def header_of(written: Iterable[str], needed: Iterable[str]) -> list[str]:
@@ -435,7 +423,7 @@ def header_of(written: Iterable[str], needed: Iterable[str]) -> list[str]:
     own = [column for column in written if column.lower() not in _RESULT_NOTES]
     columns: dict[tuple[str, str], str] = {}
 
-    for column in (*(name for name in RESERVED if name not in own), *own, *needed):
+    for column in (*(name for name in rows.RESERVED if name not in own), *own, *needed):
         columns.setdefault(_kind_and_name(column), column)
 
     return list(columns.values())
@@ -456,19 +444,19 @@ def csv_cells(says: str, columns: Sequence[str], key: str | None) -> list[str]:
     """
     said = orjson.loads(says)
     parameters = said.get("parameters", {})
-    cells = {("reserved", name): _escape(said.get(name, "")) for name in RESERVED}
+    cells = {("reserved", name): _escape(said.get(name, "")) for name in rows.RESERVED}
     cells["reserved", "key"] = _escape(key or "")
     cells |= {("parameter", name): _cell(value) for name, value in parameters.items()}
     cells |= {
         ("note", name): note if isinstance(note, str) else note["invalid"]
-        for name, note in said.get(NOTES, {}).items()
+        for name, note in said.get(rows.NOTES, {}).items()
     }
     row = [cells.pop(_kind_and_name(column), "") for column in columns]
     left = [name for (_, name), cell in cells.items() if cell]
 
     if left:
         raise ManifestError(
-            f"the row {show(key or '')} has {show(left[0])}, and there is no such column",
+            f"the row {rows.show(key or '')} has {rows.show(left[0])}, and there is no such column",
             hint="use results --format jsonl --with-manifest",
         )
 

@@ -11,6 +11,7 @@ import re
 import reprlib
 import unicodedata
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -146,7 +147,7 @@ class RowRules:
     def __post_init__(self) -> None:
         try:
             job_id = self.job_id and _read_job_id(self.job_id)
-            _read_name("target", self.target)
+            _read_name("target", self.target, self)
         except Unfit as exc:
             raise ConfigurationError(
                 f"--job-id or --target: {exc}",
@@ -254,7 +255,10 @@ def _read_members(
     for name in RESERVED:
         if name in said:
             try:
-                members[name] = _read_member(name, said[name], rules)
+                is_job = name == "jobId"
+                members[name] = (
+                    _read_job_id(said[name]) if is_job else _read_name(name, said[name], rules)
+                )
             except Unfit as exc:
                 faults.append(exc.fault(name, said[name]))
                 members[name] = None
@@ -274,25 +278,12 @@ def meant_member(name: str) -> str | None:
     return next((member for member in RESERVED if member.lower() == folded), None)
 
 
-def _read_member(name: str, value: object, rules: RowRules) -> str:
-    if name == "jobId":
-        return _read_job_id(value)
-
-    text = _read_name(name, value)
-
-    if name == "key" and REPEAT_MARK in text and not rules.is_batch_output_allowed:
-        message = f"{REPEAT_MARK} is kept for repeated rows; write the key without it"
-        raise Unfit(f"a key without {REPEAT_MARK}", message)
-
-    return text
-
-
-def _read_name(member: str, value: object) -> str:
+def _read_name(member: str, value: object, rules: RowRules) -> str:
     """Return a name that is what an eye sees of it; it is never trimmed.
 
     Raises:
         Unfit: no string, empty, over the member's limit, with blanks at its ends or invisible
-            characters in it.
+            characters in it; a key with the mark of repeated ones.
     """
     what, limit = f"a {member}", MAX_NAME[member]
 
@@ -309,6 +300,10 @@ def _read_name(member: str, value: object) -> str:
     if value[0] == " " or value[-1] == " ":
         message = f"{what} begins or ends with a blank ({name_character(' ')}); remove it"
         raise Unfit("no blank at either end", message)
+
+    if member == "key" and REPEAT_MARK in value and not rules.is_batch_output_allowed:
+        message = f"{REPEAT_MARK} is kept for repeated rows; write the key without it"
+        raise Unfit(f"a key without {REPEAT_MARK}", message)
 
     return str.__str__(value)
 
@@ -362,7 +357,8 @@ def _read_values(
         except Unfit as exc:
             column = f"{NOTES}.{name}" if member == NOTES else str(name)
             faults.append(exc.fault(column, value))
-            values[_encodable(str(name))] = _unread(value)
+            kept = str(name).encode("utf-8", "backslashreplace").decode()
+            values[kept] = _unread(value)
 
     return values
 
@@ -381,11 +377,7 @@ def _read_named(name: object, value: object, read: Callable[[object], Any]) -> o
 
 def _unread(value: object) -> dict[str, str]:
     """Return what is kept of a value that could not be read, which no reader takes."""
-    return {"invalid": _encodable(printable(value) if isinstance(value, str) else show(value))}
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+    return {"invalid": printable(value) if isinstance(value, str) else show(value)}
 
 
 def _read_notes(said: object, rules: RowRules, faults: list[Fault]) -> Mapping[str, str]:
@@ -448,28 +440,27 @@ def read_value(value: object) -> ParameterValue:
 
 
 def _text_of_number(value: object) -> str:
+    expected = "a number"
+
     if isinstance(value, int):
-        try:
+        with suppress(ValueError):
             return int.__repr__(value)
-        except ValueError as exc:  # more digits than Python writes
-            raise Unfit("a number", "the number is too long; pass it as a str") from exc
 
-    if isinstance(value, float | Decimal) and not Decimal(value).is_finite():
-        raise Unfit("a finite number", "NaN and Infinity are no values; write a number or null")
-
-    if isinstance(value, float):
-        raise Unfit("Decimal, int or str", "a float is not exact; pass a Decimal or a str")
-
-    if not isinstance(value, Decimal):
+        message = "the number is too long; pass it as a str"  # more digits than Python writes
+    elif not isinstance(value, float | Decimal):
         expected = "a string, number, true, false, null or an object"
-        raise Unfit(expected, "this is no parameter value; write a string, number, bool or null")
+        message = "this is no parameter value; write a string, number, bool or null"
+    elif not Decimal(value).is_finite():
+        message = "NaN and Infinity are no values; write a number or null"
+    elif isinstance(value, float):
+        expected = "Decimal, int or str"
+        message = "a float is not exact; pass a Decimal or a str"
+    elif len(value.as_tuple().digits) + abs(int(value.as_tuple().exponent)) > _MAX_DIGITS:
+        message = f"the number has over {_MAX_DIGITS:,} digits when written out"
+    else:
+        return format(value, "f")
 
-    _, digits, exponent = value.as_tuple()
-
-    if len(digits) + abs(int(exponent)) > _MAX_DIGITS:
-        raise Unfit("a number", f"the number has over {_MAX_DIGITS:,} digits when written out")
-
-    return format(value, "f")
+    raise Unfit(expected, message)
 
 
 def _value_of_object(value: Mapping[str, object]) -> ParameterValue:

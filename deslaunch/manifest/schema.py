@@ -220,14 +220,16 @@ class Schema:
             if any(name == other.name for other in job.parameters)
         ]
         known = tuple(self._parameters)
+        folded = {other.strip().casefold(): other for other in known}
+        near = get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.6)
         note = f"a column of notes is named {_quoted(f'{NOTES}.{name}')}, or left out"
 
         if meant := meant_member(name):
             advice = f"did you mean {meant}? Write that column's name exactly so"
         elif others:
             advice = f"{_listed(others)} has it; is the row's jobId (or --job-id) the right one?"
-        elif near := _near(name, known):
-            advice = f"did you mean {near}?"
+        elif near:
+            advice = f"did you mean {folded[near[0]]}?"
         elif known:
             advice = f"its parameters are {_listed(known)}; {note}"
         else:
@@ -254,7 +256,7 @@ def unknown_job(
         targets: the jobs of all targets that were asked.
         file: the manifest as it was named.
     """
-    jobs = targets.get(row.target, {})
+    jobs = targets[row.target]
     labels = [f"{job_id} ({schema.job.name})" for job_id, schema in jobs.items()]
     near = next((job for job in jobs if sum(map(ne, job, row.job_id)) <= _GUID_SLIPS), None)
     other = next((name for name, jobs in targets.items() if row.job_id in jobs), None)
@@ -282,12 +284,10 @@ def _fault_of_value(
         message = f"{parameter.name} says {got} and the job takes {expected}: leave the type out"
         return Fault(parameter.name, expected, got, message)
 
-    if text is None:
-        return None if parameter.nullable else _refuse(parameter, "null", "takes no null")
-
-    if text is AUTO:
-        is_right = parameter.supports_auto
-        return None if is_right else _refuse(parameter, "auto value", "takes no auto value")
+    if not isinstance(text, str):
+        is_right = parameter.nullable if text is None else parameter.supports_auto
+        got = "null" if text is None else "auto value"
+        return None if is_right else _refuse(parameter, got, f"takes no {got}")
 
     kind = KINDS.get(parameter.type, UNKNOWN_KIND)
 
@@ -310,13 +310,6 @@ def _refuse(parameter: JobParameter, got: str, why: str) -> Fault:
     leave_out = "" if parameter.required else ", or leave it out"
     message = f"{parameter.name} {why}: give it {expected}{leave_out}"
     return Fault(parameter.name, expected, got, message)
-
-
-def _near(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name that was probably meant: the same but for case, or similar."""
-    folded = {candidate.strip().casefold(): candidate for candidate in known}
-    matches = get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.6)
-    return folded[matches[0]] if matches else None
 
 
 def _doubt(number: int | None, text: str | Auto | None) -> str:
