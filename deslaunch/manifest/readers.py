@@ -253,13 +253,9 @@ class CsvReader(RowReader):
         if '"' not in text or self._quoting.fullmatch(text):
             return None
 
-        for pattern, message in _MISQUOTED.items():
-            if re.search(self._begin + pattern, text):
-                break
-        else:
-            message = "a quote stands inside a cell without quotes; quote the whole cell, double it"
-
-        return rows.Fault("", "RFC 4180 quoting", text, message)
+        other = "a quote stands inside a cell without quotes; quote the whole cell, double it"
+        messages = (m for begin, m in _MISQUOTED.items() if re.search(self._begin + begin, text))
+        return rows.Fault("", "RFC 4180 quoting", text, next(messages, other))
 
     def _fault_of_csv(self, why: str) -> rows.Fault:
         if why == _OVERLONG:
