@@ -6,17 +6,19 @@ import asyncio
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from ledgers import Hands, checked, crash, make, outcome, read, run_id, session
+from ledgers import Hands, checked, crash, invalid, make, outcome, read, run_id, session
 
 from deslaunch.errors import ManifestError
+from deslaunch.ledger.changes import derive_states
 from deslaunch.ledger.findings import Finding
 from deslaunch.ledger.ledger import Ledger, take_ledger
+from deslaunch.ledger.reading import run_in
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -137,7 +139,10 @@ class LedgerMachine(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.rows = {key: Model(key) for key in KEYS}
         self.runs = 0
-        rows = [checked(n, key, auto=key == "auto") for n, key in enumerate(KEYS, 1)]
+        rows: list[Any] = [
+            *(checked(n, key, auto=key == "auto") for n, key in enumerate(KEYS, 1)),
+            invalid(len(KEYS) + 1),
+        ]
         self.ledger: Ledger = self.run(make(self.place, rows, self.hands))
         self.run(self.ledger.begin_session(session()))
 
@@ -235,6 +240,27 @@ class LedgerMachine(RuleBasedStateMachine):
             assert (told[key].state, told[key].attempts) == (row.state, row.left)
             assert bool(told[key].possible_duplicate) == row.is_duplicate
             assert (told[key].job_run_id is not None) == (row.state == "started")
+
+    @invariant()
+    def derived_anew_it_says_the_same(self) -> None:
+        """What is kept of a row's state is what follows from its attempts, and what is not too."""
+        if not hasattr(self, "ledger"):
+            return
+
+        store = cast("Any", self.ledger)._store
+
+        def look() -> tuple[list[Any], list[Any]]:
+            results = store._connection.execute("SELECT * FROM results ORDER BY row").fetchall()
+            return results, store.fetch("tally", {"open": "sending"})
+
+        def look_and_derive() -> None:
+            before = look()
+
+            with store.transaction(is_kept=False):
+                derive_states(store, range(1, len(KEYS) + 2))
+                assert look() == before
+
+        self.run(run_in(self.ledger.thread, look_and_derive))
 
     def teardown(self) -> None:
         if hasattr(self, "ledger"):
