@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import closing
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
@@ -460,6 +461,19 @@ class TestRowsOfAProgram:
             await ledger.add([checked(7, "new"), checked(2, says="another")])
 
         assert len(await read(ledger)) == 4
+
+    async def test_rows_without_a_body_are_told_apart(self, ledger: Ledger) -> None:
+        first, another = (
+            checked(5, "new", says=says)._replace(body=b"", digest=sha256(b"").digest()[:16])
+            for says in ("this", "that")
+        )
+        assert (await ledger.add([first])).numbers == [5]
+        assert await ledger.add([first]) == ([5], 1)
+
+        with pytest.raises(ManifestError, match=r"'new'.*row 5"):
+            await ledger.add([another])
+
+        assert (await ledger.correct([another], file="fix.csv")).replaced == 1
 
     async def test_a_target_that_comes_later_has_its_place(self, place: Path) -> None:
         async with await make(place, 1) as ledger:

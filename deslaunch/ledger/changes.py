@@ -55,12 +55,16 @@ class Corrections(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A row that the batch has, looked up by its key; no digest: it is invalid."""
+    """A row that the batch has, looked up by its key.
+
+    Attributes:
+        form: digest of its body; what it says, where it has no body yet; None: it is invalid.
+    """
 
     number: int
     target: str
     job_id: str
-    digest: bytes | None
+    form: bytes | str | None
     state: str = "pending"
     last_attempt: int = 0
 
@@ -245,8 +249,11 @@ def _said(row: CheckedRow | InvalidRow) -> Row | PlainRow | InvalidRow:
 
 
 def _known(row: CheckedRow | InvalidRow) -> _Known:
-    said, digest = _said(row), row.digest if isinstance(row, CheckedRow) else None
-    return _Known(said.number, said.target, said.job_id, digest)
+    if isinstance(row, InvalidRow):
+        return _Known(row.number, row.target, row.job_id, None)
+
+    form = row.digest if row.body else row.says
+    return _Known(row.row.number, row.row.target, row.row.job_id, form)
 
 
 def _describe(row: InvalidRow) -> str:
