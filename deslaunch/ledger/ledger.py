@@ -215,7 +215,7 @@ class Import:
 
     def drop(self) -> None:
         """Discard, in the ledger's thread."""
-        self._store.discard()
+        self._store.close()
 
     async def discard(self) -> None:
         """Leave nothing of it, and free the lock; does nothing once it was published."""

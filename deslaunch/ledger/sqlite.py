@@ -11,8 +11,6 @@ its process ends, however that comes about. A process loses it when it closes *a
 that file, so all descriptors of lock files are opened and closed here, one at a time.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re
@@ -24,18 +22,16 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 from urllib.parse import quote
 
 import orjson
 
 from deslaunch import errors
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 APPLICATION_ID: Final = 0x4445534C  # "DESL"
 SCHEMA_VERSION: Final = 1
@@ -49,13 +45,23 @@ TELL_AFTER: Final = 5.0
 _FOLDER: Final = Path(__file__).parent
 _NAMED: Final = re.split(r"(?m)^-- name: (\w+)\n", (_FOLDER / "queries.sql").read_text("utf-8"))
 _QUERIES: Final = dict(zip(_NAMED[1::2], _NAMED[2::2], strict=True))
+_SCHEMA: Final = re.sub("--.*", "", (_FOLDER / "schema.sql").read_text("utf-8")).split(";")
 
+_NEW: Final = (
+    "PRAGMA synchronous=OFF",  # one sync of the whole file, before it gets its name, is enough
+    "BEGIN IMMEDIATE",
+    f"PRAGMA application_id={APPLICATION_ID}",
+    f"PRAGMA user_version={SCHEMA_VERSION}",
+    *_SCHEMA,
+)
 _SYNCED: Final = "PRAGMA fullfsync=1"  # macOS: fsync alone stops at the drive's cache
-_WRITER: Final = (
+_WAL: Final = "PRAGMA journal_mode=WAL"
+_WRITER: Final = (  # with busy=1.0: a wait for the write lock is looked at once a second
     "PRAGMA synchronous=FULL",
     _SYNCED,
     "PRAGMA checkpoint_fullfsync=1",
     "PRAGMA journal_size_limit=67108864",
+    _WAL,
 )
 _GUEST: Final = (
     "PRAGMA synchronous=EXTRA",  # without a WAL, FULL does not sync the removal of the journal
@@ -71,8 +77,7 @@ _UNFIT: Final = re.compile(
 )
 _LOST_WITH: Final = {
     "overlay": "the container",
-    "tmpfs": "the next restart",
-    "ramfs": "the next restart",
+    **dict.fromkeys(("tmpfs", "ramfs"), "the next restart"),
 }
 
 _HELD: Final[dict[str, int]] = {}
@@ -82,8 +87,8 @@ _ONE_AT_A_TIME: Final = threading.Lock()
 
 os.register_at_fork(after_in_child=_HELD.clear)  # the locks stay with the parent
 
-# struct flock: type, whence, start, length, pid; macOS has the first two last.
-_FLOCK, _TYPE, _PID = ("qqihh", 3, 2) if sys.platform == "darwin" else ("hhqqi", 0, 4)
+# struct flock: type, whence, start, length, pid, and room; macOS has the first two last.
+_FLOCK, _TYPE, _PID = ("qqihh8x", 3, 2) if sys.platform == "darwin" else ("hhqqi8x", 0, 4)
 
 
 class Launcher(NamedTuple):
@@ -141,19 +146,8 @@ class SqliteStore:
             _remove_new(place)
             new = f"{place}.new"
             _make_private(new)
-            connection = _connect(new, "rw", is_new=True)
-            store = cls(place, connection, is_launcher=True, warning=warning)
-            # One sync of the whole file, before it gets its name, is enough.
-            store._execute("PRAGMA synchronous=OFF")
-            store._execute("BEGIN IMMEDIATE")
-            store._execute(f"PRAGMA application_id={APPLICATION_ID}")
-            store._execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-
-            # Not executescript, which commits first.
-            for table in re.sub("--.*", "", (_FOLDER / "schema.sql").read_text("utf-8")).split(";"):
-                store._execute(table)
-
-            return store
+            connection = _connect(new, "rw", *_NEW, is_new=True)
+            return cls(place, connection, is_launcher=True, warning=warning)
 
     @classmethod
     def take(cls, place: str) -> Self:
@@ -167,7 +161,8 @@ class SqliteStore:
             if new.exists() and new.samefile(place):  # killed when it had just got its name
                 new.unlink()
 
-            return cls(place, _open_writer(place), is_launcher=True, warning=warning)
+            connection = _connect(place, "rw", *_WRITER, busy=1.0)
+            return cls(place, connection, is_launcher=True, warning=warning)
 
     @classmethod
     def read(cls, place: str) -> Self:
@@ -203,14 +198,8 @@ class SqliteStore:
             new.unlink()
             _sync(new.parent)
 
-        self._connection = _open_writer(self.place)
+        self._connection = _connect(self.place, "rw", *_WRITER, busy=1.0)
         self._file = _identify(self.place)
-
-    def discard(self) -> None:
-        """Remove ``<place>.new``, and free the lock."""
-        self._connection.close()
-        _remove_new(self.place)
-        free_lock(self.place)
 
     def fetch(self, query: str, parameters: Any = ()) -> list[Any]:
         """Return all rows of a named query."""
@@ -262,9 +251,8 @@ class SqliteStore:
                 self._execute("BEGIN IMMEDIATE")
             except errors.LedgerError as exc:
                 waited = time.monotonic() - began
-                code = getattr(exc.__cause__, "sqlite_errorcode", 0) & 0xFF
 
-                if code not in _BUSY or waited >= self.give_up_after:
+                if _code_of(exc.__cause__) not in _BUSY or waited >= self.give_up_after:
                     raise
 
                 if waited >= TELL_AFTER and not is_told and self.on_wait is not None:
@@ -274,7 +262,7 @@ class SqliteStore:
                 return
 
     @contextmanager
-    def writing(self) -> Iterator[SqliteStore]:
+    def writing(self) -> Iterator["SqliteStore"]:
         """Give a store that may write, also beside a launcher."""
         if self.is_launcher:
             yield self
@@ -320,23 +308,31 @@ class SqliteStore:
     def close(self) -> str:
         """Close; a launcher's file becomes the whole batch again, and its lock is freed.
 
+        Of what was not published nothing stays.
+
         Returns:
             ``""``, or a sentence where a ``-wal`` that belongs to the batch stays.
         """
+        if not self.is_launcher:
+            self._connection.close()
+            return ""
+
         is_in_place = self.is_in_place()
 
         try:
-            if self.is_launcher and is_in_place:
+            if is_in_place:
                 self._leave_wal()
-            elif self.is_launcher:  # the file may have been moved: it is whole under any name
+            elif self._file is not None:  # it may have been moved: it is whole under any name
                 self._execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
             self._connection.close()
-        finally:
-            if self.is_launcher:
-                free_lock(self.place)
 
-        if not (self.is_launcher and is_in_place and Path(f"{self.place}-wal").exists()):
+            if self._file is None:
+                _remove_new(self.place)
+        finally:
+            free_lock(self.place)
+
+        if not (is_in_place and Path(f"{self.place}-wal").exists()):
             return ""
 
         return f"{self.place}-wal belongs to the batch, since a reader is still at work: keep it"
@@ -358,22 +354,8 @@ class SqliteStore:
             return self._connection.execute(sql, parameters)
 
 
-def _open_writer(place: str) -> sqlite3.Connection:
-    # A wait for the write lock is looked at once a second.
-    with ExitStack() as stack, _translated(place):
-        connection = stack.enter_context(closing(_connect(place, "rw", *_WRITER, busy=1.0)))
-
-        if connection.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
-            raise errors.LedgerError(
-                f"{place}: SQLite can't use a WAL here", hint="use a local disk"
-            )
-
-        stack.pop_all()
-        return connection
-
-
 def _connect(
-    path: str, mode: str, *pragmas: str, busy: float = 5.0, is_new: bool = False
+    path: str, mode: str, *statements: str, busy: float = 5.0, is_new: bool = False
 ) -> sqlite3.Connection:
     """Connect to a new file, or to what is a ledger of the version that is known."""
     if sqlite3.sqlite_version_info < (3, 34, 0):
@@ -387,12 +369,16 @@ def _connect(
     with ExitStack() as stack, _translated(path):
         connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=busy)
         stack.callback(connection.close)
-
-        for pragma in ("PRAGMA mmap_size=0", *pragmas):  # a full disk: an error, not a SIGBUS
-            connection.execute(pragma)
+        connection.execute("PRAGMA mmap_size=0")  # a full disk: an error, not a SIGBUS
 
         if not is_new:
             _check_version(path, connection)
+
+        for statement in statements:
+            result = connection.execute(statement).fetchone()
+
+            if statement == _WAL and result != ("wal",):
+                raise errors.LedgerError(f"{path}: can't have a WAL here", hint="use a local disk")
 
         stack.pop_all()
         return connection
@@ -418,12 +404,10 @@ def _translated(place: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as exc:
-        code = getattr(exc, "sqlite_errorcode", 0) & 0xFF
-
-        if code == sqlite3.SQLITE_NOTADB:
+        if _code_of(exc) == sqlite3.SQLITE_NOTADB:
             raise _is_foreign(place) from exc
 
-        if code == sqlite3.SQLITE_CORRUPT:
+        if _code_of(exc) == sqlite3.SQLITE_CORRUPT:
             raise errors.LedgerDamaged(
                 f"{place}: the database is damaged: {exc}",
                 hint=f"look at it with: sqlite3 {as_word(place)} 'PRAGMA integrity_check'",
@@ -434,6 +418,10 @@ def _translated(place: str) -> Iterator[None]:
         raise _exists(place) from exc
     except OSError as exc:
         raise errors.LedgerError(f"{place}: {exc.strerror or exc}", hint=_WRITABLE) from exc
+
+
+def _code_of(exc: BaseException | None) -> int:
+    return int(getattr(exc, "sqlite_errorcode", 0)) & 0xFF  # without its extension
 
 
 def _is_foreign(place: str) -> errors.LedgerForeign:
@@ -471,12 +459,11 @@ def _remove_new(place: str) -> None:
 
 
 def _identify(path: str) -> tuple[int, int] | None:
-    try:
+    with suppress(OSError):
         found = os.stat(path)  # noqa: PTH116  # once a second, and never by a descriptor
-    except OSError:
-        return None
+        return found.st_dev, found.st_ino
 
-    return found.st_dev, found.st_ino
+    return None
 
 
 def _make_private(path: str) -> None:
@@ -519,12 +506,11 @@ def _locked(place: str) -> Iterator[None]:
 
 def _describe_launcher(place: str) -> str:
     """Say who holds the lock: the ledger knows more than the lock, which a container may hide."""
-    launcher = Launcher(find_holder(place) or 0, "", None)
+    pid, host, ms = find_holder(place), "", None
 
-    with suppress(errors.LedgerError, sqlite3.Error), closing(_connect(place, "ro")) as connection:
-        launcher = SqliteStore(place, connection).launcher() or launcher
+    with suppress(errors.LedgerError), closing(_connect(place, "ro")) as connection:
+        pid, host, ms = SqliteStore(place, connection).launcher() or (pid, host, ms)
 
-    pid, host, ms = launcher
     told = f"process {pid or '?'} on {host or socket.gethostname()}"
     return told if ms is None else f"{told}, since {utc(ms)}"
 
@@ -538,22 +524,18 @@ def _take_lock(place: str) -> bool:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         stack.callback(os.close, descriptor)
 
-        try:
+        with suppress(BlockingIOError, PermissionError):
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return False
+            _HELD[path] = descriptor
+            stack.pop_all()
 
-        stack.pop_all()
-        _HELD[path] = descriptor
-        return True
+        return path in _HELD
 
 
 def free_lock(place: str) -> None:
     """Free the lock; does nothing where this process does not hold it."""
     with _ONE_AT_A_TIME:
-        descriptor = _HELD.pop(f"{place}.lock", None)
-
-        if descriptor is not None:
+        if (descriptor := _HELD.pop(f"{place}.lock", None)) is not None:
             os.close(descriptor)
 
 
@@ -569,18 +551,13 @@ def find_holder(place: str) -> int | None:
             return os.getpid()
 
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            file = Path(path).open("rb")  # noqa: SIM115  # closed below
         except OSError:
             return None
 
-        try:
-            asked = bytearray(struct.calcsize(_FLOCK) + 8)
-            fields = [0] * 5
-            fields[_TYPE] = fcntl.F_WRLCK
-            struct.pack_into(_FLOCK, asked, 0, *fields)
-            told = struct.unpack_from(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_GETLK, bytes(asked)))
-        finally:
-            os.close(descriptor)
+        with file:
+            asked = struct.pack(_FLOCK, *(fcntl.F_WRLCK if n == _TYPE else 0 for n in range(5)))
+            told = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
 
     return None if told[_TYPE] == fcntl.F_UNLCK else max(0, told[_PID])
 
