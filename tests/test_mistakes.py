@@ -214,6 +214,24 @@ class TestHelp:
         assert "Examples:" in ended.out
         assert "Exit codes" in ended.out
 
+    def test_the_list_of_commands_cuts_no_sentence(self) -> None:
+        listed = call("--help").out.split("\nCommands:\n")[1].split("\n\n")[0]
+
+        assert len(listed.splitlines()) == len(HOMES)
+        assert "..." not in listed
+
+    def test_no_command_shows_the_page_and_is_no_success(self) -> None:
+        ended = call()
+
+        assert ended.code == 2
+        assert ended.err.startswith("Usage: deslaunch ")
+
+    def test_a_command_that_sends_nothing_tells_no_exit_codes_of_a_launch(self) -> None:
+        assert "pending" in call("run", "--help").out.split("Exit codes:")[1]
+
+        for command in ("check", "status", "jobs", "simulate"):
+            assert "pending" not in call(command, "--help").out.split("Exit codes:")[1]
+
     @pytest.mark.parametrize("command", HOMES)
     def test_every_example_is_a_command_line(self, command: str) -> None:
         page = command_of(command).epilog or ""

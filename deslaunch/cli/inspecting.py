@@ -60,7 +60,9 @@ def _with_ledger(
     *options.OUTPUT,
 )
 def status(given: Given) -> int:
-    """Say how the batch of LEDGER stands, why it stopped, and list its unknown rows.
+    """Say how the batch of LEDGER stands, and what to do next.
+
+    It says why it stopped, lists its unknown rows, and prints the commands to go on with.
 
     Examples:
         deslaunch status night.ledger.db --json
@@ -213,7 +215,9 @@ def results(given: Given) -> int:
     *options.VOLUME,
 )
 def log(given: Given) -> int:
-    """Print every attempt and event of the batch of LEDGER, a JSON object a line, in time order.
+    """Print every attempt and event of LEDGER, a JSON line each.
+
+    They come in the order of time.
 
     Examples:
         deslaunch log night.ledger.db --key store-17
@@ -252,10 +256,11 @@ def log(given: Given) -> int:
     *options.OUTPUT,
 )
 def resolve(given: Given) -> int:
-    """Record what a person found out about unknown or failed rows of LEDGER, all or nothing.
+    """Record what you found out about unknown rows of LEDGER.
 
-    A finding can be changed as long as its row was not sent again. Before DES surely lists a
-    row's run, --not-started asks on a terminal, and needs --early elsewhere.
+    Rows that failed are taken too; all findings are recorded, or none. A finding can be changed
+    as long as its row was not sent again. Before DES surely lists a row's run, --not-started asks
+    on a terminal, and needs --early elsewhere.
 
     Examples:
         deslaunch resolve night.ledger.db KEY --not-started --note 'not in DES, 8:40'
@@ -344,7 +349,7 @@ async def _agree_to_early(early: Sequence[tuple[str, int]], given: Given, printe
     *options.VOLUME,
 )
 def report(given: Given) -> int:
-    """Write a page for a browser: counts, times, causes, what to do, and every row.
+    """Write a page for a browser: causes, times, and every row.
 
     One file that loads nothing from anywhere. Needs Jinja2, which the extra "report" brings.
 

@@ -117,7 +117,7 @@ def run(given: Given) -> int:
     *options.LAUNCH,
 )
 def resume(given: Given) -> int:
-    """Go on with the batch of LEDGER: what is pending or failed, never what is unknown.
+    """Send what is left of the batch of LEDGER, never what is unknown.
 
     It needs the ledger and DES, no manifest and no options: what earlier command lines gave is
     kept in the ledger. It says what it is about to do and, on a terminal, asks before anything
@@ -152,7 +152,7 @@ def resume(given: Given) -> int:
     *options.OUTPUT,
 )
 def watch(given: Given) -> int:
-    """Follow the runs that the batch of LEDGER started to their end, and record how they ended.
+    """Follow the runs of LEDGER to their end, and record it.
 
     Ended early, it goes on where it was: a run whose end is recorded is not asked about again.
 

@@ -45,6 +45,40 @@ Exit codes:
   8  another launcher is at work on it
   129, 130, 143  interrupted; drained; resume goes on"""
 
+_OF_A_LEDGER: Final = """\b
+Exit codes:
+  0  done, however the batch stands
+  1  a bug in deslaunch
+  2  usage, or nothing was written: the message says why
+  7  the ledger is missing, damaged, foreign, or can't be written
+  129, 130, 143  interrupted"""
+
+_OF_A_QUESTION: Final = """\b
+Exit codes:
+  0  done
+  1  a bug in deslaunch
+  2  usage, configuration, or an invalid manifest
+  5  DES gives no usable response
+  6  credentials refused
+  129, 130, 143  interrupted"""
+
+_OF_A_SIMULATOR: Final = """\b
+Exit codes:
+  1  a bug in deslaunch
+  2  usage, or a file that can't be used
+  129, 130, 143  ended by a signal"""
+
+
+def exit_codes(command: str) -> str:
+    """Return what a command's page says of its exit codes: of those that it can end with."""
+    if command == "simulate":
+        return _OF_A_SIMULATOR
+
+    if command == "check" or HOMES[command] == "preparing":
+        return _OF_A_QUESTION
+
+    return EXIT_CODES if HOMES[command] == "launching" else _OF_A_LEDGER
+
 
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
@@ -101,6 +135,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(command_line.main(words, prog_name="deslaunch", standalone_mode=False) or 0)
     except click.ClickException as exc:
+        if not words:  # deslaunch alone: click's message is the page
+            printer.insist(exc.format_message())
+            return 2
+
         context: click.Context | None = getattr(exc, "ctx", None)
         command = f" {context.info_name}" if context and context.parent else ""
         printer.insist(f"error: {exc.format_message()}", f"  see: deslaunch{command} --help")

@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from deslaunch.cli.main import EXIT_CODES
+from deslaunch.cli.main import exit_codes
 from deslaunch.cli.terminal import Printer
 from deslaunch.model import Format
 from deslaunch.settings import OPTIONS, Option, Settings
@@ -208,7 +208,7 @@ def command(
             return function(Given(values, frozenset(typed)))
 
         text, _, examples = cleandoc(function.__doc__ or "").partition("\n\nExamples:\n")
-        epilog = f"\b\nExamples:\n{examples}\n\n{EXIT_CODES}"
+        epilog = f"\b\nExamples:\n{examples}\n\n{exit_codes(name)}"
         return click.Command(name, params=[*parameters], callback=call, help=text, epilog=epilog)
 
     return decorate

@@ -65,7 +65,7 @@ def _query(given: Given) -> Sequence[Job]:
 
 @options.command("targets", *options.CONNECTION, *options.OUTPUT)
 def targets(given: Given) -> int:
-    """Ask each target for a token and for its jobs, and say which of them work.
+    """Ask each target for a token and its jobs: which of them work?
 
     Exits with 6 where a login or a token is refused, else with 5 where there is no usable
     response, else with 2 where one can't be read.
@@ -130,7 +130,7 @@ async def _tell_of(name: str, client: "DesClient") -> dict[str, Any]:
     *options.VOLUME,
 )
 def template(given: Given) -> int:
-    """Write a manifest to begin with: one example row for the job JOBID.
+    """Write a manifest to begin with, of one row for the job JOBID.
 
     What each parameter takes is told on stderr. The row passes the check as it is; give it
     values of your own before you launch it.
