@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import signal
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +11,7 @@ import click
 from deslaunch.cli import options, render
 from deslaunch.cli.options import Given
 from deslaunch.cli.terminal import Interrupts, Printer, run_work
-from deslaunch.errors import ConfigurationError, Declined
+from deslaunch.errors import ConfigurationError, Declined, Interrupted
 from deslaunch.events import Summary, WatchSummary
 from deslaunch.model import RowState, count
 
@@ -239,7 +240,13 @@ def log(given: Given) -> int:
 
         return 0
 
-    return _with_ledger(given, work, every=_FOLLOW_EVERY if given["follow"] else None)
+    try:
+        return _with_ledger(given, work, every=_FOLLOW_EVERY if given["follow"] else None)
+    except Interrupted as exc:
+        if not given["follow"]:
+            raise
+
+        return 128 + (exc.signum or signal.SIGINT)  # its one way to end: nothing to tell
 
 
 @options.command(
