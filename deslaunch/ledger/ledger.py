@@ -6,35 +6,45 @@ one durable transaction. The rules are SQL, in ``queries.sql``: how a row's stat
 attempts stands there, once, under ``derive``.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json
 import os
-import re
 import socket
 import time
 from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self, TypeVar
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
 
 from deslaunch.errors import LedgerDamaged, LedgerError
+from deslaunch.events import Plan, Stop
 from deslaunch.ledger import changes, findings
-from deslaunch.ledger.reading import PORTION, Reader, in_thread, make_plan, run_in, storable
+from deslaunch.ledger.reading import (
+    PORTION,
+    OpenStore,
+    Reader,
+    TargetInfo,
+    in_thread,
+    make_plan,
+    run_in,
+    storable,
+)
 from deslaunch.ledger.sqlite import SqliteStore, as_json, as_word
-from deslaunch.model import Outcome, Result, RowState, Start
+from deslaunch.model import (
+    CheckedRow,
+    InvalidRow,
+    Job,
+    Outcome,
+    Result,
+    RowState,
+    RunStatus,
+    Start,
+)
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from deslaunch.events import Plan, Stop
-    from deslaunch.ledger.reading import TargetInfo
-    from deslaunch.model import CheckedRow, InvalidRow, Job, RunStatus
-
-
-T = TypeVar("T")
+T = TypeVar("T", bound=OpenStore)
 
 
 class Clock(NamedTuple):
@@ -54,8 +64,6 @@ class Clock(NamedTuple):
 _SYSTEM: Final = Clock()
 POSITION_EVERY: Final = 1024
 """Rows after which it is noted how far a target's rows were claimed, for the next session."""
-
-_STATES: Final = {state.value: state for state in RowState}
 
 
 class NewBatch(NamedTuple):
@@ -126,29 +134,16 @@ class Exchange(NamedTuple):
     due: dict[str, float | None]
 
 
-class Import:
-    """A batch on its way into its ledger; nobody sees it before :meth:`publish`.
-
-    As a context manager it discards what was not published.
-    """
+class Import(OpenStore):
+    """A batch on its way into its ledger; nobody sees it before :meth:`publish`."""
 
     def __init__(
         self, store: SqliteStore, thread: ThreadPoolExecutor, batch: NewBatch, clock: Clock
     ) -> None:
-        self.place = store.place
-        self.warning = store.warning
-        self.thread = thread
-        self._store = store
+        super().__init__(store, thread)
         self._batch = batch
         self._clock = clock
         self._rows = changes.RowWriter(store)
-        self._is_open = True
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.discard()
 
     @in_thread
     def add(self, rows: Sequence[CheckedRow | InvalidRow]) -> None:
@@ -173,23 +168,25 @@ class Import:
     @in_thread
     def plan(self) -> Plan:
         """Return how the batch would stand."""
-        return make_plan(self._store, self._batch.manifest, {}, "unknown")
+        return make_plan(self._store, self._batch.manifest, "unknown")
 
-    async def publish(self, *, digest: str = "", columns: Sequence[str] | None = None) -> Ledger:
+    async def publish(self, *, digest: str = "", columns: Sequence[str] | None = None) -> "Ledger":
         """Make it a ledger, whole or not at all; return it as the launcher's, its lock held.
+
+        Where this is cancelled the ledger may be there, and :meth:`aclose` frees its lock.
 
         Raises:
             LedgerExists: its name was taken meanwhile.
         """
-        self._is_open = False
+        ledger = await run_in(self.thread, self._publish, digest, columns)
+        self._is_open = False  # the ledger has its store now
+        return ledger
 
-        try:
-            return await run_in(self.thread, self._publish, digest, columns, drop=Ledger.drop)
-        except LedgerError:
-            self._is_open = True
-            raise
+    def _publish(self, digest: str, columns: Sequence[str] | None) -> "Ledger":
+        new = self._batch
+        path = os.fsencode(new.manifest)
+        is_text = path == new.manifest.encode("utf-8", "replace")
 
-    def _publish(self, digest: str, columns: Sequence[str] | None) -> Ledger:
         try:
             self._store.run("index_keys")
         except LedgerError:  # two rows of one key
@@ -198,31 +195,13 @@ class Import:
 
         self._store.run("index_due")
         [(rows,)] = self._store.fetch("last_row")
-        name = re.sub(r"(\.ledger)?\.\w+$", "", os.path.basename(self.place))  # noqa: PTH119
-        manifest = os.fsencode(self._batch.manifest)
-        is_text = manifest == self._batch.manifest.encode("utf-8", "replace")
-        said = (
-            self._batch.manifest if is_text else manifest,
-            digest,
-            columns and json.dumps(columns),
-        )
-        options, imported_ms = json.dumps(self._batch.options), round(1000 * self._clock.wall())
-        is_whole = self._batch.is_whole
-        batch = (storable(name), *said, rows, options, is_whole, imported_ms)
+        name = storable(Path(self.place).stem.removesuffix(".ledger"))
+        file = (new.manifest if is_text else path, digest, columns and json.dumps(columns))
+        imported_ms = round(1000 * self._clock.wall())
+        batch = (name, *file, rows, json.dumps(new.options), new.is_whole, imported_ms)
         self._store.run("add_batch", batch)
         self._store.publish()
         return Ledger(self._store, self.thread, self._clock)
-
-    def drop(self) -> None:
-        """Discard, in the ledger's thread."""
-        self._store.close()
-
-    async def discard(self) -> None:
-        """Leave nothing of it, and free the lock; does nothing once it was published."""
-        if self._is_open:
-            self._is_open = False
-            await run_in(self.thread, self.drop)
-            self.thread.shutdown(wait=False)
 
 
 class Ledger(Reader):
@@ -238,11 +217,10 @@ class Ledger(Reader):
         self.on_wait: Callable[[float], None] | None = None
         self._clock = clock
         self._time_zero = clock.wall() - clock.elapsed()
-        self._is_open = True
         self._session = 0
         self._places: Mapping[str, TargetInfo] = {}
         self._runs = _KnownRuns(store)
-        self._handed_back: list[tuple[int, int]] = []  # attempts that will not be sent
+        self._handed_back: list[Start] = []  # that will not be sent
         self._look_at_rows()
 
     def _is_at_work(self) -> bool:
@@ -257,34 +235,6 @@ class Ledger(Reader):
 
     def _now(self) -> int:
         return round(1000 * (self._time_zero + self._clock.elapsed()))
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> str:
-        """Close; a launcher's ledger becomes one file again, and its lock is freed.
-
-        Waits up to 5 s for readers. Does nothing the second time.
-
-        Returns:
-            ``""``, or a sentence where a ``-wal`` that belongs to the batch stays beside it.
-        """
-        if not self._is_open:
-            return ""
-
-        self._is_open = False
-
-        try:
-            return await run_in(self.thread, self.drop)
-        finally:
-            self.thread.shutdown(wait=False)
-
-    def drop(self) -> str:
-        """Close, in the ledger's thread."""
-        return self._store.close()
 
     # A session
 
@@ -341,11 +291,11 @@ class Ledger(Reader):
             if self.on_wait is not None:
                 loop.call_soon_threadsafe(self.on_wait, seconds)
 
-        self._store.on_wait = tell
-        return await run_in(self.thread, self._turn, outcomes, claims, drop=self._hand_back)
+        def hand_back(turn: Exchange) -> None:
+            self._handed_back += turn.starts
 
-    def _hand_back(self, turn: Exchange) -> None:
-        self._handed_back += [(start.row, start.attempt) for start in turn.starts]
+        self._store.on_wait = tell
+        return await run_in(self.thread, self._turn, outcomes, claims, drop=hand_back)
 
     def _turn(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
         handed_back, self._handed_back = self._handed_back, []
@@ -365,19 +315,20 @@ class Ledger(Reader):
                 targets = dict.fromkeys([*claims, *(outcome.target for outcome in outcomes)])
                 due = {target: self._next_due(target, positions, now) for target in targets}
         except BaseException:
-            self._handed_back += [*handed_back, *((start.row, start.attempt) for start in starts)]
+            self._handed_back += [*handed_back, *starts]
             raise
 
         self._positions = positions
         return Exchange(settled, starts, due)
 
     def _settle(
-        self, outcomes: Sequence[Outcome], handed_back: Sequence[tuple[int, int]], now: int
+        self, outcomes: Sequence[Outcome], handed_back: Sequence[Start], now: int
     ) -> list[Outcome]:
         """End attempts; return the outcomes as they hold for their rows."""
         unsent = "not sent: its turn came too late, or its intent may not be on disk"
         ended: list[tuple[Any, ...]] = [
-            (row, number, Result.UNSENT, None, None, unsent, now) for row, number in handed_back
+            (start.row, start.attempt, Result.UNSENT, None, None, unsent, now)
+            for start in handed_back
         ]
 
         for o in outcomes:
@@ -406,7 +357,7 @@ class Ledger(Reader):
         for o in outcomes:
             word, attempts, is_duplicate = states.get(o.row, (o.state, o.attempts, False))
             known = {"attempts": attempts, "possible_duplicate": bool(is_duplicate)}
-            settled.append(o._replace(state=_STATES[word], **known))
+            settled.append(o._replace(state=RowState(word), **known))
 
         return settled
 
@@ -451,11 +402,9 @@ class Ledger(Reader):
             self._store.run("add_intents", {"rows": rows, "session": self._session, "now": now})
 
         if due:
-            first, again = (
-                [row for row, n, *_ in due if (n > 1) == is_again] for is_again in (0, 1)
-            )
+            first = [row for row, attempt, *_ in due if attempt == 1]
             self._store.run("forget_states", (as_json(first),))
-            changes.derive_states(self._store, again)
+            changes.derive_states(self._store, [row for row, attempt, *_ in due if attempt > 1])
 
         return starts
 
@@ -573,7 +522,8 @@ class Ledger(Reader):
         """
         with self._store.transaction(is_kept=not dry_run):
             done = changes.correct_rows(self._store, rows, file, self._now(), add=add)
-            plan = self._plan(retry_rejected=retry_rejected, retry_unknown=retry_unknown)
+            consents = {"retry_rejected": retry_rejected, "retry_unknown": retry_unknown}
+            plan = make_plan(self._store, self.batch.manifest, self._open_state(), **consents)
 
         self._look_at_rows()
         return done._replace(plan=plan)
@@ -617,20 +567,20 @@ class Ledger(Reader):
     @in_thread
     def record_runs(self, runs: Sequence[tuple[int, int, RunStatus | str]]) -> None:
         """Write (row, attempt, status) of runs; a text: why DES does not tell of it."""
-        now = self._now()
-        told = [(row, attempt, now, *_run_fields(said)) for row, attempt, said in runs]
+        told: list[tuple[Any, ...]] = []
+
+        for row, attempt, said in runs:
+            if isinstance(said, str):
+                fields: tuple[Any, ...] = (storable(said), *[None] * 6)
+            else:
+                text = said.status and storable(said.status)
+                ended = (said.created_utc, said.finished_utc, json.dumps(said.output_files))
+                fields = (None, said.finished, said.success, text, *ended)
+
+            told.append((row, attempt, self._now(), *fields))
 
         with self._store.transaction():
             self._store.many("record_run", told)
-
-
-def _run_fields(told: RunStatus | str) -> tuple[Any, ...]:
-    if isinstance(told, str):
-        return (storable(told), *[None] * 6)
-
-    text = told.status and storable(told.status)
-    times = (told.created_utc, told.finished_utc)
-    return (None, told.finished, told.success, text, *times, json.dumps(told.output_files))
 
 
 class _KnownRuns:
@@ -718,9 +668,7 @@ async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -
         LedgerLocked: another process is importing it.
         LedgerError: its folder's file system is not fit, or can't be written.
     """
-    return await _begin(
-        lambda thread: Import(SqliteStore.create(place), thread, batch, clock), Import.drop
-    )
+    return await _open(SqliteStore.create, place, partial(Import, batch=batch, clock=clock))
 
 
 async def take_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
@@ -732,7 +680,7 @@ async def take_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
         LedgerForeign: it is no ledger, or of a newer version.
         LedgerDamaged: it can't be read.
     """
-    return await _begin(lambda thread: _open(SqliteStore.take(place), thread, clock), Ledger.drop)
+    return await _open(SqliteStore.take, place, partial(Ledger, clock=clock))
 
 
 async def open_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
@@ -743,23 +691,28 @@ async def open_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
         LedgerForeign: it is no ledger, or of a newer version.
         LedgerDamaged: it can't be read.
     """
-    return await _begin(lambda thread: _open(SqliteStore.read(place), thread, clock), Ledger.drop)
+    return await _open(SqliteStore.read, place, partial(Ledger, clock=clock))
 
 
-def _open(store: SqliteStore, thread: ThreadPoolExecutor, clock: Clock) -> Ledger:
-    try:
-        return Ledger(store, thread, clock)
-    except BaseException:
-        store.close()
-        raise
-
-
-async def _begin(make: Callable[[ThreadPoolExecutor], T], drop: Callable[[T], object]) -> T:
-    """Make what works in a thread of its own, in that thread."""
+async def _open(
+    open_store: Callable[[str], SqliteStore],
+    place: str,
+    make: Callable[[SqliteStore, ThreadPoolExecutor], T],
+) -> T:
+    """Open a store in a thread of its own, and there make what works with it."""
     thread = ThreadPoolExecutor(1, "ledger")
 
+    def begin() -> T:
+        store = open_store(place)
+
+        try:
+            return make(store, thread)
+        except BaseException:
+            store.close()
+            raise
+
     try:
-        return await run_in(thread, make, thread, drop=drop)
+        return await run_in(thread, begin, drop=lambda made: made._store.close())
     except BaseException:
         thread.shutdown(wait=False)
         raise

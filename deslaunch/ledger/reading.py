@@ -4,23 +4,18 @@ All is read in portions, never with an open cursor: one that stays open keeps SQ
 being used again. A row in flight is ``sending`` while its launcher lives, ``unknown`` after that.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
 from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, Self, TypeVar
 
 from deslaunch.events import Counts, Plan, PlannedJob, Stop, StopReason, Summary, WatchSummary
+from deslaunch.ledger.sqlite import Launcher, SqliteStore
 from deslaunch.model import Job, JobParameter, RowState, Start
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-    from concurrent.futures import ThreadPoolExecutor
-
-    from deslaunch.ledger.sqlite import Launcher, SqliteStore
 
 PORTION: Final = 512
 """Rows that are read at a time."""
@@ -28,11 +23,11 @@ PORTION: Final = 512
 TEXT_LIMIT: Final = 4096
 """Characters that are kept of what DES or a person said."""
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 _READY: Final = frozenset({RowState.PENDING, RowState.FAILED})
 """States of rows that any session sends."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class TargetInfo(NamedTuple):
@@ -239,22 +234,58 @@ async def run_in(
         raise
 
 
-class Reader:
-    """One batch, as its ledger has it.
+class OpenStore:
+    """A store, and a thread of its own, in which everything runs that touches it.
 
     Attributes:
-        place: path of the file.
+        place: path of the ledger's file.
         warning: about the file system that it lies on, or ``""``.
-        batch: what is known of the batch.
-        thread: the ledger's own; everything that touches the database runs in it.
+        thread: the store's.
     """
 
     def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor) -> None:
-        """Read what is known of the batch; runs in the ledger's thread."""
         self.place = store.place
         self.warning = store.warning
         self.thread = thread
         self._store = store
+        self._is_open = True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> str:
+        """Close; a launcher's ledger becomes one file again, and its lock is freed.
+
+        Waits up to 5 s for readers. Nothing stays of an import that was not published. Does
+        nothing the second time.
+
+        Returns:
+            ``""``, or a sentence where a ``-wal`` that belongs to the batch stays beside it.
+        """
+        if not self._is_open:
+            return ""
+
+        self._is_open = False
+
+        try:
+            return await run_in(self.thread, self._store.close)
+        finally:
+            self.thread.shutdown(wait=False)
+
+
+class Reader(OpenStore):
+    """One batch, as its ledger has it.
+
+    Attributes:
+        batch: what is known of the batch.
+    """
+
+    def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor) -> None:
+        """Read what is known of the batch; runs in the ledger's thread."""
+        super().__init__(store, thread)
         [(name, manifest, digest, columns, rows, options, ms, is_whole)] = store.fetch("batch")
         header = None if columns is None else tuple(json.loads(columns))
         said = (os.fsdecode(manifest), digest, header, rows, json.loads(options), ms)
@@ -269,13 +300,14 @@ class Reader:
 
     @in_thread
     def query(self, name: str, parameters: Any = ()) -> list[Any]:
-        """Return all rows of a query of ``queries.sql``."""
-        return self._store.fetch(name, parameters)
+        """Return all rows of a query of ``queries.sql``.
 
-    @in_thread
-    def _query_open(self, name: str, wanted: dict[str, Any]) -> list[Any]:
-        """Return all rows of a query that needs to know what a row is whose attempt is open."""
-        return self._store.fetch(name, {**wanted, "open": self._open_state()})
+        Beside parameters that go by their names it gets ``open``: what a row is whose attempt is.
+        """
+        if isinstance(parameters, dict):
+            parameters = {**parameters, "open": self._open_state()}
+
+        return self._store.fetch(name, parameters)
 
     async def counts(self) -> tuple[Counts, dict[str, Counts]]:
         """Return the rows by state: in all, and by target."""
@@ -283,7 +315,7 @@ class Reader:
         targets = {number: target for number, target, *_ in jobs}
         totals: dict[str, Counter[str]] = {target: Counter() for target in targets.values()}
 
-        for job, _auto, state, rows, duplicates, attempts in await self._query_open("tally", {}):
+        for job, _auto, state, rows, duplicates, attempts in await self.query("tally", {}):
             name = "in_flight" if state == "sending" else state
             more = {name: rows, "possible_duplicates": duplicates, "attempts": attempts}
             totals[targets[job]].update(more)
@@ -294,11 +326,8 @@ class Reader:
     @in_thread
     def plan(self, *, retry_rejected: bool = False, retry_unknown: bool = False) -> Plan:
         """Return what a session with these consents would send, by job."""
-        return self._plan(retry_rejected=retry_rejected, retry_unknown=retry_unknown)
-
-    def _plan(self, *, retry_rejected: bool, retry_unknown: bool) -> Plan:
-        consents = {RowState.REJECTED: retry_rejected, RowState.UNKNOWN: retry_unknown}
-        return make_plan(self._store, self.batch.manifest, consents, self._open_state())
+        consents = {"retry_rejected": retry_rejected, "retry_unknown": retry_unknown}
+        return make_plan(self._store, self.batch.manifest, self._open_state(), **consents)
 
     async def targets(self) -> dict[str, TargetInfo]:
         """Return the batch's targets in the order in which they were met."""
@@ -354,7 +383,7 @@ class Reader:
         for begin in range(0, len(numbers), PORTION):
             portion = json.dumps(list(numbers[begin : begin + PORTION]))
 
-            if rows := await self._query_open("results", {**wanted, "rows": portion}):
+            if rows := await self.query("results", {**wanted, "rows": portion}):
                 yield [ResultRow._make(row) for row in rows]
 
     async def sendable(
@@ -367,7 +396,7 @@ class Reader:
         wanted = {"rejected": retry_rejected, "unknown": retry_unknown, "limit": PORTION}
         after = 0
 
-        while found := await self._query_open("sendable", {**wanted, "after": after}):
+        while found := await self.query("sendable", {**wanted, "after": after}):
             yield [Start(*row) for row in found]
             after = found[-1][0]
 
@@ -379,7 +408,7 @@ class Reader:
         """Yield the unknown rows in manifest order, in portions, and where to look for them."""
         wanted = {"after": 0, "limit": PORTION}
 
-        while found := await self._query_open("unknown_rows", wanted):
+        while found := await self.query("unknown_rows", wanted):
             rows = []
 
             for *row, sent_ms, until_ms, clocks in found:
@@ -421,10 +450,8 @@ class Reader:
         return RunCounts._make([*counts, tuple(self._store.fetch("run_failures"))])
 
 
-def make_plan(
-    store: SqliteStore, manifest: str, consents: Mapping[RowState, bool], open_state: str
-) -> Plan:
-    """Return what a session would send that has a consent for rows of these states."""
+def make_plan(store: SqliteStore, manifest: str, open_state: str, **consents: bool) -> Plan:
+    """Return what a session with these consents (``retry_rejected=True`` …) would send."""
     jobs = {number: (target, job, name) for number, target, job, name, *_ in store.fetch("jobs")}
     states = dict.fromkeys(RowState, 0)
     ready: Counter[tuple[str, str, str]] = Counter()
@@ -434,7 +461,7 @@ def make_plan(
         states[state] += rows
         is_left = auto and state is RowState.UNKNOWN
 
-        if state in _READY or (consents.get(state) and not is_left):
+        if state in _READY or (consents.get(f"retry_{state}") and not is_left):
             ready[jobs[number]] += rows
 
     planned = tuple(PlannedJob(*job, rows) for job, rows in ready.most_common())
@@ -448,17 +475,17 @@ async def summary_of(ledger: Reader) -> Summary:
     summary = Summary(counts, ledger.place, targets)
 
     for last in (await ledger.sessions())[-1:]:
-        stops = [
+        stops = tuple(
             Stop(
                 StopReason(kept["reason"]),
                 kept["message"],
-                kept.get("target"),
-                resume_after=kept.get("resumeAfter"),
+                kept["target"],
+                resume_after=kept["resumeAfter"],
             )
             for kept in last.stops
-        ]
+        )
         seconds = 0.0 if last.ended_ms is None else (last.ended_ms - last.began_ms) / 1000
-        summary = summary._replace(seconds=seconds, stops=tuple(stops))
+        summary = summary._replace(seconds=seconds, stops=stops)
 
     return summary
 
