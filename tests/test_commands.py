@@ -444,6 +444,7 @@ class TestAnEndedBatch:
         done = night.call("results", "night.ledger.db", *options)
 
         assert [line["key"] for line in csv.DictReader(done.out.splitlines())] == keys
+        assert done.err == ("" if keys else "no row of the batch is such a row\n")
 
     def test_results_follow_the_umask_and_replace_results_only(self, night: Here) -> None:
         folder = night.place.folder
@@ -532,6 +533,10 @@ def test_unknown_rows_are_listed_filled_in_and_resumed(tmp_path: Path) -> None:
         )
         path = tmp_path / "night.findings.csv"
         rows = [*csv.DictReader(path.read_text().splitlines())]
+        empty = here.printed(command_after(done.err, "then record it"))
+        assert empty.code == 2
+        assert "no row says in the column as" in empty.err
+
         run = made.simulator.runs[1].job_run_id
         rows[0] |= {"as": "started", "jobRunId": run}
         rows[1] |= {"as": "not-started", "note": "looked"}

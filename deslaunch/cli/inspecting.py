@@ -11,7 +11,7 @@ import click
 from deslaunch.cli import options, render
 from deslaunch.cli.options import Given
 from deslaunch.cli.terminal import Interrupts, Printer, run_work
-from deslaunch.errors import ConfigurationError, Declined, Interrupted
+from deslaunch.errors import ConfigurationError, Declined, Interrupted, ManifestError
 from deslaunch.events import Summary, WatchSummary
 from deslaunch.model import RowState, count
 
@@ -150,7 +150,10 @@ async def _write_unknown(given: Given, ledger: "Ledger", printer: Printer) -> in
         async with open_beside(ledger, output, force=given["force"]) as stream:
             stream.write(content)
 
-        printer.say(f"{count(len(rows), 'unknown row')}: {output}; fill in the column as")
+        printer.say(f"{count(len(rows), 'unknown row')}: {output}")
+
+        if rows:
+            printer.say("fill in its column as: started, with the run's jobRunId, or not-started")
 
     return 0
 
@@ -198,10 +201,13 @@ def results(given: Given) -> int:
                 printer.say(f"{folder / name}.csv: {count(rows, 'row')}")
         elif output is None:
             with printer.binary() as stream:
-                await writing.write_results(ledger, stream, **more, **rest)
+                written = await writing.write_results(ledger, stream, **more, **rest)
+
+            if not written:
+                printer.say("no row of the batch is such a row")
         else:
-            rows = await writing.write_results(ledger, output, **more, **rest)
-            printer.say(f"{count(rows, 'row')}: {output}")
+            written = await writing.write_results(ledger, output, **more, **rest)
+            printer.say(f"{count(written, 'row')}: {output}")
 
         return 0
 
@@ -313,7 +319,15 @@ def _findings_of(given: Given) -> Sequence["Finding"]:
         if keys or chosen:
             raise click.UsageError("--from stands alone: the file names keys and findings")
 
-        return read_findings(given["findings"], note=given["note"])
+        found = read_findings(given["findings"], note=given["note"])
+
+        if not found:
+            raise ManifestError(
+                f"{given['findings']}: no row says in the column as what was found",
+                hint="fill in started, with the run's jobRunId, or not-started",
+            )
+
+        return found
 
     if not keys or len(chosen) != 1:
         raise click.UsageError(

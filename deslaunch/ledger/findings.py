@@ -178,7 +178,7 @@ def _take(fields: Any, where: str, note: str) -> Finding | None:
     if verdict is None or (verdict == "started") != bool(run):
         raise ManifestError(
             f"{where}: expected as=started with a jobRunId, or as=not-started or as=unknown "
-            f"without one; got as={said!r}, jobRunId={run!r}",
+            f"without one; got as={said or ''} with {f'jobRunId={run}' if run else 'no jobRunId'}",
             hint=_FORM,
         )
 
