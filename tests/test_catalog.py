@@ -282,7 +282,8 @@ async def test_a_cache_that_can_not_be_written_is_one_warning(cached: Place) -> 
 @pytest.mark.parametrize(
     ("hours", "said"),
     [
-        pytest.param(0.01, "1 minute", id="just now"),
+        pytest.param(0.001, "less than a minute", id="just now"),
+        pytest.param(0.01, "1 minute", id="a-minute"),
         pytest.param(0.5, "30 minutes", id="minutes"),
         pytest.param(3.2, "3 hours", id="hours"),
     ],
@@ -293,7 +294,7 @@ async def test_the_age_of_a_cached_response_is_told(cached: Place, hours: float,
     await catalog.load(["default"])
 
     assert list(catalog.notes()) == [
-        f"the JobRunParameters of target default were fetched {said} ago"
+        f"target default: rows are checked with JobRunParameters fetched {said} ago"
     ]
 
 

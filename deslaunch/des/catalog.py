@@ -236,7 +236,7 @@ class Catalog:
         """Yield how old the cached responses are that were used, one sentence each."""
         for target, fetched in self._cached.items():
             age = _age(self.now() - fetched)
-            yield f"the JobRunParameters of target {target} were fetched {age} ago"
+            yield f"target {target}: rows are checked with JobRunParameters fetched {age} ago"
 
     async def _load(self, target: str) -> None:
         if self.schema_file is not None:
@@ -312,6 +312,10 @@ class Catalog:
 
 def _age(age: timedelta) -> str:
     """Return an age as a person says it: minutes below two hours, else hours."""
-    minutes = max(0, round(age / timedelta(minutes=1)))
+    minutes = round(age / timedelta(minutes=1))
+
+    if minutes < 1:
+        return "less than a minute"
+
     is_short = minutes < 120  # noqa: PLR2004  # two hours
     return count(minutes, "minute") if is_short else count(round(age / timedelta(hours=1)), "hour")

@@ -257,7 +257,7 @@ class Check:
         if row.target not in self.schemas:
             known = ", ".join(sorted({*self.targets, *self.schemas, *self.unchecked}))
             message = (
-                f"there is no target {rows.show(row.target)!r}: drop it, or name one of {known}"
+                f"there is no target {rows.show(row.target)!r}: drop it, or name one of: {known}"
             )
             fault = rows.Fault("target", f"a target that is known: {known}", row.target, message)
             return rows.problems_of([fault], self.file, row.number, row.line)
