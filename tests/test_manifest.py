@@ -372,6 +372,13 @@ def test_a_spreadsheet_is_told_by_its_name() -> None:
     assert "CSV" in caught.value.hint
 
 
+def test_a_ledger_is_told_by_its_name() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        Manifest("night.ledger.db")
+
+    assert "deslaunch resume" in caught.value.hint
+
+
 def test_a_name_of_any_bytes_stands_in_problems_and_in_json(tmp_path: Path) -> None:  # M3, M17
     path = os.fsdecode(os.fsencode(tmp_path) + b"/night\xff\x1b.csv")
 

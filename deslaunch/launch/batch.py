@@ -488,7 +488,7 @@ async def _import(
         hint = "pass resume=True to go on with it"
 
         if isinstance(source, Manifest):
-            hint = f"go on with: {resume_command(place)}; a new batch needs a new --ledger"
+            hint += f", or: {resume_command(place)}; a new batch needs another ledger"
 
         raise errors.LedgerExists(str(exc), hint=hint) from exc.__cause__
 

@@ -69,6 +69,7 @@ _GUEST: Final = (
     "PRAGMA wal_autocheckpoint=0",  # only the launcher checkpoints
 )
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+_WHICH: Final = "name the file that run wrote: for night.csv it is night.ledger.db"
 _WRITABLE: Final = "You need write permission for the ledger and its folder, and room on its disk"
 
 _UNFIT: Final = re.compile(
@@ -425,7 +426,7 @@ def _code_of(exc: BaseException | None) -> int:
 
 
 def _is_foreign(place: str) -> errors.LedgerForeign:
-    return errors.LedgerForeign(f"{place}: is no ledger of deslaunch", hint="name the right file")
+    return errors.LedgerForeign(f"{place}: is no ledger of deslaunch", hint=_WHICH)
 
 
 def _exists(place: str) -> errors.LedgerExists:
