@@ -277,6 +277,7 @@ async def test_a_second_launch_sends_nothing_and_names_the_resume_command(place:
             await place.launch(des)
 
     assert f"deslaunch resume {place.ledger}" in refused.value.hint
+    assert "resume=True" in refused.value.hint
     assert simulator.requests == 2
 
 
