@@ -162,7 +162,7 @@ def test_a_row_that_does_not_validate_keeps_what_it_says() -> None:
 def test_an_unknown_target_names_those_that_are_known() -> None:
     (invalid,), _, _ = take(row(1)._replace(target="acmee"), targets=["acme", "default"])
 
-    assert "name one of acme, default" in invalid.problems[0].message
+    assert "name one of: acme, default" in invalid.problems[0].message
 
 
 def test_rows_of_a_target_that_cannot_be_asked_are_taken_unchecked() -> None:

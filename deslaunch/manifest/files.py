@@ -244,7 +244,7 @@ def detect_format(name: str, chosen: Format | None) -> Format:
     """
     found = chosen or _SUFFIXES.get(PurePath(name.lower().removesuffix(".gz")).suffix)
 
-    if found is None and plain.endswith(".db"):
+    if found is None and name.lower().endswith(".db"):
         raise ConfigurationError(
             f"{name}: a manifest is a CSV or JSONL file, and this is a ledger by its name",
             hint="deslaunch resume goes on with its batch, deslaunch status says how it stands",
