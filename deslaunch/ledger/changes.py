@@ -3,22 +3,15 @@
 All functions run in the ledger's thread, inside a transaction of their caller.
 """
 
-from __future__ import annotations
-
 import json
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, Final, NamedTuple, Self
 
 from deslaunch.errors import ManifestError
 from deslaunch.events import Plan
 from deslaunch.ledger.reading import storable
-from deslaunch.ledger.sqlite import as_json
-from deslaunch.model import CheckedRow, InvalidRow, Problem, quote
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from deslaunch.ledger.sqlite import SqliteStore
-    from deslaunch.model import Job, PlainRow, Row
+from deslaunch.ledger.sqlite import SqliteStore, as_json
+from deslaunch.model import CheckedRow, InvalidRow, Job, Problem, quote
 
 _FIXED: Final = frozenset({"started", "unknown", "sending"})
 """States that a correction can't change: the row has a run, or one in doubt."""
@@ -68,8 +61,16 @@ class _Known(NamedTuple):
     state: str = "pending"
     last_attempt: int = 0
 
+    @classmethod
+    def of(cls, row: CheckedRow | InvalidRow, number: int = 0) -> Self:
+        """Return what the batch will know of a row that comes, as ``number``."""
+        if isinstance(row, InvalidRow):
+            return cls(number, row.target, row.job_id, None)
+
+        return cls(number, row.row.target, row.row.job_id, row.digest if row.body else row.says)
+
     def says_the_same(self, row: CheckedRow | InvalidRow) -> bool:
-        return self[1:4] == _known(row)[1:4]
+        return self[1:4] == self.of(row)[1:4]
 
 
 class RowWriter:
@@ -85,7 +86,7 @@ class RowWriter:
         wide: list[tuple[Any, ...]] = []
 
         for index, row in enumerate(rows):
-            said = _said(row)
+            said = row.row if isinstance(row, CheckedRow) else row
             number = said.number if first is None else first + index
             job = self.job(said.target, said.job_id, number)
 
@@ -152,14 +153,11 @@ def add_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) -> Add
     new: list[CheckedRow | InvalidRow] = []
 
     for row in rows:
-        match = known.get(row.key or "")
+        fresh = _Known.of(row, last + len(new) + 1)
+        match = fresh if row.key is None else known.setdefault(row.key, fresh)
 
-        if match is None:
+        if match is fresh:
             new.append(row)
-            match = _known(row)._replace(number=last + len(new))
-
-            if row.key is not None:
-                known[row.key] = match
         elif not match.says_the_same(row):
             raise ManifestError(
                 f"key {row.key!r}: the batch has it, as row {match.number}, which says something "
@@ -178,17 +176,17 @@ def correct_rows(
 ) -> Corrections:
     """Replace rows by their keys, and add those of other keys: all, or none."""
     known = _find_by_key(store, rows)
-    found = (_refuse(row, known.get(row.key), file, add=add) for row in rows)
-    problems = tuple(problem for problem in found if problem is not None)
-    added = [row for row in rows if row.key not in known]
-    changed = [(match, row) for row in rows if (match := known.get(row.key))]
-    replaced = [(match, row) for match, row in changed if not match.says_the_same(row)]
+    pairs = [(row, known.get(row.key)) for row in rows]
+    refused = (_refuse(row, match, file, add=add) for row, match in pairs)
+    problems = tuple(problem for problem in refused if problem is not None)
+    added = [row for row, match in pairs if match is None]
+    replaced = [(row, match) for row, match in pairs if match and not match.says_the_same(row)]
 
     if not problems:
         writer = RowWriter(store)
         made = (now, storable(file))
 
-        for match, row in replaced:
+        for row, match in replaced:
             number, last = match.number, match.last_attempt
             job = writer.job(row.row.target, row.row.job_id)
             store.run("keep_correction", (number, last, *made))
@@ -196,23 +194,23 @@ def correct_rows(
             store.run("replace_content", (number, row.digest, row.body, row.says))
             store.run("forget_attempts", (number, last))
 
-        derive_states(store, (match.number for match, _ in replaced))
+        derive_states(store, (match.number for _, match in replaced))
         [(last,)] = store.fetch("last_row")
         writer.add(added, last + 1)
         store.many("keep_addition", [(last + n, *made) for n in range(1, len(added) + 1)])
 
-    return Corrections(len(replaced), len(added), len(changed) - len(replaced), problems)
+    same = len(rows) - len(added) - len(replaced)
+    return Corrections(len(replaced), len(added), same, problems)
 
 
 def recheck_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) -> None:
     """Write the new bodies, or problems, of rows; those that were sent meanwhile are left."""
-    by_number = {_said(row).number: row for row in rows}
-    found = store.fetch("still_unsent", (json.dumps(list(by_number)),))
-    unsent = [by_number[number] for (number,) in found]
-    valid = [row for row in unsent if isinstance(row, CheckedRow)]
-    contents = [(row.row.number, row.digest, row.body, row.says) for row in valid]
-    store.many("replace_content", contents)
-    invalidate(store, [row for row in unsent if isinstance(row, InvalidRow)])
+    valid = {row.row.number: row for row in rows if isinstance(row, CheckedRow)}
+    invalid = {row.number: row for row in rows if isinstance(row, InvalidRow)}
+    unsent = store.fetch("still_unsent", (json.dumps([*valid, *invalid]),))
+    kept = [(n, valid[n].digest, valid[n].body, valid[n].says) for (n,) in unsent if n in valid]
+    store.many("replace_content", kept)
+    invalidate(store, [invalid[number] for (number,) in unsent if number in invalid])
 
 
 def _find_by_key(store: SqliteStore, rows: Iterable[CheckedRow | InvalidRow]) -> dict[str, _Known]:
@@ -222,38 +220,22 @@ def _find_by_key(store: SqliteStore, rows: Iterable[CheckedRow | InvalidRow]) ->
 
 def _refuse(row: CheckedRow, match: _Known | None, file: str, *, add: bool) -> Problem | None:
     """Return why a corrected row can't be taken."""
-    if match is not None:
-        if match.state not in _FIXED or match.says_the_same(row):
-            return None
-
+    if match is None and not add:
+        expected = "a key of the batch"
+        message = "the batch has no row of this key: correct it, or add the row with --add-rows"
+    elif match is None and not row.has_own_key:
+        expected = "a key of its own"
+        message = "a row that is added needs a key of its own: write one"
+    elif match is not None and match.state in _FIXED and not match.says_the_same(row):
         expected = "what the batch says"
         message = (
             f"row {match.number} is {match.state}, and the batch says something else of it: leave "
             "it out, or start another run under a key of its own"
         )
-    elif not add:
-        expected = "a key of the batch"
-        message = "the batch has no row of this key: correct it, or add the row with --add-rows"
-    elif not row.has_own_key:
-        expected = "a key of its own"
-        message = "a row that is added needs a key of its own: write one"
     else:
         return None
 
     return Problem(file, row.row.line, row.row.number, "key", expected, quote(row.key), message)
-
-
-def _said(row: CheckedRow | InvalidRow) -> Row | PlainRow | InvalidRow:
-    """Return what has the number, line, target and jobId of a row."""
-    return row.row if isinstance(row, CheckedRow) else row
-
-
-def _known(row: CheckedRow | InvalidRow) -> _Known:
-    if isinstance(row, InvalidRow):
-        return _Known(row.number, row.target, row.job_id, None)
-
-    form = row.digest if row.body else row.says
-    return _Known(row.row.number, row.row.target, row.row.job_id, form)
 
 
 def _describe(row: InvalidRow) -> str:
