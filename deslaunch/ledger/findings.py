@@ -6,35 +6,22 @@ The file is CSV with a header line, or JSONL. ``key`` names the row; ``as`` is `
 columns are for the reader: so the file that :func:`write_unknown` makes can be filled in.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import re
-from contextlib import closing
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, TextIO, get_args
 
 from deslaunch.errors import ManifestError
 from deslaunch.ledger.changes import derive_states
-from deslaunch.ledger.reading import storable
-from deslaunch.ledger.sqlite import as_json, as_word, utc
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping, Sequence
-    from pathlib import Path
-    from typing import TextIO
-
-    from deslaunch.ledger.reading import UnknownRow
-    from deslaunch.ledger.sqlite import SqliteStore
+from deslaunch.ledger.reading import UnknownRow, storable
+from deslaunch.ledger.sqlite import SqliteStore, as_json, as_word, utc
 
 Verdict = Literal["started", "notStarted", "unknown"]
 
-_VERDICTS: Final[dict[str, Verdict]] = {
-    "started": "started",
-    "notstarted": "notStarted",
-    "not-started": "notStarted",
-    "unknown": "unknown",
-}
+_VERDICTS: Final[dict[str, Verdict]] = {verdict.lower(): verdict for verdict in get_args(Verdict)}
 _COLUMNS: Final = ("key", "as", "jobRunId", "note")
 _WINDOW: Final = ("createdAfterUtc", "createdBeforeUtc")
 _FOR_THE_READER: Final = ("target", "jobId", "jobName", *_WINDOW, "error", "row")
@@ -78,9 +65,8 @@ class Resolved(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """A row that a finding is about."""
+    """A row that a finding is about, as ``rows_to_resolve`` gives it."""
 
-    key: str
     number: int
     state: str
     duplicate: int
@@ -88,12 +74,8 @@ class _Found(NamedTuple):
     has_run: int
     is_resolved: int | None
     until_ms: int
-    finding: str | None
+    finding: str
     found_run: str | None
-
-    def has(self, finding: Finding) -> bool:
-        known = (self.finding or "unknown", _lower(self.found_run))
-        return known == (finding.verdict, _lower(finding.job_run_id))
 
 
 def read_findings(path: Path, *, note: str = "") -> list[Finding]:
@@ -107,11 +89,14 @@ def read_findings(path: Path, *, note: str = "") -> list[Finding]:
         ManifestError: the file can't be read, or a finding says too little or too much; the
             message names its line.
     """
-    read = _read_jsonl if path.suffix in {".jsonl", ".ndjson"} else _read_csv
-
     try:
-        with closing(read(path)) as lines:  # a bad finding leaves no file open
-            found = [_take(fields, f"{path}:{line}", note) for line, fields in lines]
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            lines = list(stream)
+
+        if path.suffix in {".jsonl", ".ndjson"}:
+            read = [(n, json.loads(line)) for n, line in enumerate(lines, 1) if line.strip()]
+        else:
+            read = _read_csv(path, lines)
     except OSError as exc:
         raise ManifestError(
             f"{path}: can't be read: {exc.strerror or exc}", hint="check the path and its mode"
@@ -119,6 +104,7 @@ def read_findings(path: Path, *, note: str = "") -> list[Finding]:
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as exc:
         raise ManifestError(f"{path}: is no file of findings: {exc}", hint=_FORM) from exc
 
+    found = (_take(fields, f"{path}:{number}", note) for number, fields in read)
     return [finding for finding in found if finding is not None]
 
 
@@ -140,24 +126,14 @@ def write_unrecorded(stream: TextIO, runs: Iterable[tuple[str, str]]) -> None:
     writer.writerows((key, "started", run, "not recorded by its launcher") for key, run in runs)
 
 
-def _read_csv(path: Path) -> Generator[tuple[int, Any], None, None]:
+def _read_csv(path: Path, lines: list[str]) -> list[tuple[int, Any]]:
     csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(lines, strict=True)
 
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.DictReader(stream, strict=True)
+    if "key" not in (reader.fieldnames or ()):
+        raise ManifestError(f"{path}:1: expected a column key, got none", hint=_FORM)
 
-        if "key" not in (reader.fieldnames or ()):
-            raise ManifestError(f"{path}:1: expected a column key, got none", hint=_FORM)
-
-        for row in reader:
-            yield reader.line_num, {name: value for name, value in row.items() if value}
-
-
-def _read_jsonl(path: Path) -> Generator[tuple[int, Any], None, None]:
-    with path.open(encoding="utf-8-sig") as stream:
-        for number, line in enumerate(stream, start=1):
-            if line.strip():
-                yield number, json.loads(line)
+    return [(reader.line_num, {n: v for n, v in row.items() if v}) for row in reader]
 
 
 def _take(fields: Any, where: str, note: str) -> Finding | None:
@@ -173,7 +149,7 @@ def _take(fields: Any, where: str, note: str) -> Finding | None:
     if said in {None, ""} and not run:
         return None
 
-    verdict = _VERDICTS.get(str(said).lower())
+    verdict = _VERDICTS.get(str(said).lower().replace("not-", "not"))
 
     if verdict is None or (verdict == "started") != bool(run):
         raise ManifestError(
@@ -191,18 +167,22 @@ def resolve(
 ) -> Resolved:
     """Take findings, all or none, inside a transaction; see :meth:`Ledger.resolve`."""
     keys = json.dumps([finding.key for finding in findings])
-    rows = {row[0]: _Found._make(row) for row in store.fetch("rows_to_resolve", (keys,))}
+    rows = {key: _Found._make(row) for key, *row in store.fetch("rows_to_resolve", (keys,))}
     _check(store, findings, rows, is_at_work=is_at_work)
-    new = [(rows[f.key], f) for f in findings if not rows[f.key].has(f)]
+    new = [
+        (rows[finding.key], finding)
+        for finding in findings
+        if rows[finding.key][-2:] != (finding.verdict, _lower(finding.job_run_id))
+    ]
     same = len(findings) - len(new)
-    too_early = [
-        (row.key, row.until_ms)
+    too_early = tuple(
+        (finding.key, row.until_ms)
         for row, finding in new
         if finding.verdict == "notStarted" and row.until_ms > now
-    ]
+    )
 
     if too_early and not early:
-        return Resolved(0, same, tuple(too_early))
+        return Resolved(0, same, too_early)
 
     numbers = [row.number for row, _ in new]
     store.run("lose_attempts", (as_json(numbers),))  # of a launcher that is gone
@@ -219,24 +199,22 @@ def resolve(
 def _check(
     store: SqliteStore, findings: Sequence[Finding], rows: Mapping[str, _Found], *, is_at_work: bool
 ) -> None:
-    runs = json.dumps([_lower(finding.job_run_id) for finding in findings if finding.job_run_id])
+    runs = json.dumps([_lower(finding.job_run_id) for finding in findings])
     owners: dict[str | None, str] = dict(store.fetch("rows_of_runs", (runs,)))
+    keys = Counter(finding.key for finding in findings)
     problems: list[str] = []
-    seen: set[str] = set()
 
     for finding in findings:
-        problem = _refuse(finding, rows.get(finding.key), is_at_work=is_at_work)
-        run = _lower(finding.job_run_id)
+        key, run = finding.key, _lower(finding.job_run_id)
+        problem = _refuse(finding, rows.get(key), is_at_work=is_at_work)
 
-        if finding.key in seen:
+        if keys[key] > 1:
             problem = "comes twice"
-        elif problem is None and run and owners.setdefault(run, finding.key) != finding.key:
+        elif problem is None and run and owners.setdefault(run, key) != key:
             problem = f"jobRunId {finding.job_run_id} is that of row {owners[run]!r}"
 
         if problem is not None:
-            problems.append(f"{finding.key!r} {problem}")
-
-        seen.add(finding.key)
+            problems.append(f"{key!r} {problem}")
 
     if problems:
         more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""

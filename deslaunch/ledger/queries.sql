@@ -295,8 +295,8 @@ SELECT
   max(CASE WHEN a.result IS NOT 'unsent' THEN a.number END)
     <= (SELECT max(f.attempt) FROM resolution f WHERE f.row = s.row) AS is_resolved,
   max(CASE WHEN coalesce(a.result, 'unknown') IN ('unknown', 'failed', 'retry') THEN a.sent_ms + n.timeout_ms ELSE 0 END) AS until_ms,
-  max(a.finding) AS finding,
-  max(a.found_run) AS found_run
+  coalesce(max(a.finding), 'unknown') AS finding,
+  lower(max(a.found_run)) AS found_run
 FROM json_each(?) v
 JOIN standing s ON s.key = v.value
 LEFT JOIN attempt a ON a.row = s.row
