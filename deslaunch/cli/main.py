@@ -64,9 +64,9 @@ Exit codes:
 
 _OF_A_SIMULATOR: Final = """\b
 Exit codes:
+  0  ended by Ctrl-C or SIGTERM
   1  a bug in deslaunch
-  2  usage, or a file that can't be used
-  129, 130, 143  ended by a signal"""
+  2  usage, a port that is taken, or a file that can't be used"""
 
 
 def exit_codes(command: str) -> str:
