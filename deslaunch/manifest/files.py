@@ -37,7 +37,7 @@ _DATA: Final = re.compile(  # a number or a time, an escape, a GUID
 CHUNK: Final = 512
 """Rows that are given out together, at most."""
 
-BLOCK_SIZE: Final = 1 << 18
+BLOCK_SIZE: Final = 1 << 16
 """Bytes that are read, or unzipped, at a time, at most."""
 
 _SUFFIXES: Final[Mapping[str, Format]] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv"}
