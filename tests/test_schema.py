@@ -13,7 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from deslaunch.des import wire
-from deslaunch.manifest.rows import Warnings, dump_row, load_row
+from deslaunch.manifest.rows import Groups, dump_row, load_row
 from deslaunch.manifest.schema import Body, Schema, body_digest, compile_jobs, unknown_job
 from deslaunch.model import (
     AUTO,
@@ -514,11 +514,11 @@ def test_names_from_des_cannot_speak_to_a_terminal_either() -> None:  # M17
     assert all(str(problem).isprintable() for problem in refused({"x": "1"}, job))
 
 
-# Warnings
+# Groups
 
 
 def warned(name: str, value: ParameterValue, numbers: range) -> list[str]:
-    warnings, schema = Warnings(FILE), Schema(SALES)
+    warnings, schema = Groups(FILE), Schema(SALES)
 
     for number in numbers:
         parameters = {"DBGenFrom": "1", name: value}

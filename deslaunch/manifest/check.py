@@ -14,16 +14,16 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from deslaunch.errors import InvalidManifest, ManifestError
-from deslaunch.events import ProblemGroup
 from deslaunch.manifest import rows
 from deslaunch.manifest.forms import Forms
-from deslaunch.manifest.schema import Body, body_digest, unknown_job
+from deslaunch.manifest.schema import Body, Schema, body_digest, unknown_job
 from deslaunch.model import AUTO, CheckedRow, InvalidRow, PlainRow, Problem, Row
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-    from deslaunch.manifest.schema import Schema
+    from deslaunch.events import ProblemGroup
+
 
 KEPT_PROBLEMS: Final = 1_000
 """Problems, and groups of problems, that are kept."""
@@ -109,10 +109,10 @@ class Check:
     def __post_init__(self) -> None:
         self.rows = self.invalid = self.count = 0
         self.problems: list[Problem] = []
-        self.warnings = rows.Warnings(self.file)
+        self.warnings = rows.Groups(self.file)
         self._asked: set[str] = set()
         self._auto = {job: (0, 0, key) for job, key in self.known_auto.items()}
-        self._groups: dict[tuple[str, str], ProblemGroup] = {}
+        self._groups = rows.Groups(self.file, KEPT_PROBLEMS)
         self._limit = KEPT_PROBLEMS
         self._forms = Forms()
         self._keys: list[tuple[int, int, str | None, bytes]] = []
@@ -138,7 +138,7 @@ class Check:
     @property
     def groups(self) -> list[ProblemGroup]:
         """The first 1,000 different problems, each with the number of its rows."""
-        return list(self._groups.values())
+        return list(self._groups)
 
     def error(self, message: str, hint: str = "") -> InvalidManifest:
         """Return the error of a manifest that has problems."""
@@ -164,7 +164,7 @@ class Check:
 
             if times:
                 message = "a key looks like another's and is spelled by other characters (NFC, NFD)"
-                self.warnings.add("key", message, line, times)
+                self.warnings.warn("key", message, line, times)
 
             if self.is_immediate:
                 return
@@ -252,7 +252,7 @@ class Check:
         return checked, says
 
     def _check_by_schema(
-        self, row: Row, warnings: rows.Warnings | None
+        self, row: Row, warnings: rows.Groups | None
     ) -> Body | tuple[Problem, ...]:
         if row.target not in self.schemas:
             known = ", ".join(sorted({*self.targets, *self.schemas, *self.unchecked}))
@@ -340,12 +340,7 @@ class Check:
         self.problems += problems[: max(self._limit - len(self.problems), 0)]
 
         for problem in problems:
-            known = self._groups.get(problem.group_key)
-
-            if known is not None:
-                self._groups[problem.group_key] = ProblemGroup(known.first, known.rows + 1)
-            elif len(self._groups) < KEPT_PROBLEMS:
-                self._groups[problem.group_key] = ProblemGroup(problem)
+            self._groups.add(problem)
 
 
 @contextmanager

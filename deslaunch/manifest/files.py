@@ -22,13 +22,11 @@ from typing import TYPE_CHECKING, Final
 from deslaunch.errors import ConfigurationError, ManifestError
 from deslaunch.manifest.readers import MAX_RECORD, CsvReader, JsonlReader, Unreadable
 from deslaunch.manifest.rows import RESERVED, Fault, RowRules, show
-from deslaunch.model import DEFAULT_TARGET, InvalidRow, PlainRow, Row, printable
+from deslaunch.model import DEFAULT_TARGET, Format, InvalidRow, PlainRow, Row, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from typing import BinaryIO
-
-    from deslaunch.model import Format
 
 _DATA: Final = re.compile(  # a number or a time, an escape, a GUID
     r"[-+]?[0-9][0-9.:/-]*(?:[T ][0-9:.]+Z?)?|\\[NAE]"

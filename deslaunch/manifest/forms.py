@@ -18,15 +18,13 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import orjson
 
 from deslaunch.des import wire
-from deslaunch.manifest.rows import RESERVED, dump_row, lower_guid
-from deslaunch.manifest.schema import KINDS, Body
+from deslaunch.manifest.rows import RESERVED, RowRules, dump_row, lower_guid
+from deslaunch.manifest.schema import KINDS, Body, Schema
 from deslaunch.model import PlainRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from deslaunch.manifest.rows import RowRules
-    from deslaunch.manifest.schema import Schema
 
 _MOST_FORMS: Final = 1_000  # a file may have a form for every row
 _MARK: Final = "\ufdd0"  # stands for a text in a template: a character that is none

@@ -22,12 +22,10 @@ import orjson
 
 from deslaunch.errors import ManifestError
 from deslaunch.manifest import forms, rows
-from deslaunch.model import AUTO, InvalidRow, Row
+from deslaunch.model import AUTO, InvalidRow, ParameterValue, PlainRow, Row
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from deslaunch.model import ParameterValue, PlainRow
 
     Item = PlainRow | Row | InvalidRow
 
@@ -90,7 +88,7 @@ class RowReader:
 
     def __init__(self, rules: rows.RowRules) -> None:
         self._rules = rules
-        self.warnings = rows.Warnings(rules.file)
+        self.warnings = rows.Groups(rules.file)
         self.number = 0
         self.line = 0
 
@@ -326,7 +324,7 @@ class CsvReader(RowReader):
 
         for name, cell in parameters.items():
             if _UNC.match(cell):
-                self.warnings.add(name, _TWO_BACKSLASHES, self.line)
+                self.warnings.warn(name, _TWO_BACKSLASHES, self.line)
 
         faults = _unescape(said)
         value = {**said, "parameters": parameters, rows.NOTES: notes}
@@ -340,7 +338,7 @@ class CsvReader(RowReader):
             if len(lines) > 1 and any(
                 line.count(self._delimiter) == width - 1 for line in lines[:100]
             ):
-                self.warnings.add("", _SWALLOWED, self.line)
+                self.warnings.warn("", _SWALLOWED, self.line)
 
 
 def _unescape(said: dict[str, str]) -> list[rows.Fault]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import reprlib
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,7 +18,7 @@ from decimal import Decimal
 from difflib import get_close_matches
 from functools import lru_cache
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -29,19 +29,16 @@ from deslaunch.model import (
     AUTO,
     DEFAULT_TARGET,
     GOT_LIMIT,
+    Auto,
     InvalidRow,
     JobRunParameterValue,
+    ParameterValue,
     PlainRow,
     Problem,
     Row,
     printable,
     quote,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-    from deslaunch.model import Auto, ParameterValue
 
 RESERVED: Final = ("key", "target", "jobId")
 """The columns that are no parameters."""
@@ -170,23 +167,32 @@ def problems_of(faults: Iterable[Fault], file: str, number: int, line: int) -> t
     )
 
 
-class Warnings:
-    """Counts what may be a mistake and is no error; memory for one of each kind and column."""
+class Groups:
+    """Problems or warnings, told once for all rows that have the same in the same column.
 
-    def __init__(self, file: str) -> None:
+    Args:
+        file: the manifest as it was named, for warnings.
+        limit: how many different ones are kept at most.
+    """
+
+    def __init__(self, file: str, limit: int | None = None) -> None:
         self._file = file
-        self._found: dict[tuple[str, str], list[int]] = {}
-
-    def __len__(self) -> int:
-        return len(self._found)
+        self._limit = limit
+        self._found: dict[tuple[str, str], tuple[Problem, list[int]]] = {}
 
     def __iter__(self) -> Iterator[ProblemGroup]:
-        for (column, message), (line, times) in self._found.items():
-            yield ProblemGroup(Problem(self._file, line, 0, column, "", "", message), times)
+        return (ProblemGroup(first, rows) for first, [rows] in self._found.values())
 
-    def add(self, column: str, message: str, line: int, times: int = 1) -> None:
-        """Count a warning; the first line stays."""
-        self._found.setdefault((show(column), message), [line, 0])[1] += times
+    def add(self, problem: Problem, times: int = 1) -> None:
+        """Count a problem; the first of its group stays."""
+        if known := self._found.get(problem.group_key):
+            known[1][0] += times
+        elif len(self._found) != self._limit:
+            self._found[problem.group_key] = problem, [times]
+
+    def warn(self, column: str, message: str, line: int, times: int = 1) -> None:
+        """Count what may be a mistake and is no error."""
+        self.add(Problem(self._file, line, 0, show(column), "", "", message), times)
 
 
 def row_from_object(

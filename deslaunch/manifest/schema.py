@@ -35,7 +35,7 @@ from deslaunch.model import AUTO, JobRunParameterValue
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
-    from deslaunch.manifest.rows import Warnings
+    from deslaunch.manifest.rows import Groups
     from deslaunch.model import Auto, Job, JobParameter, Problem, Row
 
 _LISTED: Final = 8  # names of parameters or jobs that one message lists
@@ -166,7 +166,7 @@ class Schema:
         self._fault_of_name = lru_cache(maxsize=256)(self._explain_name)
 
     def check(
-        self, row: Row, file: str, warnings: Warnings | None = None
+        self, row: Row, file: str, warnings: Groups | None = None
     ) -> Body | tuple[Problem, ...]:
         """Return what is sent for a row, or every reason against it.
 
@@ -205,7 +205,7 @@ class Schema:
             auto = auto or text is AUTO
 
             if warnings is not None and (doubt := _doubt(parameter.type, text)):
-                warnings.add(name, doubt, row.line)
+                warnings.warn(name, doubt, row.line)
 
         if faults:
             return problems_of(faults, file, row.number, row.line)

@@ -14,12 +14,10 @@ import orjson
 from deslaunch.des import wire
 from deslaunch.manifest.readers import column_of, csv_line
 from deslaunch.manifest.schema import KINDS, UNKNOWN_KIND
-from deslaunch.model import DEFAULT_TARGET
+from deslaunch.model import DEFAULT_TARGET, Format, Job, JobParameter
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from deslaunch.model import Format, Job, JobParameter
 
 KEY: Final = "example-1"
 
