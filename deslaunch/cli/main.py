@@ -39,45 +39,28 @@ Exit codes:
   2  usage, configuration, or an invalid manifest: nothing was sent
   3  finished, some rows failed, were rejected or invalid; or, watching, runs failed
   4  finished, some rows are unknown; or, watching, DES refuses to tell of runs
-  5  stopped before the end: resume, or watch, goes on; or DES gives no usable response
+  5  DES gives no usable response; or stopped before the end: resume, or watch, goes on
   6  credentials refused; the remaining rows are pending
   7  the ledger exists, is missing, damaged, foreign, or can't be written
   8  another launcher is at work on it
   129, 130, 143  interrupted; drained; resume goes on"""
 
-_OF_A_LEDGER: Final = """\b
-Exit codes:
-  0  done, however the batch stands
-  1  a bug in deslaunch
-  2  usage, or nothing was written: the message says why
-  7  the ledger is missing, damaged, foreign, or can't be written
-  129, 130, 143  interrupted"""
-
-_OF_A_QUESTION: Final = """\b
-Exit codes:
-  0  done
-  1  a bug in deslaunch
-  2  usage, configuration, or an invalid manifest
-  5  DES gives no usable response
-  6  credentials refused
-  129, 130, 143  interrupted"""
-
-_OF_A_SIMULATOR: Final = """\b
-Exit codes:
-  0  ended by Ctrl-C or SIGTERM
-  1  a bug in deslaunch
-  2  usage, a port that is taken, or a file that can't be used"""
+_EXITS: Final = {"inspecting": "0127", "preparing": "01256"}
+"""How the exit codes begin that the commands of a module end with."""
 
 
 def exit_codes(command: str) -> str:
-    """Return what a command's page says of its exit codes: of those that it can end with."""
-    if command == "simulate":
-        return _OF_A_SIMULATOR
+    """Return what a command's page says of its exit codes: of those that it can end with.
 
-    if command == "check" or HOMES[command] == "preparing":
-        return _OF_A_QUESTION
+    What stands behind the first semicolon of a line is about launches.
+    """
+    if command in {"run", "resume", "watch"}:
+        return EXIT_CODES
 
-    return EXIT_CODES if HOMES[command] == "launching" else _OF_A_LEDGER
+    kept = "012" if command == "simulate" else _EXITS.get(HOMES[command], _EXITS["preparing"])
+    head, title, *lines = EXIT_CODES.splitlines()
+    told = (line.partition(";")[0] for line in lines if line.strip()[0] in kept)
+    return "\n".join([head, title, *told])
 
 
 class _Group(click.Group):
