@@ -519,6 +519,14 @@ class TestCancelled:
         async with await retry(lambda: take_ledger(str(place))) as ledger:
             assert len(await read(ledger)) == 1
 
+    async def test_one_that_fails_then_frees_the_lock(self, place: Path) -> None:
+        async with await begin_import(str(place), NewBatch("night.csv", {})) as batch:
+            await batch.add([checked(1)])
+            place.write_text("another")
+            await never_mind(asyncio.create_task(batch.publish()))
+
+        assert (names(place), find_holder(str(place))) == ([""], None)
+
 
 async def retry(work: Callable[[], Awaitable[Ledger]]) -> Ledger:
     """Try until what was cancelled has come to its end in its thread."""

@@ -223,15 +223,20 @@ async def run_in(
     drop: Callable[[T], object] | None = None,
 ) -> T:
     """Run a function in the ledger's thread; where this is cancelled, ``drop`` its result there."""
-    done = thread.submit(function, *args)
+    work = thread.submit(function, *args)
+    done = asyncio.wrap_future(work)
 
     try:
-        return await asyncio.shield(asyncio.wrap_future(done))
+        await asyncio.wait([done])  # which does not cancel it
     except asyncio.CancelledError:
+        done.add_done_callback(lambda _: done.exception())  # nobody else will look at it
+
         if drop is not None:
-            thread.submit(lambda: drop(done.result()))
+            thread.submit(lambda: drop(work.result()))
 
         raise
+
+    return done.result()
 
 
 class OpenStore:
