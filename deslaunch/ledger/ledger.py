@@ -21,28 +21,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from deslaunch.errors import LedgerDamaged, LedgerError
 from deslaunch.events import Plan, Stop
-from deslaunch.ledger import changes, findings
-from deslaunch.ledger.reading import (
-    PORTION,
-    OpenStore,
-    Reader,
-    TargetInfo,
-    in_thread,
-    make_plan,
-    run_in,
-    storable,
-)
+from deslaunch.ledger import changes, findings, reading
+from deslaunch.ledger.reading import OpenStore, Reader, TargetInfo, in_thread, run_in, storable
 from deslaunch.ledger.sqlite import SqliteStore, as_json, as_word
-from deslaunch.model import (
-    CheckedRow,
-    InvalidRow,
-    Job,
-    Outcome,
-    Result,
-    RowState,
-    RunStatus,
-    Start,
-)
+from deslaunch.model import CheckedRow, InvalidRow, Job, Outcome, Result, RowState, RunStatus, Start
 
 T = TypeVar("T", bound=OpenStore)
 
@@ -64,6 +46,8 @@ class Clock(NamedTuple):
 _SYSTEM: Final = Clock()
 POSITION_EVERY: Final = 1024
 """Rows after which it is noted how far a target's rows were claimed, for the next session."""
+
+_UNSENT: Final = "not sent: its turn came too late, or its intent may not be on disk"
 
 
 class NewBatch(NamedTuple):
@@ -168,7 +152,7 @@ class Import(OpenStore):
     @in_thread
     def plan(self) -> Plan:
         """Return how the batch would stand."""
-        return make_plan(self._store, self._batch.manifest, "unknown")
+        return reading.make_plan(self._store, self._batch.manifest, "unknown")
 
     async def publish(self, *, digest: str = "", columns: Sequence[str] | None = None) -> "Ledger":
         """Make it a ledger, whole or not at all; return it as the launcher's, its lock held.
@@ -220,7 +204,7 @@ class Ledger(Reader):
         self._session = 0
         self._places: Mapping[str, TargetInfo] = {}
         self._runs = _KnownRuns(store)
-        self._handed_back: list[Start] = []  # that will not be sent
+        self._handed_back: list[Outcome] = []  # of starts that will not be sent
         self._look_at_rows()
 
     def _is_at_work(self) -> bool:
@@ -291,66 +275,63 @@ class Ledger(Reader):
             if self.on_wait is not None:
                 loop.call_soon_threadsafe(self.on_wait, seconds)
 
-        def hand_back(turn: Exchange) -> None:
-            self._handed_back += turn.starts
-
         self._store.on_wait = tell
-        return await run_in(self.thread, self._turn, outcomes, claims, drop=hand_back)
+        drop = self._hand_back
+        return await run_in(self.thread, self._turn, outcomes, claims, drop=drop)
+
+    def _hand_back(self, turn: Exchange) -> None:
+        unsent = (Result.UNSENT, RowState.PENDING)
+        self._handed_back += [
+            Outcome(*start[:5], *unsent, error=_UNSENT, not_before=0.0) for start in turn.starts
+        ]
 
     def _turn(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
         handed_back, self._handed_back = self._handed_back, []
+        turn = Exchange([], [], {})
         positions = dict(self._positions)
-        starts: list[Start] = []
 
         try:
-            outcomes = self._runs.refuse_repeated(outcomes)
+            came = [*handed_back, *self._runs.refuse_repeated(outcomes)]
 
             with self._store.transaction():
                 meant, now = self._clock.elapsed(), self._now()
-                settled = self._settle(outcomes, handed_back, now)
+                turn.outcomes.extend(self._settle(came, now)[len(handed_back) :])
 
                 for target, count in claims.items():
-                    starts += self._claim(target, count, positions, meant, now)
+                    turn.starts.extend(self._claim(target, count, positions, meant, now))
 
-                targets = dict.fromkeys([*claims, *(outcome.target for outcome in outcomes)])
-                due = {target: self._next_due(target, positions, now) for target in targets}
+                for target in {*claims, *(outcome.target for outcome in outcomes)}:
+                    turn.due[target] = self._next_due(target, positions, now)
         except BaseException:
-            self._handed_back += [*handed_back, *starts]
+            self._handed_back += handed_back
+            self._hand_back(turn)
             raise
 
         self._positions = positions
-        return Exchange(settled, starts, due)
+        return turn
 
-    def _settle(
-        self, outcomes: Sequence[Outcome], handed_back: Sequence[Start], now: int
-    ) -> list[Outcome]:
+    def _settle(self, outcomes: Sequence[Outcome], now: int) -> list[Outcome]:
         """End attempts; return the outcomes as they hold for their rows."""
-        unsent = "not sent: its turn came too late, or its intent may not be on disk"
-        ended: list[tuple[Any, ...]] = [
-            (start.row, start.attempt, Result.UNSENT, None, None, unsent, now)
-            for start in handed_back
-        ]
+        ended: list[tuple[Any, ...]] = []
+        kinds: tuple[list[int], list[int]] = ([], [])
 
         for o in outcomes:
             assert o.result is not None
             again = None if o.not_before is None else now + round(1000 * o.not_before)
             said = (o.status, o.job_run_id and storable(o.job_run_id), storable(o.error))
             ended.append((o.row, o.attempt, o.result, *said, again))
+            kinds[o.attempt == 1 and o.result == Result.STARTED].append(o.row)
 
         if not ended:
             return []
 
         told = {"outcomes": as_json(ended), "session": self._session, "now": now}
         self._store.run("end_attempts", told)
-        kinds: tuple[list[int], list[int]] = ([], [])
-
-        for row, number, result, *_ in ended:
-            kinds[number == 1 and result == Result.STARTED].append(row)
 
         if not changes.derive_states(self._store, *kinds):
             return list(outcomes)
 
-        rows = as_json([row for row, *_ in ended])
+        rows = as_json([o.row for o in outcomes])
         states = {row: known for row, *known in self._store.load("states", (rows,))}
         settled = []
 
@@ -434,15 +415,8 @@ class Ledger(Reader):
     @in_thread
     def end_session(self, exit_code: int, stops: Sequence[Stop]) -> None:
         """Note how the session ended."""
-        told = [
-            {
-                "reason": stop.reason,
-                "message": stop.message,
-                "target": stop.target,
-                "resumeAfter": stop.resume_after,
-            }
-            for stop in stops
-        ]
+        names = ("reason", "message", "target", "resumeAfter")
+        told = [dict(zip(names, (*s[:3], s.resume_after), strict=True)) for s in stops]
 
         if self._handed_back:
             self._turn((), {})
@@ -523,14 +497,16 @@ class Ledger(Reader):
         with self._store.transaction(is_kept=not dry_run):
             done = changes.correct_rows(self._store, rows, file, self._now(), add=add)
             consents = {"retry_rejected": retry_rejected, "retry_unknown": retry_unknown}
-            plan = make_plan(self._store, self.batch.manifest, self._open_state(), **consents)
+            plan = reading.make_plan(
+                self._store, self.batch.manifest, self._open_state(), **consents
+            )
 
         self._look_at_rows()
         return done._replace(plan=plan)
 
     @in_thread
     def recheck_portion(
-        self, target: str, job_id: str, after: int = 0, limit: int = PORTION
+        self, target: str, job_id: str, after: int = 0, limit: int = reading.PORTION
     ) -> list[tuple[int, int, str, str]]:
         """Return number, line, key, says of the job's rows beyond ``after`` never sent."""
         return self._store.fetch("unsent_rows", (after, target, job_id, limit))
@@ -612,22 +588,21 @@ class _KnownRuns:
         if not met:
             return list(outcomes)
 
-        owners: dict[str, tuple[int, str]] = {}  # row and key
+        owners: dict[str | None, tuple[int, str]] = {}  # row and key
         checked = []
 
-        for outcome, run in zip(outcomes, runs, strict=True):
-            own = row, key = outcome.row, outcome.key
+        for o, run in zip(outcomes, runs, strict=True):
+            if run in met and run not in owners:
+                found = self._store.fetch("row_of_run", (run, o.row))
+                owners[run] = found[0] if found else (o.row, o.key)
 
-            if run in met:
-                found = self._store.fetch("row_of_run", (run, outcome.row))
-                row, key = owners.setdefault(run, found[0] if found else own)
+            row, key = owners.get(run, (o.row, o.key))
 
-            said = f"jobRunId {outcome.job_run_id} is that of row {row} ({key}) {outcome.error}"
-            checked.append(
-                outcome
-                if row == outcome.row
-                else outcome._replace(result=Result.UNKNOWN, not_before=None, error=said.rstrip())
-            )
+            if row != o.row:
+                error = f"jobRunId {o.job_run_id} is that of row {row} ({key}) {o.error}".rstrip()
+                o = o._replace(result=Result.UNKNOWN, not_before=None, error=error)  # noqa: PLW2901
+
+            checked.append(o)
 
         return checked
 
