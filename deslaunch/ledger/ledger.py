@@ -198,7 +198,7 @@ class Ledger(Reader):
 
     def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor, clock: Clock) -> None:
         super().__init__(store, thread)
-        self.on_wait: Callable[[float], None] | None = None
+        self.on_wait: Callable[[float], None] = lambda _seconds: None
         self._clock = clock
         self._time_zero = clock.wall() - clock.elapsed()
         self._session = 0
@@ -270,14 +270,8 @@ class Ledger(Reader):
                 meet it again.
         """
         loop = asyncio.get_running_loop()
-
-        def tell(seconds: float) -> None:
-            if self.on_wait is not None:
-                loop.call_soon_threadsafe(self.on_wait, seconds)
-
-        self._store.on_wait = tell
-        drop = self._hand_back
-        return await run_in(self.thread, self._turn, outcomes, claims, drop=drop)
+        self._store.on_wait = lambda seconds: loop.call_soon_threadsafe(self.on_wait, seconds)
+        return await run_in(self.thread, self._turn, outcomes, claims, drop=self._hand_back)
 
     def _hand_back(self, turn: Exchange) -> None:
         unsent = (Result.UNSENT, RowState.PENDING)

@@ -292,7 +292,7 @@ class Reader(OpenStore):
         """Read what is known of the batch; runs in the ledger's thread."""
         super().__init__(store, thread)
         [(name, manifest, digest, columns, rows, options, ms, is_whole)] = store.fetch("batch")
-        header = None if columns is None else tuple(json.loads(columns))
+        header = columns and tuple(json.loads(columns))
         said = (os.fsdecode(manifest), digest, header, rows, json.loads(options), ms)
         self.batch = BatchInfo(name, *said, bool(is_whole))
 
@@ -343,15 +343,14 @@ class Reader(OpenStore):
 
     async def jobs(self) -> list[KnownJob]:
         """Return the batch's jobs."""
-        return [
-            KnownJob(
-                target,
-                Job(job_id, name, tuple(JobParameter(**p) for p in json.loads(parameters or "[]"))),
-                parameters is not None,
-                bool(from_des),
-            )
-            for _id, target, job_id, name, parameters, from_des in await self.query("jobs")
-        ]
+        known = []
+
+        for _id, target, job_id, name, text, from_des in await self.query("jobs"):
+            parameters = tuple(JobParameter(**p) for p in json.loads(text or "[]"))
+            job = Job(job_id, name, parameters)
+            known.append(KnownJob(target, job, text is not None, bool(from_des)))
+
+        return known
 
     async def sessions(self) -> list[SessionInfo]:
         """Return all sessions, the oldest first."""

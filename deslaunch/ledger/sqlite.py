@@ -131,7 +131,7 @@ class SqliteStore:
         self.warning = warning
         self.is_launcher = is_launcher
         self.give_up_after = 30.0
-        self.on_wait: Callable[[float], None] | None = None
+        self.on_wait: Callable[[float], object] = lambda _seconds: None
         self._connection = connection
         self._file = _identify(place)
 
@@ -256,7 +256,7 @@ class SqliteStore:
                 if _code_of(exc.__cause__) not in _BUSY or waited >= self.give_up_after:
                     raise
 
-                if waited >= TELL_AFTER and not is_told and self.on_wait is not None:
+                if waited >= TELL_AFTER and not is_told:
                     self.on_wait(waited)
                     is_told = True
             else:
@@ -497,12 +497,10 @@ def _locked(place: str) -> Iterator[None]:
             hint="wait until it ends",
         )
 
-    try:
-        with _translated(place):
-            yield
-    except BaseException:
-        free_lock(place)
-        raise
+    with ExitStack() as stack, _translated(place):
+        stack.callback(free_lock, place)
+        yield
+        stack.pop_all()
 
 
 def _describe_launcher(place: str) -> str:
