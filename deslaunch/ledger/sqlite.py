@@ -140,9 +140,8 @@ class SqliteStore:
         """Take the lock and begin ``<place>.new``, in a transaction that :meth:`publish` ends."""
         place = os.path.realpath(place)
         _refuse_names_in_use(place)
-        warning = check_file_system(place)
 
-        with _locked(place):
+        with _locked(place) as warning:
             _refuse_names_in_use(place)
             _remove_new(place)
             new = f"{place}.new"
@@ -154,14 +153,9 @@ class SqliteStore:
     def take(cls, place: str) -> Self:
         """Take the lock and open the ledger for writing, until :meth:`close`."""
         place = _require(place)
-        warning = check_file_system(place)
 
-        with _locked(place):
-            new = Path(f"{place}.new")
-
-            if new.exists() and new.samefile(place):  # killed when it had just got its name
-                new.unlink()
-
+        with _locked(place) as warning:
+            _remove_new(place)  # of an import that was killed when it had just got its name
             connection = _connect(place, "rw", *_WRITER, busy=1.0)
             return cls(place, connection, is_launcher=True, warning=warning)
 
@@ -489,8 +483,10 @@ def _sync(path: Path) -> None:
 
 
 @contextmanager
-def _locked(place: str) -> Iterator[None]:
-    """Take the lock; free it again if the block fails."""
+def _locked(place: str) -> Iterator[str]:
+    """Take the lock; free it again if the block fails. Gives a warning, or ``""``."""
+    warning = check_file_system(place)
+
     if not _take_lock(place):
         raise errors.LedgerLocked(
             f"{place}: another launcher is at work on it: {_describe_launcher(place)}",
@@ -499,7 +495,7 @@ def _locked(place: str) -> Iterator[None]:
 
     with ExitStack() as stack, _translated(place):
         stack.callback(free_lock, place)
-        yield
+        yield warning
         stack.pop_all()
 
 
