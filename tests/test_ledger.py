@@ -440,6 +440,18 @@ class TestRepeatedRuns:
             told = await send(ledger, "started", "started", job_run_id=run_id(101))
             assert {o.state for o in told} == {"unknown"}
 
+    async def test_a_row_may_have_many_runs(self, ledger: Ledger, place: Path) -> None:
+        with closing(sqlite3.connect(place)) as connection, connection:
+            connection.executemany(
+                "INSERT INTO attempt (row, number, session, sent_ms, result, job_run_id) "
+                "VALUES (4, ?, 1, 0, 'unknown', ?)",
+                [(number, run_id(10_000 + number)) for number in range(1, 5_001)],
+            )
+
+        [told] = await send(ledger, "started")
+        [repeated] = await send(ledger, "started", job_run_id=run_id(15_000))
+        assert (told.state, repeated.state) == ("started", "unknown")
+
 
 class TestRowsOfAProgram:
     async def test_they_are_numbered_on_and_known_ones_skipped(self, ledger: Ledger) -> None:

@@ -574,8 +574,8 @@ class _KnownRuns:
         """
         runs = [o.job_run_id and storable(o.job_run_id).lower() for o in outcomes]
 
-        if self._room <= 0 and any(runs):
-            self._load()
+        if self._room < len(runs) and any(runs):
+            self._load(len(runs))
 
         met = {run for run in runs if run is not None and not self._add(run)}
 
@@ -600,10 +600,10 @@ class _KnownRuns:
 
         return checked
 
-    def _load(self) -> None:
-        """Read them anew, with room for the rows that there are now."""
-        [(rows,)] = self._store.fetch("last_row")
-        self._slots = array("I", bytes(4 * (rows * 4 // 3 + 4096)))
+    def _load(self, more: int) -> None:
+        """Read them anew, with room for one of each row that there is now, and for ``more``."""
+        [(known,)] = self._store.fetch("known_runs")  # a row may have had several
+        self._slots = array("I", bytes(4 * ((known + more) * 4 // 3 + 4096)))
         self._room = len(self._slots) * 3 // 4
         after = (0, 0)
 

@@ -162,6 +162,9 @@ UPDATE target SET position = ? WHERE id = ?;
 -- name: next_due
 SELECT min(due_ms) FROM state WHERE target = ? AND due_ms IS NOT NULL;
 
+-- name: known_runs
+SELECT (SELECT count(*) FROM row) + (SELECT count(job_run_id) FROM attempt);
+
 -- name: run_ids
 SELECT row, number, job_run_id FROM attempt
 WHERE job_run_id IS NOT NULL AND (row, number) > (?, ?) ORDER BY row, number LIMIT 5000;
