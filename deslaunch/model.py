@@ -5,11 +5,18 @@ are named tuples: some are made for every row, and a frozen dataclass costs thre
 to make.
 """
 
+import re
+import shlex
+import string
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from enum import Enum, StrEnum
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal, NamedTuple, TypeGuard
 
 DEFAULT_TARGET: Final = "default"
+
+GUID: Final = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+"""What a GUID looks like in the form 8-4-4-4-12: a regular expression."""
 
 GOT_LIMIT: Final = 120
 """Characters of a value that a problem quotes."""
@@ -380,6 +387,39 @@ def _escape(character: str) -> str:
         return f"\\x{ord(character) - 0xDC00:02x}"
 
     return character.encode("unicode_escape").decode()
+
+
+def is_guid(text: object) -> TypeGuard[str]:
+    """Return True if ``text`` is a GUID in the form 8-4-4-4-12, in either case."""
+    return isinstance(text, str) and re.fullmatch(GUID, text) is not None
+
+
+def utc(ms: int) -> str:
+    """Return ms since 1970 as RFC 3339, UTC."""
+    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+def printed(command: str, *words: object) -> str:
+    """Return a command of deslaunch as a shell takes it: it works as it is printed."""
+    return " ".join(["deslaunch", command, *(as_word(word) for word in words)])
+
+
+def place_word(place: object) -> str:
+    """Return a path as a word that is never taken for an option: ``./-x``."""
+    return f"./{place}" if str(place).startswith("-") else str(place)
+
+
+def as_word(text: object) -> str:
+    r"""Return a word for a shell; what can't be shown, or is no UTF-8, comes as ``$'\xff'``."""
+    word = str(text)
+
+    if word.isprintable():
+        return shlex.quote(word)
+
+    plain = (string.ascii_letters + string.digits + " ./_-=:,+@%").encode()
+    data = word.encode("utf-8", "surrogateescape")
+    safe = (chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in data)
+    return f"$'{''.join(safe)}'"
 
 
 def count(number: int, noun: str) -> str:

@@ -12,9 +12,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from deslaunch.errors import ConfigurationError
-from deslaunch.model import DEFAULT_TARGET, Format
-
-_GUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+from deslaunch.model import DEFAULT_TARGET, Format, is_guid
 
 
 class Option(NamedTuple):
@@ -254,7 +252,7 @@ class Settings:
             object.__setattr__(self, "delimiter", "\t")
 
         if self.job_id is not None:
-            if _GUID.fullmatch(self.job_id) is None:
+            if not is_guid(self.job_id):
                 raise ConfigurationError(
                     f"--job-id takes a GUID, got {self.job_id!r}",
                     hint="see the jobs with their GUIDs: deslaunch jobs",

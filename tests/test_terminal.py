@@ -18,7 +18,7 @@ import pytest
 
 from deslaunch.cli import render
 from deslaunch.cli.options import Given, kept_words
-from deslaunch.cli.render import Causes, Progress, place_word, printed
+from deslaunch.cli.render import Causes, Progress
 from deslaunch.cli.terminal import (
     Interrupts,
     Printer,
@@ -50,7 +50,7 @@ from deslaunch.events import (
     TokenRenewed,
     WatchSummary,
 )
-from deslaunch.model import Outcome, Problem, Result, RowState, RunStatus
+from deslaunch.model import Outcome, Problem, Result, RowState, RunStatus, place_word, printed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from deslaunch.des import wire
 from deslaunch.errors import SchemaError
-from deslaunch.model import AUTO, Job, JobParameter, RunStatus, StartedRun
+from deslaunch.model import AUTO, Job, JobParameter, RunStatus, StartedRun, is_guid
 
 if TYPE_CHECKING:
     from deslaunch.model import Auto
@@ -87,7 +87,7 @@ def test_a_run_is_asked_for_by_its_id() -> None:
     ],
 )
 def test_a_guid_has_one_form(text: object, expected: bool) -> None:
-    assert wire.is_guid(text) is expected
+    assert is_guid(text) is expected
 
 
 # Responses to a start

@@ -13,7 +13,7 @@ from deslaunch.cli.options import Given
 from deslaunch.cli.terminal import Interrupts, Printer, run_work
 from deslaunch.errors import ConfigurationError, Declined, Interrupted, ManifestError
 from deslaunch.events import Summary, WatchSummary
-from deslaunch.model import RowState, count
+from deslaunch.model import RowState, count, utc
 
 if TYPE_CHECKING:
     from deslaunch.ledger.findings import Finding, Verdict
@@ -110,7 +110,7 @@ async def _print_status(ledger: "Ledger", runs: WatchSummary, printer: Printer) 
     printer.data(*render.summary_lines(summary), *watched)
 
     if launcher is not None:
-        since = "" if launcher.since_ms is None else f" since {render.utc(launcher.since_ms)}"
+        since = "" if launcher.since_ms is None else f" since {utc(launcher.since_ms)}"
         printer.data(f"at work: process {launcher.pid} on {launcher.host}{since}")
         commands = []
     elif summary.counts.pending:
@@ -349,7 +349,7 @@ async def _agree_to_early(early: Sequence[tuple[str, int]], given: Given, printe
     """
     keys = ", ".join(key for key, _ in early[:SHOWN_ROWS])
     more = " …" if len(early) > SHOWN_ROWS else ""
-    until = render.utc(max(ms for _, ms in early))
+    until = utc(max(ms for _, ms in early))
     told = f"it is too early to say that nothing was started for {keys}{more}: DES may list a run "
     told += f"until {until}; if it does, resume starts a second one"
 

@@ -15,7 +15,7 @@ from deslaunch.cli.targets import clients_of, opened
 from deslaunch.cli.terminal import Interrupts, run_work
 from deslaunch.errors import LedgerExists, LedgerMissing
 from deslaunch.events import Event, Noted, Plan, WatchSummary
-from deslaunch.model import count
+from deslaunch.model import count, place_word, printed
 
 if TYPE_CHECKING:
     from deslaunch.launch.launcher import Batch
@@ -103,7 +103,7 @@ def run(given: Given) -> int:
     try:
         return run_work(partial(_launch, given, ledger, opening, source))
     except LedgerExists as exc:
-        again = render.printed("resume", render.place_word(ledger), *given.repeated())
+        again = printed("resume", place_word(ledger), *given.repeated())
         exc.hint = f"go on with that batch: {again}; a new batch needs another --ledger"
         raise
 

@@ -20,6 +20,7 @@ from deslaunch.errors import (
     Interrupted,
     InvalidManifest,
 )
+from deslaunch.model import printed
 
 HOMES: Final = {
     name: home
@@ -149,7 +150,7 @@ def refuse(error: DeslaunchError, printer: Printer, words: Sequence[str]) -> int
         printer.insist(f"  {error.hint}")
 
     if isinstance(error, (DesError, CredentialsRefused, Interrupted)) and words:
-        again = render.printed(words[0], *words[1:])
+        again = printed(words[0], *words[1:])
         printer.insist(f"nothing was sent; go on with: {again}")
 
     if isinstance(error, Interrupted):

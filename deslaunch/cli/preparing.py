@@ -14,7 +14,7 @@ from deslaunch.cli.options import Given
 from deslaunch.cli.targets import LOGIN, clients_of, opened
 from deslaunch.cli.terminal import Interrupts, run_work
 from deslaunch.errors import ConfigurationError, CredentialsRefused, DesError, DeslaunchError
-from deslaunch.model import DEFAULT_TARGET, Job
+from deslaunch.model import DEFAULT_TARGET, Job, place_word, printed
 
 if TYPE_CHECKING:
     from deslaunch.des.client import DesClient
@@ -157,7 +157,7 @@ def template(given: Given) -> int:
     printer.say(*explanation(job, form))
 
     if output is not None:
-        checked = render.printed("check", render.place_word(output))
+        checked = printed("check", place_word(output))
         printer.say(f"{output}: check it with: {checked}")
 
     return 0

@@ -5,15 +5,10 @@ grouped by their cause: the first row of each gets a line, the others are counte
 """
 
 import json
-import os
 import re
-import shlex
-import string
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from deslaunch import events
@@ -27,7 +22,18 @@ from deslaunch.events import (
     Summary,
     WatchSummary,
 )
-from deslaunch.model import DEFAULT_TARGET, Job, Outcome, Problem, RowState, count
+from deslaunch.model import (
+    DEFAULT_TARGET,
+    GUID,
+    Job,
+    Outcome,
+    Problem,
+    RowState,
+    count,
+    place_word,
+    printed,
+    utc,
+)
 
 if TYPE_CHECKING:
     from deslaunch.cli.terminal import Printer
@@ -59,9 +65,7 @@ _STYLES: Final = {"started": "green", "succeeded": "green", "unknown": "bold yel
 _PASSING: Final = frozenset({"dim", "yellow"})
 """Styles of what holds only while it goes on: the pace, and why it waits."""
 
-_ROWS_OWN: Final = re.compile(
-    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9]+(?:[.:TZ+-][0-9]+)*", re.IGNORECASE
-)
+_ROWS_OWN: Final = re.compile(rf"{GUID}|[0-9]+(?:[.:TZ+-][0-9]+)*", re.IGNORECASE)
 
 
 # What a batch, a session and a watch are.
@@ -148,26 +152,6 @@ def duration(seconds: float) -> str:
 
 
 # What to do next.
-
-
-def printed(command: str, *words: str | Path) -> str:
-    """Return a command of deslaunch as a shell takes it: it works as it is printed."""
-    return " ".join(["deslaunch", command, *(_quoted(str(word)) for word in words)])
-
-
-def place_word(place: str | Path) -> str:
-    """Return a path as a word that is never taken for an option: ``./-x``."""
-    return f"./{place}" if str(place).startswith("-") else str(place)
-
-
-def _quoted(word: str) -> str:
-    r"""Return a word for a shell; what can't be shown, or is no UTF-8, comes as ``$'\xff'``."""
-    if word.isprintable():
-        return shlex.quote(word)
-
-    plain = (string.ascii_letters + string.digits + " ./_-=:,+@%").encode()
-    safe = (chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in os.fsencode(word))
-    return f"$'{''.join(safe)}'"
 
 
 Commands = Iterator[tuple[str, str]]
@@ -380,11 +364,6 @@ def log_line(entry: "LogEntry") -> dict[str, Any]:
             told[name] = value
 
     return told
-
-
-def utc(ms: int) -> str:
-    """Return ms since 1970 as RFC 3339, UTC."""
-    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
 
 
 # What goes on.

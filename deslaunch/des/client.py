@@ -22,7 +22,7 @@ from deslaunch import errors
 from deslaunch.des import http, quick, wire
 from deslaunch.des.http import Exchange
 from deslaunch.des.tokens import Token, TokenKeeper
-from deslaunch.model import DEFAULT_TARGET, Auto, JobRunParameterValue, Sent, Start
+from deslaunch.model import DEFAULT_TARGET, Auto, JobRunParameterValue, Sent, Start, is_guid
 
 if TYPE_CHECKING:
     import ssl as ssl_module
@@ -276,7 +276,7 @@ class DesClient:
                 run may exist.
             CredentialsRefused: there is no token; nothing was sent.
         """
-        if not wire.is_guid(job_id):
+        if not is_guid(job_id):
             raise ValueError(f"a job id is a GUID, not {job_id!r}")
 
         encoded = {name: _encoded(name, value) for name, value in parameters.items()}

@@ -14,13 +14,13 @@ import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeGuard
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlencode
 
 import orjson
 
 from deslaunch.errors import SchemaError
-from deslaunch.model import AUTO, Job, JobParameter, RunStatus, StartedRun
+from deslaunch.model import AUTO, GUID, Job, JobParameter, RunStatus, StartedRun, is_guid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -67,22 +67,16 @@ FILES_LIMIT: Final = 65_536
 
 _RETRY_AFTER_LIMIT: Final = 1e9  # seconds: 31 years, and no infinity from 400 digits
 
-_GUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _BOM: Final = b"\xef\xbb\xbf"
 _BINARY: Final = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _NUMBER: Final = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?)\s*", re.ASCII)
 _PAGE: Final = re.compile(r"\s*<.*?<title>([^<]*)", re.IGNORECASE | re.DOTALL)
-_JOB_RUN_ID: Final = re.compile(rb'"jobRunId"\s*:\s*"(%s)"' % _GUID.pattern.encode(), re.IGNORECASE)
+_JOB_RUN_ID: Final = re.compile(rb'"jobRunId"\s*:\s*"(%s)"' % GUID.encode(), re.IGNORECASE)
 
 
 def type_name(number: int | None) -> str:
     """Return what a JobRunParameterType is called; DES takes none for a string."""
     return "string" if number is None else TYPE_NAMES.get(number, f"type {number}")
-
-
-def is_guid(text: object) -> TypeGuard[str]:
-    """Return True if ``text`` is a GUID in the form 8-4-4-4-12, in either case."""
-    return isinstance(text, str) and _GUID.fullmatch(text) is not None
 
 
 def parameter_value(type_number: int | None, value: str | Auto | None) -> dict[str, Any]:

@@ -6,7 +6,6 @@ again, it gives them up as unknown.
 
 import asyncio
 import os
-import shlex
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -30,7 +29,7 @@ from deslaunch.ledger.findings import Finding, write_unrecorded
 from deslaunch.ledger.ledger import Ledger, NewSession
 from deslaunch.ledger.reading import ResultRow, TargetInfo, summary_of
 from deslaunch.manifest.files import Manifest
-from deslaunch.model import Outcome, RowState, count
+from deslaunch.model import Outcome, RowState, count, place_word, printed
 from deslaunch.settings import Settings
 
 OnEvent = Callable[[Event], object]
@@ -292,7 +291,7 @@ class Batch:
             path = await run_sync(_write_unrecorded, unrecorded)
             self._warn(
                 f"{count(len(unrecorded), 'run')} could not be recorded; they stand in {path}, "
-                f"for: deslaunch resolve {shlex.quote(place)} --from {path}"
+                f"for: {printed('resolve', place_word(place), '--from', path)}"
             )
 
         summary = Summary(
@@ -396,10 +395,7 @@ def resume_command(ledger: str | os.PathLike[str], options: Mapping[str, Any] | 
         ledger: the ledger's path.
         options: what the ledger keeps; ``repeat`` are words that belong to every command.
     """
-    place = os.fspath(ledger)
-    place = f"./{place}" if place.startswith("-") else place
-    words = ["deslaunch", "resume", place, *(options or {}).get("repeat", ())]
-    return " ".join(map(shlex.quote, words))
+    return printed("resume", place_word(os.fspath(ledger)), *(options or {}).get("repeat", ()))
 
 
 def raise_if_unfinished(summary: Summary, options: Mapping[str, Any]) -> None:

@@ -8,7 +8,6 @@ columns are for the reader: so the file that :func:`write_unknown` makes can be 
 
 import csv
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from typing import Any, Final, Literal, NamedTuple, TextIO, get_args
 from deslaunch.errors import ManifestError
 from deslaunch.ledger.changes import derive_states
 from deslaunch.ledger.reading import UnknownRow, storable
-from deslaunch.ledger.sqlite import SqliteStore, as_json, as_word, utc
+from deslaunch.ledger.sqlite import SqliteStore, as_json
+from deslaunch.model import is_guid, place_word, printed, utc
 
 Verdict = Literal["started", "notStarted", "unknown"]
 
@@ -26,7 +26,6 @@ _COLUMNS: Final = ("key", "as", "jobRunId", "note")
 _WINDOW: Final = ("createdAfterUtc", "createdBeforeUtc")
 _FOR_THE_READER: Final = ("target", "jobId", "jobName", *_WINDOW, "error", "row")
 _FORM: Final = "a finding has key, as (started, not-started or unknown), jobRunId if started, note"
-_GUID: Final = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 _SHOWN: Final = 10
 """Findings that an error quotes."""
@@ -220,7 +219,7 @@ def _check(
         more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
         raise ManifestError(
             f"no finding was taken: {'; '.join(problems[:_SHOWN])}{more}",
-            hint=f"deslaunch status {as_word(store.place)} lists the rows that are unknown",
+            hint=f"{printed('status', place_word(store.place))} lists the rows that are unknown",
         )
 
 
@@ -235,7 +234,7 @@ def _refuse(finding: Finding, row: _Found | None, *, is_at_work: bool) -> str | 
     if finding.verdict == "started" and row.has_run:
         return "is started: DES said so itself"
 
-    if finding.job_run_id is not None and _GUID.fullmatch(finding.job_run_id) is None:
+    if finding.job_run_id is not None and not is_guid(finding.job_run_id):
         return f"needs a GUID as its jobRunId, got {finding.job_run_id!r}"
 
     is_spare = row.duplicate and finding.verdict == "notStarted"  # attempts beside its run

@@ -23,8 +23,19 @@ from deslaunch.errors import LedgerDamaged, LedgerError
 from deslaunch.events import Plan, Stop
 from deslaunch.ledger import changes, findings, reading
 from deslaunch.ledger.reading import OpenStore, Reader, TargetInfo, in_thread, run_in, storable
-from deslaunch.ledger.sqlite import SqliteStore, as_json, as_word
-from deslaunch.model import CheckedRow, InvalidRow, Job, Outcome, Result, RowState, RunStatus, Start
+from deslaunch.ledger.sqlite import SqliteStore, as_json
+from deslaunch.model import (
+    CheckedRow,
+    InvalidRow,
+    Job,
+    Outcome,
+    Result,
+    RowState,
+    RunStatus,
+    Start,
+    place_word,
+    printed,
+)
 
 T = TypeVar("T", bound=OpenStore)
 
@@ -364,9 +375,10 @@ class Ledger(Reader):
 
             # One that was never checked has none.
             if not body or hashlib.sha256(body).digest()[:16] != bytes.fromhex(digest):
+                resume = printed("resume", place_word(self.place))
                 raise LedgerDamaged(
                     f"{self.place}: row {row} ({key}): its body does not fit its digest",
-                    hint=f"correct it: deslaunch resume {as_word(self.place)} --corrections FILE",
+                    hint=f"correct it: {resume} --corrections FILE",
                 )
 
             said = (row, attempt, key, target, job_id, body, bool(auto), retries, meant)

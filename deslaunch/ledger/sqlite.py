@@ -14,7 +14,6 @@ that file, so all descriptors of lock files are opened and closed here, one at a
 import fcntl
 import os
 import re
-import shlex
 import socket
 import sqlite3
 import struct
@@ -24,7 +23,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Self
 from urllib.parse import quote
@@ -32,6 +30,7 @@ from urllib.parse import quote
 import orjson
 
 from deslaunch import errors
+from deslaunch.model import as_word, place_word, printed, utc
 
 APPLICATION_ID: Final = 0x4445534C  # "DESL"
 SCHEMA_VERSION: Final = 1
@@ -403,9 +402,9 @@ def _translated(place: str) -> Iterator[None]:
             raise _is_foreign(place) from exc
 
         if _code_of(exc) == sqlite3.SQLITE_CORRUPT:
+            look = f"sqlite3 {as_word(place_word(place))} 'PRAGMA integrity_check'"
             raise errors.LedgerDamaged(
-                f"{place}: the database is damaged: {exc}",
-                hint=f"look at it with: sqlite3 {as_word(place)} 'PRAGMA integrity_check'",
+                f"{place}: the database is damaged: {exc}", hint=f"look at it with: {look}"
             ) from exc
 
         raise errors.LedgerError(f"{place}: {exc}", hint=_WRITABLE) from exc
@@ -424,7 +423,7 @@ def _is_foreign(place: str) -> errors.LedgerForeign:
 
 
 def _exists(place: str) -> errors.LedgerExists:
-    resume = f"go on with it: deslaunch resume {as_word(place)}"
+    resume = f"go on with it: {printed('resume', place_word(place))}"
     return errors.LedgerExists(f"{place}: there is a ledger already", hint=resume)
 
 
@@ -613,16 +612,6 @@ def _find_type(folder: str, mounts: str) -> str:
     return found[1]
 
 
-def utc(ms: int) -> str:
-    """Return a time of a ledger as RFC 3339."""
-    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
-
-
 def as_json(value: Any) -> str:
     """Return lists and mappings as the JSON text that statements take."""
     return orjson.dumps(value).decode()
-
-
-def as_word(place: str) -> str:
-    """Return a path as one word of a shell command that deslaunch takes for a path."""
-    return shlex.quote(f"./{place}" if place.startswith("-") else place)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 from deslaunch.errors import ConfigurationError, ManifestError
 from deslaunch.manifest.readers import MAX_RECORD, CsvReader, JsonlReader, Unreadable
 from deslaunch.manifest.rows import RESERVED, Fault, RowRules, show
-from deslaunch.model import DEFAULT_TARGET, Format, InvalidRow, PlainRow, Row, printable
+from deslaunch.model import DEFAULT_TARGET, GUID, Format, InvalidRow, PlainRow, Row, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _DATA: Final = re.compile(  # a number or a time, an escape, a GUID
     r"[-+]?[0-9][0-9.:/-]*(?:[T ][0-9:.]+Z?)?|\\[NAE]"
-    r"|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
+    rf"|{GUID}"
 )
 CHUNK: Final = 512
 """Rows that are given out together, at most."""

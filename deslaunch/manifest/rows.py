@@ -36,6 +36,7 @@ from deslaunch.model import (
     PlainRow,
     Problem,
     Row,
+    is_guid,
     printable,
     quote,
 )
@@ -328,7 +329,7 @@ def _read_job_id(value: object) -> str:
 @lru_cache(maxsize=1024)  # a manifest has many rows and few jobs
 def lower_guid(text: str) -> str | None:
     """Return a GUID in lower case; None for any other text."""
-    return text.lower() if wire.is_guid(text) else None
+    return text.lower() if is_guid(text) else None
 
 
 def odd_character(text: str) -> str:

@@ -8,7 +8,6 @@ the page, and the page's policy lets no other script run than its own. Needs the
 import base64
 import gzip
 import re
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -23,9 +22,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from deslaunch.ledger.reading import Reader, ResultRow, UnknownRow
-from deslaunch.ledger.sqlite import as_word
 from deslaunch.manifest.rows import load_row
-from deslaunch.model import AUTO, DEFAULT_TARGET, JobRunParameterValue, Row, count, printable
+from deslaunch.model import (
+    AUTO,
+    DEFAULT_TARGET,
+    GUID,
+    JobRunParameterValue,
+    Row,
+    as_word,
+    count,
+    is_guid,
+    place_word,
+    printable,
+    printed,
+)
 from deslaunch.report import charts
 from deslaunch.report.results import IN_FLIGHT, open_beside, rows_of
 
@@ -48,8 +58,7 @@ CAUSES: Final = 200
 """Different causes that are told apart; all others are one more."""
 
 _CELL_LIMIT: Final = 200
-_GUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-_VARYING: Final = re.compile(rf"{_GUID.pattern.replace('-[', '-?[')}|(?<!HTTP )(?<![0-9])[0-9]+")
+_VARYING: Final = re.compile(rf"{GUID.replace('-[', '-?[')}|(?<!HTTP )(?<![0-9])[0-9]+")
 _COLUMNS: Final = (
     *(("row", "Row", "number"), ("key", "Key", "text"), ("target", "Target", "text")),
     *(("job", "Job", "text"), ("state", "State", "text"), ("run_id", "jobRunId", "text")),
@@ -237,7 +246,7 @@ def doubt_of(row: Any, ledger: str) -> dict[str, Any]:
         the ``row``; its ``parameters`` in one line; the commands for a row that ``started`` a run,
         and for one that did ``not_started`` any (more): ``""`` where its key can't be typed.
     """
-    run = row.job_run_id if _GUID.fullmatch(row.job_run_id or "") else "JOBRUNID"
+    run = row.job_run_id if is_guid(row.job_run_id) else "JOBRUNID"
     said = load_row(row.says, row.row, 0, "")
     return {
         "row": row,
@@ -253,7 +262,7 @@ def _resolve(ledger: str, key: str, *finding: str) -> str:
 
     # Behind "--" nothing is taken for an option.
     words = [*finding, "--", key] if key.startswith("-") else [key, *finding]
-    return f"deslaunch resolve {as_word(ledger)} {shlex.join(words)}"
+    return printed("resolve", place_word(ledger), *words)
 
 
 def parameters_text(row: Row) -> str:
@@ -306,7 +315,7 @@ async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
         add_cause(again, kind, text, key, number)
 
     return {
-        "ledger": as_word(ledger.place),
+        "ledger": as_word(place_word(ledger.place)),
         "batch": ledger.batch,
         "sessions": await ledger.sessions(),
         "launcher": await ledger.launcher(),
