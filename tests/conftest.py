@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -14,12 +13,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from stage import Workplace
-
-
-# A shell starts what stands in its background with SIGINT ignored, nohup with SIGHUP, and what the
-# tests start would leave it so.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -36,6 +36,11 @@ QUICK: Final = ("--max-wait", "0.05")
 
 Script = dict[str, Any]
 
+# A shell starts what stands in its background with SIGINT ignored, nohup with SIGHUP, and what is
+# started from here would leave it so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
 
 def row(number: int, **more: Any) -> dict[str, Any]:
     """Return a valid row; its key and its first generation tell it from all others."""

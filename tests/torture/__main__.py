@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -45,10 +44,6 @@ def attack(name: str, folder: Path, *, fast: bool, seed: int) -> Tally:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    # What a shell or nohup left ignored, what is started here would ignore too.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
     parser = argparse.ArgumentParser(prog="torture", description=__doc__)
     parser.add_argument("--only", action="append", choices=ATTACKS, metavar="NAME", default=[])
     parser.add_argument("--fast", action="store_true", help="a small version of each")
