@@ -280,6 +280,8 @@ def resolve(given: Given) -> int:
         deslaunch resolve night.ledger.db KEY --started JOBRUNID
         deslaunch resolve night.ledger.db --from findings.csv
     """
+    from deslaunch.ledger.reading import summary_of  # noqa: PLC0415  # not needed for --help
+
     printer, found = given.printer, _findings_of(given)
 
     async def work(ledger: "Ledger") -> int:
@@ -289,7 +291,7 @@ def resolve(given: Given) -> int:
             await _agree_to_early(resolved.early, given, printer)
             resolved = await ledger.resolve(found, early=True)
 
-        summary = (await _runs_of(ledger, given)).batch
+        summary = (await summary_of(ledger))._replace(ledger=given["ledger"])
         same = f", {resolved.same:,} known already" if resolved.same else ""
         printer.say(f"recorded: {count(resolved.changed, 'finding')}{same}")
 

@@ -24,6 +24,7 @@ from deslaunch.des.client import DesClient
 from deslaunch.events import Event, RowEnded, TargetStopped
 from deslaunch.launch.session import Session
 from deslaunch.ledger.ledger import Import, Ledger
+from deslaunch.ledger.reading import PORTION
 from deslaunch.manifest.check import Check
 from deslaunch.manifest.files import Manifest
 from deslaunch.manifest.rows import RowRules, load_row, row_from_object
@@ -34,7 +35,6 @@ from deslaunch.settings import Settings
 StrPath = str | os.PathLike[str]
 Rows = Iterable[Mapping[str, Any] | Row] | AsyncIterable[Mapping[str, Any] | Row]
 
-PORTION: Final = 512
 ROWS: Final = "<rows>"
 """What problems name as the file of rows that come from no file."""
 

@@ -207,7 +207,7 @@ def recheck_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) ->
     """Write the new bodies, or problems, of rows; those that were sent meanwhile are left."""
     valid = {row.row.number: row for row in rows if isinstance(row, CheckedRow)}
     invalid = {row.number: row for row in rows if isinstance(row, InvalidRow)}
-    unsent = store.fetch("still_unsent", (json.dumps([*valid, *invalid]),))
+    unsent = store.fetch("still_unsent", (as_json([*valid, *invalid]),))
     kept = [(n, valid[n].digest, valid[n].body, valid[n].says) for (n,) in unsent if n in valid]
     store.many("replace_content", kept)
     invalidate(store, [invalid[number] for (number,) in unsent if number in invalid])

@@ -14,7 +14,7 @@ from functools import partial, wraps
 from typing import Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, Self, TypeVar
 
 from deslaunch.events import Counts, Plan, PlannedJob, Stop, StopReason, Summary, WatchSummary
-from deslaunch.ledger.sqlite import Launcher, SqliteStore
+from deslaunch.ledger.sqlite import Launcher, SqliteStore, as_json
 from deslaunch.model import Job, JobParameter, RowState, Start
 
 PORTION: Final = 512
@@ -385,7 +385,7 @@ class Reader(OpenStore):
         numbers = range(1, last + 1) if keys is None else await self._find(keys)
 
         for begin in range(0, len(numbers), PORTION):
-            portion = json.dumps(list(numbers[begin : begin + PORTION]))
+            portion = as_json(list(numbers[begin : begin + PORTION]))
 
             if rows := await self.query("results", {**wanted, "rows": portion}):
                 yield [ResultRow._make(row) for row in rows]

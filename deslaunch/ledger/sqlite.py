@@ -613,5 +613,5 @@ def _find_type(folder: str, mounts: str) -> str:
 
 
 def as_json(value: Any) -> str:
-    """Return lists and mappings as the JSON text that statements take."""
+    """Return JSON as statements take it; texts must be such as ``storable`` gives them."""
     return orjson.dumps(value).decode()
