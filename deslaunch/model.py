@@ -18,6 +18,8 @@ DEFAULT_TARGET: Final = "default"
 GUID: Final = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 """What a GUID looks like in the form 8-4-4-4-12: a regular expression."""
 
+_IS_GUID: Final = re.compile(GUID).fullmatch  # one is in every response to a start
+
 GOT_LIMIT: Final = 120
 """Characters of a value that a problem quotes."""
 
@@ -391,7 +393,7 @@ def _escape(character: str) -> str:
 
 def is_guid(text: object) -> TypeGuard[str]:
     """Return True if ``text`` is a GUID in the form 8-4-4-4-12, in either case."""
-    return isinstance(text, str) and re.fullmatch(GUID, text) is not None
+    return isinstance(text, str) and _IS_GUID(text) is not None
 
 
 def utc(ms: int) -> str:
