@@ -123,6 +123,20 @@ class TestAddedRows:
 
 
 class TestAfterwards:
+    async def test_a_row_in_flight_is_not_claimed_again(self, ledger: Ledger) -> None:
+        """Never sent, or sent in an earlier form: what made it due must not outlive its claim."""
+        await correct(ledger, checked(7, "invalid"), checked(1, "rejected", says="fixed"))
+        await ledger.begin_session(session())
+        starts = (await ledger.exchange([], {"default": 9})).starts
+        assert {"invalid", "rejected"} <= {start.key for start in starts}
+
+        again = await ledger.exchange([], {"default": 9})
+        assert (again.starts, again.due) == ([], {"default": None})
+
+        ended = (await ledger.exchange([outcome(s, "started") for s in starts], {})).outcomes
+        assert {told.state for told in ended} == {"started"}
+        assert {row.attempts for row in await read(ledger, keys=["invalid"])} == {1}
+
     async def test_only_what_the_new_form_was_told_counts(
         self, ledger: Ledger, place: Path
     ) -> None:

@@ -388,10 +388,8 @@ class Ledger(Reader):
             rows = as_json([start.row for start in starts])
             self._store.run("add_intents", {"rows": rows, "session": self._session, "now": now})
 
-        if due:
-            first = [row for row, attempt, *_ in due if attempt == 1]
-            self._store.run("forget_states", (as_json(first),))
-            changes.derive_states(self._store, [row for row, attempt, *_ in due if attempt > 1])
+        if due:  # their states say that they are due: no longer
+            changes.derive_states(self._store, [row for row, *_ in due])
 
         return starts
 

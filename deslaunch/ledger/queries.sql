@@ -64,10 +64,6 @@ ON CONFLICT (row) DO UPDATE SET
   target = excluded.target, state = excluded.state, due_ms = excluded.due_ms, retries = excluded.retries, attempts = excluded.attempts,
   shown = excluded.shown, duplicate = excluded.duplicate;
 
--- name: forget_states
--- Of rows that are claimed for the first time: that they are in flight shows without.
-DELETE FROM state WHERE row IN (SELECT value FROM json_each(?));
-
 -- A session
 
 -- name: begin_session

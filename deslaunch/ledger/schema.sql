@@ -67,7 +67,7 @@ CREATE TABLE attempt (
 ) WITHOUT ROWID;
 
 -- What follows from a row's attempts, where more is to be said of it than that it is pending or
--- invalid, or was sent once and is in flight or started: such a row has none ("standing").
+-- invalid, or was sent once and is in flight or started: such a row needs none ("standing").
 CREATE TABLE state (
   row INTEGER PRIMARY KEY REFERENCES row(number),
   target INTEGER NOT NULL,
