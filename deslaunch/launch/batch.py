@@ -4,6 +4,7 @@ Everything here prints nothing and installs no signal handler. What can't be ope
 nothing behind, and nothing is sent before a batch is launched.
 """
 
+import asyncio
 import inspect
 import os
 import sys
@@ -557,11 +558,13 @@ async def _go_on(
     consents = _consents(setup.settings)
     checked: list[CheckedRow] = []
     warnings = [ledger.warning]
-    await _tell_if_changed(ledger, setup)
+    telling = _tell_if_changed(ledger, setup)
 
-    if corrections is None:
-        plan = await ledger.plan(**consents)
+    if corrections is None:  # a large file takes a while to hash, and its rows to count
+        _, plan = await asyncio.gather(telling, ledger.plan(**consents))
     else:
+        await telling
+
         with await setup.schemas.checks(setup.settings, corrections.name) as found:
             checked = await importing.read_corrections(corrections, found, setup.schemas)
 

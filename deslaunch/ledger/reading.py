@@ -460,7 +460,7 @@ def make_plan(store: SqliteStore, manifest: str, open_state: str, **consents: bo
     states = dict.fromkeys(RowState, 0)
     ready: Counter[tuple[str, str, str]] = Counter()
 
-    for number, auto, word, rows, *_ in store.fetch("tally", {"open": open_state}):
+    for number, auto, word, rows in store.fetch("rows_by_state", {"open": open_state}):
         state = RowState(word)
         states[state] += rows
         is_left = auto and state is RowState.UNKNOWN
