@@ -5,25 +5,19 @@ program hands over. Memory stays flat: the digests of keys lie in a private temp
 table, which ends with its connection, and repeats are found in it at the end by GROUP BY.
 """
 
-from __future__ import annotations
-
 import sqlite3
 import unicodedata
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import Final, NamedTuple, Self
 
 from deslaunch.errors import InvalidManifest, ManifestError
+from deslaunch.events import ProblemGroup
 from deslaunch.manifest import rows
 from deslaunch.manifest.forms import Forms
 from deslaunch.manifest.schema import Body, Schema, body_digest, unknown_job
 from deslaunch.model import AUTO, CheckedRow, InvalidRow, PlainRow, Problem, Row
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-
-    from deslaunch.events import ProblemGroup
-
 
 KEPT_PROBLEMS: Final = 1_000
 """Problems, and groups of problems, that are kept."""

@@ -3,30 +3,25 @@
 Memory stays flat: one block, one line, one chunk of rows.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 import os
 import re
 import sys
 import zlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from hashlib import sha256
 from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Final
+from typing import BinaryIO, Final
 
 from deslaunch.errors import ConfigurationError, ManifestError
 from deslaunch.manifest.readers import MAX_RECORD, CsvReader, JsonlReader, Unreadable
 from deslaunch.manifest.rows import RESERVED, Fault, RowRules, show
 from deslaunch.model import DEFAULT_TARGET, GUID, Format, InvalidRow, PlainRow, Row, printable
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from typing import BinaryIO
 
 _DATA: Final = re.compile(  # a number or a time, an escape, a GUID
     r"[-+]?[0-9][0-9.:/-]*(?:[T ][0-9:.]+Z?)?|\\[NAE]"

@@ -9,11 +9,10 @@ which alone knows every rule and names every problem; a plain row is to the byte
 makes of it.
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Callable, Mapping
 from operator import itemgetter
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -21,10 +20,6 @@ from deslaunch.des import wire
 from deslaunch.manifest.rows import RESERVED, RowRules, dump_row, lower_guid
 from deslaunch.manifest.schema import KINDS, Body, Schema
 from deslaunch.model import PlainRow
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
 
 _MOST_FORMS: Final = 1_000  # a file may have a form for every row
 _MARK: Final = "\ufdd0"  # stands for a text in a template: a character that is none

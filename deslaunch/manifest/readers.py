@@ -8,15 +8,14 @@ empty string; ``\\…`` begins with a backslash; any other leading backslash is 
 a target know only ``\\…``; notes know no escapes.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import orjson
 
@@ -24,10 +23,8 @@ from deslaunch.errors import ManifestError
 from deslaunch.manifest import forms, rows
 from deslaunch.model import AUTO, InvalidRow, ParameterValue, PlainRow, Row
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+Item = PlainRow | Row | InvalidRow
 
-    Item = PlainRow | Row | InvalidRow
 
 MAX_RECORD: Final = 1 << 20
 """Bytes of a JSONL line, or of a CSV record with all its lines, newlines included."""

@@ -5,8 +5,6 @@ or an ``InvalidRow`` with everything that keeps it from being one. What a row sa
 rounded: no number of it passes through a float.
 """
 
-from __future__ import annotations
-
 import re
 import reprlib
 import unicodedata

@@ -18,25 +18,18 @@ other     not checked; one warning per parameter
 Texts are sent as they came, to the digit. Pure: no I/O, no clock.
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date
 from difflib import get_close_matches
 from functools import lru_cache
 from hashlib import sha256
 from operator import ne
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from deslaunch.des import wire
-from deslaunch.manifest.rows import NOTES, Fault, meant_member, odd_character, problems_of, show
-from deslaunch.model import AUTO, JobRunParameterValue
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
-
-    from deslaunch.manifest.rows import Groups
-    from deslaunch.model import Auto, Job, JobParameter, Problem, Row
+from deslaunch.manifest import rows
+from deslaunch.model import AUTO, Auto, Job, JobParameter, JobRunParameterValue, Problem, Row
 
 _LISTED: Final = 8  # names of parameters or jobs that one message lists
 _QUOTED: Final = 40
@@ -166,7 +159,7 @@ class Schema:
         self._fault_of_name = lru_cache(maxsize=256)(self._explain_name)
 
     def check(
-        self, row: Row, file: str, warnings: Groups | None = None
+        self, row: Row, file: str, warnings: rows.Groups | None = None
     ) -> Body | tuple[Problem, ...]:
         """Return what is sent for a row, or every reason against it.
 
@@ -208,11 +201,11 @@ class Schema:
                 warnings.warn(name, doubt, row.line)
 
         if faults:
-            return problems_of(faults, file, row.number, row.line)
+            return rows.problems_of(faults, file, row.number, row.line)
 
         return Body(wire.start_job_body(self.job.job_id, values), auto)
 
-    def _explain_name(self, name: str) -> Fault:
+    def _explain_name(self, name: str) -> rows.Fault:
         """Return the fault of a name that is no parameter's."""
         others = [
             _label(job)
@@ -222,9 +215,9 @@ class Schema:
         known = tuple(self._parameters)
         folded = {other.strip().casefold(): other for other in known}
         near = get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.6)
-        note = f"a column of notes is named {_quoted(f'{NOTES}.{name}')}, or left out"
+        note = f"a column of notes is named {_quoted(f'{rows.NOTES}.{name}')}, or left out"
 
-        if meant := meant_member(name):
+        if meant := rows.meant_member(name):
             advice = f"did you mean {meant}? Write that column's name exactly so"
         elif others:
             advice = f"{_listed(others)} has it; is the row's jobId (or --job-id) the right one?"
@@ -237,7 +230,7 @@ class Schema:
 
         expected = f"one of {_listed(known)}" if known else "no parameters"
         message = f"job {_label(self.job)} has no parameter {_quoted(name)}: {advice}"
-        return Fault(name, expected, name, message)
+        return rows.Fault(name, expected, name, message)
 
 
 def compile_jobs(jobs: Iterable[Job]) -> dict[str, Schema]:
@@ -272,17 +265,17 @@ def unknown_job(
 
     expected = f"a job of target {row.target}: {_listed(labels)}"
     message = f"target {row.target} has no job {row.job_id}: {advice}"
-    fault = Fault("jobId", expected, row.job_id, message)
-    return problems_of([fault], file, row.number, row.line)
+    fault = rows.Fault("jobId", expected, row.job_id, message)
+    return rows.problems_of([fault], file, row.number, row.line)
 
 
 def _fault_of_value(
     parameter: JobParameter, declared: int | None, text: str | Auto | None
-) -> Fault | None:
+) -> rows.Fault | None:
     if declared is not None and parameter.type not in (None, declared):
         expected, got = _type_label(parameter.type), _type_label(declared)
         message = f"{parameter.name} says {got} and the job takes {expected}: leave the type out"
-        return Fault(parameter.name, expected, got, message)
+        return rows.Fault(parameter.name, expected, got, message)
 
     if not isinstance(text, str):
         is_right = parameter.nullable if text is None else parameter.supports_auto
@@ -298,18 +291,18 @@ def _fault_of_value(
         advice = "remove the white space around it"
     elif text.startswith("+") and not kind.judge(text[1:]):
         advice = "write it without the +, which DES refuses"
-    elif odd := odd_character(text):
+    elif odd := rows.odd_character(text):
         advice = odd
 
     message = f"{parameter.name} takes {kind.noun}, not {_quoted(text)}: {advice}"
-    return Fault(parameter.name, _expected(parameter), text or '""', message)
+    return rows.Fault(parameter.name, _expected(parameter), text or '""', message)
 
 
-def _refuse(parameter: JobParameter, got: str, why: str) -> Fault:
+def _refuse(parameter: JobParameter, got: str, why: str) -> rows.Fault:
     expected = _expected(parameter)
     leave_out = "" if parameter.required else ", or leave it out"
     message = f"{parameter.name} {why}: give it {expected}{leave_out}"
-    return Fault(parameter.name, expected, got, message)
+    return rows.Fault(parameter.name, expected, got, message)
 
 
 def _doubt(number: int | None, text: str | Auto | None) -> str:
@@ -347,7 +340,7 @@ def _label(job: Job) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    names = [show(name) for name in names]
+    names = [rows.show(name) for name in names]
     more = f" and {len(names) - _LISTED:,} more" if len(names) > _LISTED else ""
     return ", ".join(names[:_LISTED]) + more
 

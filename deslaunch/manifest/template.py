@@ -5,9 +5,8 @@ DES may refuse a row that says both of what excludes each other, and declares no
 can't stand in it, since neither form has comments, is told beside it.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterator
+from typing import Final
 
 import orjson
 
@@ -15,9 +14,6 @@ from deslaunch.des import wire
 from deslaunch.manifest.readers import column_of, csv_line
 from deslaunch.manifest.schema import KINDS, UNKNOWN_KIND
 from deslaunch.model import DEFAULT_TARGET, Format, Job, JobParameter
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 KEY: Final = "example-1"
 
