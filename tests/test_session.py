@@ -397,6 +397,23 @@ async def test_rows_may_be_added_while_it_runs() -> None:
     assert (early, added) == (False, {"a", "b"})
 
 
+async def test_responses_that_come_one_after_the_other_share_a_turn() -> None:
+    bench = Bench(["first", *keys("r", 8)], slots=9)
+    bench.des.held = True
+    await bench.begin()
+    await bench.answer("first")
+
+    for key in keys("r", 8):
+        bench.des.answer(key)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+
+    await bench.finish()
+    handed_over = [len(outcomes) for outcomes, _, _ in bench.ledger.turns if outcomes]
+
+    assert handed_over == [1, 8]
+
+
 # Listeners.
 
 
