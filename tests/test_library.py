@@ -17,7 +17,6 @@ from openings import AUTO, HOLDS, RUNNERS, TOKEN, Place, counts, once, rows, run
 from stage import POS_USAGE, fault, invalid_row, rejected_row, row
 
 import deslaunch
-from deslaunch.des.catalog import Catalog, SchemaCache
 from deslaunch.des.client import DesClient
 from deslaunch.errors import (
     ConfigurationError,
@@ -39,6 +38,7 @@ from deslaunch.launch import batch as batches
 from deslaunch.launch import session
 from deslaunch.launch.batch import check, default_ledger, preview
 from deslaunch.launch.launcher import resume_command
+from deslaunch.launch.schemas import Schemas, user_cache
 from deslaunch.ledger.ledger import Ledger, open_ledger
 from deslaunch.ledger.reading import summary_of
 from deslaunch.model import AUTO as AUTO_VALUE
@@ -199,7 +199,7 @@ async def test_a_manifest_that_is_not_there(place: Place) -> None:
 
 async def spoil_cache(des: DesClient) -> None:
     """Cache the jobs of a client as if they had no parameters."""
-    await Catalog({"default": des}, cache=SchemaCache.of_user()).load(["default"])
+    await Schemas({"default": des}, user_cache()).load(["default"])
     _spoil()
 
 

@@ -21,12 +21,12 @@ import anyio
 from anyio.to_thread import run_sync
 
 from deslaunch import errors
-from deslaunch.des.catalog import Catalog, SchemaCache, read_schema_file
 from deslaunch.des.client import DesClient
 from deslaunch.events import Noted, Plan, Planned, ProblemGroup, Summary
 from deslaunch.launch import importing
-from deslaunch.launch.importing import ROWS, Rows, Schemas, StrPath, open_manifest, warnings_of
+from deslaunch.launch.importing import ROWS, Rows, StrPath, open_manifest, warnings_of
 from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Setup, resume_command
+from deslaunch.launch.schemas import Schemas, read_schema_file, user_cache
 from deslaunch.ledger.changes import Corrections
 from deslaunch.ledger.ledger import Ledger, NewBatch, begin_import, open_ledger, take_ledger
 from deslaunch.manifest.files import Manifest
@@ -279,7 +279,7 @@ async def check(
         problems=tuple(found.problems),
         count=found.count,
         groups=tuple(found.groups),
-        notes=tuple(schemas.catalog.notes()),
+        notes=tuple(schemas.notes.values()),
         warnings=warnings_of(file, found, schemas),
         unconfirmed=schemas.unconfirmed,
     )
@@ -367,18 +367,17 @@ async def _set_up(
             hint="set DES_BASE_URL and DES_TOKEN, or pass --schema FILE",
         )
 
-    catalog = Catalog(
+    schemas = Schemas(
         clients,
-        targets=() if clients else [settings.target],
-        cache=SchemaCache.of_user() if cache is None else SchemaCache(Path(cache)),
-        schema_file=None if schema is None else await run_sync(read_schema_file, Path(schema)),
+        user_cache() if cache is None else Path(cache),
+        file=None if schema is None else await run_sync(read_schema_file, Path(schema)),
         max_age=timedelta(hours=settings.schema_max_age),
-        offline=is_offline,
-        apart=len(clients) > 1,
+        is_offline=is_offline,
+        target=settings.target,
     )
     emit = options.get("on_event") or (lambda _: None)
     kept = options.get("options_kept", kept) or {}
-    return Setup(settings, clients, Schemas(catalog), emit, options.get("confirm"), kept)
+    return Setup(settings, clients, schemas, emit, options.get("confirm"), kept)
 
 
 def _source(rows: Any, settings: Settings) -> Manifest | Rows:
@@ -473,7 +472,7 @@ async def _import(
                 warnings += warnings_of(source, found, setup.schemas)
                 digest, columns = source.digest, source.columns
 
-            for note in setup.schemas.catalog.notes():
+            for note in setup.schemas.notes.values():
                 setup.emit(Noted(note))
 
             plan = (await made.plan())._replace(manifest=name, ledger=place)

@@ -15,20 +15,19 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from anyio.from_thread import run as run_in_loop
 from anyio.to_thread import run_sync
 
 from deslaunch import errors
-from deslaunch.des.catalog import Catalog
 from deslaunch.des.client import DesClient
 from deslaunch.events import Event, RowEnded, TargetStopped
+from deslaunch.launch.schemas import Schemas
 from deslaunch.launch.session import Session
 from deslaunch.ledger.ledger import Import, Ledger
 from deslaunch.ledger.reading import PORTION
 from deslaunch.manifest.check import Check
 from deslaunch.manifest.files import Manifest
 from deslaunch.manifest.rows import RowRules, load_row, row_from_object
-from deslaunch.manifest.schema import Schema, compile_jobs
+from deslaunch.manifest.schema import Schema
 from deslaunch.model import CheckedRow, InvalidRow, Outcome, Row, RowState, count
 from deslaunch.settings import Settings
 
@@ -45,93 +44,6 @@ ROWS_AT_ONCE: Final = 64
 """Rows of a program that are added together, at most."""
 
 _AS_CHECKED: Final = "the rows as they were imported"
-
-
-class Schemas:
-    """The compiled jobs of the targets that rows name, as :class:`Check` wants them: live.
-
-    Args:
-        catalog: where the jobs come from.
-
-    Attributes:
-        by_target: by target, its schemas by jobId.
-        unconfirmed: why a fresher schema could not be had where a cached one found rows invalid.
-    """
-
-    def __init__(self, catalog: Catalog) -> None:
-        self.catalog = catalog
-        self.by_target: dict[str, Mapping[str, Schema]] = {}
-        self.unconfirmed: errors.DeslaunchError | None = None
-
-    async def load(self, targets: Iterable[str]) -> set[str]:
-        """Load the jobs of targets that rows name; known ones cost nothing.
-
-        Returns:
-            The targets that are new.
-
-        Raises:
-            DesError: DES could not be asked for any target's.
-            CredentialsRefused: the same, for want of a token that DES accepts.
-            SchemaError: the same, as its response can't be read.
-        """
-        await self.catalog.load(sorted(targets))
-        new = self.catalog.jobs.keys() - self.by_target.keys()
-
-        for target in new:
-            self._compile(target)
-
-        return new
-
-    async def fetch(self, target: str) -> Mapping[str, Schema]:
-        """Ask DES for a target's jobs, wherever the known ones came from.
-
-        Raises:
-            DesError: DES could not be asked.
-            CredentialsRefused: no token that DES accepts.
-            SchemaError: DES's response can't be read.
-        """
-        await self.catalog.renew(target)
-        return self._compile(target)
-
-    async def confirm(self, target: str) -> Mapping[str, Schema] | None:
-        """Ask DES for a target's jobs, where the known ones are from the cache.
-
-        Returns:
-            The newer schemas; None where there are none, or where they can't be had.
-        """
-        if not self.catalog.is_cached(target):
-            return None
-
-        try:
-            return await self.fetch(target)
-        except (errors.DesError, errors.CredentialsRefused, errors.SchemaError) as exc:
-            self.unconfirmed = exc
-            return None
-
-    async def add_to(self, batch: Import | Ledger, target: str, job_id: str = "") -> None:
-        """Give a batch the jobs, or one job, that a target's rows were checked with."""
-        known = self.by_target[target].items()
-        jobs = [schema.job for name, schema in known if job_id in {"", name}]
-        await batch.add_jobs(target, jobs, from_des=self.catalog.schema_file is None)
-
-    async def checks(self, settings: Settings, file: str, *, is_immediate: bool = False) -> Check:
-        """Return a check of one batch's rows by these schemas; it is to be closed."""
-        return await run_sync(
-            lambda: Check(
-                self.by_target,
-                file=file,
-                targets=self.catalog.targets,
-                unchecked=self.catalog.left_out,
-                allow_duplicates=settings.allow_duplicates,
-                allow_repeated_auto=settings.allow_repeated_auto,
-                renew=lambda target: run_in_loop(self.confirm, target),
-                is_immediate=is_immediate,
-            )
-        )
-
-    def _compile(self, target: str) -> Mapping[str, Schema]:
-        self.by_target[target] = compile_jobs(self.catalog.jobs[target].values())
-        return self.by_target[target]
 
 
 Take = Callable[[list[CheckedRow | InvalidRow]], Awaitable[None]]
@@ -425,10 +337,10 @@ def digest_of(path: Path) -> str:
 def warnings_of(manifest: Manifest, check: Check, schemas: Schemas) -> tuple[str, ...]:
     """Return what a person should know before rows are launched, one sentence each."""
     found = [str(warning) for warning in (*manifest.warnings, *check.warnings)]
-    found += schemas.catalog.warnings
+    found += schemas.warnings
     found += [
         f"the rows of target {target} are unchecked, since its jobs could not be fetched: {error}"
-        for target, error in schemas.catalog.left_out.items()
+        for target, error in schemas.left_out.items()
     ]
 
     if schemas.unconfirmed is not None:

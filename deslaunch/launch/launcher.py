@@ -22,7 +22,8 @@ from platformdirs import user_state_path
 from deslaunch import errors
 from deslaunch.des.client import DesClient
 from deslaunch.events import Counts, Event, Noted, Plan, RowEnded, Stop, StopReason, Summary
-from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Rows, Schemas, recheck
+from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Rows, recheck
+from deslaunch.launch.schemas import Schemas
 from deslaunch.launch.session import Session
 from deslaunch.launch.watch import Watch
 from deslaunch.ledger.findings import Finding, write_unrecorded
@@ -258,7 +259,7 @@ class Batch:
         schemas = self._setup.schemas
 
         for target in {job.target for job in self.plan.jobs}:
-            is_unchecked = target in schemas.catalog.left_out
+            is_unchecked = target in schemas.left_out
 
             try:
                 await (schemas.fetch(target) if is_unchecked else schemas.load([target]))

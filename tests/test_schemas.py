@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
@@ -16,9 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deslaunch.des import catalog as catalog_module
 from deslaunch.des import wire
-from deslaunch.des.catalog import Catalog, SchemaCache, read_schema_file
 from deslaunch.errors import (
     CredentialsRefused,
     DeslaunchError,
@@ -26,6 +25,8 @@ from deslaunch.errors import (
     QueryFailed,
     SchemaError,
 )
+from deslaunch.launch import schemas as schemas_module
+from deslaunch.launch.schemas import Schemas, read_schema_file, user_cache
 from deslaunch.model import Job, JobParameter
 
 JOB_ID: Final = "11111111-1111-4111-8111-111111111111"
@@ -54,32 +55,43 @@ class FakeDes:
 
 @dataclass(slots=True)
 class Place:
-    """A cache directory, and catalogs that use it."""
+    """A cache folder, and what uses it."""
 
     path: Path
     des: FakeDes = field(default_factory=lambda: FakeDes(NEW))
 
     async def keep(self, age: timedelta) -> None:
-        store = SchemaCache(self.path).store
-        assert await asyncio.to_thread(store, "default", URL, OLD, NOW - age) is None
+        assert await keep(self.path, "default", URL, OLD, NOW - age) == []
 
-    def catalog(
-        self,
-        *,
-        offline: bool = False,
-        apart: bool = False,
-        schema_file: list[Job] | None = None,
-        **more: FakeDes,
-    ) -> Catalog:
+    def schemas(
+        self, *, is_offline: bool = False, file: list[Job] | None = None, **more: FakeDes
+    ) -> Schemas:
         clients: dict[str, Any] = {"default": self.des, **more}
-        return Catalog(
-            clients,
-            cache=SchemaCache(self.path),
-            schema_file=schema_file,
-            offline=offline,
-            apart=apart,
-            now=lambda: NOW,
-        )
+        return Schemas(clients, self.path, file, is_offline=is_offline, now=lambda: NOW)
+
+
+async def keep(
+    cache: Path, target: str, home: str, jobs: list[Job], fetched: datetime
+) -> list[str]:
+    """Keep what a target's DES responds; return the warnings."""
+    clients: dict[str, Any] = {target: FakeDes(jobs, home)}
+    schemas = Schemas(clients, cache, now=lambda: fetched)
+    await schemas.fetch(target)
+    return schemas.warnings
+
+
+async def kept(cache: Path, target: str, home: str) -> tuple[list[Job], str] | None:
+    """Return the jobs that are kept and what is said of their age; None where none are."""
+    clients: dict[str, Any] = {target: FakeDes(NotSent("refused"), home)}
+    schemas = Schemas(clients, cache, is_offline=True, now=lambda: NOW)
+
+    with suppress(NotSent):
+        await schemas.load([target])
+
+    if target not in schemas.by_target:
+        return None
+
+    return jobs_of(schemas, target), schemas.notes[target].partition("fetched ")[2]
 
 
 @pytest.fixture
@@ -87,32 +99,22 @@ def cached(tmp_path: Path) -> Place:
     return Place(tmp_path / "cache")
 
 
-def types(catalog: Catalog, target: str = "default") -> list[int | None]:
-    job = catalog.jobs.get(target, {}).get(JOB_ID)
-    return [] if job is None else [parameter.type for parameter in job.parameters]
+def jobs_of(schemas: Schemas, target: str = "default") -> list[Job]:
+    return [schema.job for schema in schemas.by_target.get(target, {}).values()]
+
+
+def types(schemas: Schemas, target: str = "default") -> list[int | None]:
+    return [parameter.type for job in jobs_of(schemas, target) for parameter in job.parameters]
 
 
 async def test_des_is_asked_once_and_its_response_kept(cached: Place) -> None:
-    catalog = cached.catalog()
-    await catalog.load(["default", "default"])
-    await catalog.load(["default"])
-    kept = await asyncio.to_thread(SchemaCache(cached.path).load, "default", URL)
+    schemas = cached.schemas()
+    await schemas.load(["default", "default"])
+    await schemas.load(["default"])
 
-    assert (cached.des.asked, types(catalog), catalog.warnings) == (1, [wire.STRING], [])
-    assert kept == (NEW, NOW)
-    assert not catalog.is_cached("default")
-    assert repr(catalog) == "<Catalog loaded=['default'] cached=[]>"
-
-
-async def test_without_a_cache_des_is_asked_each_time() -> None:
-    des: Any = FakeDes(NEW)
-
-    for _ in range(2):
-        catalog = Catalog({"default": des})
-        await catalog.load(["default"])
-        assert catalog.warnings == []
-
-    assert des.asked == 2
+    assert (cached.des.asked, types(schemas), schemas.warnings) == (1, [wire.STRING], [])
+    assert schemas.notes == {}
+    assert await kept(cached.path, "default", URL) == (NEW, "less than a minute ago")
 
 
 @pytest.mark.parametrize(
@@ -126,35 +128,35 @@ async def test_without_a_cache_des_is_asked_each_time() -> None:
 )
 async def test_a_fresh_response_saves_a_request(cached: Place, age: timedelta, asked: int) -> None:
     await cached.keep(age)
-    catalog = cached.catalog()
-    await catalog.load(["default"])
+    schemas = cached.schemas()
+    await schemas.load(["default"])
 
     assert cached.des.asked == asked
-    assert types(catalog) == ([wire.STRING] if asked else [wire.INTEGER])
-    assert catalog.is_cached("default") == (not asked)
+    assert types(schemas) == ([wire.STRING] if asked else [wire.INTEGER])
+    assert list(schemas.notes) == ([] if asked else ["default"])
 
 
 async def test_a_schema_file_stands_for_every_target(cached: Place) -> None:
-    catalog = cached.catalog(schema_file=OLD)
-    await catalog.load(["default"])
+    schemas = cached.schemas(file=OLD)
+    await schemas.load(["default"])
 
-    assert (cached.des.asked, types(catalog)) == (0, [wire.INTEGER])
-    assert not await catalog.renew("default")
+    assert (cached.des.asked, types(schemas)) == (0, [wire.INTEGER])
+    assert await schemas.confirm("default") is None
     assert cached.des.asked == 0
 
 
 async def test_a_schema_file_needs_no_des() -> None:
-    catalog = Catalog({}, targets=["acme"], schema_file=OLD)
-    await catalog.load(["default", "acme"])
+    schemas = Schemas({}, None, OLD, target="acme")
+    new = await schemas.load(["default", "acme"])
 
-    assert (set(catalog.targets), list(catalog.jobs)) == ({"acme"}, ["acme"])
+    assert (new, list(schemas.by_target)) == ({"acme"}, ["acme"])
 
 
 async def test_a_target_without_a_client_is_not_loaded(cached: Place) -> None:
-    catalog = cached.catalog()
-    await catalog.load(["bistro"])
+    schemas = cached.schemas()
+    new = await schemas.load(["bistro"])
 
-    assert (set(catalog.targets), len(catalog.jobs), cached.des.asked) == ({"default"}, 0, 0)
+    assert (new, schemas.by_target, cached.des.asked) == (set(), {}, 0)
 
 
 ERRORS: Final = [
@@ -170,11 +172,11 @@ async def test_an_old_response_serves_a_check_and_never_a_launch(
 ) -> None:
     await cached.keep(timedelta(hours=50))
     cached.des.response = error
-    checking = cached.catalog(offline=True)
+    checking = cached.schemas(is_offline=True)
     await checking.load(["default"])
 
     with pytest.raises(type(error)) as caught:
-        await cached.catalog().load(["default"])
+        await cached.schemas().load(["default"])
 
     assert "50 hours old" in caught.value.hint
     assert types(checking) == [wire.INTEGER]
@@ -186,20 +188,20 @@ async def test_with_nothing_kept_a_check_must_ask(cached: Place) -> None:
     cached.des.response = NotSent("refused")
 
     with pytest.raises(NotSent):
-        await cached.catalog(offline=True).load(["default"])
+        await cached.schemas(is_offline=True).load(["default"])
 
 
 async def test_a_target_that_could_not_be_loaded_is_asked_again(cached: Place) -> None:
     cached.des.response = NotSent("refused")
-    catalog = cached.catalog()
+    schemas = cached.schemas()
 
     with pytest.raises(NotSent):
-        await catalog.load(["default"])
+        await schemas.load(["default"])
 
     cached.des.response = NEW
-    await catalog.load(["default"])
+    await schemas.load(["default"])
 
-    assert types(catalog) == [wire.STRING]
+    assert types(schemas) == [wire.STRING]
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -207,17 +209,17 @@ async def test_of_several_targets_one_that_can_not_be_asked_is_left_out(
     cached: Place, error: DeslaunchError
 ) -> None:
     bistro = FakeDes(error, home="https://bistro.example")
-    catalog = cached.catalog(apart=True, bistro=bistro)
-    await catalog.load(["bistro", "default"])
-    await catalog.load(["bistro"])
+    schemas = cached.schemas(bistro=bistro)
+    await schemas.load(["bistro", "default"])
+    await schemas.load(["bistro"])
 
-    assert (catalog.left_out, list(catalog.jobs)) == ({"bistro": error}, ["default"])
+    assert (schemas.left_out, list(schemas.by_target)) == ({"bistro": error}, ["default"])
     assert str(error).startswith("target bistro: ")
     assert bistro.asked == 1
 
     bistro.response = OLD
-    assert await catalog.renew("bistro")
-    assert (catalog.left_out, types(catalog, "bistro")) == ({}, [wire.INTEGER])
+    await schemas.fetch("bistro")
+    assert (schemas.left_out, types(schemas, "bistro")) == ({}, [wire.INTEGER])
 
 
 async def test_where_no_target_can_be_asked_the_first_error_is_raised(cached: Place) -> None:
@@ -225,58 +227,75 @@ async def test_where_no_target_can_be_asked_the_first_error_is_raised(cached: Pl
     bistro = FakeDes(NotSent("no such host"), home="https://bistro.example")
 
     with pytest.raises(NotSent, match="target bistro: no such host"):
-        await cached.catalog(apart=True, bistro=bistro).load(["bistro", "default"])
+        await cached.schemas(bistro=bistro).load(["bistro", "default"])
 
 
 async def test_where_queryjobs_itself_may_be_wrong_the_way_out_is_told(cached: Place) -> None:
     cached.des.response = QueryFailed("DES responded 204", status=204)
 
     with pytest.raises(QueryFailed) as caught:
-        await cached.catalog().load(["default"])
+        await cached.schemas().load(["default"])
 
     assert "--schema FILE" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    ("response", "changed"),
-    [pytest.param(NEW, True, id="changed"), pytest.param(OLD, False, id="the-same")],
-)
-async def test_a_renewal_asks_whatever_is_known(
-    cached: Place, response: list[Job], changed: bool
+async def test_a_renewal_asks_whatever_is_known(cached: Place) -> None:
+    await cached.keep(timedelta(hours=1))
+    schemas = cached.schemas()
+    await schemas.load(["default"])
+    before = list(schemas.notes), types(schemas)
+    fetched = await schemas.fetch("default")
+    await schemas.fetch("default")
+
+    assert before == (["default"], [wire.INTEGER])
+    assert (schemas.notes, types(schemas), cached.des.asked) == ({}, [wire.STRING], 2)
+    assert list(fetched) == [JOB_ID]
+
+
+async def test_a_cached_response_is_confirmed_once(cached: Place) -> None:
+    await cached.keep(timedelta(hours=1))
+    schemas = cached.schemas()
+    await schemas.load(["default"])
+    confirmed = await schemas.confirm("default"), await schemas.confirm("default")
+
+    assert (confirmed, cached.des.asked) == ((schemas.by_target["default"], None), 1)
+    assert schemas.unconfirmed is None
+
+
+@pytest.mark.parametrize("error", ERRORS)
+async def test_why_a_cached_response_can_not_be_confirmed_is_known(
+    cached: Place, error: DeslaunchError
 ) -> None:
     await cached.keep(timedelta(hours=1))
-    cached.des.response = response
-    catalog = cached.catalog()
-    await catalog.load(["default"])
-    before = catalog.is_cached("default")
-    first = await catalog.renew("default")
-    second = await catalog.renew("default")
+    cached.des.response = error
+    schemas = cached.schemas()
+    await schemas.load(["default"])
 
-    assert (before, catalog.is_cached("default")) == (True, False)
-    assert (first, second, cached.des.asked) == (changed, False, 2)
+    assert await schemas.confirm("default") is None
+    assert (schemas.unconfirmed, types(schemas)) == (error, [wire.INTEGER])
 
 
 async def test_a_failed_renewal_changes_nothing(cached: Place) -> None:
-    catalog = cached.catalog()
-    await catalog.load(["default"])
+    schemas = cached.schemas()
+    await schemas.load(["default"])
     cached.des.response = NotSent("refused")
 
     with pytest.raises(NotSent):
-        await catalog.renew("default")
+        await schemas.fetch("default")
 
-    assert types(catalog) == [wire.STRING]
+    assert types(schemas) == [wire.STRING]
 
 
 async def test_a_cache_that_can_not_be_written_is_one_warning(cached: Place) -> None:
     cached.path.write_text("a file where the directory would be")
-    catalog = cached.catalog()
-    await catalog.load(["default"])
-    await catalog.renew("default")
+    schemas = cached.schemas()
+    await schemas.load(["default"])
+    await schemas.fetch("default")
 
-    assert types(catalog) == [wire.STRING]
-    assert len(catalog.warnings) == 1
-    assert catalog.warnings[0].startswith("the schema of target default could not be kept in ")
-    assert catalog.warnings[0].endswith(": File exists")
+    assert types(schemas) == [wire.STRING]
+    assert len(schemas.warnings) == 1
+    assert schemas.warnings[0].startswith("the schema of target default could not be kept in ")
+    assert schemas.warnings[0].endswith(": File exists")
 
 
 @pytest.mark.parametrize(
@@ -290,10 +309,10 @@ async def test_a_cache_that_can_not_be_written_is_one_warning(cached: Place) -> 
 )
 async def test_the_age_of_a_cached_response_is_told(cached: Place, hours: float, said: str) -> None:
     await cached.keep(timedelta(hours=hours))
-    catalog = cached.catalog()
-    await catalog.load(["default"])
+    schemas = cached.schemas()
+    await schemas.load(["default"])
 
-    assert list(catalog.notes()) == [
+    assert list(schemas.notes.values()) == [
         f"target default: rows are checked with JobRunParameters fetched {said} ago"
     ]
 
@@ -305,7 +324,7 @@ def test_the_cache_is_the_user_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.delenv("DESLAUNCH_CACHE_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    directory = SchemaCache.of_user().directory
+    directory = user_cache()
 
     assert directory is not None
     assert (directory.name, directory.exists()) == ("deslaunch", False)
@@ -315,7 +334,7 @@ def test_the_cache_is_the_user_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DESLAUNCH_CACHE_DIR", str(tmp_path))
 
-    assert SchemaCache.of_user().directory == tmp_path
+    assert user_cache() == tmp_path
 
 
 async def test_a_user_without_a_home_has_no_cache_and_is_told_once(
@@ -327,21 +346,22 @@ async def test_a_user_without_a_home_has_no_cache_and_is_told_once(
 
     monkeypatch.setattr("pwd.getpwuid", no_entry)
     monkeypatch.chdir(tmp_path)
-    cache = SchemaCache.of_user()
+    cache = user_cache()
     clients: dict[str, Any] = {"a": FakeDes(NEW), "b": FakeDes(NEW)}
-    catalog = Catalog(clients, cache=cache, now=lambda: NOW)
-    await catalog.load(["a", "b"])
+    schemas = Schemas(clients, cache, now=lambda: NOW)
+    await schemas.load(["a", "b"])
 
-    assert (cache.directory, os.path.exists("~")) == (None, False)  # noqa: PTH110, ASYNC240  # by its name
-    assert catalog.warnings == ["this user has no home: JobRunParameters are not cached"]
+    assert (cache, os.path.exists("~")) == (None, False)  # noqa: PTH110, ASYNC240  # by its name
+    assert schemas.warnings == ["this user has no home: JobRunParameters are not cached"]
+    assert [types(schemas, target) for target in ("a", "b")] == [[wire.STRING], [wire.STRING]]
 
 
 def test_a_home_that_is_no_folder_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """An older platformdirs takes ``~`` for a folder here."""
     monkeypatch.delenv("DESLAUNCH_CACHE_DIR", raising=False)
-    monkeypatch.setattr(catalog_module, "user_cache_path", lambda _: Path("~/.cache/deslaunch"))
+    monkeypatch.setattr(schemas_module, "user_cache_path", lambda _: Path("~/.cache/deslaunch"))
 
-    assert SchemaCache.of_user().directory is None
+    assert user_cache() is None
 
 
 def no_entry(uid: int) -> object:
@@ -351,19 +371,21 @@ def no_entry(uid: int) -> object:
 # -- cache files ------------------------------------------------------------------------------
 
 
+JUST_NOW: Final = "less than a minute ago"
+
+
 @pytest.fixture
-def cache(tmp_path: Path) -> SchemaCache:
-    return SchemaCache(tmp_path / "deep" / "cache")
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "deep" / "cache"
 
 
-def files(cache: SchemaCache) -> list[Path]:
-    assert cache.directory is not None
-    return sorted(cache.directory.iterdir())
+def files(cache: Path) -> list[Path]:
+    return sorted(cache.iterdir())
 
 
-def kept(cache: SchemaCache) -> Path:
-    """Store the jobs of target ``acme``; return the file."""
-    assert cache.store("acme", URL, OLD, NOW) is None
+async def cached_file(cache: Path) -> Path:
+    """Keep the jobs of target ``acme``; return the file."""
+    assert await keep(cache, "acme", URL, OLD, NOW) == []
     [path] = files(cache)
     return path
 
@@ -372,44 +394,37 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_what_is_stored_is_loaded(cache: SchemaCache) -> None:
-    assert cache.load("acme", URL) is None
-    path = kept(cache)
+async def test_what_is_stored_is_loaded(cache: Path) -> None:
+    assert await kept(cache, "acme", URL) is None
+    path = await cached_file(cache)
 
-    assert cache.load("acme", URL) == (OLD, NOW)
+    assert await kept(cache, "acme", URL) == (OLD, JUST_NOW)
     assert (mode(path), mode(path.parent)) == (0o600, 0o700)
-    assert json.loads(path.read_text("utf-8")) == {
-        "cache": "deslaunch-schema/1",
-        "target": "acme",
-        "baseUrl": URL,
-        "fetchedUtc": "2026-01-31T06:16:47.123Z",
-        "jobs": wire.encode_jobs(OLD),
-    }
+    assert json.loads(path.read_bytes()) == json.loads(altered())
 
 
-def test_another_zone_is_kept_as_utc(cache: SchemaCache) -> None:
-    cache.store("acme", URL, OLD, NOW.astimezone(timezone(timedelta(hours=10))))
-    loaded = cache.load("acme", URL)
+async def test_another_zone_is_kept_as_utc(cache: Path) -> None:
+    await keep(cache, "acme", URL, OLD, NOW.astimezone(timezone(timedelta(hours=10))))
+    [path] = files(cache)
 
-    assert loaded is not None
-    assert loaded[1].isoformat() == NOW.isoformat()
+    assert json.loads(path.read_bytes())["fetchedUtc"] == "2026-01-31T06:16:47.123Z"
 
 
-def test_a_second_store_replaces_the_first(cache: SchemaCache) -> None:
-    path = kept(cache)
-    cache.store("acme", URL, [], NOW + timedelta(hours=1))
+async def test_a_second_store_replaces_the_first(cache: Path) -> None:
+    path = await cached_file(cache)
+    await keep(cache, "acme", URL, NEW, NOW - timedelta(hours=3))
 
-    assert cache.load("acme", URL) == ([], NOW + timedelta(hours=1))
+    assert await kept(cache, "acme", URL) == (NEW, "3 hours ago")
     assert files(cache) == [path]
 
 
-def test_targets_and_base_urls_do_not_share(cache: SchemaCache) -> None:
-    kept(cache)
-    cache.store("bistro", URL, [], NOW)
-    cache.store("acme", "https://other.example", [], NOW)
+async def test_targets_and_base_urls_do_not_share(cache: Path) -> None:
+    await cached_file(cache)
+    await keep(cache, "bistro", URL, [], NOW)
+    await keep(cache, "acme", "https://other.example", [], NOW)
 
-    assert cache.load("acme", URL) == (OLD, NOW)
-    assert cache.load("bistro", "https://other.example") is None
+    assert await kept(cache, "acme", URL) == (OLD, JUST_NOW)
+    assert await kept(cache, "bistro", "https://other.example") is None
 
 
 @pytest.mark.parametrize(
@@ -423,18 +438,18 @@ def test_targets_and_base_urls_do_not_share(cache: SchemaCache) -> None:
         pytest.param("x" * 500, id="long"),
     ],
 )
-def test_a_targets_name_never_leaves_the_directory(cache: SchemaCache, target: str) -> None:
-    assert cache.store(target, URL, OLD, NOW) is None
+async def test_a_targets_name_never_leaves_the_directory(cache: Path, target: str) -> None:
+    assert await keep(cache, target, URL, OLD, NOW) == []
     [path] = files(cache)
 
     assert path.name.isascii()
     assert len(path.name) < 80
-    assert cache.load(target, URL) == (OLD, NOW)
+    assert await kept(cache, target, URL) == (OLD, JUST_NOW)
 
 
-def test_names_that_look_alike_on_disk_are_kept_apart(cache: SchemaCache) -> None:
+async def test_names_that_look_alike_on_disk_are_kept_apart(cache: Path) -> None:
     for target in ("a/b", "a_b", "a b", "a\nb"):
-        cache.store(target, URL, OLD, NOW)
+        await keep(cache, target, URL, OLD, NOW)
 
     assert len(files(cache)) == 4
 
@@ -450,10 +465,10 @@ def altered(**changes: object) -> bytes:
     return orjson.dumps(good | changes)
 
 
-def test_the_table_below_alters_a_good_file(cache: SchemaCache) -> None:
-    kept(cache).write_bytes(altered(future="field"))
+async def test_the_table_below_alters_a_good_file(cache: Path) -> None:
+    (await cached_file(cache)).write_bytes(altered(future="field"))
 
-    assert cache.load("acme", URL) == (OLD, NOW)
+    assert await kept(cache, "acme", URL) == (OLD, JUST_NOW)
 
 
 @pytest.mark.parametrize(
@@ -477,31 +492,32 @@ def test_the_table_below_alters_a_good_file(cache: SchemaCache) -> None:
         pytest.param(altered(jobs=[7]), id="a-job-that-is-a-number"),
     ],
 )
-def test_a_damaged_or_foreign_file_counts_as_absent(cache: SchemaCache, content: bytes) -> None:
-    kept(cache).write_bytes(content)
+async def test_a_damaged_or_foreign_file_counts_as_absent(cache: Path, content: bytes) -> None:
+    (await cached_file(cache)).write_bytes(content)
 
-    assert cache.load("acme", URL) is None
+    assert await kept(cache, "acme", URL) is None
 
 
 @given(st.data())
-def test_no_bytes_make_load_raise(
+async def test_no_bytes_make_load_raise(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    cache = SchemaCache(tmp_path_factory.getbasetemp() / "any-bytes")
+    cache = tmp_path_factory.getbasetemp() / "any-bytes"
     good = altered()
     place = data.draw(st.integers(0, len(good)))
-    kept(cache).write_bytes(good[:place] + data.draw(st.binary(max_size=8)) + good[place + 1 :])
+    damaged = good[:place] + data.draw(st.binary(max_size=8)) + good[place + 1 :]
+    (await cached_file(cache)).write_bytes(damaged)
 
-    assert isinstance(cache.load("acme", URL), tuple | None)
+    assert isinstance(await kept(cache, "acme", URL), tuple | None)
 
 
-def test_a_failed_replacement_leaves_no_litter(cache: SchemaCache) -> None:
-    path = kept(cache)
+async def test_a_failed_replacement_leaves_no_litter(cache: Path) -> None:
+    path = await cached_file(cache)
     path.unlink()
     path.mkdir()
 
-    assert cache.load("acme", URL) is None
-    assert cache.store("acme", URL, OLD, NOW) is not None
+    assert await kept(cache, "acme", URL) is None
+    assert len(await keep(cache, "acme", URL, OLD, NOW)) == 1
     assert files(cache) == [path]
 
 
@@ -516,8 +532,10 @@ def test_a_schema_file_is_a_query_jobs_response(tmp_path: Path, start: bytes) ->
     assert read_schema_file(path) == OLD
 
 
-def test_a_cache_file_serves_as_a_schema_file(cache: SchemaCache) -> None:
-    assert read_schema_file(kept(cache)) == OLD
+async def test_a_cache_file_serves_as_a_schema_file(cache: Path) -> None:
+    path = await cached_file(cache)
+
+    assert await asyncio.to_thread(read_schema_file, path) == OLD
 
 
 @pytest.mark.parametrize(
