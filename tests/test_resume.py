@@ -281,6 +281,83 @@ async def test_rows_that_were_never_sent_are_checked_again_where_their_job_chang
     assert any("invalid" in event.message for event in events if isinstance(event, Noted))
 
 
+@pytest.mark.parametrize(
+    ("script", "asked", "warnings"),
+    [
+        pytest.param(None, 2, 0, id="des-knows-better"),
+        pytest.param(fault("status", 2, on="queryjobs", status=500), 2, 1, id="des-can-not-say"),
+    ],
+)
+async def test_a_resumed_row_is_not_called_invalid_by_a_cached_job(
+    place: Place, script: dict[str, Any] | None, asked: int, warnings: int
+) -> None:
+    """Another machine's cache, say: it may be older than what the rows were checked with."""
+    place.write(rows(4))
+    events: list[Event] = []
+
+    async with service(place, script) as (simulator, des):
+        await place.launch(des, limit=1, allow_partial=True)
+        forget_parameters(place)
+        summary = await place.go_on(des, on_event=events.append)
+
+    told = [
+        event for event in events if isinstance(event, Noted) and "as they were" in event.message
+    ]
+    assert (counts(summary), runs_of(simulator)) == ({"started": 4}, once(range(1, 5)))
+    assert (simulator.count("queryjobs"), len(told)) == (asked, warnings)
+
+
+async def test_rows_of_a_target_that_can_not_be_asked_any_more_are_sent_as_they_were_checked(
+    place: Place,
+) -> None:
+    place.write([row(n, target="west" if n % 2 else "default") for n in range(1, 7)])
+    other = Place(place.folder / "west")
+    other.folder.mkdir()
+    events: list[Event] = []
+
+    async with (
+        service(place) as (_, des),
+        service(other, fault("status", 2, on="queryjobs", status=500)) as (_, west),
+    ):
+        clients = {"default": des, "west": west}
+        await place.launch(clients, limit=2, allow_partial=True)
+        shutil.rmtree(place.folder / "cache")
+        summary = await place.go_on(clients, on_event=events.append)
+
+    told = [event.message for event in events if isinstance(event, Noted)]
+    assert counts(summary) == {"started": 6}
+    assert [text for text in told if "target west are sent as they were checked" in text]
+
+
+async def test_rows_that_were_never_checked_wait_until_their_target_can_be_asked(
+    place: Place,
+) -> None:
+    place.write([row(1), invalid_row(2) | {"target": "acme"}, row(3, target="acme")])
+    other = Place(place.folder / "acme")
+    other.folder.mkdir()
+    down = fault("status", 1, 2, 3, on="queryjobs", status=500)
+
+    async with service(place) as (_, des), service(other, down) as (_, acme):
+        clients = {"default": des, "acme": acme}
+        first = await place.launch(clients, allow_partial=True)
+        second = await place.go_on(clients)
+        third = await place.go_on(clients)
+
+    assert counts(first) == counts(second) == {"started": 1, "pending": 2}
+    assert [(stop.target, stop.reason) for stop in second.stops] == [
+        ("acme", StopReason.UNREACHABLE)
+    ]
+    assert counts(third) == {"started": 2, "invalid": 1}
+
+
+def forget_parameters(place: Place) -> None:
+    """Make the cached jobs take no parameter."""
+    [path] = (place.folder / "cache").glob("*.json")
+    stored = json.loads(path.read_text())
+    stored["jobs"] = [{**job, "jobRunParameters": []} for job in stored["jobs"]]
+    path.write_text(json.dumps(stored))
+
+
 async def test_a_schema_file_is_not_held_against_des(place: Place) -> None:
     place.write(rows(4))
     jobs = place.folder / "jobs.json"

@@ -10,7 +10,7 @@ import os
 from collections import Counter
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import filterfalse, islice
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -23,7 +23,7 @@ from deslaunch.events import Event, RowEnded, TargetStopped
 from deslaunch.launch.schemas import Schemas
 from deslaunch.launch.session import Session
 from deslaunch.ledger.ledger import Import, Ledger
-from deslaunch.ledger.reading import PORTION
+from deslaunch.ledger.reading import PORTION, KnownJob
 from deslaunch.manifest.check import Check
 from deslaunch.manifest.files import Manifest
 from deslaunch.manifest.rows import RowRules, load_row, row_from_object
@@ -152,16 +152,25 @@ async def recheck(ledger: Ledger, schemas: Schemas, target: str) -> int:
 
     Returns:
         How many rows became invalid.
+
+    Raises:
+        DesError: the schemas are cached, and DES could not be asked; likewise CredentialsRefused,
+            SchemaError.
     """
     invalid = 0
 
-    for known in await ledger.jobs():
-        schema = schemas.by_target.get(known.target, {}).get(known.job.job_id)
+    def is_settled(known: KnownJob) -> bool:
+        schema = schemas.by_target.get(target, {}).get(known.job.job_id)
         same = schema is not None and schema.job.parameters == known.job.parameters
+        return known.is_checked and (same or not known.from_des)
 
-        if known.target != target or (known.is_checked and (same or not known.from_des)):
-            continue
+    jobs = [known for known in await ledger.jobs() if known.target == target]
 
+    if target in schemas.notes and not all(map(is_settled, jobs)):
+        await schemas.fetch(target)  # what is cached makes no row invalid
+
+    for known in filterfalse(is_settled, jobs):
+        schema = schemas.by_target.get(target, {}).get(known.job.job_id)
         after = 0
 
         while portion := await ledger.recheck_portion(target, known.job.job_id, after):

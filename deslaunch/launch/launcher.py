@@ -257,17 +257,16 @@ class Batch:
         """Check rows that were never sent by their jobs as they are now, target by target."""
         assert self.plan is not None
         schemas = self._setup.schemas
+        unchecked = {job.target for job in await session.ledger.jobs() if not job.is_checked}
 
-        for target in {job.target for job in self.plan.jobs}:
-            is_unchecked = target in schemas.left_out
-
+        for target in sorted({job.target for job in self.plan.jobs}):
             try:
-                await (schemas.fetch(target) if is_unchecked else schemas.load([target]))
+                await schemas.require(target)
                 invalid = await recheck(session.ledger, schemas, target)
             except errors.CredentialsRefused as exc:
                 session.stop(target, StopReason.CREDENTIALS, str(exc))
             except (errors.DesError, errors.SchemaError) as exc:
-                if is_unchecked:
+                if target in unchecked:
                     is_final = isinstance(exc, _FINAL)
                     reason = StopReason.CONFIGURATION if is_final else StopReason.UNREACHABLE
                     session.stop(target, reason, str(exc))

@@ -126,7 +126,7 @@ class Schemas:
 
         for target in sorted(new):
             try:
-                await self._load(target)
+                await self.require(target)
             except _UNHAD as exc:
                 if len(self.clients) == 1:
                     raise
@@ -137,6 +137,47 @@ class Schemas:
             raise next(iter(self.left_out.values()))
 
         return new - self.left_out.keys()
+
+    async def require(self, target: str) -> None:
+        """Load one target's jobs, also where they could not be had before.
+
+        Raises:
+            DesError: as for :meth:`load`; likewise CredentialsRefused, SchemaError.
+        """
+        if target in self.by_target:
+            return
+
+        if self.file is not None:
+            self._use(target, self.file)
+            return
+
+        kept = await run_sync(self._kept, target)
+
+        if kept is None:
+            await self.fetch(target)
+            return
+
+        jobs, age = kept
+        old = _in_words(age)
+
+        if not timedelta(0) <= age <= self.max_age:
+            try:
+                await self.fetch(target)
+            except _UNHAD as exc:
+                if not self.is_offline:
+                    exc.advise(f"its cached JobRunParameters, {old} old, are too old to launch by")
+                    raise
+
+                self.warnings.append(
+                    f"the JobRunParameters of target {target} are {old} old, "
+                    f"and could not be fetched anew: {exc}"
+                )
+            else:
+                return
+
+        self._use(target, jobs)
+        said = f"rows are checked with JobRunParameters fetched {old} ago"
+        self.notes[target] = f"target {target}: {said}"
 
     async def fetch(self, target: str) -> Mapping[str, Schema]:
         """Ask DES for a target's jobs, wherever the known ones came from.
@@ -163,9 +204,7 @@ class Schemas:
 
             raise
 
-        self.left_out.pop(target, None)
-        self.notes.pop(target, None)
-        self.by_target[target] = compile_jobs(jobs)
+        self._use(target, jobs)
         warning = await run_sync(self._keep, target, jobs)
 
         if warning not in {"", *self.warnings}:
@@ -209,39 +248,10 @@ class Schemas:
             )
         )
 
-    async def _load(self, target: str) -> None:
-        if self.file is not None:
-            self.by_target[target] = compile_jobs(self.file)
-            return
-
-        kept = await run_sync(self._kept, target)
-
-        if kept is None:
-            await self.fetch(target)
-            return
-
-        jobs, age = kept
-        old = _in_words(age)
-
-        if not timedelta(0) <= age <= self.max_age:
-            try:
-                await self.fetch(target)
-            except _UNHAD as exc:
-                if not self.is_offline:
-                    exc.advise(f"its cached JobRunParameters, {old} old, are too old to launch by")
-                    raise
-
-                self.warnings.append(
-                    f"the JobRunParameters of target {target} are {old} old, "
-                    f"and could not be fetched anew: {exc}"
-                )
-            else:
-                return
-
+    def _use(self, target: str, jobs: Iterable[Job]) -> None:
         self.by_target[target] = compile_jobs(jobs)
-        self.notes[target] = (
-            f"target {target}: rows are checked with JobRunParameters fetched {old} ago"
-        )
+        self.left_out.pop(target, None)
+        self.notes.pop(target, None)
 
     def _kept(self, target: str) -> tuple[list[Job], timedelta] | None:
         """Return a target's cached jobs and their age; None where nothing can be read."""
