@@ -718,7 +718,7 @@ async def test_a_refusal(answer: bytes, said: str, hint: str) -> None:
         pytest.param(
             http(200, b" " * 70_000 + b'{"access_token": "x"}'), NotSent, "no token's", id="huge"
         ),
-        pytest.param(b"\0\1\2\r\n\r\n", NotSent, "no usable response", id="no-http"),
+        pytest.param(b"\0\1\2\r\n\r\n", NotSent, "what came back is no HTTP", id="no-http"),
     ],
 )
 async def test_what_is_no_refusal(answer: bytes, kind: type[DeslaunchError], said: str) -> None:

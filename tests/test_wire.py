@@ -568,7 +568,7 @@ def test_http_date(header: str | None, read: datetime | None) -> None:
 @pytest.mark.parametrize(
     ("body", "grant"),
     [
-        pytest.param({"access_token": "a"}, wire.Grant("a"), id="least"),
+        pytest.param({"access_token": "a"}, {"access_token": "a"}, id="least"),
         pytest.param(
             {
                 "access_token": "a",
@@ -578,22 +578,29 @@ def test_http_date(header: str | None, read: datetime | None) -> None:
                 "org_id": "B",
                 "token_type": "Bearer",
             },
-            wire.Grant("a", "r", "https://d", "B", expires_in=28800.0),
+            {
+                "access_token": "a",
+                "refresh_token": "r",
+                "expires_in": 28800.0,
+                "svc": "https://d",
+                "org_id": "B",
+                "token_type": "Bearer",
+            },
             id="all",
         ),
         pytest.param(
             {"access_token": "a", "refresh_token": "", "expires_in": True, "svc": 7},
-            wire.Grant("a"),
+            {"access_token": "a"},
             id="odd-fields-are-left-out",
         ),
         pytest.param(
-            {"access_token": "a", "expires_in": -1}, wire.Grant("a"), id="an-absurd-lifetime"
+            {"access_token": "a", "expires_in": -1}, {"access_token": "a"}, id="an-absurd-lifetime"
         ),
-        pytest.param({"error": "invalid_grant"}, wire.Grant(error="invalid_grant"), id="refused"),
-        pytest.param({"access_token": ""}, wire.Grant(), id="empty"),
-        pytest.param({"access_token": 5}, wire.Grant(), id="number"),
-        pytest.param([], wire.Grant(), id="list"),
+        pytest.param({"error": "invalid_grant"}, {"error": "invalid_grant"}, id="refused"),
+        pytest.param({"access_token": ""}, {}, id="empty"),
+        pytest.param({"access_token": 5}, {}, id="number"),
+        pytest.param([], {}, id="list"),
     ],
 )
-def test_what_is_usable_of_a_grant_is_read(body: object, grant: wire.Grant) -> None:
-    assert wire.decode_grant(orjson.dumps(body)) == grant
+def test_what_is_usable_of_a_grant_is_read(body: object, grant: dict[str, object]) -> None:
+    assert wire.decode_grant(orjson.dumps(body)) == {"expires_in": None} | grant

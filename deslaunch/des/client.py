@@ -14,8 +14,6 @@ from decimal import Decimal
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import aiohttp
-from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from deslaunch import errors
@@ -66,11 +64,6 @@ _HINTS_OF_START: Final[Mapping[type[errors.DesError], str]] = {
     errors.ServerError: "it may be sent again, but the run may exist: a success may be the second",
     errors.Rejected: "fix what DES names, in the request or the job: it will refuse the same again",
 }
-_LOST: Final = (
-    (TimeoutError, "no whole response came in time"),
-    ((aiohttp.ClientResponseError, HttpProcessingError), "what came back is no HTTP"),
-    (Exception, "the connection broke off before a response came"),
-)
 
 
 class DesClient:
@@ -435,15 +428,15 @@ class DesClient:
 
     def _fault(self, path: str, exchange: Exchange, exc: Exception) -> errors.DesError:
         """Return what it means that no response could be read."""
+        verdict, text = http.fault_of(exc, exchange.sent)
+
         if not exchange.sent:
-            verdict, text = http.fault_of(exc)
             return verdict(f"{self.base_url}: {text}", hint=_HINTS[verdict])
 
-        text = next(text for kind, text in _LOST if isinstance(exc, kind))
-        why = f" ({exc.strerror})" if isinstance(exc, OSError) and exc.strerror else ""
-        return _lost(path)(
-            f"the request was sent to {self.base_url}, and {text}{why}",
-            hint=_HINTS.get(_lost(path), ""),
+        lost = _lost(path)
+        return lost(
+            f"the request was sent to {self.base_url}, and {text}",
+            hint=_HINTS.get(lost, ""),
             response=self._kept(exchange.came),
             job_run_id=_first_run(exchange.came),
         )

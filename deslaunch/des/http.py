@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import aiohttp
+from aiohttp.http import HttpProcessingError
 from yarl import URL
 
 from deslaunch import __version__
@@ -491,13 +492,29 @@ _FAULTS: Final[Sequence[tuple[_Kinds, type[NotSent], str]]] = (
 )
 """The first that applies, to an exception or to the system's error within it."""
 
+_LOST: Final[Sequence[tuple[_Kinds, str]]] = (
+    (TimeoutError, "no whole response came in time"),
+    ((aiohttp.ClientResponseError, HttpProcessingError), "what came back is no HTTP"),
+    (Exception, "the connection broke off before a response came"),
+)
 
-def fault_of(exc: Exception) -> tuple[type[NotSent], str]:
-    """Return what it means that aiohttp raised ``exc`` before anything was sent.
+
+def fault_of(exc: Exception, sent: Sent) -> tuple[type[NotSent], str]:
+    """Return what it means that no response came.
+
+    Args:
+        exc: what aiohttp raised.
+        sent: whether a byte may have left.
 
     Returns:
-        What to raise, and what happened, in words, with what the system or the proxy said of it.
+        What to raise where none had left, and what happened, in words, with what the system or
+        the proxy said of it.
     """
+    if sent:
+        text = next(text for kinds, text in _LOST if isinstance(exc, kinds))
+        why = exc.strerror if isinstance(exc, OSError) else None
+        return NotSent, text + (f" ({why})" if why else "")
+
     within = getattr(exc, "os_error", None)
     verdict, text = next(
         (v, t) for k, v, t in _FAULTS if isinstance(exc, k) or isinstance(within, k)

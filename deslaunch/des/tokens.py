@@ -7,41 +7,27 @@ so that many requests which were refused together ask the source once. A token's
 Nothing of the auth server's response is repeated but one of the error codes of RFC 6749.
 """
 
-from __future__ import annotations
-
 import asyncio
 import math
 import os
 import re
 import signal
+import ssl as ssl_module
 import time
 from asyncio.subprocess import DEVNULL
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Any, Final, Protocol, Self
+from urllib.parse import urlencode
 
 from deslaunch import errors
-from deslaunch.des import wire
-from deslaunch.des.http import (
-    Exchange,
-    PlainWay,
-    fault_of,
-    route_to,
-    safe_url,
-    split_proxy,
-    unpacked,
-)
+from deslaunch.des import http, wire
 from deslaunch.model import Sent
-
-if TYPE_CHECKING:
-    import ssl as ssl_module
-    from collections.abc import Sequence
-
 
 SCRUBBED: Final = "[token]"
 """What stands where a token was cut out."""
@@ -100,7 +86,7 @@ class Token:
 
         object.__setattr__(self, "text", stripped)
 
-    async def fetch(self) -> Token:
+    async def fetch(self) -> Self:
         """Return the token."""
         return self
 
@@ -234,18 +220,23 @@ class CommandToken:
 
             transport.close()
 
-        stdout, stderr = (output.printed[fd].decode("utf-8", "replace") for fd in (1, 2))
+        stdout, stderr = (output.printed[fd].decode("utf-8", "replace").strip() for fd in (1, 2))
         status = transport.get_returncode() or 0
 
-        if output.is_endless:
+        if len(output.printed[1]) == _OUTPUT_LIMIT:
             end = f"more than {_OUTPUT_LIMIT:,} bytes of output"
         elif status:
             end = f"exit status {status}" if status > 0 else f"signal {-status}"
         else:
             return Token(stdout)
 
-        why = f"failed with {end}{_last_line(stderr, without=stdout.strip())}"
-        raise self._refused(why, "run it by hand; it must print the token and nothing else")
+        if stderr:  # its last line, with all that may be a secret taken out
+            said = (stderr.replace(stdout, "…") if stdout else stderr).splitlines()[-1]
+            end += f": {_SECRET_LIKE.sub('…', said)[:_LINE_LIMIT]}"
+
+        raise self._refused(
+            f"failed with {end}", "run it by hand; it must print the token and nothing else"
+        )
 
     def _refused(self, why: str, hint: str) -> errors.CredentialsRefused:
         return errors.CredentialsRefused(f"the token command {self._argv[0]!r} {why}", hint=hint)
@@ -256,14 +247,12 @@ class _Output(asyncio.SubprocessProtocol):
 
     Attributes:
         printed: by file descriptor.
-        is_endless: the command printed too much.
         ended: it has ended, or printed too much; what it started may go on.
         closed: nothing more will be printed.
     """
 
     def __init__(self) -> None:
         self.printed = {1: b"", 2: b""}
-        self.is_endless = False
         self.ended = asyncio.Event()
         self.closed = asyncio.Event()
 
@@ -271,7 +260,6 @@ class _Output(asyncio.SubprocessProtocol):
         self.printed[fd] = (self.printed[fd] + data)[:_OUTPUT_LIMIT]
 
         if len(self.printed[1]) == _OUTPUT_LIMIT:
-            self.is_endless = True
             self.ended.set()
 
     def process_exited(self) -> None:
@@ -279,17 +267,6 @@ class _Output(asyncio.SubprocessProtocol):
 
     def connection_lost(self, _: Exception | None) -> None:
         self.closed.set()
-
-
-def _last_line(stderr: str, *, without: str) -> str:
-    """Return the last line of ``stderr`` with all that may be a secret taken out."""
-    lines = stderr.strip().splitlines()
-
-    if not lines:
-        return ""
-
-    line = lines[-1].replace(without, "…") if without else lines[-1]
-    return f": {_SECRET_LIKE.sub('…', line)[:_LINE_LIMIT]}"
 
 
 _GRANT_HINT: Final = "check the organisation, the client, the user name and the password"
@@ -302,7 +279,6 @@ _GRANT_HINTS: Final = {
     "unauthorized_client": "ask that this client may use the password grant",
     "unsupported_grant_type": "check the auth server's URL",
 }
-_UNUSABLE: Final = "no usable response came"
 _UNREACHED: Final = "check the auth server's URL and the way to it; nothing was started"
 
 
@@ -342,10 +318,10 @@ class OAuthToken:
     proxy: str | None = None
 
     def __post_init__(self) -> None:
-        base = safe_url(self.auth_url, "auth server's URL", allow_http=self.allow_http)
+        base = http.safe_url(self.auth_url, "auth server's URL", allow_http=self.allow_http)
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         self.auth_url = str(base).rstrip("/")
-        self._route = route_to(base / wire.GRANT, headers, *split_proxy(self.proxy))
+        self._route = http.route_to(base / wire.GRANT, headers, *http.split_proxy(self.proxy))
         self._refresh: str | None = None
 
     def __repr__(self) -> str:
@@ -372,27 +348,28 @@ class OAuthToken:
 
     async def _ask(self, grant_type: str, **fields: str) -> Token:
         fields |= {"client_id": self.client_id, "client_secret": await _reveal(self.client_secret)}
-        grant = self._granted(await self._post(wire.form(grant_type=grant_type, **fields)))
+        form = urlencode({"grant_type": grant_type, **fields}).encode()
+        grant = self._granted(await self._post(form))
 
-        if grant.org_id not in {None, self.org_id}:
+        if grant.get("org_id", self.org_id) != self.org_id:
             raise errors.CredentialsRefused(
                 f"{self.auth_url} gave a token for another organisation than {self.org_id}",
                 hint="check the organisation's id",
             )
 
         # RFC 6749: a refresh token that brings no new one stays good.
-        self._refresh = grant.refresh_token or fields.get("refresh_token")
-        return Token(grant.access_token or "", svc=grant.svc, expires_in=grant.expires_in)
+        self._refresh = grant.get("refresh_token", fields.get("refresh_token"))
+        return Token(grant["access_token"], grant.get("svc"), grant.get("expires_in"))
 
-    async def _post(self, form: bytes) -> Exchange:
+    async def _post(self, form: bytes) -> http.Exchange:
         """Send one grant over a connection of its own, as there are few.
 
         Raises:
             NotSent: no whole response came. The grant may have been sent; the start, for whose
                 sake it was, was not.
         """
-        way = PlainWay(self.ssl, self.timeout)
-        exchange = Exchange(form, Sent(), _GRANT_LIMIT)
+        way = http.PlainWay(self.ssl, self.timeout)
+        exchange = http.Exchange(form, Sent(), _GRANT_LIMIT)
 
         try:
             async with asyncio.timeout(self.timeout):
@@ -402,21 +379,17 @@ class OAuthToken:
                 exchange.body = b""
                 return exchange
 
-            verdict, what = fault_of(exc)
-
-            if exchange.sent:
-                what = "no response came in time" if isinstance(exc, TimeoutError) else _UNUSABLE
-
-            raise verdict(f"the auth server {self.auth_url}: {what}", hint=_UNREACHED) from exc
+            verdict, text = http.fault_of(exc, exchange.sent)
+            raise verdict(f"the auth server {self.auth_url}: {text}", hint=_UNREACHED) from exc
         finally:
             await way.aclose()
 
         encoding = exchange.headers.get("Content-Encoding", "")
-        exchange.body = unpacked(exchange.body, encoding)
+        exchange.body = http.unpacked(exchange.body, encoding)
         return exchange
 
-    def _granted(self, response: Exchange) -> wire.Grant:
-        """Return what a response grants.
+    def _granted(self, response: http.Exchange) -> dict[str, Any]:
+        """Return what a response grants, a token at least.
 
         Raises:
             CredentialsRefused: nothing, with 400, 401 or 403.
@@ -426,14 +399,11 @@ class OAuthToken:
         status, grant = response.status, wire.decode_grant(response.body)
         said = f"the auth server {self.auth_url} answered {status}"
 
-        if status == HTTPStatus.OK and grant.access_token is None:
-            said += ", and its response is no token's"
-            raise errors.NotSent(said, hint="check the auth server's URL")
-
         if status in {400, 401, 403}:
-            code = grant.error if grant.error in _GRANT_HINTS else ""
+            code = grant.get("error", "")
             hint = _GRANT_HINTS.get(code, _GRANT_HINT)
-            raise errors.CredentialsRefused(f"{said} {code}".rstrip(), hint=hint)
+            said += f" {code}" if code in _GRANT_HINTS else ""
+            raise errors.CredentialsRefused(said, hint=hint)
 
         if status in {408, 425, 429} or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             waits = response.headers.getall("Retry-After", [])
@@ -442,6 +412,10 @@ class OAuthToken:
 
         if status != HTTPStatus.OK:
             raise errors.Misconfigured(said, hint="check the auth server's URL")
+
+        if "access_token" not in grant:
+            text = f"{said}, and its response is no token's"
+            raise errors.NotSent(text, hint="check the auth server's URL")
 
         return grant
 
@@ -556,13 +530,11 @@ class TokenKeeper:
             token = fetched if isinstance(fetched, Token) else Token(fetched)
         except (errors.CredentialsRefused, errors.NotSent):
             raise
+        except errors.DeslaunchError as exc:
+            raise errors.CredentialsRefused(str(exc), hint=exc.hint) from exc
         except Exception as exc:
-            text, hint = f"the token source failed with {type(exc).__name__}", "see its __cause__"
-
-            if isinstance(exc, errors.DeslaunchError):
-                text, hint = str(exc), exc.hint
-
-            raise errors.CredentialsRefused(text, hint=hint) from exc
+            text = f"the token source failed with {type(exc).__name__}"
+            raise errors.CredentialsRefused(text, hint="see its __cause__") from exc
 
         if token.text in self._seen:
             raise errors.CredentialsRefused(
@@ -578,10 +550,9 @@ def _spellings(token: str) -> re.Pattern[str]:
     spellings = []
 
     for character in token:
-        code, plain = ord(character), re.escape(character)
-        digits = "".join(f"[{d}{d.upper()}]" if d.isalpha() else d for d in f"{code:02x}")
+        code, plain = f"{ord(character):02x}", re.escape(character)
         # The longest first, as "%" begins its own percent-encoding.
-        escapes = rf"(?:\\u00{digits}|&#0*{code};|&#[xX]0*{digits};|%{digits}|\\{plain}|{plain})"
+        escapes = rf"(?i:\\u00{code}|&#0*{ord(character)};|&#x0*{code};|%{code}|\\?{plain})"
         spellings.append(character if character.isalnum() else escapes)
 
     return re.compile("".join(spellings))

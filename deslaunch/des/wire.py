@@ -14,8 +14,7 @@ import re
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
-from urllib.parse import urlencode
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -105,39 +104,20 @@ def run_status_body(job_run_id: str) -> bytes:
     return orjson.dumps({"jobRunId": job_run_id})
 
 
-def form(**fields: str) -> bytes:
-    """Return the form of a grant. ASSUMED: that one for a refresh token names the client."""
-    return urlencode(fields).encode()
+def decode_grant(body: bytes) -> dict[str, Any]:
+    """Read the auth server's response to a grant, whatever it is.
 
-
-class Grant(NamedTuple):
-    """The auth server's response to a grant; None stands for what it lacks or has no sense.
-
-    Attributes:
-        access_token: the token.
-        refresh_token: what buys the next one.
-        svc: base URL of the DES that takes it.
-        org_id: the organisation.
-        error: why nothing is granted; only a known code is fit to be shown.
-        expires_in: seconds that the token is good for, above 0.
+    Returns:
+        What it has and makes sense: texts that are not empty, as ``access_token``,
+        ``refresh_token`` (which buys the next one), ``svc`` (base URL of the DES that takes it),
+        ``org_id`` and ``error`` (only a known code is fit to be shown); and ``expires_in``, the
+        seconds that the token is good for, above 0, or None.
     """
-
-    access_token: str | None = None
-    refresh_token: str | None = None
-    svc: str | None = None
-    org_id: str | None = None
-    error: str | None = None
-    expires_in: float | None = None
-
-
-def decode_grant(body: bytes) -> Grant:
-    """Read the auth server's response to a grant, whatever it is."""
     fields = _fields_of(body)
-    names = Grant._fields
-    texts: dict[str, Any] = {k: v for k, v in fields.items() if k in names and isinstance(v, str)}
-    seconds: Any = fields.get("expires_in")
-    lasts = float(seconds) if type(seconds) in {int, float} and seconds > 0 else None
-    return Grant(**{name: text or None for name, text in texts.items()} | {"expires_in": lasts})
+    grant: dict[str, Any] = {k: v for k, v in fields.items() if isinstance(v, str) and v}
+    seconds = fields.get("expires_in", 0)
+    lasts = type(seconds) in {int, float} and seconds > 0
+    return grant | {"expires_in": float(seconds) if lasts else None}
 
 
 def decode_started(body: bytes) -> StartedRun | None:
