@@ -801,9 +801,7 @@ async def test_what_is_not_seen_to_be_unsent_counts_as_sent(
 ) -> None:
     """An aiohttp that calls none of its hooks makes outcomes unknown, never unsent."""
     monkeypatch.setattr(quick, "IS_KNOWN", False)
-    monkeypatch.setattr(http, "_note_connecting", no_note)
-    monkeypatch.setattr(http, "_note_connected", no_note)
-    monkeypatch.setattr(http, "_note_leaving", no_note)
+    monkeypatch.setattr(http, "_calling", lambda _: no_note)
 
     async with Peer([[Step.FIN]]).listening() as peer, client_of(peer) as client:
         error, sent = await refused(client)

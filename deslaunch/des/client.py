@@ -5,30 +5,34 @@ was parsed, and whether bytes may have left. An exception's class only words the
 an unreachable server from a misconfigured one. Nothing here sends a start twice.
 """
 
-from __future__ import annotations
-
-import contextlib
 import math
+import re
+import ssl as ssl_module
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from yarl import URL
 
 from deslaunch import errors
 from deslaunch.des import http, quick, wire
-from deslaunch.des.http import Exchange
-from deslaunch.des.tokens import Token, TokenKeeper
-from deslaunch.model import DEFAULT_TARGET, Auto, JobRunParameterValue, Sent, Start, is_guid
-
-if TYPE_CHECKING:
-    import ssl as ssl_module
-    from collections.abc import Callable, Mapping
-
-    from deslaunch.des.http import Route
-    from deslaunch.des.tokens import TokenSource
-    from deslaunch.model import Job, RunStatus, StartedRun
+from deslaunch.des.http import Exchange, Route
+from deslaunch.des.tokens import Token, TokenKeeper, TokenSource
+from deslaunch.model import (
+    DEFAULT_TARGET,
+    Auto,
+    Job,
+    JobRunParameterValue,
+    RunStatus,
+    Sent,
+    Start,
+    StartedRun,
+    is_guid,
+)
 
 Value = str | int | Decimal | datetime | JobRunParameterValue | Auto | None
 """What :meth:`DesClient.start_job` takes as a parameter's value; ``bool`` is an ``int``."""
@@ -308,7 +312,7 @@ class DesClient:
             NotSent: no byte left.
             Throttled: DES asks to wait.
         """
-        with contextlib.suppress(
+        with suppress(
             errors.Rejected, errors.ServerError, errors.QueryFailed, errors.CredentialsRefused
         ):
             await self._ask(wire.QUERY_JOBS, wire.QUERY_JOBS_BODY, Sent())
@@ -409,7 +413,7 @@ class DesClient:
         authorization = f"Bearer {token.text}"
         headers = {"Content-Type": "application/json", "Authorization": authorization}
         self._routes = {
-            path: http.route_to(URL(self.base_url) / path, headers, *self._proxy)
+            path: http.Route(URL(self.base_url) / path, headers, *self._proxy)
             for path in (wire.START_JOB, wire.QUERY_JOBS, wire.QUERY_RUN_STATUS)
         }
         self._authorized = generation
@@ -441,17 +445,10 @@ class DesClient:
             job_run_id=_first_run(exchange.came),
         )
 
-    def _cause(self, exc: BaseException | None) -> BaseException | None:
-        """Return ``exc`` to be chained, or None where its text quotes a token."""
-        link = exc
-
-        while link is not None:
-            if self._tokens.scrub(str(link)) != str(link):
-                return None
-
-            link = link.__cause__ or link.__context__
-
-        return exc
+    def _cause(self, exc: Exception | None) -> Exception | None:
+        """Return ``exc`` to be chained, or None where what it tells quotes a token."""
+        told = "".join(traceback.format_exception(exc, limit=0)) if exc else ""
+        return exc if self._tokens.scrub(told) == told else None
 
     def _verdict(self, path: str, response: Exchange, generation: int) -> errors.DesError:
         """Return what a response means that is no whole one with status 200."""
@@ -465,20 +462,25 @@ class DesClient:
             text = _sentence("DES refused the token (401)", kept)
             return errors.Unauthorized(text, generation=generation, response=kept)
 
-        here, there = self._routes[path].url, self._target_of(path, response)
         kind = _VERDICTS.get(status, _VERDICTS_BY_HUNDRED.get(status // 100)) or lost
+        here = there = self._routes[path].url
+        origin = None
+
+        with suppress(KeyError, ValueError):  # there is no Location, or it is no place
+            there = here.join(URL(response.headers["Location"]))
+            origin = there.origin()
 
         if status == HTTPStatus.SERVICE_UNAVAILABLE and "Retry-After" in response.headers:
             kind = errors.Throttled
         elif status == HTTPStatus.FOUND and path == wire.START_JOB:
             # But to the same path elsewhere, it is how to show a page after the work was done.
-            is_moved = there and there.origin() != here.origin() and there.path_qs == here.path_qs
+            is_moved = origin not in {None, here.origin()} and there.path_qs == here.path_qs
             kind = errors.Redirected if is_moved else lost
 
         text = f"{_TEXTS.get(kind, 'DES responded')} {status}"
 
-        if kind is errors.Redirected and there is not None:
-            text += f" to {there.origin()}"  # alone, as the rest may hold secrets
+        if kind is errors.Redirected and origin is not None:
+            text += f" to {origin}"  # alone, as the rest may hold secrets
         elif kind is lost and response.flaw is not None:
             text += ", and the rest of its response was cut off"
 
@@ -488,16 +490,6 @@ class DesClient:
             error.advise(_HINTS_OF_START.get(kind, ""))
 
         return error
-
-    def _target_of(self, path: str, response: Exchange) -> URL | None:
-        """Return where a redirect leads, or None where that is no place."""
-        try:
-            there = self._routes[path].url.join(URL(response.headers["Location"]))
-            there.origin()
-        except (KeyError, ValueError):
-            return None
-        else:
-            return there
 
     def _error(self, kind: type[errors.DesError], response: Exchange, text: str) -> errors.DesError:
         kept = self._kept(response.body)
@@ -542,7 +534,7 @@ def _encoded(name: str, value: Value) -> dict[str, Any]:
         case JobRunParameterValue(number, text):
             return wire.parameter_value(number, text)
         case bool():
-            return wire.parameter_value(None, "true" if value else "false")
+            return wire.parameter_value(None, str(value).lower())
         case int():
             return wire.parameter_value(wire.INTEGER, f"{value:d}")
         case Decimal() if value.is_finite():
@@ -550,8 +542,7 @@ def _encoded(name: str, value: Value) -> dict[str, Any]:
         case Decimal():
             raise ValueError(f"{name}: {value} is no finite number")
         case datetime():
-            text = value.isoformat()
-            zulu = f"{text[:-6]}Z" if text.endswith("+00:00") else text
-            return wire.parameter_value(wire.DATETIME, zulu)
+            text = re.sub(r"\+00:00$", "Z", value.isoformat())
+            return wire.parameter_value(wire.DATETIME, text)
         case _:
             raise TypeError(f"{name}: a value can't be of type {type(value).__name__}")

@@ -9,8 +9,6 @@ and one timer, set for the oldest, serves them all: a timer for each request wou
 of the time that aiohttp needs for it.
 """
 
-from __future__ import annotations
-
 import asyncio
 import base64
 import ipaddress
@@ -19,23 +17,19 @@ import ssl as ssl_module
 import sys
 import time
 import zlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
+from types import SimpleNamespace
+from typing import Final, TypeAlias
 
 import aiohttp
 from aiohttp.http import HttpProcessingError
+from multidict import CIMultiDictProxy
 from yarl import URL
 
 from deslaunch import __version__
 from deslaunch.errors import ConfigurationError, Misconfigured, NotSent, TooLate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from types import SimpleNamespace
-
-    from multidict import CIMultiDictProxy
-
-    from deslaunch.model import Sent
+from deslaunch.model import Sent
 
 GRACE: Final = 0.05
 """Seconds between the end of a limit and its being enforced."""
@@ -248,12 +242,21 @@ class Deadlines:
 # -- One request and its response -------------------------------------------------------------
 
 
-class Route(NamedTuple):
+_HEADERS: Final = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",  # a small gzip can unpack to more than memory holds
+    "User-Agent": f"deslaunch/{__version__}",
+}
+
+
+@dataclass(slots=True)
+class Route:
     """Where requests go that differ in their bodies alone.
 
     Attributes:
         url: http or https, without user and password.
-        headers: all but Host and Content-Length; none holds a line break.
+        headers: all but Host and Content-Length; those that are always the same need not be
+            passed, and none holds a line break.
         proxy: http or https, without credentials, or None.
         proxy_headers: for the proxy that makes a tunnel, or None.
         head: the first bytes of every request, up to the number of the body's bytes.
@@ -262,42 +265,23 @@ class Route(NamedTuple):
 
     url: URL
     headers: Mapping[str, str]
-    proxy: URL | None
-    proxy_headers: dict[str, str] | None
-    head: bytes
-    origin: str
+    proxy: URL | None = None
+    proxy_headers: Mapping[str, str] | None = None
+    head: bytes = field(init=False)
+    origin: str = field(init=False)
 
-
-_HEADERS: Final = {
-    "Accept": "application/json",
-    "Accept-Encoding": "identity",  # a small gzip can unpack to more than memory holds
-    "User-Agent": f"deslaunch/{__version__}",
-}
-
-
-def route_to(
-    url: URL,
-    headers: Mapping[str, str],
-    proxy: URL | None = None,
-    proxy_headers: dict[str, str] | None = None,
-) -> Route:
-    """Return the route to a URL; over http the proxy is told in the request itself.
-
-    Args:
-        url: where to.
-        headers: beside those that are always the same; none holds a line break.
-        proxy: http or https, without credentials, or None.
-        proxy_headers: for the proxy, or None.
-    """
-    relayed = proxy is not None and url.scheme == "http"
-    headers = {**_HEADERS, **headers, **(proxy_headers or {} if relayed else {})}
-    lines = [
-        f"POST {url if relayed else url.raw_path_qs} HTTP/1.1",
-        f"Host: {url.host_port_subcomponent}",
-        *(f"{name}: {value}" for name, value in headers.items()),
-        "Content-Length: ",
-    ]
-    return Route(url, headers, proxy, proxy_headers, "\r\n".join(lines).encode(), str(url.origin()))
+    def __post_init__(self) -> None:
+        relayed = self.proxy is not None and self.url.scheme == "http"  # told in the request itself
+        told = (self.proxy_headers or {}) if relayed else {}
+        self.headers = {**_HEADERS, **self.headers, **told}
+        lines = [
+            f"POST {self.url if relayed else self.url.raw_path_qs} HTTP/1.1",
+            f"Host: {self.url.host_port_subcomponent}",
+            *(f"{name}: {value}" for name, value in self.headers.items()),
+            "Content-Length: ",
+        ]
+        self.head = "\r\n".join(lines).encode()
+        self.origin = str(self.url.origin())
 
 
 @dataclass(slots=True)
@@ -390,9 +374,9 @@ class PlainWay:
 
     def __init__(self, ssl: ssl_module.SSLContext | None, connect_timeout: float) -> None:
         trace = aiohttp.TraceConfig()
-        trace.on_connection_create_start.append(_note_connecting)
-        trace.on_connection_create_end.append(_note_connected)
-        trace.on_request_headers_sent.append(_note_leaving)
+        trace.on_connection_create_start.append(_calling(Exchange.connect))
+        trace.on_connection_create_end.append(_calling(lambda exchange: exchange.sent.set()))
+        trace.on_request_headers_sent.append(_calling(Exchange.leave))
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0, force_close=True, ssl=ssl or True),
             timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout),
@@ -442,16 +426,13 @@ class PlainWay:
         await self._session.close()
 
 
-async def _note_connecting(_: object, context: SimpleNamespace, __: object) -> None:
-    context.trace_request_ctx.connect()
+def _calling(note: Callable[[Exchange], None]) -> Callable[..., Awaitable[None]]:
+    """Return a trace hook that calls ``note`` with the exchange that is traced."""
 
+    async def hook(_: object, context: SimpleNamespace, __: object) -> None:
+        note(context.trace_request_ctx)
 
-async def _note_connected(_: object, context: SimpleNamespace, __: object) -> None:
-    context.trace_request_ctx.sent.set()
-
-
-async def _note_leaving(_: object, context: SimpleNamespace, __: object) -> None:
-    context.trace_request_ctx.leave()
+    return hook
 
 
 def unpacked(body: bytes, encoding: str) -> bytes:

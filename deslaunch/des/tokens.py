@@ -321,7 +321,7 @@ class OAuthToken:
         base = http.safe_url(self.auth_url, "auth server's URL", allow_http=self.allow_http)
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         self.auth_url = str(base).rstrip("/")
-        self._route = http.route_to(base / wire.GRANT, headers, *http.split_proxy(self.proxy))
+        self._route = http.Route(base / wire.GRANT, headers, *http.split_proxy(self.proxy))
         self._refresh: str | None = None
 
     def __repr__(self) -> str:
