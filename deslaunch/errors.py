@@ -180,14 +180,12 @@ class Unauthorized(Rejected):
     """DES responded 401: the token is missing, invalid or expired. Nothing was started.
 
     Attributes:
-        generation: number of the token that was refused, counted from 1 by its client.
+        generation: number of the token that was refused, counted from 1 by its client, which
+            sets it.
     """
 
     exit_code = 6
-
-    def __init__(self, message: str, *, generation: int, response: str = "") -> None:
-        super().__init__(message, status=401, response=response)
-        self.generation = generation
+    generation: int = 0
 
 
 class Redirected(Rejected):

@@ -461,7 +461,9 @@ class FakeClient:
             await des.clock.sleep(des.latency())
 
         if token in des.refuses or verdict == "401":
-            raise Unauthorized("DES responded 401", generation=token)
+            refused = Unauthorized("DES responded 401", status=401)
+            refused.generation = token
+            raise refused
 
         if verdict != "started":
             raise _error(verdict)

@@ -45,7 +45,7 @@ def named(name: str) -> Any:
         pytest.param(named("bad url"), {}, Result.UNSENT, id="misconfigured"),
         pytest.param(CredentialsRefused("none"), {}, Result.UNSENT, id="no-token"),
         pytest.param(named("429"), {}, Result.THROTTLED, id="429"),
-        pytest.param(Unauthorized("401", generation=1), {}, Result.THROTTLED, id="401"),
+        pytest.param(Unauthorized("401"), {}, Result.THROTTLED, id="401"),
         pytest.param(named("redirect"), {}, Result.THROTTLED, id="307"),
         pytest.param(named("400"), {}, Result.REJECTED, id="400"),
         pytest.param(named("503"), {}, Result.RETRY, id="503"),

@@ -7,13 +7,13 @@ an unreachable server from a misconfigured one. Nothing here sends a start twice
 
 import math
 import re
-import ssl as ssl_module
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from http import HTTPStatus
+from ssl import SSLContext
 from typing import Any, Final, Self
 
 from yarl import URL
@@ -48,12 +48,14 @@ _OK: Final = HTTPStatus.OK
 
 _VERDICTS: Final[Mapping[int, type[errors.DesError] | None]] = {
     **dict.fromkeys((301, 302, 307, 308), errors.Redirected),  # 302 but a start's: see _verdict
+    401: errors.Unauthorized,
     **dict.fromkeys((425, 429), errors.Throttled),
     **dict.fromkeys((408, 504, 524), None),  # a server or gateway gave up waiting, who knows why
 }
 _VERDICTS_BY_HUNDRED: Final = {4: errors.Rejected, 5: errors.ServerError}
 
 _TEXTS: Final[Mapping[type[errors.DesError], str]] = {
+    errors.Unauthorized: "DES refused the token with",
     errors.Redirected: "DES responded with the redirect",
     errors.Throttled: "DES asked to wait with",
 }
@@ -114,7 +116,7 @@ class DesClient:
         timeout: float = 60,
         connect_timeout: float = 10,
         allow_http: bool = False,
-        ssl: ssl_module.SSLContext | None = None,
+        ssl: SSLContext | None = None,
         proxy: str | Callable[[str], str | None] | None = None,
         concurrency: int | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -131,7 +133,7 @@ class DesClient:
         self._boottime = boottime
         self._tokens = TokenKeeper(source)
         self._allow_http = allow_http
-        self._choose_proxy = proxy if callable(proxy) else lambda _: proxy
+        self._proxy_for = proxy if callable(proxy) else lambda _: proxy
         self._proxy = http.split_proxy(None if callable(proxy) else proxy)
         self._follows = base_url is None
         self.base_url: str | None = None
@@ -187,12 +189,8 @@ class DesClient:
             raise RuntimeError("this DesClient is open already")
 
         self._deadlines = http.Deadlines(self.timeout)
-        connecting = self._ssl, self.connect_timeout
-
-        if quick.IS_KNOWN:
-            self._way = quick.QuickWay(*connecting, self._doubt)
-        else:
-            self._way = http.PlainWay(*connecting)
+        make = quick.QuickWay if quick.IS_KNOWN else http.PlainWay
+        self._way = make(self._ssl, self.connect_timeout, self._doubt)
 
         if not self._reuses:
             self._way.stop_reusing()
@@ -420,7 +418,7 @@ class DesClient:
 
     def _go_to(self, base_url: str) -> str:
         self.base_url = str(http.safe_url(base_url, allow_http=self._allow_http)).rstrip("/")
-        self._proxy = http.split_proxy(self._choose_proxy(self.base_url))
+        self._proxy = http.split_proxy(self._proxy_for(self.base_url))
         return self.base_url
 
     def _doubt(self, why: str, came: bytes) -> None:
@@ -457,11 +455,6 @@ class DesClient:
         if isinstance(response.flaw, http.Unasked):
             return self._error(lost, response, f"after {status} DES responded again")
 
-        if status == HTTPStatus.UNAUTHORIZED:
-            kept = self._kept(response.body)
-            text = _sentence("DES refused the token (401)", kept)
-            return errors.Unauthorized(text, generation=generation, response=kept)
-
         kind = _VERDICTS.get(status, _VERDICTS_BY_HUNDRED.get(status // 100)) or lost
         here = there = self._routes[path].url
         origin = None
@@ -486,6 +479,9 @@ class DesClient:
 
         error = self._error(kind, response, text)
 
+        if isinstance(error, errors.Unauthorized):
+            error.generation = generation
+
         if path == wire.START_JOB:
             error.advise(_HINTS_OF_START.get(kind, ""))
 
@@ -493,9 +489,10 @@ class DesClient:
 
     def _error(self, kind: type[errors.DesError], response: Exchange, text: str) -> errors.DesError:
         kept = self._kept(response.body)
+        said = wire.error_text(kept)
         now = wire.http_date(response.headers.get("Date")) or self._now()
         return kind(
-            _sentence(self._tokens.scrub(text), kept),
+            self._tokens.scrub(text) + (f": {said}" if said else ""),
             hint=_HINTS.get(kind, ""),
             status=response.status,
             response=kept,
@@ -519,11 +516,6 @@ def _lost(path: str) -> type[errors.OutcomeUnknown | errors.QueryFailed]:
 
 def _first_run(body: bytes) -> str | None:
     return next(iter(wire.job_run_ids_in(body)), None)
-
-
-def _sentence(text: str, response: str) -> str:
-    said = wire.error_text(response)
-    return f"{text}: {said}" if said else text
 
 
 def _encoded(name: str, value: Value) -> dict[str, Any]:

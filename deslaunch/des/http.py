@@ -13,12 +13,12 @@ import asyncio
 import base64
 import ipaddress
 import math
-import ssl as ssl_module
 import sys
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from ssl import SSLContext, SSLEOFError, SSLZeroReturnError
 from types import SimpleNamespace
 from typing import Final, TypeAlias
 
@@ -372,7 +372,7 @@ class PlainWay:
         connect_timeout: seconds to resolve, connect and shake hands.
     """
 
-    def __init__(self, ssl: ssl_module.SSLContext | None, connect_timeout: float) -> None:
+    def __init__(self, ssl: SSLContext | None, connect_timeout: float, _: object = None) -> None:
         trace = aiohttp.TraceConfig()
         trace.on_connection_create_start.append(_calling(Exchange.connect))
         trace.on_connection_create_end.append(_calling(lambda exchange: exchange.sent.set()))
@@ -455,7 +455,7 @@ def unpacked(body: bytes, encoding: str) -> bytes:
 # -- What aiohttp raises before anything is sent ----------------------------------------------
 
 _Kinds: TypeAlias = type[Exception] | tuple[type[Exception], ...]
-_CUT_OFF: Final = ssl_module.SSLEOFError, ssl_module.SSLZeroReturnError
+_CUT_OFF: Final = SSLEOFError, SSLZeroReturnError
 _UNTRUSTED: Final = aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch
 _BAD_URL: Final = aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError
 

@@ -12,7 +12,6 @@ import math
 import os
 import re
 import signal
-import ssl as ssl_module
 import time
 from asyncio.subprocess import DEVNULL
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
+from ssl import SSLContext
 from typing import Any, Final, Protocol, Self
 from urllib.parse import urlencode
 
@@ -314,7 +314,7 @@ class OAuthToken:
     auth_url: str = wire.AUTH_URL
     timeout: float = 30
     allow_http: bool = False
-    ssl: ssl_module.SSLContext | None = None
+    ssl: SSLContext | None = None
     proxy: str | None = None
 
     def __post_init__(self) -> None:
