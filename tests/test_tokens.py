@@ -563,7 +563,7 @@ async def test_a_password_buys_the_first_token() -> None:
     async with auth_server(granted()) as server:
         token = await source_of(server).fetch()
 
-    assert token == Token(f"{ACCESS}1", svc="https://des.example", expires_in=28800)
+    assert token == Token(f"{ACCESS}1", svc="https://des.example")
     assert server.asked == [
         {"grant_type": "password", **LOGIN, "scope": "des offline_access"},
     ]
@@ -882,56 +882,6 @@ async def test_a_storm_of_refusals_is_one_refresh() -> None:
             await asyncio.gather(*(des.query_jobs() for _ in range(50)))
 
         assert (simulator.count("token"), simulator.count("queryjobs")) == (2, 100)
-
-
-async def test_a_token_is_renewed_a_minute_ahead_of_its_end() -> None:
-    now = 0.0
-
-    async with auth_server(granted(1, expires_in=600), granted(2), granted(3)) as server:
-        keeper = TokenKeeper(source_of(server), clock=lambda: now)
-        await keeper.current()
-        now = 539.9
-        before = await keeper.current()
-        now = 540.0
-        after = await asyncio.gather(*(keeper.current() for _ in range(50)))
-
-    assert before == (Token(f"{ACCESS}1", "https://des.example", 600), 1)
-    assert {(token.text, generation) for token, generation in after} == {(f"{ACCESS}2", 2)}
-    assert server.grants == ["password", "refresh_token"]
-
-
-async def test_a_short_token_is_not_renewed_in_the_first_half_of_its_life() -> None:
-    now = 0.0
-
-    async with auth_server(granted(1, expires_in=60), granted(2, expires_in=60)) as server:
-        keeper = TokenKeeper(source_of(server), clock=lambda: now)
-        await keeper.current()
-        now = 29.9
-        before = (await keeper.current())[1]
-        now = 30.0
-        after = (await keeper.current())[1]
-
-    assert (before, after) == (1, 2)
-
-
-@pytest.mark.parametrize(
-    "answer", [pytest.param(http(500, b""), id="later"), pytest.param(SPENT, id="refused")]
-)
-async def test_a_token_that_can_not_be_renewed_ahead_stays_in_use(answer: bytes) -> None:
-    now = 0.0
-
-    async with auth_server(granted(1, expires_in=600), answer) as server:
-        keeper = TokenKeeper(source_of(server), clock=lambda: now)
-        await keeper.current()
-        now = 540.0
-        found = [await keeper.current() for _ in range(3)]
-        asked = len(server.asked)
-
-        with pytest.raises((NotSent, CredentialsRefused)):
-            await keeper.renew(1)
-
-    assert {(token.text, generation) for token, generation in found} == {(f"{ACCESS}1", 1)}
-    assert asked == (2 if answer != SPENT else 3)
 
 
 async def test_a_refused_token_is_not_sent_again_while_no_newer_one_can_be_had() -> None:

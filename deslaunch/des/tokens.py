@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
 from ssl import SSLContext
-from typing import Any, Final, Protocol, Self
+from typing import Final, Protocol, Self
 from urllib.parse import urlencode
 
 from deslaunch import errors
@@ -39,9 +39,6 @@ _LINE_LIMIT: Final = 200
 _OUTPUT_LIMIT: Final = 65_536  # bytes of a command's output that are read
 _LAST_WORDS: Final = 1.0  # seconds that a command's output may take to close after its end
 _GRANT_LIMIT: Final = 65_536  # bytes of the auth server's response that are read
-_RENEW_AHEAD: Final = 60.0
-"""Seconds before its end at which a token is renewed, but never in the first half of its life."""
-
 _SILENCE: Final = 1.0
 """Seconds for which a source that failed is left alone, where it did not ask for more."""
 
@@ -59,7 +56,6 @@ class Token:
     Attributes:
         text: visible ASCII, at least one character; surrounding white space was stripped.
         svc: base URL of the DES that takes it, where the source tells.
-        expires_in: seconds that it is good for from now, above 0, where the source tells.
 
     Raises:
         CredentialsRefused: the text is empty, or holds a blank, a line break or another
@@ -68,7 +64,6 @@ class Token:
 
     text: str = field(repr=False)
     svc: str | None = None
-    expires_in: float | None = None
 
     def __post_init__(self) -> None:
         stripped = self.text.strip()
@@ -359,7 +354,7 @@ class OAuthToken:
 
         # RFC 6749: a refresh token that brings no new one stays good.
         self._refresh = grant.get("refresh_token", fields.get("refresh_token"))
-        return Token(grant["access_token"], grant.get("svc"), grant.get("expires_in"))
+        return Token(grant["access_token"], grant.get("svc"))
 
     async def _post(self, form: bytes) -> http.Exchange:
         """Send one grant over a connection of its own, as there are few.
@@ -388,7 +383,7 @@ class OAuthToken:
         exchange.body = http.unpacked(exchange.body, encoding)
         return exchange
 
-    def _granted(self, response: http.Exchange) -> dict[str, Any]:
+    def _granted(self, response: http.Exchange) -> dict[str, str]:
         """Return what a response grants, a token at least.
 
         Raises:
@@ -431,9 +426,6 @@ class TokenKeeper:
     remembers the generation it was sent with, so that a late 401 for an old token costs no
     second renewal.
 
-    A token whose source tells how long it lasts is renewed a minute ahead of its end, so that
-    DES need not refuse it first. Where that fails, it stays in use until DES does.
-
     A source that failed is left alone for a second, or for as long as it asked: who asks meanwhile
     gets the same failure.
 
@@ -448,7 +440,6 @@ class TokenKeeper:
         self._lock = asyncio.Lock()
         self._token: Token | None = None
         self._generation = 0
-        self._renew_at = math.inf
         self._seen: dict[str, re.Pattern[str]] = {}
         self._failure: errors.CredentialsRefused | errors.NotSent | None = None
         self._silent_until = -math.inf
@@ -465,11 +456,6 @@ class TokenKeeper:
         """
         if self._token is None:
             await self.renew(self._generation)
-        elif self._clock() >= self._renew_at:
-            try:
-                await self._renew(self._generation)
-            except (errors.CredentialsRefused, errors.NotSent):
-                self._renew_at = math.inf
 
         assert self._token is not None
         return self._token, self._generation
@@ -484,17 +470,8 @@ class TokenKeeper:
             CredentialsRefused: the source failed, or has no token but refused ones.
             NotSent: the source could not be reached; :meth:`current` asks it again.
         """
-        try:
-            await self._renew(refused_generation)
-        except errors.NotSent:
-            if self._generation == refused_generation:
-                self._token = None  # refused once, it is not to be sent again
-
-            raise
-
-    async def _renew(self, generation: int) -> None:
         async with self._lock:
-            if self._generation != generation:
+            if self._generation != refused_generation:
                 return
 
             if self._failure is not None and self._clock() < self._silent_until:
@@ -503,15 +480,18 @@ class TokenKeeper:
             try:
                 self._token = await self._fetch()
             except (errors.CredentialsRefused, errors.NotSent) as exc:
+                asked = None
+
+                if isinstance(exc, errors.NotSent):
+                    self._token = None  # refused once, it is not to be sent again
+                    asked = exc.retry_after
+
                 self._failure = exc
-                asked = exc.retry_after if isinstance(exc, errors.NotSent) else None
                 self._silent_until = self._clock() + max(asked or 0.0, _SILENCE)
                 raise
 
-            text, lasts = self._token.text, self._token.expires_in or math.inf
-            self._seen[text] = _spellings(text)
+            self._seen[self._token.text] = _spellings(self._token.text)
             self._generation += 1
-            self._renew_at = self._clock() + max(lasts / 2, lasts - _RENEW_AHEAD)
 
     def scrub(self, text: str) -> str:
         """Return ``text`` without any token that was ever in use, however it is escaped.

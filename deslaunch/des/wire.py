@@ -104,20 +104,15 @@ def run_status_body(job_run_id: str) -> bytes:
     return orjson.dumps({"jobRunId": job_run_id})
 
 
-def decode_grant(body: bytes) -> dict[str, Any]:
+def decode_grant(body: bytes) -> dict[str, str]:
     """Read the auth server's response to a grant, whatever it is.
 
     Returns:
-        What it has and makes sense: texts that are not empty, as ``access_token``,
-        ``refresh_token`` (which buys the next one), ``svc`` (base URL of the DES that takes it),
-        ``org_id`` and ``error`` (only a known code is fit to be shown); and ``expires_in``, the
-        seconds that the token is good for, above 0, or None.
+        The texts in it that are not empty: ``access_token``, ``refresh_token`` (which buys the
+        next one), ``svc`` (base URL of the DES that takes it), ``org_id``, and ``error`` (only a
+        known code is fit to be shown).
     """
-    fields = _fields_of(body)
-    grant: dict[str, Any] = {k: v for k, v in fields.items() if isinstance(v, str) and v}
-    seconds = fields.get("expires_in", 0)
-    lasts = type(seconds) in {int, float} and seconds > 0
-    return grant | {"expires_in": float(seconds) if lasts else None}
+    return {name: v for name, v in _fields_of(body).items() if isinstance(v, str) and v}
 
 
 def decode_started(body: bytes) -> StartedRun | None:
