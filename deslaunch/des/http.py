@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from ssl import SSLContext, SSLEOFError, SSLZeroReturnError
 from types import SimpleNamespace
 from typing import Final, TypeAlias
+from urllib.request import getproxies_environment
 
 import aiohttp
 from aiohttp.http import HttpProcessingError
@@ -139,8 +140,6 @@ def proxy_of(url: str) -> str | None:
 
     None for this machine's own addresses: what is sent to them in the clear must not leave it.
     """
-    from urllib.request import getproxies_environment  # noqa: PLC0415  # slow to import
-
     parts = URL(url)
     proxies = getproxies_environment()
     host = parts.host or ""

@@ -6,25 +6,21 @@ Documented by the vendor: ``startjob`` and ``queryrunstatus`` (paths, responses)
 bypassed with a schema file, which is read by the same tolerant reader.
 """
 
-from __future__ import annotations
-
 import base64
+import codecs
 import math
 import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import orjson
 
 from deslaunch.errors import SchemaError
-from deslaunch.model import AUTO, GUID, Job, JobParameter, RunStatus, StartedRun, is_guid
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
-
-    from deslaunch.model import Auto
+from deslaunch.model import AUTO, GUID, Auto, Job, JobParameter, RunStatus, StartedRun, is_guid
 
 START_JOB: Final = "api/v1/startjob"
 QUERY_RUN_STATUS: Final = "api/v1/queryrunstatus"
@@ -235,20 +231,16 @@ def _decode_type(declared: Any) -> int | None:
 
 def encode_jobs(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     """Return jobs in QueryJobs' own form, so that what is cached can be read back."""
+    names = [*JobParameter._fields]
+    names[names.index("supports_auto")] = "supportsAutoValue"
     return [
         {
             "jobId": job.job_id,
             "name": job.name,
-            "jobRunParameters": [_encode_parameter(parameter) for parameter in job.parameters],
+            "jobRunParameters": [dict(zip(names, p, strict=True)) for p in job.parameters],
         }
         for job in jobs
     ]
-
-
-def _encode_parameter(parameter: JobParameter) -> dict[str, Any]:
-    encoded = parameter._asdict()
-    encoded["supportsAutoValue"] = encoded.pop("supports_auto")
-    return encoded
 
 
 def retry_after(headers: Sequence[str], *, now: datetime) -> float | None:
@@ -277,24 +269,21 @@ def retry_after(headers: Sequence[str], *, now: datetime) -> float | None:
 
 def http_date(header: str | None) -> datetime | None:
     """Return the time that an HTTP date names, with a time zone; None if unreadable."""
-    try:
+    with suppress(ValueError, OverflowError):
         date = parsedate_to_datetime(header or "")
-    except (ValueError, OverflowError):
-        return None
+        return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
 
-    return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
+    return None
 
 
 def text_of(body: bytes) -> str:
     """Return the text of a response, whole; bytes that are no text as ``base64:…``.
 
-    Text is UTF-8, or else a page in an 8-bit character set, read as Latin-1, which loses no byte.
+    Text is UTF-8, but for a character that was cut off at the end, or else a page in an 8-bit
+    character set, read as Latin-1, which loses no byte.
     """
-    try:
-        return body.decode()
-    except UnicodeDecodeError as exc:
-        if exc.reason == "unexpected end of data" and len(body) - exc.start < 4:  # noqa: PLR2004
-            return body[: exc.start].decode()
+    with suppress(UnicodeDecodeError):
+        return codecs.getincrementaldecoder("utf-8")().decode(body)
 
     if _BINARY.search(body) is None:
         return body.decode("latin-1")
