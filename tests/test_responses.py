@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
     from peer import Script
 
-    from deslaunch.des.client import Value
+    from deslaunch.des.wire import Value
 
 
 @pytest.fixture(params=WAYS)

@@ -6,15 +6,13 @@ an unreachable server from a misconfigured one. Nothing here sends a start twice
 """
 
 import math
-import re
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
-from decimal import Decimal
 from http import HTTPStatus
 from ssl import SSLContext
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from yarl import URL
 
@@ -22,20 +20,7 @@ from deslaunch import errors
 from deslaunch.des import http, quick, wire
 from deslaunch.des.http import Exchange, Route
 from deslaunch.des.tokens import Token, TokenKeeper, TokenSource
-from deslaunch.model import (
-    DEFAULT_TARGET,
-    Auto,
-    Job,
-    JobRunParameterValue,
-    RunStatus,
-    Sent,
-    Start,
-    StartedRun,
-    is_guid,
-)
-
-Value = str | int | Decimal | datetime | JobRunParameterValue | Auto | None
-"""What :meth:`DesClient.start_job` takes as a parameter's value; ``bool`` is an ``int``."""
+from deslaunch.model import DEFAULT_TARGET, Job, RunStatus, Sent, Start, StartedRun, is_guid
 
 LATE: Final = 5.0
 """Seconds beyond the connect timeout within which a start must leave after it was meant."""
@@ -255,7 +240,7 @@ class DesClient:
         """
         await self._tokens.renew(refused.generation)
 
-    async def start_job(self, job_id: str, parameters: Mapping[str, Value]) -> StartedRun:
+    async def start_job(self, job_id: str, parameters: Mapping[str, wire.Value]) -> StartedRun:
         """Start one run of a job: one attempt, no ledger, no retry.
 
         Args:
@@ -274,7 +259,7 @@ class DesClient:
         if not is_guid(job_id):
             raise ValueError(f"a job id is a GUID, not {job_id!r}")
 
-        encoded = {name: _encoded(name, value) for name, value in parameters.items()}
+        encoded = {name: wire.encode_value(name, value) for name, value in parameters.items()}
         job_id = job_id.lower()
         body = wire.start_job_body(job_id, encoded)
         return await self.start(Start(1, 1, "", DEFAULT_TARGET, job_id, body))
@@ -516,25 +501,3 @@ def _lost(path: str) -> type[errors.OutcomeUnknown | errors.QueryFailed]:
 
 def _first_run(body: bytes) -> str | None:
     return next(iter(wire.job_run_ids_in(body)), None)
-
-
-def _encoded(name: str, value: Value) -> dict[str, Any]:
-    """Return the JobRunParameterValue of a Python value."""
-    match value:
-        case None | Auto() | str():
-            return wire.parameter_value(None, value)
-        case JobRunParameterValue(number, text):
-            return wire.parameter_value(number, text)
-        case bool():
-            return wire.parameter_value(None, str(value).lower())
-        case int():
-            return wire.parameter_value(wire.INTEGER, f"{value:d}")
-        case Decimal() if value.is_finite():
-            return wire.parameter_value(wire.DECIMAL, f"{value:f}")
-        case Decimal():
-            raise ValueError(f"{name}: {value} is no finite number")
-        case datetime():
-            text = re.sub(r"\+00:00$", "Z", value.isoformat())
-            return wire.parameter_value(wire.DATETIME, text)
-        case _:
-            raise TypeError(f"{name}: a value can't be of type {type(value).__name__}")

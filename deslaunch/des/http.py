@@ -153,7 +153,7 @@ def _needs_no_proxy(host: str, port: int | None, rules: str) -> bool:
     A rule is ``*``, a name (which stands for what is below it too, with ``*.`` or ``.`` before
     it or not), an address, a network (CIDR), each with ``:port`` or not, ``[v6]:port``.
     """
-    for rule in filter(None, rules.lower().replace(",", " ").split()):
+    for rule in rules.lower().replace(",", " ").split():
         name, _, wanted = rule.partition(":") if rule.count(":") == 1 else (rule, "", "")
 
         if rule.startswith("["):

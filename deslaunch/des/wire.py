@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from decimal import Decimal
 from email.utils import parsedate_to_datetime
 from itertools import accumulate
 from typing import Any, Final
@@ -20,7 +21,20 @@ from typing import Any, Final
 import orjson
 
 from deslaunch.errors import SchemaError
-from deslaunch.model import AUTO, GUID, Auto, Job, JobParameter, RunStatus, StartedRun, is_guid
+from deslaunch.model import (
+    AUTO,
+    GUID,
+    Auto,
+    Job,
+    JobParameter,
+    JobRunParameterValue,
+    RunStatus,
+    StartedRun,
+    is_guid,
+)
+
+Value = str | int | Decimal | datetime | JobRunParameterValue | Auto | None
+"""What ``DesClient.start_job`` takes as a parameter's value; ``bool`` is an ``int``."""
 
 START_JOB: Final = "api/v1/startjob"
 QUERY_RUN_STATUS: Final = "api/v1/queryrunstatus"
@@ -88,6 +102,33 @@ def parameter_value(type_number: int | None, value: str | Auto | None) -> dict[s
         encoded["useAutoValue"] = True
 
     return encoded
+
+
+def encode_value(name: str, value: Value) -> dict[str, Any]:
+    """Return the JobRunParameterValue of a Python value.
+
+    Raises:
+        TypeError: it is a float, or of another type that has no encoding.
+        ValueError: it is a Decimal that is no finite number.
+    """
+    match value:
+        case None | Auto() | str():
+            return parameter_value(None, value)
+        case JobRunParameterValue(number, text):
+            return parameter_value(number, text)
+        case bool():
+            return parameter_value(None, str(value).lower())
+        case int():
+            return parameter_value(INTEGER, f"{value:d}")
+        case Decimal() if value.is_finite():
+            return parameter_value(DECIMAL, f"{value:f}")
+        case Decimal():
+            raise ValueError(f"{name}: {value} is no finite number")
+        case datetime():
+            text = re.sub(r"\+00:00$", "Z", value.isoformat())
+            return parameter_value(DATETIME, text)
+        case _:
+            raise TypeError(f"{name}: a value can't be of type {type(value).__name__}")
 
 
 def start_job_body(job_id: str, parameters: Mapping[str, Any]) -> bytes:
