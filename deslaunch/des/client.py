@@ -415,22 +415,23 @@ class DesClient:
 
     def _fault(self, path: str, exchange: Exchange, exc: Exception) -> errors.DesError:
         """Return what it means that no response could be read."""
-        verdict, text = http.fault_of(exc, exchange.sent)
-
-        if not exchange.sent:
-            return verdict(f"{self.base_url}: {text}", hint=_HINTS[verdict])
-
-        lost = _lost(path)
-        return lost(
-            f"the request was sent to {self.base_url}, and {text}",
-            hint=_HINTS.get(lost, ""),
+        unsent, text = http.fault_of(exc, exchange.sent)
+        kind = _lost(path) if exchange.sent else unsent
+        url = self.base_url
+        where = f"the request was sent to {url}, and" if exchange.sent else f"{url}:"
+        return kind(
+            f"{where} {text}",
+            hint=_HINTS.get(kind, ""),
             response=self._kept(exchange.came),
             job_run_id=_first_run(exchange.came),
         )
 
     def _cause(self, exc: Exception | None) -> Exception | None:
         """Return ``exc`` to be chained, or None where what it tells quotes a token."""
-        told = "".join(traceback.format_exception(exc, limit=0)) if exc else ""
+        if exc is None:
+            return None
+
+        told = "".join(traceback.format_exception(exc, limit=0))
         return exc if self._tokens.scrub(told) == told else None
 
     def _verdict(self, path: str, response: Exchange, generation: int) -> errors.DesError:

@@ -68,14 +68,10 @@ class Token:
     def __post_init__(self) -> None:
         stripped = self.text.strip()
 
-        if not stripped:
-            raise errors.CredentialsRefused(
-                "the token is empty", hint="check where the token comes from"
-            )
-
         if _VISIBLE.fullmatch(stripped) is None:
+            odd = "holds a blank, a line break or a character that is not ASCII"
             raise errors.CredentialsRefused(
-                "the token holds a blank, a line break or a character that is not ASCII",
+                f"the token {odd if stripped else 'is empty'}",
                 hint="give the bare token alone, without 'Bearer' and on one line",
             )
 
