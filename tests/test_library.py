@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -35,10 +36,10 @@ from deslaunch.errors import (
 )
 from deslaunch.events import Draining, Event, Planned, RowEnded, StopReason, TargetStopped
 from deslaunch.launch import batch as batches
-from deslaunch.launch import session
+from deslaunch.launch import launcher, session
 from deslaunch.launch.batch import check, default_ledger, preview
 from deslaunch.launch.launcher import resume_command
-from deslaunch.launch.schemas import Schemas, user_cache
+from deslaunch.launch.schemas import Schemas
 from deslaunch.ledger.ledger import Ledger, open_ledger
 from deslaunch.ledger.reading import summary_of
 from deslaunch.model import AUTO as AUTO_VALUE
@@ -199,7 +200,8 @@ async def test_a_manifest_that_is_not_there(place: Place) -> None:
 
 async def spoil_cache(des: DesClient) -> None:
     """Cache the jobs of a client as if they had no parameters."""
-    await Schemas({"default": des}, user_cache()).load(["default"])
+    cache = Path(os.environ["DESLAUNCH_CACHE_DIR"])
+    await Schemas({"default": des}, cache).load(["default"])
     _spoil()
 
 
@@ -412,10 +414,20 @@ class FailingLedger:
         monkeypatch.setattr(Ledger, "exchange", exchange)
 
 
+@pytest.mark.parametrize("has_home", [True, False], ids=["home", "no-home"])
 async def test_runs_that_can_not_be_recorded_are_named_and_written_beside(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: Place, monkeypatch: pytest.MonkeyPatch, *, has_home: bool
 ) -> None:
     monkeypatch.setattr(session, "RECORD_FOR", 0.5)
+    folder = Path(os.environ["DESLAUNCH_STATE_DIR"])
+
+    if not has_home:  # an older platformdirs takes "~" for a folder then
+        folder = place.folder / "temporary"
+        monkeypatch.delenv("DESLAUNCH_STATE_DIR")
+        monkeypatch.setattr(tempfile, "tempdir", str(folder))
+        monkeypatch.setattr(launcher, "user_state_path", lambda name: Path(f"~/state/{name}"))
+        monkeypatch.chdir(place.folder)
+
     place.write(rows(5))
 
     async with service(place) as (simulator, des):
@@ -425,7 +437,7 @@ async def test_runs_that_can_not_be_recorded_are_named_and_written_beside(
             await place.launch(des)
 
     [(key, run)] = failed.value.unrecorded
-    [path] = (place.folder / ".user" / "state").glob("unrecorded*.csv")
+    [path] = folder.glob("unrecorded*.csv")
     assert (key, run) == ("row-1", simulator.runs[0].job_run_id)
     assert path.stat().st_mode & 0o777 == 0o600
     assert path.read_text().splitlines()[1].startswith(f"row-1,started,{run}")

@@ -16,6 +16,7 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from platformdirs import user_cache_path
 
 from deslaunch.des import wire
 from deslaunch.errors import (
@@ -25,8 +26,7 @@ from deslaunch.errors import (
     QueryFailed,
     SchemaError,
 )
-from deslaunch.launch import schemas as schemas_module
-from deslaunch.launch.schemas import Schemas, read_schema_file, user_cache
+from deslaunch.launch.schemas import Schemas, read_schema_file, user_folder
 from deslaunch.model import Job, JobParameter
 
 JOB_ID: Final = "11111111-1111-4111-8111-111111111111"
@@ -324,7 +324,7 @@ def test_the_cache_is_the_user_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.delenv("DESLAUNCH_CACHE_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    directory = user_cache()
+    directory = user_folder("DESLAUNCH_CACHE_DIR", user_cache_path)
 
     assert directory is not None
     assert (directory.name, directory.exists()) == ("deslaunch", False)
@@ -334,7 +334,7 @@ def test_the_cache_is_the_user_s(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_the_cache_can_be_moved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("DESLAUNCH_CACHE_DIR", str(tmp_path))
 
-    assert user_cache() == tmp_path
+    assert user_folder("DESLAUNCH_CACHE_DIR", user_cache_path) == tmp_path
 
 
 async def test_a_user_without_a_home_has_no_cache_and_is_told_once(
@@ -346,7 +346,7 @@ async def test_a_user_without_a_home_has_no_cache_and_is_told_once(
 
     monkeypatch.setattr("pwd.getpwuid", no_entry)
     monkeypatch.chdir(tmp_path)
-    cache = user_cache()
+    cache = user_folder("DESLAUNCH_CACHE_DIR", user_cache_path)
     clients: dict[str, Any] = {"a": FakeDes(NEW), "b": FakeDes(NEW)}
     schemas = Schemas(clients, cache, now=lambda: NOW)
     await schemas.load(["a", "b"])
@@ -356,12 +356,9 @@ async def test_a_user_without_a_home_has_no_cache_and_is_told_once(
     assert [types(schemas, target) for target in ("a", "b")] == [[wire.STRING], [wire.STRING]]
 
 
-def test_a_home_that_is_no_folder_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_is_no_folder_is_none() -> None:
     """An older platformdirs takes ``~`` for a folder here."""
-    monkeypatch.delenv("DESLAUNCH_CACHE_DIR", raising=False)
-    monkeypatch.setattr(schemas_module, "user_cache_path", lambda _: Path("~/.cache/deslaunch"))
-
-    assert user_cache() is None
+    assert user_folder("DESLAUNCH_NO_DIR", lambda name: Path(f"~/.cache/{name}")) is None
 
 
 def no_entry(uid: int) -> object:

@@ -19,6 +19,7 @@ from typing import Any, TypedDict, Unpack
 
 import anyio
 from anyio.to_thread import run_sync
+from platformdirs import user_cache_path
 
 from deslaunch import errors
 from deslaunch.des.client import DesClient
@@ -26,7 +27,7 @@ from deslaunch.events import Noted, Plan, Planned, ProblemGroup, Summary
 from deslaunch.launch import importing
 from deslaunch.launch.importing import ROWS, Rows, StrPath, open_manifest, warnings_of
 from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Setup, resume_command
-from deslaunch.launch.schemas import Schemas, read_schema_file, user_cache
+from deslaunch.launch.schemas import Schemas, read_schema_file, user_folder
 from deslaunch.ledger.changes import Corrections
 from deslaunch.ledger.ledger import Ledger, NewBatch, begin_import, open_ledger, take_ledger
 from deslaunch.manifest.files import Manifest
@@ -369,7 +370,7 @@ async def _set_up(
 
     schemas = Schemas(
         clients,
-        user_cache() if cache is None else Path(cache),
+        Path(cache) if cache else user_folder("DESLAUNCH_CACHE_DIR", user_cache_path),
         file=None if schema is None else await run_sync(read_schema_file, Path(schema)),
         max_age=timedelta(hours=settings.schema_max_age),
         is_offline=is_offline,

@@ -23,7 +23,7 @@ from deslaunch import errors
 from deslaunch.des.client import DesClient
 from deslaunch.events import Counts, Event, Noted, Plan, RowEnded, Stop, StopReason, Summary
 from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Rows, recheck
-from deslaunch.launch.schemas import Schemas
+from deslaunch.launch.schemas import Schemas, user_folder
 from deslaunch.launch.session import Session
 from deslaunch.launch.watch import Watch
 from deslaunch.ledger.findings import Finding, write_unrecorded
@@ -446,11 +446,8 @@ async def _wait_for(work: asyncio.Task[Any], abandon: Callable[[], None]) -> Non
 
 def _write_unrecorded(runs: list[tuple[str, str]]) -> Path | str:
     """Write runs that no ledger has to the user's state folder, or else the temporary one."""
-    folders = [Path(tempfile.gettempdir())]
-
-    with suppress(RuntimeError, KeyError):  # platformdirs asks for a home that is not there
-        named = os.environ.get("DESLAUNCH_STATE_DIR")
-        folders.insert(0, Path(named) if named else user_state_path("deslaunch"))
+    temporary = Path(tempfile.gettempdir())
+    folders = [user_folder("DESLAUNCH_STATE_DIR", user_state_path) or temporary, temporary]
 
     for folder, number in product(folders, range(1, 1000)):
         path = folder / f"unrecorded{f'-{number}' if number > 1 else ''}.csv"

@@ -21,7 +21,6 @@ from typing import Final
 import orjson
 from anyio.from_thread import run as run_in_loop
 from anyio.to_thread import run_sync
-from platformdirs import user_cache_path
 
 from deslaunch import errors
 from deslaunch.des import wire
@@ -38,16 +37,17 @@ _UNHAD: Final = (errors.DesError, errors.CredentialsRefused, errors.SchemaError)
 """What is raised where a target's jobs can't be had."""
 
 
-def user_cache() -> Path | None:
-    """Return the folder of the user's cache: DESLAUNCH_CACHE_DIR, or the system's place for one.
+def user_folder(variable: str, default: Callable[[str], Path]) -> Path | None:
+    """Return a folder of the user's: the one that a variable names, or the system's place for it.
 
-    None where the user has no home; that is told when something is to be kept.
+    Returns:
+        None where the user has no home.
     """
-    if named := os.environ.get("DESLAUNCH_CACHE_DIR"):
+    if named := os.environ.get(variable):
         return Path(named)
 
     with suppress(RuntimeError, KeyError):  # platformdirs asks for a home that is not there
-        path = user_cache_path("deslaunch")
+        path = default("deslaunch")
         return path if path.is_absolute() else None
 
     return None
