@@ -95,13 +95,12 @@ def parameter_value(type_number: int | None, value: str | Auto | None) -> dict[s
         type_number: JobRunParameterType, or None to leave it to DES (a string).
         value: the text, None for null, or ``AUTO``.
     """
-    encoded: dict[str, Any] = {} if type_number is None else {"type": type_number}
-    encoded["valueStringEncoded"] = None if value is AUTO else value
+    declared = {} if type_number is None else {"type": type_number}
 
     if value is AUTO:
-        encoded["useAutoValue"] = True
+        return {**declared, "valueStringEncoded": None, "useAutoValue": True}
 
-    return encoded
+    return {**declared, "valueStringEncoded": value}
 
 
 def encode_value(name: str, value: Value) -> dict[str, Any]:
@@ -253,21 +252,15 @@ def _decode_parameters(declared: Any, source: str) -> Iterator[JobParameter]:
         if not isinstance(name, str) or not name:
             raise _unreadable(source, "a parameter without a name", _json(spec))
 
+        kind = _first(spec, "type", "datatype", "jobrunparametertype")
         yield JobParameter(
             name=name,
-            type=_decode_type(_first(spec, "type", "datatype", "jobrunparametertype")),
+            type=kind if type(kind) is int else _TYPE_NUMBERS.get(str(kind).lower()),
             required=_first(spec, "required", "isrequired") is True,
             nullable=_first(spec, "nullable", "supportsnull", "isnullable", "allownull") is True,
             supports_auto=_first(spec, *_AUTO) is True,
             description=_text_or_none(_first(spec, "description")) or "",
         )
-
-
-def _decode_type(declared: Any) -> int | None:
-    if isinstance(declared, str):
-        return _TYPE_NUMBERS.get(declared.lower())
-
-    return declared if type(declared) is int else None
 
 
 def encode_jobs(jobs: Iterable[Job]) -> list[dict[str, Any]]:
@@ -300,12 +293,11 @@ def retry_after(headers: Sequence[str], *, now: datetime) -> float | None:
         numbers = [_NUMBER.fullmatch(part) for part in header.split(",")]
 
         if any(numbers):
-            limit = _RETRY_AFTER_LIMIT
-            waits += [float(math.ceil(min(float(n[1]), limit))) for n in numbers if n]
+            waits += [float(number[1]) for number in numbers if number]
         elif (date := http_date(header)) is not None:
-            waits.append(max(0.0, (date - now).total_seconds()))
+            waits.append((date - now).total_seconds())
 
-    return max(waits, default=None)
+    return float(math.ceil(min(max(0.0, *waits), _RETRY_AFTER_LIMIT))) if waits else None
 
 
 def http_date(header: str | None) -> datetime | None:
