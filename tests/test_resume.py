@@ -22,6 +22,7 @@ from deslaunch.errors import (
     LedgerForeign,
     LedgerMissing,
     ManifestError,
+    ServerError,
 )
 from deslaunch.events import Event, Noted, Planned, StopReason
 from deslaunch.launch import batch as batches
@@ -31,6 +32,7 @@ from deslaunch.settings import Settings
 from deslaunch.simulator import CSV_SALES_EXPORT, DEFAULT_JOBS
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from deslaunch.events import Plan
@@ -327,6 +329,59 @@ async def test_rows_of_a_target_that_can_not_be_asked_any_more_are_sent_as_they_
     told = [event.message for event in events if isinstance(event, Noted)]
     assert counts(summary) == {"started": 6}
     assert [text for text in told if "target west are sent as they were checked" in text]
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (2, 1, 3)], ids=["last", "first"])
+async def test_rows_of_a_program_wait_until_their_target_can_be_asked(
+    place: Place, order: tuple[int, ...]
+) -> None:
+    said = [row(number, target="acme" if number == 2 else "default") for number in order]
+    other = Place(place.folder / "acme")
+    other.folder.mkdir()
+
+    async def one_by_one() -> AsyncIterator[dict[str, Any]]:
+        for one in said:
+            yield one
+
+    async with (
+        service(place) as (_, des),
+        service(other, fault("status", 1, on="queryjobs", status=500)) as (_, acme),
+    ):
+        clients = {"default": des, "acme": acme}
+        first = await place.launch(clients, one_by_one(), allow_partial=True)
+        second = await place.go_on(clients)
+
+    assert counts(first) == {"started": 2, "pending": 1}
+    assert [(stop.target, stop.reason) for stop in first.stops] == [
+        ("acme", StopReason.UNREACHABLE)
+    ]
+    assert counts(second) == {"started": 3}
+
+
+async def test_a_target_that_can_not_be_asked_may_come_first_in_a_manifest(place: Place) -> None:
+    """A portion of rows that all are that target's does not mean that all targets fail."""
+    place.write([row(n, target="acme" if n <= 2_000 else "default") for n in range(1, 2_003)])
+    other = Place(place.folder / "acme")
+    other.folder.mkdir()
+    down = fault("status", 1, 2, on="queryjobs", status=500)
+
+    async with service(place) as (_, des), service(other, down) as (_, acme):
+        first = await place.launch({"default": des, "acme": acme}, allow_partial=True)
+
+    assert counts(first) == {"started": 2, "pending": 2_000}
+
+
+async def test_where_no_target_can_be_asked_the_first_error_is_raised(place: Place) -> None:
+    place.write([row(1, target="acme"), row(2)])
+    other = Place(place.folder / "acme")
+    other.folder.mkdir()
+    down = fault("status", 1, on="queryjobs", status=500)
+
+    async with service(place, down) as (_, des), service(other, down) as (_, acme):
+        with pytest.raises(ServerError, match="target acme: DES responded 500"):
+            await place.launch({"default": des, "acme": acme})
+
+    assert not place.ledger.exists()
 
 
 async def test_rows_that_were_never_checked_wait_until_their_target_can_be_asked(

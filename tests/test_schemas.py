@@ -222,14 +222,6 @@ async def test_of_several_targets_one_that_can_not_be_asked_is_left_out(
     assert (schemas.left_out, types(schemas, "bistro")) == ({}, [wire.INTEGER])
 
 
-async def test_where_no_target_can_be_asked_the_first_error_is_raised(cached: Place) -> None:
-    cached.des.response = NotSent("refused")
-    bistro = FakeDes(NotSent("no such host"), home="https://bistro.example")
-
-    with pytest.raises(NotSent, match="target bistro: no such host"):
-        await cached.schemas(bistro=bistro).load(["bistro", "default"])
-
-
 async def test_where_queryjobs_itself_may_be_wrong_the_way_out_is_told(cached: Place) -> None:
     cached.des.response = QueryFailed("DES responded 204", status=204)
 

@@ -19,7 +19,7 @@ from anyio.to_thread import run_sync
 
 from deslaunch import errors
 from deslaunch.des.client import DesClient
-from deslaunch.events import Event, RowEnded, TargetStopped
+from deslaunch.events import Event, RowEnded, StopReason, TargetStopped
 from deslaunch.launch.schemas import Schemas
 from deslaunch.launch.session import Session
 from deslaunch.ledger.ledger import Import, Ledger
@@ -54,7 +54,8 @@ async def read_rows(manifest: Manifest, check: Check, schemas: Schemas, take: Ta
 
     Raises:
         ManifestError: it can't be opened or read.
-        DesError: DES could not be asked for the jobs; likewise CredentialsRefused, SchemaError.
+        DesError: DES could not be asked for any target's jobs; likewise CredentialsRefused,
+            SchemaError.
     """
     chunks = manifest.portions()
 
@@ -62,6 +63,9 @@ async def read_rows(manifest: Manifest, check: Check, schemas: Schemas, take: Ta
     while chunk := await run_sync(next, chunks, None, abandon_on_cancel=True):
         await schemas.load({row.target for row in chunk})
         await take(await run_sync(check.take, chunk))
+
+    if schemas.left_out and not schemas.by_target:
+        raise next(iter(schemas.left_out.values()))
 
 
 async def import_manifest(
@@ -137,6 +141,18 @@ async def read_corrections(manifest: Manifest, check: Check, schemas: Schemas) -
     await run_sync(list, check.finish())
     raise_if_invalid(manifest, check, schemas, is_skipping=False)
     return rows
+
+
+def stop_unchecked(session: Session, target: str, exc: errors.DeslaunchError) -> None:
+    """End a target whose rows can't be checked before they are sent, as its jobs can't be had."""
+    reason = StopReason.UNREACHABLE
+
+    if isinstance(exc, errors.CredentialsRefused):
+        reason = StopReason.CREDENTIALS
+    elif isinstance(exc, errors.Misconfigured | errors.Rejected | errors.SchemaError):
+        reason = StopReason.CONFIGURATION
+
+    session.stop(target, reason, str(exc))
 
 
 async def recheck(ledger: Ledger, schemas: Schemas, target: str) -> int:
@@ -254,6 +270,9 @@ class Feed:
 
                     for target in await self.schemas.load({row.target for row in read}):
                         await self.schemas.add_to(ledger, target)
+
+                    for target in self.schemas.left_out.keys() - self._stopped:
+                        stop_unchecked(self.session, target, self.schemas.left_out[target])
 
                     await self._add(await run_sync(check.take, read))
 

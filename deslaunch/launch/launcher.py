@@ -22,7 +22,7 @@ from platformdirs import user_state_path
 from deslaunch import errors
 from deslaunch.des.client import DesClient
 from deslaunch.events import Counts, Event, Noted, Plan, RowEnded, Stop, StopReason, Summary
-from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Rows, recheck
+from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Rows, recheck, stop_unchecked
 from deslaunch.launch.schemas import Schemas, user_folder
 from deslaunch.launch.session import Session
 from deslaunch.launch.watch import Watch
@@ -36,9 +36,6 @@ from deslaunch.settings import Settings
 OnEvent = Callable[[Event], object]
 Confirm = Callable[[Plan], Awaitable[bool] | bool]
 """Asked before a session begins; False leaves it at that."""
-
-_FINAL = (errors.Misconfigured, errors.Rejected, errors.SchemaError)
-"""Why a target's jobs can't be had, also when it is asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,13 +260,9 @@ class Batch:
             try:
                 await schemas.require(target)
                 invalid = await recheck(session.ledger, schemas, target)
-            except errors.CredentialsRefused as exc:
-                session.stop(target, StopReason.CREDENTIALS, str(exc))
-            except (errors.DesError, errors.SchemaError) as exc:
-                if target in unchecked:
-                    is_final = isinstance(exc, _FINAL)
-                    reason = StopReason.CONFIGURATION if is_final else StopReason.UNREACHABLE
-                    session.stop(target, reason, str(exc))
+            except (errors.CredentialsRefused, errors.DesError, errors.SchemaError) as exc:
+                if target in unchecked or isinstance(exc, errors.CredentialsRefused):
+                    stop_unchecked(session, target, exc)
                 else:
                     self._warn(f"the rows of target {target} are sent as they were checked: {exc}")
             else:

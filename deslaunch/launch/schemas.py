@@ -77,7 +77,7 @@ def read_schema_file(path: Path) -> list[Job]:
 class Schemas:
     """The compiled jobs of the targets that rows name, as :class:`Check` wants them: live.
 
-    Of several targets, one whose jobs can't be had is left out, unless all are.
+    Of several targets, one whose jobs can't be had is left out.
 
     Attributes:
         clients: by target.
@@ -117,7 +117,8 @@ class Schemas:
             The targets that are new.
 
         Raises:
-            DesError: DES could not be asked for any target's, and no cached response may stand in.
+            DesError: DES could not be asked for the only target's, and no cached response may
+                stand in.
             CredentialsRefused: the same, for want of a token that DES accepts.
             SchemaError: the same, as its response can't be read.
         """
@@ -132,9 +133,6 @@ class Schemas:
                     raise
 
                 self.left_out[target] = exc
-
-        if self.left_out and not self.by_target:
-            raise next(iter(self.left_out.values()))
 
         return new - self.left_out.keys()
 
