@@ -358,6 +358,51 @@ async def test_rows_of_a_program_wait_until_their_target_can_be_asked(
     assert counts(second) == {"started": 3}
 
 
+async def test_an_added_row_of_a_known_job_is_checked_before_it_is_sent(place: Place) -> None:
+    said = [row(1), row(2, target="acme"), row(3, target="acme")]
+    other = Place(place.folder / "acme")
+    other.folder.mkdir()
+
+    async with (
+        service(place) as (_, des),
+        service(other, fault("status", 2, on="queryjobs", status=500)) as (_, acme),
+    ):
+        clients = {"default": des, "acme": acme}
+        await place.launch(clients, said[:2])
+        shutil.rmtree(place.folder / "cache")
+        second = await place.launch(clients, said[2:], resume=True, allow_partial=True)
+        third = await place.go_on(clients)
+
+    assert (counts(second), counts(third)) == ({"started": 2, "pending": 1}, {"started": 3})
+
+
+async def test_corrections_that_can_not_be_checked_are_not_taken(place: Place) -> None:
+    place.write([row(1), rejected_row(2) | {"target": "acme"}])
+    other = Place(place.folder / "acme")
+    other.folder.mkdir()
+    fixes = place.folder / "fixes.jsonl"
+    fixes.write_text(
+        "".join(f"{json.dumps(row(n, target=t))}\n" for n, t in [(1, "default"), (2, "acme")])
+    )
+
+    async with (
+        service(place) as (_, des),
+        service(other, fault("status", 2, on="queryjobs", status=500)) as (_, acme),
+    ):
+        clients = {"default": des, "acme": acme}
+        await place.launch(clients)
+        shutil.rmtree(place.folder / "cache")
+
+        with pytest.raises(ServerError, match="target acme"):
+            await place.go_on(clients, corrections=fixes)
+
+        left = await place.states()
+        summary = await place.go_on(clients, corrections=fixes)
+
+    assert left == {"row-1": "started", "row-2": "rejected"}
+    assert counts(summary) == {"started": 2}
+
+
 async def test_a_target_that_can_not_be_asked_may_come_first_in_a_manifest(place: Place) -> None:
     """A portion of rows that all are that target's does not mean that all targets fail."""
     place.write([row(n, target="acme" if n <= 2_000 else "default") for n in range(1, 2_003)])

@@ -131,6 +131,8 @@ async def read_corrections(manifest: Manifest, check: Check, schemas: Schemas) -
     Raises:
         InvalidManifest: rows are invalid, or the file can't be read to its end.
         ManifestError: it can't be opened.
+        DesError: DES could not be asked for the jobs of a target that it names; likewise
+            CredentialsRefused, SchemaError.
     """
     rows: list[CheckedRow] = []
 
@@ -138,6 +140,10 @@ async def read_corrections(manifest: Manifest, check: Check, schemas: Schemas) -
         rows.extend(row for row in checked if isinstance(row, CheckedRow))
 
     await read_rows(manifest, check, schemas, take)
+
+    if schemas.left_out:  # a correction is taken whole and checked, or not at all
+        raise next(iter(schemas.left_out.values()))
+
     await run_sync(list, check.finish())
     raise_if_invalid(manifest, check, schemas, is_skipping=False)
     return rows

@@ -84,6 +84,7 @@ class RowWriter:
         """Write rows under their own numbers, or counted from ``first``."""
         narrow: list[tuple[Any, ...]] = []
         wide: list[tuple[Any, ...]] = []
+        unchecked: set[int] = set()
 
         for index, row in enumerate(rows):
             said = row.row if isinstance(row, CheckedRow) else row
@@ -93,12 +94,16 @@ class RowWriter:
             if isinstance(row, CheckedRow):
                 narrow.append((number, said.line, row.key, *job, row.auto, None))
                 wide.append((number, row.digest, row.body, row.says))
+
+                if not row.body:
+                    unchecked.add(job[1])
             else:
                 narrow.append((number, said.line, row.key, *job, False, _describe(row)))
                 wide.append((number, None, None, row.says))
 
         self._store.many("add_row", narrow)
         self._store.many("add_content", wide)
+        self._store.many("forget_job", [(job,) for job in unchecked])
 
     def job(self, target: str, job_id: str, number: int = 1) -> tuple[int, int]:
         """Return the target's and the job's number; ``number`` is the row that may be the first."""
