@@ -1,1 +1,1 @@
-"""DES: its JSON, its HTTP, its tokens, and the jobs that it knows."""
+"""DES: its JSON, its HTTP, and its tokens."""
