@@ -418,6 +418,22 @@ async def test_a_source_that_fails(result: Any, said: str) -> None:
     assert await keeper.current() == (Token("one"), 1)
 
 
+async def test_where_a_failure_happened_is_told_once() -> None:
+    """Each who gets the failure may add to it: a target's name, say."""
+    error = CredentialsRefused("gone")
+    error.__cause__ = OSError()
+    keeper = TokenKeeper(Queue(error), clock=lambda: 100.0)
+
+    for _ in range(3):
+        with pytest.raises(CredentialsRefused) as caught:
+            await keeper.current()
+
+        caught.value.locate("target acme")
+        assert str(caught.value) == "target acme: gone"
+        first = caught.value if caught.value is error else caught.value.__cause__
+        assert isinstance(first and first.__cause__, OSError)
+
+
 async def test_a_failed_renewal_is_shared_and_a_later_one_asks_anew() -> None:
     now = 100.0
     source = Queue("one", RuntimeError(), "two")

@@ -482,7 +482,8 @@ class TokenKeeper:
                     self._token = None  # refused once, it is not to be sent again
                     asked = exc.retry_after
 
-                self._failure = exc
+                self._failure = copy(exc)  # as who gets it may add to it
+                self._failure.__cause__ = exc.__cause__
                 self._silent_until = self._clock() + max(asked or 0.0, _SILENCE)
                 raise
 
