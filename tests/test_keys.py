@@ -15,7 +15,7 @@ from manifests import JOB, OTHER_JOB, SAMPLE, check_manifest, open_manifest
 from deslaunch.errors import InvalidManifest
 from deslaunch.manifest import check as check_module
 from deslaunch.manifest.check import Check, Repeat
-from deslaunch.manifest.rows import dump_row, key_digest, row_digest
+from deslaunch.manifest.rows import dump_row, row_digest
 from deslaunch.manifest.schema import Schema, body_digest, compile_jobs
 from deslaunch.model import (
     AUTO,
@@ -118,13 +118,6 @@ def test_what_is_not_said_has_no_part_in_the_digest(other: Row) -> None:
 )
 def test_what_is_said_has(other: Row) -> None:
     assert row_digest(other) != row_digest(ROW)
-
-
-def test_a_key_that_is_a_digest_stands_for_itself() -> None:
-    digest = row_digest(ROW)
-
-    assert key_digest(digest) == bytes.fromhex(digest)
-    assert len({key_digest(key) for key in ("a", "b", digest, digest.upper(), "a" * 31)}) == 5
 
 
 # What a checked row is

@@ -1,7 +1,7 @@
 """Rows to checked rows: keys, schemas, and what the rows of one batch must not share.
 
 The same check serves ``check``, the import of a manifest, corrections, and the rows that a
-program hands over. Memory stays flat: the digests of keys lie in a private temporary SQLite
+program hands over. Memory stays flat: the keys lie in a private temporary SQLite
 table, which ends with its connection, and repeats are found in it at the end by GROUP BY.
 """
 
@@ -27,25 +27,25 @@ PRAGMA journal_mode = OFF;
 PRAGMA temp_store = FILE;
 PRAGMA cache_size = -1024;
 CREATE TABLE keys (
-    number INTEGER PRIMARY KEY, line INTEGER, key TEXT, digest BLOB
+    number INTEGER PRIMARY KEY, line INTEGER, key TEXT, is_own INTEGER
 );
 CREATE TABLE invalid (number INTEGER PRIMARY KEY);
-CREATE TABLE spelled (line INTEGER, digest BLOB);
+CREATE TABLE spelled (line INTEGER, key TEXT);
 """
 _REPEATS: Final = """
 SELECT * FROM (
-    SELECT number, line, key, digest, number IN invalid AS bad,
-           row_number() OVER digests AS copy, first_value(line) OVER digests AS first
-    FROM keys WHERE digest IN (SELECT digest FROM keys GROUP BY digest HAVING count(*) > 1)
-    WINDOW digests AS (PARTITION BY digest ORDER BY number)
+    SELECT number, line, key, is_own, number IN invalid AS bad,
+           row_number() OVER same AS copy, first_value(line) OVER same AS first
+    FROM keys WHERE key IN (SELECT key FROM keys GROUP BY key HAVING count(*) > 1)
+    WINDOW same AS (PARTITION BY key ORDER BY number)
 )
 WHERE copy > 1 ORDER BY number
 """
 _SPELLED: Final = """
 SELECT count(*), min(line) FROM (
-    SELECT line, digest, row_number() OVER (PARTITION BY digest ORDER BY line) AS copy FROM spelled
+    SELECT line, key, row_number() OVER (PARTITION BY key ORDER BY line) AS copy FROM spelled
 )
-WHERE copy > 1 OR digest IN (SELECT digest FROM keys)
+WHERE copy > 1 OR key IN (SELECT key FROM keys)
 """
 
 
@@ -109,12 +109,12 @@ class Check:
         self._groups = rows.Groups(self.file, KEPT_PROBLEMS)
         self._limit = KEPT_PROBLEMS
         self._forms = Forms()
-        self._keys: list[tuple[int, int, str | None, bytes]] = []
+        self._keys: list[tuple[int, int, str, bool]] = []
         self._table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._table.executescript(_TABLES)
 
         if self.is_immediate:
-            self._table.execute("CREATE INDEX digests ON keys (digest)")
+            self._table.execute("CREATE INDEX by_key ON keys (key)")
 
         self._table.execute("BEGIN")  # one transaction for all rows, never committed
 
@@ -165,8 +165,8 @@ class Check:
 
             self._limit += KEPT_PROBLEMS  # any of these may precede those that are kept
 
-            for number, line, own, digest, bad, copy, first in self._table.execute(_REPEATS):
-                key, problems = self._judge_repeat(number, line, own, digest, copy, first)
+            for number, line, said, is_own, bad, copy, first in self._table.execute(_REPEATS):
+                key, problems = self._judge_repeat(number, line, said, copy, first, is_own=is_own)
                 self.invalid += key is None and not bad
                 yield Repeat(number, line, key, *(problems or (None,)))
 
@@ -182,23 +182,21 @@ class Check:
         if row.key is None:
             return row
 
-        key, problems = self._take_key(row, rows.key_digest(row.key), is_bad=True)
+        key, problems = self._take_key(row, row.key, is_bad=True)
         return row._replace(key=key, problems=row.problems + problems)
 
     def _take(self, row: PlainRow | Row) -> CheckedRow | InvalidRow:
         self.rows += 1
         checked, says = self._check_plain(row) if isinstance(row, PlainRow) else self._check(row)
-        digest = (
-            bytes.fromhex(rows.row_digest(row)) if row.key is None else rows.key_digest(row.key)
-        )
+        said = rows.row_digest(row) if row.key is None else row.key
 
         if isinstance(checked, Body) and checked.auto and not self.allow_repeated_auto:
-            checked = self._check_feed(row, row.key or digest.hex()) or checked
+            checked = self._check_feed(row, said) or checked
 
         if not isinstance(checked, Body):
             self._keep(checked)
 
-        key, problems = self._take_key(row, digest, is_bad=not isinstance(checked, Body))
+        key, problems = self._take_key(row, said, is_bad=not isinstance(checked, Body))
 
         if isinstance(checked, Body):
             if key is not None:
@@ -282,44 +280,45 @@ class Check:
         return rows.problems_of([fault], self.file, row.number, row.line)
 
     def _take_key(
-        self, row: PlainRow | Row | InvalidRow, digest: bytes, *, is_bad: bool
+        self, row: PlainRow | Row | InvalidRow, key: str, *, is_bad: bool
     ) -> tuple[str | None, tuple[Problem, ...]]:
         """Return the row's key; where repeats are told at once, maybe why it has none."""
-        own = row.key
-        self._keys.append((row.number, row.line, own, digest))
+        is_own = row.key is not None
+        self._keys.append((row.number, row.line, key, is_own))
 
         if is_bad:
             self._table.execute("INSERT INTO invalid VALUES (?)", (row.number,))
 
-        if own is not None and not unicodedata.is_normalized("NFC", own):
-            spelled = rows.key_digest(unicodedata.normalize("NFC", own))
+        if not unicodedata.is_normalized("NFC", key):
+            spelled = unicodedata.normalize("NFC", key)
             self._table.execute("INSERT INTO spelled VALUES (?, ?)", (row.line, spelled))
 
         if self.is_immediate:
-            known = "SELECT count(*), min(line) FROM keys WHERE digest = ?"
-            copies, first = self._table.execute(known, (digest,)).fetchone()
+            known = "SELECT count(*), min(line) FROM keys WHERE key = ?"
+            copies, first = self._table.execute(known, (key,)).fetchone()
             self._store_keys()
 
             if copies:
-                return self._judge_repeat(row.number, row.line, own, digest, copies + 1, first)
+                where = row.number, row.line, key, copies + 1, first
+                return self._judge_repeat(*where, is_own=is_own)
 
-        return digest.hex() if own is None else own, ()
+        return key, ()
 
     def _judge_repeat(
-        self, number: int, line: int, own: str | None, digest: bytes, copy: int, first: int
+        self, number: int, line: int, key: str, copy: int, first: int, *, is_own: bool
     ) -> tuple[str | None, tuple[Problem, ...]]:
         """Return the key of a row that says what an earlier one does, or why it has none."""
-        if own is not None:
-            message = f"key {rows.show(own)!r} is that of line {first}: give this row another"
-            fault = rows.Fault("key", "a key of its own", own, message)
+        if is_own:
+            message = f"key {rows.show(key)!r} is that of line {first}: give this row another"
+            fault = rows.Fault("key", "a key of its own", key, message)
         elif self.allow_duplicates:
-            return f"{digest.hex()}{rows.REPEAT_MARK}{copy}", ()
+            return f"{key}{rows.REPEAT_MARK}{copy}", ()
         else:
             message = (
                 f"the row says the same as line {first}, and would start the run twice: remove it, "
                 "or pass --allow-duplicates"
             )
-            fault = rows.Fault("", "a row that says something else", digest.hex(), message)
+            fault = rows.Fault("", "a row that says something else", key, message)
 
         problems = rows.problems_of([fault], self.file, number, line)
         self._keep(problems)

@@ -79,7 +79,6 @@ _LONG: Final = 10  # digits of a JobRunParameterType
 _ROW_NAMES: Final = (*RESERVED, "parameters", NOTES)
 _VALUE_NAMES: Final = frozenset({"type", "valueStringEncoded", "useAutoValue"})
 _FORMS: Final = '{"auto": true} or {"type", "valueStringEncoded", "useAutoValue"}'
-_DIGEST: Final = re.compile("[0-9a-f]{32}")
 _INVISIBLE: Final = re.compile(  # what isprintable() lets pass, and no eye sees
     "[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
 )
@@ -561,12 +560,6 @@ def row_digest(row: Row | PlainRow) -> str:
 def plain_value(value: ParameterValue) -> str | Auto | None:
     """Return a value without the type that a row declares for it."""
     return value.value if isinstance(value, JobRunParameterValue) else value
-
-
-def key_digest(key: str) -> bytes:
-    """Return 16 bytes that stand for a key; a key that is a digest stands for itself."""
-    is_digest = len(key) == 32 and _DIGEST.fullmatch(key)  # noqa: PLR2004
-    return bytes.fromhex(key) if is_digest else sha256(key.encode()).digest()[:16]
 
 
 def show(value: object) -> str:
