@@ -40,6 +40,7 @@ nothing was started. ``ServerError``: DES's contract allows it, yet the run may 
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from deslaunch.model import Problem
 
 
+@dataclass(eq=False, repr=False)  # as any exception: its repr is its class and its message
 class DeslaunchError(Exception):
     """The root of all errors that deslaunch raises on purpose.
 
@@ -58,11 +60,15 @@ class DeslaunchError(Exception):
     """
 
     exit_code: ClassVar[int] = 1
+    message: InitVar[str]
+    _: KW_ONLY
+    hint: str = ""
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __post_init__(self, message: str) -> None:
         super().__init__(message)
-        self.hint = ""
-        self.advise(hint)
+
+        if self.hint:
+            self.add_note(self.hint)
 
     def advise(self, hint: str) -> None:
         """Say what to do next, unless that was said already."""
@@ -93,6 +99,7 @@ class ManifestError(DeslaunchError):
     exit_code = 2
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class InvalidManifest(ManifestError):
     """Rows did not validate. Nothing was sent.
 
@@ -102,19 +109,9 @@ class InvalidManifest(ManifestError):
         groups: the first 1,000 different problems, each with the number of its rows.
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        problems: Sequence[Problem],
-        count: int,
-        groups: Sequence[ProblemGroup] = (),
-        hint: str = "",
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.problems = tuple(problems)
-        self.count = count
-        self.groups = tuple(groups)
+    problems: Sequence[Problem]
+    count: int
+    groups: Sequence[ProblemGroup] = ()
 
 
 class Declined(DeslaunchError):
@@ -123,6 +120,7 @@ class Declined(DeslaunchError):
     exit_code = 2
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class DesError(DeslaunchError):
     """What became of one request to DES.
 
@@ -134,22 +132,10 @@ class DesError(DeslaunchError):
     """
 
     exit_code = 5
-
-    def __init__(
-        self,
-        message: str,
-        *,
-        hint: str = "",
-        status: int | None = None,
-        response: str = "",
-        retry_after: float | None = None,
-        job_run_id: str | None = None,
-    ) -> None:
-        super().__init__(message, hint=hint)
-        self.status = status
-        self.response = response
-        self.retry_after = retry_after
-        self.job_run_id = job_run_id
+    status: int | None = None
+    response: str = ""
+    retry_after: float | None = None
+    job_run_id: str | None = None
 
 
 class NotSent(DesError):
@@ -176,6 +162,7 @@ class Rejected(DesError):
     """DES said no. The same request will be refused again until something is fixed."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Unauthorized(Rejected):
     """DES responded 401: the token is missing, invalid or expired. Nothing was started.
 
@@ -228,6 +215,7 @@ class LedgerLocked(LedgerError):
     exit_code = 8
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Stopped(DeslaunchError):
     """A launch ended before all rows had. Rows that were not sent are pending: resume.
 
@@ -236,10 +224,7 @@ class Stopped(DeslaunchError):
     """
 
     exit_code = 5
-
-    def __init__(self, message: str, *, summary: Summary | None = None, hint: str = "") -> None:
-        super().__init__(message, hint=hint)
-        self.summary = summary
+    summary: Summary | None = None
 
     @property
     def stops(self) -> Sequence[Stop]:
@@ -256,6 +241,7 @@ class CredentialsRefused(Stopped):
     exit_code = 6
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Interrupted(Stopped):
     """A signal ended the launch; what was in flight was waited for.
 
@@ -264,14 +250,10 @@ class Interrupted(Stopped):
     """
 
     exit_code = 130
-
-    def __init__(
-        self, message: str, *, signum: int = 0, summary: Summary | None = None, hint: str = ""
-    ) -> None:
-        super().__init__(message, summary=summary, hint=hint)
-        self.signum = signum
+    signum: int = 0
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class Unfinished(Stopped):
     """A watch ended before all runs had. Watch again: only what is left is asked about.
 
@@ -279,9 +261,7 @@ class Unfinished(Stopped):
         runs: how the runs stand.
     """
 
-    def __init__(self, message: str, *, runs: WatchSummary, hint: str = "") -> None:
-        super().__init__(message, summary=runs.batch, hint=hint)
-        self.runs = runs
+    runs: WatchSummary
 
     @property
     def stops(self) -> Sequence[Stop]:

@@ -137,6 +137,7 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
             raise errors.Unfinished(
                 f"{count(summary.unfinished, 'run')} had not finished when the watch ended: {why}",
                 runs=summary,
+                summary=summary.batch,
                 hint="watch the ledger again: only what is left is asked about",
             )
 
