@@ -267,12 +267,10 @@ class TestFiles:
         note = "not recorded by its launcher"
         assert read_findings(path) == [Finding('a,"b"', "started", RUN, note)]
 
-    def test_lines_of_json_are_read(self, tmp_path: Path) -> None:
-        path = tmp_path / "findings.jsonl"
+    def test_findings_are_read_in_any_case_with_a_note_for_all(self, tmp_path: Path) -> None:
+        path = tmp_path / "findings.csv"
         path.write_text(
-            '\ufeff{"key": "a", "as": "NotStarted"}\n\n'
-            f'{{"key": "b", "as": "started", "jobRunId": "{RUN}", "note": "mine"}}\n'
-            '{"key": "c", "as": "UNKNOWN"}\n'
+            f"\ufeffkey,as,jobRunId,note\na,NotStarted,,\n\nb,started,{RUN},mine\nc,UNKNOWN\n"
         )
         assert read_findings(path, note="ours") == [
             Finding("a", "notStarted", None, "ours"),
@@ -299,9 +297,8 @@ class TestFiles:
                 "f.csv", "key,as,why\na,unknown,x\n", "unknown field 'why'", id="a column"
             ),
             pytest.param("f.csv", 'key,as\n"a', "no file of findings", id="a quote"),
-            pytest.param("f.jsonl", '{"key": 1}\n', ":1: a finding needs a key", id="a number"),
-            pytest.param("f.jsonl", "[1]\n", ":1: a finding needs a key", id="no object"),
-            pytest.param("f.jsonl", "key\n", "no file of findings", id="no JSON"),
+            pytest.param("f.csv", "key,as\n,unknown\n", ":2: a finding needs a key", id="no name"),
+            pytest.param("f.csv", "key,as\na,,,x\n", "field 'beyond the", id="a cell too many"),
             pytest.param("none.csv", None, "can't be read", id="no file"),
         ],
     )

@@ -262,7 +262,7 @@ def log(given: Given) -> int:
     options.value("--started", "The row started this run.", metavar="JOBRUNID"),
     options.flag("--not-started", "The rows started nothing: resume may send them."),
     options.flag("--unknown", "Take an earlier finding back."),
-    options.file("--from findings", "What status --unknown wrote, filled in; CSV or JSONL."),
+    options.file("--from findings", "What status --unknown wrote, filled in."),
     options.value("--note", "Kept with each finding.", default=""),
     options.flag("--early", "Take --not-started although DES may list a run later than now."),
     options.YES,

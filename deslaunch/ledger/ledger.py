@@ -540,9 +540,8 @@ class Ledger(Reader):
                 (pending, in flight, sent again …); or another row has the jobRunId.
         """
         with self._store.writing() as store, store.transaction():
-            is_at_work = self._is_at_work()
-            now = self._now()
-            return findings.resolve(store, found, now, is_at_work=is_at_work, early=early)
+            now, open_state = self._now(), self._open_state()
+            return findings.resolve(store, found, now, open_state=open_state, early=early)
 
     @in_thread
     def record_runs(self, runs: Sequence[tuple[int, int, RunStatus | str]]) -> None:

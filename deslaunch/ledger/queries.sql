@@ -289,28 +289,54 @@ WHERE s.state = 'pending' AND s.attempts = 0;
 
 -- Findings
 
--- name: rows_to_resolve
--- An attempt whose response never came may have started a run, and so may one that got a 5XX.
+-- name: look_at_findings
+-- Of each finding in its order: its row, and what stands against it, if anything does. An attempt
+-- whose response never came may have started a run, and so may one that got a 5XX.
+WITH found AS (
+  SELECT
+    j.key AS n, json_extract(value, '$[0]') AS key, json_extract(value, '$[1]') AS verdict,
+    json_extract(value, '$[2]') AS run, json_extract(value, '$[3]') AS is_guid
+  FROM json_each(:findings) j
+),
+known AS (
+  SELECT
+    s.key, s.row, CASE s.state WHEN 'sending' THEN :open ELSE s.state END AS state, s.duplicate,
+    coalesce(max(a.number), 0) AS last,
+    max(a.result = 'started') AS has_run,
+    max(CASE WHEN a.result IS NOT 'unsent' THEN a.number END)
+      <= (SELECT max(f.attempt) FROM resolution f WHERE f.row = s.row) AS is_resolved,
+    max(CASE WHEN coalesce(a.result, 'unknown') IN ('unknown', 'failed', 'retry') THEN a.sent_ms + n.timeout_ms ELSE 0 END) AS until_ms,
+    coalesce(max(a.finding), 'unknown') AS verdict,
+    lower(max(a.found_run)) AS run
+  FROM (SELECT DISTINCT key FROM found) v
+  JOIN standing s ON s.key = v.key
+  LEFT JOIN attempt a ON a.row = s.row
+  LEFT JOIN session n ON n.id = a.session
+  GROUP BY s.row
+),
+owner AS (
+  SELECT lower(coalesce(a.found_run, a.job_run_id)) AS run, r.key
+  FROM attempt a JOIN row r ON r.number = a.row
+  WHERE lower(coalesce(a.found_run, a.job_run_id)) IN (SELECT lower(run) FROM found)
+    AND (a.result = 'started' OR a.finding = 'started')
+  UNION SELECT lower(run), key FROM found WHERE run IS NOT NULL
+)
 SELECT
-  s.key, s.row, s.state, s.duplicate,
-  coalesce(max(a.number), 0) AS last,
-  max(a.result = 'started') AS has_run,
-  max(CASE WHEN a.result IS NOT 'unsent' THEN a.number END)
-    <= (SELECT max(f.attempt) FROM resolution f WHERE f.row = s.row) AS is_resolved,
-  max(CASE WHEN coalesce(a.result, 'unknown') IN ('unknown', 'failed', 'retry') THEN a.sent_ms + n.timeout_ms ELSE 0 END) AS until_ms,
-  coalesce(max(a.finding), 'unknown') AS finding,
-  lower(max(a.found_run)) AS found_run
-FROM json_each(?) v
-JOIN standing s ON s.key = v.value
-LEFT JOIN attempt a ON a.row = s.row
-LEFT JOIN session n ON n.id = a.session
-GROUP BY s.row;
-
--- name: rows_of_runs
-SELECT DISTINCT lower(coalesce(a.found_run, a.job_run_id)), r.key
-FROM attempt a JOIN row r ON r.number = a.row
-WHERE lower(coalesce(a.found_run, a.job_run_id)) IN (SELECT value FROM json_each(?))
-  AND (a.result = 'started' OR a.finding = 'started');
+  k.row, k.last, k.until_ms, k.verdict = f.verdict AND k.run IS lower(f.run) AS is_same,
+  CASE
+    WHEN count(*) OVER (PARTITION BY f.key) > 1 THEN 'comes twice'
+    WHEN k.row IS NULL THEN 'is no key of the batch'
+    WHEN k.state = 'sending' THEN 'is in flight: wait for its response'
+    WHEN f.verdict = 'started' AND k.has_run THEN 'is started: DES said so itself'
+    WHEN f.verdict = 'started' AND NOT f.is_guid THEN 'needs a GUID as its jobRunId, got ' || quote(f.run)
+    WHEN k.state NOT IN ('unknown', 'failed') AND NOT coalesce(k.is_resolved, 0) AND NOT (k.duplicate AND f.verdict = 'notStarted')
+      THEN 'is ' || k.state || ': only a row that is unknown or failed can be resolved'
+    WHEN o.key IS NOT NULL THEN 'jobRunId ' || f.run || ' is that of row ' || quote(min(o.key))
+  END
+FROM found f
+LEFT JOIN known k ON k.key = f.key
+LEFT JOIN owner o ON o.run = lower(f.run) AND o.key <> f.key
+GROUP BY f.n ORDER BY f.n;
 
 -- name: find
 -- A finding stands instead of an earlier one; that of a run is about the last attempt in doubt.
