@@ -5,7 +5,7 @@ All functions run in the ledger's thread, inside a transaction of their caller.
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple
 
 from deslaunch.errors import ManifestError
 from deslaunch.events import Plan
@@ -48,81 +48,61 @@ class Corrections(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A row that the batch has, looked up by its key.
-
-    Attributes:
-        form: digest of its body; what it says, where it has no body yet; None: it is invalid.
-    """
+    """A row that the batch has."""
 
     number: int
-    target: str
-    job_id: str
-    form: bytes | str | None
-    state: str = "pending"
-    last_attempt: int = 0
-
-    @classmethod
-    def of(cls, row: CheckedRow | InvalidRow, number: int = 0) -> Self:
-        """Return what the batch will know of a row that comes, as ``number``."""
-        if isinstance(row, InvalidRow):
-            return cls(number, row.target, row.job_id, None)
-
-        return cls(number, row.row.target, row.row.job_id, row.digest if row.body else row.says)
-
-    def says_the_same(self, row: CheckedRow | InvalidRow) -> bool:
-        return self[1:4] == self.of(row)[1:4]
+    state: str
+    last_attempt: int
+    form: tuple[Any, ...]
 
 
-class RowWriter:
-    """Writes rows, and the jobs and targets that they name."""
+def write_rows(
+    store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow], first: int | None = None
+) -> None:
+    """Write rows under their own numbers, or counted from ``first``."""
+    jobs: dict[tuple[str, str], tuple[int, int]] = {}
+    narrow: list[tuple[Any, ...]] = []
+    wide: list[tuple[Any, ...]] = []
+    unchecked: set[int] = set()
 
-    def __init__(self, store: SqliteStore) -> None:
-        self._store = store
-        self._jobs: dict[tuple[str, str], tuple[int, int]] = {}
+    for index, row in enumerate(rows):
+        said = row.row if isinstance(row, CheckedRow) else row
+        number = said.number if first is None else first + index
+        job = (said.target, said.job_id)
 
-    def add(self, rows: Sequence[CheckedRow | InvalidRow], first: int | None = None) -> None:
-        """Write rows under their own numbers, or counted from ``first``."""
-        narrow: list[tuple[Any, ...]] = []
-        wide: list[tuple[Any, ...]] = []
-        unchecked: set[int] = set()
+        if job not in jobs:
+            jobs[job] = _write_job(store, *job, number)
 
-        for index, row in enumerate(rows):
-            said = row.row if isinstance(row, CheckedRow) else row
-            number = said.number if first is None else first + index
-            job = self.job(said.target, said.job_id, number)
+        if isinstance(row, CheckedRow):
+            narrow.append((number, said.line, row.key, *jobs[job], row.auto, None))
+            wide.append((number, row.digest, row.body, row.says))
 
-            if isinstance(row, CheckedRow):
-                narrow.append((number, said.line, row.key, *job, row.auto, None))
-                wide.append((number, row.digest, row.body, row.says))
+            if not row.body:
+                unchecked.add(jobs[job][1])
+        else:
+            narrow.append((number, said.line, row.key, *jobs[job], False, _describe(row)))
+            wide.append((number, None, None, row.says))
 
-                if not row.body:
-                    unchecked.add(job[1])
-            else:
-                narrow.append((number, said.line, row.key, *job, False, _describe(row)))
-                wide.append((number, None, None, row.says))
+    store.many("add_row", narrow)
+    store.many("add_content", wide)
+    store.many("forget_job", [(job,) for job in unchecked])
 
-        self._store.many("add_row", narrow)
-        self._store.many("add_content", wide)
-        self._store.many("forget_job", [(job,) for job in unchecked])
 
-    def job(self, target: str, job_id: str, number: int = 1) -> tuple[int, int]:
-        """Return the target's and the job's number; ``number`` is the row that may be the first."""
-        key = (target, job_id)
+def write_jobs(store: SqliteStore, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
+    """Write the JobRunParameters of jobs."""
+    for job in jobs:
+        _write_job(store, target, job.job_id)
+        parameters = json.dumps([parameter._asdict() for parameter in job.parameters])
+        known = (target, job.job_id, storable(job.name), parameters, from_des)
+        store.run("describe_job", known)
 
-        if key not in self._jobs:
-            self._store.run("add_target", (target, number - 1))
-            self._store.run("add_job", key)
-            [self._jobs[key]] = self._store.fetch("job_number", key)
 
-        return self._jobs[key]
-
-    def describe(self, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
-        """Write the JobRunParameters of jobs."""
-        for job in jobs:
-            self.job(target, job.job_id)
-            parameters = json.dumps([parameter._asdict() for parameter in job.parameters])
-            known = (target, job.job_id, storable(job.name), parameters, from_des)
-            self._store.run("describe_job", known)
+def _write_job(store: SqliteStore, target: str, job_id: str, row: int = 1) -> tuple[int, int]:
+    """Return the target's and the job's number; ``row`` is the one that may be its first."""
+    store.run("add_target", (target, row - 1))
+    store.run("add_job", (target, job_id))
+    [(target_number, job_number)] = store.fetch("job_number", (target, job_id))
+    return target_number, job_number
 
 
 def derive_states(store: SqliteStore, rows: Iterable[int], simple: Iterable[int] = ()) -> int:
@@ -158,12 +138,12 @@ def add_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) -> Add
     new: list[CheckedRow | InvalidRow] = []
 
     for row in rows:
-        fresh = _Known.of(row, last + len(new) + 1)
+        fresh = _Known(last + len(new) + 1, "pending", 0, _form_of(row))
         match = fresh if row.key is None else known.setdefault(row.key, fresh)
 
         if match is fresh:
             new.append(row)
-        elif not match.says_the_same(row):
+        elif match.form != fresh.form:
             raise ManifestError(
                 f"key {row.key!r}: the batch has it, as row {match.number}, which says something "
                 "else",
@@ -172,7 +152,7 @@ def add_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) -> Add
 
         numbers.append(match.number)
 
-    RowWriter(store).add(new, last + 1)
+    write_rows(store, new, last + 1)
     return Added(numbers, len(rows) - len(new))
 
 
@@ -185,15 +165,14 @@ def correct_rows(
     refused = (_refuse(row, match, file, add=add) for row, match in pairs)
     problems = tuple(problem for problem in refused if problem is not None)
     added = [row for row, match in pairs if match is None]
-    replaced = [(row, match) for row, match in pairs if match and not match.says_the_same(row)]
+    replaced = [(row, match) for row, match in pairs if match and match.form != _form_of(row)]
 
     if not problems:
-        writer = RowWriter(store)
         made = (now, storable(file))
 
         for row, match in replaced:
             number, last = match.number, match.last_attempt
-            job = writer.job(row.row.target, row.row.job_id)
+            job = _write_job(store, row.row.target, row.row.job_id)
             store.run("keep_correction", (number, last, *made))
             store.run("replace_row", (number, *job, row.auto))
             store.run("replace_content", (number, row.digest, row.body, row.says))
@@ -201,7 +180,7 @@ def correct_rows(
 
         derive_states(store, (match.number for _, match in replaced))
         [(last,)] = store.fetch("last_row")
-        writer.add(added, last + 1)
+        write_rows(store, added, last + 1)
         store.many("keep_addition", [(last + n, *made) for n in range(1, len(added) + 1)])
 
     same = len(rows) - len(added) - len(replaced)
@@ -220,7 +199,16 @@ def recheck_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) ->
 
 def _find_by_key(store: SqliteStore, rows: Iterable[CheckedRow | InvalidRow]) -> dict[str, _Known]:
     keys = json.dumps([row.key for row in rows if row.key is not None])
-    return {key: _Known._make(row) for key, *row in store.fetch("rows_by_key", (keys,))}
+    found = store.fetch("rows_by_key", (keys,))
+    return {key: _Known(n, state, last, tuple(form)) for key, n, state, last, *form in found}
+
+
+def _form_of(row: CheckedRow | InvalidRow) -> tuple[Any, ...]:
+    """Return what tells two rows of one key apart: the body's digest; without a body, ``says``."""
+    if isinstance(row, InvalidRow):
+        return row.target, row.job_id, None
+
+    return row.row.target, row.row.job_id, row.digest if row.body else row.says
 
 
 def _refuse(row: CheckedRow, match: _Known | None, file: str, *, add: bool) -> Problem | None:
@@ -231,7 +219,7 @@ def _refuse(row: CheckedRow, match: _Known | None, file: str, *, add: bool) -> P
     elif match is None and not row.has_own_key:
         expected = "a key of its own"
         message = "a row that is added needs a key of its own: write one"
-    elif match is not None and match.state in _FIXED and not match.says_the_same(row):
+    elif match is not None and match.state in _FIXED and match.form != _form_of(row):
         expected = "what the batch says"
         message = (
             f"row {match.number} is {match.state}, and the batch says something else of it: leave "

@@ -138,17 +138,16 @@ class Import(OpenStore):
         super().__init__(store, thread)
         self._batch = batch
         self._clock = clock
-        self._rows = changes.RowWriter(store)
 
     @in_thread
     def add(self, rows: Sequence[CheckedRow | InvalidRow]) -> None:
         """Take the next rows, in manifest order."""
-        self._rows.add(rows)
+        changes.write_rows(self._store, rows)
 
     @in_thread
     def add_jobs(self, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
         """Take the jobs that a target's rows were checked with, and only those."""
-        self._rows.describe(target, jobs, from_des=from_des)
+        changes.write_jobs(self._store, target, jobs, from_des=from_des)
 
     @in_thread
     def rename(self, keys: Mapping[int, str]) -> None:
@@ -462,7 +461,7 @@ class Ledger(Reader):
     def add_jobs(self, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
         """Take the JobRunParameters that rows are checked with from now on."""
         with self._store.transaction():
-            changes.RowWriter(self._store).describe(target, jobs, from_des=from_des)
+            changes.write_jobs(self._store, target, jobs, from_des=from_des)
 
         self._look_at_rows()
 

@@ -242,8 +242,8 @@ UPDATE batch SET is_whole = 1;
 -- name: rows_by_key
 -- Two forms of a row that has no body yet are told apart by what they say.
 SELECT
-  s.key, s.row, t.name, j.job_id, CASE length(c.body) WHEN 0 THEN c.says ELSE c.digest END, s.state,
-  coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0)
+  s.key, s.row, s.state, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0),
+  t.name, j.job_id, CASE length(c.body) WHEN 0 THEN c.says ELSE c.digest END
 FROM json_each(?) v
 JOIN standing s ON s.key = v.value
 JOIN target t ON t.id = s.target
