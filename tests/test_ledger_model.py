@@ -251,7 +251,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
         def look() -> tuple[list[Any], list[Any]]:
             results = store._connection.execute("SELECT * FROM results ORDER BY row").fetchall()
-            return results, store.fetch("tally", {"open": "sending"})
+            return results, store.fetch("counts", {"open": "sending"})
 
         def look_and_derive() -> None:
             before = look()

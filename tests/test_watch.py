@@ -26,7 +26,7 @@ from deslaunch.events import Counts, RunEnded, StopReason, TargetPaused, TargetS
 from deslaunch.launch.batch import watch_batch
 from deslaunch.launch.watch import Watch, poll_wait
 from deslaunch.ledger.ledger import open_ledger
-from deslaunch.ledger.reading import RunCounts, RunToAsk, watch_summary_of
+from deslaunch.ledger.reading import RunToAsk, watch_summary_of
 from deslaunch.settings import Settings
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class RunsLedger:
 
         self.recorded += [(self.runs[number - 1].job_run_id, said) for number, _, said in told]
 
-    async def run_counts(self) -> RunCounts:
-        return RunCounts(0, 0, 0, 0, ())
+    async def query(self, name: str) -> list[Any]:
+        return [(0, 0, 0, 0)] if name == "count_runs" else []
 
     async def counts(self) -> tuple[Counts, dict[str, Counts]]:
         return Counts(), {}

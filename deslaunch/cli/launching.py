@@ -294,9 +294,9 @@ async def _watch(batch: "Batch", ledger: str, given: Given) -> WatchSummary:
     """Follow a batch's runs, tell how they get on, how they ended, and what to do next."""
     assert batch.ledger is not None
     printer, repeated = given.printer, given.repeated()
-    runs = await batch.ledger.run_counts()
+    [(*_, untold, unfinished)] = await batch.ledger.query("count_runs")
 
-    with closing(render.Progress(printer, "run", runs.unfinished + runs.untold)) as progress:
+    with closing(render.Progress(printer, "run", unfinished + untold)) as progress:
         summary = await batch.watch(progress).run(allow_partial=True)
 
     summary = summary._replace(batch=summary.batch._replace(ledger=ledger))

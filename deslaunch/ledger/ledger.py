@@ -19,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
-from deslaunch.errors import LedgerDamaged, LedgerError
-from deslaunch.events import Plan, Stop
+from deslaunch.errors import LedgerDamaged
+from deslaunch.events import Stop
 from deslaunch.ledger import changes, findings, reading
-from deslaunch.ledger.reading import OpenStore, Reader, TargetInfo, in_thread, run_in, storable
+from deslaunch.ledger.reading import Reader, TargetInfo, in_thread, run_in, storable
 from deslaunch.ledger.sqlite import SqliteStore, as_json
 from deslaunch.model import (
     CheckedRow,
@@ -37,7 +37,7 @@ from deslaunch.model import (
     printed,
 )
 
-T = TypeVar("T", bound=OpenStore)
+T = TypeVar("T", bound=Reader)
 
 
 class Clock(NamedTuple):
@@ -129,14 +129,11 @@ class Exchange(NamedTuple):
     due: dict[str, float | None]
 
 
-class Import(OpenStore):
+class Import(Reader):
     """A batch on its way into its ledger; nobody sees it before :meth:`publish`."""
 
-    def __init__(
-        self, store: SqliteStore, thread: ThreadPoolExecutor, batch: NewBatch, clock: Clock
-    ) -> None:
+    def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor, clock: Clock) -> None:
         super().__init__(store, thread)
-        self._batch = batch
         self._clock = clock
 
     @in_thread
@@ -159,11 +156,6 @@ class Import(OpenStore):
         """Turn rows that were taken into invalid ones: a key given twice, a repeated auto row."""
         changes.invalidate(self._store, rows)
 
-    @in_thread
-    def plan(self) -> Plan:
-        """Return how the batch would stand."""
-        return reading.make_plan(self._store, self._batch.manifest, "unknown")
-
     async def publish(self, *, digest: str = "", columns: Sequence[str] | None = None) -> "Ledger":
         """Make it a ledger, whole or not at all; return it as the launcher's, its lock held.
 
@@ -177,23 +169,10 @@ class Import(OpenStore):
         return ledger
 
     def _publish(self, digest: str, columns: Sequence[str] | None) -> "Ledger":
-        new = self._batch
-        path = os.fsencode(new.manifest)
-        is_text = path == new.manifest.encode("utf-8", "replace")
+        for statement in ("drop_repeated_keys", "index_keys", "index_due"):
+            self._store.run(statement)
 
-        try:
-            self._store.run("index_keys")
-        except LedgerError:  # two rows of one key
-            self._store.run("drop_repeated_keys")
-            self._store.run("index_keys")
-
-        self._store.run("index_due")
-        [(rows,)] = self._store.fetch("last_row")
-        name = storable(Path(self.place).stem.removesuffix(".ledger"))
-        file = (new.manifest if is_text else path, digest, columns and json.dumps(columns))
-        imported_ms = round(1000 * self._clock.wall())
-        batch = (name, *file, rows, json.dumps(new.options), new.is_whole, imported_ms)
-        self._store.run("add_batch", batch)
+        self._store.run("complete_batch", (digest, columns and json.dumps(columns)))
         self._store.publish()
         return Ledger(self._store, self.thread, self._clock)
 
@@ -645,7 +624,17 @@ async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -
         LedgerLocked: another process is importing it.
         LedgerError: its folder's file system is not fit, or can't be written.
     """
-    return await _open(SqliteStore.create, place, partial(Import, batch=batch, clock=clock))
+
+    def make(store: SqliteStore, thread: ThreadPoolExecutor) -> Import:
+        path = os.fsencode(batch.manifest)
+        is_text = path == batch.manifest.encode("utf-8", "replace")
+        manifest = batch.manifest if is_text else path
+        name = storable(Path(store.place).stem.removesuffix(".ledger"))
+        known = (name, manifest, json.dumps(batch.options), batch.is_whole)
+        store.run("add_batch", (*known, round(1000 * clock.wall())))
+        return Import(store, thread, clock)
+
+    return await _open(SqliteStore.create, place, make)
 
 
 async def take_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:

@@ -227,8 +227,10 @@ CREATE UNIQUE INDEX row_key ON row (key);
 CREATE INDEX state_due ON state (target, due_ms) WHERE due_ms IS NOT NULL;
 
 -- name: add_batch
-INSERT INTO batch (id, name, manifest, digest, columns, rows, options, is_whole, imported_ms)
-VALUES (1, ?, ?, ?, ?, ?, ?, ?, ?);
+INSERT INTO batch (id, name, manifest, digest, rows, options, is_whole, imported_ms) VALUES (1, ?, ?, '', 0, ?, ?, ?);
+
+-- name: complete_batch
+UPDATE batch SET digest = ?, columns = ?, rows = (SELECT count(*) FROM row);
 
 -- name: batch
 SELECT name, manifest, digest, columns, rows, options, imported_ms, is_whole FROM batch;
@@ -352,12 +354,18 @@ INSERT INTO resolution (row, attempt, at_ms, finding, job_run_id, note) VALUES (
 
 -- Reading
 
--- name: tally
-SELECT job, auto, CASE state WHEN 'sending' THEN :open ELSE state END, count(*), sum(duplicate), sum(attempts)
-FROM standing GROUP BY 1, 2, 3;
+-- name: counts
+-- As events.Counts has them.
+SELECT
+  t.name, count(*) FILTER (WHERE s.state = 'started'), count(*) FILTER (WHERE s.state = 'failed'),
+  count(*) FILTER (WHERE s.state = 'rejected'),
+  count(*) FILTER (WHERE s.state = 'unknown' OR s.state = 'sending' AND :open = 'unknown'),
+  count(*) FILTER (WHERE s.state = 'invalid'), count(*) FILTER (WHERE s.state = 'withdrawn'),
+  count(*) FILTER (WHERE s.state = 'pending'), count(*) FILTER (WHERE s.state = 'sending' AND :open = 'sending'),
+  sum(s.duplicate), sum(s.attempts)
+FROM standing s JOIN target t ON t.id = s.target GROUP BY t.id;
 
 -- name: rows_by_state
--- As "tally", without sums: of a million rows they take a third more, and a plan is waited for.
 SELECT job, auto, CASE state WHEN 'sending' THEN :open ELSE state END, count(*) FROM standing GROUP BY 1, 2, 3;
 
 -- name: sessions

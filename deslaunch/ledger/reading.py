@@ -171,16 +171,6 @@ class RunToAsk(NamedTuple):
     job_run_id: str
 
 
-class RunCounts(NamedTuple):
-    """How the runs of a batch stand; as in ``events.WatchSummary``."""
-
-    succeeded: int
-    failed: int
-    untold: int
-    unfinished: int
-    failures: tuple[tuple[str, int, str], ...]
-
-
 class LogEntry(NamedTuple):
     """One attempt or event.
 
@@ -239,21 +229,27 @@ async def run_in(
     return done.result()
 
 
-class OpenStore:
-    """A store, and a thread of its own, in which everything runs that touches it.
+class Reader:
+    """One batch, as its ledger has it; everything that touches that runs in a thread of its own.
 
     Attributes:
         place: path of the ledger's file.
         warning: about the file system that it lies on, or ``""``.
-        thread: the store's.
+        thread: the ledger's.
+        batch: what is known of the batch.
     """
 
     def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor) -> None:
+        """Read what is known of the batch; runs in the ledger's thread."""
         self.place = store.place
         self.warning = store.warning
         self.thread = thread
         self._store = store
         self._is_open = True
+        [(name, manifest, digest, columns, rows, options, ms, is_whole)] = store.fetch("batch")
+        header = columns and tuple(json.loads(columns))
+        said = (os.fsdecode(manifest), digest, header, rows, json.loads(options), ms)
+        self.batch = BatchInfo(name, *said, bool(is_whole))
 
     async def __aenter__(self) -> Self:
         return self
@@ -280,22 +276,6 @@ class OpenStore:
         finally:
             self.thread.shutdown(wait=False)
 
-
-class Reader(OpenStore):
-    """One batch, as its ledger has it.
-
-    Attributes:
-        batch: what is known of the batch.
-    """
-
-    def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor) -> None:
-        """Read what is known of the batch; runs in the ledger's thread."""
-        super().__init__(store, thread)
-        [(name, manifest, digest, columns, rows, options, ms, is_whole)] = store.fetch("batch")
-        header = columns and tuple(json.loads(columns))
-        said = (os.fsdecode(manifest), digest, header, rows, json.loads(options), ms)
-        self.batch = BatchInfo(name, *said, bool(is_whole))
-
     def _is_at_work(self) -> bool:
         return self._store.launcher() is not None
 
@@ -316,17 +296,9 @@ class Reader(OpenStore):
 
     async def counts(self) -> tuple[Counts, dict[str, Counts]]:
         """Return the rows by state: in all, and by target."""
-        jobs = await self.query("jobs")
-        targets = {number: target for number, target, *_ in jobs}
-        totals: dict[str, Counter[str]] = {target: Counter() for target in targets.values()}
-
-        for job, _auto, state, rows, duplicates, attempts in await self.query("tally", {}):
-            name = "in_flight" if state == "sending" else state
-            more = {name: rows, "possible_duplicates": duplicates, "attempts": attempts}
-            totals[targets[job]].update(more)
-
-        in_all = sum(totals.values(), Counter[str]())
-        return Counts(**in_all), {target: Counts(**total) for target, total in totals.items()}
+        targets = dict.fromkeys(await self.targets(), Counts())
+        targets |= {target: Counts(*n) for target, *n in await self.query("counts", {})}
+        return Counts(*map(sum, zip(*targets.values(), strict=True))), targets
 
     @in_thread
     def plan(self, *, retry_rejected: bool = False, retry_unknown: bool = False) -> Plan:
@@ -447,12 +419,6 @@ class Reader(OpenStore):
         """Return the started rows beyond ``after`` whose runs have not finished as far as known."""
         return list(map(RunToAsk._make, await self.query("runs_to_ask", (after, limit))))
 
-    @in_thread
-    def run_counts(self) -> RunCounts:
-        """Return how the runs of the batch stand."""
-        [counts] = self._store.fetch("count_runs")
-        return RunCounts._make([*counts, tuple(self._store.fetch("run_failures"))])
-
 
 def make_plan(store: SqliteStore, manifest: str, open_state: str, **consents: bool) -> Plan:
     """Return what a session with these consents (``retry_rejected=True`` …) would send."""
@@ -479,16 +445,11 @@ async def summary_of(ledger: Reader) -> Summary:
     summary = Summary(counts, ledger.place, targets)
 
     for last in (await ledger.sessions())[-1:]:
-        stops = tuple(
-            Stop(
-                StopReason(kept["reason"]),
-                kept["message"],
-                kept["target"],
-                resume_after=kept["resumeAfter"],
-            )
-            for kept in last.stops
-        )
         seconds = 0.0 if last.ended_ms is None else (last.ended_ms - last.began_ms) / 1000
+        stops = tuple(
+            Stop(StopReason(s["reason"]), s["message"], s["target"], 0, s["resumeAfter"])
+            for s in last.stops
+        )
         summary = summary._replace(seconds=seconds, stops=stops)
 
     return summary
@@ -504,8 +465,9 @@ async def watch_summary_of(
         stops: why a watch ended early, if one did.
         seconds: how long it took.
     """
-    runs, batch = await ledger.run_counts(), await summary_of(ledger)
-    return WatchSummary(*runs[:4], batch, runs.failures, seconds, tuple(stops))
+    [counts] = await ledger.query("count_runs")
+    told = (tuple(await ledger.query("run_failures")), seconds, tuple(stops))
+    return WatchSummary._make([*counts, await summary_of(ledger), *told])
 
 
 def storable(text: str) -> str:

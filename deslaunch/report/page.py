@@ -21,7 +21,7 @@ from anyio import to_thread
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from deslaunch.ledger.reading import Reader, ResultRow, UnknownRow
+from deslaunch.ledger.reading import Reader, ResultRow, UnknownRow, watch_summary_of
 from deslaunch.manifest.rows import load_row
 from deslaunch.model import (
     AUTO,
@@ -305,7 +305,8 @@ def _visible(value: Any) -> Any:
 
 async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
     """Return what the template shows, but for the table; the ledger adds up what attempts say."""
-    counts, targets = await ledger.counts()
+    runs = await watch_summary_of(ledger)
+    counts, targets = runs.batch.counts, runs.batch.targets
     unknown: list[UnknownRow] = await anext(ledger.unknown_rows(), [])
     ((first, last, minutes),) = await ledger.query("report_span")
     width = 0 if first is None else charts.bucket_width(minutes, last - first)
@@ -328,7 +329,7 @@ async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
         "duplicates": [doubt_of(row, ledger.place) for row in rows.duplicates],
         "rows": rows,
         "again": again,
-        "runs": await ledger.run_counts(),
+        "runs": runs,
         "run_times": charts.spread(await ledger.query("report_run_times")),
         "responses": charts.spread(await ledger.query("report_responses")),
         "chart": charts.time_chart(await ledger.query("report_timeline", {"width": width}), width),
