@@ -163,15 +163,11 @@ class SqliteStore:
         """Open the ledger for reading, at any time."""
         place = _require(place)
 
-        try:
-            return cls(place, _connect(place, "ro"))
-        except errors.LedgerError as exc:
-            if type(exc) is not errors.LedgerError:
-                raise
-
-            # A killed resolve left a journal, which only who may write can roll back.
+        if Path(f"{place}-journal").exists():
+            # A killed resolve left it, and only who may write can roll back.
             _connect(place, "rw").close()
-            return cls(place, _connect(place, "ro"))
+
+        return cls(place, _connect(place, "ro"))
 
     def publish(self) -> None:
         """Commit and sync ``<place>.new``, give it its name, and open it under that.
