@@ -294,18 +294,10 @@ class Summary(NamedTuple):
         143 (interrupted), 5 (pending for any other reason); then 4 (unknown rows), 3 (rows
         failed, were rejected or are invalid), 0.
         """
-        reasons = {stop.reason for stop in self.stops}
-
-        if StopReason.LEDGER in reasons or self.unrecorded:
-            return 7
-
-        if self.counts.pending or self.counts.in_flight:
-            return exit_code_of_pending(self.stops)
-
-        if self.counts.unknown:
-            return 4
-
-        return 3 if self.counts.failed or self.counts.rejected or self.counts.invalid else 0
+        rows = self.counts
+        bad = rows.failed + rows.rejected + rows.invalid
+        code = _exit_code(self.stops, rows.pending + rows.in_flight, rows.unknown, bad)
+        return 7 if self.unrecorded else code
 
     def as_dict(self) -> dict[str, object]:
         """Return the summary in the documented form of ``--json``."""
@@ -327,18 +319,21 @@ class Summary(NamedTuple):
         }
 
 
-def exit_code_of_pending(stops: tuple[Stop, ...]) -> int:
-    """Return the exit code of a batch, or a watch, that was left unfinished for these reasons."""
+def _exit_code(stops: tuple[Stop, ...], left: int, unknown: int, bad: int) -> int:
+    """Return the exit code of a batch, or a watch, by how much is left, unknown, bad."""
     reasons = {stop.reason for stop in stops}
 
-    if StopReason.CREDENTIALS in reasons:
+    if StopReason.LEDGER in reasons:
+        return 7
+
+    if left and StopReason.CREDENTIALS in reasons:
         return 6
 
-    if reasons != {StopReason.INTERRUPTED}:
-        return 5
+    if left and reasons == {StopReason.INTERRUPTED}:
+        # A cancellation, an interrupt without a signal, counts as SIGINT.
+        return 128 + next((stop.signal for stop in stops if stop.signal), 2)
 
-    # A cancellation, an interrupt without a signal, counts as SIGINT.
-    return 128 + next((stop.signal for stop in stops if stop.signal), 2)
+    return next((code for code, rows in ((5, left), (4, unknown), (3, bad)) if rows), 0)
 
 
 class WatchSummary(NamedTuple):
@@ -378,16 +373,11 @@ class WatchSummary(NamedTuple):
         129, 130 or 143 (interrupted), 5; then 4 (rows are unknown, or DES does not tell of
         runs), 3 (runs failed, or rows have none), 0: every run finished with success.
         """
-        if StopReason.LEDGER in {stop.reason for stop in self.stops}:
-            return 7
-
-        if self.unfinished or self.batch.counts.pending or self.batch.counts.in_flight:
-            return exit_code_of_pending(self.stops)
-
-        if self.untold or self.batch.counts.unknown:
-            return 4
-
-        return 3 if self.failed or self.batch.exit_code else 0
+        rows = self.batch.counts
+        left = self.unfinished + rows.pending + rows.in_flight
+        return _exit_code(
+            self.stops, left, self.untold + rows.unknown, self.failed + self.batch.exit_code
+        )
 
     def as_dict(self) -> dict[str, object]:
         """Return the summary in the documented form of ``watch --json``."""
