@@ -29,7 +29,7 @@ from deslaunch.errors import (
     ManifestError,
 )
 from deslaunch.ledger import sqlite
-from deslaunch.ledger.findings import Finding
+from deslaunch.ledger.changes import Finding
 from deslaunch.ledger.ledger import NewBatch, begin_import, open_ledger, take_ledger
 from deslaunch.ledger.sqlite import check_file_system, find_holder
 
@@ -224,7 +224,7 @@ class TestKills:
 
         body = f"""
         import sqlite3
-        from deslaunch.ledger.findings import Finding
+        from deslaunch.ledger.changes import Finding
         ledger = await open_ledger(str(place))
         await ledger.resolve([Finding("k1", "started", {run_id(1)!r})])
         """

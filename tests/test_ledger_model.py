@@ -15,8 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from ledgers import Hands, checked, crash, invalid, make, outcome, read, run_id, session
 
 from deslaunch.errors import ManifestError
-from deslaunch.ledger.changes import derive_states
-from deslaunch.ledger.findings import Finding
+from deslaunch.ledger.changes import Finding, derive_states
 from deslaunch.ledger.ledger import Ledger, take_ledger
 from deslaunch.ledger.reading import run_in
 

@@ -10,14 +10,14 @@ import pytest
 from ledgers import Hands, begin, checked, crash, make, outcome, read, run_id, send, session, states
 
 from deslaunch.errors import ManifestError
-from deslaunch.ledger.findings import Finding, read_findings, write_unknown, write_unrecorded
+from deslaunch.ledger.changes import Finding, read_findings, write_unknown, write_unrecorded
 from deslaunch.ledger.ledger import open_ledger, take_ledger
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from deslaunch.ledger.findings import Verdict
+    from deslaunch.ledger.changes import Verdict
     from deslaunch.ledger.ledger import Ledger
 
 RUN: Final = run_id(9)

@@ -16,7 +16,7 @@ from deslaunch.events import Summary, WatchSummary
 from deslaunch.model import RowState, count, utc
 
 if TYPE_CHECKING:
-    from deslaunch.ledger.findings import Finding, Verdict
+    from deslaunch.ledger.changes import Finding, Verdict
     from deslaunch.ledger.ledger import Ledger
 
 SHOWN_ROWS: Final = 20
@@ -136,7 +136,7 @@ def _commands(ledger: "Ledger", runs: WatchSummary) -> list[tuple[str, str]]:
 
 
 async def _write_unknown(given: Given, ledger: "Ledger", printer: Printer) -> int:
-    from deslaunch.ledger.findings import write_unknown  # noqa: PLC0415  # not needed for --help
+    from deslaunch.ledger.changes import write_unknown  # noqa: PLC0415  # not needed for --help
     from deslaunch.report.results import open_beside  # noqa: PLC0415
 
     rows, text = [row async for portion in ledger.unknown_rows() for row in portion], io.StringIO()
@@ -307,7 +307,7 @@ def resolve(given: Given) -> int:
 
 
 def _findings_of(given: Given) -> Sequence["Finding"]:
-    from deslaunch.ledger.findings import Finding, read_findings  # noqa: PLC0415  # not for --help
+    from deslaunch.ledger.changes import Finding, read_findings  # noqa: PLC0415  # not for --help
 
     keys, started = given["keys"], given["started"]
     verdicts: dict[Verdict, bool] = {

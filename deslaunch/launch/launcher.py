@@ -26,7 +26,7 @@ from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Rows, recheck, sto
 from deslaunch.launch.schemas import Schemas, user_folder
 from deslaunch.launch.session import Session
 from deslaunch.launch.watch import Watch
-from deslaunch.ledger.findings import Finding, write_unrecorded
+from deslaunch.ledger.changes import Finding, write_unrecorded
 from deslaunch.ledger.ledger import Ledger, NewSession
 from deslaunch.ledger.reading import ResultRow, TargetInfo, summary_of
 from deslaunch.manifest.files import Manifest

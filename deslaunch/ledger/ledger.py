@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from deslaunch.errors import LedgerDamaged
 from deslaunch.events import Stop
-from deslaunch.ledger import changes, findings, reading
+from deslaunch.ledger import changes, reading
 from deslaunch.ledger.reading import Reader, TargetInfo, in_thread, run_in, storable
 from deslaunch.ledger.sqlite import SqliteStore, as_json
 from deslaunch.model import (
@@ -503,9 +503,7 @@ class Ledger(Reader):
             changes.recheck_rows(self._store, rows)
 
     @in_thread
-    def resolve(
-        self, found: Sequence[findings.Finding], *, early: bool = False
-    ) -> findings.Resolved:
+    def resolve(self, found: Sequence[changes.Finding], *, early: bool = False) -> changes.Resolved:
         """Take what a person found out, all or none; also beside a launcher at work.
 
         Args:
@@ -519,7 +517,7 @@ class Ledger(Reader):
         """
         with self._store.writing() as store, store.transaction():
             now, open_state = self._now(), self._open_state()
-            return findings.resolve(store, found, now, open_state=open_state, early=early)
+            return changes.resolve(store, found, now, open_state=open_state, early=early)
 
     @in_thread
     def record_runs(self, runs: Sequence[tuple[int, int, RunStatus | str]]) -> None:
