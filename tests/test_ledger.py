@@ -554,9 +554,9 @@ class TestImport:
 
     async def test_rows_that_were_never_sent_are_checked_again(self, ledger: Ledger) -> None:
         await send(ledger, "throttled", "unsent")
-        portion = await ledger.recheck_portion("default", JOB, 0, 2)
+        portion = await ledger.query("unsent_rows", (0, "default", JOB, 2))
         assert portion == [(2, 3, "k2", '{"says": 2}'), (3, 4, "k3", '{"says": 3}')]
-        assert [row[0] for row in await ledger.recheck_portion("default", JOB, 3)] == [4]
+        assert [row[0] for row in await ledger.query("unsent_rows", (3, "default", JOB, 9))] == [4]
 
         await ledger.recheck([checked(1, says="x"), invalid(2), checked(3, says="new"), invalid(4)])
         assert list((await states(ledger)).values()) == ["pending", "invalid", "pending", "invalid"]

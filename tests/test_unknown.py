@@ -223,6 +223,22 @@ class TestWindow:
         ]
         assert windows == [(0, 30_000), (-2_500, 30_000)]
 
+    async def test_each_attempt_is_by_the_clock_of_its_own_session(
+        self, place: Path, hands: Hands
+    ) -> None:
+        await (await make(place, 1, hands)).aclose()
+
+        for ahead in (10.0, -20.0):
+            async with await begin(place, hands, retry_unknown=True) as ledger:
+                await ledger.set_clocks({"default": ahead})
+                await send(ledger, "unknown")
+
+            hands.move(100)
+
+        async with await take_ledger(str(place)) as ledger:
+            [[row]] = [portion async for portion in ledger.unknown_rows()]
+            assert (row.from_ms, row.until_ms) == (1_795_000_110_000, 1_795_000_240_000)
+
     async def test_it_spans_all_attempts_in_doubt(self, place: Path, hands: Hands) -> None:
         await (await make(place, 1, hands)).aclose()
 

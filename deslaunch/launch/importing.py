@@ -195,7 +195,9 @@ async def recheck(ledger: Ledger, schemas: Schemas, target: str) -> int:
         schema = schemas.by_target.get(target, {}).get(known.job.job_id)
         after = 0
 
-        while portion := await ledger.recheck_portion(target, known.job.job_id, after):
+        while portion := await ledger.query(
+            "unsent_rows", (after, target, known.job.job_id, PORTION)
+        ):
             rows = await run_sync(_check_again, schemas.by_target, portion)
             await ledger.recheck(rows)
             invalid += sum(isinstance(row, InvalidRow) for row in rows)

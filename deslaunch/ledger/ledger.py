@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from deslaunch.errors import LedgerDamaged
 from deslaunch.events import Stop
-from deslaunch.ledger import changes, reading
+from deslaunch.ledger import changes
 from deslaunch.ledger.reading import Reader, TargetInfo, in_thread, run_in, storable
 from deslaunch.ledger.sqlite import SqliteStore, as_json
 from deslaunch.model import (
@@ -190,15 +190,10 @@ class Ledger(Reader):
         self.on_wait: Callable[[float], None] = lambda _seconds: None
         self._clock = clock
         self._time_zero = clock.wall() - clock.elapsed()
-        self._session = 0
         self._places: Mapping[str, TargetInfo] = {}
         self._runs = _KnownRuns(store)
         self._handed_back: list[Outcome] = []  # of starts that will not be sent
         self._look_at_rows()
-
-    def _is_at_work(self) -> bool:
-        # What this launcher's predecessors had in flight is not, before its session begins.
-        return self._session > 0 if self._store.is_launcher else super()._is_at_work()
 
     def _look_at_rows(self) -> None:
         targets = self._store.fetch("targets")
@@ -478,26 +473,16 @@ class Ledger(Reader):
         """
         with self._store.transaction(is_kept=not dry_run):
             done = changes.correct_rows(self._store, rows, file, self._now(), add=add)
-            consents = {"retry_rejected": retry_rejected, "retry_unknown": retry_unknown}
-            plan = reading.make_plan(
-                self._store, self.batch.manifest, self._open_state(), **consents
-            )
+            plan = self._plan(rejected=retry_rejected, unknown=retry_unknown)
 
         self._look_at_rows()
         return done._replace(plan=plan)
 
     @in_thread
-    def recheck_portion(
-        self, target: str, job_id: str, after: int = 0, limit: int = reading.PORTION
-    ) -> list[tuple[int, int, str, str]]:
-        """Return number, line, key, says of the job's rows beyond ``after`` never sent."""
-        return self._store.fetch("unsent_rows", (after, target, job_id, limit))
-
-    @in_thread
     def recheck(self, rows: Sequence[CheckedRow | InvalidRow]) -> None:
         """Take rows that were checked again: with new bodies, or invalid.
 
-        Rows that were sent since :meth:`recheck_portion` gave them stay as they are.
+        Rows that were sent since they were read stay as they are.
         """
         with self._store.transaction():
             changes.recheck_rows(self._store, rows)

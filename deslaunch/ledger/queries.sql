@@ -399,7 +399,8 @@ ORDER BY s.row LIMIT :limit;
 -- name: unknown_rows
 SELECT
   s.row, s.key, t.name, j.job_id, j.name, c.says, coalesce(a.error, ''), a.job_run_id,
-  min(d.sent_ms), max(d.sent_ms + n.timeout_ms), n.clocks
+  CAST(min(d.sent_ms + 1000 * coalesce(h.value, 0)) AS INTEGER),
+  CAST(max(d.sent_ms + n.timeout_ms + 1000 * coalesce(h.value, 0)) AS INTEGER)
 FROM (SELECT row, shown, key, target, job FROM standing
       WHERE row > :after AND (state = 'unknown' OR state = 'sending' AND :open = 'unknown') ORDER BY row LIMIT :limit) s
 JOIN target t ON t.id = s.target
@@ -408,6 +409,7 @@ JOIN content c ON c.row = s.row
 JOIN attempt a ON a.row = s.row AND a.number = s.shown
 JOIN attempt d ON d.row = s.row AND coalesce(d.result, 'unknown') = 'unknown' AND d.finding IS NULL
 JOIN session n ON n.id = d.session
+LEFT JOIN json_each(n.clocks) h ON h.key = t.name
 GROUP BY s.row ORDER BY s.row;
 
 -- name: drop_log
@@ -440,7 +442,7 @@ SELECT l.rowid, l.at_ms, l.kind, l.session, r.key, t.name, CASE l.kind
   WHEN 'correction' THEN (SELECT json_object('file', file, 'said', json(said)) FROM correction WHERE id = l.number)
 END
 FROM temp.log l LEFT JOIN row r ON r.number = l.row LEFT JOIN target t ON t.id = r.target
-WHERE l.rowid > ? ORDER BY l.rowid LIMIT ?;
+WHERE l.rowid > :after ORDER BY l.rowid LIMIT :limit;
 
 -- Runs
 

@@ -246,6 +246,7 @@ class Reader:
         self.thread = thread
         self._store = store
         self._is_open = True
+        self._session = 0  # that is at work, where this is its launcher's
         [(name, manifest, digest, columns, rows, options, ms, is_whole)] = store.fetch("batch")
         header = columns and tuple(json.loads(columns))
         said = (os.fsdecode(manifest), digest, header, rows, json.loads(options), ms)
@@ -276,12 +277,21 @@ class Reader:
         finally:
             self.thread.shutdown(wait=False)
 
-    def _is_at_work(self) -> bool:
-        return self._store.launcher() is not None
-
     def _open_state(self) -> str:
         """Return what a row is whose attempt is open."""
-        return "sending" if self._is_at_work() else "unknown"
+        # What this launcher's predecessors had in flight is not, before its session begins.
+        is_at_work = self._session if self._store.is_launcher else self._store.launcher()
+        return "sending" if is_at_work else "unknown"
+
+    async def _portions(
+        self, query: str, make: Callable[..., T], **wanted: Any
+    ) -> AsyncIterator[list[T]]:
+        """Yield all rows of a query whose first column goes on from ``:after``."""
+        wanted |= {"after": 0, "limit": PORTION}
+
+        while found := await self.query(query, wanted):
+            yield [make(*row) for row in found]
+            wanted["after"] = found[-1][0]
 
     @in_thread
     def query(self, name: str, parameters: Any = ()) -> list[Any]:
@@ -303,8 +313,24 @@ class Reader:
     @in_thread
     def plan(self, *, retry_rejected: bool = False, retry_unknown: bool = False) -> Plan:
         """Return what a session with these consents would send, by job."""
-        consents = {"retry_rejected": retry_rejected, "retry_unknown": retry_unknown}
-        return make_plan(self._store, self.batch.manifest, self._open_state(), **consents)
+        return self._plan(rejected=retry_rejected, unknown=retry_unknown)
+
+    def _plan(self, **consents: bool) -> Plan:
+        fetch = self._store.fetch
+        jobs = {number: (target, job, name) for number, target, job, name, *_ in fetch("jobs")}
+        states = dict.fromkeys(RowState, 0)
+        ready: Counter[tuple[str, str, str]] = Counter()
+
+        for number, auto, state, rows in fetch("rows_by_state", {"open": self._open_state()}):
+            states[RowState(state)] += rows
+            is_left = auto and state == RowState.UNKNOWN
+
+            if state in _READY or (consents.get(state) and not is_left):
+                ready[jobs[number]] += rows
+
+        planned = tuple(PlannedJob(*job, rows) for job, rows in ready.most_common())
+        in_all = (sum(states.values()), sum(ready.values()))
+        return Plan(self.batch.manifest, self.place, *in_all, planned, states)
 
     async def targets(self) -> dict[str, TargetInfo]:
         """Return the batch's targets in the order in which they were met."""
@@ -362,37 +388,22 @@ class Reader:
             if rows := await self.query("results", {**wanted, "rows": portion}):
                 yield [ResultRow._make(row) for row in rows]
 
-    async def sendable(
+    def sendable(
         self, *, retry_rejected: bool = False, retry_unknown: bool = False
     ) -> AsyncIterator[list[Start]]:
         """Yield what a session with these consents would send, in manifest order, in portions.
 
         Rows of a target whose jobs are still unknown are left out: they have no body yet.
         """
-        wanted = {"rejected": retry_rejected, "unknown": retry_unknown, "limit": PORTION}
-        after = 0
-
-        while found := await self.query("sendable", {**wanted, "after": after}):
-            yield [Start(*row) for row in found]
-            after = found[-1][0]
+        return self._portions("sendable", Start, rejected=retry_rejected, unknown=retry_unknown)
 
     async def _find(self, keys: Sequence[str]) -> Sequence[int]:
         found = await self.query("rows_by_number", (json.dumps(list(keys)),))
         return [number for (number,) in found]
 
-    async def unknown_rows(self) -> AsyncIterator[list[UnknownRow]]:
+    def unknown_rows(self) -> AsyncIterator[list[UnknownRow]]:
         """Yield the unknown rows in manifest order, in portions, and where to look for them."""
-        wanted = {"after": 0, "limit": PORTION}
-
-        while found := await self.query("unknown_rows", wanted):
-            rows = []
-
-            for *row, sent_ms, until_ms, clocks in found:
-                ahead = round(1000 * json.loads(clocks).get(row[2], 0.0))
-                rows.append(UnknownRow._make([*row, sent_ms + ahead, until_ms + ahead]))
-
-            yield rows
-            wanted["after"] = rows[-1].row
+        return self._portions("unknown_rows", UnknownRow)
 
     async def log(
         self, *, key: str | None = None, after_ms: int = -1
@@ -402,41 +413,16 @@ class Reader:
         An attempt stands where it ended; an open one where it was meant. One log at a time.
         """
         for number in [None] if key is None else await self._find([key]):
-            await self._sort_log({"after": after_ms, "row": number})
-            last = 0
+            # Sorted into a temporary table, which is this connection's own.
+            await self.query("drop_log")
+            await self.query("make_log", {"after": after_ms, "row": number})
 
-            while portion := await self.query("log", (last, PORTION)):
+            async for portion in self._portions("log", lambda *row: row):
                 yield [LogEntry._make([*row, json.loads(told)]) for _id, *row, told in portion]
-                last = portion[-1][0]
-
-    @in_thread
-    def _sort_log(self, wanted: dict[str, Any]) -> None:
-        """Sort it into a temporary table, which is this connection's own."""
-        self._store.run("drop_log")
-        self._store.run("make_log", wanted)
 
     async def runs_to_ask(self, after: int, limit: int = PORTION) -> list[RunToAsk]:
         """Return the started rows beyond ``after`` whose runs have not finished as far as known."""
         return list(map(RunToAsk._make, await self.query("runs_to_ask", (after, limit))))
-
-
-def make_plan(store: SqliteStore, manifest: str, open_state: str, **consents: bool) -> Plan:
-    """Return what a session with these consents (``retry_rejected=True`` …) would send."""
-    jobs = {number: (target, job, name) for number, target, job, name, *_ in store.fetch("jobs")}
-    states = dict.fromkeys(RowState, 0)
-    ready: Counter[tuple[str, str, str]] = Counter()
-
-    for number, auto, word, rows in store.fetch("rows_by_state", {"open": open_state}):
-        state = RowState(word)
-        states[state] += rows
-        is_left = auto and state is RowState.UNKNOWN
-
-        if state in _READY or (consents.get(f"retry_{state}") and not is_left):
-            ready[jobs[number]] += rows
-
-    planned = tuple(PlannedJob(*job, rows) for job, rows in ready.most_common())
-    in_all = (sum(states.values()), sum(ready.values()))
-    return Plan(manifest, store.place, *in_all, planned, states)
 
 
 async def summary_of(ledger: Reader) -> Summary:
