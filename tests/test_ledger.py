@@ -31,7 +31,7 @@ from deslaunch.errors import LedgerDamaged, LedgerWriteFailed, ManifestError
 from deslaunch.events import Stop, StopReason
 from deslaunch.ledger import reading, sqlite
 from deslaunch.ledger.ledger import NewBatch, begin_import, take_ledger
-from deslaunch.ledger.reading import run_in, watch_summary_of
+from deslaunch.ledger.reading import run_in
 from deslaunch.model import Job, JobParameter, RowState, RunStatus
 
 if TYPE_CHECKING:
@@ -678,7 +678,7 @@ class TestRuns:
         )
         await ledger.record_runs([(1, 1, ended), (2, 1, "403: not yours")])
         assert [run.row for run in await ledger.runs_to_ask(0)] == [2, 4]
-        runs = await watch_summary_of(ledger)
+        runs = await ledger.watch_summary()
         assert (runs[:4], runs.failures) == ((0, 1, 1, 1), (("no\\udcff", 1, "k1"),))
         row = (await read(ledger))[0]
         assert (row.finished, row.success, row.status_text) == (1, 0, "no\\udcff")
@@ -690,6 +690,6 @@ class TestRuns:
         await ledger.record_runs(
             [(n, 1, RunStatus("", "", True, text is None, text)) for n, text in enumerate(texts, 1)]
         )
-        counts = await watch_summary_of(ledger)
+        counts = await ledger.watch_summary()
         assert (counts.succeeded, counts.failed) == (1, 3)
         assert counts.failures == (("often", 2, "k2"), ("rare", 1, "k1"))

@@ -41,7 +41,6 @@ from deslaunch.launch.batch import check, default_ledger, preview
 from deslaunch.launch.launcher import resume_command
 from deslaunch.launch.schemas import Schemas
 from deslaunch.ledger.ledger import Ledger, open_ledger
-from deslaunch.ledger.reading import summary_of
 from deslaunch.model import AUTO as AUTO_VALUE
 from deslaunch.model import JobRunParameterValue, Outcome, Row, RowState
 from deslaunch.settings import Settings
@@ -630,7 +629,7 @@ async def test_leaving_the_block_drains_and_leaves_the_rest_pending(place: Place
             async for _ in opened:
                 break
 
-        summary = await summary_of(await open_ledger(str(place.ledger)))
+        summary = await (await open_ledger(str(place.ledger))).summary()
 
     assert 0 < summary.counts.started < 40
     assert summary.counts.started == len(simulator.runs)

@@ -22,18 +22,26 @@ from deslaunch.errors import (
     LedgerWriteFailed,
     Unfinished,
 )
-from deslaunch.events import Counts, RunEnded, StopReason, TargetPaused, TargetStopped, WatchSummary
+from deslaunch.events import (
+    Counts,
+    RunEnded,
+    StopReason,
+    Summary,
+    TargetPaused,
+    TargetStopped,
+    WatchSummary,
+)
 from deslaunch.launch.batch import watch_batch
 from deslaunch.launch.watch import Watch, poll_wait
 from deslaunch.ledger.ledger import open_ledger
-from deslaunch.ledger.reading import RunToAsk, watch_summary_of
+from deslaunch.ledger.reading import RunToAsk
 from deslaunch.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from deslaunch.events import Event
+    from deslaunch.events import Event, Stop
     from deslaunch.model import RunStatus
 
 PORTION = 8
@@ -69,14 +77,9 @@ class RunsLedger:
 
         self.recorded += [(self.runs[number - 1].job_run_id, said) for number, _, said in told]
 
-    async def query(self, name: str) -> list[Any]:
-        return [(0, 0, 0, 0)] if name == "count_runs" else []
-
-    async def counts(self) -> tuple[Counts, dict[str, Counts]]:
-        return Counts(), {}
-
-    async def sessions(self) -> list[Any]:
-        return []
+    async def watch_summary(self, *, stops: Sequence[Stop], seconds: float) -> WatchSummary:
+        batch = Summary(Counts(), self.place)
+        return WatchSummary(0, 0, 0, 0, batch, (), seconds, tuple(stops))
 
 
 class Bench:
@@ -427,7 +430,7 @@ async def test_a_watch_holds_the_ledger_and_readers_see_it(place: Place) -> None
         await place.launch(des)
 
         async with await open_ledger(str(place.ledger)) as reader:
-            before = await watch_summary_of(reader)
+            before = await reader.watch_summary()
 
         async with watch_batch(place.ledger, des, **place.common) as opened:
             with pytest.raises(LedgerLocked):
@@ -436,7 +439,7 @@ async def test_a_watch_holds_the_ledger_and_readers_see_it(place: Place) -> None
             await opened.watch().run()
 
         async with await open_ledger(str(place.ledger)) as reader:
-            after = await watch_summary_of(reader)
+            after = await reader.watch_summary()
 
     assert (before.unfinished, after.unfinished, after.succeeded) == (2, 0, 2)
 

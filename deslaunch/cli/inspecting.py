@@ -98,9 +98,7 @@ def _as_status(summary: Summary) -> dict[str, object]:
 
 async def _runs_of(ledger: "Ledger", given: Given) -> WatchSummary:
     """Return how a batch and its runs stand; the ledger is called as it was on the command line."""
-    from deslaunch.ledger.reading import watch_summary_of  # noqa: PLC0415  # not needed for --help
-
-    runs = await watch_summary_of(ledger)
+    runs = await ledger.watch_summary()
     return runs._replace(batch=runs.batch._replace(ledger=given["ledger"]))
 
 
@@ -280,8 +278,6 @@ def resolve(given: Given) -> int:
         deslaunch resolve night.ledger.db KEY --started JOBRUNID
         deslaunch resolve night.ledger.db --from findings.csv
     """
-    from deslaunch.ledger.reading import summary_of  # noqa: PLC0415  # not needed for --help
-
     printer, found = given.printer, _findings_of(given)
 
     async def work(ledger: "Ledger") -> int:
@@ -291,7 +287,7 @@ def resolve(given: Given) -> int:
             await _agree_to_early(resolved.early, given, printer)
             resolved = await ledger.resolve(found, early=True)
 
-        summary = (await summary_of(ledger))._replace(ledger=given["ledger"])
+        summary = (await ledger.summary())._replace(ledger=given["ledger"])
         same = f", {resolved.same:,} known already" if resolved.same else ""
         printer.say(f"recorded: {count(resolved.changed, 'finding')}{same}")
 

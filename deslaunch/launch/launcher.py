@@ -28,7 +28,7 @@ from deslaunch.launch.session import Session
 from deslaunch.launch.watch import Watch
 from deslaunch.ledger.changes import Finding, write_unrecorded
 from deslaunch.ledger.ledger import Ledger, NewSession
-from deslaunch.ledger.reading import ResultRow, TargetInfo, summary_of
+from deslaunch.ledger.reading import ResultRow, TargetInfo
 from deslaunch.manifest.files import Manifest
 from deslaunch.model import Outcome, RowState, count, place_word, printed
 from deslaunch.settings import Settings
@@ -378,7 +378,7 @@ class Batch:
         if self.ledger is None:
             return Summary(Counts(), ledger=self.plan.ledger if self.plan else "")
 
-        return await summary_of(self.ledger)
+        return await self.ledger.summary()
 
 
 def resume_command(ledger: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> str:

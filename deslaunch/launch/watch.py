@@ -23,7 +23,7 @@ from deslaunch.events import Stop, StopReason, TargetPaused
 from deslaunch.launch.loop import Loop
 from deslaunch.launch.retry import Jitter
 from deslaunch.launch.target import Throttle
-from deslaunch.ledger.reading import RunToAsk, watch_summary_of
+from deslaunch.ledger.reading import RunToAsk
 from deslaunch.model import RunStatus, count
 from deslaunch.settings import Settings
 
@@ -130,7 +130,7 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
             raise self._error
 
         seconds = self.clock.now() - began
-        summary = await watch_summary_of(self.ledger, stops=self.stops, seconds=seconds)
+        summary = await self.ledger.watch_summary(stops=self.stops, seconds=seconds)
 
         if summary.stops and summary.unfinished and not allow_partial:
             why = "; ".join(stop.message for stop in summary.stops)

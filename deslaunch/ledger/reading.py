@@ -334,10 +334,8 @@ class Reader:
 
     async def targets(self) -> dict[str, TargetInfo]:
         """Return the batch's targets in the order in which they were met."""
-        return {
-            name: TargetInfo(base_url, org_id)
-            for _id, name, base_url, org_id, _position in await self.query("targets")
-        }
+        found = await self.query("targets")
+        return {name: TargetInfo(*where) for _id, name, *where, _position in found}
 
     async def jobs(self) -> list[KnownJob]:
         """Return the batch's jobs."""
@@ -424,36 +422,33 @@ class Reader:
         """Return the started rows beyond ``after`` whose runs have not finished as far as known."""
         return list(map(RunToAsk._make, await self.query("runs_to_ask", (after, limit))))
 
+    async def summary(self) -> Summary:
+        """Return how the whole batch stands, and why its last session ended."""
+        counts, targets = await self.counts()
+        summary = Summary(counts, self.place, targets)
 
-async def summary_of(ledger: Reader) -> Summary:
-    """Return how a whole batch stands, and why its last session ended."""
-    counts, targets = await ledger.counts()
-    summary = Summary(counts, ledger.place, targets)
+        for last in (await self.sessions())[-1:]:
+            seconds = 0.0 if last.ended_ms is None else (last.ended_ms - last.began_ms) / 1000
+            stops = tuple(
+                Stop(StopReason(s["reason"]), s["message"], s["target"], 0, s["resumeAfter"])
+                for s in last.stops
+            )
+            summary = summary._replace(seconds=seconds, stops=stops)
 
-    for last in (await ledger.sessions())[-1:]:
-        seconds = 0.0 if last.ended_ms is None else (last.ended_ms - last.began_ms) / 1000
-        stops = tuple(
-            Stop(StopReason(s["reason"]), s["message"], s["target"], 0, s["resumeAfter"])
-            for s in last.stops
-        )
-        summary = summary._replace(seconds=seconds, stops=stops)
+        return summary
 
-    return summary
+    async def watch_summary(
+        self, *, stops: Sequence[Stop] = (), seconds: float = 0.0
+    ) -> WatchSummary:
+        """Return how the runs of the whole batch stand.
 
-
-async def watch_summary_of(
-    ledger: Reader, *, stops: Sequence[Stop] = (), seconds: float = 0.0
-) -> WatchSummary:
-    """Return how the runs of a whole batch stand.
-
-    Args:
-        ledger: the batch's.
-        stops: why a watch ended early, if one did.
-        seconds: how long it took.
-    """
-    [counts] = await ledger.query("count_runs")
-    told = (tuple(await ledger.query("run_failures")), seconds, tuple(stops))
-    return WatchSummary._make([*counts, await summary_of(ledger), *told])
+        Args:
+            stops: why a watch ended early, if one did.
+            seconds: how long it took.
+        """
+        [counts] = await self.query("count_runs")
+        told = (tuple(await self.query("run_failures")), seconds, tuple(stops))
+        return WatchSummary._make([*counts, await self.summary(), *told])
 
 
 def storable(text: str) -> str:

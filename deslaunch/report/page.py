@@ -21,7 +21,7 @@ from anyio import to_thread
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from deslaunch.ledger.reading import Reader, ResultRow, UnknownRow, watch_summary_of
+from deslaunch.ledger.reading import Reader, ResultRow, UnknownRow
 from deslaunch.manifest.rows import load_row
 from deslaunch.model import (
     AUTO,
@@ -305,7 +305,7 @@ def _visible(value: Any) -> Any:
 
 async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
     """Return what the template shows, but for the table; the ledger adds up what attempts say."""
-    runs = await watch_summary_of(ledger)
+    runs = await ledger.watch_summary()
     counts, targets = runs.batch.counts, runs.batch.targets
     unknown: list[UnknownRow] = await anext(ledger.unknown_rows(), [])
     ((first, last, minutes),) = await ledger.query("report_span")
