@@ -230,7 +230,7 @@ class Ledger(Reader):
             self._store.run("make_due", (now, *consents))
             self._store.run("set_options", (json.dumps(kept),))
             self._store.many("set_target", [(name, *t) for name, t in session.targets.items()])
-            [(number, *_)] = self._store.fetch("last_session")
+            [(number,)] = self._store.fetch("last_session")
             due = {target: self._next_due(target, self._positions, now) for target in self._targets}
 
         self._session, self._places = number, session.targets

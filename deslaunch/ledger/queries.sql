@@ -70,7 +70,11 @@ ON CONFLICT (row) DO UPDATE SET
 INSERT INTO session (host, pid, began_ms, options, targets, timeout_ms) VALUES (?, ?, ?, ?, ?, ?);
 
 -- name: last_session
-SELECT id, host, pid, began_ms, ended_ms FROM session ORDER BY id DESC LIMIT 1;
+SELECT max(id) FROM session;
+
+-- name: session_at_work
+-- A lock that is held in another container names no process: 0.
+SELECT pid, host, began_ms FROM session WHERE id = (SELECT max(id) FROM session) AND ended_ms IS NULL AND ?1 IN (0, pid);
 
 -- name: sending_rows
 SELECT row FROM attempt WHERE result IS NULL;

@@ -268,12 +268,8 @@ class SqliteStore:
         if pid is None:
             return None
 
-        for _number, host, session_pid, began_ms, ended_ms in self.fetch("last_session"):
-            # A lock that is held in another container names no process.
-            if ended_ms is None and pid in {0, session_pid}:
-                return Launcher(session_pid, host, began_ms)
-
-        return Launcher(pid, "", None)
+        known = self.fetch("session_at_work", (pid,))
+        return Launcher(*known[0]) if known else Launcher(pid, "", None)
 
     def is_in_place(self) -> bool:
         """Return True if the path still names the file that was opened."""
