@@ -234,10 +234,12 @@ class Result(StrEnum):
     UNSENT = "unsent"
     """No byte left: the row is what it was before."""
 
-    @property
-    def is_final(self) -> bool:
-        """No attempt of this session follows."""
-        return self not in (Result.RETRY, Result.THROTTLED, Result.UNSENT)
+
+END_STATES: Final = {
+    result: RowState(result)
+    for result in (Result.STARTED, Result.REJECTED, Result.FAILED, Result.UNKNOWN)
+}
+"""The state of a row, by the result after which no attempt of this session follows."""
 
 
 class Outcome(NamedTuple):

@@ -10,6 +10,7 @@ from deslaunch.ledger.ledger import Clock, NewBatch, NewSession, begin_import
 from deslaunch.ledger.reading import TargetInfo
 from deslaunch.manifest.rows import dump_row
 from deslaunch.model import (
+    END_STATES,
     CheckedRow,
     InvalidRow,
     Job,
@@ -143,11 +144,11 @@ def _outcome(start: Start, said: Said) -> Outcome:
         target=start.target,
         job_id=start.job_id,
         result=result,
-        state=RowState(word) if result.is_final else RowState.PENDING,
+        state=END_STATES.get(result, RowState.PENDING),
         job_run_id=RUN.format(start.row) if word == "started" else None,
         status=status,
         error=error,
-        not_before=None if result.is_final else 0.0,
+        not_before=None if result in END_STATES else 0.0,
     )
 
 

@@ -10,7 +10,7 @@ from fakes import FakeDes, MemoryLedger, VirtualClock, fake_rows, settle
 
 from deslaunch.events import RowEnded, Stop, StopReason, TargetStopped
 from deslaunch.launch.session import Session
-from deslaunch.model import DEFAULT_TARGET, Result
+from deslaunch.model import DEFAULT_TARGET, END_STATES, Result
 from deslaunch.settings import Settings
 
 if TYPE_CHECKING:
@@ -165,4 +165,4 @@ def keys(prefix: str, number: int) -> list[str]:
 
 def final(results: Iterable[str]) -> list[str]:
     """Return the results after which no attempt of the session follows."""
-    return [result for result in results if result != "open" and Result(result).is_final]
+    return [result for result in results if result != "open" and Result(result) in END_STATES]

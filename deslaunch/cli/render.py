@@ -475,9 +475,7 @@ class Progress:
 
         match event:
             case events.RowEnded(row):
-                self.counts[str(row.state)] += 1
-                what = f"{row.state} {row.job_run_id or one_line(row.error)}"
-                self._tell(f"row {row.row:,} key {row.key}: {what}", self.causes.add(row))
+                self._take_row(row)
             case events.RunEnded(run):
                 how = "succeeded" if run.success else "failed" if run.finished else "untold"
                 self.counts[how] += 1
@@ -505,12 +503,20 @@ class Progress:
             case events.TargetStopped(stop):
                 printer.insist(stop_line(stop))
 
-    def _tell(self, line: str, cause: str | None = None) -> None:
-        """Tell of each row where that is asked for, else of each new cause."""
+    def _take_row(self, row: Outcome) -> None:
+        """Count a row, and tell of it where that is asked for, else of its cause where it is new."""
+        self.counts[str(row.state)] += 1
+        cause = self.causes.add(row)
+
         if self._printer.verbose:
-            self._printer.insist(line)
+            what = f"{row.state} {row.job_run_id or one_line(row.error)}"
+            self._printer.insist(f"row {row.row:,} key {row.key}: {what}")
         elif cause is not None:
             self._printer.say(cause)
+
+    def _tell(self, line: str) -> None:
+        if self._printer.verbose:
+            self._printer.insist(line)
 
     def _report(self, now: float) -> None:
         if self._has_block:

@@ -13,7 +13,7 @@ import backoff
 
 from deslaunch import errors
 from deslaunch.errors import CredentialsRefused, DesError
-from deslaunch.model import Outcome, Result, RowState, Start
+from deslaunch.model import END_STATES, Outcome, Result, RowState, Start
 from deslaunch.settings import Settings
 
 ERROR_LIMIT: Final = 4096
@@ -93,20 +93,10 @@ def ended(
         if result is Result.UNKNOWN and error.response and error.response not in text:
             text = f"{text}\n{error.response}"
 
-    return Outcome(
-        row=start.row,
-        attempt=start.attempt,
-        key=start.key,
-        target=start.target,
-        job_id=start.job_id,
-        result=result,
-        state=RowState(result) if result.is_final else RowState.PENDING,
-        job_run_id=job_run_id,
-        status=status,
-        error=text[:ERROR_LIMIT],
-        not_before=None if result.is_final else not_before,
-        attempts=start.attempt,
-    )
+    state = END_STATES.get(result)
+    again = not_before if state is None else None
+    said = (state or RowState.PENDING, job_run_id, status, text[:ERROR_LIMIT], again)
+    return Outcome(*start[:5], result, *said, start.attempt)
 
 
 def retry_wait(retries: int, asked: float | None, max_wait: float, rng: Jitter) -> float:

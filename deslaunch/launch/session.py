@@ -26,7 +26,7 @@ from deslaunch.events import Event, Stop, StopReason, TargetPaused
 from deslaunch.launch.loop import SHORTEST_SLEEP, Loop, Note
 from deslaunch.launch.retry import ended, retry_wait, verdict
 from deslaunch.launch.target import Health, Throttle
-from deslaunch.model import Outcome, Result, RowState, Sent, Start, count
+from deslaunch.model import END_STATES, Outcome, Result, RowState, Sent, Start, count
 
 RECORD_FOR: Final = 60.0
 """Seconds that outcomes are offered to a ledger that fails, once none is awaited any more."""
@@ -292,7 +292,7 @@ class Session(Loop[tuple[Start, int]]):
         target = self._targets[settled.target]
         result = settled.result or Result.UNKNOWN
 
-        if not result.is_final:
+        if result not in END_STATES:
             self._expect(target, settled, now)
             return
 
