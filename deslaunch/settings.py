@@ -163,22 +163,14 @@ class Settings:
         16, "Starts in flight at most (slots).", int, low=1, high=1024, unit="slots", **_KEPT
     )
     rate: float | None = _seconds(
-        None,
-        "Starts a second at most; without it as fast as the slots allow.",
-        unit="starts a second",
-        kept=True,
+        None, "Starts a second at most; default: as slots allow.", unit="starts a second", kept=True
     )
     timeout: float = _seconds(60.0, "Seconds for one attempt in all.", high=86_400, kept=True)
     connect_timeout: float = _seconds(
         10.0, "Seconds to resolve, connect and shake hands.", high=86_400, kept=True
     )
     max_attempts: int = _option(
-        5,
-        "Attempts of one session that a row may get 5XX for; then it is failed.",
-        int,
-        low=1,
-        unit="attempts",
-        **_KEPT,
+        5, "Attempts at 5XX in a session; then a row fails.", int, low=1, unit="attempts", **_KEPT
     )
     max_wait: float = _seconds(
         60.0, "Longest computed wait before a retry; Retry-After is never shortened.", kept=True
@@ -199,22 +191,12 @@ class Settings:
         **_KEPT,
     )
     schema_max_age: float = _seconds(
-        24.0,
-        "Hours that cached JobRunParameters are used.",
-        above=False,
-        high=1_000_000,
-        unit="hours",
+        24.0, "Hours that cached JobRunParameters are used.", above=False, high=1e6, unit="hours"
     )
     limit: int | None = _option(
-        None,
-        "Start at most this many rows; the rest stays pending (exit 5).",
-        int,
-        low=1,
-        unit="rows",
+        None, "Rows to start at most; the rest stays pending (exit 5).", int, low=1, unit="rows"
     )
-    retry_rejected: bool = _consent(
-        "Send again, unchanged, the rows that DES rejected in an earlier session."
-    )
+    retry_rejected: bool = _consent("Send rows again, unchanged, that DES rejected before.")
     retry_unknown: bool = _consent(
         "Send again the rows whose outcome is unknown: those that have a run get a second one."
     )
