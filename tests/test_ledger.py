@@ -225,7 +225,7 @@ class TestSessions:
         async with await take_ledger(str(place)) as resumed:
             assert (await states(resumed))["k2"] == "unknown"
             assert (await resumed.plan()).states[RowState.UNKNOWN] == 2
-            assert await resumed.begin_session(session()) == (2, 2, {"default": 0.0})
+            assert await resumed.begin_session(session()) == {"default": 0.0}
             assert list((await states(resumed)).values()) == [
                 "started",
                 "unknown",

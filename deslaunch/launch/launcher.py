@@ -200,8 +200,8 @@ class Batch:
 
         began = time.monotonic()
         setup, ledger, most = self._setup, self.ledger, self._setup.settings.concurrency
-        begun = await ledger.begin_session(await self._new_session())
-        session = Session(ledger, setup.clients, setup.settings, begun.due, emit=self._tell)
+        due = await ledger.begin_session(await self._new_session())
+        session = Session(ledger, setup.clients, setup.settings, due, emit=self._tell)
         session.is_held_back = lambda: self._unread.qsize() >= UNREAD_PER_SLOT * most
         self._attach(session)
         feeding: asyncio.Task[None] | None = None

@@ -98,20 +98,6 @@ class NewSession(NamedTuple):
     give_up_after: float = 900.0
 
 
-class SessionStart(NamedTuple):
-    """How the batch stands when a session begins.
-
-    Attributes:
-        number: of the session, from 1.
-        lost: rows that an ended launcher had in flight: unknown now.
-        due: as in :class:`Exchange`, of every target.
-    """
-
-    number: int
-    lost: int
-    due: Mapping[str, float | None]
-
-
 class Exchange(NamedTuple):
     """What one turn gave; all of it is on disk.
 
@@ -207,8 +193,11 @@ class Ledger(Reader):
     # A session
 
     @in_thread
-    def begin_session(self, session: NewSession) -> SessionStart:
+    def begin_session(self, session: NewSession) -> Mapping[str, float | None]:
         """Begin: what an ended launcher had in flight is unknown, what is due is due.
+
+        Returns:
+            As ``due`` of :class:`Exchange`, of every target.
 
         Raises:
             LedgerWriteFailed: it could not be written.
@@ -221,7 +210,7 @@ class Ledger(Reader):
 
         with self._store.transaction():
             rows = [row for (row,) in self._store.fetch("sending_rows")]
-            lost = self._store.run("lose_attempts", (as_json(rows),))
+            self._store.run("lose_attempts", (as_json(rows),))
             changes.derive_states(self._store, rows)
             told = (now, json.dumps(session.options), json.dumps(places))
             limit = round(1000 * session.timeout)
@@ -235,7 +224,7 @@ class Ledger(Reader):
 
         self._session, self._places = number, session.targets
         self.batch = self.batch._replace(options=kept)
-        return SessionStart(number, lost, due)
+        return due
 
     async def exchange(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
         """Write what came in, and take what may be sent: one durable transaction.
