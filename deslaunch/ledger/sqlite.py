@@ -75,10 +75,6 @@ _UNFIT: Final = re.compile(
     r"nfs4?|cifs|smbfs|smb3|afpfs|webdav|9p|virtiofs|ceph|glusterfs|lustre|gpfs|afs|vboxsf|prl_fs|drvfs"
     r"|macfuse|osxfuse|fuse(\..+)?"
 )
-_LOST_WITH: Final = {
-    "overlay": "the container",
-    **dict.fromkeys(("tmpfs", "ramfs"), "the next restart"),
-}
 
 _HELD: Final[dict[str, int]] = {}
 """Descriptor by path, of the locks that this process holds."""
@@ -532,20 +528,17 @@ def find_holder(place: str) -> int | None:
     """
     path = f"{place}.lock"
 
-    with _ONE_AT_A_TIME:
+    with _ONE_AT_A_TIME, suppress(FileNotFoundError, PermissionError):
         if path in _HELD:
             return os.getpid()
 
-        try:
-            file = Path(path).open("rb")  # noqa: SIM115  # closed below
-        except OSError:
-            return None
-
-        with file:
+        with Path(path).open("rb") as file:
             asked = struct.pack(_FLOCK, *(fcntl.F_WRLCK if n == _TYPE else 0 for n in range(5)))
             told = struct.unpack(_FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
 
-    return None if told[_TYPE] == fcntl.F_UNLCK else max(0, told[_PID])
+        return None if told[_TYPE] == fcntl.F_UNLCK else max(0, told[_PID])
+
+    return None
 
 
 # The file system
@@ -570,8 +563,9 @@ def check_file_system(place: str, mounts: str | None = None) -> str:
             hint="put the ledger on a local disk with --ledger",
         )
 
-    if kind in _LOST_WITH:
-        return f"{place}: lies on {kind}: the ledger is lost with {_LOST_WITH[kind]}"
+    if kind in {"overlay", "tmpfs", "ramfs"}:
+        end = "the container" if kind == "overlay" else "the next restart"
+        return f"{place}: lies on {kind}: the ledger is lost with {end}"
 
     return ""
 
