@@ -6,8 +6,8 @@ import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from deslaunch.ledger.ledger import Clock, NewBatch, NewSession, begin_import
-from deslaunch.ledger.reading import TargetInfo
+from deslaunch.ledger.ledger import NewBatch, NewSession, begin_import
+from deslaunch.ledger.reading import Clock, TargetInfo
 from deslaunch.manifest.rows import dump_row
 from deslaunch.model import (
     END_STATES,

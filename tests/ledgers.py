@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from deslaunch.errors import LedgerWriteFailed
-from deslaunch.ledger.ledger import Clock, Ledger, NewBatch, NewSession, begin_import, take_ledger
-from deslaunch.ledger.reading import TargetInfo, run_in
+from deslaunch.ledger.ledger import Ledger, NewBatch, NewSession, begin_import, take_ledger
+from deslaunch.ledger.reading import Clock, TargetInfo, run_in
 from deslaunch.ledger.sqlite import free_lock
 from deslaunch.model import CheckedRow, InvalidRow, Outcome, Problem, Result, Row, RowState
 

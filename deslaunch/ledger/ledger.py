@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import socket
-import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from deslaunch.errors import LedgerDamaged
 from deslaunch.events import Stop
 from deslaunch.ledger import changes
-from deslaunch.ledger.reading import Reader, TargetInfo, in_thread, run_in, storable
+from deslaunch.ledger.reading import Clock, Reader, TargetInfo, in_thread, run_in, storable
 from deslaunch.ledger.sqlite import SqliteStore, as_json
 from deslaunch.model import (
     CheckedRow,
@@ -38,20 +37,6 @@ from deslaunch.model import (
 )
 
 T = TypeVar("T", bound=Reader)
-
-
-class Clock(NamedTuple):
-    """The two clocks of a session; its own time is ``wall`` at its begin, and ``elapsed`` since.
-
-    Attributes:
-        wall: seconds since 1970, UTC.
-        elapsed: seconds of a clock that counts suspension; the clock of ``Start.meant``.
-    """
-
-    wall: Callable[[], float] = time.time
-    elapsed: Callable[[], float] = partial(
-        time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
-    )
 
 
 _SYSTEM: Final = Clock()
@@ -118,10 +103,6 @@ class Exchange(NamedTuple):
 class Import(Reader):
     """A batch on its way into its ledger; nobody sees it before :meth:`publish`."""
 
-    def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor, clock: Clock) -> None:
-        super().__init__(store, thread)
-        self._clock = clock
-
     @in_thread
     def add(self, rows: Sequence[CheckedRow | InvalidRow]) -> None:
         """Take the next rows, in manifest order."""
@@ -172,9 +153,8 @@ class Ledger(Reader):
     """
 
     def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor, clock: Clock) -> None:
-        super().__init__(store, thread)
+        super().__init__(store, thread, clock)
         self.on_wait: Callable[[float], None] = lambda _seconds: None
-        self._clock = clock
         self._time_zero = clock.wall() - clock.elapsed()
         self._places: Mapping[str, TargetInfo] = {}
         self._runs = _KnownRuns(store)

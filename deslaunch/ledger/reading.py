@@ -7,6 +7,7 @@ being used again. A row in flight is ``sending`` while its launcher lives, ``unk
 import asyncio
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,20 @@ _READY: Final = frozenset({RowState.PENDING, RowState.FAILED})
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+class Clock(NamedTuple):
+    """The two clocks of a session; its own time is ``wall`` at its begin, and ``elapsed`` since.
+
+    Attributes:
+        wall: seconds since 1970, UTC.
+        elapsed: seconds of a clock that counts suspension; the clock of ``Start.meant``.
+    """
+
+    wall: Callable[[], float] = time.time
+    elapsed: Callable[[], float] = partial(
+        time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    )
 
 
 class TargetInfo(NamedTuple):
@@ -239,12 +254,13 @@ class Reader:
         batch: what is known of the batch.
     """
 
-    def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor) -> None:
+    def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor, clock: Clock) -> None:
         """Read what is known of the batch; runs in the ledger's thread."""
         self.place = store.place
         self.warning = store.warning
         self.thread = thread
         self._store = store
+        self._clock = clock
         self._is_open = True
         self._session = 0  # that is at work, where this is its launcher's
         [(name, manifest, digest, columns, rows, options, ms, is_whole)] = store.fetch("batch")
