@@ -504,7 +504,7 @@ class Progress:
                 printer.insist(stop_line(stop))
 
     def _take_row(self, row: Outcome) -> None:
-        """Count a row, and tell of it where that is asked for, else of its cause where it is new."""
+        """Count a row; tell of it where that is asked for, else of its cause where it is new."""
         self.counts[str(row.state)] += 1
         cause = self.causes.add(row)
 
