@@ -88,9 +88,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
         pytest.param(
             "run -",
-            "error: a manifest from stdin needs --ledger LEDGER and --format\n"
+            "error: a manifest from a pipe needs --ledger LEDGER and --format\n"
             "  see: deslaunch run --help",
             id="stdin",
+        ),
+        pytest.param(
+            "run /dev/fd/63 --format csv",
+            "error: a manifest from a pipe needs --ledger LEDGER and --format\n"
+            "  see: deslaunch run --help",
+            id="process substitution",
         ),
         pytest.param(
             "resume l.db --add-rows",

@@ -94,8 +94,10 @@ def run(given: Given) -> int:
 
     source, ledger = given["manifest"], given["ledger"]
 
-    if source == "-" and (ledger is None or given["format"] is None):
-        raise click.UsageError("a manifest from stdin needs --ledger LEDGER and --format")
+    is_piped = source == "-" or source.startswith("/dev/")  # as the shell names <(command)
+
+    if is_piped and (ledger is None or given["format"] is None):
+        raise click.UsageError("a manifest from a pipe needs --ledger LEDGER and --format")
 
     ledger = ledger or batch.default_ledger(source)
     opening = partial(batch.open_batch, source, ledger=ledger, resume=given["resume"])
