@@ -10,16 +10,8 @@ from typing import Any, Final, cast
 
 import click
 
-from deslaunch import __version__
+from deslaunch import __version__, errors
 from deslaunch.cli.terminal import Printer
-from deslaunch.errors import (
-    CredentialsRefused,
-    Declined,
-    DesError,
-    DeslaunchError,
-    Interrupted,
-    InvalidManifest,
-)
 from deslaunch.model import printed
 
 HOMES: Final = {
@@ -127,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = f" {context.info_name}" if context and context.parent else ""
         printer.insist(f"error: {exc.format_message()}", f"  see: deslaunch{command} --help")
         return 2
-    except DeslaunchError as exc:
+    except errors.DeslaunchError as exc:
         return refuse(exc, printer, words)
     except click.Abort as exc:  # click's word for a KeyboardInterrupt
         return 128 + int(getattr(exc.__cause__, "signum", signal.SIGINT))
@@ -137,23 +129,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def refuse(error: DeslaunchError, printer: Printer, words: Sequence[str]) -> int:
+def refuse(error: errors.DeslaunchError, printer: Printer, words: Sequence[str]) -> int:
     """Print an error that ended a command, and what to do next; return the exit code."""
     from deslaunch.cli import render  # noqa: PLC0415  # not needed for --help
 
-    if isinstance(error, InvalidManifest):
+    if isinstance(error, errors.InvalidManifest):
         printer.insist(*render.problem_lines(error.problems, error.groups, error.count))
 
-    printer.insist(str(error) if isinstance(error, Declined) else f"error: {error}")
+    printer.insist(str(error) if isinstance(error, errors.Declined) else f"error: {error}")
 
     if error.hint:
         printer.insist(f"  {error.hint}")
 
-    if isinstance(error, (DesError, CredentialsRefused, Interrupted)) and words:
+    if (
+        isinstance(error, (errors.DesError, errors.CredentialsRefused, errors.Interrupted))
+        and words
+    ):
         again = printed(words[0], *words[1:])
         printer.insist(f"nothing was sent; go on with: {again}")
 
-    if isinstance(error, Interrupted):
+    if isinstance(error, errors.Interrupted):
         return 128 + (error.signum or signal.SIGINT)
 
     return error.exit_code

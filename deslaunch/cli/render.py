@@ -12,16 +12,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from deslaunch import events
-from deslaunch.events import (
-    Counts,
-    Event,
-    Plan,
-    ProblemGroup,
-    Stop,
-    StopReason,
-    Summary,
-    WatchSummary,
-)
 from deslaunch.model import (
     DEFAULT_TARGET,
     GUID,
@@ -76,13 +66,13 @@ _RUNS: Final = "succeeded failed untold unfinished"
 _WORDS: Final = {"in_flight": "in flight", "unfinished": "not finished"}
 
 
-def _counts_text(counted: Counts | WatchSummary, names: str) -> str:
+def _counts_text(counted: events.Counts | events.WatchSummary, names: str) -> str:
     """Return the numbers that are not 0, in one line, each with its name."""
     numbers = ((getattr(counted, name), _WORDS.get(name, name)) for name in names.split())
     return ", ".join(f"{number:,} {word}" for number, word in numbers if number)
 
 
-def summary_lines(summary: Summary) -> Iterator[str]:
+def summary_lines(summary: events.Summary) -> Iterator[str]:
     """Yield how a batch stands, its targets where there are several."""
     counts = summary.counts
     told = _counts_text(counts, _STATES) or "no rows"
@@ -95,7 +85,7 @@ def summary_lines(summary: Summary) -> Iterator[str]:
     yield from warning_lines(summary)
 
 
-def warning_lines(summary: Summary) -> Iterator[str]:
+def warning_lines(summary: events.Summary) -> Iterator[str]:
     """Yield what must be told even where quiet was asked for."""
     if unknown := summary.counts.unknown:
         yield f"{unknown:,} unknown: each may have started a run, and none is sent again"
@@ -105,7 +95,7 @@ def warning_lines(summary: Summary) -> Iterator[str]:
         yield f"{count(duplicates, 'possible duplicate')}: {told}"
 
 
-def unrecorded_lines(summary: Summary) -> Iterator[str]:
+def unrecorded_lines(summary: events.Summary) -> Iterator[str]:
     """Yield the runs that the ledger may lack, a line each."""
     if summary.unrecorded:
         yield "DES started these runs, and the ledger may not have them (key, jobRunId):"
@@ -114,7 +104,7 @@ def unrecorded_lines(summary: Summary) -> Iterator[str]:
         yield f"{key}\t{job_run_id}"
 
 
-def watch_lines(summary: WatchSummary) -> Iterator[str]:
+def watch_lines(summary: events.WatchSummary) -> Iterator[str]:
     """Yield how the runs of a batch stand."""
     yield f"{count(summary.runs, 'run')}: {_counts_text(summary, _RUNS) or 'nothing to watch'}"
 
@@ -132,7 +122,7 @@ def one_line(text: str, limit: int = 200) -> str:
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
-def stop_line(stop: Stop) -> str:
+def stop_line(stop: events.Stop) -> str:
     """Return why a target, or the session, ended early."""
     whose = f"target {stop.target} stopped" if stop.target else "stopped"
     after = "" if stop.resume_after is None else f"; resume after {stop.resume_after:,.0f} s"
@@ -159,7 +149,7 @@ Commands = Iterator[tuple[str, str]]
 
 
 def next_commands(
-    summary: Summary, repeated: Sequence[str] = (), *, is_listed: bool = False
+    summary: events.Summary, repeated: Sequence[str] = (), *, is_listed: bool = False
 ) -> Commands:
     """Yield the commands with which a batch goes on; none where all is done.
 
@@ -173,7 +163,7 @@ def next_commands(
     resume = printed("resume", ledger, *repeated)
 
     if counts.pending:
-        refused = any(stop.reason is StopReason.CREDENTIALS for stop in summary.stops)
+        refused = any(stop.reason is events.StopReason.CREDENTIALS for stop in summary.stops)
         yield f"go on{' with a new token' if refused else ''}", resume
     elif counts.failed:
         yield "try the failed rows again", resume
@@ -202,7 +192,7 @@ def next_commands(
             yield "then send them", corrections
 
 
-def watch_commands(summary: WatchSummary, repeated: Sequence[str] = ()) -> Commands:
+def watch_commands(summary: events.WatchSummary, repeated: Sequence[str] = ()) -> Commands:
     """Yield the commands with which the runs of a batch are followed, and those of its rows."""
     ledger = place_word(summary.batch.ledger)
 
@@ -222,7 +212,7 @@ def command_lines(commands: Iterable[tuple[str, str]]) -> Iterator[str]:
 # What a session is about to do.
 
 
-def plan_lines(plan: Plan) -> Iterator[str]:
+def plan_lines(plan: events.Plan) -> Iterator[str]:
     """Yield what a session is about to do."""
     part = "" if plan.ready == plan.rows else f"{plan.ready:,} of "
     yield f"{plan.manifest}: {part}{count(plan.rows, 'row')} to start"
@@ -266,7 +256,7 @@ def _job_text(name: str, job_id: str) -> str:
 
 
 def problem_lines(
-    problems: Sequence[Problem], groups: Sequence[ProblemGroup], problem_count: int
+    problems: Sequence[Problem], groups: Sequence[events.ProblemGroup], problem_count: int
 ) -> Iterator[str]:
     """Yield the problems of a manifest, those that many rows have once.
 
@@ -282,7 +272,9 @@ def problem_lines(
         for group in groups
         if group.rows > TOLD_EACH or group.first.group_key not in listed
     }
-    each = [ProblemGroup(problem) for problem in problems if problem.group_key not in grouped]
+    each = [
+        events.ProblemGroup(problem) for problem in problems if problem.group_key not in grouped
+    ]
     found = sorted([*each, *grouped.values()], key=lambda group: group.first.line)
     selected = found[:SHOWN_PROBLEMS]
     rest = problem_count - sum(group.rows for group in selected)
@@ -453,7 +445,7 @@ class Progress:
             self._printer.show(lasting, self.counts.total(), self._whole)
             self._printer.end_block()
 
-    def __call__(self, event: Event) -> None:
+    def __call__(self, event: events.Event) -> None:
         """Take in an event, and tell what is to be told."""
         now = self._clock()
 
@@ -470,7 +462,7 @@ class Progress:
             self._reported = now
             self._report(now)
 
-    def _take(self, event: Event, now: float) -> None:
+    def _take(self, event: events.Event, now: float) -> None:
         printer = self._printer
 
         match event:
