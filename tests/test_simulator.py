@@ -49,7 +49,7 @@ from deslaunch.simulator import (
     SimulatorError,
     load_json,
 )
-from deslaunch.simulator.http import BadRequest, Request, take_request
+from deslaunch.simulator.faults import HEAD_LIMIT, Refused, Request, read_request
 from deslaunch.simulator.service import is_text_of
 
 SAMPLES = Path(__file__).parent.parent / "samples"
@@ -652,20 +652,31 @@ def test_the_samples_are_what_the_defaults_are() -> None:
 STREAM = encode(close=False) + b"GET /e?q=1 HTTP/1.0\r\nX:  y \r\n\r\n" + encode(body=b"")
 
 
-def parse(pieces: list[bytes]) -> tuple[list[Request], str | None]:
-    buffer = bytearray()
+async def read_pieces(pieces: list[bytes]) -> tuple[list[Request], str | None]:
+    reader = asyncio.StreamReader(limit=HEAD_LIMIT)
     requests = []
 
-    try:
-        for piece in pieces:
-            buffer += piece
-
-            while (request := take_request(buffer)) is not None:
+    async def read() -> str | None:
+        try:
+            while (request := await read_request(reader)) is not None:
                 requests.append(request)
-    except BadRequest as exc:
-        return requests, str(exc)
+        except Refused as refused:
+            return str(refused)
 
-    return requests, None
+        return None
+
+    reading = asyncio.create_task(read())
+
+    for piece in pieces:
+        reader.feed_data(piece)
+        await asyncio.sleep(0)  # each piece is read before the next one is there
+
+    reader.feed_eof()
+    return requests, await reading
+
+
+def parse(pieces: list[bytes]) -> tuple[list[Request], str | None]:
+    return asyncio.run(read_pieces(pieces))
 
 
 def split(data: bytes, cuts: list[int]) -> list[bytes]:

@@ -19,8 +19,8 @@ exact to the byte, and no HTTP framework can send one.
 module  role
 ======= ========================================================================
 service the four endpoints without sockets and faults: jobs, tokens, the log of runs
-faults  fault scripts: which request meets which fault, and what it makes of a response
-http    requests out of bytes, responses into bytes
+faults  HTTP by hand; fault scripts: which request meets which fault, and what it makes of a
+        response
 ======= ========================================================================
 
 Here is :class:`Simulator`, which leads each request through all of them.
@@ -145,8 +145,18 @@ from typing import Any, Self
 import anyio
 
 from deslaunch.simulator import faults, service
-from deslaunch.simulator.faults import OTHER_JOB, SimulatorError, load_json
-from deslaunch.simulator.http import BadRequest, Delivery, End, Request, Response, read_request
+from deslaunch.simulator.faults import (
+    HEAD_LIMIT,
+    OTHER_JOB,
+    Delivery,
+    End,
+    Refused,
+    Request,
+    Response,
+    SimulatorError,
+    load_json,
+    read_request,
+)
 from deslaunch.simulator.service import CSV_SALES_EXPORT, DEFAULT_JOBS, POS_USAGE_EXPORT, Run
 
 __all__ = ["CSV_SALES_EXPORT", "DEFAULT_JOBS", "OTHER_JOB", "POS_USAGE_EXPORT", "Run"]
@@ -284,7 +294,7 @@ class Simulator:
         """
         self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_server(
-            self._welcome, self._host, self._port, ssl=self._ssl, backlog=1024
+            self._welcome, self._host, self._port, ssl=self._ssl, backlog=1024, limit=HEAD_LIMIT
         )
         self._port = self._server.sockets[0].getsockname()[1]
         self._des.svc = self.base_url
@@ -351,14 +361,13 @@ class Simulator:
         self._numbers["connection"] += 1
         fault = self._script.pick("connection", self._numbers["connection"])
         end = End.KEEP if fault is None else faults.KINDS[fault.kind].end
-        buffer = bytearray()
 
         with suppress(OSError):  # of reading: the client is gone
             try:
-                while end is End.KEEP and (request := await read_request(reader, buffer)):
+                while end is End.KEEP and (request := await read_request(reader)):
                     end = await self._respond(request, writer)
-            except BadRequest as exc:
-                _send(writer, service.Refused(400, str(exc)).response.encode(self._now()))
+            except Refused as refused:
+                _send(writer, refused.response.encode(self._now()))
 
             if end is End.RESET:
                 # A socket that may not linger throws its connection away: RST.
@@ -408,7 +417,7 @@ class Simulator:
         try:
             if fault is None or fault.is_served:
                 response = self._des.serve(endpoint, request, number, fault)
-        except service.Refused as refused:
+        except Refused as refused:
             return Delivery(refused.response.encode(self._now()))
         except OSError as exc:
             self._failures.append(exc)

@@ -14,8 +14,19 @@ from urllib.parse import parse_qs
 import orjson
 
 from deslaunch.simulator import faults
-from deslaunch.simulator.faults import GUID, TEXT, Fault, Rule, Script, is_list_of, is_whole
-from deslaunch.simulator.http import Request, Response, shorten
+from deslaunch.simulator.faults import (
+    GUID,
+    TEXT,
+    Fault,
+    Refused,
+    Request,
+    Response,
+    Rule,
+    Script,
+    is_list_of,
+    is_whole,
+    shorten,
+)
 
 POS_USAGE_EXPORT: Final = "43f87799-62c6-4001-92f9-6b3df816a6d6"
 CSV_SALES_EXPORT: Final = "8d0c3c7e-5b0f-4d5e-9a51-0f6a2f1c9e04"
@@ -25,18 +36,6 @@ _PASSWORD_FIELDS: Final = ("client_id", "client_secret", "org_id", "username", "
 Json = dict[str, Any]
 Job = Mapping[str, Any]
 """One job of a jobs file, checked."""
-
-
-class Refused(Exception):
-    """The service says no to one request.
-
-    Attributes:
-        response: 400, 401, 404 or 405, with the reason as JSON.
-    """
-
-    def __init__(self, status: int, message: str, *, key: str = "message") -> None:
-        super().__init__(message)
-        self.response = Response(status, orjson.dumps({key: message}))
 
 
 # The jobs.
