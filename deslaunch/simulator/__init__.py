@@ -82,7 +82,6 @@ fault        what the client gets
 status       the ``status``, with ``retryAfter`` (seconds, any text, or a list:
              a header each), ``retryAfterDate`` (seconds from now, sent as a
              date), ``body``, ``headers``
-outage       ``from``, ``to`` and ``status``: the same; without ``status``: FIN
 redirect     ``status`` (default 302) and ``location``
 close        FIN
 reset        RST
@@ -97,7 +96,7 @@ fault                what the client gets
 close-after-start    FIN
 reset-after-start    RST
 hang-after-start     nothing, on an open connection
-close-after-response a good response, and FIN ``after`` seconds (default 0)
+close-after-response a good response, and FIN
 second-response      a good response, and ``after`` seconds (default 0.02) later
                      another one, whose jobRunId no run has
 cut-head             ``bytes`` of the head (default half, never all), then FIN
@@ -105,11 +104,9 @@ cut-body             the head, ``bytes`` of the body, then FIN
 stall-body           the same, on a connection that stays open
 garbage              no HTTP, then FIN
 raw                  ``body``, a byte a character (U+0000 to U+00FF), with
-                     ``{jobId}`` and ``{jobRunId}`` filled in, and ``then``:
-                     ``keep`` (default), ``close``, ``reset`` or ``hang``
+                     ``{jobId}`` and ``{jobRunId}`` filled in
 not-json             200 and an HTML page, or ``body``
-no-id                200 without its jobRunId
-leave-out            200 without these ``keys``
+leave-out            200 without these ``keys`` (default: without its jobRunId)
 other-job            200 with another jobId
 other-run            200 with the jobRunId of the first run that was ever made
 huge-body            a valid response, ``bytes`` long (default 2 MiB)
@@ -118,17 +115,26 @@ gzip                 a valid response, packed: ``encoding`` is ``gzip`` (default
                      ``bytes`` long when it is unpacked
 bom                  U+FEFF before the JSON
 headers              a good response with more ``headers``: name to text or list
-long-header          a good response with a header of ``bytes`` (default 9,000)
 latency              a good response, after ``seconds`` more
 hold                 a good response, after :meth:`Simulator.release`
 fail-run             a good response; the run's status becomes failed, with
                      ``error``
 ==================== ==========================================================
 
-``seconds`` delays any of them further. While a connection waits for ``after``, it serves nothing.
-``"start": true`` makes a status, outage, redirect, garbage, raw or not-json serve the request
-first, ``false`` not. A request that is refused with 400 or 401 gets its refusal, whatever a
-serving kind would do.
+Keys of every fault:
+
+======= =======================================================================
+key     meaning
+======= =======================================================================
+start   true: the request is served, and its run made, first; false: it is not
+seconds by which the response is delayed further
+after   seconds between the response and what follows it; the connection serves
+        nothing meanwhile
+then    what follows: ``keep`` (the next request), ``close``, ``reset`` or
+        ``hang``
+======= =======================================================================
+
+A request that is refused with 400 or 401 gets its refusal, whatever a serving kind would do.
 """
 
 import asyncio
@@ -146,16 +152,14 @@ import anyio
 
 from deslaunch.simulator import faults, service
 from deslaunch.simulator.faults import (
-    HEAD_LIMIT,
+    ENDPOINTS,
     OTHER_JOB,
     Delivery,
     End,
     Refused,
     Request,
-    Response,
     SimulatorError,
     load_json,
-    read_request,
 )
 from deslaunch.simulator.service import CSV_SALES_EXPORT, DEFAULT_JOBS, POS_USAGE_EXPORT, Run
 
@@ -174,7 +178,6 @@ class Simulator:
 
     Attributes:
         runs: every run that is in the log, in its order.
-        requests: start requests read, refused and spoiled ones too.
         in_flight: start requests that were read and whose response is not made yet.
         peak: the most that ``in_flight`` ever was.
 
@@ -215,14 +218,14 @@ class Simulator:
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.requests = self.in_flight = self.peak = 0
+        self.in_flight = self.peak = 0
         self._sleep, self._clock = sleep, clock
         self.use(script)
-        self._tokens = service.Tokens(tokens, self._script, token_seconds, self._now)
         self._log = service.RunLog(log)
         self.runs = self._log.runs
-        finish_after = self._script.settings.get("finishAfter", 0)
-        self._des = service.Des(jobs, self._tokens, self._log, login or {}, self._now, finish_after)
+        self._auth = service.AuthServer(tokens, self._script, token_seconds, login or {}, self._now)
+        finish_after = self._script.get("finishAfter", 0)
+        self._des = service.Des(jobs, self._auth, self._log, self._now, finish_after)
         self._host, self._port, self._ssl = host, port, ssl
         self._numbers: Counter[str] = Counter()
         self._released = asyncio.Event()
@@ -243,6 +246,11 @@ class Simulator:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'http' if self._ssl is None else 'https'}://{host}:{self._port}"
 
+    @property
+    def requests(self) -> int:
+        """Start requests read, refused and spoiled ones too."""
+        return self.count("startjob")
+
     def count(self, endpoint: str) -> int:
         """Return how many requests an endpoint has seen, or how many clients ``connection``."""
         return self._numbers[endpoint]
@@ -259,7 +267,7 @@ class Simulator:
 
     def revoke(self, token: str) -> None:
         """Answer 401 to this access token from now on."""
-        self._tokens.revoke(token)
+        self._auth.revoke(token)
 
     def release(self) -> None:
         """Let go every response that a ``hold`` fault holds back, now and later.
@@ -272,8 +280,8 @@ class Simulator:
         """Wait until a condition on this simulator holds.
 
         Args:
-            reached: looked at now, after each start request is read, after each run is
-                logged, and after each response is made.
+            reached: looked at now, after each request is read, after each run is logged, and
+                after each response is made.
         """
         if reached():
             return
@@ -294,10 +302,15 @@ class Simulator:
         """
         self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_server(
-            self._welcome, self._host, self._port, ssl=self._ssl, backlog=1024, limit=HEAD_LIMIT
+            self._welcome,
+            self._host,
+            self._port,
+            ssl=self._ssl,
+            backlog=1024,
+            limit=faults.HEAD_LIMIT,
         )
         self._port = self._server.sockets[0].getsockname()[1]
-        self._des.svc = self.base_url
+        self._auth.svc = self.base_url
 
     async def refuse(self) -> None:
         """Stop listening and drop every client: connections are refused until :meth:`listen`."""
@@ -359,23 +372,23 @@ class Simulator:
     ) -> None:
         """Serve what was read whole, also of a client that has hung up."""
         self._numbers["connection"] += 1
-        fault = self._script.pick("connection", self._numbers["connection"])
-        end = End.KEEP if fault is None else faults.KINDS[fault.kind].end
+        fault = faults.pick(self._script, "connection", self._numbers["connection"])
+        end = faults.KINDS[fault["fault"]].end
 
         with suppress(OSError):  # of reading: the client is gone
             try:
-                while end is End.KEEP and (request := await read_request(reader)):
+                while end == "keep" and (request := await faults.read_request(reader)):
                     end = await self._respond(request, writer)
             except Refused as refused:
                 _send(writer, refused.response.encode(self._now()))
 
-            if end is End.RESET:
+            if end == "reset":
                 # A socket that may not linger throws its connection away: RST.
                 sock = writer.get_extra_info("socket")
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
 
-            while end is End.HANG and await reader.read(1 << 16):
+            while end == "hang" and await reader.read(1 << 16):
                 pass
 
             writer.close()
@@ -383,20 +396,18 @@ class Simulator:
 
     async def _respond(self, request: Request, writer: asyncio.StreamWriter) -> End:
         """Send what a request gets, and return what becomes of the connection."""
-        is_start = faults.ENDPOINTS.get(request.path) == "startjob"
-
-        if is_start:
-            self.requests += 1
-            self.in_flight += 1
-            self.peak = max(self.peak, self.in_flight)
-            self._look()
+        endpoint = ENDPOINTS.get(request.path, "")
+        is_start = endpoint == "startjob"
+        self._numbers[endpoint] += 1
+        self.in_flight += is_start
+        self.peak = max(self.peak, self.in_flight)
+        self._look()
 
         try:
-            delivery = await self._serve(request)
+            delivery = await self._serve(request, endpoint, self._numbers[endpoint])
         finally:
-            if is_start:
-                self.in_flight -= 1
-                self._look()
+            self.in_flight -= is_start
+            self._look()
 
         _send(writer, delivery.data)
 
@@ -404,44 +415,35 @@ class Simulator:
             await self._sleep(delivery.after)
             _send(writer, delivery.more)
 
-        return End.CLOSE if request.is_last and delivery.end is End.KEEP else delivery.end
+        return "close" if request.is_last and delivery.end == "keep" else delivery.end
 
-    async def _serve(self, request: Request) -> Delivery:
+    async def _serve(self, request: Request, endpoint: str, number: int) -> Delivery:
         """Serve a request; the run that it makes is in the log before anything is waited for."""
-        endpoint = faults.ENDPOINTS.get(request.path, "")
-        self._numbers[endpoint] += 1
-        number = self._numbers[endpoint]
-        fault = self._script.pick(endpoint, number, request.body)
-        response = Response(200, b"{}")  # of a request that is not served
+        fault = faults.pick(self._script, endpoint, number, request.body)
+        answer: faults.Json = {}  # of a request that is not served
 
         try:
-            if fault is None or fault.is_served:
-                response = self._des.serve(endpoint, request, number, fault)
+            if fault.get("start", faults.KINDS[fault["fault"]].is_served):
+                answer = self._des.serve(endpoint, request, number, fault)
         except Refused as refused:
             return Delivery(refused.response.encode(self._now()))
         except OSError as exc:
             self._failures.append(exc)
-            return Delivery(b"", End.CLOSE)
+            return Delivery(b"", "close")
 
         self._look()
-        seconds: float = self._script.settings.get("latency", 0)
-
-        if fault is not None:
-            seconds += fault.entry.get("seconds", 0)
+        seconds: float = self._script.get("latency", 0) + fault.get("seconds", 0)
 
         if seconds > 0:
             await self._sleep(seconds)
 
-        if fault is None:
-            return Delivery(response.encode(self._now()))
-
-        if fault.kind == "hold":
+        if fault["fault"] == "hold":
             await self._released.wait()
 
-        return fault.spoil(response, self._now())
+        return faults.spoil(fault, answer, self._now())
 
     def _now(self) -> float:
-        ahead: float = self._script.settings.get("clockAhead", 0)
+        ahead: float = self._script.get("clockAhead", 0)
         return self._clock() + ahead
 
     def _look(self) -> None:

@@ -1,4 +1,4 @@
-"""HTTP by hand, and fault scripts: JSON in, :class:`Script` out; what a fault makes of a response.
+"""HTTP by hand; the rules of the simulator's files; what each fault makes of a response.
 
 The package's docstring says what every key and kind means.
 """
@@ -11,17 +11,18 @@ import os
 import re
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Collection, Iterable, Mapping
 from email.utils import formatdate
-from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, get_args
 
 import orjson
 
+Json = dict[str, Any]
+Script = Mapping[str, Any]
+"""A fault script, checked."""
 Entry = Mapping[str, Any]
 """One entry of a script's ``faults``, checked."""
 
@@ -40,6 +41,10 @@ _BODY_LIMIT: Final = 16 * 1024 * 1024
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 
 Headers = tuple[tuple[str, str], ...]
+
+End = Literal["keep", "close", "reset", "hang"]
+"""What becomes of a connection after the bytes of a response: it serves the next request; FIN; RST;
+nothing more is sent, and it stays open until the client hangs up."""
 
 
 # HTTP/1.1: requests out of bytes, responses into bytes.
@@ -101,6 +106,11 @@ def _http_date(second: int) -> str:
     return formatdate(second, usegmt=True)
 
 
+def respond(value: Json) -> Response:
+    """Return the response that says a value and has no fault."""
+    return Response(200, orjson.dumps(value))
+
+
 class Refused(Exception):
     """A request is refused.
 
@@ -111,19 +121,6 @@ class Refused(Exception):
     def __init__(self, status: int, message: str, *, key: str = "message") -> None:
         super().__init__(message)
         self.response = Response(status, orjson.dumps({key: message}))
-
-
-class End(Enum):
-    """What becomes of a connection after the bytes of a response."""
-
-    KEEP = "keep"
-    """It serves the next request."""
-    CLOSE = "close"
-    """FIN."""
-    RESET = "reset"
-    """RST."""
-    HANG = "hang"
-    """Nothing more is sent; it stays open until the client hangs up."""
 
 
 class Delivery(NamedTuple):
@@ -137,7 +134,7 @@ class Delivery(NamedTuple):
     """
 
     data: bytes
-    end: End = End.KEEP
+    end: End = "keep"
     after: float = 0.0
     more: bytes = b""
 
@@ -199,12 +196,6 @@ def _parse_head(data: bytes) -> tuple[Request, int]:
 # What may stand in a JSON file.
 
 
-def shorten(value: object) -> str:
-    """Return the value as Python writes it, at most 80 characters."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"  # noqa: PLR2004  # a line of a terminal
-
-
 class SimulatorError(Exception):
     """A file of the simulator can't be used.
 
@@ -217,92 +208,6 @@ class SimulatorError(Exception):
         super().__init__(f"{where}: expected {expected}, got {shorten(got)}")
         self.where = where
         self.expected = expected
-
-
-class Rule(NamedTuple):
-    """What may stand in one place of a file, in words and as a test."""
-
-    expected: str
-    holds: Callable[[Any], bool]
-
-
-def one_of(words: Iterable[str]) -> Rule:
-    """Return the rule that nothing but one of these words may stand here."""
-    known = sorted(words)
-    return Rule(f"one of {', '.join(known)}", known.__contains__)
-
-
-def is_list_of(holds: Callable[[Any], bool], least: int = 0) -> Callable[[Any], bool]:
-    """Return a test for lists of nothing but values for which ``holds`` is true."""
-    return lambda v: isinstance(v, list) and len(v) >= least and all(map(holds, v))
-
-
-def is_whole(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
-    """Return True if it is a whole number in a range; a truth value is none."""
-    return type(value) is int and least <= value <= most
-
-
-def _is_number(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
-    return type(value) in (int, float) and least <= value <= most
-
-
-def _is_count(value: Any) -> bool:
-    return is_whole(value, 1)
-
-
-def _is_ascii(value: Any) -> bool:
-    return isinstance(value, str) and value.isascii() and not {"\r", "\n"} & {*value}
-
-
-def _are_headers(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        map(_is_ascii, [*value, *(text for texts in value.values() for text in _items(texts))])
-    )
-
-
-def _items(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-_GUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
-
-GUID: Final = Rule("a GUID", lambda v: isinstance(v, str) and _GUID.fullmatch(v) is not None)
-TEXT: Final = Rule("a string", lambda v: isinstance(v, str))
-TRUTH: Final = Rule("true or false", lambda v: isinstance(v, bool))
-_OBJECT: Final = Rule("an object", lambda v: isinstance(v, dict))
-_COUNT: Final = Rule("a whole number from 1", _is_count)
-_NUMBER: Final = Rule("a number of seconds", _is_number)
-_SECONDS: Final = Rule("a number of seconds from 0", lambda v: _is_number(v, 0))
-
-
-def check_object(
-    value: Any, where: str, rules: Mapping[str, Rule], *required: str, is_closed: bool = True
-) -> dict[str, Any]:
-    """Return ``value``, an object whose values keep the rules of their keys.
-
-    Args:
-        value: any JSON.
-        where: its place in the file, ``""`` for the file's own value.
-        rules: what may stand at each key.
-        required: keys that must be there, each with a rule.
-        is_closed: keys without a rule are refused.
-
-    Raises:
-        SimulatorError: for the first key that breaks a rule.
-    """
-    if not isinstance(value, dict):
-        raise SimulatorError(where, expected=_OBJECT.expected, got=value)
-
-    inside = f"{where}." if where else ""
-
-    for key, item in (dict.fromkeys(required) | value).items():
-        if key in rules and (key not in value or not rules[key].holds(item)):
-            raise SimulatorError(inside + key, expected=rules[key].expected, got=item)
-
-        if key not in rules and is_closed:
-            raise SimulatorError(inside + key, expected=one_of(rules).expected, got=key)
-
-    return value
 
 
 def load_json(path: str | os.PathLike[str]) -> Any:
@@ -318,26 +223,130 @@ def load_json(path: str | os.PathLike[str]) -> Any:
         raise SimulatorError(f"{path}, line {exc.lineno}", expected="JSON", got=exc.msg) from exc
 
 
-# What a fault makes of a response: another one, or bytes.
+def shorten(value: object) -> str:
+    """Return the value as Python writes it, at most 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"  # noqa: PLR2004  # a line of a terminal
 
 
-def _good(_entry: Entry, response: Response, _now: float) -> Response:
-    return response
+def is_whole(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
+    """Return True if it is a whole number in a range; a truth value is none."""
+    return type(value) is int and least <= value <= most
 
 
-def _silence(_entry: Entry, _response: Response, _now: float) -> bytes:
+def is_guid(value: Any) -> bool:
+    """Return True if it is a GUID, in either case of letters."""
+    return isinstance(value, str) and _GUID.fullmatch(value) is not None
+
+
+_GUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+
+def _is_number(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
+    return type(value) in (int, float) and least <= value <= most
+
+
+def _is_ascii(value: Any) -> bool:
+    return isinstance(value, str) and value.isascii() and not {"\r", "\n"} & {*value}
+
+
+def _is_count(value: Any) -> bool:
+    return is_whole(value, 1)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_text, value))
+
+
+def _are_waits(value: Any) -> bool:
+    return value != [] and all(_is_number(item) or _is_ascii(item) for item in _items(value))
+
+
+def _are_headers(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        map(_is_ascii, [*value, *(text for texts in value.values() for text in _items(texts))])
+    )
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_parameter(value: Any) -> bool:
+    is_named = isinstance(value, dict) and isinstance(value.get("name"), str)
+    return is_named and (value.get("type") is None or is_whole(value["type"]))
+
+
+class Rule(NamedTuple):
+    """What may stand in one place of a file, in words and as a test."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+def _one_of(words: Iterable[str]) -> Rule:
+    known = sorted(words)
+    return Rule(f"one of {', '.join(known)}", known.__contains__)
+
+
+def _list_of(what: str, holds: Callable[[Any], bool], least: int = 0) -> Rule:
+    return Rule(what, lambda v: isinstance(v, list) and len(v) >= least and all(map(holds, v)))
+
+
+def check_object(
+    value: Any,
+    where: str,
+    required: Collection[str] = (),
+    others: Collection[str] = (),
+    *,
+    is_closed: bool = True,
+) -> None:
+    """Check that a value is an object whose values keep the rules of their keys.
+
+    Args:
+        value: any JSON.
+        where: its place in the file, ``""`` for the file's own value.
+        required: keys that must be there, all of :data:`RULES`.
+        others: keys that may be there, likewise.
+        is_closed: keys that are neither are refused.
+
+    Raises:
+        SimulatorError: for the first key that breaks a rule.
+    """
+    if not isinstance(value, dict):
+        raise SimulatorError(where, expected="an object", got=value)
+
+    known = {*required, *others}
+    inside = f"{where}." if where else ""
+
+    for key in [*required, *value]:
+        if key in known and not (key in value and RULES[key].holds(value[key])):
+            expected = RULES[key].expected
+            raise SimulatorError(inside + key, expected=expected, got=value.get(key))
+
+        if key not in known and is_closed:
+            raise SimulatorError(inside + key, expected=_one_of(known).expected, got=key)
+
+
+# What a fault makes of the service's answer: a response, or bytes.
+
+
+def _good(_entry: Entry, answer: Json, _now: float) -> Response:
+    return respond(answer)
+
+
+def _silence(_entry: Entry, _answer: Json, _now: float) -> bytes:
     return b""
 
 
-def _status(entry: Entry, response: Response, now: float) -> Response | bytes:
-    """Return the status that the script names; an outage without one is silence."""
-    status: int = entry.get("status", 0)
-
-    if not status:
-        return b""
-
+def _status(entry: Entry, answer: Json, now: float) -> Response:
+    status: int = entry["status"]
     is_good = entry.get("start", False) and status < 300  # noqa: PLR2004
-    body = response.body if is_good else orjson.dumps({"message": f"scripted {status}"})
+    body = orjson.dumps(answer if is_good else {"message": f"scripted {status}"})
 
     if "body" in entry:
         body = entry["body"].encode()
@@ -356,176 +365,222 @@ def _headers(entry: Entry) -> Headers:
     return tuple((name, text) for name, texts in named for text in _items(texts))
 
 
-def _redirect(entry: Entry, _response: Response, _now: float) -> Response:
+def _redirect(entry: Entry, _answer: Json, _now: float) -> Response:
     location = entry.get("location", "http://127.0.0.1:9/elsewhere")
     return Response(entry.get("status", 302), b"", (("Location", location),))
 
 
-def _raw(entry: Entry, response: Response, _now: float) -> bytes:
+def _raw(entry: Entry, answer: Json, _now: float) -> bytes:
     text: str = entry["body"]
 
-    for name, value in orjson.loads(response.body).items():
+    for name, value in answer.items():
         text = text.replace(f"{{{name}}}", str(value))
 
     return text.encode("latin-1", "replace")
 
 
-def _cut(entry: Entry, response: Response, now: float) -> bytes:
+def _cut(entry: Entry, answer: Json, now: float) -> bytes:
     """Return a part of the head, or the head and a part of the body, but never all of it."""
+    response = respond(answer)
     head, body = response.head(now), response.body
     whole, part = (b"", head) if entry["fault"] == "cut-head" else (head, body)
     return whole + part[: min(entry.get("bytes", len(part) // 2), len(part) - 1)]
 
 
-def _not_json(entry: Entry, _response: Response, _now: float) -> Response:
+def _not_json(entry: Entry, _answer: Json, _now: float) -> Response:
     page = entry.get("body", "<html><body>Welcome</body></html>")
     return Response(200, page.encode(), content_type="text/html")
 
 
-def _leave_out(entry: Entry, response: Response, _now: float) -> Response:
+def _leave_out(entry: Entry, answer: Json, _now: float) -> Response:
     keys = entry.get("keys", ["jobRunId"])
-    kept = {key: v for key, v in orjson.loads(response.body).items() if key not in keys}
-    return response._replace(body=orjson.dumps(kept))
+    return respond({key: value for key, value in answer.items() if key not in keys})
 
 
-def _gzip(entry: Entry, response: Response, _now: float) -> Response:
+def _gzip(entry: Entry, answer: Json, _now: float) -> Response:
     encoding = entry.get("encoding", "gzip")
-    body = _pad(response, entry.get("bytes", 0)).body
+    body = _pad(answer, entry.get("bytes", 0)).body
     packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body, mtime=0)
-    headers = () if encoding == "none" else (("Content-Encoding", encoding),)
-    return response._replace(body=packed, headers=headers)
+    return Response(200, packed, () if encoding == "none" else (("Content-Encoding", encoding),))
 
 
-def _long_header(entry: Entry, response: Response, _now: float) -> Response:
-    return response._replace(headers=(("X-Long", "x" * entry.get("bytes", 9000)),))
-
-
-def _change(response: Response, **values: str) -> Response:
-    return response._replace(body=orjson.dumps(orjson.loads(response.body) | values))
-
-
-def _pad(response: Response, size: int) -> Response:
-    """Return a response with the same JSON, and padding up to so many bytes."""
-    bare = len(_change(response, padding="").body)
-    return response if size < bare else _change(response, padding="x" * (size - bare))
+def _pad(answer: Json, size: int) -> Response:
+    """Return the answer with padding up to so many bytes."""
+    missing = size - len(orjson.dumps(answer | {"padding": ""}))
+    return respond(answer if missing < 0 else answer | {"padding": "x" * missing})
 
 
 class Kind(NamedTuple):
     """One kind of fault.
 
     Attributes:
-        make: (what the script says, the response as it should be, Unix time) to what is sent.
+        make: (what the script says, the service's answer, Unix time) to what is sent.
         end: what follows it.
         is_served: the request is served, and its run made, before the response is spoiled.
         needs: keys that the script must give.
         takes: keys that it may give, besides those of every fault.
     """
 
-    make: Callable[[Entry, Response, float], Response | bytes]
-    end: End = End.KEEP
+    make: Callable[[Entry, Json, float], Response | bytes]
+    end: End = "keep"
     is_served: bool = True
-    needs: AbstractSet[str] = frozenset()
-    takes: AbstractSet[str] = frozenset()
+    needs: tuple[str, ...] = ()
+    takes: tuple[str, ...] = ()
 
 
-_STATUS_KEYS: Final = frozenset({"retryAfter", "retryAfterDate", "body", "headers", "start"})
-_OUTAGE_KEYS: Final = _STATUS_KEYS | {"status"}
+_STATUS_KEYS: Final = "retryAfter", "retryAfterDate", "body", "headers"
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "status": Kind(_status, is_served=False, needs={"status"}, takes=_STATUS_KEYS),
-    "outage": Kind(_status, is_served=False, needs={"from", "to"}, takes=_OUTAGE_KEYS),
-    "redirect": Kind(_redirect, is_served=False, takes={"status", "location", "start"}),
-    "close": Kind(_silence, End.CLOSE, is_served=False),
-    "reset": Kind(_silence, End.RESET, is_served=False),
-    "hang": Kind(_silence, End.HANG, is_served=False),
-    "close-after-start": Kind(_silence, End.CLOSE),
-    "reset-after-start": Kind(_silence, End.RESET),
-    "hang-after-start": Kind(_silence, End.HANG),
-    "close-after-response": Kind(_good, End.CLOSE, takes={"after"}),
-    "second-response": Kind(_good, takes={"after"}),
-    "cut-head": Kind(_cut, End.CLOSE, takes={"bytes"}),
-    "cut-body": Kind(_cut, End.CLOSE, takes={"bytes"}),
-    "stall-body": Kind(_cut, End.HANG, takes={"bytes"}),
-    "garbage": Kind(lambda *_: b"SMTP 220 not this service\r\n\r\n", End.CLOSE, takes={"start"}),
-    "raw": Kind(_raw, needs={"body"}, takes={"then", "start"}),
-    "not-json": Kind(_not_json, takes={"body", "start"}),
-    "no-id": Kind(_leave_out),
-    "leave-out": Kind(_leave_out, needs={"keys"}),
-    "other-job": Kind(lambda _, r, __: _change(r, jobId=OTHER_JOB)),
+    "status": Kind(_status, is_served=False, needs=("status",), takes=_STATUS_KEYS),
+    "redirect": Kind(_redirect, is_served=False, takes=("status", "location")),
+    "close": Kind(_silence, "close", is_served=False),
+    "reset": Kind(_silence, "reset", is_served=False),
+    "hang": Kind(_silence, "hang", is_served=False),
+    "close-after-start": Kind(_silence, "close"),
+    "reset-after-start": Kind(_silence, "reset"),
+    "hang-after-start": Kind(_silence, "hang"),
+    "close-after-response": Kind(_good, "close"),
+    "second-response": Kind(_good),
+    "cut-head": Kind(_cut, "close", takes=("bytes",)),
+    "cut-body": Kind(_cut, "close", takes=("bytes",)),
+    "stall-body": Kind(_cut, "hang", takes=("bytes",)),
+    "garbage": Kind(lambda *_: b"SMTP 220 not this service\r\n\r\n", "close"),
+    "raw": Kind(_raw, needs=("body",)),
+    "not-json": Kind(_not_json, takes=("body",)),
+    "leave-out": Kind(_leave_out, takes=("keys",)),
+    "other-job": Kind(lambda _, answer, __: respond(answer | {"jobId": OTHER_JOB})),
     "other-run": Kind(_good),  # the service knows the runs
-    "huge-body": Kind(lambda e, r, _: _pad(r, e.get("bytes", 2 << 20)), takes={"bytes"}),
-    "gzip": Kind(_gzip, takes={"encoding", "bytes"}),
-    "bom": Kind(lambda _, r, __: r._replace(body=b"\xef\xbb\xbf" + r.body)),
-    "headers": Kind(lambda e, r, _: r._replace(headers=_headers(e)), needs={"headers"}),
-    "long-header": Kind(_long_header, takes={"bytes"}),
-    "latency": Kind(_good, needs={"seconds"}),
+    "huge-body": Kind(lambda e, answer, _: _pad(answer, e.get("bytes", 2 << 20)), takes=("bytes",)),
+    "gzip": Kind(_gzip, takes=("encoding", "bytes")),
+    "bom": Kind(lambda _, answer, __: Response(200, b"\xef\xbb\xbf" + orjson.dumps(answer))),
+    "headers": Kind(
+        lambda e, answer, _: Response(200, orjson.dumps(answer), _headers(e)), needs=("headers",)
+    ),
+    "latency": Kind(_good, needs=("seconds",)),
     "hold": Kind(_good),
-    "fail-run": Kind(_good, takes={"error"}),
+    "fail-run": Kind(_good, takes=("error",)),  # the service, too
 }
 
-_CONNECTION_KINDS: Final = frozenset({"close", "reset", "hang"})
+GOOD: Final[Entry] = {"fault": "latency"}
+"""The fault of a request that meets none."""
 
 
 # The script.
 
 
-class Fault(NamedTuple):
-    """One entry of a fault script.
+RULES: Final[Mapping[str, Rule]] = {
+    key: rule
+    for keys, rule in (
+        ("seed", Rule("a whole number", is_whole)),
+        ("every from to expireAfter", Rule("a whole number from 1", _is_count)),
+        ("bytes", Rule("a whole number from 0", lambda v: is_whole(v, 0))),
+        ("status", Rule("a status from 200 to 599", lambda v: is_whole(v, 200, 599))),
+        ("at", _list_of("a list of whole numbers from 1, not empty", _is_count, least=1)),
+        ("share", Rule("a number from 0 to 1", lambda v: _is_number(v, 0, 1))),
+        ("clockAhead retryAfterDate", Rule("a number of seconds", _is_number)),
+        (
+            "latency finishAfter seconds after",
+            Rule("a number of seconds from 0", lambda v: _is_number(v, 0)),
+        ),
+        ("start", Rule("true or false", lambda v: isinstance(v, bool))),
+        ("fault", _one_of(KINDS)),
+        ("on", _one_of([*ENDPOINTS.values(), "connection"])),
+        ("then", _one_of(get_args(End))),
+        ("encoding", _one_of(["gzip", "deflate", "none"])),
+        ("which", _one_of(["first", "all"])),
+        ("body text error", Rule("a string", _is_text)),
+        ("location", Rule("an ASCII text", _is_ascii)),
+        ("headers", Rule("an object of ASCII texts or lists of them", _are_headers)),
+        ("retryAfter", Rule("a number of seconds, an ASCII text, or a list of them", _are_waits)),
+        ("keys", Rule("a list of strings", _are_texts)),
+        ("tokens match", Rule("an object", lambda v: isinstance(v, dict))),
+        ("faults", _list_of("a list of objects", lambda v: isinstance(v, dict))),
+        ("jobs", Rule("a list of jobs", lambda v: isinstance(v, list))),
+        ("jobId", Rule("a GUID", is_guid)),
+        (
+            "jobRunParameters",
+            _list_of("a list of parameters, each with its name and type number", _is_parameter),
+        ),
+        ("exclusive", _list_of("a list of lists of names", _are_texts)),
+    )
+    for key in keys.split()
+}
+"""What may stand at each key of the simulator's files."""
 
-    Attributes:
-        kind: what it does.
-        place: in the list of faults, from 0.
-        entry: what the script says.
+_SCRIPT_KEYS: Final = "seed", "latency", "finishAfter", "clockAhead", "tokens", "faults"
+_FAULT_KEYS: Final = (
+    *("on", "at", "every", "share", "from", "to", "match"),
+    *("seconds", "start", "after", "then"),
+)
+
+
+def read_script(script: Any) -> Script:
+    """Return a fault script's JSON, checked.
+
+    Raises:
+        SimulatorError: it is malformed.
     """
+    check_object(script, "", others=_SCRIPT_KEYS)
 
-    kind: str
-    place: int
-    entry: Entry
+    if "tokens" in script:
+        check_object(script["tokens"], "tokens", ["expireAfter"], ["which"])
 
-    @property
-    def is_served(self) -> bool:
-        """The request is served, and its run made, before the response is spoiled."""
-        return bool(self.entry.get("start", KINDS[self.kind].is_served))
+    for i, entry in enumerate(script.get("faults", [])):
+        _check_fault(entry, f"faults[{i}]")
 
-    def matches(self, seed: int, on: str, number: int, body: bytes) -> bool:
-        """Return True if all selectors hold for a request.
+    checked: Script = script
+    return checked
 
-        Args:
-            seed: the script's.
-            on: the endpoint.
-            number: of the request at this endpoint, from 1.
-            body: as it was sent.
-        """
-        entry, match = self.entry, self.entry.get("match", {})
-        return (
+
+def _check_fault(entry: Entry, where: str) -> None:
+    check_object(entry, where, ["fault"], is_closed=False)
+    name = entry["fault"]
+    kind = KINDS[name]
+    check_object(entry, where, ["fault", *kind.needs], [*_FAULT_KEYS, *kind.takes])
+    check_object(entry.get("match", {}), f"{where}.match", others=["jobId", "text"])
+    silent = {"close", "reset", "hang"}
+    first = entry.get("from", 1)
+    rules = {
+        ("fault", f"{_one_of(silent).expected} on a connection"): name in silent
+        or entry.get("on") != "connection",
+        ("to", f"a number from {first}, where the fault begins"): first
+        <= entry.get("to", math.inf),
+        ("body", "characters up to U+00FF, each of which is sent as one byte"): name != "raw"
+        or max(entry["body"], default="") <= "\xff",
+    }
+
+    for (key, expected), holds in rules.items():
+        if not holds:
+            raise SimulatorError(f"{where}.{key}", expected=expected, got=entry[key])
+
+
+def pick(script: Script, on: str, number: int, body: bytes = b"") -> Entry:
+    """Return the first fault whose selectors all hold for a request, or :data:`GOOD`.
+
+    Args:
+        script: the faults.
+        on: the endpoint.
+        number: of the request at this endpoint, from 1.
+        body: as it was sent.
+    """
+    seed = script.get("seed", 0)
+
+    for place, entry in enumerate(script.get("faults", [])):
+        match = entry.get("match", {})
+
+        if (
             entry.get("on", "startjob") == on
             and entry.get("from", 1) <= number <= entry.get("to", math.inf)
             and number % entry.get("every", 1) == 0
             and number in entry.get("at", [number])
-            and ("share" not in entry or _fraction(seed, self.place, number) < entry["share"])
+            and ("share" not in entry or _fraction(seed, place, number) < entry["share"])
             and match.get("text", "").encode() in body
             and ("jobId" not in match or match["jobId"].lower() == _job_id_in(body))
-        )
+        ):
+            found: Entry = entry
+            return found
 
-    def spoil(self, response: Response, now: float) -> Delivery:
-        """Return what is sent instead of a response.
-
-        Args:
-            response: as it should be; of a request that was not served, any.
-            now: Unix time in seconds.
-        """
-        kind = KINDS[self.kind]
-        made = kind.make(self.entry, response, now)
-        data = made if isinstance(made, bytes) else made.encode(now)
-
-        if self.kind == "second-response":
-            second = _change(response, jobRunId=str(uuid.uuid4()))
-            return Delivery(data, after=self.entry.get("after", 0.02), more=second.encode(now))
-
-        if not data and kind.end is End.KEEP:  # nothing at all would be silence for ever
-            return Delivery(data, End.CLOSE)
-
-        return Delivery(data, End(self.entry.get("then", kind.end)), self.entry.get("after", 0))
+    return GOOD
 
 
 def _fraction(seed: int, place: int, number: int) -> float:
@@ -541,101 +596,24 @@ def _job_id_in(body: bytes) -> str | None:
         return None
 
 
-class Script(NamedTuple):
-    """A fault script, checked.
+def spoil(entry: Entry, answer: Json, now: float) -> Delivery:
+    """Return what a request gets.
 
-    Attributes:
-        settings: all that it says.
-        faults: of these, in the order in which they are tried.
+    Args:
+        entry: the fault that it meets.
+        answer: the service's; of a request that was not served, any.
+        now: Unix time in seconds.
     """
+    kind = KINDS[entry["fault"]]
+    made = kind.make(entry, answer, now)
+    data = made if isinstance(made, bytes) else made.encode(now)
+    end: End = entry.get("then", kind.end)
 
-    settings: Mapping[str, Any]
-    faults: tuple[Fault, ...]
+    if entry["fault"] == "second-response":
+        second = respond(answer | {"jobRunId": str(uuid.uuid4())})
+        return Delivery(data, end, entry.get("after", 0.02), second.encode(now))
 
-    def pick(self, on: str, number: int, body: bytes = b"") -> Fault | None:
-        """Return the fault of the request with this number, from 1, at an endpoint, or None."""
-        seed = self.settings.get("seed", 0)
-        return next((f for f in self.faults if f.matches(seed, on, number, body)), None)
+    if not data and end == "keep":  # nothing at all would be silence for ever
+        end = "close"
 
-
-_SCRIPT_RULES: Final[Mapping[str, Rule]] = {
-    "seed": Rule("a whole number", is_whole),
-    "latency": _SECONDS,
-    "finishAfter": _SECONDS,
-    "clockAhead": _NUMBER,
-    "tokens": _OBJECT,
-    "faults": Rule("a list of objects", is_list_of(_OBJECT.holds)),
-}
-_TOKENS_RULES: Final = {"expireAfter": _COUNT, "which": one_of(["first", "all"])}
-
-_SELECTOR_RULES: Final[Mapping[str, Rule]] = {
-    "fault": one_of(KINDS),
-    "on": one_of([*ENDPOINTS.values(), "connection"]),
-    "at": Rule("a list of whole numbers from 1, not empty", is_list_of(_is_count, least=1)),
-    "every": _COUNT,
-    "share": Rule("a number from 0 to 1", lambda v: _is_number(v, 0, 1)),
-    "from": _COUNT,
-    "to": _COUNT,
-    "match": _OBJECT,
-    "seconds": _SECONDS,
-}
-_MATCH_RULES: Final = {"jobId": GUID, "text": TEXT}
-
-_KIND_RULES: Final[Mapping[str, Rule]] = {
-    "start": TRUTH,
-    "status": Rule("a status from 200 to 599", lambda v: is_whole(v, 200, 599)),
-    "retryAfter": Rule(
-        "a number of seconds, an ASCII text, or a list of them",
-        lambda v: v != [] and all(_is_number(item) or _is_ascii(item) for item in _items(v)),
-    ),
-    "retryAfterDate": _NUMBER,
-    "headers": Rule("an object of ASCII texts or lists of them", _are_headers),
-    "after": _SECONDS,
-    "bytes": Rule("a whole number from 0", lambda v: is_whole(v, 0)),
-    "location": Rule("an ASCII text", _is_ascii),
-    "body": TEXT,
-    "encoding": one_of(["gzip", "deflate", "none"]),
-    "keys": Rule("a list of strings", is_list_of(TEXT.holds)),
-    "then": one_of(end.value for end in End),
-    "error": TEXT,
-}
-"""Keys of some kinds only: which, says :data:`KINDS`."""
-
-
-def read_script(script: Any) -> Script:
-    """Return what a fault script's JSON says.
-
-    Raises:
-        SimulatorError: it is malformed.
-    """
-    settings = check_object(script, "", _SCRIPT_RULES)
-
-    if "tokens" in settings:
-        check_object(settings["tokens"], "tokens", _TOKENS_RULES, "expireAfter")
-
-    entries = enumerate(settings.get("faults", []))
-    return Script(settings, tuple(_read_fault(i, entry) for i, entry in entries))
-
-
-def _read_fault(index: int, entry: dict[str, Any]) -> Fault:
-    where = f"faults[{index}]"
-    check_object(entry, where, {"fault": _SELECTOR_RULES["fault"]}, "fault", is_closed=False)
-    name = entry["fault"]
-    kind = KINDS[name]
-    own = {key: rule for key, rule in _KIND_RULES.items() if key in kind.needs | kind.takes}
-    check_object(entry, where, {**_SELECTOR_RULES, **own}, *sorted(kind.needs))
-    check_object(entry.get("match", {}), f"{where}.match", _MATCH_RULES)
-
-    if entry.get("on") == "connection" and name not in _CONNECTION_KINDS:
-        expected = f"{one_of(_CONNECTION_KINDS).expected} on a connection"
-        raise SimulatorError(f"{where}.fault", expected=expected, got=name)
-
-    if entry.get("from", 1) > entry.get("to", math.inf):
-        expected = f"a number from {entry['from']}, where the fault begins"
-        raise SimulatorError(f"{where}.to", expected=expected, got=entry["to"])
-
-    if name == "raw" and max(entry["body"], default="") > "\xff":
-        expected = "characters up to U+00FF, each of which is sent as one byte"
-        raise SimulatorError(f"{where}.body", expected=expected, got=entry["body"])
-
-    return Fault(name, index, entry)
+    return Delivery(data, end, entry.get("after", 0))

@@ -6,6 +6,7 @@ import re
 import secrets
 import uuid
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,52 +15,16 @@ from urllib.parse import parse_qs
 import orjson
 
 from deslaunch.simulator import faults
-from deslaunch.simulator.faults import (
-    GUID,
-    TEXT,
-    Fault,
-    Refused,
-    Request,
-    Response,
-    Rule,
-    Script,
-    is_list_of,
-    is_whole,
-    shorten,
-)
+from deslaunch.simulator.faults import Entry, Json, Refused, Request, Script, is_whole, shorten
 
 POS_USAGE_EXPORT: Final = "43f87799-62c6-4001-92f9-6b3df816a6d6"
 CSV_SALES_EXPORT: Final = "8d0c3c7e-5b0f-4d5e-9a51-0f6a2f1c9e04"
 
-_PASSWORD_FIELDS: Final = ("client_id", "client_secret", "org_id", "username", "password")
-
-Json = dict[str, Any]
-Job = Mapping[str, Any]
-"""One job of a jobs file, checked."""
-
-
-# The jobs.
-
-
 DEFAULT_JOBS: Final[Mapping[str, Any]] = faults.load_json(Path(__file__).with_name("jobs.json"))
 """Two real templates as jobs. ``exclusive`` and ``template`` are private to the simulator."""
 
-_HIDDEN: Final = frozenset({"exclusive", "template"})
-
-
-def _is_parameter(value: Any) -> bool:
-    is_named = isinstance(value, dict) and isinstance(value.get("name"), str)
-    return is_named and (value.get("type") is None or is_whole(value["type"]))
-
-
-_FILE_RULES: Final = {"jobs": Rule("a list of jobs", lambda v: isinstance(v, list))}
-_JOB_RULES: Final[Mapping[str, Rule]] = {
-    "jobId": GUID,
-    "jobRunParameters": Rule(
-        "a list of parameters, each with its name and type number", is_list_of(_is_parameter)
-    ),
-    "exclusive": Rule("a list of lists of names", is_list_of(is_list_of(TEXT.holds))),
-}
+Job = Mapping[str, Any]
+"""One job of a jobs file, checked."""
 
 
 def read_jobs(jobs: Any) -> dict[str, Job]:
@@ -71,15 +36,13 @@ def read_jobs(jobs: Any) -> dict[str, Job]:
     Raises:
         SimulatorError: it is malformed.
     """
-    found = {}
-    faults.check_object(jobs, "", _FILE_RULES, "jobs", is_closed=False)
+    faults.check_object(jobs, "", ["jobs"], is_closed=False)
 
     for i, job in enumerate(jobs["jobs"]):
-        needed = "jobId", "jobRunParameters"
-        faults.check_object(job, f"jobs[{i}]", _JOB_RULES, *needed, is_closed=False)
-        found[job["jobId"].lower()] = job
+        needed = ["jobId", "jobRunParameters"]
+        faults.check_object(job, f"jobs[{i}]", needed, ["exclusive"], is_closed=False)
 
-    return found
+    return {job["jobId"].lower(): job for job in jobs["jobs"]}
 
 
 # The rules of a start.
@@ -97,13 +60,10 @@ def check_parameters(job: Job, parameters: Mapping[str, Any]) -> None:
         raise Refused(400, f"unknown parameter {name!r}")
 
     for name, rules in declared.items():
-        if name in parameters:
-            problem = _problem_of(rules, parameters[name])
-        else:
-            problem = "is required" if rules.get("required") else ""
+        problem = _problem_of(rules, parameters[name]) if name in parameters else ""
 
-        if problem:
-            raise Refused(400, f"parameter {name!r} {problem}")
+        if problem or (rules.get("required") and name not in parameters):
+            raise Refused(400, f"parameter {name!r} {problem or 'is required'}")
 
     used = {
         name
@@ -158,59 +118,66 @@ def is_text_of(type_number: int | None, text: str) -> bool:
 
     match = _TEXTS[type_number].fullmatch(text)
 
-    if match is not None and type_number == _INTEGER:
+    if match is None or type_number == _DECIMAL:
+        return match is not None
+
+    if type_number == _INTEGER:
         return -(1 << 63) <= int(match[1] + match[2]) < 1 << 63
 
-    if match is not None and type_number == _DATETIME:
-        try:
-            date.fromisoformat(text[:10])
-        except ValueError:
-            return False
+    with suppress(ValueError):
+        return bool(date.fromisoformat(text[:10]))
 
-    return match is not None
+    return False
 
 
 # Tokens.
 
 
-class Tokens:
-    """Access tokens, each with the number of starts left to it.
+class AuthServer:
+    """Who may call the service: access tokens, each with the number of starts left to it.
 
     Args:
-        good: tokens that are good from the start, and don't expire by time.
+        tokens: that are good from the start, and don't expire by time.
         script: after how many starts a token expires.
         seconds: for which an issued token is good.
+        login: what a password grant must say; what it does not name may be anything.
         clock: Unix time in seconds.
+
+    Attributes:
+        svc: base URL that a token's response names; set once the simulator listens.
     """
 
+    svc = ""
+
     def __init__(
-        self, good: Iterable[str], script: Script, seconds: float, clock: Callable[[], float]
+        self,
+        tokens: Iterable[str],
+        script: Script,
+        seconds: float,
+        login: Mapping[str, str],
+        clock: Callable[[], float],
     ) -> None:
-        self.seconds = seconds
+        self._limit = script.get("tokens", {})
+        self._seconds = seconds
+        self._login = login
         self._clock = clock
-        self._script = script
         self._left: dict[str, float] = {}
         self._ends: dict[str, float] = {}
+        self._organisations: dict[str, str] = {}  # of refresh tokens, each good once
 
-        for token in good:
+        for token in tokens:
             self._add(token, math.inf)
 
-    def _add(self, token: str, end: float) -> str:
-        limit = self._script.settings.get("tokens", {})
-        is_limited = limit.get("which") == "all" or not self._ends  # else the first token only
-        self._left[token] = limit.get("expireAfter", math.inf) if is_limited else math.inf
+    def _add(self, token: str, end: float) -> None:
+        is_limited = self._limit.get("which") == "all" or not self._ends  # else the first one only
+        self._left[token] = self._limit.get("expireAfter", math.inf) if is_limited else math.inf
         self._ends[token] = end
-        return token
-
-    def issue(self) -> str:
-        """Return a new access token."""
-        return self._add(secrets.token_urlsafe(24), self._clock() + self.seconds)
 
     def revoke(self, token: str) -> None:
         """Accept a token no more."""
         self._left.pop(token, None)
 
-    def check_bearer(self, request: Request) -> str:
+    def check(self, request: Request) -> str:
         """Return the token of a request.
 
         Raises:
@@ -227,6 +194,53 @@ class Tokens:
     def spend(self, token: str) -> None:
         """Count one start against an access token."""
         self._left[token] -= 1
+
+    def grant(self, request: Request) -> Json:
+        """Return a new access token and a new refresh token.
+
+        Raises:
+            Refused: 400 or 401, with OAuth's word for what is wrong.
+        """
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+        if content_type != "application/x-www-form-urlencoded":
+            raise Refused(400, "the body is not form-encoded")
+
+        fields = parse_qs(request.body.decode("latin-1")).items()
+        form = {name: values[-1] for name, values in fields}
+        kind, spent = form.get("grant_type"), form.get("refresh_token", "")
+        needed, scope = set[str](), set[str]()
+
+        if kind == "password":
+            needed = {"client_id", "client_secret", "org_id", "username", "password"}
+            scope = {"des", "offline_access"}
+
+        org_id = form.get("org_id") if needed else self._organisations.get(spent)
+        wrong = {name for name, value in self._login.items() if form.get(name, value) != value}
+        rules = {
+            "unsupported_grant_type": kind in {"password", "refresh_token"},
+            "invalid_request": needed <= form.keys(),
+            "invalid_scope": scope <= {*form.get("scope", "").split()},
+            "invalid_client": not wrong & {"client_id", "client_secret"},
+            "invalid_grant": org_id and not wrong,
+        }
+
+        for error, holds in rules.items():
+            if not holds:
+                raise Refused(401 if error == "invalid_client" else 400, error, key="error")
+
+        self._organisations.pop(spent, None)
+        token, refresh_token = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
+        self._add(token, self._clock() + self._seconds)
+        self._organisations[refresh_token] = str(org_id)
+        return {
+            "token_type": "Bearer",
+            "access_token": token,
+            "expires_in": self._seconds,
+            "refresh_token": refresh_token,
+            "svc": self.svc,
+            "org_id": org_id,
+        }
 
 
 # The runs.
@@ -257,18 +271,6 @@ class Run(NamedTuple):
         parameters: dict[str, Any] = orjson.loads(self.body).get("parameters") or {}
         return parameters
 
-    def line(self) -> bytes:
-        """Return the log's line, with its newline."""
-        record = {
-            "jobRunId": self.job_run_id,
-            "jobId": self.job_id,
-            "parameters": self.parameters,
-            "request": self.request,
-            "utc": _utc(self.created),
-            "body": self.body.decode(),
-        }
-        return orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE)
-
 
 def _utc(seconds: float) -> str:
     """Return a Unix time as RFC 3339 writes it, in milliseconds."""
@@ -284,13 +286,9 @@ class RunLog:
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
         self.runs: list[Run] = []
-        self._by_id: dict[str, Run] = {}
+        self.by_id: dict[str, Run] = {}
         self._path = path
         self._file = -1
-
-    def find(self, job_run_id: object) -> Run | None:
-        """Return the run with this id, in either case of letters, or None."""
-        return self._by_id.get(str(job_run_id).lower())
 
     def open(self) -> None:
         """Open the file for appending, with mode 0600 where it is new.
@@ -316,13 +314,21 @@ class RunLog:
             OSError: it could not be written; the run is not in memory.
         """
         if self._file >= 0:
-            line = memoryview(run.line())
+            record = {
+                "jobRunId": run.job_run_id,
+                "jobId": run.job_id,
+                "parameters": run.parameters,
+                "request": run.request,
+                "utc": _utc(run.created),
+                "body": run.body.decode(),
+            }
+            line = memoryview(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE))
 
             while line:
                 line = line[os.write(self._file, line) :]
 
         self.runs.append(run)
-        self._by_id[run.job_run_id] = run
+        self.by_id[run.job_run_id] = run
 
 
 # The endpoints.
@@ -333,49 +339,37 @@ class Des:
 
     Args:
         jobs: a jobs file's JSON.
-        tokens: who may call.
+        auth: who may call.
         log: where runs are kept.
-        login: what a password grant must say; what it does not name may be anything.
         clock: Unix time in seconds.
         finish_after: seconds from a run's start to its end.
-
-    Attributes:
-        svc: base URL that a token's response names; set once the simulator listens.
 
     Raises:
         SimulatorError: the jobs file is malformed.
     """
 
-    svc = ""
-
     def __init__(
         self,
         jobs: Mapping[str, Any],
-        tokens: Tokens,
+        auth: AuthServer,
         log: RunLog,
-        login: Mapping[str, str],
         clock: Callable[[], float],
         finish_after: float,
     ) -> None:
         self._jobs = read_jobs(jobs)
-        self._public_jobs = [
-            {key: value for key, value in job.items() if key not in _HIDDEN} for job in jobs["jobs"]
-        ]
-        self._tokens = tokens
-        self._organisations: dict[str, str] = {}  # of refresh tokens, each good once
+        self._auth = auth
         self._log = log
-        self._login = login
         self._clock = clock
         self._finish_after = finish_after
 
-    def serve(self, endpoint: str, request: Request, number: int, fault: Fault | None) -> Response:
-        """Return the response that no fault has spoiled yet.
+    def serve(self, endpoint: str, request: Request, number: int, entry: Entry) -> Json:
+        """Return the answer that no fault has spoiled yet.
 
         Args:
             endpoint: its name, ``""`` for a path that is none.
             request: to it.
             number: of the request at this endpoint, from 1.
-            fault: what will spoil the response.
+            entry: the fault that will spoil the answer.
 
         Raises:
             Refused: the request breaks a rule.
@@ -388,23 +382,36 @@ class Des:
             raise Refused(405, "only POST")
 
         if endpoint == "token":
-            return _respond(self._grant(request))
+            return self._auth.grant(request)
 
-        token = self._tokens.check_bearer(request)
+        token = self._auth.check(request)
 
         if endpoint == "queryjobs":
-            return _respond({"jobs": self._public_jobs})
+            private = {"exclusive", "template"}
+            jobs = self._jobs.values()
+            return {"jobs": [{k: v for k, v in job.items() if k not in private} for job in jobs]}
+
+        try:
+            body = orjson.loads(request.body)
+        except orjson.JSONDecodeError as exc:
+            raise Refused(400, f"the body is no JSON: {exc.msg}") from exc
+
+        if not isinstance(body, dict):
+            raise Refused(400, "the body is no JSON object")
 
         if endpoint == "queryrunstatus":
-            return _respond(self._run_status(_object_of(request)))
+            return self._run_status(body)
 
-        return _respond(self._start(request, token, number, fault))
+        run = self._start(body, request.body, number, entry)
+        self._auth.spend(token)
+        self._log.append(run)
+        told = self._log.runs[0] if entry["fault"] == "other-run" else run
+        return {"jobId": run.job_id, "jobRunId": told.job_run_id}
 
-    def _start(self, request: Request, token: str, number: int, fault: Fault | None) -> Json:
-        body = _object_of(request)
-        job_id = body.get("jobId")
+    def _start(self, body: Json, sent: bytes, number: int, entry: Entry) -> Run:
+        job_id, parameters = body.get("jobId"), body.get("parameters")
 
-        if not GUID.holds(job_id):
+        if not faults.is_guid(job_id):
             raise Refused(400, "jobId is no GUID")
 
         job_id = str(job_id).lower()
@@ -412,23 +419,16 @@ class Des:
         if job_id not in self._jobs:
             raise Refused(400, f"no job {job_id}")
 
-        parameters = body.get("parameters")
-
         if not isinstance(parameters, dict | None):
             raise Refused(400, "parameters is no JSON object")
 
         check_parameters(self._jobs[job_id], parameters or {})
-        self._tokens.spend(token)
-        says = {} if fault is None else fault.entry
-        kind = says.get("fault")
-        failure = says.get("error", "the export failed") if kind == "fail-run" else None
-        run = Run(str(uuid.uuid4()), job_id, request.body, number, self._clock(), failure)
-        self._log.append(run)
-        told = self._log.runs[0] if kind == "other-run" else run
-        return {"jobId": job_id, "jobRunId": told.job_run_id}
+        is_failing = entry["fault"] == "fail-run"
+        failure = entry.get("error", "the export failed") if is_failing else None
+        return Run(str(uuid.uuid4()), job_id, sent, number, self._clock(), failure)
 
     def _run_status(self, body: Json) -> Json:
-        run = self._log.find(body.get("jobRunId"))
+        run = self._log.by_id.get(str(body.get("jobRunId")).lower())
 
         if run is None:
             raise Refused(400, f"no run {shorten(body.get('jobRunId'))}")
@@ -448,70 +448,3 @@ class Des:
             "finishedUtc": _utc(end) if is_finished else None,
             "outputFiles": [{"fileName": f"{run.job_run_id}.csv"}] if is_good else [],
         }
-
-    def _grant(self, request: Request) -> Json:
-        form = _form_of(request)
-        is_password = form.get("grant_type") == "password"
-
-        if not is_password and form.get("grant_type") != "refresh_token":
-            raise _oauth_error("unsupported_grant_type")
-
-        if is_password and not all(map(form.get, _PASSWORD_FIELDS)):
-            raise _oauth_error("invalid_request")
-
-        if is_password and not {"des", "offline_access"} <= {*form.get("scope", "").split()}:
-            raise _oauth_error("invalid_scope")
-
-        wrong = {name for name, value in self._login.items() if form.get(name, value) != value}
-
-        if wrong & {"client_id", "client_secret"}:
-            raise Refused(401, "invalid_client", key="error")
-
-        if wrong:
-            raise _oauth_error("invalid_grant")
-
-        spent = form.get("refresh_token", "")
-        org_id = form["org_id"] if is_password else self._organisations.pop(spent, "")
-
-        if not org_id:
-            raise _oauth_error("invalid_grant")
-
-        refresh_token = secrets.token_urlsafe(24)
-        self._organisations[refresh_token] = org_id
-        return {
-            "token_type": "Bearer",
-            "access_token": self._tokens.issue(),
-            "expires_in": self._tokens.seconds,
-            "refresh_token": refresh_token,
-            "svc": self.svc,
-            "org_id": org_id,
-        }
-
-
-def _respond(value: object) -> Response:
-    return Response(200, orjson.dumps(value))
-
-
-def _oauth_error(code: str) -> Refused:
-    return Refused(400, code, key="error")
-
-
-def _form_of(request: Request) -> dict[str, str]:
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-    if content_type != "application/x-www-form-urlencoded":
-        raise Refused(400, "the body is not form-encoded")
-
-    return {name: values[-1] for name, values in parse_qs(request.body.decode("latin-1")).items()}
-
-
-def _object_of(request: Request) -> Json:
-    try:
-        body = orjson.loads(request.body)
-    except orjson.JSONDecodeError as exc:
-        raise Refused(400, f"the body is no JSON: {exc.msg}") from exc
-
-    if not isinstance(body, dict):
-        raise Refused(400, "the body is no JSON object")
-
-    return body
