@@ -25,17 +25,15 @@ from deslaunch.ledger.ledger import open_ledger, take_ledger
 from deslaunch.ledger.reading import ResultRow
 from deslaunch.manifest.files import Manifest
 from deslaunch.model import AUTO, JobRunParameterValue, Row
-from deslaunch.report import results
 from deslaunch.report.results import (
     COLUMNS,
-    CSV_HEADER,
     FILES,
     PAGE_MARK,
     Choice,
     check_output,
-    csv_line,
-    join_cells,
-    json_line,
+    csv_header,
+    csv_result,
+    json_result,
     open_output,
     split_results,
     write_results,
@@ -81,12 +79,12 @@ class TestOutput:
         assert list(output.parent.iterdir()) == [output]
 
     def test_after_an_error_the_old_file_is_there(self, output: Path) -> None:
-        output.write_bytes(CSV_HEADER)
+        output.write_bytes(csv_header())
 
         with pytest.raises(TypeError), open_output(output) as stream:
             stream.write("new\n")  # type: ignore[call-overload]
 
-        assert output.read_bytes() == CSV_HEADER
+        assert output.read_bytes() == csv_header()
         assert list(output.parent.iterdir()) == [output]
 
     @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
@@ -137,7 +135,7 @@ class TestOutput:
         ],
     )
     def test_a_sync_that_fails(self, output: Path, code: int, is_written: bool) -> None:
-        output.write_bytes(CSV_HEADER)
+        output.write_bytes(csv_header())
 
         def sync(_: int) -> None:
             raise OSError(code, os.strerror(code))
@@ -148,7 +146,7 @@ class TestOutput:
             with pytest.raises(ConfigurationError, match=f"written: {os.strerror(code)}"):
                 self.write(output, sync=sync)
 
-        assert output.read_bytes() == (b"new\n" if is_written else CSV_HEADER)
+        assert output.read_bytes() == (b"new\n" if is_written else csv_header())
         assert list(output.parent.iterdir()) == [output]
 
     def test_a_folder_that_can_not_be_synced_is_no_failure(self, output: Path) -> None:
@@ -236,11 +234,9 @@ class TestReplaced:
     @pytest.mark.parametrize(
         "first",
         [
-            pytest.param(CSV_HEADER, id="results"),
-            pytest.param(json_line(STARTED), id="results in JSONL"),
-            pytest.param(
-                results.header_with_manifest(["key", "target", "jobId", "A"]), id="with manifest"
-            ),
+            pytest.param(csv_header(), id="results"),
+            pytest.param(json_result(STARTED), id="results in JSONL"),
+            pytest.param(csv_header(["key", "target", "jobId", "A"]), id="with manifest"),
             pytest.param(PAGE_MARK + b"\n<html>", id="a report"),
             pytest.param(b"", id="nothing"),
         ],
@@ -279,24 +275,24 @@ class TestReplaced:
 
 class TestLines:
     def test_the_columns_are_those_of_the_contract(self) -> None:
-        assert CSV_HEADER == (
+        assert csv_header() == (
             b"key,row,target,jobId,jobName,state,jobRunId,attempts,status,error,"
             b"possibleDuplicate,sentUtc,answeredUtc,finished,success,statusText,finishedUtc,"
             b"outputFiles\r\n"
         )
 
     def test_csv(self) -> None:
-        assert csv_line(STARTED).decode() == (
+        assert csv_result(None, STARTED).decode() == (
             f"store-1,1,default,{JOB},Export,started,{RUN},2,200,,true,"
             '2026-11-24T01:02:03.004Z,2026-11-24T01:02:03.005Z,true,false,"no rows, again",'
             '2026-11-24T01:12:00Z,"[{""name"":""a.csv""}]"\r\n'
         )
-        assert csv_line(PENDING).decode() == (
+        assert csv_result(None, PENDING).decode() == (
             f"store-2,2,default,{JOB},Export,pending,,0,,,false,,,,,,,\r\n"
         )
 
     def test_json(self) -> None:
-        assert json.loads(json_line(STARTED)) == {
+        assert json.loads(json_result(STARTED)) == {
             "key": "store-1",
             "row": 1,
             "target": "default",
@@ -316,8 +312,8 @@ class TestLines:
             "finishedUtc": "2026-11-24T01:12:00Z",
             "outputFiles": [{"name": "a.csv"}],
         }
-        assert b'"possibleDuplicate":true' in json_line(STARTED)
-        pending = json.loads(json_line(PENDING))
+        assert b'"possibleDuplicate":true' in json_result(STARTED)
+        pending = json.loads(json_result(PENDING))
         assert list(pending) == list(COLUMNS)
         assert (pending["finished"], pending["possibleDuplicate"]) == (None, False)
 
@@ -333,18 +329,20 @@ class TestLines:
         ],
     )
     def test_a_cell_is_quoted_where_it_must_be(self, cell: str, text: str) -> None:
-        assert join_cells(["1", cell, "é"]) == f"1,{text},é"
+        row = PENDING._replace(error=cell, status_text="é")
+
+        assert csv_result(None, row).decode().endswith(f",pending,,0,,{text},false,,,,,é,,\r\n")
 
     @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=3, max_size=3))
     def test_any_text_is_read_back(self, texts: list[str]) -> None:
         key, error, said = texts
         row = STARTED._replace(key=key, error=error, status_text=said)
 
-        ((*cells,),) = csv.reader(io.StringIO(csv_line(row).decode(), newline=""))
+        ((*cells,),) = csv.reader(io.StringIO(csv_result(None, row).decode(), newline=""))
 
         assert (cells[0], cells[9], cells[15]) == (key, error, said)
         assert len(cells) == len(COLUMNS)
-        assert json.loads(json_line(row))["error"] == error
+        assert json.loads(json_result(row))["error"] == error
 
 
 def files_in(folder: Path) -> list[str]:
@@ -549,7 +547,7 @@ class TestBatch:
         self, night: Path, tmp_path: Path
     ) -> None:
         output = tmp_path / "out.csv"
-        output.write_bytes(CSV_HEADER)
+        output.write_bytes(csv_header())
 
         async with await open_ledger(str(night)) as ledger:
             ledger.results = broken_results  # type: ignore[method-assign]
@@ -557,7 +555,7 @@ class TestBatch:
             with pytest.raises(LedgerDamaged):
                 await write_results(ledger, output)
 
-        assert output.read_bytes() == CSV_HEADER
+        assert output.read_bytes() == csv_header()
         assert files_in(tmp_path) == ["out.csv"]
 
     async def test_a_row_in_flight_is_called_so(self) -> None:

@@ -12,21 +12,20 @@ is no failure: a share may not be able to, and these files can be made again.
 import contextlib
 import errno
 import os
-import re
 import secrets
 import stat
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, Literal, NamedTuple
+from typing import Any, BinaryIO, Final, Literal, NamedTuple
 
 import orjson
 from anyio import CancelScope, to_thread
 
 from deslaunch.errors import ConfigurationError
 from deslaunch.ledger.reading import Reader, ResultRow
-from deslaunch.manifest.readers import NOTE_PREFIX, columns_of, csv_cells, header_of, json_object
+from deslaunch.manifest import readers
 from deslaunch.manifest.rows import RESULT_COLUMNS
 from deslaunch.model import Format, RowState, printable
 
@@ -44,9 +43,7 @@ PAGE_MARK: Final = b"<!DOCTYPE html><!-- deslaunch report -->"
 """How the first line of a report begins."""
 
 _BESIDE_LEDGER: Final = ("", "-wal", "-shm", "-journal", ".lock", ".new")
-_WORDS: Final = {None: "", 0: "false", 1: "true"}
-_SPECIAL: Final = re.compile(r'[",\r\n]')
-_BOOLS: Final = {None: None, 0: False, 1: True}
+_FLAGS: Final = [COLUMNS.index(name) for name in ("possibleDuplicate", "finished", "success")]
 
 
 class Choice(NamedTuple):
@@ -109,13 +106,12 @@ async def write_results(
         if isinstance(output, Path):
             output = await stack.enter_async_context(open_beside(ledger, output, force=force))
 
-        encode, header = (json_line, b"") if form == "jsonl" else (csv_line, CSV_HEADER)
+        encode: Callable[[ResultRow], bytes] = partial(json_result, with_manifest=with_manifest)
+        header = b""
 
-        if with_manifest and form == "jsonl":
-            encode = json_with_manifest
-        elif with_manifest:
-            names = await _columns_of(ledger, choice)
-            encode, header = partial(csv_with_manifest, names), header_with_manifest(names)
+        if form == "csv":
+            names = await _columns_of(ledger, choice) if with_manifest else None
+            encode, header = partial(csv_result, names), csv_header(names)
 
         await to_thread.run_sync(output.write, header)
         count = 0
@@ -127,83 +123,51 @@ async def write_results(
     return count
 
 
-# Each line is made alone and goes straight into the stream's buffer: to gather the lines of a
-# portion takes three times as long, and so does the csv module, which looks at every character.
+def csv_header(names: Sequence[str] | None = None) -> bytes:
+    """Return the line above those of :func:`csv_result`."""
+    return readers.csv_line(
+        COLUMNS
+        if names is None
+        else [*names, *(f"{readers.NOTE_PREFIX}{name}" for name in COLUMNS)]
+    )
 
 
-def csv_line(row: ResultRow) -> bytes:
-    """Return a result as a line of CSV (RFC 4180)."""
-    return f"{_cells(row)}\r\n".encode()
-
-
-def _cells(row: ResultRow) -> str:
-    cells = ["" if value is None else str(value) for value in row[1:18]]
-    cells[10], cells[13], cells[14] = _WORDS[row[11]], _WORDS[row[14]], _WORDS[row[15]]
-    files = row.output_files
-    # JSON, so that it is quoted without a look.
-    return f"{join_cells(cells)},{'' if files is None else _quote(files)}"
-
-
-def join_cells(cells: Sequence[str]) -> str:
-    """Return cells as a record of CSV without its end."""
-    line = ",".join(cells)
-
-    if line.count(",") >= len(cells) or '"' in line or "\n" in line or "\r" in line:
-        return ",".join([_quote(cell) if _SPECIAL.search(cell) else cell for cell in cells])
-
-    return line
-
-
-def _quote(cell: str) -> str:
-    doubled = cell.replace('"', '""')
-    return f'"{doubled}"'
-
-
-CSV_HEADER: Final = f"{join_cells(COLUMNS)}\r\n".encode()
-
-
-def json_line(row: ResultRow) -> bytes:
-    """Return a result as a line of JSON."""
-    return orjson.dumps(result_object(row), option=orjson.OPT_APPEND_NEWLINE)
-
-
-def result_object(row: ResultRow) -> dict[str, object]:
-    """Return a result in the documented form, for orjson."""
-    found: dict[str, object] = dict(zip(COLUMNS, row[1:], strict=False))
-    found["possibleDuplicate"] = _BOOLS[row[11]]
-    found["finished"], found["success"] = _BOOLS[row[14]], _BOOLS[row[15]]
-
-    if row.output_files is not None:
-        found["outputFiles"] = orjson.Fragment(row.output_files)
-
-    return found
-
-
-def json_with_manifest(row: ResultRow) -> bytes:
-    """Return a result beside what its row says, as a line of JSON."""
-    line = json_object(row.says or "{}", row.key or None)
-    line["deslaunch"] = {**line.get("deslaunch", {}), **result_object(row)}
-    return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
-
-
-def csv_with_manifest(names: Sequence[str], row: ResultRow) -> bytes:
-    """Return a result beside what its row says, as a line of CSV.
+def csv_result(names: Sequence[str] | None, row: ResultRow) -> bytes:
+    """Return a result as a line of CSV (RFC 4180).
 
     Args:
-        names: the columns of what rows say.
-        row: the result, with what its row says.
+        names: columns of what the row says, beside which it is put; None to leave that out.
+        row: the result, with what its row says where there are such columns.
 
     Raises:
         ManifestError: the row says what CSV can't.
     """
-    said = join_cells(csv_cells(row.says or "{}", names, row.key))
-    return f"{said},{_cells(row)}\r\n".encode()
+    said = [] if names is None else readers.csv_cells(row.says or "{}", names, row.key)
+    return readers.csv_line([*said, *_values(row, {None: None, 0: "false", 1: "true"})])
 
 
-def header_with_manifest(names: Sequence[str]) -> bytes:
-    """Return the header line for such lines."""
-    own = (f"{NOTE_PREFIX}{column}" for column in COLUMNS)
-    return f"{join_cells((*names, *own))}\r\n".encode()
+def json_result(row: ResultRow, *, with_manifest: bool = False) -> bytes:
+    """Return a result as a line of JSON, alone or beside what its row says."""
+    found = dict(zip(COLUMNS, _values(row, {None: None, 0: False, 1: True}), strict=True))
+
+    if row.output_files is not None:
+        found["outputFiles"] = orjson.Fragment(row.output_files)
+
+    if with_manifest:
+        said = readers.json_object(row.says or "{}", row.key or None)
+        found = {**said, "deslaunch": {**said.get("deslaunch", {}), **found}}
+
+    return orjson.dumps(found, option=orjson.OPT_APPEND_NEWLINE)
+
+
+def _values(row: ResultRow, flags: Mapping[int | None, object]) -> list[Any]:
+    """Return what is told of a row, with each flag as ``flags`` has it."""
+    values: list[Any] = [*row[1 : len(COLUMNS) + 1]]
+
+    for place in _FLAGS:
+        values[place] = flags[values[place]]
+
+    return values
 
 
 async def _columns_of(ledger: Reader, choice: Choice) -> list[str]:
@@ -218,9 +182,9 @@ async def _columns_of(ledger: Reader, choice: Choice) -> list[str]:
     if ledger.batch.columns is None or is_corrected:
         async for rows in rows_of(ledger, choice, with_rows=True):
             for row in rows:
-                needed.update(dict.fromkeys(columns_of(row.says or "{}")))
+                needed.update(dict.fromkeys(readers.columns_of(row.says or "{}")))
 
-    return header_of(ledger.batch.columns or (), needed)
+    return readers.header_of(ledger.batch.columns or (), needed)
 
 
 async def split_results(
@@ -251,6 +215,7 @@ async def split_results(
         raise _unusable(folder, "written", exc) from exc
 
     names = await _columns_of(ledger, choice)
+    encode = partial(csv_result, names)
     counts = Counter(dict.fromkeys(FILES, 0))
 
     async with contextlib.AsyncExitStack() as stack:
@@ -259,26 +224,20 @@ async def split_results(
         for name in FILES:
             opening = open_beside(ledger, folder / f"{name}.csv", force=force)
             files[name] = await stack.enter_async_context(opening)
-            await to_thread.run_sync(files[name].write, header_with_manifest(names))
+            await to_thread.run_sync(files[name].write, csv_header(names))
 
         async for rows in rows_of(ledger, choice, with_rows=True):
-            counts.update(await to_thread.run_sync(_write_apart, rows, names, files))
+            apart = defaultdict(list)
 
-    return counts
+            for row in rows:
+                apart["unknown" if row.state == IN_FLIGHT else row.state].append(row)
 
+                if row.finished and not row.success:
+                    apart["run-failed"].append(row)
 
-def _write_apart(
-    rows: Sequence[ResultRow], names: Sequence[str], files: Mapping[str, BinaryIO]
-) -> Counter[str]:
-    counts: Counter[str] = Counter()
-
-    for row in rows:
-        line = csv_with_manifest(names, row)
-        own = [RowState.UNKNOWN.value if row.state == IN_FLIGHT else row.state]
-
-        for name in [*own, "run-failed"] if row.finished and not row.success else own:
-            files[name].write(line)
-            counts[name] += 1
+            for name, some in apart.items():
+                await to_thread.run_sync(files[name].writelines, map(encode, some))
+                counts[name] += len(some)
 
     return counts
 
