@@ -19,8 +19,7 @@ exact to the byte, and no HTTP framework can send one.
 module  role
 ======= ========================================================================
 service the four endpoints without sockets and faults: jobs, tokens, the log of runs
-faults  HTTP by hand; fault scripts: which request meets which fault, and what it makes of a
-        response
+faults  HTTP by hand; which request meets which fault, and what it makes of a response
 ======= ========================================================================
 
 Here is :class:`Simulator`, which leads each request through all of them.
@@ -50,7 +49,6 @@ key                meaning
 seed               a whole number that moves every ``share``; default 0
 latency            seconds that every response waits; default 0
 finishAfter        seconds from a run's start to its end; default 0
-clockAhead         seconds that DES's clock (``Date``, createdUtc …) is ahead
 tokens.expireAfter started runs that a token is good for; then it gets 401
 tokens.which       ``first`` (default): only the first token; ``all``: every one
 faults             the first whose selectors all hold is applied, and no other
@@ -70,8 +68,7 @@ at           these request numbers, a list
 every        every n-th request
 share        this share of the requests, 0 to 1
 from, to     this range of request numbers, both inclusive
-match.jobId  starts of this job
-match.text   requests whose body has these characters in it
+match        requests whose body has these characters in it
 ============ ==================================================================
 
 Kinds that make no run:
@@ -79,10 +76,9 @@ Kinds that make no run:
 ============ ==================================================================
 fault        what the client gets
 ============ ==================================================================
-status       the ``status``, with ``retryAfter`` (seconds, any text, or a list:
-             a header each), ``retryAfterDate`` (seconds from now, sent as a
-             date), ``body``, ``headers``
-redirect     ``status`` (default 302) and ``location``
+status       the ``status``, with ``retryAfter`` (seconds or any text),
+             ``retryAfterDate`` (seconds from now, sent as a date), ``body``,
+             ``headers`` (name to text, or to a list: a header each)
 close        FIN
 reset        RST
 hang         nothing, on an open connection
@@ -114,7 +110,7 @@ gzip                 a valid response, packed: ``encoding`` is ``gzip`` (default
                      ``deflate``, or ``none`` for gzip that no header names;
                      ``bytes`` long when it is unpacked
 bom                  U+FEFF before the JSON
-headers              a good response with more ``headers``: name to text or list
+headers              a good response with more ``headers``
 latency              a good response, after ``seconds`` more
 hold                 a good response, after :meth:`Simulator.release`
 fail-run             a good response; the run's status becomes failed, with
@@ -193,15 +189,13 @@ class Simulator:
         port: 0 for any free one.
         ssl: server-side TLS context, or None for plain HTTP.
         sleep: waits so many seconds.
-        clock: Unix time in seconds.
+        clock: Unix time in seconds, as DES has it.
 
     Raises:
         SimulatorError: the script is malformed, or the jobs are.
         OSError: on entering, the address is not free or the log can't be opened; on leaving,
             a run could not be logged (its client got FIN and no response).
     """
-
-    _loop: asyncio.AbstractEventLoop
 
     def __init__(
         self,
@@ -223,9 +217,11 @@ class Simulator:
         self.use(script)
         self._log = service.RunLog(log)
         self.runs = self._log.runs
-        self._auth = service.AuthServer(tokens, self._script, token_seconds, login or {}, self._now)
+        self._auth = service.AuthServer(
+            tokens, self._script, token_seconds, login or {}, self._clock
+        )
         finish_after = self._script.get("finishAfter", 0)
-        self._des = service.Des(jobs, self._auth, self._log, self._now, finish_after)
+        self._des = service.Des(jobs, self._auth, self._log, self._clock, finish_after)
         self._host, self._port, self._ssl = host, port, ssl
         self._numbers: Counter[str] = Counter()
         self._released = asyncio.Event()
@@ -380,7 +376,7 @@ class Simulator:
                 while end == "keep" and (request := await faults.read_request(reader)):
                     end = await self._respond(request, writer)
             except Refused as refused:
-                _send(writer, refused.response.encode(self._now()))
+                _send(writer, refused.response.encode(self._clock()))
 
             if end == "reset":
                 # A socket that may not linger throws its connection away: RST.
@@ -426,7 +422,7 @@ class Simulator:
             if fault.get("start", faults.KINDS[fault["fault"]].is_served):
                 answer = self._des.serve(endpoint, request, number, fault)
         except Refused as refused:
-            return Delivery(refused.response.encode(self._now()))
+            return Delivery(refused.response.encode(self._clock()))
         except OSError as exc:
             self._failures.append(exc)
             return Delivery(b"", "close")
@@ -440,11 +436,7 @@ class Simulator:
         if fault["fault"] == "hold":
             await self._released.wait()
 
-        return faults.spoil(fault, answer, self._now())
-
-    def _now(self) -> float:
-        ahead: float = self._script.get("clockAhead", 0)
-        return self._clock() + ahead
+        return faults.spoil(fault, answer, self._clock())
 
     def _look(self) -> None:
         for event, reached in self._waiting.items():

@@ -262,10 +262,6 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_text, value))
 
 
-def _are_waits(value: Any) -> bool:
-    return value != [] and all(_is_number(item) or _is_ascii(item) for item in _items(value))
-
-
 def _are_headers(value: Any) -> bool:
     return isinstance(value, dict) and all(
         map(_is_ascii, [*value, *(text for texts in value.values() for text in _items(texts))])
@@ -351,23 +347,18 @@ def _status(entry: Entry, answer: Json, now: float) -> Response:
     if "body" in entry:
         body = entry["body"].encode()
 
-    waits = _items(entry.get("retryAfter", []))
+    wait = entry.get("retryAfter")
 
     if "retryAfterDate" in entry:
-        waits = [formatdate(now + entry["retryAfterDate"], usegmt=True)]
+        wait = formatdate(now + entry["retryAfterDate"], usegmt=True)
 
-    headers = *(("Retry-After", str(wait)) for wait in waits), *_headers(entry)
-    return Response(status, b"" if status in (204, 304) else body, headers)
+    headers = () if wait is None else (("Retry-After", str(wait)),)
+    return Response(status, b"" if status in (204, 304) else body, headers + _headers(entry))
 
 
 def _headers(entry: Entry) -> Headers:
     named = entry.get("headers", {}).items()
     return tuple((name, text) for name, texts in named for text in _items(texts))
-
-
-def _redirect(entry: Entry, _answer: Json, _now: float) -> Response:
-    location = entry.get("location", "http://127.0.0.1:9/elsewhere")
-    return Response(entry.get("status", 302), b"", (("Location", location),))
 
 
 def _raw(entry: Entry, answer: Json, _now: float) -> bytes:
@@ -432,7 +423,6 @@ _STATUS_KEYS: Final = "retryAfter", "retryAfterDate", "body", "headers"
 
 KINDS: Final[Mapping[str, Kind]] = {
     "status": Kind(_status, is_served=False, needs=("status",), takes=_STATUS_KEYS),
-    "redirect": Kind(_redirect, is_served=False, takes=("status", "location")),
     "close": Kind(_silence, "close", is_served=False),
     "reset": Kind(_silence, "reset", is_served=False),
     "hang": Kind(_silence, "hang", is_served=False),
@@ -477,7 +467,7 @@ RULES: Final[Mapping[str, Rule]] = {
         ("status", Rule("a status from 200 to 599", lambda v: is_whole(v, 200, 599))),
         ("at", _list_of("a list of whole numbers from 1, not empty", _is_count, least=1)),
         ("share", Rule("a number from 0 to 1", lambda v: _is_number(v, 0, 1))),
-        ("clockAhead retryAfterDate", Rule("a number of seconds", _is_number)),
+        ("retryAfterDate", Rule("a number of seconds", _is_number)),
         (
             "latency finishAfter seconds after",
             Rule("a number of seconds from 0", lambda v: _is_number(v, 0)),
@@ -488,12 +478,14 @@ RULES: Final[Mapping[str, Rule]] = {
         ("then", _one_of(get_args(End))),
         ("encoding", _one_of(["gzip", "deflate", "none"])),
         ("which", _one_of(["first", "all"])),
-        ("body text error", Rule("a string", _is_text)),
-        ("location", Rule("an ASCII text", _is_ascii)),
+        ("body match error", Rule("a string", _is_text)),
         ("headers", Rule("an object of ASCII texts or lists of them", _are_headers)),
-        ("retryAfter", Rule("a number of seconds, an ASCII text, or a list of them", _are_waits)),
+        (
+            "retryAfter",
+            Rule("a number of seconds or an ASCII text", lambda v: _is_number(v) or _is_ascii(v)),
+        ),
         ("keys", Rule("a list of strings", _are_texts)),
-        ("tokens match", Rule("an object", lambda v: isinstance(v, dict))),
+        ("tokens", Rule("an object", lambda v: isinstance(v, dict))),
         ("faults", _list_of("a list of objects", lambda v: isinstance(v, dict))),
         ("jobs", Rule("a list of jobs", lambda v: isinstance(v, list))),
         ("jobId", Rule("a GUID", is_guid)),
@@ -507,7 +499,7 @@ RULES: Final[Mapping[str, Rule]] = {
 }
 """What may stand at each key of the simulator's files."""
 
-_SCRIPT_KEYS: Final = "seed", "latency", "finishAfter", "clockAhead", "tokens", "faults"
+_SCRIPT_KEYS: Final = "seed", "latency", "finishAfter", "tokens", "faults"
 _FAULT_KEYS: Final = (
     *("on", "at", "every", "share", "from", "to", "match"),
     *("seconds", "start", "after", "then"),
@@ -537,7 +529,6 @@ def _check_fault(entry: Entry, where: str) -> None:
     name = entry["fault"]
     kind = KINDS[name]
     check_object(entry, where, ["fault", *kind.needs], [*_FAULT_KEYS, *kind.takes])
-    check_object(entry.get("match", {}), f"{where}.match", others=["jobId", "text"])
     silent = {"close", "reset", "hang"}
     first = entry.get("from", 1)
     rules = {
@@ -566,16 +557,13 @@ def pick(script: Script, on: str, number: int, body: bytes = b"") -> Entry:
     seed = script.get("seed", 0)
 
     for place, entry in enumerate(script.get("faults", [])):
-        match = entry.get("match", {})
-
         if (
             entry.get("on", "startjob") == on
             and entry.get("from", 1) <= number <= entry.get("to", math.inf)
             and number % entry.get("every", 1) == 0
             and number in entry.get("at", [number])
             and ("share" not in entry or _fraction(seed, place, number) < entry["share"])
-            and match.get("text", "").encode() in body
-            and ("jobId" not in match or match["jobId"].lower() == _job_id_in(body))
+            and entry.get("match", "").encode() in body
         ):
             found: Entry = entry
             return found
@@ -587,13 +575,6 @@ def _fraction(seed: int, place: int, number: int) -> float:
     """Return a number from 0 to below 1 that depends on nothing but the arguments."""
     digest = hashlib.blake2b(f"{seed}:{place}:{number}".encode(), digest_size=6).digest()
     return int.from_bytes(digest) / (1 << 48)
-
-
-def _job_id_in(body: bytes) -> str | None:
-    try:
-        return str(orjson.loads(body).get("jobId")).lower()
-    except (orjson.JSONDecodeError, AttributeError):
-        return None
 
 
 def spoil(entry: Entry, answer: Json, now: float) -> Delivery:
