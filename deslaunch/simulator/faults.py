@@ -250,6 +250,14 @@ def _is_ascii(value: Any) -> bool:
     return isinstance(value, str) and value.isascii() and not {"\r", "\n"} & {*value}
 
 
+def _is_duration(value: Any) -> bool:
+    return _is_number(value, 0)
+
+
+def _is_wait(value: Any) -> bool:
+    return _is_number(value) or _is_ascii(value)
+
+
 def _is_count(value: Any) -> bool:
     return is_whole(value, 1)
 
@@ -258,8 +266,12 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _list_of(holds: Callable[[Any], bool], least: int = 0) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, list) and len(v) >= least and all(map(holds, v))
 
 
 def _are_headers(value: Any) -> bool:
@@ -277,20 +289,10 @@ def _is_parameter(value: Any) -> bool:
     return is_named and (value.get("type") is None or is_whole(value["type"]))
 
 
-class Rule(NamedTuple):
-    """What may stand in one place of a file, in words and as a test."""
-
-    expected: str
-    holds: Callable[[Any], bool]
-
-
-def _one_of(words: Iterable[str]) -> Rule:
+def _one_of(words: Iterable[str]) -> tuple[str, Callable[[Any], bool]]:
+    """Return the rule that nothing but one of these words may stand somewhere."""
     known = sorted(words)
-    return Rule(f"one of {', '.join(known)}", known.__contains__)
-
-
-def _list_of(what: str, holds: Callable[[Any], bool], least: int = 0) -> Rule:
-    return Rule(what, lambda v: isinstance(v, list) and len(v) >= least and all(map(holds, v)))
+    return f"one of {', '.join(known)}", known.__contains__
 
 
 def check_object(
@@ -320,12 +322,14 @@ def check_object(
     inside = f"{where}." if where else ""
 
     for key in [*required, *value]:
-        if key in known and not (key in value and RULES[key].holds(value[key])):
-            expected = RULES[key].expected
-            raise SimulatorError(inside + key, expected=expected, got=value.get(key))
-
         if key not in known and is_closed:
-            raise SimulatorError(inside + key, expected=_one_of(known).expected, got=key)
+            raise SimulatorError(inside + key, expected=_one_of(known)[0], got=key)
+
+        if key in known:
+            expected, holds = RULES[key]
+
+            if key not in value or not holds(value[key]):
+                raise SimulatorError(inside + key, expected=expected, got=value.get(key))
 
 
 # What a fault makes of the service's answer: a response, or bytes.
@@ -458,46 +462,37 @@ GOOD: Final[Entry] = {"fault": "latency"}
 # The script.
 
 
-RULES: Final[Mapping[str, Rule]] = {
-    key: rule
-    for keys, rule in (
-        ("seed", Rule("a whole number", is_whole)),
-        ("every from to expireAfter", Rule("a whole number from 1", _is_count)),
-        ("bytes", Rule("a whole number from 0", lambda v: is_whole(v, 0))),
-        ("status", Rule("a status from 200 to 599", lambda v: is_whole(v, 200, 599))),
-        ("at", _list_of("a list of whole numbers from 1, not empty", _is_count, least=1)),
-        ("share", Rule("a number from 0 to 1", lambda v: _is_number(v, 0, 1))),
-        ("retryAfterDate", Rule("a number of seconds", _is_number)),
-        (
-            "latency finishAfter seconds after",
-            Rule("a number of seconds from 0", lambda v: _is_number(v, 0)),
-        ),
-        ("start", Rule("true or false", lambda v: isinstance(v, bool))),
-        ("fault", _one_of(KINDS)),
-        ("on", _one_of([*ENDPOINTS.values(), "connection"])),
-        ("then", _one_of(get_args(End))),
-        ("encoding", _one_of(["gzip", "deflate", "none"])),
-        ("which", _one_of(["first", "all"])),
-        ("body match error", Rule("a string", _is_text)),
-        ("headers", Rule("an object of ASCII texts or lists of them", _are_headers)),
-        (
-            "retryAfter",
-            Rule("a number of seconds or an ASCII text", lambda v: _is_number(v) or _is_ascii(v)),
-        ),
-        ("keys", Rule("a list of strings", _are_texts)),
-        ("tokens", Rule("an object", lambda v: isinstance(v, dict))),
-        ("faults", _list_of("a list of objects", lambda v: isinstance(v, dict))),
-        ("jobs", Rule("a list of jobs", lambda v: isinstance(v, list))),
-        ("jobId", Rule("a GUID", is_guid)),
-        (
-            "jobRunParameters",
-            _list_of("a list of parameters, each with its name and type number", _is_parameter),
-        ),
-        ("exclusive", _list_of("a list of lists of names", _are_texts)),
+RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+    key: (expected, holds)
+    for keys, expected, holds in (
+        ("seed", "a whole number", is_whole),
+        ("every from to expireAfter", "a whole number from 1", _is_count),
+        ("at", "a list of whole numbers from 1, not empty", _list_of(_is_count, least=1)),
+        ("bytes", "a whole number from 0", lambda v: is_whole(v, 0)),
+        ("status", "a status from 200 to 599", lambda v: is_whole(v, 200, 599)),
+        ("share", "a number from 0 to 1", lambda v: _is_number(v, 0, 1)),
+        ("retryAfterDate", "a number of seconds", _is_number),
+        ("latency finishAfter seconds after", "a number of seconds from 0", _is_duration),
+        ("start", "true or false", lambda v: isinstance(v, bool)),
+        ("fault", *_one_of(KINDS)),
+        ("on", *_one_of([*ENDPOINTS.values(), "connection"])),
+        ("then", *_one_of(get_args(End))),
+        ("encoding", *_one_of(["gzip", "deflate", "none"])),
+        ("which", *_one_of(["first", "all"])),
+        ("body match error", "a string", _is_text),
+        ("keys", "a list of strings", _list_of(_is_text)),
+        ("retryAfter", "a number of seconds or an ASCII text", _is_wait),
+        ("headers", "an object of ASCII texts or lists of them", _are_headers),
+        ("tokens", "an object", _is_object),
+        ("faults", "a list of objects", _list_of(_is_object)),
+        ("jobs", "a list of jobs", lambda v: isinstance(v, list)),
+        ("jobId", "a GUID", is_guid),
+        ("jobRunParameters", "a list of parameters: name and type number", _list_of(_is_parameter)),
+        ("exclusive", "a list of lists of names", _list_of(_list_of(_is_text))),
     )
     for key in keys.split()
 }
-"""What may stand at each key of the simulator's files."""
+"""What may stand at each key of the simulator's files: in words, and as a test."""
 
 _SCRIPT_KEYS: Final = "seed", "latency", "finishAfter", "tokens", "faults"
 _FAULT_KEYS: Final = (
@@ -532,7 +527,7 @@ def _check_fault(entry: Entry, where: str) -> None:
     silent = {"close", "reset", "hang"}
     first = entry.get("from", 1)
     rules = {
-        ("fault", f"{_one_of(silent).expected} on a connection"): name in silent
+        ("fault", f"{_one_of(silent)[0]} on a connection"): name in silent
         or entry.get("on") != "connection",
         ("to", f"a number from {first}, where the fault begins"): first
         <= entry.get("to", math.inf),
