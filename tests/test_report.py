@@ -482,7 +482,7 @@ class TestTimeChart:
         assert [lane["name"] for lane in chart["lanes"]] == ["started", "failed"]
         first = chart["lanes"][0]
         assert first["label"] == "Started"
-        assert first["note"] == "6, at most 4 a second"
+        assert first["note"] == "6, at most 4 in 1 s"
         assert first["path"] == "M0.0 100h460.0v-100.0h-460.0zM500.0 100h460.0v-50.0h-460.0z"
         assert chart["days"] == "1 January 1970"
 

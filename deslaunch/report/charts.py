@@ -29,7 +29,6 @@ _WIDTHS: Final = (
     *(100, 200, 1_000, 2_000, 10_000, 30_000, 60_000, 120_000, 600_000, 1_800_000),
     *(n * _HOUR for n in (1, 3, 6, 12, 24)),
 )
-_RATES: Final = ((_SECOND, "a second"), (_MINUTE, "a minute"), (_HOUR, "an hour"))
 _UNITS: Final = (
     *((_DAY, "d", _HOUR, "h"), (_HOUR, "h", _MINUTE, "min")),
     (_MINUTE, "min", _SECOND, "s"),
@@ -42,15 +41,12 @@ _LAST_TICK: Final = 94.0
 
 def duration(ms: float) -> str:
     """Return a duration in at most two units: ``23 ms``, ``1.2 s``, ``4 min 7 s``."""
-    if ms < _SECOND:
-        return f"{ms:.0f} ms"
+    for unit, name, part, part_name in _UNITS:
+        if ms >= unit:
+            whole, rest = int(ms // unit), int(ms % unit // part)
+            return f"{whole:,} {name} {rest} {part_name}" if rest else f"{whole:,} {name}"
 
-    if ms < _MINUTE:
-        return f"{ms / _SECOND:.1f} s".replace(".0 s", " s")
-
-    unit, name, part, part_name = next(found for found in _UNITS if ms >= found[0])
-    whole, rest = int(ms // unit), int(ms % unit // part)
-    return f"{whole:,} {name} {rest} {part_name}" if rest else f"{whole:,} {name}"
+    return f"{ms:.0f} ms" if ms < _SECOND else f"{ms / _SECOND:.1f} s".replace(".0 s", " s")
 
 
 def percent(part: float, whole: float) -> str:
@@ -152,32 +148,28 @@ def time_chart(events: Iterable[tuple[int, str, int]], width: int) -> dict[str, 
         return None
 
     axis = time_axis(list(bars), width)
-    totals = sum(bars.values(), Counter())
-    shown = [name for name in SERIES if totals[name] or name == "started"]
-    lanes = [_lane(bars, width, axis, name, totals[name]) for name in shown]
-    return {**axis, "width": duration(width), "lanes": lanes}
+    lanes = (_lane(bars, width, axis, name) for name in SERIES)
+    shown = [lane for lane in lanes if lane["path"] or lane["name"] == "started"]
+    return {**axis, "width": duration(width), "lanes": shown}
 
 
 def _lane(
-    bars: Mapping[int, Counter[str]], width: int, axis: Mapping[str, Any], name: str, total: int
+    bars: Mapping[int, Counter[str]], width: int, axis: Mapping[str, Any], name: str
 ) -> dict[str, Any]:
     """Return one line of the timeline: label, numbers in words, and bars, the highest of 100."""
-    peak = max(counts[name] for counts in bars.values())
-    note = f"{total:,}"
+    numbers = {begin: counts[name] for begin, counts in bars.items() if counts[name]}
+    peak = max(numbers.values(), default=0)
+    note = f"{sum(numbers.values()):,}"
 
-    if name == "started" and peak > 1:
-        # The rate is told over a time in which it is no fraction.
-        per, unit = next((rate for rate in _RATES if peak * rate[0] >= width), _RATES[-1])
-        note += f", at most {peak * per / width:,.1f} {unit}".replace(".0 ", " ")
-    elif peak > 1:
+    if peak > 1:
         note += f", at most {peak:,} in {duration(width)}"
 
     # Each is wide and high enough to be seen.
     bar = max(2.0, axis["bar"] * 10 * 0.92)
     path = "".join(
-        f"M{axis['places'][begin] * 10:.1f} 100h{bar:.1f}v-{max(3.0, height):.1f}h-{bar:.1f}z"
-        for begin, counts in bars.items()
-        if (height := 100 * counts[name] / (peak or 1))
+        f"M{axis['places'][begin] * 10:.1f} 100h{bar:.1f}v-{height:.1f}h-{bar:.1f}z"
+        for begin, number in numbers.items()
+        if (height := max(3.0, 100 * number / peak))
     )
     return {"name": name, "label": SERIES[name], "note": note, "path": path}
 
@@ -188,8 +180,9 @@ def shares(counts: Counts) -> list[dict[str, Any]]:
     They come as ``Counts`` lists them. A state without rows is left out; what would be too thin
     to be seen is not that thin.
     """
-    states = [name for name in counts._fields if name not in _NO_STATES]
-    present = {state: getattr(counts, state) for state in states if getattr(counts, state)}
+    present = {
+        name: rows for name, rows in counts._asdict().items() if rows and name not in _NO_STATES
+    }
     thin, left = 0.6, 0.0
     found = []
 
