@@ -11,7 +11,7 @@ import string
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
-from typing import Final, Literal, NamedTuple, TypeGuard
+from typing import Any, Final, Literal, NamedTuple, TypeGuard
 
 DEFAULT_TARGET: Final = "default"
 
@@ -424,6 +424,20 @@ def as_word(text: object) -> str:
     data = word.encode("utf-8", "surrogateescape")
     safe = (chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in data)
     return f"$'{''.join(safe)}'"
+
+
+def parameters_text(parameters: Mapping[str, Any]) -> str:
+    """Return parameters as they were sent, in one line."""
+    words = []
+
+    for name, value in parameters.items():
+        if isinstance(value, dict):
+            is_auto = value.get("useAutoValue") or value.get("auto")
+            value = "auto" if is_auto else value.get("valueStringEncoded")  # noqa: PLW2901
+
+        words.append(f"{name}={'null' if value is None else value}")
+
+    return ", ".join(words) or "-"
 
 
 def count(number: int, noun: str) -> str:

@@ -19,6 +19,7 @@ from deslaunch.errors import ConfigurationError
 from deslaunch.events import Counts
 from deslaunch.ledger.ledger import open_ledger
 from deslaunch.ledger.reading import ResultRow, UnknownRow
+from deslaunch.manifest.rows import dump_row
 from deslaunch.model import AUTO, JobRunParameterValue, Row
 from deslaunch.report.charts import (
     bucket_width,
@@ -34,7 +35,6 @@ from deslaunch.report.page import (
     add_cause,
     doubt_of,
     ms_of,
-    parameters_text,
     write_report,
 )
 from deslaunch.report.results import is_own
@@ -332,11 +332,14 @@ class TestCommands:
 
     def test_parameters_are_told_in_a_line(self) -> None:
         typed = JobRunParameterValue(2, "7")
-
         row = Row(1, 2, None, "default", JOB, {"A": "1", "B": None, "C": AUTO, "D": typed})
 
-        assert parameters_text(row) == "A=1, B=null, C=auto, D=7"
-        assert parameters_text(row._replace(parameters={})) == "none"
+        assert self.parameters_of(row) == "A=1, B=null, C=auto, D=7"
+        assert self.parameters_of(row._replace(parameters={})) == "-"
+
+    def parameters_of(self, row: Row) -> object:
+        unknown = UnknownRow(1, "k", "default", JOB, "", dump_row(row), "", None, 0, 1)
+        return doubt_of(unknown, "n.db")["parameters"]
 
 
 class TestTable:

@@ -50,7 +50,16 @@ from deslaunch.events import (
     TokenRenewed,
     WatchSummary,
 )
-from deslaunch.model import Outcome, Problem, Result, RowState, RunStatus, place_word, printed
+from deslaunch.model import (
+    Outcome,
+    Problem,
+    Result,
+    RowState,
+    RunStatus,
+    parameters_text,
+    place_word,
+    printed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -371,10 +380,10 @@ def test_a_duration_reads_as_a_person_says_it(seconds: float, told: str) -> None
 def test_parameters_read_like_a_sentence() -> None:
     sent = {"A": {"type": 2, "valueStringEncoded": "5"}, "B": {"useAutoValue": True}, "C": None}
 
-    assert render.parameters_text(sent | {"D": "x", "E": {"auto": True}}) == (
+    assert parameters_text(sent | {"D": "x", "E": {"auto": True}}) == (
         "A=5, B=auto, C=null, D=x, E=auto"
     )
-    assert render.parameters_text({}) == "-"
+    assert parameters_text({}) == "-"
 
 
 # Causes, and what a session adds up to.

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from deslaunch import events
@@ -20,6 +20,7 @@ from deslaunch.model import (
     Problem,
     RowState,
     count,
+    parameters_text,
     place_word,
     printed,
     utc,
@@ -314,20 +315,6 @@ def job_lines(jobs: Iterable[Job]) -> Iterator[str]:
             cells.append((one.name, type_name(one.type), traits, one.description))
 
         yield from (f"  {line}" for line in columns(cells))
-
-
-def parameters_text(parameters: Mapping[str, Any]) -> str:
-    """Return parameters as they were sent, in one line."""
-    words = []
-
-    for name, value in parameters.items():
-        if isinstance(value, dict):
-            is_auto = value.get("useAutoValue") or value.get("auto")
-            value = "auto" if is_auto else value.get("valueStringEncoded")  # noqa: PLW2901
-
-        words.append(f"{name}={'null' if value is None else value}")
-
-    return ", ".join(words) or "-"
 
 
 def unknown_lines(row: "UnknownRow") -> Iterator[str]:

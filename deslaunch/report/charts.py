@@ -63,8 +63,8 @@ def percent(part: float, whole: float) -> str:
 
 
 def time_of(ms: int) -> datetime:
-    """Return a time, in UTC."""
-    return datetime.fromtimestamp(ms // 1000, UTC).replace(microsecond=ms % 1000 * 1000)
+    """Return a time to the second, in UTC."""
+    return datetime.fromtimestamp(ms // 1000, UTC)
 
 
 def bucket_width(busy_minutes: int, span: int) -> int:

@@ -22,19 +22,17 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from deslaunch.ledger.reading import Reader, ResultRow, UnknownRow
-from deslaunch.manifest.rows import load_row
 from deslaunch.model import (
-    AUTO,
     DEFAULT_TARGET,
     GUID,
-    JobRunParameterValue,
-    Row,
     as_word,
     count,
     is_guid,
+    parameters_text,
     place_word,
     printable,
     printed,
+    utc,
 )
 from deslaunch.report import charts
 from deslaunch.report.results import IN_FLIGHT, open_beside, rows_of
@@ -247,10 +245,9 @@ def doubt_of(row: Any, ledger: str) -> dict[str, Any]:
         and for one that did ``not_started`` any (more): ``""`` where its key can't be typed.
     """
     run = row.job_run_id if is_guid(row.job_run_id) else "JOBRUNID"
-    said = load_row(row.says, row.row, 0, "")
     return {
         "row": row,
-        "parameters": parameters_text(said) if isinstance(said, Row) else row.says,
+        "parameters": parameters_text(orjson.loads(row.says).get("parameters", {})),
         "started": _resolve(ledger, row.key, "--started", run),
         "not_started": _resolve(ledger, row.key, "--not-started"),
     }
@@ -263,17 +260,6 @@ def _resolve(ledger: str, key: str, *finding: str) -> str:
     # Behind "--" nothing is taken for an option.
     words = [*finding, "--", key] if key.startswith("-") else [key, *finding]
     return printed("resolve", place_word(ledger), *words)
-
-
-def parameters_text(row: Row) -> str:
-    """Return what a row says of its parameters in one line."""
-    words = []
-
-    for name, value in row.parameters.items():
-        text = value.value if isinstance(value, JobRunParameterValue) else value
-        words.append(f"{name}={'null' if text is None else 'auto' if text is AUTO else text}")
-
-    return ", ".join(words) or "none"
 
 
 def _render(context: Mapping[str, Any], rows: PageRows, stream: BinaryIO) -> None:
@@ -289,7 +275,7 @@ def _render(context: Mapping[str, Any], rows: PageRows, stream: BinaryIO) -> Non
     environment.filters |= {
         "counted": count,
         "duration": charts.duration,
-        "iso": lambda ms: f"{charts.time_of(ms).isoformat(timespec='milliseconds')[:-6]}Z",
+        "iso": utc,
         "number": "{:,}".format,
         "place": "{:.2f}".format,
         "sha256": lambda text: base64.b64encode(sha256(text.encode()).digest()).decode(),
