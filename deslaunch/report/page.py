@@ -21,19 +21,8 @@ from anyio import to_thread
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from deslaunch import model
 from deslaunch.ledger.reading import Reader, ResultRow, UnknownRow
-from deslaunch.model import (
-    DEFAULT_TARGET,
-    GUID,
-    as_word,
-    count,
-    is_guid,
-    parameters_text,
-    place_word,
-    printable,
-    printed,
-    utc,
-)
 from deslaunch.report import charts
 from deslaunch.report.results import IN_FLIGHT, open_beside, rows_of
 
@@ -56,7 +45,7 @@ CAUSES: Final = 200
 """Different causes that are told apart; all others are one more."""
 
 _CELL_LIMIT: Final = 200
-_VARYING: Final = re.compile(rf"{GUID.replace('-[', '-?[')}|(?<!HTTP )(?<![0-9])[0-9]+")
+_VARYING: Final = re.compile(rf"{model.GUID.replace('-[', '-?[')}|(?<!HTTP )(?<![0-9])[0-9]+")
 _COLUMNS: Final = (
     *(("row", "Row", "number"), ("key", "Key", "text"), ("target", "Target", "text")),
     *(("job", "Job", "text"), ("state", "State", "text"), ("run_id", "jobRunId", "text")),
@@ -175,7 +164,7 @@ class PageRows:
             columns = [
                 {"name": name, "label": label, "kind": kind, "values": values}
                 for (name, label, kind), *values in zip(_COLUMNS, *lines, strict=True)
-                if {*values} - {None, DEFAULT_TARGET} or name in {"row", "state"}
+                if {*values} - {None, model.DEFAULT_TARGET} or name in {"row", "state"}
             ]
             data = base64.b64encode(gzip.compress(orjson.dumps(columns), 6, mtime=0))
 
@@ -194,11 +183,11 @@ def _line(row: ResultRow) -> tuple[Any, ...]:
     run = f"{run}: {row.status_text}" if row.status_text else run
     return (
         row.row,
-        printable(row.key) or None,
+        model.printable(row.key) or None,
         _shown(row.target),
         _shown(f"{row.job_name}\n{row.job_id}" if row.job_name else row.job_id),
         _shown(f"{row.state}{twice}"),
-        printable(row.job_run_id or "") or None,
+        model.printable(row.job_run_id or "") or None,
         row.attempts,
         _shown(_said(row)),
         sent,
@@ -220,7 +209,7 @@ def _said(row: ResultRow) -> str:
 @lru_cache(maxsize=4096)  # rows share what was said, and its memory
 def _shown(text: str) -> str | None:
     """Return a text as a cell shows it, made visible and cut; a line that follows is a title."""
-    shown = "\n".join(map(printable, text.split("\n", 1)))
+    shown = "\n".join(map(model.printable, text.split("\n", 1)))
     return (shown if len(shown) <= _CELL_LIMIT else f"{shown[: _CELL_LIMIT - 1]}…") or None
 
 
@@ -244,22 +233,17 @@ def doubt_of(row: Any, ledger: str) -> dict[str, Any]:
         the ``row``; its ``parameters`` in one line; the commands for a row that ``started`` a run,
         and for one that did ``not_started`` any (more): ``""`` where its key can't be typed.
     """
-    run = row.job_run_id if is_guid(row.job_run_id) else "JOBRUNID"
-    return {
-        "row": row,
-        "parameters": parameters_text(orjson.loads(row.says).get("parameters", {})),
-        "started": _resolve(ledger, row.key, "--started", run),
-        "not_started": _resolve(ledger, row.key, "--not-started"),
-    }
+    run = row.job_run_id if model.is_guid(row.job_run_id) else "JOBRUNID"
+    parameters = orjson.loads(row.says).get("parameters", {})
+    found = {"row": row, "parameters": model.parameters_text(parameters)}
 
+    for name, finding in (("started", ["--started", run]), ("not_started", ["--not-started"])):
+        # Behind "--" nothing is taken for an option.
+        words = [*finding, "--", row.key] if row.key.startswith("-") else [row.key, *finding]
+        command = model.printed("resolve", model.place_word(ledger), *words)
+        found[name] = command if row.key.isprintable() else ""
 
-def _resolve(ledger: str, key: str, *finding: str) -> str:
-    if not key.isprintable():
-        return ""
-
-    # Behind "--" nothing is taken for an option.
-    words = [*finding, "--", key] if key.startswith("-") else [key, *finding]
-    return printed("resolve", place_word(ledger), *words)
+    return found
 
 
 def _render(context: Mapping[str, Any], rows: PageRows, stream: BinaryIO) -> None:
@@ -273,9 +257,9 @@ def _render(context: Mapping[str, Any], rows: PageRows, stream: BinaryIO) -> Non
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "counted": count,
+        "counted": model.count,
         "duration": charts.duration,
-        "iso": utc,
+        "iso": model.utc,
         "number": "{:,}".format,
         "place": "{:.2f}".format,
         "sha256": lambda text: base64.b64encode(sha256(text.encode()).digest()).decode(),
@@ -286,13 +270,13 @@ def _render(context: Mapping[str, Any], rows: PageRows, stream: BinaryIO) -> Non
 
 def _visible(value: Any) -> Any:
     """Make hostile text visible, wherever the template puts it; markup is the template's own."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    is_markup = not isinstance(value, str) or isinstance(value, Markup)
+    return value if is_markup else model.printable(value)
 
 
 async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
     """Return what the template shows, but for the table; the ledger adds up what attempts say."""
     runs = await ledger.watch_summary()
-    counts, targets = runs.batch.counts, runs.batch.targets
     unknown: list[UnknownRow] = await anext(ledger.unknown_rows(), [])
     ((first, last, minutes),) = await ledger.query("report_span")
     width = 0 if first is None else charts.bucket_width(minutes, last - first)
@@ -302,14 +286,12 @@ async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
         add_cause(again, kind, text, key, number)
 
     return {
-        "ledger": as_word(place_word(ledger.place)),
+        "ledger": model.as_word(model.place_word(ledger.place)),
         "batch": ledger.batch,
         "sessions": await ledger.sessions(),
         "launcher": await ledger.launcher(),
         "last_ms": last,
-        "counts": counts,
-        "targets": targets,
-        "shares": charts.shares(counts),
+        "shares": charts.shares(runs.batch.counts),
         "jobs": sorted(rows.jobs.items(), key=lambda job: -job[1].total()),
         "unknown": [doubt_of(row, ledger.place) for row in unknown[:LISTED]],
         "duplicates": [doubt_of(row, ledger.place) for row in rows.duplicates],
