@@ -147,16 +147,7 @@ from typing import Any, Self
 import anyio
 
 from deslaunch.simulator import faults, service
-from deslaunch.simulator.faults import (
-    ENDPOINTS,
-    OTHER_JOB,
-    Delivery,
-    End,
-    Refused,
-    Request,
-    SimulatorError,
-    load_json,
-)
+from deslaunch.simulator.faults import OTHER_JOB, SimulatorError, load_json
 from deslaunch.simulator.service import CSV_SALES_EXPORT, DEFAULT_JOBS, POS_USAGE_EXPORT, Run
 
 __all__ = ["CSV_SALES_EXPORT", "DEFAULT_JOBS", "OTHER_JOB", "POS_USAGE_EXPORT", "Run"]
@@ -298,12 +289,7 @@ class Simulator:
         """
         self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_server(
-            self._welcome,
-            self._host,
-            self._port,
-            ssl=self._ssl,
-            backlog=1024,
-            limit=faults.HEAD_LIMIT,
+            self._welcome, self._host, self._port, ssl=self._ssl, backlog=1024
         )
         self._port = self._server.sockets[0].getsockname()[1]
         self._auth.svc = self.base_url
@@ -375,7 +361,7 @@ class Simulator:
             try:
                 while end == "keep" and (request := await faults.read_request(reader)):
                     end = await self._respond(request, writer)
-            except Refused as refused:
+            except faults.Refused as refused:
                 _send(writer, refused.response.encode(self._clock()))
 
             if end == "reset":
@@ -390,9 +376,9 @@ class Simulator:
             writer.close()
             await writer.wait_closed()
 
-    async def _respond(self, request: Request, writer: asyncio.StreamWriter) -> End:
+    async def _respond(self, request: faults.Request, writer: asyncio.StreamWriter) -> faults.End:
         """Send what a request gets, and return what becomes of the connection."""
-        endpoint = ENDPOINTS.get(request.path, "")
+        endpoint = faults.ENDPOINTS.get(request.path, "")
         is_start = endpoint == "startjob"
         self._numbers[endpoint] += 1
         self.in_flight += is_start
@@ -413,7 +399,7 @@ class Simulator:
 
         return "close" if request.is_last and delivery.end == "keep" else delivery.end
 
-    async def _serve(self, request: Request, endpoint: str, number: int) -> Delivery:
+    async def _serve(self, request: faults.Request, endpoint: str, number: int) -> faults.Delivery:
         """Serve a request; the run that it makes is in the log before anything is waited for."""
         fault = faults.pick(self._script, endpoint, number, request.body)
         answer: faults.Json = {}  # of a request that is not served
@@ -421,11 +407,11 @@ class Simulator:
         try:
             if fault.get("start", faults.KINDS[fault["fault"]].is_served):
                 answer = self._des.serve(endpoint, request, number, fault)
-        except Refused as refused:
-            return Delivery(refused.response.encode(self._clock()))
+        except faults.Refused as refused:
+            return faults.Delivery(refused.response.encode(self._clock()))
         except OSError as exc:
             self._failures.append(exc)
-            return Delivery(b"", "close")
+            return faults.Delivery(b"", "close")
 
         self._look()
         seconds: float = self._script.get("latency", 0) + fault.get("seconds", 0)

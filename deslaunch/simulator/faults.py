@@ -36,7 +36,7 @@ ENDPOINTS: Final[Mapping[str, str]] = {
 OTHER_JOB: Final = "00000000-0000-4000-8000-000000000000"
 """The jobId that an ``other-job`` fault names."""
 
-HEAD_LIMIT: Final = 64 * 1024
+HEAD_LIMIT: Final = 64 * 1024  # the default of a stream reader
 _BODY_LIMIT: Final = 16 * 1024 * 1024
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 
@@ -83,22 +83,19 @@ class Response(NamedTuple):
     headers: Headers = ()
     content_type: str = "application/json"
 
-    def head(self, now: float) -> bytes:
-        """Return status line and headers, with the empty line that ends them.
+    def encode(self, now: float) -> bytes:
+        """Return the whole response as it goes over the wire.
 
         Args:
             now: Unix time in seconds, for the ``Date`` header.
         """
         more = "".join([f"{name}: {value}\r\n" for name, value in self.headers])
         reason = _REASONS.get(self.status, "Unknown")
-        return (
+        head = (
             f"HTTP/1.1 {self.status} {reason}\r\nDate: {_http_date(int(now))}\r\n"
             f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n{more}\r\n"
-        ).encode("latin-1")
-
-    def encode(self, now: float) -> bytes:
-        """Return the whole response as it goes over the wire."""
-        return self.head(now) + self.body
+        )
+        return head.encode("latin-1") + self.body
 
 
 @lru_cache(maxsize=2)
@@ -376,9 +373,8 @@ def _raw(entry: Entry, answer: Json, _now: float) -> bytes:
 
 def _cut(entry: Entry, answer: Json, now: float) -> bytes:
     """Return a part of the head, or the head and a part of the body, but never all of it."""
-    response = respond(answer)
-    head, body = response.head(now), response.body
-    whole, part = (b"", head) if entry["fault"] == "cut-head" else (head, body)
+    head, end, body = respond(answer).encode(now).partition(b"\r\n\r\n")
+    whole, part = (b"", head + end) if entry["fault"] == "cut-head" else (head + end, body)
     return whole + part[: min(entry.get("bytes", len(part) // 2), len(part) - 1)]
 
 
