@@ -15,8 +15,6 @@ from typing import Any, Final
 
 from deslaunch.events import Counts
 
-Marks = list[tuple[float, str]]
-
 BUCKETS: Final = 300
 """Bars of a timeline at most."""
 
@@ -34,7 +32,6 @@ _UNITS: Final = (
     (_MINUTE, "min", _SECOND, "s"),
 )
 
-_NO_STATES: Final = frozenset({"possible_duplicates", "attempts"})
 _TICK_DISTANCE: Final = 19.0  # percent; a label is that wide in a window of 400 pixels
 _LAST_TICK: Final = 94.0
 
@@ -117,9 +114,9 @@ def time_axis(begins: Sequence[int], width: int) -> dict[str, Any]:
     }
 
 
-def _ticks(places: Mapping[int, float], width: int) -> Marks:
+def _ticks(places: Mapping[int, float], width: int) -> list[tuple[float, str]]:
     form = "%d %b" if width >= _DAY else "%H:%M" if width >= _MINUTE else "%H:%M:%S"
-    found: Marks = []
+    found: list[tuple[float, str]] = []
 
     for begin, at in places.items():
         if at <= _LAST_TICK and (not found or at - found[-1][0] >= _TICK_DISTANCE):
@@ -180,9 +177,8 @@ def shares(counts: Counts) -> list[dict[str, Any]]:
     They come as ``Counts`` lists them. A state without rows is left out; what would be too thin
     to be seen is not that thin.
     """
-    present = {
-        name: rows for name, rows in counts._asdict().items() if rows and name not in _NO_STATES
-    }
+    states = counts._replace(possible_duplicates=0, attempts=0)._asdict()  # these are no states
+    present = {state: rows for state, rows in states.items() if rows}
     thin, left = 0.6, 0.0
     found = []
 

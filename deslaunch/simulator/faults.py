@@ -11,7 +11,7 @@ import os
 import re
 import uuid
 import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -293,20 +293,15 @@ def _one_of(words: Iterable[str]) -> tuple[str, Callable[[Any], bool]]:
 
 
 def check_object(
-    value: Any,
-    where: str,
-    required: Collection[str] = (),
-    others: Collection[str] = (),
-    *,
-    is_closed: bool = True,
+    value: Any, where: str, needs: Sequence[str], takes: Sequence[str], *, is_closed: bool = True
 ) -> None:
     """Check that a value is an object whose values keep the rules of their keys.
 
     Args:
         value: any JSON.
         where: its place in the file, ``""`` for the file's own value.
-        required: keys that must be there, all of :data:`RULES`.
-        others: keys that may be there, likewise.
+        needs: keys that must be there, all of :data:`RULES`.
+        takes: keys that may be there, likewise.
         is_closed: keys that are neither are refused.
 
     Raises:
@@ -315,10 +310,10 @@ def check_object(
     if not isinstance(value, dict):
         raise SimulatorError(where, expected="an object", got=value)
 
-    known = {*required, *others}
+    known = {*needs, *takes}
     inside = f"{where}." if where else ""
 
-    for key in [*required, *value]:
+    for key in [*needs, *value]:
         if key not in known and is_closed:
             raise SimulatorError(inside + key, expected=_one_of(known)[0], got=key)
 
@@ -503,7 +498,7 @@ def read_script(script: Any) -> Script:
     Raises:
         SimulatorError: it is malformed.
     """
-    check_object(script, "", others=_SCRIPT_KEYS)
+    check_object(script, "", (), _SCRIPT_KEYS)
 
     if "tokens" in script:
         check_object(script["tokens"], "tokens", ["expireAfter"], ["which"])
@@ -516,7 +511,7 @@ def read_script(script: Any) -> Script:
 
 
 def _check_fault(entry: Entry, where: str) -> None:
-    check_object(entry, where, ["fault"], is_closed=False)
+    check_object(entry, where, ["fault"], (), is_closed=False)
     name = entry["fault"]
     kind = KINDS[name]
     check_object(entry, where, ["fault", *kind.needs], [*_FAULT_KEYS, *kind.takes])

@@ -36,7 +36,7 @@ def read_jobs(jobs: Any) -> dict[str, Job]:
     Raises:
         SimulatorError: it is malformed.
     """
-    faults.check_object(jobs, "", ["jobs"], is_closed=False)
+    faults.check_object(jobs, "", ["jobs"], (), is_closed=False)
 
     for i, job in enumerate(jobs["jobs"]):
         needed = ["jobId", "jobRunParameters"]
