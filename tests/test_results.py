@@ -236,6 +236,9 @@ class TestReplaced:
         [
             pytest.param(csv_header(), id="results"),
             pytest.param(json_result(STARTED), id="results in JSONL"),
+            pytest.param(
+                json_result(PENDING._replace(key=""), with_manifest=True), id="a row without a key"
+            ),
             pytest.param(csv_header(["key", "target", "jobId", "A"]), id="with manifest"),
             pytest.param(PAGE_MARK + b"\n<html>", id="a report"),
             pytest.param(b"", id="nothing"),

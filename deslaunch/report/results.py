@@ -302,7 +302,7 @@ def is_own(first_line: bytes) -> bool:
     line = first_line.rstrip(b"\r\n")
     return (
         line.startswith((PAGE_MARK, b"key,row,target,jobId,jobName,"))
-        or (line.startswith(b'{"key":') and b'"possibleDuplicate":' in line)
+        or (line.startswith(b"{") and b'"possibleDuplicate":' in line)
         or (b"deslaunch.key," in line and line.endswith(b",deslaunch.outputFiles"))
     )
 
