@@ -517,18 +517,20 @@ def _check_fault(entry: Entry, where: str) -> None:
     check_object(entry, where, ["fault", *kind.needs], [*_FAULT_KEYS, *kind.takes])
     silent = {"close", "reset", "hang"}
     first = entry.get("from", 1)
-    rules = {
-        ("fault", f"{_one_of(silent)[0]} on a connection"): name in silent
-        or entry.get("on") != "connection",
-        ("to", f"a number from {first}, where the fault begins"): first
-        <= entry.get("to", math.inf),
-        ("body", "characters up to U+00FF, each of which is sent as one byte"): name != "raw"
-        or max(entry["body"], default="") <= "\xff",
-    }
+    wrong = {}
 
-    for (key, expected), holds in rules.items():
-        if not holds:
-            raise SimulatorError(f"{where}.{key}", expected=expected, got=entry[key])
+    if entry.get("on") == "connection" and name not in silent:
+        wrong["fault"] = f"{_one_of(silent)[0]} on a connection"
+
+    if first > entry.get("to", math.inf):
+        wrong["to"] = f"a number from {first}, where the fault begins"
+
+    if name == "raw" and max(entry["body"], default="") > "\xff":
+        wrong["body"] = "characters up to U+00FF, each of which is sent as one byte"
+
+    if wrong:
+        key, expected = next(iter(wrong.items()))
+        raise SimulatorError(f"{where}.{key}", expected=expected, got=entry[key])
 
 
 def pick(script: Script, on: str, number: int, body: bytes = b"") -> Entry:
