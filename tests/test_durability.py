@@ -194,6 +194,7 @@ def test_the_end_of_an_earlier_batch_is_never_taken_for_ours(ending: str, place:
     assert (done.returncode, place.simulator.requests) == (7, 0), done.stderr
     assert left.read_bytes() == b"the end of an earlier batch"
     assert left.name in done.stderr
+    assert "move it to where its ledger is now" in done.stderr
     assert not place.ledger.exists()
 
 

@@ -572,7 +572,8 @@ async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -
     """Begin a new batch: its lock is held, its rows go to ``<place>.new``.
 
     Raises:
-        LedgerExists: there is a ledger, or the end of an earlier one (``-wal``, ``-journal``).
+        LedgerExists: there is a ledger.
+        LedgerForeign: the end of an earlier one is there (``-wal``, ``-journal``).
         LedgerLocked: another process is importing it.
         LedgerError: its folder's file system is not fit, or can't be written.
     """

@@ -411,8 +411,8 @@ def _is_foreign(place: str) -> errors.LedgerForeign:
 
 
 def _exists(place: str) -> errors.LedgerExists:
-    resume = f"go on with it: {printed('resume', place_word(place))}"
-    return errors.LedgerExists(f"{place}: there is a ledger already", hint=resume)
+    hint = f"go on with it: {printed('resume', place_word(place))}, or by resume=True"
+    return errors.LedgerExists(f"{place}: there is a ledger already", hint=hint)
 
 
 def _refuse_names_in_use(place: str) -> None:
@@ -421,7 +421,7 @@ def _refuse_names_in_use(place: str) -> None:
 
     for name in (f"{place}-wal", f"{place}-journal"):
         if os.path.lexists(name):
-            raise errors.LedgerExists(
+            raise errors.LedgerForeign(
                 f"{name}: holds the end of an earlier batch, whose ledger is gone",
                 hint="move it to where its ledger is now, or name another ledger with --ledger",
             )
