@@ -10,7 +10,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -28,10 +28,9 @@ from deslaunch.launch import importing
 from deslaunch.launch.importing import ROWS, Rows, StrPath, open_manifest, warnings_of
 from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Setup, resume_command
 from deslaunch.launch.schemas import Schemas, read_schema_file, user_folder
-from deslaunch.ledger.changes import Corrections
 from deslaunch.ledger.ledger import Ledger, NewBatch, begin_import, open_ledger, take_ledger
 from deslaunch.manifest.files import Manifest
-from deslaunch.model import CheckedRow, InvalidRow, Problem, Start, printable
+from deslaunch.model import CheckedRow, Problem, Start, printable
 from deslaunch.settings import OPTIONS, Settings
 
 Clients = DesClient | Mapping[str, DesClient]
@@ -92,20 +91,19 @@ async def open_batch(
             CredentialsRefused, SchemaError.
         Declined: ``confirm`` said no.
     """
-    settings = options.get("settings") or Settings()
-    setup = await _set_up(des, settings, options, settings.kept())
-    source = _source(rows, settings)
+    setup = await _set_up(des, options)
+    source = _source(rows, setup.settings)
     place = _place(source, ledger)
 
     async with AsyncExitStack() as stack:
         if resume and await run_sync(os.path.lexists, place):
             taken = await stack.enter_async_context(_held(take_ledger(place), setup.emit))
-            await _check_same(taken, source, settings)
+            await _check_same(taken, source, setup.settings)
             batch = await _go_on(taken, setup, rows=source)
         else:
             batch = await _import(stack, source, place, setup)
 
-        yield await stack.enter_async_context(batch)
+        yield await stack.enter_async_context(aclosing(batch))
 
 
 @asynccontextmanager
@@ -130,14 +128,13 @@ async def resume_batch(
         DeslaunchError: as for :func:`open_batch`.
     """
     async with _held(take_ledger(os.fspath(ledger)), options.get("on_event")) as taken:
-        settings = options.get("settings") or settings_of(taken)
-        setup = await _set_up(des, settings, options)
+        setup = await _set_up(des, options, taken)
         file = None
 
         if corrections is not None:
-            file = open_manifest(corrections, settings, is_batch_output_allowed=True)
+            file = open_manifest(corrections, setup.settings, is_batch_output_allowed=True)
 
-        async with await _go_on(taken, setup, file, add=add_rows) as batch:
+        async with aclosing(await _go_on(taken, setup, file, add=add_rows)) as batch:
             yield batch
 
 
@@ -157,11 +154,11 @@ async def watch_batch(
         ConfigurationError: a target is at another DES than the one that started the runs.
     """
     async with _held(take_ledger(os.fspath(ledger)), options.get("on_event")) as taken:
-        settings = options.get("settings") or settings_of(taken)
-        setup = await _set_up(des, settings, options)
-        await importing.check_origins(taken, setup.clients, settings, set(await taken.targets()))
+        setup = await _set_up(des, options, taken)
+        used = set(await taken.targets())
+        await importing.check_origins(taken, setup.clients, setup.settings, used)
 
-        async with Batch(setup, taken, None) as batch:
+        async with aclosing(Batch(setup, taken, None)) as batch:
             yield batch
 
 
@@ -263,16 +260,14 @@ async def check(
         CredentialsRefused: no token that DES accepts, and no cached response serves.
         SchemaError: DES's response, or the schema file, can't be read.
     """
-    settings = options.get("settings") or Settings()
-    schemas = (await _set_up(des, settings, options, is_offline=True)).schemas
-    file = open_manifest(manifest, settings)
+    setup = await _set_up(des, options, is_offline=True)
+    schemas, file = setup.schemas, open_manifest(manifest, setup.settings)
 
-    async def pass_by(_: list[CheckedRow | InvalidRow]) -> None:
-        return None
+    with await schemas.checks(setup.settings, file.name) as found:
+        async for _ in importing.read_rows(file, found, schemas):
+            pass
 
-    with await schemas.checks(settings, file.name) as found:
-        await importing.read_rows(file, found, schemas, pass_by)
-        await run_sync(lambda: deque(found.finish(), maxlen=0))
+        await run_sync(deque, found.finish(), 0)
 
     return CheckReport(
         rows=found.rows,
@@ -310,7 +305,6 @@ async def preview(
     """
     settings = options.get("settings") or Settings()
     place, left = os.fspath(ledger or ""), settings.limit
-
     folder = await run_sync(TemporaryDirectory)
 
     try:
@@ -347,18 +341,25 @@ def settings_of(ledger: Ledger) -> Settings:
 
 async def _set_up(
     des: Clients | None,
-    settings: Settings,
     options: Options,
-    kept: Mapping[str, Any] | None = None,
+    ledger: Ledger | None = None,
     *,
     is_offline: bool = False,
 ) -> Setup:
     """Return what a batch is opened with; DES is asked for nothing yet.
 
+    Args:
+        des: as for :func:`open_batch`.
+        options: what was given.
+        ledger: of a batch that was begun: what it keeps stands in for what was not given.
+        is_offline: jobs from the cache will do, however old.
+
     Raises:
         SchemaError: the schema file can't be read.
         ConfigurationError: there is neither a client nor a schema file.
     """
+    settings = options.get("settings") or (settings_of(ledger) if ledger else Settings())
+    kept = options.get("options_kept", {} if ledger else settings.kept())
     clients = {settings.target: des} if isinstance(des, DesClient) else dict(des or {})
     schema, cache = options.get("schema"), options.get("cache")
 
@@ -377,8 +378,7 @@ async def _set_up(
         target=settings.target,
     )
     emit = options.get("on_event") or (lambda _: None)
-    kept = options.get("options_kept", kept) or {}
-    return Setup(settings, clients, schemas, emit, options.get("confirm"), kept)
+    return Setup(settings, clients, schemas, emit, options.get("confirm"), kept or {})
 
 
 def _source(rows: Any, settings: Settings) -> Manifest | Rows:
@@ -451,47 +451,33 @@ async def _import(
     stack: AsyncExitStack, source: Manifest | Rows, place: str, setup: Setup
 ) -> Batch:
     """Make a batch of a manifest, or of rows that a program will add."""
-    settings, kept = setup.settings, dict(setup.kept)
-    name = path = ROWS
-    digest, columns = "", None
+    name, new = ROWS, NewBatch(ROWS, setup.kept, is_whole=False)
+    known: dict[str, Any] = {}
 
     if isinstance(source, Manifest):
-        name = path = source.name
+        name = source.name
         path = name if source.path is None else str(source.path.absolute())
-        kept["rows"] = _row_options(settings)
+        new = NewBatch(path, {**setup.kept, "rows": _row_options(setup.settings)})
 
-    try:
-        new = NewBatch(path, kept, is_whole=isinstance(source, Manifest))
-
-        async with await begin_import(place, new) as made:
-            warnings = [made.warning]
-
-            if isinstance(source, Manifest):
-                with await setup.schemas.checks(settings, name) as found:
-                    await importing.import_manifest(source, found, setup.schemas, made, settings)
-
-                warnings += warnings_of(source, found, setup.schemas)
-                digest, columns = source.digest, source.columns
-
-            for note in setup.schemas.notes.values():
-                setup.emit(Noted(note))
-
-            plan = (await made.plan())._replace(manifest=name, ledger=place)
-            plan = await _agree(setup, plan, warnings)
-
-            if isinstance(source, Manifest) and not plan.rows:
-                return Batch(setup, None, plan)
-
-            publishing = made.publish(digest=digest, columns=columns)
-            ledger = await stack.enter_async_context(_held(publishing, setup.emit))
-            return Batch(setup, ledger, plan, source)
-    except errors.LedgerExists as exc:
-        hint = "pass resume=True to go on with it"
+    async with await begin_import(place, new) as made:
+        warnings = [made.warning]
 
         if isinstance(source, Manifest):
-            hint += f", or: {resume_command(place)}; a new batch needs another ledger"
+            given = (source, setup.schemas, setup.settings)
+            warnings += await importing.import_manifest(*given, made)
+            known = {"digest": source.digest, "columns": source.columns}
 
-        raise errors.LedgerExists(str(exc), hint=hint) from exc.__cause__
+        for note in setup.schemas.notes.values():
+            setup.emit(Noted(note))
+
+        plan = (await made.plan())._replace(manifest=name, ledger=place)
+        plan = await _agree(setup, plan, warnings)
+
+        if isinstance(source, Manifest) and not plan.rows:
+            return Batch(setup, None, plan)
+
+        ledger = await stack.enter_async_context(_held(made.publish(**known), setup.emit))
+        return Batch(setup, ledger, plan, source)
 
 
 def _row_options(settings: Settings) -> dict[str, Any]:
@@ -558,42 +544,39 @@ async def _go_on(
     consents = _consents(setup.settings)
     checked: list[CheckedRow] = []
     warnings = [ledger.warning]
-    telling = _tell_if_changed(ledger, setup)
+
+    async def correct(file: Manifest, *, dry_run: bool) -> Plan:
+        done = await ledger.correct(checked, file=file.name, add=add, dry_run=dry_run, **consents)
+
+        if done.problems:
+            raise errors.InvalidManifest(
+                f"{file.name}: the corrections don't fit the batch; nothing was changed or sent",
+                problems=done.problems,
+                count=len(done.problems),
+                hint="do what the lines above say, and pass the file again",
+            )
+
+        return done.plan._replace(corrections=(done.replaced, done.added))
+
+    # Of rows that are given it is known that they are the same.
+    telling = _tell_if_changed(ledger, setup) if rows is None else asyncio.sleep(0)
 
     if corrections is None:  # a large file takes a while to hash, and its rows to count
         _, plan = await asyncio.gather(telling, ledger.plan(**consents))
     else:
         await telling
-
-        with await setup.schemas.checks(setup.settings, corrections.name) as found:
-            checked = await importing.read_corrections(corrections, found, setup.schemas)
-
-        done = await ledger.correct(
-            checked, file=corrections.name, add=add, dry_run=True, **consents
-        )
-        _raise_if_unfit(corrections, done)
-        plan = done.plan._replace(corrections=(done.replaced, done.added))
-        warnings += warnings_of(corrections, found, setup.schemas)
+        checked, told = await importing.read_corrections(corrections, setup.schemas, setup.settings)
+        warnings += told
+        plan = await correct(corrections, dry_run=True)
 
     used = {job.target for job in plan.jobs}
     await importing.check_origins(ledger, setup.clients, setup.settings, used)
     plan = await _agree(setup, plan._replace(resumes=True), warnings)
 
     if corrections is not None:
-        done = await ledger.correct(checked, file=corrections.name, add=add, **consents)
-        _raise_if_unfit(corrections, done)
+        await correct(corrections, dry_run=False)
 
     return Batch(setup, ledger, plan, rows)
-
-
-def _raise_if_unfit(file: Manifest, done: Corrections) -> None:
-    if done.problems:
-        raise errors.InvalidManifest(
-            f"{file.name}: the corrections don't fit the batch; nothing was changed or sent",
-            problems=done.problems,
-            count=len(done.problems),
-            hint="do what the lines above say, and pass the file again",
-        )
 
 
 async def _tell_if_changed(ledger: Ledger, setup: Setup) -> None:

@@ -8,7 +8,7 @@ import gzip
 import hashlib
 import os
 from collections import Counter
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import filterfalse, islice
 from pathlib import Path
@@ -19,7 +19,7 @@ from anyio.to_thread import run_sync
 
 from deslaunch import errors
 from deslaunch.des.client import DesClient
-from deslaunch.events import Event, RowEnded, StopReason, TargetStopped
+from deslaunch.events import Event, RowEnded, StopReason
 from deslaunch.launch.schemas import Schemas
 from deslaunch.launch.session import Session
 from deslaunch.ledger.ledger import Import, Ledger
@@ -46,11 +46,10 @@ ROWS_AT_ONCE: Final = 64
 _AS_CHECKED: Final = "the rows as they were imported"
 
 
-Take = Callable[[list[CheckedRow | InvalidRow]], Awaitable[None]]
-
-
-async def read_rows(manifest: Manifest, check: Check, schemas: Schemas, take: Take) -> None:
-    """Read a manifest to its end, check its rows, and hand them on.
+async def read_rows(
+    manifest: Manifest, check: Check, schemas: Schemas
+) -> AsyncIterator[list[CheckedRow | InvalidRow]]:
+    """Read a manifest to its end, and yield its rows, checked; ``check`` is not finished.
 
     Raises:
         ManifestError: it can't be opened or read.
@@ -62,42 +61,50 @@ async def read_rows(manifest: Manifest, check: Check, schemas: Schemas, take: Ta
     # A pipe may stay silent: whoever cancels does not wait for it.
     while chunk := await run_sync(next, chunks, None, abandon_on_cancel=True):
         await schemas.load({row.target for row in chunk})
-        await take(await run_sync(check.take, chunk))
+        yield await run_sync(check.take, chunk)
 
     if schemas.left_out and not schemas.by_target:
         raise next(iter(schemas.left_out.values()))
 
 
 async def import_manifest(
-    manifest: Manifest, check: Check, schemas: Schemas, made: Import, settings: Settings
-) -> None:
+    manifest: Manifest, schemas: Schemas, settings: Settings, made: Import
+) -> tuple[str, ...]:
     """Take a whole manifest into a new batch.
+
+    Returns:
+        What a person should know before the rows are launched, one sentence each.
 
     Raises:
         InvalidManifest: it can't be read to its end, or rows are invalid and may not be skipped.
         ManifestError: it can't be opened.
         DesError: DES could not be asked for the jobs; likewise CredentialsRefused, SchemaError.
     """
-    await read_rows(manifest, check, schemas, made.add)
-    repeats = check.finish()
+    with await schemas.checks(settings, manifest.name) as check:
+        async for rows in read_rows(manifest, check, schemas):
+            await made.add(rows)
 
-    while portion := await run_sync(lambda: list(islice(repeats, PORTION))):
-        names = {repeat.number: repeat.key for repeat in portion if repeat.key is not None}
-        wrong = [
-            InvalidRow(repeat.number, repeat.line, None, "", "", (repeat.problem,))
-            for repeat in portion
-            if repeat.problem is not None
-        ]
-        await made.rename(names)
-        await made.invalidate(wrong)
+        repeats = check.finish()
 
-    raise_if_invalid(manifest, check, schemas, is_skipping=settings.skip_invalid)
+        while portion := await run_sync(lambda: list(islice(repeats, PORTION))):
+            await made.rename({one.number: one.key for one in portion if one.key is not None})
+            await made.invalidate(
+                [
+                    InvalidRow(one.number, one.line, None, "", "", (one.problem,))
+                    for one in portion
+                    if one.problem is not None
+                ]
+            )
+
+    _raise_if_invalid(manifest, check, schemas, is_skipping=settings.skip_invalid)
 
     for target in schemas.by_target:
         await schemas.add_to(made, target)
 
+    return warnings_of(manifest, check, schemas)
 
-def raise_if_invalid(
+
+def _raise_if_invalid(
     manifest: Manifest, check: Check, schemas: Schemas, *, is_skipping: bool
 ) -> None:
     """Refuse a manifest that is not to be launched.
@@ -125,8 +132,10 @@ def raise_if_invalid(
         )
 
 
-async def read_corrections(manifest: Manifest, check: Check, schemas: Schemas) -> list[CheckedRow]:
-    """Return the rows of a file of corrections, all of them valid.
+async def read_corrections(
+    manifest: Manifest, schemas: Schemas, settings: Settings
+) -> tuple[list[CheckedRow], tuple[str, ...]]:
+    """Return the rows of a file of corrections, all of them valid, and what may be a mistake.
 
     Raises:
         InvalidManifest: rows are invalid, or the file can't be read to its end.
@@ -136,17 +145,17 @@ async def read_corrections(manifest: Manifest, check: Check, schemas: Schemas) -
     """
     rows: list[CheckedRow] = []
 
-    async def take(checked: list[CheckedRow | InvalidRow]) -> None:
-        rows.extend(row for row in checked if isinstance(row, CheckedRow))
+    with await schemas.checks(settings, manifest.name) as check:
+        async for portion in read_rows(manifest, check, schemas):
+            rows += [row for row in portion if isinstance(row, CheckedRow)]
 
-    await read_rows(manifest, check, schemas, take)
+        await run_sync(list, check.finish())
 
     if schemas.left_out:  # a correction is taken whole and checked, or not at all
         raise next(iter(schemas.left_out.values()))
 
-    await run_sync(list, check.finish())
-    raise_if_invalid(manifest, check, schemas, is_skipping=False)
-    return rows
+    _raise_if_invalid(manifest, check, schemas, is_skipping=False)
+    return rows, warnings_of(manifest, check, schemas)
 
 
 def stop_unchecked(session: Session, target: str, exc: errors.DeslaunchError) -> None:
@@ -240,20 +249,13 @@ class Feed:
 
     def __post_init__(self) -> None:
         self._waiting: Counter[str] = Counter()  # rows that have not ended, by target
-        self._stopped: set[str | None] = set()
         self._news = asyncio.Event()
 
-    def hear(self, event: Event) -> None:
-        """Take in what makes room: a row that ended, or a target whose rows will not."""
+    def wake(self, event: Event | None = None) -> None:
+        """Look again how much room there is; a row that ended makes some."""
         if isinstance(event, RowEnded):
             self._waiting[event.outcome.target] -= 1
-        elif isinstance(event, TargetStopped):
-            self._stopped.add(event.stop.target)
 
-        self._news.set()
-
-    def wake(self) -> None:
-        """Look again how much room there is."""
         self._news.set()
 
     async def run(self, rows: Rows) -> None:
@@ -279,8 +281,8 @@ class Feed:
                     for target in await self.schemas.load({row.target for row in read}):
                         await self.schemas.add_to(ledger, target)
 
-                    for target in self.schemas.left_out.keys() - self._stopped:
-                        stop_unchecked(self.session, target, self.schemas.left_out[target])
+                    for target, why in self.schemas.left_out.items():
+                        stop_unchecked(self.session, target, why)
 
                     await self._add(await run_sync(check.take, read))
 
@@ -294,7 +296,8 @@ class Feed:
     async def _room(self) -> int:
         """Return how many more rows may be added, once there are any."""
         while True:
-            waiting = sum(n for name, n in self._waiting.items() if name not in self._stopped)
+            stopped = {stop.target for stop in self.session.stops}  # whose rows will not end
+            waiting = sum(n for name, n in self._waiting.items() if name not in stopped)
             most = UNREAD_PER_SLOT * self.session.settings.concurrency
             room = most - waiting - self.unread()
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import anyio
 from anyio.to_thread import run_sync
@@ -83,7 +83,7 @@ class Batch:
         self._rows = None if isinstance(rows, Manifest) else rows  # a manifest's are imported
         self._emit = setup.emit
         self._endable: Session | Watch | None = None
-        self._interruptions: list[Stop] = []
+        self._interrupted: Stop | None = None
         self._work: asyncio.Task[Summary] | None = None
         self._feed: Feed | None = None
         self._unread: asyncio.Queue[Outcome | None] = asyncio.Queue()  # where somebody iterates
@@ -91,19 +91,30 @@ class Batch:
     def __repr__(self) -> str:
         return f"<Batch {self.ledger.place if self.ledger is not None else 'of no rows'}>"
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        """Drain what is at work, and wait for its end; cancelled again, give up what is left."""
-        if self._work is not None:
-            if not self._work.done():
-                self.drain()
-                await _wait_for(self._work, self.abandon)
-
-            self._work.exception()  # it is seen, not logged
-
     # Ends.
+
+    async def aclose(self) -> None:
+        """Drain what is at work, and wait for its end; cancelled again, give up what is left."""
+        cancelled: asyncio.CancelledError | None = None
+
+        if self._work is None:
+            return
+
+        if not self._work.done():
+            self.drain()
+
+        with anyio.CancelScope(shield=True):
+            while not self._work.done():
+                try:
+                    await asyncio.wait([self._work])
+                except asyncio.CancelledError as exc:
+                    self.abandon()
+                    cancelled = exc
+
+        self._work.exception()  # it is seen, not logged
+
+        if cancelled is not None:
+            raise cancelled
 
     def drain(self, signum: int = 0) -> None:
         """Send nothing new; rows in flight are waited for. Ends a watch at once.
@@ -112,7 +123,7 @@ class Batch:
             signum: the signal's number, for the exit code; 0 for none.
         """
         stop = Stop(StopReason.INTERRUPTED, "interrupted", signal=signum)
-        self._interruptions.append(stop)
+        self._interrupted = self._interrupted or stop
 
         if self._endable is not None:
             self._endable.drain(stop)
@@ -126,8 +137,8 @@ class Batch:
         """Let later calls of :meth:`drain` reach what is at work, and an earlier one too."""
         self._endable = endable
 
-        for stop in self._interruptions[:1]:
-            endable.drain(stop)
+        if self._interrupted is not None:
+            endable.drain(self._interrupted)
 
     # Launching.
 
@@ -151,8 +162,7 @@ class Batch:
         try:
             summary = await asyncio.shield(work)
         except asyncio.CancelledError:
-            self.drain()
-            await _wait_for(work, self.abandon)
+            await self.aclose()
             raise
 
         if not allow_partial:
@@ -195,14 +205,13 @@ class Batch:
 
     async def _launch(self) -> Summary:
         if self.ledger is None:
-            assert self.plan is not None
-            return Summary(Counts(), ledger=self.plan.ledger)
+            return await self.summary()
 
         began = time.monotonic()
-        setup, ledger, most = self._setup, self.ledger, self._setup.settings.concurrency
-        due = await ledger.begin_session(await self._new_session())
-        session = Session(ledger, setup.clients, setup.settings, due, emit=self._tell)
-        session.is_held_back = lambda: self._unread.qsize() >= UNREAD_PER_SLOT * most
+        setup, most = self._setup, UNREAD_PER_SLOT * self._setup.settings.concurrency
+        due = await self.ledger.begin_session(await self._new_session())
+        session = Session(self.ledger, setup.clients, setup.settings, due, emit=self._tell)
+        session.is_held_back = lambda: self._unread.qsize() >= most
         self._attach(session)
         feeding: asyncio.Task[None] | None = None
 
@@ -287,14 +296,8 @@ class Batch:
                 f"for: {printed('resolve', place_word(place), '--from', path)}"
             )
 
-        summary = Summary(
-            Counts(),
-            place,
-            started_now=session.started_now,
-            seconds=seconds,
-            stops=tuple(stops),
-            unrecorded=tuple(unrecorded),
-        )
+        how = (session.started_now, seconds, tuple(stops), tuple(unrecorded))
+        summary = Summary(Counts(), place, {}, *how)
 
         try:
             await session.note_clocks()
@@ -313,7 +316,7 @@ class Batch:
 
     def _tell(self, event: Event) -> None:
         if self._feed is not None:
-            self._feed.hear(event)
+            self._feed.wake(event)
 
         self._emit(event)
 
@@ -419,22 +422,6 @@ def raise_if_unfinished(summary: Summary, options: Mapping[str, Any]) -> None:
 
 def _both(first: OnEvent | None, second: OnEvent) -> OnEvent:
     return second if first is None else lambda event: (first(event), second(event))
-
-
-async def _wait_for(work: asyncio.Task[Any], abandon: Callable[[], None]) -> None:
-    """Wait for work that is ending; cancelled meanwhile, abandon it and pass that on."""
-    cancelled: asyncio.CancelledError | None = None
-
-    with anyio.CancelScope(shield=True):
-        while not work.done():
-            try:
-                await asyncio.wait([work])
-            except asyncio.CancelledError as exc:
-                abandon()
-                cancelled = exc
-
-    if cancelled is not None:
-        raise cancelled
 
 
 def _write_unrecorded(runs: list[tuple[str, str]]) -> Path | str:
