@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
@@ -32,7 +34,7 @@ from deslaunch.events import (
     WatchSummary,
 )
 from deslaunch.launch.batch import watch_batch
-from deslaunch.launch.watch import Watch, poll_wait
+from deslaunch.launch.watch import Watch
 from deslaunch.ledger.ledger import open_ledger
 from deslaunch.ledger.reading import RunToAsk
 from deslaunch.settings import Settings
@@ -147,15 +149,22 @@ class Bench:
 
 
 @given(
-    asked=st.integers(1, 5_000),
-    low=st.floats(0.1, 99),
-    high=st.floats(0.1, 999),
-    seed=st.integers(),
+    asked=st.integers(1, 9), low=st.floats(0.1, 99), high=st.floats(0.1, 999), seed=st.integers()
 )
 def test_waits_grow_up_to_their_cap(asked: int, low: float, high: float, seed: int) -> None:
-    wait = poll_wait(asked, Settings(interval=low, max_interval=high), random.Random(seed))
-    ceiling = min(low * 1.5 ** min(asked - 1, 200), max(low, high))
-    assert 0.9 * ceiling - 1e-9 <= wait <= ceiling + 1e-9
+    async def watch() -> list[float]:
+        script = {"a": ["running"] * asked}
+        bench = Bench(["a"], script=script, interval=low, max_interval=high)
+        bench.watch.rng = random.Random(seed)
+        await bench.finish()
+        return bench.times("a")
+
+    times = asyncio.run(watch())
+    ceilings = [min(low * 1.5**n, max(low, high)) for n in range(asked)]
+    assert len(times) == asked + 1
+
+    for ceiling, (before, after) in zip(ceilings, pairwise(times), strict=True):
+        assert 0.9 * ceiling - 0.01 <= after - before <= ceiling + 0.01
 
 
 async def test_every_run_is_asked_about_until_it_ends() -> None:
@@ -187,6 +196,19 @@ async def test_no_more_is_asked_at_once_than_there_are_slots_and_the_first_goes_
     assert alone == 1
     assert bench.asker.most == 3
     assert len(bench.told()) == 40
+
+
+async def test_targets_share_the_slots() -> None:
+    runs = [f"{target}/{n}" for n in range(20) for target in ("acme", "bistro")]
+    bench = Bench(runs, targets=["acme", "bistro"], concurrency=3)
+
+    for asker in bench.askers.values():
+        asker.latency = 1.0
+
+    await bench.finish()
+    moments = Counter(at for asker in bench.askers.values() for _, at in asker.asked)
+    assert len(bench.told()) == 40
+    assert max(moments.values()) == 3
 
 
 async def test_questions_keep_the_rate() -> None:

@@ -19,46 +19,25 @@ import anyio
 
 from deslaunch import errors, events
 from deslaunch.des.client import DesClient
-from deslaunch.events import Stop, StopReason, TargetPaused
+from deslaunch.events import Stop, StopReason
 from deslaunch.launch.loop import Loop
-from deslaunch.launch.retry import Jitter
 from deslaunch.launch.target import Throttle
 from deslaunch.ledger.reading import RunToAsk
 from deslaunch.model import RunStatus, count
-from deslaunch.settings import Settings
 
 REFUSED_AT_FIRST: Final = 5
 """Refusals, before any good response, that stop a target: it is another DES than it was."""
 
 GROWTH: Final = 1.5
-_MOST_GROWTHS: Final = 1_000  # GROWTH to this power is still a float
-
-
-def poll_wait(asked: int, settings: Settings, rng: Jitter) -> float:
-    """Return the seconds until a run is asked about again.
-
-    A tenth is left to chance, so that runs that were started together are not asked about
-    together for ever.
-
-    Args:
-        asked: how often it was asked about, at least 1.
-        settings: ``interval`` and ``max_interval``.
-        rng: the source of jitter.
-    """
-    grown: float = settings.interval * GROWTH ** min(asked - 1, _MOST_GROWTHS)
-    ceiling = min(grown, max(settings.interval, settings.max_interval))
-    return rng.uniform(0.9 * ceiling, ceiling)
-
-
-_NOT_ENDED: Final = (False, False)  # finished, success
+"""How much longer each wait for a run is than the one before."""
 
 
 class _Waiting(NamedTuple):
-    """A run that is to be asked about: when, its row, how often it was, and itself."""
+    """A run that is to be asked about: when, its row, after which wait (0 at first), and itself."""
 
     due: float
     row: int
-    asked: int
+    wait: float
     run: RunToAsk
 
 
@@ -85,8 +64,7 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
             name: _Target(client, self._throttle(name)) for name, client in self.clients.items()
         }
         self._after_row: int | None = 0  # the last row that was read; None: there are no more
-        self._unasked = 0  # runs of targets that go on, which were not asked about yet
-        self._told: list[tuple[RunToAsk, RunStatus | str]] = []
+        self._told: list[tuple[RunToAsk, RunStatus]] = []  # to be recorded: ended, or refused
         self._unread: asyncio.Queue[RunStatus | None] | None = None  # where somebody iterates
 
     # What the batch calls.
@@ -116,8 +94,9 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
             while not self._is_over():
                 now = self.clock.now()
 
-                while not self._is_draining and (taken := self._take(now)) is not None:
+                while (taken := self._take(now)) is not None:
                     self._workers.put(taken)
+                    await self._read_on()
 
                 await self._wait_for_news(self._next_time(now))
                 self._news.clear()  # before what came is taken: what comes meanwhile is news again
@@ -180,36 +159,37 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
 
     # The loop.
 
-    def _is_over(self) -> bool:
+    def _busy(self) -> int:
+        """Return how many runs are asked about, or have ended and are not recorded."""
+        return len(self._told) + sum(one.throttle.in_flight for one in self._targets.values())
+
+    def _waiting(self) -> list[_Target]:
+        """Return the targets that go on and have runs to ask about."""
         targets = self._targets.values()
+        return [one for one in targets if one.due and not one.throttle.is_stopped]
 
-        if self._told or any(target.throttle.in_flight for target in targets):
-            return False
-
-        is_left = any(target.due for target in targets)
-        return self._is_draining or (self._after_row is None and not is_left)
+    def _is_over(self) -> bool:
+        is_read = self._after_row is None
+        return not self._busy() and (self._is_draining or (is_read and not self._waiting()))
 
     async def _read_on(self) -> None:
-        """Read runs that were not asked about yet, so that the slots have enough to do."""
-        while self._after_row is not None and self._unasked < self.settings.concurrency:
+        """Read runs, unless there are some that were not asked about yet: those come first."""
+        while self._after_row is not None and all(one.due[0].wait for one in self._waiting()):
             runs = await self.ledger.runs_to_ask(self._after_row)
             self._after_row = runs[-1].row if runs else None
 
             for run in runs:
-                self._put(self._targets[run.target], _Waiting(-math.inf, run.row, 0, run))
+                target = self._targets[run.target]
 
-    def _put(self, target: _Target, waiting: _Waiting) -> None:
-        """Let a run be asked about, unless its target has stopped."""
-        if not target.throttle.is_stopped:
-            heappush(target.due, waiting)
-            self._unasked += not waiting.asked
+                if not target.throttle.is_stopped:
+                    heappush(target.due, _Waiting(-math.inf, run.row, 0.0, run))
 
     def _take(self, now: float) -> tuple[_Target, _Waiting] | None:
         """Return the run that is to be asked about now; the targets take turns."""
-        unread = 0 if self._unread is None else self._unread.qsize()
-        busy = self._workers.busy + len(self._told) + unread
+        busy = self._busy() + (self._unread.qsize() if self._unread else 0)
+        has_room = busy < self.settings.concurrency and self._pacer.allowed(now) >= 1
 
-        if busy >= self.settings.concurrency or self._pacer.allowed(now) < 1:
+        if self._is_draining or not has_room:
             return None
 
         for _ in range(len(self._rotation)):
@@ -220,21 +200,17 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
             if target.due and target.due[0].due <= now and target.throttle.room(now) > 0:
                 target.throttle.in_flight += 1
                 self._pacer.take(1)
-                waiting = heappop(target.due)
-                self._unasked -= not waiting.asked
-                return target, waiting
+                return target, heappop(target.due)
 
         return None
 
     def _next_time(self, now: float) -> float:
         """Return when time alone lets a run be asked about; infinity where only news can."""
-        times = []
-
-        for target in self._targets.values():
-            if target.due:
-                opens = now + (target.throttle.rest(now) or 0.0)
-                times.append(max(target.due[0].due, opens, self._pacer.opens_at(now)))
-
+        opens = self._pacer.opens_at(now)
+        times = [
+            max(one.due[0].due, now + (one.throttle.rest(now) or 0.0), opens)
+            for one in self._waiting()
+        ]
         return min((time for time in times if time > now), default=math.inf)
 
     async def _record(self) -> None:
@@ -242,14 +218,11 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
         told, self._told = self._told, []
 
         if told:
-            await self.ledger.record_runs([(run.row, run.attempt, said) for run, said in told])
-
-        for run, said in told:
-            status = (
-                said._replace(key=run.key)
-                if isinstance(said, RunStatus)
-                else RunStatus(run.job_id, run.job_run_id, *_NOT_ENDED, said, key=run.key)
+            await self.ledger.record_runs(
+                [(run.row, run.attempt, s if s.finished else s.status or "") for run, s in told]
             )
+
+        for _, status in told:
             self._tell(events.RunEnded(status))
 
             if self._unread is not None:
@@ -266,12 +239,12 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
         except errors.CredentialsRefused as exc:
             self._act(throttle.stop(StopReason.CREDENTIALS, str(exc)))
         except (errors.NotSent, errors.Throttled, errors.Redirected) as exc:
-            self._put(target, waiting)
+            heappush(target.due, waiting)
             self._act(throttle.held_back(exc, self.clock.now()))
         except errors.Rejected as exc:
             self._refuse(target, run, exc)
         except errors.DesError as exc:  # no run is to blame for it
-            self._put(target, self._asked(waiting))
+            self._ask_later(target, waiting)
             self._act(throttle.held_back(exc, self.clock.now()))
         except asyncio.CancelledError:
             pass  # the next watch asks about it
@@ -282,9 +255,9 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
             throttle.started()
 
             if status.finished:
-                self._told.append((run, status))
+                self._told.append((run, status._replace(key=run.key)))
             else:
-                self._put(target, self._asked(waiting))
+                self._ask_later(target, waiting)
         finally:
             throttle.in_flight -= 1
             self._news.set()
@@ -293,7 +266,8 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
         """Ask about a run no more in this watch; stop a target that tells of none."""
         target.throttle.responded()
         target.refusals += 1
-        self._told.append((run, str(error)))
+        status = RunStatus(run.job_id, run.job_run_id, finished=False, success=False)
+        self._told.append((run, status._replace(status=str(error), key=run.key)))
 
         if target.refusals >= REFUSED_AT_FIRST and not target.has_told:
             message = (
@@ -302,16 +276,10 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
             )
             self._act(target.throttle.stop(StopReason.CONFIGURATION, message))
 
-    def _asked(self, waiting: _Waiting) -> _Waiting:
-        """Return a run that was asked about once more, and when it is to be again."""
-        asked = waiting.asked + 1
-        due = self.clock.now() + poll_wait(asked, self.settings, self.rng)
-        return waiting._replace(due=due, asked=asked)
-
-    def _act(self, decided: TargetPaused | Stop | None) -> None:
-        super()._act(decided)
-
-        if isinstance(decided, Stop):
-            due = self._targets[decided.target or ""].due
-            self._unasked -= sum(not waiting.asked for waiting in due)
-            due.clear()
+    def _ask_later(self, target: _Target, waiting: _Waiting) -> None:
+        """Let a run be asked about again, after a longer wait than before."""
+        longer = min(GROWTH * waiting.wait, self.settings.max_interval)
+        wait = max(self.settings.interval, longer)
+        # Runs that were started together would be asked about together for ever.
+        due = self.clock.now() + self.rng.uniform(0.9 * wait, wait)
+        heappush(target.due, waiting._replace(due=due, wait=wait))
