@@ -439,7 +439,7 @@ def test_a_failed_probe_prolongs_the_pause_and_halves_nothing_more() -> None:
     found = opened(16)
     found.held_back(unsent(), 0.0)
 
-    assert found.still_down(unsent(), 1.0) == TargetPaused("acme", "refused", 1.0)
+    assert found.held_back(unsent(), 1.0, is_probe=True) == TargetPaused("acme", "refused", 1.0)
     assert (found.slots, found.gate) == (8, Gate.PAUSED)
     assert (found.rest(1.5), found.rest(2.0)) == (0.5, 0.0)
 
@@ -447,24 +447,26 @@ def test_a_failed_probe_prolongs_the_pause_and_halves_nothing_more() -> None:
 def test_a_target_that_was_never_reached_says_how_often_it_was_tried() -> None:
     found = throttle()
     found.held_back(unsent(), 0.0)
-    found.still_down(unsent(), 1.0)
+    found.held_back(unsent(), 1.0, is_probe=True)
 
     message = "could not be reached in 3 tries: refused"
-    assert found.still_down(unsent(), 3.0) == Stop(StopReason.UNREACHABLE, message, "acme")
-    assert found.still_down(unsent(), 3.0) is None
+    assert found.held_back(unsent(), 3.0, is_probe=True) == Stop(
+        StopReason.UNREACHABLE, message, "acme"
+    )
+    assert found.held_back(unsent(), 3.0, is_probe=True) is None
 
 
 def test_a_misconfigured_probe_says_what_is_wrong() -> None:
     found = opened(4)
     found.held_back(unsent(), 0.0)
-    stop = found.still_down(Misconfigured("bad certificate"), 1.0)
+    stop = found.held_back(Misconfigured("bad certificate"), 1.0, is_probe=True)
     assert stop == Stop(StopReason.CONFIGURATION, "bad certificate", "acme")
 
 
 def test_an_open_target_is_not_due_and_its_probe_means_nothing() -> None:
     found = opened(4)
     found.reopen(99.0)
-    assert (found.rest(99.0), found.still_down(unsent(), 99.0)) == (None, None)
+    assert (found.rest(99.0), found.held_back(unsent(), 99.0, is_probe=True)) == (None, None)
     assert found.gate is Gate.OPEN
 
 
@@ -473,11 +475,24 @@ def test_a_pause_that_grew_during_a_probe_is_not_shortened_by_it() -> None:
     found.held_back(throttled(10.0), 0.0)
     found.held_back(throttled(300.0), 11.5)  # a row in flight, while the probe is on its way
     found.reopen(12.0)
-    gate, pause = found.gate, found.still_down(unsent(), 12.0)
+    gate, pause = found.gate, found.held_back(unsent(), 12.0, is_probe=True)
 
     assert gate is Gate.PAUSED
     assert isinstance(pause, TargetPaused)
     assert pause.seconds == found.rest(12.0) == 299.5
+
+
+def test_a_row_that_comes_back_when_the_pause_is_over_adds_nothing_to_it() -> None:
+    found = opened(4)
+    found.held_back(throttled(5.0), 0.0)
+    assert (found.held_back(unsent(), 9.0), found.rest(9.0), found.slots) == (None, 0.0, 2)
+
+
+def test_a_probe_that_is_told_to_wait_has_reached_its_target() -> None:
+    found = throttle()
+    found.held_back(unsent(), 0.0)
+    found.held_back(throttled(1.0), 1.0, is_probe=True)
+    assert isinstance(found.held_back(unsent(), 3.0, is_probe=True), TargetPaused)
 
 
 def test_a_pause_that_is_prolonged_says_why() -> None:

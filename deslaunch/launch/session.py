@@ -469,7 +469,7 @@ class Session(Loop[tuple[Start, int]]):
                 try:
                     await target.client.probe()
                 except DesError as exc:
-                    self._act(throttle.still_down(exc, self.clock.now()))
+                    self._act(throttle.held_back(exc, self.clock.now(), is_probe=True))
                 else:
                     throttle.reopen(self.clock.now())
         except Exception as exc:  # noqa: BLE001  # a fault of the client ends the session

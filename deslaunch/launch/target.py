@@ -32,14 +32,11 @@ MISPLACED: Final = frozenset({403, 404, 405, 407, 415, 421, 426})
 FORBIDDEN_IN_A_ROW: Final = 5
 """403 responses in a row, over more than one job, that stop a target."""
 
-UNKNOWN_IN_A_ROW: Final = 5
-FAILED_IN_A_ROW: Final = 25
+IN_A_ROW: Final = {Result.UNKNOWN: 5, Result.FAILED: 25}
 """Rows, with none started between them, that stop a target."""
 
 LONGEST_CREDIT: Final = 0.05
 """Seconds of the rate that may be made up for at once, where the loop came late."""
-
-_IN_A_ROW: Final = {Result.UNKNOWN: UNKNOWN_IN_A_ROW, Result.FAILED: FAILED_IN_A_ROW}
 
 
 class Gate(Enum):
@@ -189,32 +186,33 @@ class Throttle:
             case Result.UNKNOWN if is_first:
                 text = f"the first start got no usable response: {error}"
                 decided = self.stop(StopReason.FIRST_CONTACT, text)
-            case Result.REJECTED:
-                if is_first and error.status in MISPLACED:
-                    text = (
-                        f"its first response was {error.status}, is it a DES and the token for it"
-                    )
-                    decided = self.stop(
-                        StopReason.CONFIGURATION, f"{text}? {error}", status=error.status
-                    )
-                else:
-                    self.responded()
+            case Result.REJECTED if is_first and error.status in MISPLACED:
+                text = f"its first response was {error.status}, is it a DES and the token for it?"
+                reason = StopReason.CONFIGURATION
+                decided = self.stop(reason, f"{text} {error}", status=error.status)
+            case Result.REJECTED | Result.RETRY | Result.FAILED:
+                self.responded(final=result is not Result.RETRY)
 
-                if self.stop_status is not None and self.stop_status == error.status:
-                    return Result.THROTTLED, decided
-            case Result.RETRY | Result.FAILED:
-                self.responded(final=result is Result.FAILED)
+        if result is Result.REJECTED and self.stop_status and self.stop_status == error.status:
+            result = Result.THROTTLED
 
         return result, decided
 
-    def held_back(self, error: DesError, now: float) -> TargetPaused | Stop | None:
+    def held_back(
+        self, error: DesError, now: float, *, is_probe: bool = False
+    ) -> TargetPaused | Stop | None:
         """Take in a start that never left or was told to wait, or a response not from DES.
 
+        Args:
+            error: why.
+            now: the time, seconds.
+            is_probe: it was the query at the end of a pause.
+
         Returns:
-            The pause that begins, or the end of the target; None where the pause that goes on
-            covers it.
+            The pause that begins, or its next part, or the end of the target; None where the
+            pause that goes on covers it.
         """
-        if self.is_stopped:
+        if self.is_stopped or (is_probe and self.gate is not Gate.PAUSED):
             return None
 
         if isinstance(error, errors.Throttled):
@@ -223,14 +221,24 @@ class Throttle:
         if isinstance(error, errors.Misconfigured | errors.Redirected):
             return self.stop(StopReason.CONFIGURATION, str(error))
 
-        if self.gate is Gate.PAUSED:  # it goes on, and longer where this row was told so
-            if error.retry_after is None or now + error.retry_after <= self._reopens:
+        asked = error.retry_after
+
+        if self.gate is Gate.PAUSED and not is_probe:  # longer only where this row was told so
+            if asked is None or now + asked <= self._reopens:
                 return None
 
-            return self._pause(error, error.retry_after, now)
+            return self._pause(error, asked, now)
 
-        self._slots = max(1.0, self._slots / 2)
-        return self._go_on_pausing(error, now)
+        if not is_probe:
+            self._slots = max(1.0, self._slots / 2)
+
+        seconds = self._wait(self._pauses)
+        self._pauses += 1
+
+        if asked is not None:  # never shortened, and not all at the same moment
+            seconds = asked + min(1.0, seconds)
+
+        return self._pause(error, seconds, now)
 
     def rest(self, now: float) -> float | None:
         """Return the seconds until the pause ends, 0 once it is over; None for no pause."""
@@ -240,20 +248,6 @@ class Throttle:
         """End a pause that is over: one row at a time may be sent, until DES responds to one."""
         if self.rest(now) == 0.0:
             self.gate = Gate.ALONE
-
-    def still_down(self, error: DesError, now: float) -> TargetPaused | Stop | None:
-        """Take in a probe that failed: the pause goes on.
-
-        Returns:
-            The next part of the pause, or the end of the target.
-        """
-        if self.gate is not Gate.PAUSED:
-            return None
-
-        if isinstance(error, errors.Misconfigured):
-            return self.stop(StopReason.CONFIGURATION, str(error))
-
-        return self._go_on_pausing(error, now)
 
     def stop(
         self,
@@ -268,15 +262,6 @@ class Throttle:
         self.epoch += 1
         self.stop_status = self.stop_status or status
         return Stop(reason, message, self.target, resume_after=resume_after)
-
-    def _go_on_pausing(self, error: DesError, now: float) -> TargetPaused | Stop:
-        seconds = self._wait(self._pauses)
-        self._pauses += 1
-
-        if error.retry_after is not None:  # never shortened, and not all at the same moment
-            seconds = error.retry_after + min(1.0, seconds)
-
-        return self._pause(error, seconds, now)
 
     def _pause(self, error: DesError, seconds: float, now: float) -> TargetPaused | Stop:
         """Pause for so long, or as long as a pause that goes on; or give the target up."""
@@ -344,7 +329,7 @@ class Health:
 
         self._errors += 1
         self._in_a_row[result] += 1
-        limit = _IN_A_ROW.get(result, math.inf)
+        limit = IN_A_ROW.get(result, math.inf)
 
         if is_forbidden:
             self.forbidden.append(outcome)
