@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import shutil
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -27,6 +29,7 @@ from deslaunch.errors import (
 from deslaunch.events import Event, Noted, Planned, StopReason
 from deslaunch.launch import batch as batches
 from deslaunch.launch.batch import preview, settings_of
+from deslaunch.manifest.files import Manifest
 from deslaunch.model import RowState
 from deslaunch.settings import Settings
 from deslaunch.simulator import CSV_SALES_EXPORT, DEFAULT_JOBS
@@ -112,6 +115,42 @@ async def test_another_manifests_ledger_is_foreign(place: Place) -> None:
 
     assert "--corrections" in foreign.value.hint
     assert simulator.requests == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "spoiled"])
+async def test_a_manifest_that_was_damaged_is_told_and_not_needed(
+    place: Place, damage: str
+) -> None:
+    zipped = place.folder / "night.jsonl.gz"
+    place.write(rows(40))
+    whole = gzip.compress(place.manifest.read_bytes())
+    zipped.write_bytes(whole)
+    again = whole[:-9] if damage == "cut" else whole[:40] + b"\xff" * 40 + whole[80:]
+    options: Any = {"ledger": place.ledger, **place.common}
+
+    async with service(place) as (_, des):
+        await batches.launch(zipped, des, **options)
+        zipped.write_bytes(again)
+
+        with pytest.raises(ManifestError, match=r"night\.jsonl\.gz can't be read to its end"):
+            await batches.launch(zipped, des, resume=True, **options)
+
+        stream = Manifest(BytesIO(again), format="jsonl")
+
+        with pytest.raises(LedgerForeign):
+            await batches.launch(stream, des, resume=True, **options)
+
+        assert (await place.go_on(des)).counts.started == 40  # the ledger is the batch
+
+
+async def test_rows_of_a_program_do_not_go_on_with_a_manifest(place: Place) -> None:
+    place.write(rows(2))
+
+    async with service(place) as (_, des):
+        await place.launch(des)
+
+        with pytest.raises(LedgerForeign, match="other rows than <rows>"):
+            await place.launch(des, rows(2), resume=True)
 
 
 async def test_other_options_for_the_rows_are_refused(place: Place) -> None:

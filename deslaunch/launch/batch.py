@@ -25,7 +25,7 @@ from deslaunch import errors
 from deslaunch.des.client import DesClient
 from deslaunch.events import Noted, Plan, Planned, ProblemGroup, Summary
 from deslaunch.launch import importing
-from deslaunch.launch.importing import ROWS, Rows, StrPath, open_manifest, warnings_of
+from deslaunch.launch.importing import ROWS, Rows, Source, StrPath, open_manifest
 from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Setup, resume_command
 from deslaunch.launch.schemas import Schemas, read_schema_file, user_folder
 from deslaunch.ledger.ledger import Ledger, NewBatch, begin_import, open_ledger, take_ledger
@@ -92,8 +92,8 @@ async def open_batch(
         Declined: ``confirm`` said no.
     """
     setup = await _set_up(des, options)
-    source = _source(rows, setup.settings)
-    place = _place(source, ledger)
+    source = _open_source(rows, setup.settings)
+    place = os.fspath(_ledger_of(source) if ledger is None else ledger)
 
     async with AsyncExitStack() as stack:
         if resume and await run_sync(os.path.lexists, place):
@@ -269,16 +269,9 @@ async def check(
 
         await run_sync(deque, found.finish(), 0)
 
-    return CheckReport(
-        rows=found.rows,
-        invalid=found.invalid,
-        problems=tuple(found.problems),
-        count=found.count,
-        groups=tuple(found.groups),
-        notes=tuple(schemas.notes.values()),
-        warnings=warnings_of(file, found, schemas),
-        unconfirmed=schemas.unconfirmed,
-    )
+    told = (tuple(schemas.notes.values()), importing.warnings_of(file, found, schemas))
+    problems = (tuple(found.problems), found.count, tuple(found.groups))
+    return CheckReport(found.rows, found.invalid, *problems, *told, schemas.unconfirmed)
 
 
 async def preview(
@@ -381,7 +374,7 @@ async def _set_up(
     return Setup(settings, clients, schemas, emit, options.get("confirm"), kept or {})
 
 
-def _source(rows: Any, settings: Settings) -> Manifest | Rows:
+def _open_source(rows: Any, settings: Settings) -> Source:
     if isinstance(rows, str | os.PathLike | Manifest):
         return open_manifest(rows, settings)
 
@@ -391,10 +384,7 @@ def _source(rows: Any, settings: Settings) -> Manifest | Rows:
     return rows
 
 
-def _place(source: Manifest | Rows, ledger: StrPath | None) -> str:
-    if ledger is not None:
-        return os.fspath(ledger)
-
+def _ledger_of(source: Source) -> str:
     if not isinstance(source, Manifest) or source.path is None:
         raise errors.ConfigurationError(
             "rows that come from no file need a ledger's name",
@@ -447,9 +437,7 @@ async def _held(opening: Awaitable[Ledger], on_event: OnEvent | None) -> AsyncIt
             on_event(Noted(message, is_warning=True))
 
 
-async def _import(
-    stack: AsyncExitStack, source: Manifest | Rows, place: str, setup: Setup
-) -> Batch:
+async def _import(stack: AsyncExitStack, source: Source, place: str, setup: Setup) -> Batch:
     """Make a batch of a manifest, or of rows that a program will add."""
     name, new = ROWS, NewBatch(ROWS, setup.kept, is_whole=False)
     known: dict[str, Any] = {}
@@ -486,29 +474,27 @@ def _row_options(settings: Settings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in names}
 
 
-async def _check_same(ledger: Ledger, source: Manifest | Rows, settings: Settings) -> None:
+async def _check_same(ledger: Ledger, source: Source, settings: Settings) -> None:
     """Refuse to go on, unless the batch was begun with this very manifest, or by a program.
 
     Raises:
         LedgerForeign: it is another's.
         ConfigurationError: other rows were meant by the same manifest.
+        ManifestError: the manifest can't be read to its end.
     """
+    name, digest = ROWS, ""
     command = resume_command(ledger.place, ledger.batch.options)
 
-    if not isinstance(source, Manifest):
-        if ledger.batch.digest:
-            raise errors.LedgerForeign(
-                f"{ledger.place}: the batch's rows come from a manifest, not from a program",
-                hint=f"go on with: {command}",
-            )
+    if isinstance(source, Manifest):
+        name, digest = source.name, await run_sync(importing.digest_of, source)
 
-        return
-
-    if source.path is not None and await run_sync(source.path.is_file):
-        digest = await run_sync(importing.digest_of, source.path)
-    else:  # stdin or a pipe
-        await run_sync(lambda: deque(source.chunks(), maxlen=0))
-        digest = source.digest
+    if digest != ledger.batch.digest:
+        raise errors.LedgerForeign(
+            f"{ledger.place}: it is the ledger of other rows than {name}, or of these as they "
+            "were before they changed; nothing was sent",
+            hint=f"go on with it as it was imported: {command}; for changed rows add "
+            "--corrections FILE; a new batch needs a new --ledger",
+        )
 
     now = _row_options(settings)
     begun = ledger.batch.options.get("rows", now)
@@ -519,14 +505,6 @@ async def _check_same(ledger: Ledger, source: Manifest | Rows, settings: Setting
             hint=f"go on with: {command}",
         )
 
-    if digest != ledger.batch.digest:
-        raise errors.LedgerForeign(
-            f"{ledger.place}: it is the ledger of another manifest than {source.name}, or of "
-            "this one as it was before it changed; nothing was sent",
-            hint=f"go on with it as it was imported: {command}; for changed rows add "
-            "--corrections FILE; a new batch needs a new --ledger",
-        )
-
 
 async def _go_on(
     ledger: Ledger,
@@ -534,7 +512,7 @@ async def _go_on(
     corrections: Manifest | None = None,
     *,
     add: bool = False,
-    rows: Manifest | Rows | None = None,
+    rows: Source | None = None,
 ) -> Batch:
     """Return a batch that was begun, with corrections applied that were agreed to.
 
@@ -581,14 +559,15 @@ async def _go_on(
 
 async def _tell_if_changed(ledger: Ledger, setup: Setup) -> None:
     """Say so where the manifest's file is not what was imported; it is not read again."""
-    manifest = Path(ledger.batch.manifest)
+    known = ledger.batch.digest
+    manifest = Manifest(ledger.batch.manifest, format="csv")  # to be hashed, in whatever form
 
     # Nobody writes to a pipe a second time: to open it would wait for ever.
-    if not ledger.batch.digest or not await run_sync(manifest.is_file):
+    if not known or not manifest.path or not await run_sync(manifest.path.is_file):
         return
 
-    with suppress(OSError, EOFError):
-        if await run_sync(importing.digest_of, manifest) != ledger.batch.digest:
+    with suppress(errors.ManifestError):
+        if await run_sync(importing.digest_of, manifest) != known:
             setup.emit(
                 Noted(
                     f"{printable(ledger.batch.manifest)} has changed since it was imported; "

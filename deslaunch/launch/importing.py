@@ -7,11 +7,11 @@ import asyncio
 import gzip
 import hashlib
 import os
-from collections import Counter
+import zlib
+from collections import Counter, deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import filterfalse, islice
-from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -33,6 +33,7 @@ from deslaunch.settings import Settings
 
 StrPath = str | os.PathLike[str]
 Rows = Iterable[Mapping[str, Any] | Row] | AsyncIterable[Mapping[str, Any] | Row]
+Source = Manifest | Rows
 
 ROWS: Final = "<rows>"
 """What problems name as the file of rows that come from no file."""
@@ -239,15 +240,14 @@ class Feed:
         session: the batch's.
         schemas: what the rows are checked with.
         emit: called with the end of each invalid row.
-        unread: returns how many outcomes nobody has taken.
     """
 
     session: Session
     schemas: Schemas
     emit: Callable[[Event], object]
-    unread: Callable[[], int]
 
     def __post_init__(self) -> None:
+        self.session.feed(goes_on=True)
         self._waiting: Counter[str] = Counter()  # rows that have not ended, by target
         self._news = asyncio.Event()
 
@@ -295,13 +295,13 @@ class Feed:
 
     async def _room(self) -> int:
         """Return how many more rows may be added, once there are any."""
+        most = UNREAD_PER_SLOT * self.session.settings.concurrency
+
         while True:
             stopped = {stop.target for stop in self.session.stops}  # whose rows will not end
-            waiting = sum(n for name, n in self._waiting.items() if name not in stopped)
-            most = UNREAD_PER_SLOT * self.session.settings.concurrency
-            room = most - waiting - self.unread()
+            room = most - sum(n for name, n in self._waiting.items() if name not in stopped)
 
-            if room > 0:
+            if room > 0 and not self.session.is_held_back():
                 return min(room, ROWS_AT_ONCE)
 
             self._news.clear()
@@ -358,19 +358,28 @@ def open_manifest(
     )
 
 
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, uncompressed, as a manifest has it; hex.
+def digest_of(manifest: Manifest) -> str:
+    """Return the SHA-256 of a manifest's bytes, uncompressed; hex, or ``""`` for a damaged stream.
 
     Raises:
-        OSError: it can't be read.
-        EOFError: it is a gzip file that was cut off.
+        ManifestError: it can't be read.
     """
-    with path.open("rb") as raw:
-        is_gzip = raw.read(2) == b"\x1f\x8b"
-        raw.seek(0)
+    if manifest.path is None or not manifest.path.is_file():  # stdin or a pipe
+        deque(manifest.portions(), 0)
+        return manifest.digest
 
-        with gzip.open(raw) if is_gzip else raw as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with manifest.path.open("rb") as raw:
+            is_gzip = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+
+            with gzip.open(raw) if is_gzip else raw as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+    except (OSError, EOFError, zlib.error) as exc:
+        raise errors.ManifestError(
+            f"{manifest.name} can't be read to its end: {exc}",
+            hint="check the file, and that you may read it",
+        ) from exc
 
 
 def warnings_of(manifest: Manifest, check: Check, schemas: Schemas) -> tuple[str, ...]:

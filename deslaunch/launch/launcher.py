@@ -22,7 +22,7 @@ from platformdirs import user_state_path
 from deslaunch import errors
 from deslaunch.des.client import DesClient
 from deslaunch.events import Counts, Event, Noted, Plan, RowEnded, Stop, StopReason, Summary
-from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Rows, recheck, stop_unchecked
+from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Source, recheck, stop_unchecked
 from deslaunch.launch.schemas import Schemas, user_folder
 from deslaunch.launch.session import Session
 from deslaunch.launch.watch import Watch
@@ -71,11 +71,7 @@ class Batch:
     """
 
     def __init__(
-        self,
-        setup: Setup,
-        ledger: Ledger | None,
-        plan: Plan | None,
-        rows: Rows | Manifest | None = None,
+        self, setup: Setup, ledger: Ledger | None, plan: Plan | None, rows: Source | None = None
     ) -> None:
         self.plan = plan
         self.ledger = ledger
@@ -222,8 +218,7 @@ class Batch:
             await self._check_again(session)
 
             if self._rows is not None:
-                session.feed(goes_on=True)
-                self._feed = Feed(session, setup.schemas, self._tell, self._unread.qsize)
+                self._feed = Feed(session, setup.schemas, self._tell)
                 feeding = asyncio.create_task(self._feed.run(self._rows))
 
             await session.run()

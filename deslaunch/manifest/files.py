@@ -76,7 +76,7 @@ class Manifest:
         format: of the rows.
         warnings: what may be a mistake, so far.
         is_whole: nothing kept the reading from the last row.
-        digest: hex SHA-256 of the uncompressed bytes; there once they were read to their end.
+        digest: hex SHA-256 of the uncompressed bytes; ``""`` before they were read to their end.
 
     Raises:
         ConfigurationError: the format is neither chosen nor told by the name, or a default of
@@ -102,6 +102,7 @@ class Manifest:
         self._stream = None if isinstance(source, str | os.PathLike) else source
         self._delimiter = delimiter
         self.is_whole = True
+        self.digest = ""
         rules = RowRules(self.name, job_id, target, is_batch_output_allowed)
         self._reader = CsvReader(rules, delimiter) if self.format == "csv" else JsonlReader(rules)
         self.warnings = self._reader.warnings
