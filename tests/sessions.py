@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from fakes import FakeRow
 
     from deslaunch.events import Event
-    from deslaunch.launch.retry import Jitter
     from deslaunch.model import RowState
 
 LIMIT: Final = 20_000.0
@@ -28,7 +28,7 @@ LIMIT: Final = 20_000.0
 INTERRUPTED: Final = Stop(StopReason.INTERRUPTED, "interrupted", signal=2)
 
 
-class MostJitter:
+class MostJitter(random.Random):
     """Draws the longest wait: rows wait 2, 4, 8, … seconds, targets 1, 2, 4, …"""
 
     def uniform(self, a: float, b: float) -> float:
@@ -45,7 +45,7 @@ class Bench:
         slots: int = 2,
         script: dict[str, list[Any]] | None = None,
         targets: Iterable[str] = (DEFAULT_TARGET,),
-        rng: Jitter | None = None,
+        rng: random.Random | None = None,
         early: float = 0.0,
         slots_of: dict[str, int] | None = None,
         **tuning: Any,

@@ -9,7 +9,7 @@ import hashlib
 import os
 import zlib
 from collections import Counter, deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import filterfalse, islice
 from typing import Any, Final
@@ -237,26 +237,29 @@ class Feed:
     """Adds the rows of a program to a batch at work, as far as there is room for them.
 
     Attributes:
-        session: the batch's.
+        session: the batch's; what it tells is heard, and passed on.
         schemas: what the rows are checked with.
-        emit: called with the end of each invalid row.
     """
 
     session: Session
     schemas: Schemas
-    emit: Callable[[Event], object]
 
     def __post_init__(self) -> None:
         self.session.feed(goes_on=True)
+        self._emit, self.session.emit = self.session.emit, self._hear
         self._waiting: Counter[str] = Counter()  # rows that have not ended, by target
         self._news = asyncio.Event()
 
-    def wake(self, event: Event | None = None) -> None:
-        """Look again how much room there is; a row that ended makes some."""
+    def wake(self) -> None:
+        """Look again how much room there is."""
+        self._news.set()
+
+    def _hear(self, event: Event) -> None:
         if isinstance(event, RowEnded):
             self._waiting[event.outcome.target] -= 1
 
         self._news.set()
+        self._emit(event)
 
     async def run(self, rows: Rows) -> None:
         """Add all rows; where they raise, the session drains.
@@ -320,7 +323,7 @@ class Feed:
                 known = (number, 0, row.key or "", row.target, row.job_id)
                 outcome = Outcome(*known, None, RowState.INVALID, error=text, problems=row.problems)
                 self._waiting[row.target] += 1
-                self.emit(RowEnded(outcome))
+                self._hear(RowEnded(outcome))
 
         if targets and added.same < len(targets):
             self._waiting.update(targets)

@@ -206,19 +206,19 @@ class Batch:
         began = time.monotonic()
         setup, most = self._setup, UNREAD_PER_SLOT * self._setup.settings.concurrency
         due = await self.ledger.begin_session(await self._new_session())
-        session = Session(self.ledger, setup.clients, setup.settings, due, emit=self._tell)
+        session = Session(self.ledger, setup.clients, setup.settings, due, emit=self._emit)
         session.is_held_back = lambda: self._unread.qsize() >= most
         self._attach(session)
         feeding: asyncio.Task[None] | None = None
 
         for client in setup.clients.values():
-            client.on_note = lambda text: self._tell(Noted(text, is_warning=True))
+            client.on_note = self._warn
 
         try:
             await self._check_again(session)
 
             if self._rows is not None:
-                self._feed = Feed(session, setup.schemas, self._tell)
+                self._feed = Feed(session, setup.schemas)
                 feeding = asyncio.create_task(self._feed.run(self._rows))
 
             await session.run()
@@ -236,16 +236,13 @@ class Batch:
 
     async def _new_session(self) -> NewSession:
         setup, settings = self._setup, self._setup.settings
-        targets: dict[str, TargetInfo] = {}
 
-        for name, client in setup.clients.items():
+        for client in setup.clients.values():
             with suppress(errors.CredentialsRefused, errors.NotSent):  # it stops when it is sent to
                 await client.locate()
 
-            targets[name] = TargetInfo(client.base_url, client.org_id)
-
         return NewSession(
-            targets=targets,
+            targets={name: TargetInfo(c.base_url, c.org_id) for name, c in setup.clients.items()},
             options=asdict(settings),
             kept=setup.kept,
             retry_rejected=settings.retry_rejected,
@@ -308,12 +305,6 @@ class Batch:
     def _warn(self, text: str) -> None:
         with suppress(Exception):  # what it is about goes on all the same
             self._emit(Noted(text, is_warning=True))
-
-    def _tell(self, event: Event) -> None:
-        if self._feed is not None:
-            self._feed.wake(event)
-
-        self._emit(event)
 
     # Afterwards.
 

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from deslaunch.des.client import DesClient
 from deslaunch.events import Event, Stop, StopReason, TargetPaused, TargetStopped
-from deslaunch.launch.retry import Jitter, pause_wait
+from deslaunch.launch.retry import pause_wait
 from deslaunch.launch.target import Pacer, Throttle
 from deslaunch.ledger.ledger import Ledger
 from deslaunch.settings import Settings
@@ -61,7 +61,7 @@ class Loop(Generic[Item]):
     _: KW_ONLY
     emit: Callable[[Event], object]
     clock: Clock = field(default_factory=Clock)
-    rng: Jitter = field(default_factory=random.Random)
+    rng: random.Random = field(default_factory=random.Random)
 
     def __post_init__(self) -> None:
         self.stops: list[Stop] = []

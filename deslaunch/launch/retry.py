@@ -7,7 +7,8 @@ while a row keeps its slot, and shrink a Retry-After.
 
 from http import HTTPStatus
 from itertools import islice
-from typing import Final, Protocol
+from random import Random
+from typing import Final
 
 import backoff
 
@@ -23,14 +24,6 @@ GATEWAY_GAVE_UP: Final = frozenset({504, 524})
 """A gateway that gave up waiting says nothing of DES."""
 
 _MOST_DOUBLINGS: Final = 62  # without a cap the doubling would outgrow a float
-
-
-class Jitter(Protocol):
-    """The part of :class:`random.Random` that waits need."""
-
-    def uniform(self, a: float, b: float) -> float:
-        """Return a number between ``a`` and ``b``."""
-        ...
 
 
 def verdict(error: DesError | CredentialsRefused, start: Start, settings: Settings) -> Result:
@@ -99,7 +92,7 @@ def ended(
     return Outcome(*start[:5], result, *said, start.attempt)
 
 
-def retry_wait(retries: int, asked: float | None, max_wait: float, rng: Jitter) -> float:
+def retry_wait(retries: int, asked: float | None, max_wait: float, rng: Random) -> float:
     """Return the seconds before a row's next attempt.
 
     Between half and all of 2 s, doubled for each retry before, at most ``max_wait``; never
@@ -115,7 +108,7 @@ def retry_wait(retries: int, asked: float | None, max_wait: float, rng: Jitter) 
     return max(asked or 0.0, rng.uniform(ceiling / 2, ceiling))
 
 
-def pause_wait(pauses: int, max_wait: float, rng: Jitter) -> float:
+def pause_wait(pauses: int, max_wait: float, rng: Random) -> float:
     """Return the seconds of a target's pause where DES named none.
 
     Between half and all of 1 s, doubled for each pause before in a row, at most ``max_wait``.
@@ -130,7 +123,5 @@ def pause_wait(pauses: int, max_wait: float, rng: Jitter) -> float:
 
 
 def _ceiling(doublings: int, factor: float, most: float) -> float:
-    ceilings = backoff.expo(base=2, factor=factor, max_value=most)
-    next(ceilings)  # backoff's generators first yield None
-    number = min(doublings, _MOST_DOUBLINGS)
-    return float(next(islice(ceilings, number, None)))
+    number = 1 + min(doublings, _MOST_DOUBLINGS)  # backoff's generators first yield None
+    return float(next(islice(backoff.expo(2, factor, most), number, None)))

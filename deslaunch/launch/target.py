@@ -81,7 +81,7 @@ class Throttle:
         self._reached = False
         self._introduced = False
         self._contact_due = -math.inf
-        self._paused_since: float | None = None
+        self._paused_since = -math.inf
         self._reopens = -math.inf
         self._pauses = 0
 
@@ -151,7 +151,6 @@ class Throttle:
             self.gate = Gate.OPEN
 
         if self._pauses and self.gate in {Gate.OPEN, Gate.ALONE}:
-            self._paused_since = None
             self._pauses = 0
 
     def expect(self, due: float) -> None:
@@ -232,6 +231,9 @@ class Throttle:
         if not is_probe:
             self._slots = max(1.0, self._slots / 2)
 
+        if not self._pauses:
+            self._paused_since = now
+
         seconds = self._wait(self._pauses)
         self._pauses += 1
 
@@ -265,9 +267,6 @@ class Throttle:
 
     def _pause(self, error: DesError, seconds: float, now: float) -> TargetPaused | Stop:
         """Pause for so long, or as long as a pause that goes on; or give the target up."""
-        if self._paused_since is None:
-            self._paused_since = now
-
         is_unsent = isinstance(error, errors.NotSent)
 
         if is_unsent and not self._reached and self._pauses >= TRIES_TO_REACH:
