@@ -25,9 +25,6 @@ from deslaunch.launch.target import Throttle
 from deslaunch.ledger.reading import RunToAsk
 from deslaunch.model import RunStatus, count
 
-REFUSED_AT_FIRST: Final = 5
-"""Refusals, before any good response, that stop a target: it is another DES than it was."""
-
 GROWTH: Final = 1.5
 """How much longer each wait for a run is than the one before."""
 
@@ -48,8 +45,6 @@ class _Target:
     client: DesClient
     throttle: Throttle
     due: list[_Waiting] = field(default_factory=list)
-    has_told: bool = False
-    refusals: int = 0
 
 
 class Watch(Loop[tuple[_Target, _Waiting]]):
@@ -241,8 +236,10 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
         except (errors.NotSent, errors.Throttled, errors.Redirected) as exc:
             heappush(target.due, waiting)
             self._act(throttle.held_back(exc, self.clock.now()))
-        except errors.Rejected as exc:
-            self._refuse(target, run, exc)
+        except errors.Rejected as exc:  # this watch asks about it no more
+            throttle.responded()
+            refused = RunStatus(run.job_id, run.job_run_id, finished=False, success=False)
+            self._told.append((run, refused._replace(status=str(exc), key=run.key)))
         except errors.DesError as exc:  # no run is to blame for it
             self._ask_later(target, waiting)
             self._act(throttle.held_back(exc, self.clock.now()))
@@ -251,7 +248,6 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
         except Exception as exc:  # noqa: BLE001  # it ends the watch, once all slots ended
             self._fail(exc)
         else:
-            target.has_told = True
             throttle.started()
 
             if status.finished:
@@ -261,20 +257,6 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
         finally:
             throttle.in_flight -= 1
             self._news.set()
-
-    def _refuse(self, target: _Target, run: RunToAsk, error: errors.Rejected) -> None:
-        """Ask about a run no more in this watch; stop a target that tells of none."""
-        target.throttle.responded()
-        target.refusals += 1
-        status = RunStatus(run.job_id, run.job_run_id, finished=False, success=False)
-        self._told.append((run, status._replace(status=str(error), key=run.key)))
-
-        if target.refusals >= REFUSED_AT_FIRST and not target.has_told:
-            message = (
-                f"DES refused to tell of its first {target.refusals} runs "
-                f"(is it the one that started them?): {error}"
-            )
-            self._act(target.throttle.stop(StopReason.CONFIGURATION, message))
 
     def _ask_later(self, target: _Target, waiting: _Waiting) -> None:
         """Let a run be asked about again, after a longer wait than before."""
