@@ -333,11 +333,7 @@ def settings_of(ledger: Ledger) -> Settings:
 
 
 async def _set_up(
-    des: Clients | None,
-    options: Options,
-    ledger: Ledger | None = None,
-    *,
-    is_offline: bool = False,
+    des: Clients | None, options: Options, ledger: Ledger | None = None, *, is_offline: bool = False
 ) -> Setup:
     """Return what a batch is opened with; DES is asked for nothing yet.
 
@@ -404,13 +400,8 @@ async def _agree(setup: Setup, plan: Plan, warnings: Iterable[str]) -> Plan:
     Raises:
         Declined: the response is no.
     """
-    settings = setup.settings
-    plan = plan._replace(
-        concurrency=settings.concurrency,
-        rate=settings.rate,
-        limit=settings.limit,
-        warnings=tuple(filter(None, warnings)),
-    )
+    pace = {name: getattr(setup.settings, name) for name in ("concurrency", "rate", "limit")}
+    plan = plan._replace(**pace, warnings=tuple(filter(None, warnings)))
     setup.emit(Planned(plan))
 
     if setup.confirm is not None:

@@ -11,7 +11,7 @@ import zlib
 from collections import Counter, deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from itertools import filterfalse, islice
+from itertools import islice
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -97,7 +97,7 @@ async def import_manifest(
                 ]
             )
 
-    _raise_if_invalid(manifest, check, schemas, is_skipping=settings.skip_invalid)
+    _raise_if_invalid(manifest, check, schemas, skip=settings.skip_invalid)
 
     for target in schemas.by_target:
         await schemas.add_to(made, target)
@@ -105,9 +105,7 @@ async def import_manifest(
     return warnings_of(manifest, check, schemas)
 
 
-def _raise_if_invalid(
-    manifest: Manifest, check: Check, schemas: Schemas, *, is_skipping: bool
-) -> None:
+def _raise_if_invalid(manifest: Manifest, check: Check, schemas: Schemas, *, skip: bool) -> None:
     """Refuse a manifest that is not to be launched.
 
     Raises:
@@ -125,7 +123,7 @@ def _raise_if_invalid(
     if schemas.unconfirmed is not None:
         raise schemas.unconfirmed
 
-    if check.count and not is_skipping:
+    if check.count and not skip:
         raise check.error(
             f"{manifest.name}: {check.invalid:,} of {count(check.rows, 'row')} can't be started; "
             "nothing was sent",
@@ -155,7 +153,7 @@ async def read_corrections(
     if schemas.left_out:  # a correction is taken whole and checked, or not at all
         raise next(iter(schemas.left_out.values()))
 
-    _raise_if_invalid(manifest, check, schemas, is_skipping=False)
+    _raise_if_invalid(manifest, check, schemas, skip=False)
     return rows, warnings_of(manifest, check, schemas)
 
 
@@ -192,7 +190,7 @@ async def recheck(ledger: Ledger, schemas: Schemas, target: str) -> int:
     invalid = 0
 
     def is_settled(known: KnownJob) -> bool:
-        schema = schemas.by_target.get(target, {}).get(known.job.job_id)
+        schema = schemas.by_target[target].get(known.job.job_id)
         same = schema is not None and schema.job.parameters == known.job.parameters
         return known.is_checked and (same or not known.from_des)
 
@@ -201,20 +199,17 @@ async def recheck(ledger: Ledger, schemas: Schemas, target: str) -> int:
     if target in schemas.notes and not all(map(is_settled, jobs)):
         await schemas.fetch(target)  # what is cached makes no row invalid
 
-    for known in filterfalse(is_settled, jobs):
-        schema = schemas.by_target.get(target, {}).get(known.job.job_id)
+    for job_id in [known.job.job_id for known in jobs if not is_settled(known)]:
         after = 0
 
-        while portion := await ledger.query(
-            "unsent_rows", (after, target, known.job.job_id, PORTION)
-        ):
+        while portion := await ledger.query("unsent_rows", (after, target, job_id, PORTION)):
             rows = await run_sync(_check_again, schemas.by_target, portion)
             await ledger.recheck(rows)
             invalid += sum(isinstance(row, InvalidRow) for row in rows)
             after = portion[-1][0]
 
-        if schema is not None:
-            await schemas.add_to(ledger, target, known.job.job_id)
+        if job_id in schemas.by_target[target]:
+            await schemas.add_to(ledger, target, job_id)
 
     return invalid
 
@@ -322,8 +317,7 @@ class Feed:
                 text = "; ".join(problem.message for problem in row.problems)
                 known = (number, 0, row.key or "", row.target, row.job_id)
                 outcome = Outcome(*known, None, RowState.INVALID, error=text, problems=row.problems)
-                self._waiting[row.target] += 1
-                self._hear(RowEnded(outcome))
+                self._emit(RowEnded(outcome))
 
         if targets and added.same < len(targets):
             self._waiting.update(targets)
@@ -351,14 +345,9 @@ def open_manifest(
     if isinstance(source, Manifest):
         return source
 
-    return Manifest(
-        source,
-        format=settings.format,
-        delimiter=settings.delimiter,
-        job_id=settings.job_id,
-        target=settings.target,
-        is_batch_output_allowed=is_batch_output_allowed,
-    )
+    names = ("format", "delimiter", "job_id", "target")
+    form = {name: getattr(settings, name) for name in names}
+    return Manifest(source, **form, is_batch_output_allowed=is_batch_output_allowed)
 
 
 def digest_of(manifest: Manifest) -> str:
@@ -443,14 +432,9 @@ async def check_origins(
         elif known.base_url is not None and not settings.allow_new_origin:
             now = await client.locate()
 
-            if _origin(now) != _origin(known.base_url):
+            if urlsplit(now.lower())[:2] != urlsplit(known.base_url.lower())[:2]:  # the origins
                 raise errors.ConfigurationError(
                     f"target {name} was at {known.base_url} in the last session, and is at {now} "
                     "now: its jobs may not be the same",
                     hint=f"if it moved, pass --base-url {now}",
                 )
-
-
-def _origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc.lower()

@@ -260,16 +260,15 @@ class Batch:
         for target in sorted({job.target for job in self.plan.jobs}):
             try:
                 await schemas.require(target)
-                invalid = await recheck(session.ledger, schemas, target)
+
+                if invalid := await recheck(session.ledger, schemas, target):
+                    rows = count(invalid, "row")
+                    self._warn(f"{rows} of target {target} do not fit its jobs any more: invalid")
             except (errors.CredentialsRefused, errors.DesError, errors.SchemaError) as exc:
                 if target in unchecked or isinstance(exc, errors.CredentialsRefused):
                     stop_unchecked(session, target, exc)
                 else:
                     self._warn(f"the rows of target {target} are sent as they were checked: {exc}")
-            else:
-                if invalid:
-                    rows = count(invalid, "row")
-                    self._warn(f"{rows} of target {target} do not fit its jobs any more: invalid")
 
     async def _end(self, session: Session, seconds: float) -> Summary:
         """Record how the session ended, and say how the batch stands."""
@@ -321,8 +320,7 @@ class Batch:
             raise errors.LedgerMissing("there are no runs: the batch has no rows")
 
         setup = self._setup
-        emit = _both(on_event, setup.emit)
-        watch = Watch(self.ledger, setup.clients, setup.settings, emit=emit)
+        watch = Watch(self.ledger, setup.clients, setup.settings, emit=_both(on_event, setup.emit))
         self._attach(watch)
         return watch
 
@@ -386,24 +384,21 @@ def raise_if_unfinished(summary: Summary, options: Mapping[str, Any]) -> None:
     Raises:
         Stopped: or a kind of it.
     """
-    left = summary.counts.pending + summary.counts.in_flight
+    kinds = {5: errors.Stopped, 6: errors.CredentialsRefused, 7: errors.LedgerWriteFailed}
+    code, left = summary.exit_code, summary.counts.pending + summary.counts.in_flight
     why = "; ".join(stop.message for stop in summary.stops)
     why = why or "they are left from an earlier session"
-    message = f"{count(left, 'row')} pending: {why}"
+    message = f"{count(left, 'row')} pending: {why}" if left else why
     hint = f"go on with: {resume_command(summary.ledger, options)}"
 
-    match summary.exit_code:
-        case 0 | 3 | 4:
-            return
-        case 5:
-            raise errors.Stopped(message, summary=summary, hint=hint)
-        case 6:
-            raise errors.CredentialsRefused(message, summary=summary, hint=hint)
-        case 7:
-            raise errors.LedgerWriteFailed(why, summary=summary, hint=hint)
-        case _:
-            signum = next((stop.signal for stop in summary.stops if stop.signal), 0)
-            raise errors.Interrupted(message, signum=signum, summary=summary, hint=hint)
+    if code in {0, 3, 4}:
+        return
+
+    if code in kinds:
+        raise kinds[code](message, summary=summary, hint=hint)
+
+    signum = next((stop.signal for stop in summary.stops if stop.signal), 0)
+    raise errors.Interrupted(message, signum=signum, summary=summary, hint=hint)
 
 
 def _both(first: OnEvent | None, second: OnEvent) -> OnEvent:
