@@ -345,8 +345,7 @@ def open_manifest(
     if isinstance(source, Manifest):
         return source
 
-    names = ("format", "delimiter", "job_id", "target")
-    form = {name: getattr(settings, name) for name in names}
+    form = {name: getattr(settings, name) for name in ("format", "delimiter", "job_id", "target")}
     return Manifest(source, **form, is_batch_output_allowed=is_batch_output_allowed)
 
 

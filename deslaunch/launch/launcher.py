@@ -8,7 +8,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -272,8 +272,8 @@ class Batch:
 
     async def _end(self, session: Session, seconds: float) -> Summary:
         """Record how the session ended, and say how the batch stands."""
-        ledger, stops, unrecorded = session.ledger, session.stops, session.unrecorded
-        place = ledger.place
+        stops, unrecorded = tuple(session.stops), tuple(session.unrecorded)
+        ledger, place = session.ledger, session.ledger.place
 
         if not await ledger.is_in_place():
             with suppress(errors.LedgerError):
@@ -287,8 +287,7 @@ class Batch:
                 f"for: {printed('resolve', place_word(place), '--from', path)}"
             )
 
-        how = (session.started_now, seconds, tuple(stops), tuple(unrecorded))
-        summary = Summary(Counts(), place, {}, *how)
+        summary = Summary(Counts(), place, {}, session.started_now, seconds, stops, unrecorded)
 
         try:
             await session.note_clocks()
@@ -405,7 +404,7 @@ def _both(first: OnEvent | None, second: OnEvent) -> OnEvent:
     return second if first is None else lambda event: (first(event), second(event))
 
 
-def _write_unrecorded(runs: list[tuple[str, str]]) -> Path | str:
+def _write_unrecorded(runs: Sequence[tuple[str, str]]) -> Path | str:
     """Write runs that no ledger has to the user's state folder, or else the temporary one."""
     temporary = Path(tempfile.gettempdir())
     folders = [user_folder("DESLAUNCH_STATE_DIR", user_state_path) or temporary, temporary]
