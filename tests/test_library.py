@@ -548,6 +548,30 @@ async def test_a_slow_consumer_holds_back_the_rows_and_not_the_ledger(place: Pla
     assert (len(rest), feed.pulled) == (499, 500)
 
 
+async def test_rows_that_a_batch_has_take_no_room_from_others(place: Place) -> None:
+    taken: list[int] = []
+
+    def interleaved() -> Iterator[dict[str, Any]]:
+        for number in range(1, 61):
+            taken.append(number)
+            yield row(number)
+
+    async with service(place) as (simulator, des):
+        await place.launch(des, [row(number) for number in range(1, 61, 2)])
+        simulator.use(HOLDS)
+
+        async with place.open(des, interleaved(), resume=True, concurrency=2) as opened:
+            work = asyncio.create_task(opened.run())
+            await simulator.until(lambda: simulator.in_flight == 1)
+            await anyio.sleep(0.3)
+            ahead = len(taken)
+            simulator.release()
+            await work
+
+    assert runs_of(simulator) == once(range(1, 61))
+    assert ahead == 16  # of which 8 are new: 4 a slot
+
+
 async def test_rows_of_a_stopped_target_do_not_hold_up_the_others(place: Place) -> None:
     said = [row(n, target="acme" if n <= 60 else "default") for n in range(1, 70)]
 

@@ -8,7 +8,7 @@ import gzip
 import hashlib
 import os
 import zlib
-from collections import Counter, deque
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -242,7 +242,7 @@ class Feed:
     def __post_init__(self) -> None:
         self.session.feed(goes_on=True)
         self._emit, self.session.emit = self.session.emit, self._hear
-        self._waiting: Counter[str] = Counter()  # rows that have not ended, by target
+        self._waiting: dict[int, str] = {}  # by number, the targets of rows that have not ended
         self._news = asyncio.Event()
 
     def wake(self) -> None:
@@ -251,7 +251,7 @@ class Feed:
 
     def _hear(self, event: Event) -> None:
         if isinstance(event, RowEnded):
-            self._waiting[event.outcome.target] -= 1
+            self._waiting.pop(event.outcome.row, None)
 
         self._news.set()
         self._emit(event)
@@ -266,14 +266,12 @@ class Feed:
         settings, ledger = self.session.settings, self.session.ledger
         rules = RowRules(job_id=settings.job_id, target=settings.target)
         source = aiter(rows) if isinstance(rows, AsyncIterable) else iter(rows)
-        number = 0
+        number = 1
 
         try:
             with await self.schemas.checks(settings, ROWS, is_immediate=True) as check:
                 while said := await _next_rows(source, await self._room()):
-                    read = [
-                        row_from_object(one, number + n, rules) for n, one in enumerate(said, 1)
-                    ]
+                    read = [row_from_object(one, n, rules) for n, one in enumerate(said, number)]
                     number += len(read)
 
                     for target in await self.schemas.load({row.target for row in read}):
@@ -293,11 +291,10 @@ class Feed:
 
     async def _room(self) -> int:
         """Return how many more rows may be added, once there are any."""
-        most = UNREAD_PER_SLOT * self.session.settings.concurrency
-
         while True:
             stopped = {stop.target for stop in self.session.stops}  # whose rows will not end
-            room = most - sum(n for name, n in self._waiting.items() if name not in stopped)
+            self._waiting = {n: name for n, name in self._waiting.items() if name not in stopped}
+            room = UNREAD_PER_SLOT * self.session.settings.concurrency - len(self._waiting)
 
             if room > 0 and not self.session.is_held_back():
                 return min(room, ROWS_AT_ONCE)
@@ -310,7 +307,8 @@ class Feed:
             raise self.schemas.unconfirmed
 
         added = await self.session.ledger.add(checked)
-        targets = [row.row.target for row in checked if isinstance(row, CheckedRow)]
+        last = max(added.numbers) - (len(checked) - added.same)  # that the batch had before
+        new: dict[int, str] = {}
 
         for row, number in zip(checked, added.numbers, strict=True):
             if isinstance(row, InvalidRow):
@@ -318,10 +316,11 @@ class Feed:
                 known = (number, 0, row.key or "", row.target, row.job_id)
                 outcome = Outcome(*known, None, RowState.INVALID, error=text, problems=row.problems)
                 self._emit(RowEnded(outcome))
+            elif number > last:
+                new[number] = row.row.target
 
-        if targets and added.same < len(targets):
-            self._waiting.update(targets)
-            self.session.feed(goes_on=True, targets=set(targets))
+        self._waiting |= new
+        self.session.feed(goes_on=True, targets=set(new.values()))
 
 
 async def _next_rows(source: Any, most: int) -> list[Any]:
