@@ -397,21 +397,32 @@ async def test_rows_may_be_added_while_it_runs() -> None:
     assert (early, added) == (False, {"a", "b"})
 
 
-async def test_responses_that_come_one_after_the_other_share_a_turn() -> None:
+async def handed_over(seconds: float) -> list[int]:
+    """Return how many outcomes each turn had of nine responses, so far one after the other."""
     bench = Bench(["first", *keys("r", 8)], slots=9)
     bench.des.held = True
     await bench.begin()
     await bench.answer("first")
 
     for key in keys("r", 8):
+        bench.clock.time += seconds
         bench.des.answer(key)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
 
     await bench.finish()
-    handed_over = [len(outcomes) for outcomes, _, _ in bench.ledger.turns if outcomes]
+    return [len(outcomes) for outcomes, _, _ in bench.ledger.turns if outcomes]
 
-    assert handed_over == [1, 8]
+
+async def test_responses_that_come_at_once_share_a_turn() -> None:
+    assert await handed_over(0.0) == [1, 8]
+
+
+async def test_no_slot_waits_for_the_responses_of_others() -> None:
+    turns = await handed_over(0.001)
+
+    assert sum(turns) == 9
+    assert len(turns) > 2
 
 
 # Listeners.

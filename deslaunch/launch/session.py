@@ -35,9 +35,10 @@ PULSE_EVERY: Final = 1.0
 """Seconds between two events that say how a session is getting on."""
 
 QUIET_PASSES: Final = 4
-"""Passes of the event loop that bring no outcome, after which a turn begins. Where responses are
-instant it has all slots' outcomes then: a sync serves more rows, and the loop and the ledger's
-thread do not interrupt each other, which costs a launch a sixth of its processor time."""
+"""Passes of the event loop that bring no outcome, after which a turn begins."""
+
+LONGEST_GATHERING: Final = 3
+"""How many times as long as the last turn took outcomes are gathered for the next one."""
 
 _ROUNDING: Final = 0.002  # the ledger's times are whole milliseconds
 
@@ -85,6 +86,7 @@ class Session(Loop[tuple[Start, int]]):
             for name, client in self.clients.items()
         }
         self._outcomes: list[Outcome] = []  # of rows that came back since the last turn began
+        self._turn_took = 0.0
         self._open = 0  # rows whose intent is on disk and whose outcome is not
         self._announcements: list[tuple[Event, Note | None]] = []
         self._is_feeding = False
@@ -112,7 +114,7 @@ class Session(Loop[tuple[Start, int]]):
 
         try:
             while not self._is_over():
-                await self._let_responses_in()
+                await self._gather()
                 self._news.clear()
                 now = self.clock.now()
                 claims = self._claims(now)
@@ -205,14 +207,22 @@ class Session(Loop[tuple[Start, int]]):
 
         return False
 
-    async def _let_responses_in(self) -> None:
-        """Return once no more outcomes are about to come in."""
-        quiet = 0
+    async def _gather(self) -> None:
+        """Let outcomes come in that are about to, for one turn instead of several.
+
+        Where responses are instant a turn has all slots' outcomes then: a sync serves more rows,
+        and the loop and the ledger's thread do not interrupt each other, which costs a launch a
+        sixth of its processor time. Where they take long, a slot must not wait for the others.
+        """
+        quiet, latest = 0, self.clock.now() + LONGEST_GATHERING * self._turn_took
 
         while quiet < QUIET_PASSES and len(self._outcomes) < self._open:
             before = len(self._outcomes)
             await asyncio.sleep(0)
             quiet = quiet + 1 if len(self._outcomes) == before else 0
+
+            if self.clock.now() > latest:
+                break
 
     def _claims(self, now: float) -> dict[str, int]:
         """Return how many rows may be claimed now, by target; the targets take turns."""
@@ -259,6 +269,7 @@ class Session(Loop[tuple[Start, int]]):
         """Record what came in, and send what the ledger lets have."""
         outcomes, self._outcomes = self._outcomes, []
         epochs = {name: self._targets[name].throttle.epoch for name in claims}
+        began = self.clock.now()
 
         try:
             exchange = await self.ledger.exchange(outcomes, claims)
@@ -270,6 +281,7 @@ class Session(Loop[tuple[Start, int]]):
         self._open += len(exchange.starts) - len(outcomes)
         self._pacer.take(len(exchange.starts))
         now = self.clock.now()
+        self._turn_took = now - began
 
         self._set_due(exchange.due)
 
