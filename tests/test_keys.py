@@ -173,7 +173,7 @@ def test_exact_repeats_are_refused_and_name_the_first() -> None:
     taken, repeats, check = take(row(1), row(2, Text="y"), row(3), row(4))
 
     assert all(isinstance(checked, CheckedRow) for checked in taken)
-    assert [(repeat.number, repeat.line, repeat.key) for repeat in repeats] == [
+    assert [repeat[:3] for repeat in repeats] == [
         (3, 4, None),
         (4, 5, None),
     ]
@@ -186,7 +186,7 @@ def test_allowed_repeats_get_keys_of_their_own() -> None:
     digest = row_digest(row(1))
     _, repeats, check = take(row(1), row(2, Text="y"), row(3), row(4), allow_duplicates=True)
 
-    assert repeats == [Repeat(3, 4, f"{digest}~2", None), Repeat(4, 5, f"{digest}~3", None)]
+    assert repeats == [(3, f"{digest}~2"), (4, f"{digest}~3")]
     assert (check.valid, check.count) == (4, 0)
 
 
@@ -196,7 +196,7 @@ def test_an_explicit_key_is_given_once(allow_duplicates: bool) -> None:
         row(1, "a"), row(2, "b"), row(3, "a", Text="y"), allow_duplicates=allow_duplicates
     )
 
-    assert [repeat.number for repeat in repeats] == [3]
+    assert [number for number, *_ in repeats] == [3]
     assert (check.problems[0].column, check.problems[0].got) == ("key", "a")
     assert "key 'a' is that of line 2" in check.problems[0].message
 
@@ -205,13 +205,16 @@ def test_an_explicit_key_may_not_take_a_digest_that_is_taken() -> None:
     digest = row_digest(row(1))
     _, repeats, _ = take(row(1), row(2, digest, Text="y"), allow_duplicates=True)
 
-    assert [(repeat.number, repeat.key) for repeat in repeats] == [(2, None)]
+    [refused] = repeats
+
+    assert isinstance(refused, InvalidRow)
+    assert (refused.number, refused.key) == (2, None)
 
 
 def test_a_row_that_is_invalid_anyway_is_no_second_invalid_row() -> None:
     _, repeats, check = take(row(1, "a"), row(2, "a", Count="x"), row(3, "b"))
 
-    assert [repeat.number for repeat in repeats] == [2]
+    assert [number for number, *_ in repeats] == [2]
     assert (check.valid, check.invalid, check.count) == (2, 1, 2)
 
 
@@ -219,7 +222,7 @@ def test_the_key_of_a_row_that_could_not_be_read_is_taken_too() -> None:
     table = f"key,jobId,Text\na,{JOB},\\x\na,{JOB},1\n"
     _, repeats, _ = check_manifest("csv", table)
 
-    assert [repeat.number for repeat in repeats] == [2]
+    assert [number for number, *_ in repeats] == [2]
 
 
 @given(st.lists(st.sampled_from([None, None, "a", "b"]), max_size=8), st.booleans())
@@ -227,7 +230,7 @@ def test_no_two_rows_have_one_key(keys: list[str | None], allow: bool) -> None:
     rows = [row(number, key) for number, key in enumerate(keys, 1)]
     taken, repeats, check = take(*rows, allow_duplicates=allow)
     final = {checked.row.number: checked.key for checked in taken}
-    final |= {repeat.number: repeat.key for repeat in repeats}
+    final |= {one[0]: None if isinstance(one, InvalidRow) else one[1] for one in repeats}
     left = [key for key in final.values() if key is not None]
     at_once, _, immediate = take(*rows, allow_duplicates=allow, is_immediate=True)
 

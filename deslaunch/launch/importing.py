@@ -88,14 +88,8 @@ async def import_manifest(
         repeats = check.finish()
 
         while portion := await run_sync(lambda: list(islice(repeats, PORTION))):
-            await made.rename({one.number: one.key for one in portion if one.key is not None})
-            await made.invalidate(
-                [
-                    InvalidRow(one.number, one.line, None, "", "", (one.problem,))
-                    for one in portion
-                    if one.problem is not None
-                ]
-            )
+            await made.rename(dict(one for one in portion if not isinstance(one, InvalidRow)))
+            await made.invalidate([one for one in portion if isinstance(one, InvalidRow)])
 
     _raise_if_invalid(manifest, check, schemas, skip=settings.skip_invalid)
 

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Final, NamedTuple, Self
+from typing import Final, Self
 
 from deslaunch.errors import InvalidManifest, ManifestError
 from deslaunch.events import ProblemGroup
@@ -49,20 +49,8 @@ WHERE copy > 1 OR key IN (SELECT key FROM keys)
 """
 
 
-class Repeat(NamedTuple):
-    """A row whose key an earlier row has.
-
-    Attributes:
-        number: data row, from 1.
-        line: physical line, from 1.
-        key: the row's new key, or None where the row is invalid.
-        problem: why it is invalid, or None.
-    """
-
-    number: int
-    line: int
-    key: str | None
-    problem: Problem | None
+Repeat = tuple[int, str] | InvalidRow
+"""A row whose key an earlier row has: its number and new key, or why it can't be started."""
 
 
 @dataclass(eq=False, repr=False)
@@ -152,7 +140,7 @@ class Check:
         return taken
 
     def finish(self) -> Iterator[Repeat]:
-        """Yield the rows whose key an earlier row has, in manifest order; to be called once."""
+        """Yield the rows that repeat a key, in manifest order; to be called once."""
         with _sqlite_errors():
             times, line = self._table.execute(_SPELLED).fetchone()
 
@@ -168,7 +156,8 @@ class Check:
             for number, line, said, is_own, bad, copy, first in self._table.execute(_REPEATS):
                 key, problems = self._judge_repeat(number, line, said, copy, first, is_own=is_own)
                 self.invalid += key is None and not bad
-                yield Repeat(number, line, key, *(problems or (None,)))
+                refused = InvalidRow(number, line, None, "", "", problems)
+                yield refused if key is None else (number, key)
 
         self.problems.sort(key=lambda problem: problem.row)
         del self.problems[KEPT_PROBLEMS:]
