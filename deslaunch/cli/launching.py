@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, closing
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -233,7 +233,7 @@ async def _launch(
 
     async with AsyncExitStack() as stack:
         await stack.enter_async_context(opened(clients))
-        progress = stack.enter_context(closing(render.Progress(printer)))
+        progress = render.Progress(printer)
         more: dict[str, Any] = {"settings": given.settings, "schema": given["schema"]}
         more |= {"options_kept": given.kept(), "on_event": progress, "confirm": confirm}
         batch = await stack.enter_async_context(opening(clients, **more))
@@ -250,7 +250,7 @@ async def _launch(
         if batch.ledger is None or summary.ledger == batch.ledger.place:  # else a rescued one
             summary = summary._replace(ledger=ledger)
 
-        progress.close()
+        printer.end_block()
         watches = given["watch"] and batch.ledger and summary.exit_code in _WATCHED_AFTER
         printer.say(*progress.causes.lines())
         printer.insist(*(render.warning_lines if printer.quiet else render.summary_lines)(summary))
@@ -298,9 +298,9 @@ async def _watch(batch: "Batch", ledger: str, given: Given) -> WatchSummary:
     printer, repeated = given.printer, given.repeated()
     [(*_, untold, unfinished)] = await batch.ledger.query("count_runs")
 
-    with closing(render.Progress(printer, "run", unfinished + untold)) as progress:
-        summary = await batch.watch(progress).run(allow_partial=True)
-
+    progress = render.Progress(printer, "run", unfinished + untold)
+    summary = await batch.watch(progress).run(allow_partial=True)
+    printer.end_block()
     summary = summary._replace(batch=summary.batch._replace(ledger=ledger))
     printer.say(*render.watch_lines(summary))
     printer.insist(*render.command_lines(render.watch_commands(summary, repeated)))

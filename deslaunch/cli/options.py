@@ -203,9 +203,12 @@ def command(
 
     def decorate(function: Callable[[Given], int]) -> click.Command:
         def call(**values: Any) -> int:
-            source_of = click.get_current_context().get_parameter_source
+            context = click.get_current_context()
+            source_of = context.get_parameter_source
             typed = (name for name in values if source_of(name) is ParameterSource.COMMANDLINE)
-            return function(Given(values, frozenset(typed)))
+            given = Given(values, frozenset(typed))
+            context.call_on_close(given.printer.end_block)
+            return function(given)
 
         text, _, examples = cleandoc(function.__doc__ or "").partition("\n\nExamples:\n")
         epilog = f"\b\nExamples:\n{examples}\n\n{exit_codes(name)}"

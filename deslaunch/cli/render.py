@@ -42,19 +42,14 @@ SHOWN_CAUSES: Final = 10
 MAX_CAUSES: Final = 100
 """Causes that are told apart; what comes after them is counted together."""
 
-RATE_WINDOW: Final = 30.0
-"""Seconds over which the rate is taken: what it was an hour ago says nothing of the rest."""
+RATE_WINDOW: Final = 30
+"""Seconds, and pulses, over which the rate is taken: an hour ago says nothing of the rest."""
 
 REPORT_EVERY: Final = 10.0
 """Seconds between two lines of progress where nobody sees a terminal."""
 
 REDRAW_EVERY: Final = 0.2
 """Seconds between two pictures of the block on a terminal."""
-
-_SHORTEST_SPAN: Final = 0.5  # seconds: what the first rows did says little
-_STYLES: Final = {"started": "green", "succeeded": "green", "unknown": "bold yellow"}
-_PASSING: Final = frozenset({"dim", "yellow"})
-"""Styles of what holds only while it goes on: the pace, and why it waits."""
 
 _ROWS_OWN: Final = re.compile(rf"{GUID}|[0-9]+(?:[.:TZ+-][0-9]+)*", re.IGNORECASE)
 
@@ -389,7 +384,7 @@ class Causes:
 
 
 class Progress:
-    """Adds up what a launch, or a watch, does, and tells it meanwhile. Close it at the end.
+    """Adds up what a launch, or a watch, does, and tells it meanwhile.
 
     Args:
         printer: where to tell it.
@@ -417,37 +412,29 @@ class Progress:
         self._whole = whole
         self._clock = clock
         self._reported = clock()
-        self._has_block = printer.has_block
-        self._is_drawn = False
+        self._every = REDRAW_EVERY if printer.has_block else REPORT_EVERY
         self._retries = 0
         self._pulse: events.Pulse | None = None
-        self._marks: deque[tuple[float, int]] = deque([(self._reported, 0)])
+        self._marks = deque([(self._reported, 0)], RATE_WINDOW + 1)
         self._pauses: dict[str, tuple[float, str]] = {}
-
-    def close(self) -> None:
-        """Leave the block as it stands at the end; without one there is nothing to leave."""
-        if self._is_drawn:
-            self._is_drawn = False
-            lasting = [line for line in self.lines(self._clock()) if line[1] not in _PASSING]
-            self._printer.show(lasting, self.counts.total(), self._whole)
-            self._printer.end_block()
 
     def __call__(self, event: events.Event) -> None:
         """Take in an event, and tell what is to be told."""
-        now = self._clock()
+        now, printer = self._clock(), self._printer
 
         if isinstance(event, events.Pulse):
             self._pulse = event
             self._marks.append((now, self.counts.total()))
-
-            while len(self._marks) > 1 and now - self._marks[1][0] >= RATE_WINDOW:
-                self._marks.popleft()
         else:
             self._take(event, now)
 
-        if now - self._reported >= (REDRAW_EVERY if self._has_block else REPORT_EVERY):
+        if now - self._reported >= self._every:
             self._reported = now
-            self._report(now)
+
+            if printer.has_block:
+                printer.show("\n".join(self.lines(now)), self.counts.total(), self._whole)
+            else:
+                printer.say(", ".join(self.lines(now)))
 
     def _take(self, event: events.Event, now: float) -> None:
         printer = self._printer
@@ -459,18 +446,19 @@ class Progress:
                 how = "succeeded" if run.success else "failed" if run.finished else "untold"
                 self.counts[how] += 1
                 text = f": {one_line(run.status)}" if run.status else ""
-                self._tell(f"key {run.key}: run {run.job_run_id} {how}{text}")
+                printer.detail(f"key {run.key}: run {run.job_run_id} {how}{text}")
             case events.RetryPlanned(row, seconds):
                 self._retries += 1
                 what = f"HTTP {row.status}, again in {seconds:.1f} s"
-                self._tell(f"row {row.row:,} key {row.key}: {what}")
+                printer.detail(f"row {row.row:,} key {row.key}: {what}")
             case events.TargetPaused(target, why, seconds):
                 self._pauses[target] = (now + seconds, why)
                 printer.say(f"target {target}: all {self._noun}s wait {seconds:.1f} s: {why}")
             case events.Noted(message, is_warning):
                 (printer.warn if is_warning else printer.say)(message)
             case events.Planned(plan):
-                self._whole, self._marks = plan.send, deque([(now, 0)])
+                self._whole = plan.send
+                self._marks = deque([(now, 0)], RATE_WINDOW + 1)
                 printer.say(*plan_lines(plan))
                 printer.warn(*plan.warnings)
             case events.TokenRenewed(target):
@@ -489,51 +477,38 @@ class Progress:
 
         if self._printer.verbose:
             what = f"{row.state} {row.job_run_id or one_line(row.error)}"
-            self._printer.insist(f"row {row.row:,} key {row.key}: {what}")
+            self._printer.detail(f"row {row.row:,} key {row.key}: {what}")
         elif cause is not None:
             self._printer.say(cause)
 
-    def _tell(self, line: str) -> None:
-        if self._printer.verbose:
-            self._printer.insist(line)
-
-    def _report(self, now: float) -> None:
-        if self._has_block:
-            self._is_drawn = True
-            self._printer.show(self.lines(now), self.counts.total(), self._whole)
-        else:
-            self._printer.say(", ".join(text for text, _ in self.lines(now)))
-
-    def rate(self, now: float) -> float:
-        """Return how many end a second, over the last 30 seconds; 0 before that is known."""
-        since, before = self._marks[0]
-        span = now - since
-        return (self.counts.total() - before) / span if span >= _SHORTEST_SPAN else 0.0
+    @property
+    def rate(self) -> float:
+        """How many end a second, over the last 30 seconds; 0 before that is known."""
+        (since, before), (until, total) = self._marks[0], self._marks[-1]
+        return (total - before) / (until - since) if until > since else 0.0
 
     def seconds_left(self, now: float) -> float | None:
         """Return about how long the rest takes, seconds; None where nothing tells."""
-        rate = self.rate(now)
-
-        if self._whole is None or not rate:
+        if self._whole is None or not self.rate:
             return None
 
         left = max(0, self._whole - self.counts.total() + self.counts[RowState.INVALID])
         longest = max([0.0, *(until - now for until, _ in self._pauses.values())])
-        return left / rate + longest
+        return left / self.rate + longest
 
-    def lines(self, now: float) -> list[tuple[str, str]]:
-        """Return how far it is, the counts, the pace and the waits, each with its style."""
+    def lines(self, now: float) -> Iterator[str]:
+        """Yield how far it is, the counts, the pace and the waits."""
         ended, whole, pulse = self.counts.total(), self._whole, self._pulse
         of = "" if whole is None else f" of {whole:,}"
         share = f", {ended / whole:.0%}" if whole else ""
-        noun = self._noun if (whole or ended) == 1 else f"{self._noun}s"
-        lines = [(f"{ended:,}{of} {noun} ended{share}", "bold")]
-        lines += [(f"{n:,} {how}", _STYLES.get(how, "red")) for how, n in self.counts.items()]
+        yield f"{ended:,}{of} {self._noun}{'s' * ((whole or ended) != 1)} ended{share}"
 
-        if self._retries:
-            lines.append((f"{self._retries:,} sent again", ""))
+        counts = [*self.counts.items(), ("sent again", self._retries)]
 
-        pace = [f"{self.rate(now):,.0f} {self._noun}s/s"]
+        if told := ", ".join(f"{number:,} {how}" for how, number in counts if number):
+            yield told
+
+        pace = [f"{self.rate:,.0f} {self._noun}s/s"]
 
         if pulse is not None:
             pace.insert(0, f"{pulse.in_flight:,} in flight, {count(pulse.slots, 'slot')} now")
@@ -543,11 +518,9 @@ class Progress:
         elif left := self.seconds_left(now):
             pace.append(f"about {duration(left)} left")
 
-        lines.append((", ".join(pace), "dim"))
+        yield ", ".join(pace)
 
         for target, (until, cause) in self._pauses.items():
             if until > now:
                 wait = f"all {self._noun}s wait {duration(until - now)} more"
-                lines.append((f"target {target}: {wait}: {cause}", "yellow"))
-
-        return lines
+                yield f"target {target}: {wait}: {cause}"

@@ -11,7 +11,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TextIO, TypeVar
 
 from deslaunch.errors import ConfigurationError, Interrupted
@@ -20,7 +20,7 @@ from deslaunch.model import printable
 if TYPE_CHECKING:
     import asyncio
 
-    from rich.live import Live
+    from rich.progress import Progress
 
     from deslaunch.launch.launcher import Batch
 
@@ -55,7 +55,7 @@ class Printer:
     ) -> None:
         self._out, self._err = out or sys.stdout, err or sys.stderr
         self._source = source or sys.stdin
-        self._live: Live | None = None
+        self._block: Progress | None = None
         self.quiet = quiet
         self.verbose = verbose
 
@@ -117,58 +117,53 @@ class Printer:
         if not self.quiet:
             self.insist(*texts)
 
+    def detail(self, text: str) -> None:
+        """Tell what becomes of one row, where that is asked for."""
+        if self.verbose:
+            self.insist(text)
+
     def insist(self, *texts: str) -> None:
         """Tell what must not be missed; a launch goes on although nobody can read it."""
         for text in map(_escaped, texts):
-            if self._live is None:
+            if self._block is None:
                 self._draw(_write, self._err, f"{text}\n")
             else:
-                from rich.text import Text  # noqa: PLC0415  # only a terminal needs rich
-
-                self._draw(self._live.console.print, Text(text), soft_wrap=True)
+                self._draw(self._block.console.out, text, highlight=False)
 
     def warn(self, *texts: str) -> None:
         """Tell what may be a mistake."""
         self.insist(*(f"warning: {text}" for text in texts))
 
-    def show(self, lines: Sequence[tuple[str, str]], done: int, whole: int | None) -> None:
-        """Redraw a block of lines at the terminal's end; what is told meanwhile stands above it.
+    def show(self, text: str, done: int, whole: int | None) -> None:
+        """Redraw a block at the terminal's end; what is told meanwhile stands above it.
 
         Args:
-            lines: each with its style; the first stands beside the bar.
+            text: stands beside a bar, a line under the other.
             done: how much of ``whole`` is done.
-            whole: None where that is not known: there is no bar.
+            whole: None where that is not known.
         """
-        from rich.console import Console, Group  # noqa: PLC0415  # only a terminal needs rich
-        from rich.live import Live  # noqa: PLC0415
-        from rich.progress_bar import ProgressBar  # noqa: PLC0415
-        from rich.table import Table  # noqa: PLC0415
-        from rich.text import Text  # noqa: PLC0415
+        from rich.console import Console  # noqa: PLC0415  # only a terminal needs rich
+        from rich.progress import BarColumn, Progress, TaskID, TextColumn  # noqa: PLC0415
+        from rich.table import Column  # noqa: PLC0415
 
-        if self._live is None:
-            console = Console(file=self._err, highlight=False)
-            theirs: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
-            self._live = Live(console=console, auto_refresh=False, **theirs)
-            self._draw(self._live.start)
+        if self._block is None:
+            bar = BarColumn(36, complete_style="cyan")
+            words = TextColumn("{task.description}", markup=False, table_column=Column())
+            # What a process writes by itself is no part of the block.
+            own: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
+            own |= {"console": Console(file=self._err), "auto_refresh": False, "transient": True}
+            self._block = Progress(bar, words, **own)
+            self._block.add_task("")
+            self._draw(self._block.start)
 
-        texts: list[Any] = [
-            Text(printable(line), style=style, no_wrap=True, overflow="ellipsis")
-            for line, style in lines
-        ]
-
-        if whole is not None:
-            first = Table.grid(padding=(0, 1))
-            bar = ProgressBar(max(whole, 1), done, width=36, complete_style="cyan")
-            first.add_row(bar, texts[0])
-            texts[0] = first
-
-        self._draw(self._live.update, Group(*texts), refresh=True)
+        shown = {"description": _escaped(text), "completed": done, "total": whole}
+        self._draw(self._block.update, TaskID(0), **shown, refresh=True)
 
     def end_block(self) -> None:
-        """Leave the block as it stands, and print at the terminal's end again."""
-        if self._live is not None:
-            self._draw(self._live.stop)
-            self._live = None
+        """Remove the block, where there is one: what is told next says how it ended."""
+        if self._block is not None:
+            self._draw(self._block.stop)
+            self._block = None
 
     def _draw(self, change: Callable[..., None], *arguments: Any, **more: Any) -> None:
         try:
