@@ -28,7 +28,7 @@ def run() -> None:
     # busy. The default, 5 ms, costs a launch with instant responses a tenth of its speed.
     sys.setswitchinterval(0.0005)
 
-    from deslaunch.cli.terminal import end_streams, take_signals  # noqa: PLC0415
+    from deslaunch.cli.terminal import end_streams, signal_of, take_signals  # noqa: PLC0415
 
     try:
         take_signals()
@@ -36,7 +36,7 @@ def run() -> None:
 
         code = main()
     except KeyboardInterrupt as exc:
-        code = 128 + getattr(exc, "signum", 2)
+        code = 128 + signal_of(exc)
 
     end_streams()
 

@@ -323,12 +323,11 @@ class TestResume:
             resumed = call("resume", here.place.ledger)
 
         assert (begun.code, limited.code, resumed.code) == (5, 5, 0)
+        config_file = here.place.folder / "targets.toml"
         assert command_after(begun.err, "go on") == (
-            "deslaunch resume night.ledger.db --config targets.toml"
+            f"deslaunch resume night.ledger.db --config {config_file}"
         )
-        assert elsewhere == (
-            f"deslaunch resume {here.place.ledger} --config {here.place.folder / 'targets.toml'}"
-        )
+        assert elsewhere == f"deslaunch resume {here.place.ledger} --config {config_file}"
         log = [line for line in here.call("log", "night.ledger.db").lines if "options" in line]
         assert [entry["options"]["concurrency"] for entry in log] == [3, 3, 3]
         assert here.started == [1, 2, 3]

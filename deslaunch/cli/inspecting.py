@@ -2,16 +2,14 @@
 
 import asyncio
 import io
-import signal
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from deslaunch.cli import options, render
 from deslaunch.cli.options import Given
-from deslaunch.cli.terminal import Interrupts, Printer, run_work
-from deslaunch.errors import ConfigurationError, Declined, Interrupted, ManifestError
+from deslaunch.errors import ConfigurationError, Declined, ManifestError
 from deslaunch.events import Summary, WatchSummary
 from deslaunch.model import RowState, count, utc
 
@@ -29,27 +27,11 @@ _RUNS: Final = ["failed", "succeeded", "unfinished"]
 _STATES: Final = [*(str(state) for state in RowState if state is not RowState.SENDING), "inFlight"]
 
 
-def _with_ledger(
-    given: Given,
-    work: Callable[["Ledger"], Coroutine[Any, Any, int]],
-    *,
-    every: float | None = None,
-) -> int:
-    """Read a ledger, which may be at work; again ``every`` so many seconds, until a signal."""
+async def _open(given: Given) -> "Ledger":
+    """Open the ledger, which may be at work, to read it."""
     from deslaunch.ledger.ledger import open_ledger  # noqa: PLC0415
 
-    async def read(_: Interrupts) -> int:
-        while True:
-            async with await open_ledger(given["ledger"]) as ledger:
-                code = await work(ledger)
-
-            # Closed between two looks: a reader keeps a launcher from leaving one file behind.
-            if every is None:
-                return code
-
-            await asyncio.sleep(every)
-
-    return run_work(read)
+    return await open_ledger(given["ledger"])
 
 
 @options.command(
@@ -60,7 +42,7 @@ def _with_ledger(
     options.FORCE,
     *options.OUTPUT,
 )
-def status(given: Given) -> int:
+async def status(given: Given) -> int:
     """Say how the batch of LEDGER stands, and what to do next.
 
     It says why it stopped, lists its unknown rows, and prints the commands to go on with.
@@ -72,22 +54,15 @@ def status(given: Given) -> int:
     if given["output"] is not None and not given["unknown"]:
         raise click.UsageError("-o goes with --unknown")
 
-    printer = given.printer
-
-    async def work(ledger: "Ledger") -> int:
+    async with await _open(given) as ledger:
         if given["unknown"]:
-            return await _write_unknown(given, ledger, printer)
-
-        runs = await _runs_of(ledger, given)
-
-        if given["as_json"]:
-            printer.json(_as_status(runs.batch))
+            await _write_unknown(given, ledger)
+        elif given["as_json"]:
+            given.printer.json(_as_status((await _runs_of(ledger, given)).batch))
         else:
-            await _print_status(ledger, runs, printer)
+            await _print_status(given, ledger)
 
-        return 0
-
-    return _with_ledger(given, work)
+    return 0
 
 
 def _as_status(summary: Summary) -> dict[str, object]:
@@ -102,7 +77,8 @@ async def _runs_of(ledger: "Ledger", given: Given) -> WatchSummary:
     return runs._replace(batch=runs.batch._replace(ledger=given["ledger"]))
 
 
-async def _print_status(ledger: "Ledger", runs: WatchSummary, printer: Printer) -> None:
+async def _print_status(given: Given, ledger: "Ledger") -> None:
+    printer, runs = given.printer, await _runs_of(ledger, given)
     summary, launcher, commands = runs.batch, await ledger.launcher(), _commands(ledger, runs)
     watched = render.watch_lines(runs) if runs.unfinished < runs.runs else ()
     printer.data(*render.summary_lines(summary), *watched)
@@ -133,13 +109,13 @@ def _commands(ledger: "Ledger", runs: WatchSummary) -> list[tuple[str, str]]:
     return [*watched, *render.next_commands(runs.batch, repeated, is_listed=True)]
 
 
-async def _write_unknown(given: Given, ledger: "Ledger", printer: Printer) -> int:
+async def _write_unknown(given: Given, ledger: "Ledger") -> None:
     from deslaunch.ledger.changes import write_unknown  # noqa: PLC0415  # not needed for --help
     from deslaunch.report.results import open_beside  # noqa: PLC0415
 
     rows, text = [row async for portion in ledger.unknown_rows() for row in portion], io.StringIO()
     write_unknown(text, rows)
-    content, output = text.getvalue().encode(), given["output"]
+    content, printer, output = text.getvalue().encode(), given.printer, given["output"]
 
     if output is None:
         with printer.binary() as stream:
@@ -153,8 +129,6 @@ async def _write_unknown(given: Given, ledger: "Ledger", printer: Printer) -> in
         if rows:
             printer.say("fill in its column as: started, with the run's jobRunId, or not-started")
 
-    return 0
-
 
 @options.command(
     "results",
@@ -167,7 +141,7 @@ async def _write_unknown(given: Given, ledger: "Ledger", printer: Printer) -> in
     options.file("--split", "Write DIR/failed.csv and so on instead.", metavar="DIR"),
     *options.VOLUME,
 )
-def results(given: Given) -> int:
+async def results(given: Given) -> int:
     """Write what became of every row, in manifest order.
 
     What --with-manifest and --split write is no new batch: run refuses it. Fix rows there, and
@@ -193,7 +167,7 @@ def results(given: Given) -> int:
         "with_manifest": given["with_manifest"],
     }
 
-    async def work(ledger: "Ledger") -> int:
+    async with await _open(given) as ledger:
         if folder is not None:
             for name, rows in (await writing.split_results(ledger, folder, **more)).items():
                 printer.say(f"{folder / name}.csv: {count(rows, 'row')}")
@@ -207,9 +181,7 @@ def results(given: Given) -> int:
             written = await writing.write_results(ledger, output, **more, **rest)
             printer.say(f"{count(written, 'row')}: {output}")
 
-        return 0
-
-    return _with_ledger(given, work)
+    return 0
 
 
 @options.command(
@@ -219,7 +191,7 @@ def results(given: Given) -> int:
     options.value("--key", "Only this row's.", metavar="KEY"),
     *options.VOLUME,
 )
-def log(given: Given) -> int:
+async def log(given: Given) -> int:
     """Print every attempt and event of LEDGER, a JSON line each.
 
     They come in the order of time.
@@ -228,29 +200,30 @@ def log(given: Given) -> int:
         deslaunch log night.ledger.db --key store-17
         deslaunch log night.ledger.db --follow | jq -c 'select(.kind != "attempt")'
     """
-    after, recent = -1, dict[str, int]()
-
-    async def work(ledger: "Ledger") -> int:
-        nonlocal after, recent
-
-        async for entries in ledger.log(key=given["key"], after_ms=after):
-            for entry in entries:
-                if str(entry) not in recent:
-                    recent[str(entry)] = entry.ms
-                    given.printer.json(render.log_line(entry))
-
-            after = max(after, entries[-1].ms - _OVERLAP_MS)
-            recent = {line: ms for line, ms in recent.items() if ms > after}
-
-        return 0
+    after, recent, follows = -1, dict[str, int](), given["follow"]
 
     try:
-        return _with_ledger(given, work, every=_FOLLOW_EVERY if given["follow"] else None)
-    except Interrupted as exc:
-        if not given["follow"]:
+        while True:
+            async with await _open(given) as ledger:
+                async for entries in ledger.log(key=given["key"], after_ms=after):
+                    for entry in entries:
+                        if str(entry) not in recent:
+                            recent[str(entry)] = entry.ms
+                            given.printer.json(render.log_line(entry))
+
+                    after = max(after, entries[-1].ms - _OVERLAP_MS)
+                    recent = {line: ms for line, ms in recent.items() if ms > after}
+
+            if not follows:
+                return 0
+
+            # Closed between two looks: a reader keeps a launcher from leaving one file behind.
+            await asyncio.sleep(_FOLLOW_EVERY)
+    except asyncio.CancelledError:
+        if not follows:
             raise
 
-        return 128 + (exc.signum or signal.SIGINT)  # its one way to end: nothing to tell
+        return 128 + given.interrupts.signum  # its one way to end: nothing to tell
 
 
 @options.command(
@@ -266,7 +239,7 @@ def log(given: Given) -> int:
     options.YES,
     *options.OUTPUT,
 )
-def resolve(given: Given) -> int:
+async def resolve(given: Given) -> int:
     """Record what you found out about unknown rows of LEDGER.
 
     Rows that failed are taken too; all findings are recorded, or none. A finding can be changed
@@ -278,28 +251,27 @@ def resolve(given: Given) -> int:
         deslaunch resolve night.ledger.db KEY --started JOBRUNID
         deslaunch resolve night.ledger.db --from findings.csv
     """
-    printer, found = given.printer, _findings_of(given)
+    printer, found = given.printer, await asyncio.to_thread(_findings_of, given)
 
-    async def work(ledger: "Ledger") -> int:
+    async with await _open(given) as ledger:
         resolved = await ledger.resolve(found, early=given["early"])
 
         if resolved.early:
-            await _agree_to_early(resolved.early, given, printer)
+            await _agree_to_early(resolved.early, given)
             resolved = await ledger.resolve(found, early=True)
 
         summary = (await ledger.summary())._replace(ledger=given["ledger"])
-        same = f", {resolved.same:,} known already" if resolved.same else ""
-        printer.say(f"recorded: {count(resolved.changed, 'finding')}{same}")
 
-        if given["as_json"]:
-            printer.outcome_json(_as_status(summary))
-            return 0
+    same = f", {resolved.same:,} known already" if resolved.same else ""
+    printer.say(f"recorded: {count(resolved.changed, 'finding')}{same}")
 
+    if given["as_json"]:
+        printer.outcome_json(_as_status(summary))
+    else:
         commands = render.next_commands(summary, options.kept_words(ledger.batch.options))
         printer.say(*render.summary_lines(summary), *render.command_lines(commands))
-        return 0
 
-    return _with_ledger(given, work)
+    return 0
 
 
 def _findings_of(given: Given) -> Sequence["Finding"]:
@@ -338,7 +310,7 @@ def _findings_of(given: Given) -> Sequence["Finding"]:
     return [Finding(key, chosen[0], started, given["note"]) for key in keys]
 
 
-async def _agree_to_early(early: Sequence[tuple[str, int]], given: Given, printer: Printer) -> None:
+async def _agree_to_early(early: Sequence[tuple[str, int]], given: Given) -> None:
     """Ask whether to record all the same what nobody can be sure of yet.
 
     Raises:
@@ -350,6 +322,8 @@ async def _agree_to_early(early: Sequence[tuple[str, int]], given: Given, printe
     until = utc(max(ms for _, ms in early))
     told = f"it is too early to say that nothing was started for {keys}{more}: DES may list a run "
     told += f"until {until}; if it does, resume starts a second one"
+
+    printer = given.printer
 
     if given["yes"] or not printer.can_ask():
         raise ConfigurationError(told, hint="wait until then, or pass --early")
@@ -367,7 +341,7 @@ async def _agree_to_early(early: Sequence[tuple[str, int]], given: Given, printe
     options.FORCE,
     *options.VOLUME,
 )
-def report(given: Given) -> int:
+async def report(given: Given) -> int:
     """Write a page for a browser: causes, times, and every row.
 
     One file that loads nothing from anywhere. Needs Jinja2, which the extra "report" brings.
@@ -386,10 +360,9 @@ def report(given: Given) -> int:
             hint="install it with: pip install 'deslaunch[report]'",
         ) from exc
 
-    async def work(ledger: "Ledger") -> int:
+    async with await _open(given) as ledger:
         commands = _commands(ledger, await _runs_of(ledger, given))
         await write_report(ledger, given["output"], commands=commands, force=given["force"])
-        given.printer.say(f"the report is in {given['output']}")
-        return 0
 
-    return _with_ledger(given, work)
+    given.printer.say(f"the report is in {given['output']}")
+    return 0

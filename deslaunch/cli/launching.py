@@ -11,8 +11,7 @@ import click
 
 from deslaunch.cli import options, render
 from deslaunch.cli.options import Given
-from deslaunch.cli.targets import clients_of, opened
-from deslaunch.cli.terminal import Interrupts, run_work
+from deslaunch.cli.targets import open_clients
 from deslaunch.errors import LedgerExists, LedgerMissing
 from deslaunch.events import Event, Noted, Plan, WatchSummary
 from deslaunch.model import count, place_word, printed
@@ -27,7 +26,7 @@ _MANIFEST: Final = click.Argument(["manifest"], metavar="MANIFEST")
 
 
 @options.command("check", _MANIFEST, *_ROWS, *options.DES, *options.OUTPUT)
-def check(given: Given) -> int:
+async def check(given: Given) -> int:
     """Check every row of MANIFEST, and send nothing. "-" reads stdin.
 
     Examples:
@@ -36,29 +35,25 @@ def check(given: Given) -> int:
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
-    settings, printer, schema = given.settings, given.printer, given["schema"]
-    clients = {} if schema is not None else clients_of(given)
+    manifest, printer, schema = given["manifest"], given.printer, given["schema"]
 
-    async def work(_: Interrupts) -> int:
-        async with opened(clients):
-            report = await batch.check(given["manifest"], clients, settings=settings, schema=schema)
+    async with open_clients(given, needed=schema is None, needs_token=False) as clients:
+        report = await batch.check(manifest, clients, settings=given.settings, schema=schema)
 
-        printer.say(*report.notes)
-        printer.warn(*report.warnings)
+    printer.say(*report.notes)
+    printer.warn(*report.warnings)
 
-        if given["as_json"]:
-            printer.json(report.as_dict())
-        else:
-            printer.insist(*render.problem_lines(report.problems, report.groups, report.count))
-            rows = count(report.rows, "row")
-            printer.say(f"{rows}: {report.valid:,} valid, {report.invalid:,} invalid")
+    if given["as_json"]:
+        printer.json(report.as_dict())
+    else:
+        printer.insist(*render.problem_lines(report.problems, report.groups, report.count))
+        rows = count(report.rows, "row")
+        printer.say(f"{rows}: {report.valid:,} valid, {report.invalid:,} invalid")
 
-        if report.unconfirmed is not None:
-            printer.warn(str(report.unconfirmed))
+    if report.unconfirmed is not None:
+        printer.warn(str(report.unconfirmed))
 
-        return int(report.exit_code)
-
-    return run_work(work)
+    return report.exit_code
 
 
 @options.command(
@@ -76,7 +71,7 @@ def check(given: Given) -> int:
     *options.tuning("skip_invalid"),
     *options.LAUNCH,
 )
-def run(given: Given) -> int:
+async def run(given: Given) -> int:
     """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required.
 
     It says what it is about to do and, on a terminal, asks before anything is sent.
@@ -103,9 +98,9 @@ def run(given: Given) -> int:
     opening = partial(batch.open_batch, source, ledger=ledger, resume=given["resume"])
 
     try:
-        return run_work(partial(_launch, given, ledger, opening, source))
+        return await _launch(given, ledger, opening, source)
     except LedgerExists as exc:
-        again = printed("resume", place_word(ledger), *given.repeated())
+        again = printed("resume", place_word(ledger), *given.repeated)
         exc.hint = f"go on with that batch: {again}; a new batch needs another --ledger"
         raise
 
@@ -118,7 +113,7 @@ def run(given: Given) -> int:
     *options.FORM,
     *options.LAUNCH,
 )
-def resume(given: Given) -> int:
+async def resume(given: Given) -> int:
     """Send what is left of the batch of LEDGER, never what is unknown.
 
     It needs the ledger and DES, no manifest and no options: what earlier command lines gave is
@@ -142,7 +137,7 @@ def resume(given: Given) -> int:
     ledger, corrections = given["ledger"], given["corrections"]
     file = {"corrections": corrections, "add_rows": given["add_rows"]}
     opening = partial(batch.resume_batch, ledger, **file)
-    return run_work(partial(_launch, given, ledger, opening, None))
+    return await _launch(given, ledger, opening)
 
 
 @options.command(
@@ -153,7 +148,7 @@ def resume(given: Given) -> int:
     *options.WATCH,
     *options.OUTPUT,
 )
-def watch(given: Given) -> int:
+async def watch(given: Given) -> int:
     """Follow the runs of LEDGER to their end, and record it.
 
     Ended early, it goes on where it was: a run whose end is recorded is not asked about again.
@@ -164,24 +159,19 @@ def watch(given: Given) -> int:
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
-    ledger = given["ledger"]
+    ledger, interrupts = given["ledger"], given.interrupts
+    given = replace(given, before=await _kept_of(ledger))
 
-    async def work(interrupts: Interrupts) -> int:
-        told = replace(given, before=await _kept_of(ledger))
-        clients = await _clients(told)
+    async with (
+        open_clients(given) as clients,
+        batch.watch_batch(ledger, clients, settings=given.settings) as interrupts.batch,
+    ):
+        summary = await _watch(interrupts.batch, ledger, given)
 
-        async with (
-            opened(clients),
-            batch.watch_batch(ledger, clients, settings=told.settings) as interrupts.batch,
-        ):
-            summary = await _watch(interrupts.batch, ledger, given)
+    if given["as_json"]:
+        given.printer.outcome_json(summary.as_dict())
 
-        if given["as_json"]:
-            given.printer.outcome_json(summary.as_dict())
-
-        return summary.exit_code
-
-    return run_work(work)
+    return summary.exit_code
 
 
 async def _kept_of(ledger: str) -> dict[str, Any]:
@@ -192,19 +182,11 @@ async def _kept_of(ledger: str) -> dict[str, Any]:
         return dict(found.batch.options)
 
 
-async def _clients(given: Given) -> Any:
-    """Return the clients; a file of targets may be a pipe, and a signal ends the wait for it."""
-    import asyncio  # noqa: PLC0415  # not needed for --help
-
-    return await asyncio.to_thread(clients_of, given, needs_token=True)
-
-
 async def _launch(
     given: Given,
     ledger: str,
     opening: Callable[..., AbstractAsyncContextManager["Batch"]],
-    manifest: str | None,
-    interrupts: Interrupts,
+    manifest: str | None = None,
 ) -> int:
     """Launch, and tell the plan, what goes on, the summary and the next commands.
 
@@ -213,7 +195,6 @@ async def _launch(
         ledger: the batch's.
         opening: opens the batch, or makes it, once clients and all else is known.
         manifest: that of ``run``.
-        interrupts: where signals come.
     """
     if manifest is None or given["resume"]:
         try:
@@ -225,19 +206,19 @@ async def _launch(
     if given["dry_run"]:
         return await _preview(given, None if given.before else manifest, ledger)
 
-    printer, clients = given.printer, await _clients(given)
+    printer, repeated = given.printer, given.repeated
     asks = not given["yes"] and printer.can_ask()
 
     async def confirm(plan: Plan) -> bool:
         return not (asks and plan.send) or await printer.ask(f"Start {count(plan.send, 'run')}?")
 
     async with AsyncExitStack() as stack:
-        await stack.enter_async_context(opened(clients))
+        clients = await stack.enter_async_context(open_clients(given))
         progress = render.Progress(printer)
         more: dict[str, Any] = {"settings": given.settings, "schema": given["schema"]}
         more |= {"options_kept": given.kept(), "on_event": progress, "confirm": confirm}
         batch = await stack.enter_async_context(opening(clients, **more))
-        interrupts.batch = batch
+        given.interrupts.batch = batch
 
         if batch.plan is not None and not batch.plan.send:
             # Even the quiet are told that a night starts nothing: it looks like a full one else.
@@ -257,8 +238,7 @@ async def _launch(
         printer.insist(*render.unrecorded_lines(summary))
 
         if not watches:
-            commands = render.next_commands(summary, given.repeated())
-            printer.insist(*render.command_lines(commands))
+            printer.insist(*render.command_lines(render.next_commands(summary, repeated)))
 
         ended = await _watch(batch, ledger, given) if watches else summary
 
@@ -276,14 +256,15 @@ async def _preview(given: Given, manifest: str | None, ledger: str) -> int:
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     printer, schema = given.printer, given["schema"]
-    clients = await _clients(given) if manifest is not None and schema is None else {}
     more: dict[str, Any] = {"ledger": ledger, "settings": given.settings, "schema": schema}
 
     def tell(event: Event) -> None:
         if isinstance(event, Noted):  # the plan is the JSON lines
             (printer.warn if event.is_warning else printer.say)(event.message)
 
-    async with opened(clients):
+    needs_des = manifest is not None and schema is None
+
+    async with open_clients(given, needed=needs_des) as clients:
         async for start in batch.preview(manifest, clients, on_event=tell, **more):
             told = {"key": start.key, "row": start.row, "target": start.target}
             printer.json({**told, "jobId": start.job_id, "body": json.loads(start.body)})
@@ -295,7 +276,7 @@ async def _preview(given: Given, manifest: str | None, ledger: str) -> int:
 async def _watch(batch: "Batch", ledger: str, given: Given) -> WatchSummary:
     """Follow a batch's runs, tell how they get on, how they ended, and what to do next."""
     assert batch.ledger is not None
-    printer, repeated = given.printer, given.repeated()
+    printer, repeated = given.printer, given.repeated
     [(*_, untold, unfinished)] = await batch.ledger.query("count_runs")
 
     progress = render.Progress(printer, "run", unfinished + untold)

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 import click
 
 from deslaunch import __version__, errors
-from deslaunch.cli.terminal import Printer
+from deslaunch.cli.terminal import Printer, signal_of
 from deslaunch.model import printed
 
 HOMES: Final = {
@@ -37,23 +37,6 @@ Exit codes:
   7  the ledger exists, is missing, damaged, foreign, or can't be written
   8  another launcher is at work on it
   129, 130, 143  interrupted; drained; resume goes on"""
-
-_EXITS: Final = {"inspecting": "0127", "preparing": "01256"}
-"""How the exit codes begin that the commands of a module end with."""
-
-
-def exit_codes(command: str) -> str:
-    """Return what a command's page says of its exit codes: of those that it can end with.
-
-    What stands behind the first semicolon of a line is about launches.
-    """
-    if command in {"run", "resume", "watch"}:
-        return EXIT_CODES
-
-    kept = "012" if command == "simulate" else _EXITS.get(HOMES[command], _EXITS["preparing"])
-    head, title, *lines = EXIT_CODES.splitlines()
-    told = (line.partition(";")[0] for line in lines if line.strip()[0] in kept)
-    return "\n".join([head, title, *told])
 
 
 class _Group(click.Group):
@@ -122,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except errors.DeslaunchError as exc:
         return refuse(exc, printer, words)
     except click.Abort as exc:  # click's word for a KeyboardInterrupt
-        return 128 + int(getattr(exc.__cause__, "signum", signal.SIGINT))
+        return 128 + signal_of(exc.__cause__)
     except Exception:  # noqa: BLE001  # the last stop of a bug
         what = "error: this is a bug in deslaunch; please report it with the lines above"
         printer.insist(traceback.format_exc().rstrip(), what)

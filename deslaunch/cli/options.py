@@ -5,7 +5,7 @@ options, and what was given of it becomes :class:`~deslaunch.settings.Settings` 
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import cleandoc
@@ -15,8 +15,7 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from deslaunch.cli.main import exit_codes
-from deslaunch.cli.terminal import Printer
+from deslaunch.cli.terminal import Interrupts, Printer, run_work
 from deslaunch.model import Format
 from deslaunch.settings import OPTIONS, Option, Settings
 
@@ -114,11 +113,13 @@ class Given:
         values: of all of its parameters, by name; None for what was not given.
         typed: names of the parameters that stand on the command line itself.
         before: what the ledger keeps of earlier command lines, where there is one.
+        interrupts: where signals come while the command is at work.
     """
 
     values: Mapping[str, Any]
     typed: frozenset[str] = frozenset()
     before: Mapping[str, Any] = field(default_factory=dict)
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
     def __getitem__(self, name: str) -> Any:
         return self.values.get(name)
@@ -145,34 +146,28 @@ class Given:
     def kept(self) -> dict[str, Any]:
         """Return what the ledger is to keep for later sessions, as JSON can hold it.
 
-        Options of this command line stand over those of earlier ones. ``config`` is absolute and
-        good on ``host`` alone; ``repeat`` are the words that printed commands need besides.
+        Options of this command line stand over those of earlier ones. ``config`` is good on
+        ``host`` alone; ``repeat`` are the words that printed commands need besides. Files are
+        named by absolute paths.
         """
         kept = {**self.before, **{name: self[name] for name in _KEPT & self.typed}}
+        words = ["--base-url", self["base_url"]] if "base_url" in self.typed else []
 
         if "config" in self.typed:
             kept |= {"config": str(self["config"].absolute()), "host": os.uname().nodename}
 
-        if repeated := self.repeated(from_anywhere=True):
-            kept["repeat"] = repeated
+        if "schema" in self.typed:
+            words += ["--schema", str(self["schema"].absolute())]
 
-        return kept
+        if self["allow_http"]:
+            words.append("--allow-http")
 
-    def repeated(self, *, from_anywhere: bool = False) -> list[str]:
-        """Return the words that a later command must be given again: no ledger keeps them.
+        return kept | {"repeat": words} if words else kept
 
-        Args:
-            from_anywhere: files are named by absolute paths, and ``--config`` is left out.
-        """
-        words = []
-
-        for name in ("config", "base_url", "schema"):
-            if name in self.typed and not (from_anywhere and name == "config"):
-                value = self[name]
-                value = value.absolute() if from_anywhere and isinstance(value, Path) else value
-                words += [f"--{name.replace('_', '-')}", str(value)]
-
-        return [*words, "--allow-http"] if self["allow_http"] else words
+    @property
+    def repeated(self) -> list[str]:
+        """The words that a later command must be given again."""
+        return kept_words(self.kept())
 
 
 def kept_words(kept: Mapping[str, Any]) -> list[str]:
@@ -191,27 +186,29 @@ def form_of(output: Path | None, given: Format | None) -> Format:
     return given or ("jsonl" if output and output.suffix in {".jsonl", ".ndjson"} else "csv")
 
 
-def command(
-    name: str, *parameters: click.Parameter
-) -> Callable[[Callable[[Given], int]], click.Command]:
-    """Return a decorator that makes a function a command; what it returns is the exit code.
+Command = Callable[[Given], Coroutine[Any, Any, int]]
+"""What a command does; what it returns is the exit code."""
+
+
+def command(name: str, *parameters: click.Parameter) -> Callable[[Command], click.Command]:
+    """Return a decorator that makes a coroutine function a command.
 
     Args:
         name: the command's; its page is the function's docstring, whose end are examples.
         parameters: arguments and options.
     """
 
-    def decorate(function: Callable[[Given], int]) -> click.Command:
+    def decorate(function: Command) -> click.Command:
         def call(**values: Any) -> int:
             context = click.get_current_context()
             source_of = context.get_parameter_source
             typed = (name for name in values if source_of(name) is ParameterSource.COMMANDLINE)
             given = Given(values, frozenset(typed))
             context.call_on_close(given.printer.end_block)
-            return function(given)
+            return run_work(function(given), given.interrupts)
 
         text, _, examples = cleandoc(function.__doc__ or "").partition("\n\nExamples:\n")
-        epilog = f"\b\nExamples:\n{examples}\n\n{exit_codes(name)}"
+        epilog = f"\b\nExamples:\n{examples}\n\nExit codes: see deslaunch --help"
         return click.Command(name, params=[*parameters], callback=call, help=text, epilog=epilog)
 
     return decorate

@@ -1,8 +1,8 @@
 """``jobs``, ``targets``, ``template`` and ``simulate``: before a launch."""
 
 import asyncio
+import contextlib
 import os
-import signal
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final
@@ -11,8 +11,7 @@ import click
 
 from deslaunch.cli import options, render
 from deslaunch.cli.options import Given
-from deslaunch.cli.targets import LOGIN, clients_of, opened
-from deslaunch.cli.terminal import Interrupts, run_work
+from deslaunch.cli.targets import LOGIN, open_clients
 from deslaunch.errors import ConfigurationError, CredentialsRefused, DesError, DeslaunchError
 from deslaunch.model import DEFAULT_TARGET, Job, place_word, printed
 
@@ -25,7 +24,7 @@ _TARGET: Final = options.value(
 
 
 @options.command("jobs", _TARGET, *options.CONNECTION, *options.OUTPUT)
-def jobs(given: Given) -> int:
+async def jobs(given: Given) -> int:
     """List the organisation's jobs and their JobRunParameters.
 
     What --json prints is what --schema reads.
@@ -36,7 +35,7 @@ def jobs(given: Given) -> int:
     """
     from deslaunch.des.wire import encode_jobs  # noqa: PLC0415  # not needed for --help
 
-    printer, found = given.printer, _query(given)
+    printer, found = given.printer, await _query(given)
 
     if given["as_json"]:
         printer.json({"jobs": encode_jobs(found)})
@@ -46,25 +45,21 @@ def jobs(given: Given) -> int:
     return 0
 
 
-def _query(given: Given) -> Sequence[Job]:
+async def _query(given: Given) -> Sequence[Job]:
     """Ask the one target that is meant for its jobs."""
-    named = clients_of(given, needs_token=True)
-    meant = given["target"] or (next(iter(named)) if len(named) == 1 else DEFAULT_TARGET)
+    async with open_clients(given) as named:
+        meant = given["target"] or (next(iter(named)) if len(named) == 1 else DEFAULT_TARGET)
 
-    if meant not in named:
-        raise ConfigurationError(
-            f"there is no target {meant}", hint=f"pass --target and one of {', '.join(named)}"
-        )
+        if meant not in named:
+            raise ConfigurationError(
+                f"there is no target {meant}", hint=f"pass --target and one of {', '.join(named)}"
+            )
 
-    async def work(_: Interrupts) -> Sequence[Job]:
-        async with named[meant] as client:
-            return await client.query_jobs()
-
-    return run_work(work)
+        return await named[meant].query_jobs()
 
 
 @options.command("targets", *options.CONNECTION, *options.OUTPUT)
-def targets(given: Given) -> int:
+async def targets(given: Given) -> int:
     """Ask each target for a token and its jobs: which of them work?
 
     Exits with 6 where a login or a token is refused, else with 5 where there is no usable
@@ -74,13 +69,11 @@ def targets(given: Given) -> int:
         deslaunch targets
         deslaunch targets --config acme.toml --json
     """
-    printer, clients = given.printer, clients_of(given, needs_token=True)
+    printer = given.printer
 
-    async def work(_: Interrupts) -> list[dict[str, Any]]:
-        async with opened(clients):
-            return await asyncio.gather(*map(_tell_of, clients, clients.values()))
+    async with open_clients(given) as clients:
+        told = await asyncio.gather(*map(_tell_of, clients, clients.values()))
 
-    told = run_work(work)
     code: int = max(one.pop("exitCode") for one in told)
 
     if given["as_json"]:
@@ -129,7 +122,7 @@ async def _tell_of(name: str, client: "DesClient") -> dict[str, Any]:
     *options.CONNECTION,
     *options.VOLUME,
 )
-def template(given: Given) -> int:
+async def template(given: Given) -> int:
     """Write a manifest to begin with, of one row for the job JOBID.
 
     What each parameter takes is told on stderr. The row passes the check as it is; give it
@@ -145,7 +138,7 @@ def template(given: Given) -> int:
 
     printer, output = given.printer, given["output"]
     form = options.form_of(output, given["format"])
-    known = _query(given) if given["schema"] is None else read_schema_file(given["schema"])
+    known = await _query(given) if given["schema"] is None else read_schema_file(given["schema"])
     job = _job(known, given["job"])
     text = manifest_of(job, form, given["target"] or DEFAULT_TARGET)
 
@@ -193,7 +186,7 @@ def _job(known: Sequence[Job], job_id: str) -> Job:
         metavar="SECONDS",
     ),
 )
-def simulate(given: Given) -> int:
+async def simulate(given: Given) -> int:
     """Run a local DES that starts nothing, and print its base URL.
 
     It accepts the tokens that DESLAUNCH_SIMULATE_TOKENS lists (default: simulated). It is an
@@ -211,13 +204,9 @@ def simulate(given: Given) -> int:
     tokens = os.environ.get("DESLAUNCH_SIMULATE_TOKENS", "" if oauth else "simulated").split()
     login = {name: os.environ.get(f"DES_{name.upper()}", "") for name in LOGIN}
 
-    async def work(_: Interrupts) -> int:
-        stop = asyncio.Event()
+    jobs_file, faults = given["jobs"], given["faults"]
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
-
-        jobs_file, faults = given["jobs"], given["faults"]
+    try:
         made = simulator.Simulator(
             jobs=simulator.load_json(jobs_file) if jobs_file else simulator.DEFAULT_JOBS,
             script=simulator.load_json(faults) if faults else None,
@@ -231,13 +220,12 @@ def simulate(given: Given) -> int:
 
         async with made:
             printer.data(made.base_url)
-            await stop.wait()
 
-        return 0
-
-    try:
-        return run_work(work)
+            with contextlib.suppress(asyncio.CancelledError):  # a signal: its one way to end
+                await asyncio.Event().wait()
     except (simulator.SimulatorError, OSError) as exc:
         raise ConfigurationError(
             f"the simulator can't start: {exc}", hint="see: deslaunch simulate --help"
         ) from exc
+
+    return 0

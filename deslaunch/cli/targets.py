@@ -298,18 +298,37 @@ def merged(
 # Clients.
 
 
-def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, "DesClient"]:
-    """Return the clients that file, environment and options describe by target, not yet open.
+@asynccontextmanager
+async def open_clients(
+    given: Given, *, needed: bool = True, needs_token: bool = True
+) -> AsyncIterator[dict[str, "DesClient"]]:
+    """Open the clients that file, environment and options describe, by target.
 
     Where no file names targets there is one client, that of the rows that name no target.
 
     Args:
         given: its settings are those of all clients.
+        needed: DES is to be asked; else there are none.
         needs_token: a missing token is an error now, not when the first request is made.
 
     Raises:
         ConfigurationError: no base URL, two token sources, or none where one is needed.
     """
+    import asyncio  # noqa: PLC0415  # not needed for --help
+
+    # A file of targets may be a pipe, and a signal ends the wait for it.
+    find = partial(clients_of, given, needs_token=needs_token)
+    clients = await asyncio.to_thread(find) if needed else {}
+
+    async with AsyncExitStack() as stack:
+        for client in clients.values():
+            await stack.enter_async_context(client)
+
+        yield clients
+
+
+def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, "DesClient"]:
+    """Return the clients of :func:`open_clients`, not yet open."""
     kept = None if "config" in given.typed else kept_config(given.before)
     path = Path(kept) if kept else given["config"] or default_config()
     of_file = read_config(path) if path else {}
@@ -333,16 +352,6 @@ def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, "DesClie
         )
 
     return clients
-
-
-@asynccontextmanager
-async def opened(clients: Mapping[str, "DesClient"]) -> AsyncIterator[None]:
-    """Have all clients open."""
-    async with AsyncExitStack() as stack:
-        for client in clients.values():
-            await stack.enter_async_context(client)
-
-        yield
 
 
 def _client(target: Target, given: Given) -> "DesClient":

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TextIO, TypeVar
 
 from deslaunch.errors import ConfigurationError, Interrupted
@@ -33,33 +34,27 @@ _COLLECT_AFTER: Final = 50_000
 """Objects that are made, more than go, before a search for cycles: a launch makes few of them."""
 
 
+@dataclass
 class Printer:
     """Writes to the two streams of a command: the only one who does.
 
     Args:
+        quiet: say only what must not be missed.
+        verbose: say what became of every row.
         out: for data.
         err: for all else.
         source: where a person's replies come from.
-        quiet: say only what must not be missed.
-        verbose: say what became of every row.
     """
 
-    def __init__(
-        self,
-        *,
-        out: TextIO | None = None,
-        err: TextIO | None = None,
-        source: TextIO | None = None,
-        quiet: bool = False,
-        verbose: bool = False,
-    ) -> None:
-        self._out, self._err = out or sys.stdout, err or sys.stderr
-        self._source = source or sys.stdin
-        self._block: Progress | None = None
-        self.quiet = quiet
-        self.verbose = verbose
+    quiet: bool = False
+    verbose: bool = False
+    out: TextIO = field(default_factory=lambda: sys.stdout)
+    err: TextIO = field(default_factory=lambda: sys.stderr)
+    source: TextIO = field(default_factory=lambda: sys.stdin)
+    _block: "Progress | None" = None
 
-        for stream in (self._out, self._err):
+    def __post_init__(self) -> None:
+        for stream in (self.out, self.err):
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")
 
@@ -67,7 +62,7 @@ class Printer:
     def has_block(self) -> bool:
         """Progress is to be shown as a block that is redrawn in its place."""
         can_redraw = os.environ.get("TERM") not in {"dumb", "unknown"}
-        return _is_terminal(self._err) and can_redraw and not (self.quiet or self.verbose)
+        return _is_terminal(self.err) and can_redraw and not (self.quiet or self.verbose)
 
     def data(self, *texts: str) -> None:
         """Print lines on stdout.
@@ -77,12 +72,12 @@ class Printer:
             ConfigurationError: it can't be written.
         """
         with self.binary():
-            _write(self._out, "".join(f"{_escaped(text)}\n" for text in texts))
+            _write(self.out, "".join(f"{_escaped(text)}\n" for text in texts))
 
     def json(self, value: Mapping[str, Any]) -> None:
         """Print one JSON object on stdout; it raises what :meth:`data` does."""
         with self.binary():
-            _write(self._out, f"{encode_json(value, encoding=self._out.encoding)}\n")
+            _write(self.out, f"{encode_json(value, encoding=self.out.encoding)}\n")
 
     def outcome_json(self, value: Mapping[str, Any]) -> None:
         """Print one JSON object about what is on disk already: a failure is only told."""
@@ -100,14 +95,14 @@ class Printer:
             ConfigurationError: it can't be written.
         """
         try:
-            self._out.flush()
-            yield getattr(self._out, "buffer", None)  # type: ignore[misc]  # a test may pass a text in
-            self._out.flush()
+            self.out.flush()
+            yield getattr(self.out, "buffer", None)  # type: ignore[misc]  # a test may pass a text in
+            self.out.flush()
         except BrokenPipeError:
-            _mute(self._out)
+            _mute(self.out)
             raise
         except OSError as exc:
-            _mute(self._out)
+            _mute(self.out)
             raise ConfigurationError(
                 f"stdout can't be written: {exc.strerror}", hint="free some space, or use -o"
             ) from exc
@@ -126,7 +121,7 @@ class Printer:
         """Tell what must not be missed; a launch goes on although nobody can read it."""
         for text in map(_escaped, texts):
             if self._block is None:
-                self._draw(_write, self._err, f"{text}\n")
+                self._draw(_write, self.err, f"{text}\n")
             else:
                 self._draw(self._block.console.out, text, highlight=False)
 
@@ -151,7 +146,7 @@ class Printer:
             words = TextColumn("{task.description}", markup=False, table_column=Column())
             # What a process writes by itself is no part of the block.
             own: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
-            own |= {"console": Console(file=self._err), "auto_refresh": False, "transient": True}
+            own |= {"console": Console(file=self.err), "auto_refresh": False, "transient": True}
             self._block = Progress(bar, words, **own)
             self._block.add_task("")
             self._draw(self._block.start)
@@ -169,7 +164,7 @@ class Printer:
         try:
             change(*arguments, **more)
         except (OSError, ValueError):  # ValueError: it was closed
-            _mute(self._err)
+            _mute(self.err)
 
     def can_ask(self) -> bool:
         """Return True if a person sees a question and can reply to it.
@@ -177,11 +172,11 @@ class Printer:
         Raises:
             ConfigurationError: there is a terminal, and it belongs to another process group.
         """
-        if not (_is_terminal(self._err) and _is_terminal(self._source)):
+        if not (_is_terminal(self.err) and _is_terminal(self.source)):
             return False
 
         with contextlib.suppress(OSError):  # it is not this session's terminal
-            if os.tcgetpgrp(self._source.fileno()) != os.getpgrp():
+            if os.tcgetpgrp(self.source.fileno()) != os.getpgrp():
                 raise ConfigurationError(
                     "nobody can be asked from the background; nothing was sent",
                     hint="pass --yes, or start deslaunch in the foreground (timeout: --foreground)",
@@ -196,8 +191,8 @@ class Printer:
         """
         import asyncio  # noqa: PLC0415  # not needed for --help
 
-        self._draw(_write, self._err, f"{_escaped(question)} [y/N] ")
-        fd, loop, typed = self._source.fileno(), asyncio.get_running_loop(), asyncio.Event()
+        self._draw(_write, self.err, f"{_escaped(question)} [y/N] ")
+        fd, loop, typed = self.source.fileno(), asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(fd, typed.set)
 
         try:
@@ -255,26 +250,22 @@ def encode_json(value: Any, *, encoding: str | None = "utf-8") -> str:
     return text if is_utf8 else "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
 
 
-class SignalReceived(KeyboardInterrupt):
-    """A signal came before there was anything to drain.
+def take_signals() -> None:
+    """Let a signal end what goes on, until an event loop takes it; an ignored one stays ignored.
 
-    Attributes:
-        signum: the signal's number.
+    It comes as a KeyboardInterrupt with the signal's number.
     """
 
-    def __init__(self, signum: int) -> None:
-        super().__init__()
-        self.signum = signum
-
-
-def take_signals() -> None:
-    """Let a signal end what goes on, until an event loop takes it; an ignored one stays ignored."""
-
     def on_signal(number: int, _: object) -> None:
-        raise SignalReceived(number)
+        raise KeyboardInterrupt(number)
 
     for number in heeded_signals():
         signal.signal(number, on_signal)
+
+
+def signal_of(interrupt: BaseException | None) -> int:
+    """Return the number of the signal that a KeyboardInterrupt came of."""
+    return int(*interrupt.args) if interrupt and interrupt.args else signal.SIGINT
 
 
 def heeded_signals() -> list[signal.Signals]:
@@ -282,38 +273,36 @@ def heeded_signals() -> list[signal.Signals]:
     return [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
+@dataclass
 class Interrupts:
     """What signals do: the first drains a batch at work, the second abandons what is in flight.
 
-    Before there is a batch, the first one ends the command.
+    Before there is a batch, each ends the command.
 
     Attributes:
         signum: the first signal that came, or 0.
         batch: what is at work, as soon as there is something.
-        task: the command's.
+        task: the command.
     """
 
-    def __init__(self) -> None:
-        self.signum = 0
-        self.batch: Batch | None = None
-        self.task: asyncio.Task[Any] | None = None
-        self._is_draining = False
+    signum: int = 0
+    batch: "Batch | None" = None
+    task: "asyncio.Task[Any] | None" = None
 
     def __call__(self, signum: int) -> None:
         """Take a signal."""
-        self.signum = self.signum or signum
-
         if self.batch is None:
             assert self.task is not None
             self.task.cancel()
-        elif self._is_draining:
+        elif self.signum:
             self.batch.abandon()
         else:
-            self._is_draining = True
             self.batch.drain(signum)
 
+        self.signum = self.signum or signum
 
-def run_work(work: Callable[[Interrupts], Coroutine[Any, Any, T]]) -> T:
+
+def run_work(work: Coroutine[Any, Any, T], interrupts: Interrupts) -> T:
     """Run a command's work to its end, in the fastest event loop that there is.
 
     Threads that still wait for a name server or for stdin are left behind: asyncio's own runner
@@ -334,10 +323,8 @@ def run_work(work: Callable[[Interrupts], Coroutine[Any, Any, T]]) -> T:
 
     gc.freeze()  # what was imported stays: no collection needs to look at it again
     gc.set_threshold(_COLLECT_AFTER)
-
     asyncio.set_event_loop(loop)
-    interrupts = Interrupts()
-    interrupts.task = task = loop.create_task(work(interrupts))
+    interrupts.task = task = loop.create_task(work)
 
     with contextlib.suppress(ValueError, RuntimeError):  # this is not the main thread
         for number in heeded_signals():
@@ -351,8 +338,10 @@ def run_work(work: Callable[[Interrupts], Coroutine[Any, Any, T]]) -> T:
 
         raise Interrupted("interrupted", signum=interrupts.signum) from None
     finally:
-        for task in (left := asyncio.all_tasks(loop)):
-            task.cancel()
+        left = asyncio.all_tasks(loop)
+
+        for other in left:
+            other.cancel()
 
         loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
