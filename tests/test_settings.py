@@ -142,5 +142,6 @@ def test_the_ledger_keeps_what_was_typed_and_nothing_else() -> None:
     given = Given(values, frozenset(values) - {"rate"})
 
     assert given.kept() == {"concurrency": 3}
-    given = replace(given, before={"rate": 1.0, "concurrency": 9})
+    quiet, given = given.printer, replace(given, before={"rate": 1.0, "concurrency": 9})
+    assert given.printer is quiet  # the one whose block is removed at the end
     assert given.kept() == {"rate": 1.0, "concurrency": 3}

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -212,12 +212,11 @@ async def _launch(
     async def confirm(plan: Plan) -> bool:
         return not (asks and plan.send) or await printer.ask(f"Start {count(plan.send, 'run')}?")
 
-    async with AsyncExitStack() as stack:
-        clients = await stack.enter_async_context(open_clients(given))
-        progress = render.Progress(printer)
-        more: dict[str, Any] = {"settings": given.settings, "schema": given["schema"]}
-        more |= {"options_kept": given.kept(), "on_event": progress, "confirm": confirm}
-        batch = await stack.enter_async_context(opening(clients, **more))
+    progress = render.Progress(printer)
+    more: dict[str, Any] = {"settings": given.settings, "schema": given["schema"]}
+    more |= {"options_kept": given.kept(), "on_event": progress, "confirm": confirm}
+
+    async with open_clients(given) as clients, opening(clients, **more) as batch:
         given.interrupts.batch = batch
 
         if batch.plan is not None and not batch.plan.send:

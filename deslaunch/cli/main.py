@@ -124,10 +124,7 @@ def refuse(error: errors.DeslaunchError, printer: Printer, words: Sequence[str])
     if error.hint:
         printer.insist(f"  {error.hint}")
 
-    if (
-        isinstance(error, (errors.DesError, errors.CredentialsRefused, errors.Interrupted))
-        and words
-    ):
+    if isinstance(error, (errors.DesError, errors.CredentialsRefused, errors.Interrupted)):
         again = printed(words[0], *words[1:])
         printer.insist(f"nothing was sent; go on with: {again}")
 

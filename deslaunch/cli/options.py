@@ -113,21 +113,18 @@ class Given:
         values: of all of its parameters, by name; None for what was not given.
         typed: names of the parameters that stand on the command line itself.
         before: what the ledger keeps of earlier command lines, where there is one.
+        printer: speaks as loudly as was asked for.
         interrupts: where signals come while the command is at work.
     """
 
     values: Mapping[str, Any]
     typed: frozenset[str] = frozenset()
     before: Mapping[str, Any] = field(default_factory=dict)
+    printer: Printer = field(default_factory=Printer)
     interrupts: Interrupts = field(default_factory=Interrupts)
 
     def __getitem__(self, name: str) -> Any:
         return self.values.get(name)
-
-    @cached_property
-    def printer(self) -> Printer:
-        """A printer that speaks as loudly as was asked for."""
-        return Printer(quiet=bool(self["quiet"]), verbose=bool(self["verbose"]))
 
     @cached_property
     def settings(self) -> Settings:
@@ -203,8 +200,9 @@ def command(name: str, *parameters: click.Parameter) -> Callable[[Command], clic
             context = click.get_current_context()
             source_of = context.get_parameter_source
             typed = (name for name in values if source_of(name) is ParameterSource.COMMANDLINE)
-            given = Given(values, frozenset(typed))
-            context.call_on_close(given.printer.end_block)
+            printer = Printer(values.get("quiet", False), values.get("verbose", False))
+            context.call_on_close(printer.end_block)
+            given = Given(values, frozenset(typed), printer=printer)
             return run_work(function(given), given.interrupts)
 
         text, _, examples = cleandoc(function.__doc__ or "").partition("\n\nExamples:\n")

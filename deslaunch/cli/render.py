@@ -25,14 +25,15 @@ from deslaunch.model import (
     printed,
     utc,
 )
+from deslaunch.report import charts
 
 if TYPE_CHECKING:
     from deslaunch.cli.terminal import Printer
     from deslaunch.ledger.reading import LogEntry, UnknownRow
 
 SHOWN_PROBLEMS: Final = 100
-TOLD_EACH: Final = 5
-"""Rows with the same problem up to which it is told of each."""
+TOLD_EACH: Final = 20
+"""Problems up to which each is told: a person fixes them one by one."""
 
 LISTED_PROBLEMS: Final = 1_000
 """Problems that ``check --json`` lists."""
@@ -126,15 +127,8 @@ def stop_line(stop: events.Stop) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it: ``45 s``, ``12 min``, ``3 h 5 min``."""
-    whole = max(1, round(seconds))
-
-    if whole < 120:  # noqa: PLR2004  # up to two minutes, seconds say more
-        return f"{whole} s"
-
-    hours, minutes = divmod(round(whole / 60), 60)
-    told = [f"{hours:,} h"] if hours else []
-    return " ".join([*told, f"{minutes} min"] if minutes else told)
+    """Return a time as a person says it: ``45 s``, ``3 h 5 min``."""
+    return charts.duration(1_000 * max(1, round(seconds)))
 
 
 # What to do next.
@@ -254,25 +248,15 @@ def _job_text(name: str, job_id: str) -> str:
 def problem_lines(
     problems: Sequence[Problem], groups: Sequence[events.ProblemGroup], problem_count: int
 ) -> Iterator[str]:
-    """Yield the problems of a manifest, those that many rows have once.
+    """Yield the problems of a manifest; where there are many, those that rows share once.
 
     Args:
         problems: the first ones, in manifest order.
         groups: the first ones that differ, each with the number of its rows.
         problem_count: how many problems there are in all, each row's counted by itself.
     """
-    # A problem that a few rows have is told of each: a person fixes them one by one.
-    listed = {problem.group_key for problem in problems}
-    grouped = {
-        group.first.group_key: group
-        for group in groups
-        if group.rows > TOLD_EACH or group.first.group_key not in listed
-    }
-    each = [
-        events.ProblemGroup(problem) for problem in problems if problem.group_key not in grouped
-    ]
-    found = sorted([*each, *grouped.values()], key=lambda group: group.first.line)
-    selected = found[:SHOWN_PROBLEMS]
+    each = [events.ProblemGroup(problem) for problem in problems]
+    selected = (each if problem_count <= TOLD_EACH else groups)[:SHOWN_PROBLEMS]
     rest = problem_count - sum(group.rows for group in selected)
     yield from map(str, selected)
 

@@ -214,28 +214,28 @@ def from_environment(environment: Mapping[str, str]) -> Target:
     names = ("base_url", *_TOKENS, *LOGIN, "auth_url")
     given = {name: environment.get(f"DES_{name.upper()}") for name in names}
     found = {name: value for name, value in given.items() if value}
-    named = [name for name in _TOKENS if name in found]
-    login = [name for name in LOGIN if name in found]
+    named = [name for name in (*_TOKENS, *LOGIN) if name in found]
+    login = [name for name in named if name in LOGIN]
 
-    if len(named) + bool(login) > 1:
+    if len(named) > 1 and named != login:
         raise ConfigurationError(
-            f"{_variables([*named, *login], ' and ')} are set: one target takes one token source",
+            f"{_variables(named, ' and ')} are set: one target takes one token source",
             hint=f"unset all but one of {_variables(_TOKENS)} and the login",
         )
 
-    if login and (missing := [name for name in LOGIN if name not in found]):
+    if login and (missing := [name for name in LOGIN if name not in login]):
         raise ConfigurationError(
             f"the login at the auth server lacks {_variables(missing)}",
-            hint="set them all, or none and DES_TOKEN, DES_TOKEN_FILE or DES_TOKEN_COMMAND",
+            hint=f"set them all, or none and one of {_variables(_TOKENS)}",
         )
 
-    target: dict[str, Any] = {
-        name: found[name] for name in ("base_url", "token_file") if name in found
-    }
+    kept = [name for name in ("base_url", "token_file") if name in found]
+    target: dict[str, Any] = {name: found[name] for name in kept}
 
     if "token" in found:
         target["token_env"] = "DES_TOKEN"  # noqa: S105  # the variable's name
-    elif "token_command" in found:
+
+    if "token_command" in found:
         with suppress(ValueError):  # an open quote
             target["token_command"] = shlex.split(found["token_command"])
 
@@ -243,7 +243,8 @@ def from_environment(environment: Mapping[str, str]) -> Target:
             raise ConfigurationError(
                 "DES_TOKEN_COMMAND can't be split into words", hint="check its quotes, or unset it"
             )
-    elif login:
+
+    if login:
         secrets = {f"{name}_env": f"DES_{name.upper()}" for name in _SECRETS}
         texts = {name: found[name] for name in (*_NAMES, "auth_url") if name in found}
         target["oauth"] = {**texts, **secrets}
@@ -272,7 +273,8 @@ def merged(
         target: the target of the rows that name none.
 
     Raises:
-        ConfigurationError: the environment contradicts itself, or ``base_url`` is of no target.
+        ConfigurationError: the environment contradicts itself, ``base_url`` is of no target, or
+            there is none where no file names targets.
     """
     found, name = from_environment(environment), DEFAULT_TARGET if of_file else target
     replaced = set(_SOURCES) if found.keys() & set(_SOURCES) else set()
@@ -280,17 +282,24 @@ def merged(
     known = {key: value for key, value in of_default if key not in replaced}
     whole = {**of_file, name: {**known, **found}}
 
-    if base_url is not None and target in whole:
+    if base_url is not None:
+        if target not in whole:
+            raise ConfigurationError(
+                f"--base-url is that of target {target}, and there is none",
+                hint=f"pass --target and one of {', '.join(of_file)}",
+            )
+
         whole[target] = {**whole[target], "base_url": base_url}
 
-    if of_file and not _is_whole(whole[name]):
-        del whole[name]
+    if not _is_whole(whole[name]):
+        if not of_file:
+            raise ConfigurationError(
+                "there is no base URL of DES",
+                hint="set DES_BASE_URL, pass --base-url URL, or name targets in a file for "
+                "--config",
+            )
 
-    if base_url is not None and target not in whole:
-        raise ConfigurationError(
-            f"--base-url is that of target {target}, and there is none",
-            hint=f"pass --target and one of {', '.join(whole)}",
-        )
+        del whole[name]
 
     return whole
 
@@ -329,15 +338,27 @@ async def open_clients(
 
 def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, "DesClient"]:
     """Return the clients of :func:`open_clients`, not yet open."""
+    from deslaunch.des.client import DesClient  # noqa: PLC0415  # aiohttp is slow to import
+    from deslaunch.des.http import proxy_of  # noqa: PLC0415
+
     kept = None if "config" in given.typed else kept_config(given.before)
     path = Path(kept) if kept else given["config"] or default_config()
     of_file = read_config(path) if path else {}
-    found = merged(of_file, os.environ, base_url=given["base_url"], target=given.settings.target)
+    settings, allow_http = given.settings, bool(given["allow_http"])
+    found = merged(of_file, os.environ, base_url=given["base_url"], target=settings.target)
     clients = {}
 
     for name, target in found.items():
         try:
-            clients[name] = _client(target, given)
+            clients[name] = DesClient(
+                target.get("base_url"),
+                token=_token_source(target, allow_http=allow_http),
+                allow_http=allow_http,
+                proxy=proxy_of,
+                concurrency=target.get("concurrency"),
+                timeout=settings.timeout,
+                connect_timeout=settings.connect_timeout,
+            )
         except ConfigurationError as exc:
             if of_file:
                 exc.locate(f"target {name}")
@@ -354,44 +375,15 @@ def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, "DesClie
     return clients
 
 
-def _client(target: Target, given: Given) -> "DesClient":
-    """Return the client of one target, not yet open.
-
-    Raises:
-        ConfigurationError: there is no base URL, or one that can't be used.
-    """
-    from deslaunch.des.client import DesClient  # noqa: PLC0415  # aiohttp is slow to import
-    from deslaunch.des.http import proxy_of  # noqa: PLC0415
-
-    if not _is_whole(target):
-        raise ConfigurationError(
-            "there is no base URL of DES",
-            hint="set DES_BASE_URL, pass --base-url URL, or name targets in a file for --config",
-        )
-
-    allow_http, settings = bool(given["allow_http"]), given.settings
-    return DesClient(
-        target.get("base_url"),
-        token=_token_source(target, allow_http=allow_http),
-        allow_http=allow_http,
-        proxy=proxy_of,
-        concurrency=target.get("concurrency"),
-        timeout=settings.timeout,
-        connect_timeout=settings.connect_timeout,
-    )
-
-
 def _token_source(target: Target, *, allow_http: bool) -> "TokenSource":
-    from deslaunch.des import tokens  # noqa: PLC0415  # aiohttp is slow to import
-    from deslaunch.des.http import proxy_of  # noqa: PLC0415
-    from deslaunch.des.wire import AUTH_URL  # noqa: PLC0415
+    from deslaunch.des import http, tokens, wire  # noqa: PLC0415  # aiohttp is slow to import
 
     match target:
         case {"oauth": login}:
             known: dict[str, Any] = {name: partial(read_secret, login, name) for name in _SECRETS}
             known |= {name: login[name] for name in _NAMES}
-            url = login.get("auth_url", AUTH_URL)
-            proxy = proxy_of(url)
+            url = login.get("auth_url", wire.AUTH_URL)
+            proxy = http.proxy_of(url)
             return tokens.OAuthToken(auth_url=url, allow_http=allow_http, proxy=proxy, **known)
         case {"token_file": path}:
             return tokens.FileToken(path)
