@@ -162,24 +162,27 @@ async def results(given: Given) -> int:
     printer, output, folder = given.printer, given["output"], given["split"]
     choice = writing.Choice(given["state"], given["run"], given["keys"] or None)
     more: dict[str, Any] = {"choice": choice, "force": given["force"]}
-    rest = {
-        "form": options.form_of(output, given["format"]),
-        "with_manifest": given["with_manifest"],
-    }
 
     async with await _open(given) as ledger:
         if folder is not None:
             for name, rows in (await writing.split_results(ledger, folder, **more)).items():
                 printer.say(f"{folder / name}.csv: {count(rows, 'row')}")
-        elif output is None:
-            with printer.binary() as stream:
-                written = await writing.write_results(ledger, stream, **more, **rest)
 
-            if not written:
-                printer.say("no row of the batch is such a row")
-        else:
-            written = await writing.write_results(ledger, output, **more, **rest)
+            return 0
+
+        more["form"] = options.form_of(output, given["format"])
+        more["with_manifest"] = given["with_manifest"]
+
+        if output is not None:
+            written = await writing.write_results(ledger, output, **more)
             printer.say(f"{count(written, 'row')}: {output}")
+            return 0
+
+        with printer.binary() as stream:
+            written = await writing.write_results(ledger, stream, **more)
+
+    if not written:
+        printer.say("no row of the batch is such a row")
 
     return 0
 
@@ -352,11 +355,8 @@ async def report(given: Given) -> int:
     try:
         from deslaunch.report.page import write_report  # noqa: PLC0415  # an extra brings it
     except ModuleNotFoundError as exc:
-        if exc.name not in {"jinja2", "markupsafe"}:
-            raise
-
         raise ConfigurationError(
-            "a report needs Jinja2, which is not there",
+            f"a report needs {exc.name}, which is not there",
             hint="install it with: pip install 'deslaunch[report]'",
         ) from exc
 

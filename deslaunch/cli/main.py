@@ -1,4 +1,17 @@
-"""argv → command → exit code: the one place where an error becomes an exit code."""
+"""argv → command → exit code: the one place where an error becomes an exit code.
+
+Exit codes:
+  0  done; of a launch: every row is started or withdrawn; of a watch: every run succeeded, too
+  1  a bug in deslaunch
+  2  usage, configuration, or an invalid manifest: nothing was sent
+  3  finished, some rows failed, were rejected or invalid; or, watching, runs failed
+  4  finished, some rows are unknown; or, watching, DES refuses to tell of runs
+  5  DES gives no usable response; or stopped before the end: resume, or watch, goes on
+  6  credentials refused; the remaining rows are pending
+  7  the ledger exists, is missing, damaged, foreign, or can't be written
+  8  another launcher is at work on it
+  129, 130, 143  interrupted; drained; resume goes on
+"""
 
 import signal
 import sys
@@ -15,28 +28,11 @@ from deslaunch.cli.terminal import Printer, signal_of
 from deslaunch.model import printed
 
 HOMES: Final = {
-    name: home
-    for home, names in {
-        "launching": "check run resume watch",
-        "inspecting": "status results log resolve report",
-        "preparing": "jobs targets template simulate",
-    }.items()
-    for name in names.split()
+    **dict.fromkeys(("check", "run", "resume", "watch"), "launching"),
+    **dict.fromkeys(("status", "results", "log", "resolve", "report"), "inspecting"),
+    **dict.fromkeys(("jobs", "targets", "template", "simulate"), "preparing"),
 }
 """The module of this package that has each command, under its name."""
-
-EXIT_CODES: Final = """\b
-Exit codes:
-  0  done; of a launch: every row is started or withdrawn; of a watch: every run succeeded, too
-  1  a bug in deslaunch
-  2  usage, configuration, or an invalid manifest: nothing was sent
-  3  finished, some rows failed, were rejected or invalid; or, watching, runs failed
-  4  finished, some rows are unknown; or, watching, DES refuses to tell of runs
-  5  DES gives no usable response; or stopped before the end: resume, or watch, goes on
-  6  credentials refused; the remaining rows are pending
-  7  the ledger exists, is missing, damaged, foreign, or can't be written
-  8  another launcher is at work on it
-  129, 130, 143  interrupted; drained; resume goes on"""
 
 
 class _Group(click.Group):
@@ -46,26 +42,23 @@ class _Group(click.Group):
         except BrokenPipeError:  # nobody reads stdout any more: end as a pipe's writer ends
             return 128 + signal.SIGPIPE
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:  # noqa: ARG002
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
+        if cmd_name not in HOMES:
+            near = get_close_matches(cmd_name, HOMES, n=1)
+            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(HOMES)}"
+            raise click.UsageError(f"there is no command {cmd_name!r}; {advice}", ctx)
+
         home = import_module(f"{__package__}.{HOMES[cmd_name]}")  # imported now, and no sooner
         return cast("click.Command", getattr(home, cmd_name))
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's protocol
         return list(HOMES)
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args[0] not in HOMES:
-            near = get_close_matches(args[0], HOMES, n=1)
-            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(HOMES)}"
-            raise click.UsageError(f"there is no command {args[0]!r}; {advice}", ctx)
-
-        return super().resolve_command(ctx, args)
-
 
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog=EXIT_CODES,
+    epilog="\b\n" + (__doc__ or "").partition("\n\n")[2],
 )
 @click.version_option(__version__, prog_name="deslaunch")
 def command_line() -> None:

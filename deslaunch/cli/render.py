@@ -331,8 +331,7 @@ class Causes:
     """Groups errors that differ only in numbers and GUIDs, which are the rows' own."""
 
     def __init__(self) -> None:
-        self._texts: dict[tuple[object, ...], str] = {}
-        self._rows: Counter[tuple[object, ...]] = Counter()
+        self._found: dict[tuple[object, ...], tuple[int, str]] = {}
 
     def add(self, outcome: Outcome) -> str | None:
         """Take in a row that ended; return its cause, in words, where that is a new one."""
@@ -348,22 +347,22 @@ class Causes:
         kind: tuple[object, ...] = (outcome.state, outcome.target, outcome.status)
         kind = (*kind, _ROWS_OWN.sub("#", text))
 
-        if kind not in self._texts and len(self._texts) >= MAX_CAUSES:
+        if kind not in self._found and len(self._found) >= MAX_CAUSES:
             kind, told = (outcome.state,), f"{outcome.state}: for other reasons"
 
-        self._rows[kind] += 1
-        is_new = self._texts.setdefault(kind, told) is told
-        return told if is_new else None
+        rows, first = self._found.get(kind, (0, told))
+        self._found[kind] = rows + 1, first
+        return None if rows else told
 
     def lines(self) -> Iterator[str]:
         """Yield why rows have no run, the most frequent cause first, a line each."""
-        found = self._rows.most_common()
+        found = sorted(self._found.values(), key=lambda cause: -cause[0])
 
-        for kind, rows in found[:SHOWN_CAUSES]:
-            yield f"{count(rows, 'row')} {self._texts[kind]}"
+        for rows, told in found[:SHOWN_CAUSES]:
+            yield f"{count(rows, 'row')} {told}"
 
         if rest := found[SHOWN_CAUSES:]:
-            rows = sum(rows for _, rows in rest)
+            rows = sum(rows for rows, _ in rest)
             yield f"{count(rows, 'row')} for {len(rest):,} other causes: see results"
 
 

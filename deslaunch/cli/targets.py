@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from deslaunch.des.client import DesClient
     from deslaunch.des.tokens import TokenSource
 
-Target = Mapping[str, Any]
+Target = dict[str, Any]
 """The table of one target, as a file has it; the paths in it are absolute."""
 
 _SOURCES: Final = ("token_env", "token_file", "token_command", "oauth")
@@ -121,24 +121,21 @@ def read_config(path: Path) -> dict[str, Target]:
         if mistakes := [f"{path}: {mistake}" for mistake in _mistakes(content, _FILE)]:
             raise ConfigurationError("\n".join(mistakes), hint=f"fix {path}")
 
-        return _located(content.get("targets", {}), path.parent)
+        return _locate(content.get("targets", {}), path.parent)
 
     # Not chained: the errors hold the whole file.
     raise ConfigurationError(f"the configuration file {path} {why}", hint=hint)
 
 
-def _located(table: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Return a table whose paths are meant from a folder, with absolute ones."""
-    found = {**table}
+def _locate(targets: dict[str, Target], folder: Path) -> dict[str, Target]:
+    """Make the paths in targets absolute: they are meant from a folder."""
+    for target in targets.values():
+        for table in (target, target.get("oauth", {})):
+            for key in [key for key in table if key.endswith("_file")]:
+                # Path's own raises for an unknown user.
+                table[key] = str(folder / os.path.expanduser(table[key]))  # noqa: PTH111
 
-    for key, value in table.items():
-        if isinstance(value, dict):
-            found[key] = _located(value, folder)
-        elif key.endswith("_file"):
-            # Path's own raises for an unknown user.
-            found[key] = str(folder / os.path.expanduser(value))  # noqa: PTH111
-
-    return found
+    return targets
 
 
 def _mistakes(table: Mapping[str, Any], kind: _Kind, *names: str) -> Iterator[str]:
@@ -194,7 +191,7 @@ def _described(value: Any) -> str:
     return "an empty text" if value == "" else names.get(type(value), "a date")
 
 
-def _is_whole(target: Target) -> bool:
+def _is_whole(target: Mapping[str, Any]) -> bool:
     """Return True if it is known where its DES is: a login's token tells that too."""
     return "base_url" in target or "oauth" in target
 
@@ -405,17 +402,16 @@ def read_secret(login: Mapping[str, str], name: str) -> str:
     """
     variable, file = login.get(f"{name}_env"), login.get(f"{name}_file", "")
     place = f"the variable {variable}" if variable else f"the file {file}"
-    why, hint = "holds nothing", "put there what the auth server asks for"
 
     try:
         text = os.environ.get(variable, "") if variable else Path(file).read_text("utf-8")
-    except OSError as exc:
-        why, hint = f"can't be read: {exc.strerror}", "check its path and permissions"
-    except UnicodeDecodeError:
-        why, hint = "is not in UTF-8", "save it as UTF-8"
+    except (OSError, UnicodeDecodeError) as exc:
+        why = f"can't be read: {exc.strerror}" if isinstance(exc, OSError) else "is not in UTF-8"
     else:
-        if text.strip():
-            return text.strip()
+        if text := text.strip():
+            return text
+
+        why = "holds nothing"
 
     # Not chained: what could not be decoded is in its error.
-    raise CredentialsRefused(f"{place} {why}", hint=hint)
+    raise CredentialsRefused(f"{place} {why}", hint="put it there, in UTF-8, for you to read")

@@ -98,11 +98,12 @@ class Printer:
             self.out.flush()
             yield getattr(self.out, "buffer", None)  # type: ignore[misc]  # a test may pass a text in
             self.out.flush()
-        except BrokenPipeError:
-            _mute(self.out)
-            raise
         except OSError as exc:
             _mute(self.out)
+
+            if isinstance(exc, BrokenPipeError):
+                raise
+
             raise ConfigurationError(
                 f"stdout can't be written: {exc.strerror}", hint="free some space, or use -o"
             ) from exc
@@ -205,10 +206,7 @@ class Printer:
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    try:
-        return stream.isatty()
-    except ValueError:  # it was closed
-        return False
+    return not stream.closed and stream.isatty()
 
 
 def _write(stream: TextIO, text: str) -> None:
