@@ -14,6 +14,10 @@ def run() -> None:
     opened, a ledger perhaps, would get the number of one. Signals are taken before the heavy
     imports: a process that is the first of a container would lose one that comes sooner.
     """
+    if sys.platform == "win32":
+        sys.stderr.write("error: deslaunch runs on Linux and macOS only\n")
+        sys.exit(2)
+
     for number in range(3):
         try:
             os.fstat(number)

@@ -12,7 +12,7 @@ import click
 import pytest
 from commands import call
 
-from deslaunch.cli.main import HOMES, command_line, main
+from deslaunch.cli.main import HOMES, command_line
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -322,10 +322,15 @@ def test_a_signal_before_anything_began_has_its_exit_code(monkeypatch: pytest.Mo
     assert call("jobs").code == 130
 
 
-def test_windows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sys.platform", "win32")
+def test_windows_is_refused() -> None:
+    code = (
+        "import signal, sys; sys.platform = 'win32'; del signal.SIGHUP;"
+        "from deslaunch.__main__ import run; run()"
+    )
 
-    assert main(["--version"]) == 2
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (2, "error: deslaunch runs on Linux and macOS only\n")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -339,7 +339,7 @@ def problem(line: int, message: str = "is wrong", column: str = "a") -> Problem:
             [
                 "m.csv:2, column a (20 rows): is wrong",
                 "m.csv:4, column a: is odd",
-                "see all 21 problems one by one: deslaunch check with --json",
+                "see the first 21 problems one by one: deslaunch check with --json",
             ],
             id="of-many-once",
         ),
@@ -351,7 +351,7 @@ def problem(line: int, message: str = "is wrong", column: str = "a") -> Problem:
                 "m.csv:2, column a (2,000 rows): is wrong",
                 "m.csv:1500, column a: is late",
                 "… and 2 problems more",
-                "see the first 1,000 of 2,003 problems one by one: deslaunch check with --json",
+                "see the first 1,000 problems one by one: deslaunch check with --json",
             ],
             id="beyond-what-is-listed",
         ),

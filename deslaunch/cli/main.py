@@ -80,10 +80,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     printer = Printer()
 
-    if sys.platform == "win32":
-        printer.insist("error: deslaunch runs on Linux and macOS only")
-        return 2
-
     try:
         return int(command_line.main(words, prog_name="deslaunch", standalone_mode=False) or 0)
     except click.ClickException as exc:

@@ -9,9 +9,11 @@ import re
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from deslaunch import events
+from deslaunch.cli.terminal import Printer
 from deslaunch.model import (
     DEFAULT_TARGET,
     GUID,
@@ -28,18 +30,15 @@ from deslaunch.model import (
 from deslaunch.report import charts
 
 if TYPE_CHECKING:
-    from deslaunch.cli.terminal import Printer
     from deslaunch.ledger.reading import LogEntry, UnknownRow
 
 SHOWN_PROBLEMS: Final = 100
 TOLD_EACH: Final = 20
 """Problems up to which each is told: a person fixes them one by one."""
 
-LISTED_PROBLEMS: Final = 1_000
-"""Problems that ``check --json`` lists."""
+SHOWN: Final = 10
+"""Jobs, and causes, that are told; of the others, how many there are."""
 
-SHOWN_JOBS: Final = 10
-SHOWN_CAUSES: Final = 10
 MAX_CAUSES: Final = 100
 """Causes that are told apart; what comes after them is counted together."""
 
@@ -207,11 +206,11 @@ def plan_lines(plan: events.Plan) -> Iterator[str]:
     part = "" if plan.ready == plan.rows else f"{plan.ready:,} of "
     yield f"{plan.manifest}: {part}{count(plan.rows, 'row')} to start"
 
-    for job in plan.jobs[:SHOWN_JOBS]:
+    for job in plan.jobs[:SHOWN]:
         target = "" if job.target == DEFAULT_TARGET else f"target {job.target}, "
         yield f"  {count(job.rows, 'row')}: {target}{_job_text(job.name, job.job_id)}"
 
-    if rest := plan.jobs[SHOWN_JOBS:]:
+    if rest := plan.jobs[SHOWN:]:
         rows = count(sum(job.rows for job in rest), "row")
         yield f"  … and {rows} of {count(len(rest), 'job')} more"
 
@@ -264,8 +263,8 @@ def problem_lines(
         yield f"… and {count(rest, 'problem')} more"
 
     if problem_count > len(selected):
-        of = f"the first {LISTED_PROBLEMS:,} of" if problem_count > LISTED_PROBLEMS else "all"
-        yield f"see {of} {problem_count:,} problems one by one: deslaunch check with --json"
+        listed = min(problem_count, 1_000)  # by check
+        yield f"see the first {listed:,} problems one by one: deslaunch check with --json"
 
 
 # Tables.
@@ -358,14 +357,15 @@ class Causes:
         """Yield why rows have no run, the most frequent cause first, a line each."""
         found = sorted(self._found.values(), key=lambda cause: -cause[0])
 
-        for rows, told in found[:SHOWN_CAUSES]:
+        for rows, told in found[:SHOWN]:
             yield f"{count(rows, 'row')} {told}"
 
-        if rest := found[SHOWN_CAUSES:]:
+        if rest := found[SHOWN:]:
             rows = sum(rows for rows, _ in rest)
             yield f"{count(rows, 'row')} for {len(rest):,} other causes: see results"
 
 
+@dataclass
 class Progress:
     """Adds up what a launch, or a watch, does, and tells it meanwhile.
 
@@ -380,30 +380,24 @@ class Progress:
         causes: why rows have no run.
     """
 
-    def __init__(
-        self,
-        printer: "Printer",
-        noun: str = "row",
-        whole: int | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.counts: Counter[str] = Counter()
-        self.causes = Causes()
-        self._printer = printer
-        self._noun = noun
-        self._whole = whole
-        self._clock = clock
-        self._reported = clock()
-        self._every = REDRAW_EVERY if printer.has_block else REPORT_EVERY
-        self._retries = 0
-        self._pulse: events.Pulse | None = None
+    printer: Printer
+    noun: str = "row"
+    whole: int | None = None
+    clock: Callable[[], float] = time.monotonic
+    counts: Counter[str] = field(default_factory=Counter)
+    causes: Causes = field(default_factory=Causes)
+    _retries: int = 0
+    _pulse: events.Pulse | None = None
+    _pauses: dict[str, tuple[float, str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._reported = self.clock()
         self._marks = deque([(self._reported, 0)], RATE_WINDOW + 1)
-        self._pauses: dict[str, tuple[float, str]] = {}
+        self._has_block = self.printer.has_block
 
     def __call__(self, event: events.Event) -> None:
         """Take in an event, and tell what is to be told."""
-        now, printer = self._clock(), self._printer
+        now, wait = self.clock(), REDRAW_EVERY if self._has_block else REPORT_EVERY
 
         if isinstance(event, events.Pulse):
             self._pulse = event
@@ -411,16 +405,16 @@ class Progress:
         else:
             self._take(event, now)
 
-        if now - self._reported >= self._every:
+        if now - self._reported >= wait:
             self._reported = now
 
-            if printer.has_block:
-                printer.show("\n".join(self.lines(now)), self.counts.total(), self._whole)
+            if self._has_block:
+                self.printer.show("\n".join(self.lines(now)), self.counts.total(), self.whole)
             else:
-                printer.say(", ".join(self.lines(now)))
+                self.printer.say(", ".join(self.lines(now)))
 
     def _take(self, event: events.Event, now: float) -> None:
-        printer = self._printer
+        printer = self.printer
 
         match event:
             case events.RowEnded(row):
@@ -436,11 +430,11 @@ class Progress:
                 printer.detail(f"row {row.row:,} key {row.key}: {what}")
             case events.TargetPaused(target, why, seconds):
                 self._pauses[target] = (now + seconds, why)
-                printer.say(f"target {target}: all {self._noun}s wait {seconds:.1f} s: {why}")
+                printer.say(f"target {target}: all {self.noun}s wait {seconds:.1f} s: {why}")
             case events.Noted(message, is_warning):
                 (printer.warn if is_warning else printer.say)(message)
             case events.Planned(plan):
-                self._whole = plan.send
+                self.whole = plan.send
                 self._marks = deque([(now, 0)], RATE_WINDOW + 1)
                 printer.say(*plan_lines(plan))
                 printer.warn(*plan.warnings)
@@ -458,11 +452,11 @@ class Progress:
         self.counts[str(row.state)] += 1
         cause = self.causes.add(row)
 
-        if self._printer.verbose:
+        if self.printer.verbose:
             what = f"{row.state} {row.job_run_id or one_line(row.error)}"
-            self._printer.detail(f"row {row.row:,} key {row.key}: {what}")
+            self.printer.detail(f"row {row.row:,} key {row.key}: {what}")
         elif cause is not None:
-            self._printer.say(cause)
+            self.printer.say(cause)
 
     @property
     def rate(self) -> float:
@@ -472,26 +466,26 @@ class Progress:
 
     def seconds_left(self, now: float) -> float | None:
         """Return about how long the rest takes, seconds; None where nothing tells."""
-        if self._whole is None or not self.rate:
+        if self.whole is None or not self.rate:
             return None
 
-        left = max(0, self._whole - self.counts.total() + self.counts[RowState.INVALID])
+        left = max(0, self.whole - self.counts.total() + self.counts[RowState.INVALID])
         longest = max([0.0, *(until - now for until, _ in self._pauses.values())])
         return left / self.rate + longest
 
     def lines(self, now: float) -> Iterator[str]:
         """Yield how far it is, the counts, the pace and the waits."""
-        ended, whole, pulse = self.counts.total(), self._whole, self._pulse
+        ended, whole, pulse = self.counts.total(), self.whole, self._pulse
         of = "" if whole is None else f" of {whole:,}"
         share = f", {ended / whole:.0%}" if whole else ""
-        yield f"{ended:,}{of} {self._noun}{'s' * ((whole or ended) != 1)} ended{share}"
+        yield f"{ended:,}{of} {self.noun}{'s' * ((whole or ended) != 1)} ended{share}"
 
         counts = [*self.counts.items(), ("sent again", self._retries)]
 
         if told := ", ".join(f"{number:,} {how}" for how, number in counts if number):
             yield told
 
-        pace = [f"{self.rate:,.0f} {self._noun}s/s"]
+        pace = [f"{self.rate:,.0f} {self.noun}s/s"]
 
         if pulse is not None:
             pace.insert(0, f"{pulse.in_flight:,} in flight, {count(pulse.slots, 'slot')} now")
@@ -505,5 +499,5 @@ class Progress:
 
         for target, (until, cause) in self._pauses.items():
             if until > now:
-                wait = f"all {self._noun}s wait {duration(until - now)} more"
+                wait = f"all {self.noun}s wait {duration(until - now)} more"
                 yield f"target {target}: {wait}: {cause}"
