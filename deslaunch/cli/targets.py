@@ -9,13 +9,12 @@ secret, and every mistake in it is told at once. What the environment says is sa
 import os
 import re
 import shlex
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from difflib import get_close_matches
 from functools import partial
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from deslaunch.cli.options import Given, kept_config
 from deslaunch.errors import ConfigurationError, CredentialsRefused
@@ -41,46 +40,29 @@ _TOKENS: Final = ("token", "token_file", "token_command")
 # What a configuration file may hold.
 
 
-class _Kind(NamedTuple):
-    """What a key takes; a table's own keys, "*" for any, and of each choice one must be there."""
+_CHOICES: Final = {
+    "token": _SOURCES,
+    **{name: (name,) for name in _NAMES},
+    **{name: (f"{name}_env", f"{name}_file") for name in _SECRETS},
+}
+"""The keys that give something, of which a table that knows them must have one."""
 
-    expected: str
-    fits: Callable[[Any], bool]
-    keys: Mapping[str, "_Kind"] = {}
-    choices: Mapping[str, tuple[str, ...]] = {}
+_Keys = Mapping[str, "type | _Keys"]
+"""What a table's keys take, tables among it; "*" is any key."""
 
-
-_table: Final = partial(_Kind, "a table", lambda value: isinstance(value, dict))
-
-
-_TEXT: Final = _Kind("a text in quotes", lambda value: isinstance(value, str) and value != "")
-_WORDS: Final = _Kind(
-    'a list of texts, as in ["vault", "read", "secret/des"]; there is no shell',
-    lambda value: (
-        isinstance(value, list)
-        and all(isinstance(word, str) and "\0" not in word for word in value)
-        and any(value[:1])
-    ),
-)
-_SLOTS: Final = _Kind(
-    OPTIONS["concurrency"].range,
-    lambda value: type(value) is int and OPTIONS["concurrency"].fits(value),
-)
-_PLACES: Final = {name: (f"{name}_env", f"{name}_file") for name in _SECRETS}
-_OAUTH: Final = _table(
-    dict.fromkeys(("auth_url", *_NAMES, *chain(*_PLACES.values())), _TEXT),
-    {**{name: (name,) for name in _NAMES}, **_PLACES},
-)
-_TARGET: Final = _table(
-    {
-        **dict.fromkeys(("base_url", "token_env", "token_file"), _TEXT),
-        "token_command": _WORDS,
-        "oauth": _OAUTH,
-        "concurrency": _SLOTS,
-    },
-    {"token": _SOURCES},
-)
-_FILE: Final = _table({"targets": _table({"*": _TARGET})})
+_LOGIN_KEYS: Final = [key for name in LOGIN for key in _CHOICES[name]]
+_TARGET: Final[_Keys] = {
+    **dict.fromkeys(("base_url", "token_env", "token_file"), str),
+    "token_command": list,
+    "oauth": dict.fromkeys(("auth_url", *_LOGIN_KEYS), str),
+    "concurrency": int,
+}
+_EXPECTED: Final = {
+    dict: "a table",
+    int: OPTIONS["concurrency"].range,
+    list: 'a list of texts, as in ["vault", "read", "secret/des"]; there is no shell',
+    str: "a text in quotes",
+}
 
 
 def default_config() -> Path | None:
@@ -118,7 +100,9 @@ def read_config(path: Path) -> dict[str, Target]:
         why = f"is no TOML: {exc}"
         hint = 'texts need quotes, as in base_url = "https://des.example"'
     else:
-        if mistakes := [f"{path}: {mistake}" for mistake in _mistakes(content, _FILE)]:
+        if mistakes := [
+            f"{path}: {mistake}" for mistake in _mistakes(content, {"targets": {"*": _TARGET}})
+        ]:
             raise ConfigurationError("\n".join(mistakes), hint=f"fix {path}")
 
         return _locate(content.get("targets", {}), path.parent)
@@ -138,43 +122,53 @@ def _locate(targets: dict[str, Target], folder: Path) -> dict[str, Target]:
     return targets
 
 
-def _mistakes(table: Mapping[str, Any], kind: _Kind, *names: str) -> Iterator[str]:
+def _mistakes(table: Mapping[str, Any], keys: _Keys, *names: str) -> Iterator[str]:
     """Yield what is wrong with a table and those in it, each with its table and key."""
     words = (name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else f'"{name}"' for name in names)
     where = f"[{'.'.join(words)}] " if names else ""
+    choices = {what: choice for what, choice in _CHOICES.items() if choice[0] in keys}
 
     for key, value in table.items():
-        if told := _mistake(key, value, kind):
-            yield f"{where}{key}: {told}"
-        elif isinstance(value, dict):
-            inner = kind.keys.get(key) or kind.keys["*"]
-            yield from _mistakes(value, inner, *names, key)
+        kind = keys.get(key, keys.get("*"))
+        shape = kind if isinstance(kind, type) else dict
 
-    for what, keys in kind.choices.items():
-        named = [key for key in keys if key in table]
+        if kind is None:
+            yield f"{where}{key}: {_misnamed(key, keys, choices)}"
+        elif not _fits(value, shape):
+            yield f"{where}{key}: expected {_EXPECTED[shape]}, got {_described(value)}"
+        elif isinstance(kind, Mapping):
+            yield from _mistakes(value, kind, *names, key)
+
+    for what, choice in choices.items():
+        named = [key for key in choice if key in table]
 
         if len(named) > 1:
             yield f"{where}{' and '.join(named)}: are both there; expected one {what}"
         elif not named and what not in table:
-            one = "" if keys == (what,) else f"; expected {_either(keys)}"
+            one = "" if choice == (what,) else f"; expected {_either(choice)}"
             yield f"{where}{what}: is missing{one}"
 
-    if kind is _TARGET and not _is_whole(table):
+    if keys is _TARGET and not _is_whole(table):
         yield f"{where}base_url: is missing; only an oauth table can do without it"
 
 
-def _mistake(key: str, value: Any, kind: _Kind) -> str | None:
-    """Return what is wrong with a key of a table, or its value."""
-    inner = kind.keys.get(key, kind.keys.get("*"))
+def _fits(value: Any, shape: type) -> bool:
+    if shape is list:
+        texts = isinstance(value, list) and all(isinstance(word, str) for word in value)
+        return texts and any(value[:1]) and not any("\0" in word for word in value)
 
-    if inner is not None:
-        return None if inner.fits(value) else f"expected {inner.expected}, got {_described(value)}"
+    if shape is int:
+        return type(value) is int and OPTIONS["concurrency"].fits(value)
 
-    if key in kind.choices:
-        return f"a secret must not stand in this file; write {_either(kind.choices[key])}"
+    return isinstance(value, shape) and value != ""
 
-    near = get_close_matches(key.lower().replace("-", "_"), kind.keys, n=1)
-    advice = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(kind.keys)}"
+
+def _misnamed(key: str, keys: _Keys, choices: Mapping[str, Sequence[str]]) -> str:
+    if key in choices:
+        return f"a secret must not stand in this file; write {_either(choices[key])}"
+
+    near = get_close_matches(key.lower().replace("-", "_"), keys, n=1)
+    advice = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(keys)}"
     return f"is no key of this table; {advice}"
 
 
