@@ -27,10 +27,10 @@ from deslaunch import __version__, errors
 from deslaunch.cli.terminal import Printer, signal_of
 from deslaunch.model import printed
 
+_INSPECTING: Final = "status results log resolve report jobs targets template simulate"
 HOMES: Final = {
     **dict.fromkeys(("check", "run", "resume", "watch"), "launching"),
-    **dict.fromkeys(("status", "results", "log", "resolve", "report"), "inspecting"),
-    **dict.fromkeys(("jobs", "targets", "template", "simulate"), "preparing"),
+    **dict.fromkeys(_INSPECTING.split(), "inspecting"),
 }
 """The module of this package that has each command, under its name."""
 
@@ -83,13 +83,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(command_line.main(words, prog_name="deslaunch", standalone_mode=False) or 0)
     except click.ClickException as exc:
-        if not words:  # deslaunch alone: click's message is the page
-            printer.insist(exc.format_message())
-            return 2
-
         context: click.Context | None = getattr(exc, "ctx", None)
         command = f" {context.info_name}" if context and context.parent else ""
-        printer.insist(f"error: {exc.format_message()}", f"  see: deslaunch{command} --help")
+        told = (f"error: {exc.format_message()}", f"  see: deslaunch{command} --help")
+        # Of deslaunch alone click's message is the page.
+        printer.insist(*told if words else [exc.format_message()])
         return 2
     except errors.DeslaunchError as exc:
         return refuse(exc, printer, words)

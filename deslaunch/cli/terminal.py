@@ -145,10 +145,8 @@ class Printer:
         if self._block is None:
             bar = BarColumn(36, complete_style="cyan")
             words = TextColumn("{task.description}", markup=False, table_column=Column())
-            # What a process writes by itself is no part of the block.
-            own: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
-            own |= {"console": Console(file=self.err), "auto_refresh": False, "transient": True}
-            self._block = Progress(bar, words, **own)
+            own: dict[str, Any] = {"auto_refresh": False, "transient": True}
+            self._block = Progress(bar, words, console=Console(file=self.err), **own)
             self._block.add_task("")
             self._draw(self._block.start)
 
