@@ -29,6 +29,8 @@ _MANIFEST: Final = click.Argument(["manifest"], metavar="MANIFEST")
 async def check(given: Given) -> int:
     """Check every row of MANIFEST, and send nothing. "-" reads stdin.
 
+    Exits with 2 where a row is invalid; with 5 or 6 where DES must be asked, and can't be.
+
     Examples:
         deslaunch check night.csv
         deslaunch check night.csv --schema jobs.json --json
@@ -88,7 +90,6 @@ async def run(given: Given) -> int:
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     source, ledger = given["manifest"], given["ledger"]
-
     is_piped = source == "-" or source.startswith("/dev/")  # as the shell names <(command)
 
     if is_piped and (ledger is None or given["format"] is None):
@@ -261,9 +262,7 @@ async def _preview(given: Given, manifest: str | None, ledger: str) -> int:
         if isinstance(event, Noted):  # the plan is the JSON lines
             (printer.warn if event.is_warning else printer.say)(event.message)
 
-    needs_des = manifest is not None and schema is None
-
-    async with open_clients(given, needed=needs_des) as clients:
+    async with open_clients(given, needed=manifest is not None and schema is None) as clients:
         async for start in batch.preview(manifest, clients, on_event=tell, **more):
             told = {"key": start.key, "row": start.row, "target": start.target}
             printer.json({**told, "jobId": start.job_id, "body": json.loads(start.body)})

@@ -149,15 +149,11 @@ class Given:
         """
         kept = {**self.before, **{name: self[name] for name in _KEPT & self.typed}}
         words = ["--base-url", self["base_url"]] if "base_url" in self.typed else []
+        words += ["--schema", str(self["schema"].absolute())] if "schema" in self.typed else []
+        words += ["--allow-http"] if self["allow_http"] else []
 
         if "config" in self.typed:
             kept |= {"config": str(self["config"].absolute()), "host": os.uname().nodename}
-
-        if "schema" in self.typed:
-            words += ["--schema", str(self["schema"].absolute())]
-
-        if self["allow_http"]:
-            words.append("--allow-http")
 
         return kept | {"repeat": words} if words else kept
 

@@ -220,8 +220,8 @@ def from_environment(environment: Mapping[str, str]) -> Target:
             hint=f"set them all, or none and one of {_variables(_TOKENS)}",
         )
 
-    kept = [name for name in ("base_url", "token_file") if name in found]
-    target: dict[str, Any] = {name: found[name] for name in kept}
+    as_they_are = found.keys() & {"base_url", "token_file"}
+    target: dict[str, Any] = {name: found[name] for name in as_they_are}
 
     if "token" in found:
         target["token_env"] = "DES_TOKEN"  # noqa: S105  # the variable's name
@@ -317,8 +317,7 @@ async def open_clients(
     import asyncio  # noqa: PLC0415  # not needed for --help
 
     # A file of targets may be a pipe, and a signal ends the wait for it.
-    find = partial(clients_of, given, needs_token=needs_token)
-    clients = await asyncio.to_thread(find) if needed else {}
+    clients = await asyncio.to_thread(clients_of, given, needs_token=needs_token) if needed else {}
 
     async with AsyncExitStack() as stack:
         for client in clients.values():
