@@ -208,11 +208,15 @@ class Simulator:
         self.use(script)
         self._log = service.RunLog(log)
         self.runs = self._log.runs
-        self._auth = service.AuthServer(
-            tokens, self._script, token_seconds, login or {}, self._clock
-        )
+        limit = self._script.get("tokens", {})
+        self._auth = service.AuthServer(limit, token_seconds, login or {}, clock)
+
+        for token in tokens:
+            self._auth.add(token)
+
         finish_after = self._script.get("finishAfter", 0)
-        self._des = service.Des(jobs, self._auth, self._log, self._clock, finish_after)
+        known = service.read_jobs(jobs)
+        self._des = service.Des(known, self._auth, self._log, clock, finish_after)
         self._host, self._port, self._ssl = host, port, ssl
         self._numbers: Counter[str] = Counter()
         self._released = asyncio.Event()

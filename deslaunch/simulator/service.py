@@ -5,8 +5,9 @@ import os
 import re
 import secrets
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -15,7 +16,7 @@ from urllib.parse import parse_qs
 import orjson
 
 from deslaunch.simulator import faults
-from deslaunch.simulator.faults import Entry, Json, Refused, Request, Script, is_whole, shorten
+from deslaunch.simulator.faults import Entry, Json, Refused, Request, is_whole, shorten
 
 POS_USAGE_EXPORT: Final = "43f87799-62c6-4001-92f9-6b3df816a6d6"
 CSV_SALES_EXPORT: Final = "8d0c3c7e-5b0f-4d5e-9a51-0f6a2f1c9e04"
@@ -133,44 +134,31 @@ def is_text_of(type_number: int | None, text: str) -> bool:
 # Tokens.
 
 
+@dataclass(repr=False)
 class AuthServer:
     """Who may call the service: access tokens, each with the number of starts left to it.
 
-    Args:
-        tokens: that are good from the start, and don't expire by time.
-        script: after how many starts a token expires.
+    Attributes:
+        limit: a script's ``tokens``: after how many starts a token expires, and which.
         seconds: for which an issued token is good.
         login: what a password grant must say; what it does not name may be anything.
         clock: Unix time in seconds.
-
-    Attributes:
         svc: base URL that a token's response names; set once the simulator listens.
     """
 
-    svc = ""
+    limit: Mapping[str, Any]
+    seconds: float
+    login: Mapping[str, str]
+    clock: Callable[[], float]
+    svc: str = ""
+    _left: dict[str, float] = field(default_factory=dict)
+    _ends: dict[str, float] = field(default_factory=dict)
+    _organisations: dict[str, str] = field(default_factory=dict)  # of refresh tokens, good once
 
-    def __init__(
-        self,
-        tokens: Iterable[str],
-        script: Script,
-        seconds: float,
-        login: Mapping[str, str],
-        clock: Callable[[], float],
-    ) -> None:
-        self._limit = script.get("tokens", {})
-        self._seconds = seconds
-        self._login = login
-        self._clock = clock
-        self._left: dict[str, float] = {}
-        self._ends: dict[str, float] = {}
-        self._organisations: dict[str, str] = {}  # of refresh tokens, each good once
-
-        for token in tokens:
-            self._add(token, math.inf)
-
-    def _add(self, token: str, end: float) -> None:
-        is_limited = self._limit.get("which") == "all" or not self._ends  # else the first one only
-        self._left[token] = self._limit.get("expireAfter", math.inf) if is_limited else math.inf
+    def add(self, token: str, end: float = math.inf) -> None:
+        """Accept a token up to a time."""
+        is_limited = self.limit.get("which") == "all" or not self._ends  # else the first one only
+        self._left[token] = self.limit.get("expireAfter", math.inf) if is_limited else math.inf
         self._ends[token] = end
 
     def revoke(self, token: str) -> None:
@@ -184,7 +172,7 @@ class AuthServer:
             Refused: 401, it is missing, unknown, revoked or expired.
         """
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        is_good = self._left.get(token, 0) > 0 and self._clock() < self._ends[token]
+        is_good = self._left.get(token, 0) > 0 and self.clock() < self._ends[token]
 
         if scheme.lower() != "bearer" or not is_good:
             raise Refused(401, "the token is missing or invalid")
@@ -216,7 +204,7 @@ class AuthServer:
             scope = {"des", "offline_access"}
 
         org_id = form.get("org_id") if needed else self._organisations.get(spent)
-        wrong = {name for name, value in self._login.items() if form.get(name, value) != value}
+        wrong = {name for name, value in self.login.items() if form.get(name, value) != value}
         rules = {
             "unsupported_grant_type": kind in {"password", "refresh_token"},
             "invalid_request": needed <= form.keys(),
@@ -231,12 +219,12 @@ class AuthServer:
 
         self._organisations.pop(spent, None)
         token, refresh_token = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
-        self._add(token, self._clock() + self._seconds)
+        self.add(token, self.clock() + self.seconds)
         self._organisations[refresh_token] = str(org_id)
         return {
             "token_type": "Bearer",
             "access_token": token,
-            "expires_in": self._seconds,
+            "expires_in": self.seconds,
             "refresh_token": refresh_token,
             "svc": self.svc,
             "org_id": org_id,
@@ -277,6 +265,7 @@ def _utc(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
+@dataclass(repr=False)
 class RunLog:
     """Runs, first in the file and then in memory, in the same order.
 
@@ -284,11 +273,10 @@ class RunLog:
     not. It is not synced: a power cut may lose lines.
     """
 
-    def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        self.runs: list[Run] = []
-        self.by_id: dict[str, Run] = {}
-        self._path = path
-        self._file = -1
+    path: str | os.PathLike[str] | None
+    runs: list[Run] = field(default_factory=list)
+    by_id: dict[str, Run] = field(default_factory=dict)
+    _file: int = -1
 
     def open(self) -> None:
         """Open the file for appending, with mode 0600 where it is new.
@@ -296,10 +284,10 @@ class RunLog:
         Raises:
             OSError: it can't be opened.
         """
-        if self._path is not None:
+        if self.path is not None:
             # A pipe that nobody empties fails at once (O_NONBLOCK): the loop is never held up.
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
-            self._file = os.open(self._path, flags, 0o600)
+            self._file = os.open(self.path, flags, 0o600)
 
     def close(self) -> None:
         """Close the file."""
@@ -334,33 +322,23 @@ class RunLog:
 # The endpoints.
 
 
+@dataclass(repr=False)
 class Des:
     """The four endpoints.
 
-    Args:
-        jobs: a jobs file's JSON.
+    Attributes:
+        jobs: by jobId in lower case.
         auth: who may call.
         log: where runs are kept.
         clock: Unix time in seconds.
         finish_after: seconds from a run's start to its end.
-
-    Raises:
-        SimulatorError: the jobs file is malformed.
     """
 
-    def __init__(
-        self,
-        jobs: Mapping[str, Any],
-        auth: AuthServer,
-        log: RunLog,
-        clock: Callable[[], float],
-        finish_after: float,
-    ) -> None:
-        self._jobs = read_jobs(jobs)
-        self._auth = auth
-        self._log = log
-        self._clock = clock
-        self._finish_after = finish_after
+    jobs: Mapping[str, Job]
+    auth: AuthServer
+    log: RunLog
+    clock: Callable[[], float]
+    finish_after: float
 
     def serve(self, endpoint: str, request: Request, number: int, entry: Entry) -> Json:
         """Return the answer that no fault has spoiled yet.
@@ -382,13 +360,13 @@ class Des:
             raise Refused(405, "only POST")
 
         if endpoint == "token":
-            return self._auth.grant(request)
+            return self.auth.grant(request)
 
-        token = self._auth.check(request)
+        token = self.auth.check(request)
 
         if endpoint == "queryjobs":
             private = {"exclusive", "template"}
-            jobs = self._jobs.values()
+            jobs = self.jobs.values()
             return {"jobs": [{k: v for k, v in job.items() if k not in private} for job in jobs]}
 
         try:
@@ -403,9 +381,9 @@ class Des:
             return self._run_status(body)
 
         run = self._start(body, request.body, number, entry)
-        self._auth.spend(token)
-        self._log.append(run)
-        told = self._log.runs[0] if entry["fault"] == "other-run" else run
+        self.auth.spend(token)
+        self.log.append(run)
+        told = self.log.runs[0] if entry["fault"] == "other-run" else run
         return {"jobId": run.job_id, "jobRunId": told.job_run_id}
 
     def _start(self, body: Json, sent: bytes, number: int, entry: Entry) -> Run:
@@ -416,25 +394,25 @@ class Des:
 
         job_id = str(job_id).lower()
 
-        if job_id not in self._jobs:
+        if job_id not in self.jobs:
             raise Refused(400, f"no job {job_id}")
 
         if not isinstance(parameters, dict | None):
             raise Refused(400, "parameters is no JSON object")
 
-        check_parameters(self._jobs[job_id], parameters or {})
+        check_parameters(self.jobs[job_id], parameters or {})
         is_failing = entry["fault"] == "fail-run"
         failure = entry.get("error", "the export failed") if is_failing else None
-        return Run(str(uuid.uuid4()), job_id, sent, number, self._clock(), failure)
+        return Run(str(uuid.uuid4()), job_id, sent, number, self.clock(), failure)
 
     def _run_status(self, body: Json) -> Json:
-        run = self._log.by_id.get(str(body.get("jobRunId")).lower())
+        run = self.log.by_id.get(str(body.get("jobRunId")).lower())
 
         if run is None:
             raise Refused(400, f"no run {shorten(body.get('jobRunId'))}")
 
-        end = run.created + self._finish_after
-        is_finished = self._clock() >= end
+        end = run.created + self.finish_after
+        is_finished = self.clock() >= end
         is_good = is_finished and run.failure is None
         return {
             "jobId": run.job_id,
