@@ -103,9 +103,9 @@ def _http_date(second: int) -> str:
     return formatdate(second, usegmt=True)
 
 
-def respond(value: Json) -> Response:
+def respond(value: Json, headers: Headers = ()) -> Response:
     """Return the response that says a value and has no fault."""
-    return Response(200, orjson.dumps(value))
+    return Response(200, orjson.dumps(value), headers)
 
 
 class Refused(Exception):
@@ -226,9 +226,27 @@ def shorten(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"  # noqa: PLR2004  # a line of a terminal
 
 
-def is_whole(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
-    """Return True if it is a whole number in a range; a truth value is none."""
-    return type(value) is int and least <= value <= most
+_Test = Callable[[Any], bool]
+
+
+def _is(kind: type) -> _Test:
+    return lambda value: isinstance(value, kind)
+
+
+def _number(*kinds: type, least: float = -math.inf, most: float = math.inf) -> _Test:
+    """Return a test for a number in a range; a truth value is none."""
+    return lambda value: type(value) in kinds and least <= value <= most
+
+
+def _list_of(holds: _Test, least: int = 0) -> _Test:
+    return lambda value: isinstance(value, list) and len(value) >= least and all(map(holds, value))
+
+
+is_whole: Final = _number(int)
+_is_count: Final = _number(int, least=1)
+_is_number: Final = _number(int, float)
+_is_duration: Final = _number(int, float, least=0)
+_is_text: Final = _is(str)
 
 
 def is_guid(value: Any) -> bool:
@@ -239,36 +257,12 @@ def is_guid(value: Any) -> bool:
 _GUID: Final = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
-def _is_number(value: Any, least: float = -math.inf, most: float = math.inf) -> bool:
-    return type(value) in (int, float) and least <= value <= most
-
-
 def _is_ascii(value: Any) -> bool:
     return isinstance(value, str) and value.isascii() and not {"\r", "\n"} & {*value}
 
 
-def _is_duration(value: Any) -> bool:
-    return _is_number(value, 0)
-
-
 def _is_wait(value: Any) -> bool:
     return _is_number(value) or _is_ascii(value)
-
-
-def _is_count(value: Any) -> bool:
-    return is_whole(value, 1)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _list_of(holds: Callable[[Any], bool], least: int = 0) -> Callable[[Any], bool]:
-    return lambda v: isinstance(v, list) and len(v) >= least and all(map(holds, v))
 
 
 def _are_headers(value: Any) -> bool:
@@ -286,7 +280,7 @@ def _is_parameter(value: Any) -> bool:
     return is_named and (value.get("type") is None or is_whole(value["type"]))
 
 
-def _one_of(words: Iterable[str]) -> tuple[str, Callable[[Any], bool]]:
+def _one_of(words: Iterable[str]) -> tuple[str, _Test]:
     """Return the rule that nothing but one of these words may stand somewhere."""
     known = sorted(words)
     return f"one of {', '.join(known)}", known.__contains__
@@ -327,8 +321,8 @@ def check_object(
 # What a fault makes of the service's answer: a response, or bytes.
 
 
-def _good(_entry: Entry, answer: Json, _now: float) -> Response:
-    return respond(answer)
+def _good(entry: Entry, answer: Json, _now: float) -> Response:
+    return respond(answer, _headers(entry))
 
 
 def _silence(_entry: Entry, _answer: Json, _now: float) -> bytes:
@@ -438,9 +432,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "huge-body": Kind(lambda e, answer, _: _pad(answer, e.get("bytes", 2 << 20)), takes=("bytes",)),
     "gzip": Kind(_gzip, takes=("encoding", "bytes")),
     "bom": Kind(lambda _, answer, __: Response(200, b"\xef\xbb\xbf" + orjson.dumps(answer))),
-    "headers": Kind(
-        lambda e, answer, _: Response(200, orjson.dumps(answer), _headers(e)), needs=("headers",)
-    ),
+    "headers": Kind(_good, needs=("headers",)),
     "latency": Kind(_good, needs=("seconds",)),
     "hold": Kind(_good),
     "fail-run": Kind(_good, takes=("error",)),  # the service, too
@@ -453,18 +445,18 @@ GOOD: Final[Entry] = {"fault": "latency"}
 # The script.
 
 
-RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
+RULES: Final[Mapping[str, tuple[str, _Test]]] = {
     key: (expected, holds)
     for keys, expected, holds in (
         ("seed", "a whole number", is_whole),
         ("every from to expireAfter", "a whole number from 1", _is_count),
         ("at", "a list of whole numbers from 1, not empty", _list_of(_is_count, least=1)),
-        ("bytes", "a whole number from 0", lambda v: is_whole(v, 0)),
-        ("status", "a status from 200 to 599", lambda v: is_whole(v, 200, 599)),
-        ("share", "a number from 0 to 1", lambda v: _is_number(v, 0, 1)),
+        ("bytes", "a whole number from 0", _number(int, least=0)),
+        ("status", "a status from 200 to 599", _number(int, least=200, most=599)),
+        ("share", "a number from 0 to 1", _number(int, float, least=0, most=1)),
         ("retryAfterDate", "a number of seconds", _is_number),
         ("latency finishAfter seconds after", "a number of seconds from 0", _is_duration),
-        ("start", "true or false", lambda v: isinstance(v, bool)),
+        ("start", "true or false", _is(bool)),
         ("fault", *_one_of(KINDS)),
         ("on", *_one_of([*ENDPOINTS.values(), "connection"])),
         ("then", *_one_of(get_args(End))),
@@ -474,9 +466,9 @@ RULES: Final[Mapping[str, tuple[str, Callable[[Any], bool]]]] = {
         ("keys", "a list of strings", _list_of(_is_text)),
         ("retryAfter", "a number of seconds or an ASCII text", _is_wait),
         ("headers", "an object of ASCII texts or lists of them", _are_headers),
-        ("tokens", "an object", _is_object),
-        ("faults", "a list of objects", _list_of(_is_object)),
-        ("jobs", "a list of jobs", lambda v: isinstance(v, list)),
+        ("tokens", "an object", _is(dict)),
+        ("faults", "a list of objects", _list_of(_is(dict))),
+        ("jobs", "a list of jobs", _is(list)),
         ("jobId", "a GUID", is_guid),
         ("jobRunParameters", "a list of parameters: name and type number", _list_of(_is_parameter)),
         ("exclusive", "a list of lists of names", _list_of(_list_of(_is_text))),
@@ -492,7 +484,7 @@ _FAULT_KEYS: Final = (
 )
 
 
-def read_script(script: Any) -> Script:
+def read_script(script: Script) -> Script:
     """Return a fault script's JSON, checked.
 
     Raises:
@@ -506,8 +498,7 @@ def read_script(script: Any) -> Script:
     for i, entry in enumerate(script.get("faults", [])):
         _check_fault(entry, f"faults[{i}]")
 
-    checked: Script = script
-    return checked
+    return script
 
 
 def _check_fault(entry: Entry, where: str) -> None:
@@ -517,20 +508,17 @@ def _check_fault(entry: Entry, where: str) -> None:
     check_object(entry, where, ["fault", *kind.needs], [*_FAULT_KEYS, *kind.takes])
     silent = {"close", "reset", "hang"}
     first = entry.get("from", 1)
-    wrong = {}
+    is_silent = entry.get("on") != "connection" or name in silent
+    is_bytes = name != "raw" or max(entry["body"], default="") <= "\xff"
+    rules = {
+        "fault": (is_silent, f"{_one_of(silent)[0]} on a connection"),
+        "to": (first <= entry.get("to", first), f"a number from {first}, where the fault begins"),
+        "body": (is_bytes, "characters up to U+00FF, each of which is sent as one byte"),
+    }
 
-    if entry.get("on") == "connection" and name not in silent:
-        wrong["fault"] = f"{_one_of(silent)[0]} on a connection"
-
-    if first > entry.get("to", math.inf):
-        wrong["to"] = f"a number from {first}, where the fault begins"
-
-    if name == "raw" and max(entry["body"], default="") > "\xff":
-        wrong["body"] = "characters up to U+00FF, each of which is sent as one byte"
-
-    if wrong:
-        key, expected = next(iter(wrong.items()))
-        raise SimulatorError(f"{where}.{key}", expected=expected, got=entry[key])
+    for key, (holds, expected) in rules.items():
+        if not holds:
+            raise SimulatorError(f"{where}.{key}", expected=expected, got=entry[key])
 
 
 def pick(script: Script, on: str, number: int, body: bytes = b"") -> Entry:
@@ -543,8 +531,9 @@ def pick(script: Script, on: str, number: int, body: bytes = b"") -> Entry:
         body: as it was sent.
     """
     seed = script.get("seed", 0)
+    entries: Sequence[Entry] = script.get("faults", ())
 
-    for place, entry in enumerate(script.get("faults", [])):
+    for place, entry in enumerate(entries):
         if (
             entry.get("on", "startjob") == on
             and entry.get("from", 1) <= number <= entry.get("to", math.inf)
@@ -553,8 +542,7 @@ def pick(script: Script, on: str, number: int, body: bytes = b"") -> Entry:
             and ("share" not in entry or _fraction(seed, place, number) < entry["share"])
             and entry.get("match", "").encode() in body
         ):
-            found: Entry = entry
-            return found
+            return entry
 
     return GOOD
 
