@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import os
+import runpy
 import socket
 import ssl
 from contextlib import suppress
@@ -767,6 +768,16 @@ def test_the_quick_way_is_known_of_the_aiohttp_at_hand() -> None:
 )
 def test_another_aiohttp_is_told_by_its_parts(parts: dict[str, str], known: bool) -> None:
     assert quick.is_known(parts) == known
+
+
+@pytest.mark.parametrize("part", quick.PARTS)
+def test_the_quick_way_is_imported_where_a_part_is_gone(
+    part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, _, name = part.partition(":")
+    monkeypatch.delattr(f"{module}.{name.partition('.')[0]}")
+
+    assert runpy.run_path(quick.__file__)["IS_KNOWN"] is False
 
 
 async def test_another_aiohttp_is_left_to_make_its_own_requests(

@@ -11,27 +11,22 @@ response: either would cost the next start its own. So a kept connection rests b
 again, while there are not too many that rest; both faults show themselves meanwhile.
 """
 
-from __future__ import annotations
-
 import asyncio
 import inspect
 import pkgutil
 import re
 import resource
 from collections import deque
+from collections.abc import Callable, Mapping
+from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
-from deslaunch.des.http import HEADERS, LINE, Unasked
+from deslaunch.des.http import HEADERS, LINE, Exchange, Route, Unasked
 
-if TYPE_CHECKING:
-    import ssl as ssl_module
-    from collections.abc import Callable, Mapping
-
+if TYPE_CHECKING:  # another aiohttp may have none
     from aiohttp.connector import Connection
-
-    from deslaunch.des.http import Exchange, Route
 
 KEEPALIVE: Final = 2.0
 """Seconds that an idle connection is kept: shorter than any server's own limit, because a
@@ -95,6 +90,114 @@ def is_known(parts: Mapping[str, str] = PARTS) -> bool:
 IS_KNOWN: Final = is_known()
 
 
+class _Link(asyncio.Protocol):
+    """A connection; it stands before aiohttp's protocol and sees what comes before that does.
+
+    That one need not know when writing pauses, as it writes nothing, nor of an EOF before the
+    connection is lost.
+
+    Attributes:
+        origin: what it leads to.
+        rests_until: when it may be used again, by the loop's clock.
+        expires: when it may not be used any more.
+    """
+
+    def __init__(
+        self, connection: "Connection", origin: str, on_doubt: Callable[[str, bytes], None]
+    ) -> None:
+        assert connection.protocol is not None
+        assert connection.transport is not None
+        self.origin = origin
+        self.rests_until = self.expires = 0.0
+        self._on_doubt = on_doubt
+        self._exchange: Exchange | None = None
+        self._was_used = False
+        self._connection = connection
+        self._handler = connection.protocol
+        self._transport = connection.transport
+        self._feed = self._handler.data_received
+        self._handler.set_response_params(**_READS)  # once: its parser reads one after the other
+        self._transport.set_protocol(self)
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self._exchange
+
+        if exchange is None:
+            self.expires = 0.0
+
+            if not data.startswith(_TIMED_OUT):  # which is only how some servers close
+                self._on_doubt("a response came that nobody asked for", data)
+
+            return
+
+        if len(exchange.came) < KEPT:
+            exchange.came += data
+
+        self._feed(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._handler.connection_lost(exc)
+
+    async def ask(self, head: bytes, exchange: Exchange) -> None:
+        """Send a request and take in its response."""
+        handler = self._handler
+        self._exchange = exchange
+
+        if not handler.is_connected():
+            raise aiohttp.ClientConnectionResetError("the connection is closing")
+
+        exchange.leave()
+        request = exchange.request
+        self._transport.write(b"%b%d\r\n\r\n%b" % (head, len(request), request))
+
+        try:
+            message, content = await handler.read()
+
+            while message.code < _FINAL and message.code != _HTTP_101:
+                message, content = await handler.read()
+        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
+            if self._was_used:
+                why = "a kept connection was lost as a request was sent on it"
+                self._on_doubt(why, exchange.came)
+
+            raise
+
+        headers = message.headers
+        exchange.status, exchange.headers = message.code, headers
+        body = exchange.came.partition(b"\r\n\r\n")[2]
+
+        # Most come in one piece: then this is the body, and aiohttp's stream need not be asked.
+        if content.is_eof() and headers.get("Content-Length") == str(len(body)):
+            exchange.body = body
+        else:
+            await exchange.read(content)
+
+        if len(handler):
+            exchange.body = exchange.came
+            why = "two responses came to one request"
+            self._on_doubt(why, exchange.came)
+            raise Unasked(why)
+
+        self._exchange = None
+        self._was_used = True
+
+    def is_clean(self) -> bool:
+        """Return True if nothing of a request and its response is left on the way."""
+        is_over = self._exchange is None and not self._handler.should_close
+        return is_over and not self._transport.get_write_buffer_size()
+
+    def is_usable(self, now: float) -> bool:
+        """Return True if a request may go over it."""
+        return now < self.expires and self._handler.is_connected()
+
+    def close(self) -> None:
+        """Close the connection, also where an upload has not ended."""
+        if self._transport.get_write_buffer_size():
+            self._transport.abort()
+
+        self._connection.close()
+
+
 class QuickWay:
     """Sends requests over connections that it keeps. It promises what ``PlainWay`` does.
 
@@ -106,7 +209,7 @@ class QuickWay:
 
     def __init__(
         self,
-        ssl: ssl_module.SSLContext | None,
+        ssl: SSLContext | None,
         connect_timeout: float,
         on_doubt: Callable[[str, bytes], None],
     ) -> None:
@@ -220,117 +323,3 @@ class QuickWay:
 
         if self._idle:
             self._sweeper = self._loop.call_later(KEEPALIVE, self._sweep)
-
-
-class _Link(asyncio.Protocol):
-    """A connection; it stands before aiohttp's protocol and sees what comes before that does.
-
-    Attributes:
-        origin: what it leads to.
-        rests_until: when it may be used again, by the loop's clock.
-        expires: when it may not be used any more.
-    """
-
-    def __init__(
-        self, connection: Connection, origin: str, on_doubt: Callable[[str, bytes], None]
-    ) -> None:
-        assert connection.protocol is not None
-        assert connection.transport is not None
-        self.origin = origin
-        self.rests_until = self.expires = 0.0
-        self._on_doubt = on_doubt
-        self._exchange: Exchange | None = None
-        self._was_used = False
-        self._connection = connection
-        self._handler = connection.protocol
-        self._transport = connection.transport
-        self._feed = self._handler.data_received
-        self._handler.set_response_params(**_READS)  # once: its parser reads one after the other
-        self._transport.set_protocol(self)
-
-    def data_received(self, data: bytes) -> None:
-        exchange = self._exchange
-
-        if exchange is None:
-            self.expires = 0.0
-
-            if not data.startswith(_TIMED_OUT):  # which is only how some servers close
-                self._on_doubt("a response came that nobody asked for", data)
-
-            return
-
-        if len(exchange.came) < KEPT:
-            exchange.came += data
-
-        self._feed(data)
-
-    def eof_received(self) -> None:
-        self._handler.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._handler.connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        self._handler.pause_writing()
-
-    def resume_writing(self) -> None:
-        self._handler.resume_writing()
-
-    async def ask(self, head: bytes, exchange: Exchange) -> None:
-        """Send a request and take in its response."""
-        handler = self._handler
-        self._exchange = exchange
-
-        if not handler.is_connected():
-            raise aiohttp.ClientConnectionResetError("the connection is closing")
-
-        exchange.leave()
-        request = exchange.request
-        self._transport.write(b"%b%d\r\n\r\n%b" % (head, len(request), request))
-
-        try:
-            message, content = await handler.read()
-
-            while message.code < _FINAL and message.code != _HTTP_101:
-                message, content = await handler.read()
-        except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
-            if self._was_used:
-                why = "a kept connection was lost as a request was sent on it"
-                self._on_doubt(why, exchange.came)
-
-            raise
-
-        headers = message.headers
-        exchange.status, exchange.headers = message.code, headers
-        body = exchange.came.partition(b"\r\n\r\n")[2]
-
-        # Most come in one piece: then this is the body, and aiohttp's stream need not be asked.
-        if content.is_eof() and headers.get("Content-Length") == str(len(body)):
-            exchange.body = body
-        else:
-            await exchange.read(content)
-
-        if len(handler):
-            exchange.body = exchange.came
-            why = "two responses came to one request"
-            self._on_doubt(why, exchange.came)
-            raise Unasked(why)
-
-        self._exchange = None
-        self._was_used = True
-
-    def is_clean(self) -> bool:
-        """Return True if nothing of a request and its response is left on the way."""
-        is_over = self._exchange is None and not self._handler.should_close
-        return is_over and not self._transport.get_write_buffer_size()
-
-    def is_usable(self, now: float) -> bool:
-        """Return True if a request may go over it."""
-        return now < self.expires and self._handler.is_connected()
-
-    def close(self) -> None:
-        """Close the connection, also where an upload has not ended."""
-        if self._transport.get_write_buffer_size():
-            self._transport.abort()
-
-        self._connection.close()
