@@ -47,13 +47,8 @@ _FINAL: Final = 200  # and above: a response; below it, but for 101, one that an
 _SECONDS: Final = re.compile(r"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
 _TIMED_OUT: Final = (b"HTTP/1.1 408 ", b"HTTP/1.0 408 ")
 _READS: Final[Mapping[str, Any]] = {
-    "timer": None,
-    "skip_payload": False,
     "read_until_eof": True,
     "auto_decompress": False,
-    "read_timeout": None,
-    "read_bufsize": 1 << 16,
-    "timeout_ceil_threshold": 5,
     "max_line_size": LINE,
     "max_field_size": LINE,
     "max_headers": HEADERS,
@@ -67,7 +62,10 @@ PARTS: Final[Mapping[str, str]] = {
     ),
     "aiohttp:TCPConnector.connect": "self req traces timeout",
     "aiohttp.connector:Connection.close": "self",
-    "aiohttp.client_proto:ResponseHandler.set_response_params": f"self {' '.join(_READS)}",
+    "aiohttp.client_proto:ResponseHandler.set_response_params": (
+        "self timer skip_payload read_timeout read_bufsize timeout_ceil_threshold "
+        + " ".join(_READS)
+    ),
     "aiohttp.client_proto:ResponseHandler.read": "self",
     "aiohttp.client_proto:ResponseHandler.__len__": "self",
     "aiohttp.client_proto:ResponseHandler.is_connected": "self",
@@ -98,26 +96,28 @@ class _Link(asyncio.Protocol):
 
     Attributes:
         origin: what it leads to.
-        rests_until: when it may be used again, by the loop's clock.
+        rests_until: when it may be used again, by the loop's clock; 0 while it was not kept.
         expires: when it may not be used any more.
     """
 
     def __init__(
         self, connection: "Connection", origin: str, on_doubt: Callable[[str, bytes], None]
     ) -> None:
-        assert connection.protocol is not None
-        assert connection.transport is not None
+        handler, transport = connection.protocol, connection.transport
+
+        if handler is None or transport is None or transport.is_closing():
+            connection.close()
+            raise aiohttp.ClientConnectionResetError("the connection is closing")
+
         self.origin = origin
         self.rests_until = self.expires = 0.0
         self._on_doubt = on_doubt
         self._exchange: Exchange | None = None
-        self._was_used = False
         self._connection = connection
-        self._handler = connection.protocol
-        self._transport = connection.transport
-        self._feed = self._handler.data_received
-        self._handler.set_response_params(**_READS)  # once: its parser reads one after the other
-        self._transport.set_protocol(self)
+        self._handler, self._transport = handler, transport
+        self._feed = handler.data_received
+        handler.set_response_params(**_READS)  # once: its parser reads one after the other
+        transport.set_protocol(self)
 
     def data_received(self, data: bytes) -> None:
         exchange = self._exchange
@@ -142,10 +142,6 @@ class _Link(asyncio.Protocol):
         """Send a request and take in its response."""
         handler = self._handler
         self._exchange = exchange
-
-        if not handler.is_connected():
-            raise aiohttp.ClientConnectionResetError("the connection is closing")
-
         exchange.leave()
         request = exchange.request
         self._transport.write(b"%b%d\r\n\r\n%b" % (head, len(request), request))
@@ -156,7 +152,7 @@ class _Link(asyncio.Protocol):
             while message.code < _FINAL and message.code != _HTTP_101:
                 message, content = await handler.read()
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
-            if self._was_used:
+            if self.rests_until:  # it was kept
                 why = "a kept connection was lost as a request was sent on it"
                 self._on_doubt(why, exchange.came)
 
@@ -179,7 +175,6 @@ class _Link(asyncio.Protocol):
             raise Unasked(why)
 
         self._exchange = None
-        self._was_used = True
 
     def is_clean(self) -> bool:
         """Return True if nothing of a request and its response is left on the way."""
