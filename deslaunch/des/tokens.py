@@ -366,17 +366,15 @@ class OAuthToken:
             async with asyncio.timeout(self.timeout):
                 await way.post(self._route, exchange)
         except Exception as exc:
-            if exchange.status:  # which says enough; half a body says nothing
-                exchange.body = b""
-                return exchange
+            if not exchange.status:
+                kind, text = http.fault_of(exc, exchange.sent)
+                raise kind(f"the auth server {self.auth_url}: {text}", hint=_UNREACHED) from exc
 
-            verdict, text = http.fault_of(exc, exchange.sent)
-            raise verdict(f"the auth server {self.auth_url}: {text}", hint=_UNREACHED) from exc
+            exchange.body = b""  # the status says enough; half a body says nothing
         finally:
             await way.aclose()
 
-        encoding = exchange.headers.get("Content-Encoding", "")
-        exchange.body = http.unpacked(exchange.body, encoding)
+        exchange.body = http.unpacked(exchange.body, exchange.headers.get("Content-Encoding", ""))
         return exchange
 
     def _granted(self, response: http.Exchange) -> dict[str, str]:
