@@ -750,6 +750,7 @@ async def test_a_connection_that_closes_is_not_written_to(
 
 
 CONNECT: Final = "aiohttp:TCPConnector.connect"
+REQUEST: Final = "aiohttp:ClientRequest.__init__"
 
 
 def test_the_quick_way_is_known_of_the_aiohttp_at_hand() -> None:
@@ -760,6 +761,7 @@ def test_the_quick_way_is_known_of_the_aiohttp_at_hand() -> None:
     ("parts", "known"),
     [
         pytest.param({CONNECT: "req self timeout traces"}, True, id="the same"),
+        pytest.param({REQUEST: "self method url"}, True, id="more that need not be passed"),
         pytest.param({CONNECT: "self req traces"}, False, id="one more"),
         pytest.param({CONNECT: "self req traces timeout x"}, False, id="less"),
         pytest.param({"aiohttp:TCPConnector.link": "self"}, False, id="a part is gone"),

@@ -55,34 +55,27 @@ _READS: Final[Mapping[str, Any]] = {
 }
 
 PARTS: Final[Mapping[str, str]] = {
-    "aiohttp:ClientRequest.__init__": (
-        "self method url params headers skip_auto_headers data cookies auth version compress "
-        "chunked expect100 loop response_class proxy proxy_auth timer session ssl "
-        "proxy_headers traces trust_env server_hostname"
-    ),
+    "aiohttp:ClientRequest.__init__": "self method url loop proxy proxy_headers",
     "aiohttp:TCPConnector.connect": "self req traces timeout",
     "aiohttp.connector:Connection.close": "self",
-    "aiohttp.client_proto:ResponseHandler.set_response_params": (
-        "self timer skip_payload read_timeout read_bufsize timeout_ceil_threshold "
-        + " ".join(_READS)
-    ),
+    "aiohttp.client_proto:ResponseHandler.set_response_params": f"self {' '.join(_READS)}",
     "aiohttp.client_proto:ResponseHandler.read": "self",
     "aiohttp.client_proto:ResponseHandler.__len__": "self",
     "aiohttp.client_proto:ResponseHandler.is_connected": "self",
     "aiohttp.client_proto:ResponseHandler.data_received": "self data",
 }
-"""The parts of aiohttp that are called here, with the names of their parameters."""
+"""The parts of aiohttp that are called here, with the names of the parameters they are given."""
 
 
 def is_known(parts: Mapping[str, str] = PARTS) -> bool:
     """Return True if aiohttp's parts are there and take what the quick way gives them."""
     try:
-        return all(
-            set(inspect.signature(pkgutil.resolve_name(part)).parameters) == set(names.split())
-            for part, names in parts.items()
-        )
-    except (ImportError, AttributeError):
+        for part, names in parts.items():
+            inspect.signature(pkgutil.resolve_name(part)).bind(**dict.fromkeys(names.split()))
+    except (ImportError, AttributeError, TypeError):
         return False
+
+    return True
 
 
 IS_KNOWN: Final = is_known()
