@@ -274,13 +274,11 @@ class Simulator:
             reached: looked at now, after each request is read, after each run is logged, and
                 after each response is made.
         """
-        if reached():
-            return
-
         event = asyncio.Event()
         self._waiting[event] = reached
 
         try:
+            self._look()
             await event.wait()
         finally:
             del self._waiting[event]

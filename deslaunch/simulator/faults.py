@@ -92,15 +92,10 @@ class Response(NamedTuple):
         more = "".join([f"{name}: {value}\r\n" for name, value in self.headers])
         reason = _REASONS.get(self.status, "Unknown")
         head = (
-            f"HTTP/1.1 {self.status} {reason}\r\nDate: {_http_date(int(now))}\r\n"
+            f"HTTP/1.1 {self.status} {reason}\r\nDate: {formatdate(now, usegmt=True)}\r\n"
             f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n{more}\r\n"
         )
         return head.encode("latin-1") + self.body
-
-
-@lru_cache(maxsize=2)
-def _http_date(second: int) -> str:
-    return formatdate(second, usegmt=True)
 
 
 def respond(value: Json, headers: Headers = ()) -> Response:
