@@ -632,6 +632,16 @@ async def test_rows_of_a_known_key_are_skipped_and_other_words_refused(place: Pl
     assert (counts(summary), summary.started_now) == ({"started": 8}, 3)
 
 
+async def test_a_programs_second_auto_row_of_a_job_is_invalid_in_a_later_session_too(
+    place: Place,
+) -> None:
+    async with service(place) as (simulator, des):
+        await place.launch(des, [{**AUTO, "key": "feed"}])
+        summary = await place.launch(des, [{**AUTO, "key": "another"}], resume=True)
+
+    assert (counts(summary), len(simulator.runs)) == ({"started": 1, "invalid": 1}, 1)
+
+
 async def test_a_manifests_ledger_and_a_programs_are_not_mixed(place: Place) -> None:
     place.write(rows(2))
 

@@ -575,6 +575,24 @@ async def test_rows_are_added_where_that_is_asked_for(place: Place) -> None:
     assert (counts(summary), runs_of(simulator)) == ({"started": 3}, once([1, 2, 3]))
 
 
+async def test_a_batch_that_has_an_auto_row_of_a_job_gets_no_second_one(place: Place) -> None:
+    place.write([row(1), {**AUTO, "key": "feed"}])
+    fix = place.folder / "fix.jsonl"
+    fix.write_text(json.dumps({**AUTO, "key": "another"}))
+
+    async with service(place) as (simulator, des):
+        await place.launch(des, limit=1, allow_partial=True)
+
+        with pytest.raises(InvalidManifest) as refused:
+            await place.go_on(des, corrections=fix, add_rows=True)
+
+        fix.write_text(json.dumps({**AUTO, "key": "feed"}))  # itself it may be
+        summary = await place.go_on(des, corrections=fix)
+
+    assert "the row feed of the batch uses an auto value" in refused.value.problems[0].message
+    assert (counts(summary), len(simulator.runs)) == ({"started": 2}, 2)
+
+
 async def test_corrections_that_are_declined_change_nothing(place: Place) -> None:
     place.write([row(1), rejected_row(2)])
     fix = place.folder / "fix.jsonl"

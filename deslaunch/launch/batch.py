@@ -534,7 +534,9 @@ async def _go_on(
         _, plan = await asyncio.gather(telling, ledger.plan(**consents))
     else:
         await telling
-        checked, told = await importing.read_corrections(corrections, setup.schemas, setup.settings)
+        checked, told = await importing.read_corrections(
+            corrections, setup.schemas, setup.settings, ledger
+        )
         warnings += told
         plan = await correct(corrections, dry_run=True)
 

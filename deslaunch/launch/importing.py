@@ -126,7 +126,7 @@ def _raise_if_invalid(manifest: Manifest, check: Check, schemas: Schemas, *, ski
 
 
 async def read_corrections(
-    manifest: Manifest, schemas: Schemas, settings: Settings
+    manifest: Manifest, schemas: Schemas, settings: Settings, ledger: Ledger
 ) -> tuple[list[CheckedRow], tuple[str, ...]]:
     """Return the rows of a file of corrections, all of them valid, and what may be a mistake.
 
@@ -138,7 +138,7 @@ async def read_corrections(
     """
     rows: list[CheckedRow] = []
 
-    with await schemas.checks(settings, manifest.name) as check:
+    with await schemas.checks(settings, manifest.name, ledger) as check:
         async for portion in read_rows(manifest, check, schemas):
             rows += [row for row in portion if isinstance(row, CheckedRow)]
 
@@ -263,7 +263,7 @@ class Feed:
         number = 1
 
         try:
-            with await self.schemas.checks(settings, ROWS, is_immediate=True) as check:
+            with await self.schemas.checks(settings, ROWS, ledger, is_immediate=True) as check:
                 while said := await _next_rows(source, await self._room()):
                     read = [row_from_object(one, n, rules) for n, one in enumerate(said, number)]
                     number += len(read)

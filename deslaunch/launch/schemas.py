@@ -231,8 +231,11 @@ class Schemas:
         jobs = [schema.job for name, schema in known if job_id in {"", name}]
         await batch.add_jobs(target, jobs, from_des=self.file is None)
 
-    async def checks(self, settings: Settings, file: str, *, is_immediate: bool = False) -> Check:
-        """Return a check of one batch's rows by these schemas; it is to be closed."""
+    async def checks(
+        self, settings: Settings, file: str, ledger: Ledger | None = None, **more: bool
+    ) -> Check:
+        """Return a check by these schemas, of rows for a new batch or a ledger's; to be closed."""
+        known_auto = {} if ledger is None else await ledger.auto_rows()
         return await run_sync(
             lambda: Check(
                 self.by_target,
@@ -241,8 +244,9 @@ class Schemas:
                 unchecked=self.left_out,
                 allow_duplicates=settings.allow_duplicates,
                 allow_repeated_auto=settings.allow_repeated_auto,
+                known_auto=known_auto,
                 renew=lambda target: run_in_loop(self.confirm, target),
-                is_immediate=is_immediate,
+                **more,
             )
         )
 

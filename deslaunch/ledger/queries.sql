@@ -205,6 +205,12 @@ INSERT INTO row (number, line, key, target, job, auto, problem) VALUES (?, ?, ?,
 -- name: add_content
 INSERT INTO content (row, digest, body, says) VALUES (?, ?, ?, ?);
 
+-- name: auto_rows
+-- The first of each job comes last.
+SELECT t.name, j.job_id, r.key
+FROM row r JOIN job j ON j.id = r.job JOIN target t ON t.id = r.target
+WHERE r.auto AND r.problem IS NULL ORDER BY r.number DESC;
+
 -- name: last_row
 SELECT coalesce(max(number), 0) FROM row;
 

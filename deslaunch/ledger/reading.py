@@ -364,6 +364,10 @@ class Reader:
 
         return known
 
+    async def auto_rows(self) -> dict[tuple[str, str], str]:
+        """Return the key of each job's auto row, by target and jobId; of several, the first."""
+        return {(target, job_id): key for target, job_id, key in await self.query("auto_rows")}
+
     async def sessions(self) -> list[SessionInfo]:
         """Return all sessions, the oldest first."""
         return [
