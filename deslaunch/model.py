@@ -20,6 +20,12 @@ GUID: Final = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 
 _IS_GUID: Final = re.compile(GUID).fullmatch  # one is in every response to a start
 
+MAX_CAUSES: Final = 200
+"""Different causes that are told apart; all others are one more."""
+
+_NUMBERS: Final = "(?<!HTTP )(?<![0-9])[0-9]+(?:[.:TZ+-][0-9]+)*"  # a date, too, is one
+_VARYING: Final = re.compile(f"{GUID.replace('-[', '-?[')}|{_NUMBERS}")
+
 GOT_LIMIT: Final = 120
 """Characters of a value that a problem quotes."""
 
@@ -424,6 +430,39 @@ def as_word(text: object) -> str:
     data = word.encode("utf-8", "surrogateescape")
     safe = (chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in data)
     return f"$'{''.join(safe)}'"
+
+
+Causes = dict[tuple[str, str], dict[str, Any]]
+"""By kind, and by text without its numbers and ids: see :func:`add_cause`."""
+
+
+def add_cause(
+    causes: Causes, kind: str, text: str | None, key: str, times: int = 1
+) -> dict[str, Any]:
+    """Count what went wrong, grouped by text without its numbers and ids: at most 200 groups.
+
+    Args:
+        causes: by kind and such a text: ``kind``, ``text`` as it was first, at most 300
+            characters, ``count`` and ``examples``, the first rows.
+        kind: what it led to.
+        text: what was said.
+        key: of the first row that it happened to, or what else tells which one it is.
+        times: how often it happened.
+
+    Returns:
+        The group that it is counted in.
+    """
+    cut = (text or "no reason was given")[:300]
+    name = (kind, _VARYING.sub("#", cut))
+
+    if name not in causes and len(causes) >= MAX_CAUSES:
+        cut = "other causes"
+        name = (kind, cut)
+
+    cause = causes.setdefault(name, {"kind": kind, "text": cut, "count": 0, "examples": []})
+    cause["count"] += times
+    cause["examples"] = [*cause["examples"], key][:3]
+    return cause
 
 
 def parameters_text(parameters: Mapping[str, Any]) -> str:

@@ -20,7 +20,7 @@ from deslaunch.events import Counts
 from deslaunch.ledger.ledger import open_ledger
 from deslaunch.ledger.reading import ResultRow, UnknownRow
 from deslaunch.manifest.rows import dump_row
-from deslaunch.model import AUTO, JobRunParameterValue, Row
+from deslaunch.model import AUTO, JobRunParameterValue, Row, add_cause
 from deslaunch.report.charts import (
     bucket_width,
     duration,
@@ -32,7 +32,6 @@ from deslaunch.report.charts import (
 )
 from deslaunch.report.page import (
     PageRows,
-    add_cause,
     doubt_of,
     ms_of,
     write_report,

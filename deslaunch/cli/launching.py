@@ -233,7 +233,7 @@ async def _launch(
 
         printer.end_block()
         watches = given["watch"] and batch.ledger and summary.exit_code in _WATCHED_AFTER
-        printer.say(*progress.causes.lines())
+        printer.say(*render.cause_lines(progress.causes))
         printer.insist(*(render.warning_lines if printer.quiet else render.summary_lines)(summary))
         printer.insist(*render.unrecorded_lines(summary))
 

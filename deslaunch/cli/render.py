@@ -5,10 +5,9 @@ grouped by their cause: the first row of each gets a line, the others are counte
 """
 
 import json
-import re
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,11 +15,12 @@ from deslaunch import events
 from deslaunch.cli.terminal import Printer
 from deslaunch.model import (
     DEFAULT_TARGET,
-    GUID,
+    Causes,
     Job,
     Outcome,
     Problem,
     RowState,
+    add_cause,
     count,
     parameters_text,
     place_word,
@@ -39,9 +39,6 @@ TOLD_EACH: Final = 20
 SHOWN: Final = 10
 """Jobs, and causes, that are told; of the others, how many there are."""
 
-MAX_CAUSES: Final = 100
-"""Causes that are told apart; what comes after them is counted together."""
-
 RATE_WINDOW: Final = 30
 """Seconds, and pulses, over which the rate is taken: an hour ago says nothing of the rest."""
 
@@ -50,8 +47,6 @@ REPORT_EVERY: Final = 10.0
 
 REDRAW_EVERY: Final = 0.2
 """Seconds between two pictures of the block on a terminal."""
-
-_ROWS_OWN: Final = re.compile(rf"{GUID}|[0-9]+(?:[.:TZ+-][0-9]+)*", re.IGNORECASE)
 
 
 # What a batch, a session and a watch are.
@@ -326,43 +321,33 @@ def log_line(entry: "LogEntry") -> dict[str, Any]:
 # What goes on.
 
 
-class Causes:
-    """Groups errors that differ only in numbers and GUIDs, which are the rows' own."""
+def count_cause(causes: Causes, row: Outcome) -> str | None:
+    """Count why a row has no run; return that in words where it is a new cause."""
+    if row.state is RowState.STARTED:
+        return None
 
-    def __init__(self) -> None:
-        self._found: dict[tuple[object, ...], tuple[int, str]] = {}
+    text = row.problems[0].message if row.problems else row.error
+    status = f"HTTP {row.status}: " if row.status and "HTTP" not in text else ""
+    line = f", line {row.problems[0].line:,}" if row.problems else ""
+    place = f"row {row.row:,}{line}{f', key {row.key}' if row.key else ''}"
+    cause = add_cause(causes, row.state.value, one_line(f"{status}{text}", 160), place)
+    return _cause_text(cause) if cause["count"] == 1 else None
 
-    def add(self, outcome: Outcome) -> str | None:
-        """Take in a row that ended; return its cause, in words, where that is a new one."""
-        if outcome.state is RowState.STARTED:
-            return None
 
-        text = outcome.problems[0].message if outcome.problems else outcome.error
-        status = f"HTTP {outcome.status}: " if outcome.status and "HTTP" not in text else ""
-        text = one_line(f"{status}{text}", 160)
-        line = f", line {outcome.problems[0].line:,}" if outcome.problems else ""
-        key = f", key {outcome.key}" if outcome.key else ""
-        told = f"{outcome.state}: {text} (first: row {outcome.row:,}{line}{key})"
-        kind: tuple[object, ...] = (outcome.state, outcome.target, outcome.status)
-        kind = (*kind, _ROWS_OWN.sub("#", text))
+def _cause_text(cause: Mapping[str, Any]) -> str:
+    return f"{cause['kind']}: {cause['text']} (first: {cause['examples'][0]})"
 
-        if kind not in self._found and len(self._found) >= MAX_CAUSES:
-            kind, told = (outcome.state,), f"{outcome.state}: for other reasons"
 
-        rows, first = self._found.get(kind, (0, told))
-        self._found[kind] = rows + 1, first
-        return None if rows else told
+def cause_lines(causes: Causes) -> Iterator[str]:
+    """Yield why rows have no run, the most frequent cause first, a line each."""
+    found = sorted(causes.values(), key=lambda cause: -cause["count"])
 
-    def lines(self) -> Iterator[str]:
-        """Yield why rows have no run, the most frequent cause first, a line each."""
-        found = sorted(self._found.values(), key=lambda cause: -cause[0])
+    for cause in found[:SHOWN]:
+        yield f"{count(cause['count'], 'row')} {_cause_text(cause)}"
 
-        for rows, told in found[:SHOWN]:
-            yield f"{count(rows, 'row')} {told}"
-
-        if rest := found[SHOWN:]:
-            rows = sum(rows for rows, _ in rest)
-            yield f"{count(rows, 'row')} for {len(rest):,} other causes: see results"
+    if rest := found[SHOWN:]:
+        rows = sum(cause["count"] for cause in rest)
+        yield f"{count(rows, 'row')} for {len(rest):,} other causes: see results"
 
 
 @dataclass
@@ -385,7 +370,7 @@ class Progress:
     whole: int | None = None
     clock: Callable[[], float] = time.monotonic
     counts: Counter[str] = field(default_factory=Counter)
-    causes: Causes = field(default_factory=Causes)
+    causes: Causes = field(default_factory=dict)
     _retries: int = 0
     _pulse: events.Pulse | None = None
     _pauses: dict[str, tuple[float, str]] = field(default_factory=dict)
@@ -450,7 +435,7 @@ class Progress:
     def _take_row(self, row: Outcome) -> None:
         """Count a row; tell of it where that is asked for, else of its cause where it is new."""
         self.counts[str(row.state)] += 1
-        cause = self.causes.add(row)
+        cause = count_cause(self.causes, row)
 
         if self.printer.verbose:
             what = f"{row.state} {row.job_run_id or one_line(row.error)}"

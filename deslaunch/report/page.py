@@ -7,7 +7,6 @@ the page, and the page's policy lets no other script run than its own. Needs the
 
 import base64
 import gzip
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -26,9 +25,6 @@ from deslaunch.ledger.reading import Reader, ResultRow, UnknownRow
 from deslaunch.report import charts
 from deslaunch.report.results import IN_FLIGHT, open_beside, rows_of
 
-Causes = dict[tuple[str, str], dict[str, Any]]
-"""By kind, and by text without its numbers and ids: see :func:`add_cause`."""
-
 TABLE_ROWS: Final = 100_000
 """Rows that the table holds; of more, those that need a look come before those that started."""
 
@@ -41,11 +37,7 @@ LISTED: Final = 10
 LISTED_EVENTS: Final = 50
 """Pauses and stops that are shown."""
 
-CAUSES: Final = 200
-"""Different causes that are told apart; all others are one more."""
-
 _CELL_LIMIT: Final = 200
-_VARYING: Final = re.compile(rf"{model.GUID.replace('-[', '-?[')}|(?<!HTTP )(?<![0-9])[0-9]+")
 _COLUMNS: Final = (
     *(("row", "Row", "number"), ("key", "Key", "text"), ("target", "Target", "text")),
     *(("job", "Job", "text"), ("state", "State", "text"), ("run_id", "jobRunId", "text")),
@@ -82,29 +74,6 @@ async def write_report(
         await to_thread.run_sync(_render, {**context, "commands": commands}, rows, stream)
 
 
-def add_cause(causes: Causes, kind: str, text: str | None, key: str, times: int = 1) -> None:
-    """Count what went wrong, grouped by text without its numbers and ids: at most 200 groups.
-
-    Args:
-        causes: by kind and such a text: ``kind``, ``text`` as it was first, at most 300
-            characters, ``count`` and ``examples``, the keys of the first rows.
-        kind: what it led to.
-        text: what was said.
-        key: of the first row that it happened to.
-        times: how often it happened.
-    """
-    cut = (text or "no reason was given")[:300]
-    name = (kind, _VARYING.sub("#", cut))
-
-    if name not in causes and len(causes) >= CAUSES:
-        cut = "other causes"
-        name = (kind, cut)
-
-    cause = causes.setdefault(name, {"kind": kind, "text": cut, "count": 0, "examples": []})
-    cause["count"] += times
-    cause["examples"] = [*cause["examples"], key][:3]
-
-
 class PageRows:
     """What adds up over the rows, and the rows that the table holds.
 
@@ -113,15 +82,15 @@ class PageRows:
 
     Attributes:
         jobs: rows by state, by the job's name, jobId and target.
-        causes: why rows have no run, as :func:`add_cause` groups it.
+        causes: why rows have no run, as :func:`~deslaunch.model.add_cause` groups it.
         run_failures: why runs failed, likewise.
         duplicates: the first rows that may have been started twice.
     """
 
     def __init__(self, limit: int = TABLE_ROWS) -> None:
         self.jobs: dict[tuple[str, str, str], Counter[str]] = {}
-        self.causes: Causes = {}
-        self.run_failures: Causes = {}
+        self.causes: model.Causes = {}
+        self.run_failures: model.Causes = {}
         self.duplicates: list[ResultRow] = []
         self._limit = limit
         self._urgent: list[tuple[Any, ...]] = []
@@ -135,10 +104,10 @@ class PageRows:
             has_failed = row.finished == 1 and not row.success
 
             if row.state in {"failed", "rejected", "invalid", "unknown"}:
-                add_cause(self.causes, row.state, _said(row), row.key or f"row {row.row}")
+                model.add_cause(self.causes, row.state, _said(row), row.key or f"row {row.row}")
 
             if has_failed:
-                add_cause(self.run_failures, "run failed", row.status_text, row.key)
+                model.add_cause(self.run_failures, "run failed", row.status_text, row.key)
 
             if row.possible_duplicate and len(self.duplicates) < LISTED:
                 self.duplicates.append(row)
@@ -280,10 +249,10 @@ async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
     unknown: list[UnknownRow] = await anext(ledger.unknown_rows(), [])
     ((first, last, minutes),) = await ledger.query("report_span")
     width = 0 if first is None else charts.bucket_width(minutes, last - first)
-    again: Causes = {}
+    again: model.Causes = {}
 
     for kind, text, number, key in await ledger.query("report_again"):
-        add_cause(again, kind, text, key, number)
+        model.add_cause(again, kind, text, key, number)
 
     return {
         "ledger": model.as_word(model.place_word(ledger.place)),
