@@ -778,6 +778,25 @@ def test_a_signal_before_anything_was_sent(place: Workplace) -> None:
     assert done.returncode == 143
 
 
+@pytest.mark.parametrize(
+    "argv",
+    [
+        pytest.param(("jobs", "--config", "pipe"), id="targets"),
+        pytest.param(("template", POS_USAGE, "--schema", "pipe"), id="schema"),
+        pytest.param(("resolve", "night.ledger.db", "--from", "pipe"), id="findings"),
+    ],
+)
+def test_a_signal_ends_the_wait_for_a_pipe(argv: tuple[str, ...], place: Workplace) -> None:
+    os.mkfifo(place.folder / "pipe")
+    victim = place.start(*argv)
+    write = os.open(place.folder / "pipe", os.O_WRONLY)  # once the other end is open
+
+    victim.send_signal(signal.SIGTERM)
+
+    assert ended(victim).returncode == 143
+    os.close(write)
+
+
 def test_a_second_launcher_is_told_who_is_at_work(slow: Workplace) -> None:
     first = slow.start("run", "night.jsonl", "--concurrency", "4")
     assert slow.wait_for_runs(first, 5)

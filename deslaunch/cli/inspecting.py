@@ -491,7 +491,12 @@ async def template(given: Given) -> int:
 
     printer, output = given.printer, given["output"]
     form = options.form_of(output, given["format"])
-    known = await _query(given) if given["schema"] is None else read_schema_file(given["schema"])
+
+    if given["schema"] is None:
+        known = await _query(given)
+    else:  # which may be a pipe: a signal ends the wait for it
+        known = await asyncio.to_thread(read_schema_file, given["schema"])
+
     job = _job(known, given["job"])
     text = manifest_of(job, form, given["target"] or DEFAULT_TARGET)
 
