@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from urllib.parse import parse_qs
+from urllib.parse import parse_qsl
 
 import orjson
 
@@ -194,21 +194,17 @@ class AuthServer:
         if content_type != "application/x-www-form-urlencoded":
             raise Refused(400, "the body is not form-encoded")
 
-        fields = parse_qs(request.body.decode("latin-1")).items()
-        form = {name: values[-1] for name, values in fields}
+        form = dict(parse_qsl(request.body.decode("latin-1")))
         kind, spent = form.get("grant_type"), form.get("refresh_token", "")
-        needed, scope = set[str](), set[str]()
-
-        if kind == "password":
-            needed = {"client_id", "client_secret", "org_id", "username", "password"}
-            scope = {"des", "offline_access"}
-
-        org_id = form.get("org_id") if needed else self._organisations.get(spent)
+        is_login = kind == "password"
+        needed = {"client_id", "client_secret", "org_id", "username", "password"}
+        scope = {*form.get("scope", "").split()}
+        org_id = form.get("org_id") if is_login else self._organisations.get(spent)
         wrong = {name for name, value in self.login.items() if form.get(name, value) != value}
         rules = {
-            "unsupported_grant_type": kind in {"password", "refresh_token"},
-            "invalid_request": needed <= form.keys(),
-            "invalid_scope": scope <= {*form.get("scope", "").split()},
+            "unsupported_grant_type": is_login or kind == "refresh_token",
+            "invalid_request": needed <= form.keys() or not is_login,
+            "invalid_scope": {"des", "offline_access"} <= scope or not is_login,
             "invalid_client": not wrong & {"client_id", "client_secret"},
             "invalid_grant": org_id and not wrong,
         }
