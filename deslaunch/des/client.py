@@ -14,6 +14,7 @@ from http import HTTPStatus
 from ssl import SSLContext
 from typing import Final, Self
 
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from deslaunch import errors
@@ -30,6 +31,7 @@ _MOST_JOBS: Final = 16 * _MOST
 """Bytes of a response that are read, of QueryJobs' more than of others."""
 
 _OK: Final = HTTPStatus.OK
+_NO_HEADERS: Final = CIMultiDictProxy[str](CIMultiDict())
 
 _VERDICTS: Final[Mapping[int, type[errors.DesError] | None]] = {
     **dict.fromkeys((301, 302, 307, 308), errors.Redirected),  # 302 but a start's: see _verdict
@@ -419,12 +421,8 @@ class DesClient:
         kind = _lost(path) if exchange.sent else unsent
         url = self.base_url
         where = f"the request was sent to {url}, and" if exchange.sent else f"{url}:"
-        return kind(
-            f"{where} {text}",
-            hint=_HINTS.get(kind, ""),
-            response=self._kept(exchange.came),
-            job_run_id=_first_run(exchange.came),
-        )
+        exchange.headers, exchange.body = _NO_HEADERS, exchange.came
+        return self._error(kind, exchange, f"{where} {text}")
 
     def _cause(self, exc: Exception | None) -> Exception | None:
         """Return ``exc`` to be chained, or None where what it tells quotes a token."""
@@ -474,16 +472,16 @@ class DesClient:
         return error
 
     def _error(self, kind: type[errors.DesError], response: Exchange, text: str) -> errors.DesError:
-        kept = self._kept(response.body)
-        said = wire.error_text(kept)
-        now = wire.http_date(response.headers.get("Date")) or self._now()
+        kept, headers = self._kept(response.body), response.headers
+        said = wire.error_text(kept) if response.status else ""
+        now = wire.http_date(headers.get("Date")) or self._now()
         return kind(
             self._tokens.scrub(text) + (f": {said}" if said else ""),
             hint=_HINTS.get(kind, ""),
-            status=response.status,
+            status=response.status or None,
             response=kept,
-            retry_after=wire.retry_after(response.headers.getall("Retry-After", ()), now=now),
-            job_run_id=_first_run(response.body),
+            retry_after=wire.retry_after(headers.getall("Retry-After", ()), now=now),
+            job_run_id=next(iter(wire.job_run_ids_in(response.body)), None),
         )
 
     def _kept(self, body: bytes) -> str:
@@ -498,7 +496,3 @@ class DesClient:
 def _lost(path: str) -> type[errors.OutcomeUnknown | errors.QueryFailed]:
     """Return what it means that a request was sent and no usable response came."""
     return errors.OutcomeUnknown if path == wire.START_JOB else errors.QueryFailed
-
-
-def _first_run(body: bytes) -> str | None:
-    return next(iter(wire.job_run_ids_in(body)), None)

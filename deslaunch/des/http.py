@@ -472,10 +472,10 @@ _FAULTS: Final[Sequence[tuple[_Kinds, type[NotSent], str]]] = (
 )
 """The first that applies, to an exception or to the system's error within it."""
 
-_LOST: Final[Sequence[tuple[_Kinds, str]]] = (
-    (TimeoutError, "no whole response came in time"),
-    ((aiohttp.ClientResponseError, HttpProcessingError), "what came back is no HTTP"),
-    (Exception, "the connection broke off before a response came"),
+_LOST: Final[Sequence[tuple[_Kinds, type[NotSent], str]]] = (
+    (TimeoutError, NotSent, "no whole response came in time"),
+    ((aiohttp.ClientResponseError, HttpProcessingError), NotSent, "what came back is no HTTP"),
+    (Exception, NotSent, "the connection broke off before a response came"),
 )
 
 
@@ -490,19 +490,15 @@ def fault_of(exc: Exception, sent: Sent) -> tuple[type[NotSent], str]:
         What to raise where none had left, and what happened, in words, with what the system or
         the proxy said of it.
     """
-    if sent:
-        text = next(text for kinds, text in _LOST if isinstance(exc, kinds))
-        why = exc.strerror if isinstance(exc, OSError) else None
-        return NotSent, text + (f" ({why})" if why else "")
-
-    within = getattr(exc, "os_error", None)
+    faults, within = _LOST if sent else _FAULTS, getattr(exc, "os_error", None)
     verdict, text = next(
-        (v, t) for k, v, t in _FAULTS if isinstance(exc, k) or isinstance(within, k)
+        (v, t) for k, v, t in faults if isinstance(exc, k) or isinstance(within, k)
     )
+    why = exc.strerror if isinstance(exc, OSError) else None
 
     if isinstance(exc, aiohttp.ClientHttpProxyError):
-        text += f" ({exc.message})"
+        why = exc.message
     elif within is not None:
-        text += f" ({str(within) or type(within).__name__})"
+        why = str(within) or type(within).__name__
 
-    return verdict, text
+    return verdict, text + (f" ({why})" if why else "")
