@@ -61,7 +61,6 @@ PARTS: Final[Mapping[str, str]] = {
     "aiohttp.client_proto:ResponseHandler.set_response_params": f"self {' '.join(_READS)}",
     "aiohttp.client_proto:ResponseHandler.read": "self",
     "aiohttp.client_proto:ResponseHandler.__len__": "self",
-    "aiohttp.client_proto:ResponseHandler.is_connected": "self",
     "aiohttp.client_proto:ResponseHandler.data_received": "self data",
 }
 """The parts of aiohttp that are called here, with the names of the parameters they are given."""
@@ -129,6 +128,7 @@ class _Link(asyncio.Protocol):
         self._feed(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.expires = 0.0
         self._handler.connection_lost(exc)
 
     async def ask(self, head: bytes, exchange: Exchange) -> None:
@@ -176,7 +176,7 @@ class _Link(asyncio.Protocol):
 
     def is_usable(self, now: float) -> bool:
         """Return True if a request may go over it."""
-        return now < self.expires and self._handler.is_connected()
+        return now < self.expires and not self._transport.is_closing()
 
     def close(self) -> None:
         """Close the connection, also where an upload has not ended."""
