@@ -345,7 +345,7 @@ class DesClient:
         if self._way is None:
             raise RuntimeError("this DesClient is not open; use it inside 'async with'")
 
-        token, generation = await self._tokens.current()
+        token, generation = self._tokens.in_use or await self._tokens.current()
 
         if self._authorized != generation:
             self._authorize(token, generation)

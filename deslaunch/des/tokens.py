@@ -426,13 +426,16 @@ class TokenKeeper:
     Args:
         source: where tokens come from.
         clock: seconds of a clock that only goes forward.
+
+    Attributes:
+        in_use: a token and its generation; None while there is none.
     """
 
     def __init__(self, source: TokenSource, clock: Callable[[], float] = time.monotonic) -> None:
         self._source = source
         self._clock = clock
         self._lock = asyncio.Lock()
-        self._token: Token | None = None
+        self.in_use: tuple[Token, int] | None = None
         self._generation = 0
         self._seen: dict[str, re.Pattern[str]] = {}
         self._failure: errors.CredentialsRefused | errors.NotSent | None = None
@@ -448,11 +451,11 @@ class TokenKeeper:
             CredentialsRefused: the source failed.
             NotSent: the source could not be reached.
         """
-        if self._token is None:
+        if self.in_use is None:
             await self.renew(self._generation)
 
-        assert self._token is not None
-        return self._token, self._generation
+        assert self.in_use is not None
+        return self.in_use
 
     async def renew(self, refused_generation: int) -> None:
         """Replace the token of ``refused_generation``, unless it was replaced already.
@@ -472,12 +475,12 @@ class TokenKeeper:
                 raise copy(self._failure) from self._failure
 
             try:
-                self._token = await self._fetch()
+                token = await self._fetch()
             except (errors.CredentialsRefused, errors.NotSent) as exc:
                 asked = None
 
                 if isinstance(exc, errors.NotSent):
-                    self._token = None  # refused once, it is not to be sent again
+                    self.in_use = None  # refused once, it is not to be sent again
                     asked = exc.retry_after
 
                 self._failure = copy(exc)  # as who gets it may add to it
@@ -485,8 +488,9 @@ class TokenKeeper:
                 self._silent_until = self._clock() + max(asked or 0.0, _SILENCE)
                 raise
 
-            self._seen[self._token.text] = _spellings(self._token.text)
+            self._seen[token.text] = _spellings(token.text)
             self._generation += 1
+            self.in_use = token, self._generation
 
     def scrub(self, text: str) -> str:
         """Return ``text`` without any token that was ever in use, however it is escaped.
