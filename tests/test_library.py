@@ -523,6 +523,27 @@ async def test_invalid_rows_of_a_program_give_outcomes(place: Place) -> None:
     assert counts(summary) == {"started": 2, "invalid": 3}
 
 
+async def test_an_option_that_is_none_is_refused(place: Place) -> None:
+    place.write(rows(1))
+    wrong: Any = {"concurency": 4}
+
+    async with service(place) as (simulator, des):
+        with pytest.raises(TypeError, match="'concurency'"):
+            await deslaunch.launch(place.manifest, des, **wrong)
+
+        with pytest.raises(TypeError, match="'concurency'"):
+            await check(place.manifest, des, **wrong)
+
+        assert not place.ledger.exists()
+        await place.launch(des)
+
+        with pytest.raises(TypeError, match="'concurency'"):
+            async with deslaunch.resume_batch(place.ledger, des, **wrong):
+                pass
+
+    assert len(simulator.runs) == 1
+
+
 async def test_what_is_no_rows_leaves_no_ledger(place: Place) -> None:
     async with service(place) as (_, des):
         with pytest.raises(TypeError, match="iterable"):

@@ -91,7 +91,7 @@ async def open_batch(
             CredentialsRefused, SchemaError.
         Declined: ``confirm`` said no.
     """
-    setup = await _set_up(des, options)
+    setup = await _set_up(des, **options)
     source = _open_source(rows, setup.settings)
     place = os.fspath(_ledger_of(source) if ledger is None else ledger)
 
@@ -128,7 +128,7 @@ async def resume_batch(
         DeslaunchError: as for :func:`open_batch`.
     """
     async with _held(take_ledger(os.fspath(ledger)), options.get("on_event")) as taken:
-        setup = await _set_up(des, options, taken)
+        setup = await _set_up(des, taken, **options)
         file = None
 
         if corrections is not None:
@@ -154,7 +154,7 @@ async def watch_batch(
         ConfigurationError: a target is at another DES than the one that started the runs.
     """
     async with _held(take_ledger(os.fspath(ledger)), options.get("on_event")) as taken:
-        setup = await _set_up(des, options, taken)
+        setup = await _set_up(des, taken, **options)
         used = set(await taken.targets())
         await importing.check_origins(taken, setup.clients, setup.settings, used)
 
@@ -260,8 +260,9 @@ async def check(
         CredentialsRefused: no token that DES accepts, and no cached response serves.
         SchemaError: DES's response, or the schema file, can't be read.
     """
-    setup = await _set_up(des, options, is_offline=True)
+    setup = await _set_up(des, **options)
     schemas, file = setup.schemas, open_manifest(manifest, setup.settings)
+    schemas.is_offline = True
 
     with await schemas.checks(setup.settings, file.name) as found:
         async for _ in importing.read_rows(file, found, schemas):
@@ -333,24 +334,30 @@ def settings_of(ledger: Ledger) -> Settings:
 
 
 async def _set_up(
-    des: Clients | None, options: Options, ledger: Ledger | None = None, *, is_offline: bool = False
+    des: Clients | None,
+    ledger: Ledger | None = None,
+    /,
+    *,
+    settings: Settings | None = None,
+    schema: StrPath | None = None,
+    cache: StrPath | None = None,
+    on_event: OnEvent | None = None,
+    confirm: Confirm | None = None,
+    options_kept: Mapping[str, Any] | None = None,
 ) -> Setup:
     """Return what a batch is opened with; DES is asked for nothing yet.
 
-    Args:
-        des: as for :func:`open_batch`.
-        options: what was given.
-        ledger: of a batch that was begun: what it keeps stands in for what was not given.
-        is_offline: jobs from the cache will do, however old.
+    What the ledger of a batch that was begun keeps stands in for what is not given.
 
     Raises:
         SchemaError: the schema file can't be read.
         ConfigurationError: there is neither a client nor a schema file.
     """
-    settings = options.get("settings") or (settings_of(ledger) if ledger else Settings())
-    kept = options.get("options_kept", {} if ledger else settings.kept())
+    settings = settings or (settings_of(ledger) if ledger else Settings())
     clients = {settings.target: des} if isinstance(des, DesClient) else dict(des or {})
-    schema, cache = options.get("schema"), options.get("cache")
+
+    if options_kept is None:
+        options_kept = {} if ledger else settings.kept()
 
     if not clients and schema is None:
         raise errors.ConfigurationError(
@@ -363,11 +370,9 @@ async def _set_up(
         Path(cache) if cache else user_folder("DESLAUNCH_CACHE_DIR", user_cache_path),
         file=None if schema is None else await run_sync(read_schema_file, Path(schema)),
         max_age=timedelta(hours=settings.schema_max_age),
-        is_offline=is_offline,
         target=settings.target,
     )
-    emit = options.get("on_event") or (lambda _: None)
-    return Setup(settings, clients, schemas, emit, options.get("confirm"), kept or {})
+    return Setup(settings, clients, schemas, on_event or (lambda _: None), confirm, options_kept)
 
 
 def _open_source(rows: Any, settings: Settings) -> Source:
