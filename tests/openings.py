@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -20,7 +22,6 @@ from deslaunch.simulator import Simulator
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Mapping
     from contextlib import AbstractAsyncContextManager
-    from pathlib import Path
 
     from deslaunch.events import Summary
     from deslaunch.launch.launcher import Batch
@@ -48,8 +49,8 @@ class Place:
         return self.folder / "night.ledger.db"
 
     @property
-    def common(self) -> dict[str, Any]:
-        return {"cache": self.folder / "cache"}
+    def cache(self) -> Path:
+        return Path(os.environ["DESLAUNCH_CACHE_DIR"])
 
     def write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         self.manifest.write_text("".join(f"{json.dumps(one)}\n" for one in rows))
@@ -59,22 +60,18 @@ class Place:
         source = self.manifest if rows is None else rows
         ledger = self.ledger
         more, settings = split(options)
-        return await batch.launch(
-            source, des, ledger=ledger, settings=settings, **self.common, **more
-        )
+        return await batch.launch(source, des, ledger=ledger, settings=settings, **more)
 
     def open(
         self, des: Any, rows: Any = None, **options: Any
     ) -> AbstractAsyncContextManager[Batch]:
         source = self.manifest if rows is None else rows
         more, settings = split(options)
-        return batch.open_batch(
-            source, des, ledger=self.ledger, settings=settings, **self.common, **more
-        )
+        return batch.open_batch(source, des, ledger=self.ledger, settings=settings, **more)
 
     def resume(self, des: Any, **options: Any) -> AbstractAsyncContextManager[Batch]:
         more, settings = split(options)
-        return batch.resume_batch(self.ledger, des, settings=settings, **self.common, **more)
+        return batch.resume_batch(self.ledger, des, settings=settings, **more)
 
     async def go_on(self, des: Any, **options: Any) -> Summary:
         """Resume the batch, and launch what is left."""

@@ -108,7 +108,7 @@ async def test_the_ledger_lies_beside_the_manifest(place: Place) -> None:
     place.write(rows(3))
 
     async with service(place) as (_, des):
-        summary = await deslaunch.launch(place.manifest, des, **place.common)
+        summary = await deslaunch.launch(place.manifest, des)
 
     assert summary.ledger == str(place.ledger)
     assert place.ledger.stat().st_mode & 0o777 == 0o600
@@ -248,7 +248,7 @@ async def test_a_cached_schema_saves_the_query_and_a_schema_file_all_of_them(pla
     jobs.write_text(json.dumps(deslaunch.simulator.DEFAULT_JOBS))
 
     async with service(place) as (simulator, des):
-        await check(place.manifest, des, **place.common)
+        await check(place.manifest, des)
         await place.launch(des)
         await check(place.manifest, des, schema=jobs)
         once_asked = simulator.count("queryjobs")
@@ -315,9 +315,9 @@ async def test_check_reports_and_preview_gives_the_very_bodies(place: Place) -> 
     place.write(rows(5))
 
     async with service(place) as (simulator, des):
-        report = await check(place.manifest, des, **place.common)
+        report = await check(place.manifest, des)
         settings = Settings(limit=2)
-        starts = [s async for s in preview(place.manifest, des, settings=settings, **place.common)]
+        starts = [s async for s in preview(place.manifest, des, settings=settings)]
         await place.launch(des)
         left = [start async for start in preview(None, ledger=place.ledger)]
         sent = [run.body for run in simulator.runs]
@@ -332,7 +332,7 @@ async def test_the_check_of_an_invalid_manifest(place: Place) -> None:
     place.write([row(1), invalid_row(2), invalid_row(3)])
 
     async with service(place) as (simulator, des):
-        report = await check(place.manifest, des, **place.common)
+        report = await check(place.manifest, des)
 
     assert (report.rows, report.valid, report.invalid, report.exit_code) == (3, 1, 2, 2)
     assert [group.rows for group in report.groups] == [2]
@@ -365,7 +365,7 @@ async def test_a_refused_token_raises_whatever_the_cache_holds(place: Place, is_
 
     async with service(place) as (simulator, des):
         if is_warm:
-            await check(place.manifest, des, **place.common)
+            await check(place.manifest, des)
 
         simulator.revoke(TOKEN)
 

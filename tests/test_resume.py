@@ -126,7 +126,7 @@ async def test_a_manifest_that_was_damaged_is_told_and_not_needed(
     whole = gzip.compress(place.manifest.read_bytes())
     zipped.write_bytes(whole)
     again = whole[:-9] if damage == "cut" else whole[:40] + b"\xff" * 40 + whole[80:]
-    options: Any = {"ledger": place.ledger, **place.common}
+    options: Any = {"ledger": place.ledger}
 
     async with service(place) as (_, des):
         await batches.launch(zipped, des, **options)
@@ -227,7 +227,7 @@ async def test_the_ledger_keeps_the_options_that_are_kept(place: Place) -> None:
     async with service(place) as (_, des):
         await place.launch(des, concurrency=3, max_attempts=7, limit=1, allow_partial=True)
 
-        async with batches.resume_batch(place.ledger, des, **place.common) as opened:
+        async with batches.resume_batch(place.ledger, des) as opened:
             assert opened.ledger is not None
             kept = settings_of(opened.ledger)
             await opened.run()
@@ -362,7 +362,7 @@ async def test_rows_of_a_target_that_can_not_be_asked_any_more_are_sent_as_they_
     ):
         clients = {"default": des, "west": west}
         await place.launch(clients, limit=2, allow_partial=True)
-        shutil.rmtree(place.folder / "cache")
+        shutil.rmtree(place.cache)
         summary = await place.go_on(clients, on_event=events.append)
 
     told = [event.message for event in events if isinstance(event, Noted)]
@@ -408,7 +408,7 @@ async def test_an_added_row_of_a_known_job_is_checked_before_it_is_sent(place: P
     ):
         clients = {"default": des, "acme": acme}
         await place.launch(clients, said[:2])
-        shutil.rmtree(place.folder / "cache")
+        shutil.rmtree(place.cache)
         second = await place.launch(clients, said[2:], resume=True, allow_partial=True)
         third = await place.go_on(clients)
 
@@ -430,7 +430,7 @@ async def test_corrections_that_can_not_be_checked_are_not_taken(place: Place) -
     ):
         clients = {"default": des, "acme": acme}
         await place.launch(clients)
-        shutil.rmtree(place.folder / "cache")
+        shutil.rmtree(place.cache)
 
         with pytest.raises(ServerError, match="target acme"):
             await place.go_on(clients, corrections=fixes)
@@ -491,7 +491,7 @@ async def test_rows_that_were_never_checked_wait_until_their_target_can_be_asked
 
 def forget_parameters(place: Place) -> None:
     """Make the cached jobs take no parameter."""
-    [path] = (place.folder / "cache").glob("*.json")
+    [path] = place.cache.glob("*.json")
     stored = json.loads(path.read_text())
     stored["jobs"] = [{**job, "jobRunParameters": []} for job in stored["jobs"]]
     path.write_text(json.dumps(stored))

@@ -378,7 +378,7 @@ def quick(**tuning: Any) -> Settings:
 
 
 async def watched(place: Place, des: Any, **tuning: Any) -> WatchSummary:
-    async with watch_batch(place.ledger, des, settings=quick(**tuning), **place.common) as opened:
+    async with watch_batch(place.ledger, des, settings=quick(**tuning)) as opened:
         return await opened.watch().run(allow_partial=True)
 
 
@@ -429,13 +429,13 @@ async def test_a_watch_that_ended_early_says_so(place: Place) -> None:
         await place.launch(des)
         settings = quick(watch_timeout=0.2)
 
-        async with watch_batch(place.ledger, des, settings=settings, **place.common) as opened:
+        async with watch_batch(place.ledger, des, settings=settings) as opened:
             with pytest.raises(Unfinished, match="3 runs had not finished") as early:
                 _ = [status async for status in opened.watch()]
 
         interrupted: WatchSummary | None = None
 
-        async with watch_batch(place.ledger, des, settings=quick(), **place.common) as opened:
+        async with watch_batch(place.ledger, des, settings=quick()) as opened:
             watch = opened.watch()
             work = asyncio.create_task(watch.run(allow_partial=True))
             await asyncio.sleep(0.05)
@@ -455,7 +455,7 @@ async def test_a_watch_holds_the_ledger_and_readers_see_it(place: Place) -> None
         async with await open_ledger(str(place.ledger)) as reader:
             before = await reader.watch_summary()
 
-        async with watch_batch(place.ledger, des, **place.common) as opened:
+        async with watch_batch(place.ledger, des) as opened:
             with pytest.raises(LedgerLocked):
                 await place.go_on(des)
 

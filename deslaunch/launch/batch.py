@@ -42,7 +42,6 @@ class Options(TypedDict, total=False):
     Attributes:
         settings: what the session is told.
         schema: a file of jobs in QueryJobs' form; then DES is not asked for them.
-        cache: directory of the schema cache; default: the user's.
         on_event: called with each event, in the event loop; an error of its ends the launch.
         confirm: asked with the plan before a ledger is made, corrected, or gone on with.
         options_kept: JSON values for the ledger to keep; default: the settings that are kept.
@@ -50,7 +49,6 @@ class Options(TypedDict, total=False):
 
     settings: Settings | None
     schema: StrPath | None
-    cache: StrPath | None
     on_event: OnEvent | None
     confirm: Confirm | None
     options_kept: Mapping[str, Any] | None
@@ -340,7 +338,6 @@ async def _set_up(
     *,
     settings: Settings | None = None,
     schema: StrPath | None = None,
-    cache: StrPath | None = None,
     on_event: OnEvent | None = None,
     confirm: Confirm | None = None,
     options_kept: Mapping[str, Any] | None = None,
@@ -367,7 +364,7 @@ async def _set_up(
 
     schemas = Schemas(
         clients,
-        Path(cache) if cache else user_folder("DESLAUNCH_CACHE_DIR", user_cache_path),
+        user_folder("DESLAUNCH_CACHE_DIR", user_cache_path),
         file=None if schema is None else await run_sync(read_schema_file, Path(schema)),
         max_age=timedelta(hours=settings.schema_max_age),
         target=settings.target,
