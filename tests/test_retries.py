@@ -20,7 +20,7 @@ from deslaunch.errors import (
     Unauthorized,
 )
 from deslaunch.events import RetryPlanned
-from deslaunch.launch.retry import ERROR_LIMIT, ended, pause_wait, retry_wait, verdict
+from deslaunch.launch.retry import ERROR_LIMIT, ended, verdict, wait_after
 from deslaunch.model import Result, RowState, Start
 from deslaunch.settings import Settings
 
@@ -124,16 +124,16 @@ def test_an_outcomes_error_is_cut() -> None:
 
 
 @given(
-    retries=st.integers(0, 10_000),
+    failures=st.integers(0, 10_000),
     asked=st.none() | st.floats(0, 10_000),
     max_wait=st.floats(0.01, 1e12),
     seed=st.integers(0, 2**16),
 )
-def test_a_rows_wait_lies_between_half_and_all_and_is_never_shorter_than_asked(
-    retries: int, asked: float | None, max_wait: float, seed: int
+def test_a_wait_lies_between_half_and_all_and_is_never_shorter_than_asked(
+    failures: int, asked: float | None, max_wait: float, seed: int
 ) -> None:
-    ceiling = min(max_wait, 2.0 * 2.0 ** min(retries, 62))
-    wait = retry_wait(retries, asked, max_wait, random.Random(seed))
+    ceiling = min(max_wait, 2.0 ** min(failures, 62))
+    wait = wait_after(failures, max_wait, random.Random(seed), asked)
 
     assert wait >= max(ceiling / 2, asked or 0.0)
     assert wait <= max(ceiling, asked or 0.0)
@@ -142,13 +142,12 @@ def test_a_rows_wait_lies_between_half_and_all_and_is_never_shorter_than_asked(
 def test_waits_double_up_to_their_cap() -> None:
     most = MostJitter()
 
-    assert [retry_wait(n, None, 20.0, most) for n in range(5)] == [2.0, 4.0, 8.0, 16.0, 20.0]
-    assert [pause_wait(n, 5.0, most) for n in range(4)] == [1.0, 2.0, 4.0, 5.0]
+    assert [wait_after(n, 20.0, most) for n in range(6)] == [1.0, 2.0, 4.0, 8.0, 16.0, 20.0]
 
 
 def test_rows_that_failed_together_do_not_come_back_together() -> None:
     rng = random.Random(7)
-    assert len({retry_wait(0, None, 60.0, rng) for _ in range(100)}) == 100
+    assert len({wait_after(1, 60.0, rng) for _ in range(100)}) == 100
 
 
 # Rows that wait, in a session.

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 
 from deslaunch.des.client import DesClient
 from deslaunch.events import Event, Stop, StopReason, TargetPaused, TargetStopped
-from deslaunch.launch.retry import pause_wait
+from deslaunch.launch.retry import wait_after
 from deslaunch.launch.target import Pacer, Throttle
 from deslaunch.ledger.ledger import Ledger
 from deslaunch.settings import Settings
@@ -88,7 +88,7 @@ class Loop(Generic[Item]):
         return Throttle(
             name,
             slots=min(settings.concurrency, own or settings.concurrency),
-            wait=lambda pauses: pause_wait(pauses, settings.max_wait, self.rng),
+            wait=lambda pauses: wait_after(pauses, settings.max_wait, self.rng),
             give_up_after=settings.give_up_after,
         )
 

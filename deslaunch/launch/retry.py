@@ -92,36 +92,18 @@ def ended(
     return Outcome(*start[:5], result, *said, start.attempt)
 
 
-def retry_wait(retries: int, asked: float | None, max_wait: float, rng: Random) -> float:
-    """Return the seconds before a row's next attempt.
+def wait_after(failures: int, max_wait: float, rng: Random, asked: float | None = None) -> float:
+    """Return the seconds to wait before the next attempt.
 
-    Between half and all of 2 s, doubled for each retry before, at most ``max_wait``; never
-    shorter than DES asked for. Rows that failed together do not come back together.
+    Between half and all of 1 s, doubled for each failure, at most ``max_wait``; never shorter than
+    DES asked for. What failed together does not come back together.
 
     Args:
-        retries: 5XX responses that the row got before this one, at least 0.
-        asked: Retry-After, seconds, or None.
+        failures: 5XX responses that a row got, or pauses of a target before this one; at least 0.
         max_wait: cap of the computed wait, seconds, above 0.
         rng: the source of jitter.
+        asked: Retry-After, seconds, or None.
     """
-    ceiling = _ceiling(retries, 2.0, max_wait)
+    number = 1 + min(failures, _MOST_DOUBLINGS)  # backoff's generators first yield None
+    ceiling = float(next(islice(backoff.expo(2, 1.0, max_wait), number, None)))
     return max(asked or 0.0, rng.uniform(ceiling / 2, ceiling))
-
-
-def pause_wait(pauses: int, max_wait: float, rng: Random) -> float:
-    """Return the seconds of a target's pause where DES named none.
-
-    Between half and all of 1 s, doubled for each pause before in a row, at most ``max_wait``.
-
-    Args:
-        pauses: pauses in a row before this one, at least 0.
-        max_wait: cap of the computed pause, seconds, above 0.
-        rng: the source of jitter.
-    """
-    ceiling = _ceiling(pauses, 1.0, max_wait)
-    return rng.uniform(ceiling / 2, ceiling)
-
-
-def _ceiling(doublings: int, factor: float, most: float) -> float:
-    number = 1 + min(doublings, _MOST_DOUBLINGS)  # backoff's generators first yield None
-    return float(next(islice(backoff.expo(2, factor, most), number, None)))

@@ -24,7 +24,7 @@ from deslaunch.des.client import DesClient
 from deslaunch.errors import CredentialsRefused, DesError, LedgerError, NotSent, Unauthorized
 from deslaunch.events import Event, Stop, StopReason, TargetPaused
 from deslaunch.launch.loop import SHORTEST_SLEEP, Loop, Note
-from deslaunch.launch.retry import ended, retry_wait, verdict
+from deslaunch.launch.retry import ended, verdict, wait_after
 from deslaunch.launch.target import Health, Throttle
 from deslaunch.model import END_STATES, Outcome, Result, RowState, Sent, Start, count
 
@@ -416,7 +416,8 @@ class Session(Loop[tuple[Start, int]]):
         wait = 0.0
 
         if result is Result.RETRY and isinstance(error, DesError):
-            wait = retry_wait(start.retries, error.retry_after, self.settings.max_wait, self.rng)
+            failures, most = start.retries + 1, self.settings.max_wait
+            wait = wait_after(failures, most, self.rng, error.retry_after)
 
         return ended(start, result, error, wait)
 
