@@ -13,7 +13,6 @@ from deslaunch.model import CheckedRow, InvalidRow, Job, JobParameter, Problem, 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from deslaunch.manifest.check import Repeat
     from deslaunch.model import Format
 
 JOB = "43f87799-62c6-4001-92f9-6b3df816a6d6"
@@ -60,11 +59,10 @@ def only_problem(form: Format, content: bytes | str, **options: Any) -> Problem:
 
 def check_manifest(
     form: Format, content: bytes | str, *, jobs: Iterable[Job] = (SAMPLE,), **options: Any
-) -> tuple[list[CheckedRow | InvalidRow], list[Repeat], list[str]]:
-    """Return what became of the rows of a manifest, the repeats, and the warnings."""
+) -> tuple[list[CheckedRow | InvalidRow], list[str]]:
+    """Return what became of the rows of a manifest, and the warnings."""
     manifest = open_manifest(form, content, **options)
 
     with Check({"default": compile_jobs(jobs)}, file=manifest.name) as check:
         taken = [row for chunk in manifest.chunks() for row in check.take(chunk)]
-        repeats = list(check.finish())
-        return taken, repeats, [*map(str, manifest.warnings), *map(str, check.warnings)]
+        return taken, [*map(str, manifest.warnings), *map(str, check.warnings)]

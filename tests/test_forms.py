@@ -68,7 +68,6 @@ def everything(form: Format, content: str, *, quick: bool, **options: Any) -> tu
 
         with Check(schemas, file="night", renew=renew, **options) as check:
             taken = [row for portion in manifest.portions() for row in check.take(portion)]
-            repeats = list(check.finish())
 
     rows = [
         row._replace(row=row.row.row())
@@ -78,7 +77,7 @@ def everything(form: Format, content: str, *, quick: bool, **options: Any) -> tu
     ]
     warnings = [*manifest.warnings, *check.warnings]
     counts = (check.rows, check.invalid, check.count, manifest.rows, manifest.is_whole)
-    return rows, repeats, warnings, check.problems, check.groups, counts, asked
+    return rows, warnings, check.problems, check.groups, counts, asked
 
 
 texts = st.sampled_from([
@@ -222,14 +221,12 @@ def test_both_ways_warn_of_swallowed_rows() -> None:
     quick = everything("csv", content, quick=True)
 
     assert quick == everything("csv", content, quick=False)
-    assert len(quick[2]) == 1
+    assert len(quick[1]) == 1
 
 
-@given(lines(), st.booleans(), st.booleans())
-def test_both_ways_give_the_same_where_repeats_are_allowed(
-    content: str, at_once: bool, auto: bool
-) -> None:
-    options: dict[str, Any] = {"allow_repeated_auto": auto, "is_immediate": at_once}
+@given(lines(), st.booleans())
+def test_both_ways_give_the_same_where_repeats_are_allowed(content: str, auto: bool) -> None:
+    options: dict[str, Any] = {"allow_repeated_auto": auto}
     options |= {"allow_duplicates": True, "unchecked": {"acme"}}
     content = f"{content}\n{content}"
     quick = everything("jsonl", content, quick=True, **options)
@@ -320,7 +317,7 @@ def test_each_form_is_learnt_once_however_they_are_mixed() -> None:
 @pytest.mark.parametrize("parameter", ["Legacy", "Strange"])
 def test_a_text_that_is_warned_of_has_no_form(parameter: str) -> None:
     content = "".join(line_with({parameter: str(n)}, n) for n in range(10))
-    (warning,) = everything("jsonl", content, quick=True)[2]
+    (warning,) = everything("jsonl", content, quick=True)[1]
 
     assert (warning.rows, rows_by_the_careful_way("jsonl", content)) == (10, 10)
 

@@ -14,7 +14,7 @@ from manifests import JOB, OTHER_JOB, SAMPLE, check_manifest, open_manifest
 
 from deslaunch.errors import InvalidManifest
 from deslaunch.manifest import check as check_module
-from deslaunch.manifest.check import Check, Repeat
+from deslaunch.manifest.check import Check
 from deslaunch.manifest.rows import dump_row, row_digest
 from deslaunch.manifest.schema import Schema, body_digest, compile_jobs
 from deslaunch.model import (
@@ -45,10 +45,14 @@ def make_check(**options: Any) -> Check:
     return Check(schemas, file=FILE, **options)
 
 
-def take(*rows: Row | InvalidRow, **options: Any) -> tuple[list[Any], list[Repeat], Check]:
+def take(*rows: Row | InvalidRow, **options: Any) -> tuple[list[Any], Check]:
     with make_check(**options) as check:
-        taken = check.take(rows)
-        return taken, list(check.finish()), check
+        return check.take(rows), check
+
+
+def refused(taken: list[Any]) -> list[int]:
+    """Return the numbers of rows that can't be started."""
+    return [row.number for row in taken if isinstance(row, InvalidRow)]
 
 
 # The digest
@@ -125,25 +129,25 @@ def test_what_is_said_has(other: Row) -> None:
 
 def test_a_valid_row_is_checked_whole() -> None:
     said = row(1, "k", Count="5")
-    (checked,), repeats, check = take(said)
+    (checked,), check = take(said)
     body = (
         b'{"jobId":"%b","parameters":{"Count":{"type":2,"valueStringEncoded":"5"}}}' % JOB.encode()
     )
 
     assert checked == CheckedRow(said, "k", True, body, body_digest(body), False, dump_row(said))
-    assert (repeats, check.rows, check.valid, check.invalid) == ([], 1, 1, 0)
+    assert (check.rows, check.valid, check.invalid) == (1, 1, 0)
 
 
 def test_a_row_without_a_key_has_its_digest() -> None:
     said = row(1)
-    (checked,), _, _ = take(said)
+    (checked,), _ = take(said)
 
     assert (checked.key, checked.has_own_key) == (row_digest(said), False)
 
 
 def test_a_row_that_does_not_validate_keeps_what_it_says() -> None:
     said = row(1, "k", Count="x")
-    (invalid,), _, check = take(said)
+    (invalid,), check = take(said)
 
     assert isinstance(invalid, InvalidRow)
     assert invalid[:5] == (1, 2, "k", "default", JOB)
@@ -153,14 +157,14 @@ def test_a_row_that_does_not_validate_keeps_what_it_says() -> None:
 
 
 def test_an_unknown_target_names_those_that_are_known() -> None:
-    (invalid,), _, _ = take(row(1)._replace(target="acmee"), targets=["acme", "default"])
+    (invalid,), _ = take(row(1)._replace(target="acmee"), targets=["acme", "default"])
 
     assert "name one of: acme, default" in invalid.problems[0].message
 
 
 def test_rows_of_a_target_that_cannot_be_asked_are_taken_unchecked() -> None:
     plain, auto = row(1)._replace(target="acme"), row(2, Nonsense=AUTO)._replace(target="acme")
-    taken, _, check = take(plain, auto, unchecked={"acme"})
+    taken, check = take(plain, auto, unchecked={"acme"})
 
     assert [(checked.body, checked.auto) for checked in taken] == [(b"", False), (b"", True)]
     assert check.valid == 2
@@ -170,13 +174,11 @@ def test_rows_of_a_target_that_cannot_be_asked_are_taken_unchecked() -> None:
 
 
 def test_exact_repeats_are_refused_and_name_the_first() -> None:
-    taken, repeats, check = take(row(1), row(2, Text="y"), row(3), row(4))
+    taken, check = take(row(1), row(2, Text="y"), row(3), row(4))
 
-    assert all(isinstance(checked, CheckedRow) for checked in taken)
-    assert [repeat[:3] for repeat in repeats] == [
-        (3, 4, None),
-        (4, 5, None),
-    ]
+    assert all(isinstance(checked, CheckedRow) for checked in taken[:2])
+    assert [repeat[:3] for repeat in taken[2:]] == [(3, 4, None), (4, 5, None)]
+    assert [repeat.says for repeat in taken[2:]] == [dump_row(row(3))] * 2
     assert "the same as line 2" in check.problems[0].message
     assert "--allow-duplicates" in check.problems[0].message
     assert (check.valid, check.invalid, check.count) == (2, 2, 2)
@@ -184,62 +186,58 @@ def test_exact_repeats_are_refused_and_name_the_first() -> None:
 
 def test_allowed_repeats_get_keys_of_their_own() -> None:
     digest = row_digest(row(1))
-    _, repeats, check = take(row(1), row(2, Text="y"), row(3), row(4), allow_duplicates=True)
+    taken, check = take(row(1), row(2, Text="y"), row(3), row(4), allow_duplicates=True)
+    keys = [checked.key for checked in taken]
 
-    assert repeats == [(3, f"{digest}~2"), (4, f"{digest}~3")]
+    assert keys == [digest, row_digest(row(2, Text="y")), f"{digest}~2", f"{digest}~3"]
+    assert [checked.has_own_key for checked in taken] == [False] * 4
     assert (check.valid, check.count) == (4, 0)
 
 
 @pytest.mark.parametrize("allow_duplicates", [True, False])
 def test_an_explicit_key_is_given_once(allow_duplicates: bool) -> None:
-    _, repeats, check = take(
+    taken, check = take(
         row(1, "a"), row(2, "b"), row(3, "a", Text="y"), allow_duplicates=allow_duplicates
     )
 
-    assert [number for number, *_ in repeats] == [3]
+    assert refused(taken) == [3]
     assert (check.problems[0].column, check.problems[0].got) == ("key", "a")
     assert "key 'a' is that of line 2" in check.problems[0].message
 
 
 def test_an_explicit_key_may_not_take_a_digest_that_is_taken() -> None:
     digest = row_digest(row(1))
-    _, repeats, _ = take(row(1), row(2, digest, Text="y"), allow_duplicates=True)
+    taken, _ = take(row(1), row(2, digest, Text="y"), allow_duplicates=True)
 
-    [refused] = repeats
-
-    assert isinstance(refused, InvalidRow)
-    assert (refused.number, refused.key) == (2, None)
+    assert (refused(taken), taken[1].key) == ([2], None)
 
 
 def test_a_row_that_is_invalid_anyway_is_no_second_invalid_row() -> None:
-    _, repeats, check = take(row(1, "a"), row(2, "a", Count="x"), row(3, "b"))
+    taken, check = take(row(1, "a"), row(2, "a", Count="x"), row(3, "b"))
 
-    assert [number for number, *_ in repeats] == [2]
+    assert (refused(taken), taken[1].key) == ([2], None)
     assert (check.valid, check.invalid, check.count) == (2, 1, 2)
 
 
 def test_the_key_of_a_row_that_could_not_be_read_is_taken_too() -> None:
     table = f"key,jobId,Text\na,{JOB},\\x\na,{JOB},1\n"
-    _, repeats, _ = check_manifest("csv", table)
+    taken, _ = check_manifest("csv", table)
 
-    assert [number for number, *_ in repeats] == [2]
+    assert (refused(taken), taken[1].key) == ([1, 2], None)
 
 
 @given(st.lists(st.sampled_from([None, None, "a", "b"]), max_size=8), st.booleans())
 def test_no_two_rows_have_one_key(keys: list[str | None], allow: bool) -> None:
     rows = [row(number, key) for number, key in enumerate(keys, 1)]
-    taken, repeats, check = take(*rows, allow_duplicates=allow)
-    final = {checked.row.number: checked.key for checked in taken}
-    final |= {one[0]: None if isinstance(one, InvalidRow) else one[1] for one in repeats}
-    left = [key for key in final.values() if key is not None]
-    at_once, _, immediate = take(*rows, allow_duplicates=allow, is_immediate=True)
+    at_once, check = take(*rows, allow_duplicates=allow)
+    left = [checked.key for checked in at_once if isinstance(checked, CheckedRow)]
+
+    with make_check(allow_duplicates=allow) as by_row:
+        one_by_one = [taken for row in rows for taken in by_row.take([row])]
 
     assert len(set(left)) == len(left) == check.valid
-    assert [key.key if isinstance(key, CheckedRow) else None for key in at_once] == [
-        final[number] for number in range(1, len(rows) + 1)
-    ]
-    assert immediate.valid == check.valid
-    assert sorted(p.row for p in immediate.problems) == [p.row for p in check.problems]
+    assert one_by_one == at_once
+    assert (by_row.valid, by_row.problems) == (check.valid, check.problems)
 
 
 def test_keys_that_only_look_alike_are_warned_of() -> None:  # M13
@@ -247,9 +245,9 @@ def test_keys_that_only_look_alike_are_warned_of() -> None:  # M13
     table = "key,jobId\n" + "".join(
         f"{key},{JOB}\n" for key in (composed, apart, "K", "\u212a", "\u2126", "cafe")
     )
-    taken, repeats, warnings = check_manifest("csv", table)
+    taken, warnings = check_manifest("csv", table)
 
-    assert (len(taken), repeats) == (6, [])
+    assert (len(taken), refused(taken)) == (6, [])
     (warning,) = warnings
     assert "key looks like another's" in warning
     assert warning.startswith("night:3, column key (2 rows): ")
@@ -257,16 +255,17 @@ def test_keys_that_only_look_alike_are_warned_of() -> None:  # M13
 
 def test_keys_that_are_alike_in_neither_spelling_are_warned_of() -> None:  # M13
     one, other = "a\u0323\u0307", "a\u0307\u0323"
-    _, _, warnings = check_manifest("csv", f"key,jobId\n{one},{JOB}\n{other},{JOB}\n")
+    table = "key,jobId\n" + "".join(f"{key},{JOB}\n" for key in (one, other, other, one))
+    taken, warnings = check_manifest("csv", table)
 
-    assert len(warnings) == 1
+    assert (len(warnings), refused(taken)) == (1, [3, 4])
 
 
 # Auto rows
 
 
 def test_two_auto_rows_of_one_job_would_race() -> None:
-    taken, _, check = take(row(1, Count=AUTO), row(2), row(3, Count=JobRunParameterValue(2, AUTO)))
+    taken, check = take(row(1, Count=AUTO), row(2), row(3, Count=JobRunParameterValue(2, AUTO)))
 
     assert [isinstance(checked, CheckedRow) for checked in taken] == [True, True, False]
     assert "line 2 uses an auto value of this job too" in check.problems[0].message
@@ -281,19 +280,19 @@ def test_two_auto_rows_of_one_job_would_race() -> None:
     ],
 )
 def test_rows_that_do_not_race(second: Row) -> None:
-    _, _, check = take(row(1, Count=AUTO), second)
+    _, check = take(row(1, Count=AUTO), second)
 
     assert not any("auto" in problem.message for problem in check.problems)
 
 
 def test_repeated_auto_rows_may_be_allowed() -> None:
-    _, _, check = take(row(1, "a", Count=AUTO), row(2, "b", Count=AUTO), allow_repeated_auto=True)
+    _, check = take(row(1, "a", Count=AUTO), row(2, "b", Count=AUTO), allow_repeated_auto=True)
 
     assert check.valid == 2
 
 
 def test_a_repeated_row_that_is_allowed_races_all_the_same() -> None:
-    _, _, check = take(row(1, Count=AUTO), row(2, Count=AUTO), allow_duplicates=True)
+    _, check = take(row(1, Count=AUTO), row(2, Count=AUTO), allow_duplicates=True)
 
     assert check.valid == 1
 
@@ -302,7 +301,7 @@ def test_a_repeated_row_that_is_allowed_races_all_the_same() -> None:
 def test_the_auto_row_of_the_batch_may_be_corrected_and_no_other_added(
     key: str, valid: int
 ) -> None:
-    _, _, check = take(row(1, key, Count=AUTO), known_auto={("default", JOB): "a"})
+    _, check = take(row(1, key, Count=AUTO), known_auto={("default", JOB): "a"})
 
     assert check.valid == valid
 
@@ -381,8 +380,6 @@ def test_a_problem_of_many_rows_is_told_once() -> None:
         for chunk in manifest.chunks():
             check.take(chunk)
 
-        list(check.finish())
-
     error = check.error("no", "see above")
     assert (check.count, len(check.problems), check.invalid) == (2_000, 1_000, 2_000)
     assert [(group.first.line, group.rows) for group in check.groups] == [(2, 2_000)]
@@ -392,27 +389,27 @@ def test_a_problem_of_many_rows_is_told_once() -> None:
 
 def test_only_so_many_different_problems_are_kept() -> None:
     names = (f"n{number}" for number in range(1, 1_101))
-    _, _, check = take(*(row(n, name, **{name: "x"}) for n, name in enumerate(names, 1)))
+    _, check = take(*(row(n, name, **{name: "x"}) for n, name in enumerate(names, 1)))
 
     assert (check.count, len(check.groups)) == (1_100, 1_000)
 
 
 def test_the_first_problems_are_in_manifest_order() -> None:
-    _, _, check = take(row(1), row(2), row(3, "x", Count="x"), row(4))
+    _, check = take(row(1), row(2), row(3, "x", Count="x"), row(4))
 
     assert [problem.row for problem in check.problems] == [2, 3, 4]
 
 
 def test_a_repeat_is_told_however_many_problems_come_after_it() -> None:
     bad = [row(number, f"k{number}", Count="x") for number in range(3, 1_200)]
-    _, _, check = take(row(1), row(2), *bad)
+    _, check = take(row(1), row(2), *bad)
 
     assert (check.problems[0].row, len(check.problems)) == (2, 1_000)
 
 
-def test_a_repeat_that_is_told_at_once_has_no_key() -> None:
+def test_a_row_whose_key_is_taken_has_none() -> None:
     bad = InvalidRow(3, 4, "a", "default", JOB, ())
-    taken, _, _ = take(row(1, "a"), row(2, "a", Text="y"), bad, is_immediate=True)
+    taken, _ = take(row(1, "a"), row(2, "a", Text="y"), bad)
 
     assert [checked.key for checked in taken] == ["a", None, None]
     assert all(checked.problems for checked in taken[1:])
@@ -435,7 +432,7 @@ def test_what_ended_the_reading_is_no_row() -> None:
 
 def test_warnings_of_the_schema_are_counted_over_the_batch() -> None:
     rows = [row(number, When="2026-01-31T06:16:47", Text=str(number)) for number in (1, 2, 3)]
-    _, _, check = take(*rows)
+    _, check = take(*rows)
 
     assert [(warned.first.column, warned.rows) for warned in check.warnings] == [("When", 3)]
 
@@ -448,5 +445,5 @@ def test_memory_does_not_grow_with_the_rows() -> None:
         (store,) = check._table.execute("PRAGMA temp_store").fetchone()
         ((_, _, path),) = check._table.execute("PRAGMA database_list").fetchall()
 
-    assert (cache, store, path, check._keys) == (-1024, 1, "", [])
+    assert (cache, store, path) == (-1024, 1, "")
     assert check_module.KEPT_PROBLEMS == 1_000

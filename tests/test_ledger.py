@@ -508,11 +508,11 @@ class TestRowsOfAProgram:
 
 
 class TestImport:
-    async def test_repeats_are_renamed_or_invalid(self, place: Path) -> None:
+    async def test_rows_are_taken_as_they_were_checked(self, place: Path) -> None:
         rows: list[CheckedRow | InvalidRow] = [
             checked(1),
-            checked(2, "k1"),
-            checked(3),
+            checked(2, "k1~2"),
+            invalid(3, "k3", "is given twice"),
             invalid(4, "k3"),
             invalid(5),
             invalid(6),
@@ -520,8 +520,6 @@ class TestImport:
 
         async with await begin_import(str(place), NewBatch("night.csv", {})) as batch:
             await batch.add(rows)
-            await batch.rename({2: "k1~2"})
-            await batch.invalidate([invalid(3, "k3", "is given twice")])
             plan = await batch.plan()
             assert plan.jobs == (("default", JOB, "", 2),)
             assert {s: n for s, n in plan.states.items() if n} == {"pending": 2, "invalid": 4}

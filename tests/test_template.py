@@ -29,7 +29,7 @@ def a_job(*parameters: JobParameter) -> Job:
 
 
 def only_checked(job: Job, form: Format) -> CheckedRow:
-    (taken,), _, _ = check_manifest(form, manifest_of(job, form), jobs=[job])
+    (taken,), _ = check_manifest(form, manifest_of(job, form), jobs=[job])
     assert isinstance(taken, CheckedRow), taken
     return taken
 
@@ -62,7 +62,7 @@ def test_a_job_without_parameters_has_a_row_too(form: Format) -> None:
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_a_target_is_named_in_the_row(form: Format) -> None:
-    (taken,), _, _ = check_manifest(form, manifest_of(a_job(), form, "acme"))
+    (taken,), _ = check_manifest(form, manifest_of(a_job(), form, "acme"))
 
     assert taken.target == "acme" if not isinstance(taken, CheckedRow) else False
 

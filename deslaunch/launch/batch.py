@@ -8,7 +8,6 @@ import asyncio
 import inspect
 import os
 import sys
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -265,8 +264,6 @@ async def check(
     with await schemas.checks(setup.settings, file.name) as found:
         async for _ in importing.read_rows(file, found, schemas):
             pass
-
-        await run_sync(deque, found.finish(), 0)
 
     told = (tuple(schemas.notes.values()), importing.warnings_of(file, found, schemas))
     problems = (tuple(found.problems), found.count, tuple(found.groups))

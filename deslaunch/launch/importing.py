@@ -50,7 +50,7 @@ _AS_CHECKED: Final = "the rows as they were imported"
 async def read_rows(
     manifest: Manifest, check: Check, schemas: Schemas
 ) -> AsyncIterator[list[CheckedRow | InvalidRow]]:
-    """Read a manifest to its end, and yield its rows, checked; ``check`` is not finished.
+    """Read a manifest to its end, and yield its rows, checked.
 
     Raises:
         ManifestError: it can't be opened or read.
@@ -84,12 +84,6 @@ async def import_manifest(
     with await schemas.checks(settings, manifest.name) as check:
         async for rows in read_rows(manifest, check, schemas):
             await made.add(rows)
-
-        repeats = check.finish()
-
-        while portion := await run_sync(lambda: list(islice(repeats, PORTION))):
-            await made.rename(dict(one for one in portion if not isinstance(one, InvalidRow)))
-            await made.invalidate([one for one in portion if isinstance(one, InvalidRow)])
 
     _raise_if_invalid(manifest, check, schemas, skip=settings.skip_invalid)
 
@@ -141,8 +135,6 @@ async def read_corrections(
     with await schemas.checks(settings, manifest.name, ledger) as check:
         async for portion in read_rows(manifest, check, schemas):
             rows += [row for row in portion if isinstance(row, CheckedRow)]
-
-        await run_sync(list, check.finish())
 
     if schemas.left_out:  # a correction is taken whole and checked, or not at all
         raise next(iter(schemas.left_out.values()))
@@ -263,7 +255,7 @@ class Feed:
         number = 1
 
         try:
-            with await self.schemas.checks(settings, ROWS, ledger, is_immediate=True) as check:
+            with await self.schemas.checks(settings, ROWS, ledger) as check:
                 while said := await _next_rows(source, await self._room()):
                     read = [row_from_object(one, n, rules) for n, one in enumerate(said, number)]
                     number += len(read)

@@ -231,9 +231,7 @@ class Schemas:
         jobs = [schema.job for name, schema in known if job_id in {"", name}]
         await batch.add_jobs(target, jobs, from_des=self.file is None)
 
-    async def checks(
-        self, settings: Settings, file: str, ledger: Ledger | None = None, **more: bool
-    ) -> Check:
+    async def checks(self, settings: Settings, file: str, ledger: Ledger | None = None) -> Check:
         """Return a check by these schemas, of rows for a new batch or a ledger's; to be closed."""
         known_auto = {} if ledger is None else await ledger.auto_rows()
         return await run_sync(
@@ -246,7 +244,6 @@ class Schemas:
                 allow_repeated_auto=settings.allow_repeated_auto,
                 known_auto=known_auto,
                 renew=lambda target: run_in_loop(self.confirm, target),
-                **more,
             )
         )
 

@@ -113,16 +113,6 @@ class Import(Reader):
         """Take the jobs that a target's rows were checked with, and only those."""
         changes.write_jobs(self._store, target, jobs, from_des=from_des)
 
-    @in_thread
-    def rename(self, keys: Mapping[int, str]) -> None:
-        """Give rows the keys of exact repeats (``…~2``), by number."""
-        self._store.many("rename_row", keys.items())
-
-    @in_thread
-    def invalidate(self, rows: Sequence[InvalidRow]) -> None:
-        """Turn rows that were taken into invalid ones: a key given twice, a repeated auto row."""
-        changes.invalidate(self._store, rows)
-
     async def publish(self, *, digest: str = "", columns: Sequence[str] | None = None) -> "Ledger":
         """Make it a ledger, whole or not at all; return it as the launcher's, its lock held.
 

@@ -214,9 +214,6 @@ WHERE r.auto AND r.problem IS NULL ORDER BY r.number DESC;
 -- name: last_row
 SELECT coalesce(max(number), 0) FROM row;
 
--- name: rename_row
-UPDATE row SET key = ?2 WHERE number = ?1;
-
 -- name: invalidate_row
 UPDATE row SET problem = ?2 WHERE number = ?1;
 

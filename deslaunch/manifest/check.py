@@ -1,8 +1,8 @@
 """Rows to checked rows: keys, schemas, and what the rows of one batch must not share.
 
 The same check serves ``check``, the import of a manifest, corrections, and the rows that a
-program hands over. Memory stays flat: the keys lie in a private temporary SQLite
-table, which ends with its connection, and repeats are found in it at the end by GROUP BY.
+program hands over. Memory stays flat: the keys lie in a private temporary SQLite table with a
+bounded cache, which ends with its connection.
 """
 
 import sqlite3
@@ -22,35 +22,21 @@ from deslaunch.model import AUTO, CheckedRow, InvalidRow, PlainRow, Problem, Row
 KEPT_PROBLEMS: Final = 1_000
 """Problems, and groups of problems, that are kept."""
 
-_TABLES: Final = """
+# Keys are told apart by Python's hash of 64 bits: of a million, two that only seem to be the same
+# are met once in 30 million batches, and are refused, not started. A key that is spelled otherwise
+# than an earlier one of the same look is kept as if behind a NUL, which no key holds.
+_TABLE: Final = """
 PRAGMA journal_mode = OFF;
 PRAGMA temp_store = FILE;
 PRAGMA cache_size = -1024;
 CREATE TABLE keys (
-    number INTEGER PRIMARY KEY, line INTEGER, key TEXT, is_own INTEGER
+    look INTEGER PRIMARY KEY, key INTEGER, number INTEGER, line INTEGER, copies INTEGER DEFAULT 1
 );
-CREATE TABLE invalid (number INTEGER PRIMARY KEY);
-CREATE TABLE spelled (line INTEGER, key TEXT);
+BEGIN; -- one transaction for all rows, never committed
 """
-_REPEATS: Final = """
-SELECT * FROM (
-    SELECT number, line, key, is_own, number IN invalid AS bad,
-           row_number() OVER same AS copy, first_value(line) OVER same AS first
-    FROM keys WHERE key IN (SELECT key FROM keys GROUP BY key HAVING count(*) > 1)
-    WINDOW same AS (PARTITION BY key ORDER BY number)
-)
-WHERE copy > 1 ORDER BY number
-"""
-_SPELLED: Final = """
-SELECT count(*), min(line) FROM (
-    SELECT line, key, row_number() OVER (PARTITION BY key ORDER BY line) AS copy FROM spelled
-)
-WHERE copy > 1 OR key IN (SELECT key FROM keys)
-"""
-
-
-Repeat = tuple[int, str] | InvalidRow
-"""A row whose key an earlier row has: its number and new key, or why it can't be started."""
+_STORE: Final = "INSERT OR IGNORE INTO keys (look, key, number, line) VALUES (?, ?, ?, ?)"
+_COUNT: Final = "UPDATE keys SET copies = copies + 1 WHERE look = ?"
+_FIND: Final = "SELECT key, number, line, copies FROM keys WHERE look = ?"
 
 
 @dataclass(eq=False, repr=False)
@@ -69,7 +55,6 @@ class Check:
         known_auto: key of the auto row that the batch has already, by target and jobId.
         renew: called once a target before its schema finds a row invalid; puts newer jobs into
             ``schemas`` and returns them, or None. It may block.
-        is_immediate: :meth:`take` tells repeats at once, and :meth:`finish` none.
         rows: how many were taken; a problem of the file as a whole is none.
         invalid: how many of them can't be started.
         count: how many problems there are.
@@ -86,25 +71,19 @@ class Check:
     allow_repeated_auto: bool = False
     known_auto: Mapping[tuple[str, str], str] = field(default_factory=dict)
     renew: Callable[[str], Mapping[str, Schema] | None] | None = None
-    is_immediate: bool = False
 
     def __post_init__(self) -> None:
         self.rows = self.invalid = self.count = 0
         self.problems: list[Problem] = []
         self.warnings = rows.Groups(self.file)
         self._asked: set[str] = set()
-        self._auto = {job: (0, 0, key) for job, key in self.known_auto.items()}
+        self._auto = {
+            job: (key, f"the row {key} of the batch") for job, key in self.known_auto.items()
+        }
         self._groups = rows.Groups(self.file, KEPT_PROBLEMS)
-        self._limit = KEPT_PROBLEMS
         self._forms = Forms()
-        self._keys: list[tuple[int, int, str, bool]] = []
         self._table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
-        self._table.executescript(_TABLES)
-
-        if self.is_immediate:
-            self._table.execute("CREATE INDEX by_key ON keys (key)")
-
-        self._table.execute("BEGIN")  # one transaction for all rows, never committed
+        self._table.executescript(_TABLE)
 
     def __enter__(self) -> Self:
         return self
@@ -129,92 +108,62 @@ class Check:
         )
 
     def take(self, items: Iterable[PlainRow | Row | InvalidRow]) -> list[CheckedRow | InvalidRow]:
-        """Return the rows that can be started, and why others can't, in their order."""
+        """Return the rows that can be started, and why others can't, in their order.
+
+        A row whose key an earlier one has is invalid, and has no key then; or where it repeats
+        what that one says, and may, the key tells which repetition it is.
+        """
+        items = list(items)
+        taken = [item if isinstance(item, InvalidRow) else self._check(item) for item in items]
+
         with _sqlite_errors():
-            taken = [
-                self._take_unread(row) if isinstance(row, InvalidRow) else self._take(row)
-                for row in items
-            ]
-            self._store_keys()
+            if self._has_repeats(items, taken):
+                taken = list(map(self._judge_repeat, items, taken))
+
+        for item, row in zip(items, taken, strict=True):
+            is_row = item.number > self.rows  # else it is what ended the reading
+            self.rows += is_row
+
+            if isinstance(row, InvalidRow):
+                self.invalid += is_row
+                self.count += len(row.problems)
+                self.problems += row.problems[: KEPT_PROBLEMS - len(self.problems)]
+
+                for problem in row.problems:
+                    self._groups.add(problem)
 
         return taken
 
-    def finish(self) -> Iterator[Repeat]:
-        """Yield the rows that repeat a key, in manifest order; to be called once."""
-        with _sqlite_errors():
-            times, line = self._table.execute(_SPELLED).fetchone()
-
-            if times:
-                message = "a key looks like another's and is spelled by other characters (NFC, NFD)"
-                self.warnings.warn("key", message, line, times)
-
-            if self.is_immediate:
-                return
-
-            self._limit += KEPT_PROBLEMS  # any of these may precede those that are kept
-
-            for number, line, said, is_own, bad, copy, first in self._table.execute(_REPEATS):
-                key, problems = self._judge_repeat(number, line, said, copy, first, is_own=is_own)
-                self.invalid += key is None and not bad
-                refused = InvalidRow(number, line, None, "", "", problems)
-                yield refused if key is None else (number, key)
-
-        self.problems.sort(key=lambda problem: problem.row)
-        del self.problems[KEPT_PROBLEMS:]
-
-    def _take_unread(self, row: InvalidRow) -> InvalidRow:
-        self._keep(row.problems)
-        is_row = row.number > self.rows  # else it is what ended the reading
-        self.rows += is_row
-        self.invalid += is_row
-
-        if row.key is None:
-            return row
-
-        key, problems = self._take_key(row, row.key, is_bad=True)
-        return row._replace(key=key, problems=row.problems + problems)
-
-    def _take(self, row: PlainRow | Row) -> CheckedRow | InvalidRow:
-        self.rows += 1
-        checked, says = self._check_plain(row) if isinstance(row, PlainRow) else self._check(row)
-        said = rows.row_digest(row) if row.key is None else row.key
+    def _check(self, row: PlainRow | Row) -> CheckedRow | InvalidRow:
+        checked, says = self._check_plain(row) if isinstance(row, PlainRow) else self._fill(row)
+        key = rows.row_digest(row) if row.key is None else row.key
 
         if isinstance(checked, Body) and checked.auto and not self.allow_repeated_auto:
-            checked = self._check_feed(row, said) or checked
-
-        if not isinstance(checked, Body):
-            self._keep(checked)
-
-        key, problems = self._take_key(row, said, is_bad=not isinstance(checked, Body))
+            checked = self._check_feed(row, key) or checked
 
         if isinstance(checked, Body):
-            if key is not None:
-                body, auto = checked
-                has_own_key = row.key is not None
-                return CheckedRow(row, key, has_own_key, body, body_digest(body), auto, says)
-        else:
-            problems = checked + problems
+            body, auto = checked
+            return CheckedRow(row, key, row.key is not None, body, body_digest(body), auto, says)
 
-        self.invalid += 1
-        return InvalidRow(row.number, row.line, key, row.target, row.job_id, problems, says)
+        return InvalidRow(row.number, row.line, key, row.target, row.job_id, checked, says)
 
     def _check_plain(self, row: PlainRow) -> tuple[Body | tuple[Problem, ...], str]:
         if row.target in self.unchecked:
-            return self._check(row.row())
+            return self._fill(row.row())
 
         schema = self.schemas.get(row.target, {}).get(row.job_id)
 
         if schema is not None and (found := self._forms.check(row, schema)):
             return found
 
-        checked, says = self._check(row.row())
+        checked, says = self._fill(row.row())
 
         if isinstance(checked, Body):  # maybe by a newer schema
             self._forms.learn(row, self.schemas[row.target][row.job_id])
 
         return checked, says
 
-    def _check(self, row: Row) -> tuple[Body | tuple[Problem, ...], str]:
+    def _fill(self, row: Row) -> tuple[Body | tuple[Problem, ...], str]:
         """Return what is sent for a row, or why it can't be, and what is kept of it."""
         says = rows.dump_row(row)
 
@@ -252,56 +201,61 @@ class Check:
 
     def _check_feed(self, row: PlainRow | Row, key: str) -> tuple[Problem, ...]:
         """Return the problem of a second row that moves a job's feed on."""
-        number, line, known = self._auto.setdefault(
-            (row.target, row.job_id), (row.number, row.line, key)
-        )
+        known, first = self._auto.setdefault((row.target, row.job_id), (key, f"line {row.line}"))
 
-        if number == row.number or (not number and known == key):
+        if first == f"line {row.line}" or (known == key and not first.startswith("line")):
             return ()
 
-        other = f"line {line}" if number else f"the row {known} of the batch"
         message = (
-            f"{other} uses an auto value of this job too, and the two runs would race for the same "
+            f"{first} uses an auto value of this job too, and the two runs would race for the same "
             "data: put them into separate batches, or pass --allow-repeated-auto"
         )
-        got = f"a second one, after {other}"
+        got = f"a second one, after {first}"
         fault = rows.Fault("", "one auto-value row for each job", got, message)
         return rows.problems_of([fault], self.file, row.number, row.line)
 
-    def _take_key(
-        self, row: PlainRow | Row | InvalidRow, key: str, *, is_bad: bool
-    ) -> tuple[str | None, tuple[Problem, ...]]:
-        """Return the row's key; where repeats are told at once, maybe why it has none."""
-        is_own = row.key is not None
-        self._keys.append((row.number, row.line, key, is_own))
-
-        if is_bad:
-            self._table.execute("INSERT INTO invalid VALUES (?)", (row.number,))
-
-        if not unicodedata.is_normalized("NFC", key):
-            spelled = unicodedata.normalize("NFC", key)
-            self._table.execute("INSERT INTO spelled VALUES (?, ?)", (row.line, spelled))
-
-        if self.is_immediate:
-            known = "SELECT count(*), min(line) FROM keys WHERE key = ?"
-            copies, first = self._table.execute(known, (key,)).fetchone()
-            self._store_keys()
-
-            if copies:
-                where = row.number, row.line, key, copies + 1, first
-                return self._judge_repeat(*where, is_own=is_own)
-
-        return key, ()
+    def _has_repeats(
+        self, items: list[PlainRow | Row | InvalidRow], taken: list[CheckedRow | InvalidRow]
+    ) -> bool:
+        """Store the keys of rows; return True if one is, or looks like, an earlier row's."""
+        keys = [
+            (hash(_look(row.key)), hash(row.key), item.number, item.line)
+            for item, row in zip(items, taken, strict=True)
+            if row.key is not None
+        ]
+        before = self._table.total_changes
+        self._table.executemany(_STORE, keys)
+        return self._table.total_changes - before < len(keys)
 
     def _judge_repeat(
-        self, number: int, line: int, key: str, copy: int, first: int, *, is_own: bool
-    ) -> tuple[str | None, tuple[Problem, ...]]:
-        """Return the key of a row that says what an earlier one does, or why it has none."""
-        if is_own:
+        self, item: PlainRow | Row | InvalidRow, row: CheckedRow | InvalidRow
+    ) -> CheckedRow | InvalidRow:
+        """Return a row as it is, or, where an earlier one has its key, what becomes of it."""
+        key = row.key
+
+        if key is None:
+            return row
+
+        look = hash(_look(key))
+        known, number, first, copies = self._table.execute(_FIND, (look,)).fetchone()
+
+        if known != hash(key):
+            message = "a key looks like another's and is spelled by other characters (NFC, NFD)"
+            self.warnings.warn("key", message, item.line)
+            look = hash(f"\0{key}")
+            self._table.execute(_STORE, (look, hash(key), item.number, item.line))
+            known, number, first, copies = self._table.execute(_FIND, (look,)).fetchone()
+
+        if number == item.number:
+            return row
+
+        self._table.execute(_COUNT, (look,))
+
+        if item.key is not None:
             message = f"key {rows.show(key)!r} is that of line {first}: give this row another"
             fault = rows.Fault("key", "a key of its own", key, message)
         elif self.allow_duplicates:
-            return f"{key}{rows.REPEAT_MARK}{copy}", ()
+            return row._replace(key=f"{key}{rows.REPEAT_MARK}{copies + 1}")
         else:
             message = (
                 f"the row says the same as line {first}, and would start the run twice: remove it, "
@@ -309,20 +263,18 @@ class Check:
             )
             fault = rows.Fault("", "a row that says something else", key, message)
 
-        problems = rows.problems_of([fault], self.file, number, line)
-        self._keep(problems)
-        return None, problems
+        problems = rows.problems_of([fault], self.file, item.number, item.line)
 
-    def _store_keys(self) -> None:
-        self._table.executemany("INSERT INTO keys VALUES (?, ?, ?, ?)", self._keys)
-        self._keys.clear()
+        if isinstance(row, InvalidRow):
+            return row._replace(key=None, problems=row.problems + problems)
 
-    def _keep(self, problems: tuple[Problem, ...]) -> None:
-        self.count += len(problems)
-        self.problems += problems[: max(self._limit - len(self.problems), 0)]
+        place = item.number, item.line, None, item.target, item.job_id
+        return InvalidRow(*place, problems, row.says)
 
-        for problem in problems:
-            self._groups.add(problem)
+
+def _look(key: str) -> str:
+    """Return what an eye sees of a key, however it is spelled."""
+    return key if key.isascii() else unicodedata.normalize("NFC", key)
 
 
 @contextmanager
