@@ -54,8 +54,8 @@ class JobRunParameterValue(NamedTuple):
     value: str | Auto | None
 
 
-ParameterValue = str | Auto | JobRunParameterValue | None
-"""What a row says of one parameter: a text, null, the auto value, or a typed value."""
+ParameterValue = str | Auto | None
+"""What a row says of one parameter: a text, null, or the auto value."""
 
 
 class Row(NamedTuple):
@@ -70,6 +70,8 @@ class Row(NamedTuple):
         job_id: GUID, lower case.
         parameters: name to what the row says of it.
         notes: name to text of what is kept with the row and never sent (``deslaunch.…``).
+        types: the JobRunParameterType that the row declares of each parameter, in their order,
+            or None; empty where it declares none.
     """
 
     number: int
@@ -79,35 +81,7 @@ class Row(NamedTuple):
     job_id: str
     parameters: Mapping[str, ParameterValue]
     notes: Mapping[str, str] = {}
-
-
-class PlainRow(NamedTuple):
-    """A row of nothing but texts, in columns: it costs less than a ``Row``, and says the same.
-
-    Attributes:
-        number: data row, from 1.
-        line: physical line, from 1.
-        key: printable ASCII without quote, backslash and ``~``, or None.
-        target: the target's name.
-        job_id: GUID, lower case.
-        names: of the parameters.
-        types: what the row declares of each; empty for bare texts.
-        texts: of each, without a NUL or a lone surrogate.
-    """
-
-    number: int
-    line: int
-    key: str | None
-    target: str
-    job_id: str
-    names: tuple[str, ...]
-    types: tuple[int, ...]
-    texts: tuple[str, ...]
-
-    def row(self) -> Row:
-        """Return the same as a ``Row``."""
-        values = map(JobRunParameterValue, self.types, self.texts) if self.types else self.texts
-        return Row(*self[:5], dict(zip(self.names, values, strict=True)))
+    types: tuple[int | None, ...] = ()
 
 
 class CheckedRow(NamedTuple):
@@ -123,7 +97,7 @@ class CheckedRow(NamedTuple):
         says: what the ledger keeps of the row, for ``load_row``.
     """
 
-    row: Row | PlainRow
+    row: Row
     key: str
     has_own_key: bool
     body: bytes

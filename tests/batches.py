@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from manifests import apart
 
 from deslaunch.ledger.ledger import NewBatch, NewSession, begin_import
 from deslaunch.ledger.reading import Clock, TargetInfo
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from deslaunch.ledger.ledger import Ledger
-    from deslaunch.model import ParameterValue, Start
+    from deslaunch.model import Start
 
 JOB: Final = "43f87799-62c6-4001-92f9-6b3df816a6d6"
 RUN: Final = "0d8ab4f4-6f4f-4f8e-9f4e-9a3a8d6c{:04x}"
@@ -61,7 +63,7 @@ class Said(NamedTuple):
     """
 
     key: str
-    parameters: Mapping[str, ParameterValue] = {"DBGenFrom": "1"}
+    parameters: Mapping[str, Any] = {"DBGenFrom": "1"}
     attempts: Sequence[tuple[str, int | None, str]] = ()
     run: tuple[bool, bool, str | None, str | None] | None = None
     problem: str = ""
@@ -112,7 +114,7 @@ async def write_batch(
 
 def checked_row(number: int, said: Said) -> CheckedRow | InvalidRow:
     """Return a row as the check of a manifest gives it."""
-    row = Row(number, number + 1, said.key, said.target, JOB, said.parameters, said.notes)
+    row = apart(Row(number, number + 1, said.key, said.target, JOB, said.parameters, said.notes))
 
     if said.problem:
         problem = Problem("night.csv", number + 1, number, "", "", "", said.problem)

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Any
 from deslaunch.manifest.check import Check
 from deslaunch.manifest.files import Manifest
 from deslaunch.manifest.schema import compile_jobs
-from deslaunch.model import CheckedRow, InvalidRow, Job, JobParameter, Problem, Row
+from deslaunch.model import (
+    CheckedRow,
+    InvalidRow,
+    Job,
+    JobParameter,
+    JobRunParameterValue,
+    Problem,
+    Row,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,6 +47,15 @@ def open_manifest(form: Format, content: bytes | str, **options: Any) -> Manifes
 def items_of(form: Format, content: bytes | str, **options: Any) -> list[Row | InvalidRow]:
     manifest = open_manifest(form, content, **options)
     return [item for chunk in manifest.chunks() for item in chunk]
+
+
+def apart(row: Row) -> Row:
+    """Return a row with the types that its values declare apart from them, as a reader does."""
+    values: Iterable[Any] = row.parameters.values()
+    pairs = [v if isinstance(v, JobRunParameterValue) else (None, v) for v in values]
+    types = tuple(number for number, _ in pairs)
+    parameters = dict(zip(row.parameters, (value for _, value in pairs), strict=True))
+    return row._replace(parameters=parameters, types=types if {*types} - {None} else ())
 
 
 def problems_of(form: Format, content: bytes | str, **options: Any) -> list[Problem]:

@@ -20,7 +20,7 @@ from deslaunch.events import Counts
 from deslaunch.ledger.ledger import open_ledger
 from deslaunch.ledger.reading import ResultRow, UnknownRow
 from deslaunch.manifest.rows import dump_row
-from deslaunch.model import AUTO, JobRunParameterValue, Row, add_cause
+from deslaunch.model import AUTO, Row, add_cause
 from deslaunch.report.charts import (
     bucket_width,
     duration,
@@ -330,11 +330,11 @@ class TestCommands:
         assert found["not_started"] == re.sub(r"--started \S+", "--not-started", found["started"])
 
     def test_parameters_are_told_in_a_line(self) -> None:
-        typed = JobRunParameterValue(2, "7")
-        row = Row(1, 2, None, "default", JOB, {"A": "1", "B": None, "C": AUTO, "D": typed})
+        said = {"A": "1", "B": None, "C": AUTO, "D": "7"}
+        row = Row(1, 2, None, "default", JOB, said, types=(None, None, None, 2))
 
         assert self.parameters_of(row) == "A=1, B=null, C=auto, D=7"
-        assert self.parameters_of(row._replace(parameters={})) == "-"
+        assert self.parameters_of(row._replace(parameters={}, types=())) == "-"
 
     def parameters_of(self, row: Row) -> object:
         unknown = UnknownRow(1, "k", "default", JOB, "", dump_row(row), "", None, 0, 1)

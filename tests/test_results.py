@@ -494,10 +494,10 @@ class TestBatch:
         found = [row for rows in await asyncio.to_thread(list, manifest.chunks()) for row in rows]
         assert [row.key for row in found] == [said.key for said in batch()]
         assert {type(row) for row in found} == {Row}
-        values = found[2].parameters  # type: ignore[union-attr]
-        typed = JobRunParameterValue(2, "7") if form == "jsonl" else "7"
-        assert values == {"A": typed, "B": None, "C": AUTO, "D": "", "E": '\\N,"'}
-        assert found[2].notes == {"shop": "17"}  # type: ignore[union-attr]
+        assert isinstance(found[2], Row)
+        assert found[2].parameters == {"A": "7", "B": None, "C": AUTO, "D": "", "E": '\\N,"'}
+        assert found[2].types == ((2, None, None, None, None) if form == "jsonl" else ())
+        assert found[2].notes == {"shop": "17"}
 
     async def test_a_new_batch_is_not_made_of_results(self, night: Path, tmp_path: Path) -> None:
         await self.write(night, tmp_path / "again.csv", with_manifest=True)

@@ -6,11 +6,13 @@ from calendar import monthrange
 from datetime import datetime
 from decimal import Decimal
 from itertools import product
+from typing import Any
 
 import orjson
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from manifests import apart
 
 from deslaunch.des import wire
 from deslaunch.manifest.rows import Groups, dump_row, load_row
@@ -20,7 +22,6 @@ from deslaunch.model import (
     Job,
     JobParameter,
     JobRunParameterValue,
-    ParameterValue,
     Problem,
     Row,
 )
@@ -45,22 +46,22 @@ SALES = Job(
 
 
 def row(
-    parameters: dict[str, ParameterValue],
+    parameters: dict[str, Any],
     *,
     number: int = 17,
     job_id: str = JOB_ID,
     target: str = "default",
 ) -> Row:
-    return Row(number, number + 1, None, target, job_id, parameters)
+    return apart(Row(number, number + 1, None, target, job_id, parameters))
 
 
-def sent(parameters: dict[str, ParameterValue], job: Job = SALES) -> Body:
+def sent(parameters: dict[str, Any], job: Job = SALES) -> Body:
     checked = Schema(job).check(row(parameters), FILE)
     assert isinstance(checked, Body), checked
     return checked
 
 
-def refused(parameters: dict[str, ParameterValue], job: Job = SALES) -> tuple[Problem, ...]:
+def refused(parameters: dict[str, Any], job: Job = SALES) -> tuple[Problem, ...]:
     problems = Schema(job).check(row(parameters), FILE)
     assert not isinstance(problems, Body), problems
     return problems
@@ -85,7 +86,11 @@ def test_a_valid_row_becomes_one_complete_body() -> None:
         b'"Shop":{"type":1,"valueStringEncoded":"Main"}}}'
     )
 
-    assert sent({"DBGenFrom": "1200", "Shop": "Main"}) == Body(body, auto=False)
+    assert sent({"DBGenFrom": "1200", "Shop": "Main"}) == (
+        body,
+        False,
+        dump_row(row({"DBGenFrom": "1200", "Shop": "Main"})),
+    )
     assert (body_digest(body).hex(), len(body_digest(body))) == (
         "b80895173846f32b96ae237d2f6bfb63",
         16,
@@ -142,16 +147,16 @@ def test_a_valid_row_becomes_one_complete_body() -> None:
     ],
 )
 def test_a_value_is_encoded_with_the_schemas_type(
-    name: str, value: ParameterValue, encoded: dict[str, object]
+    name: str, value: Any, encoded: dict[str, object]
 ) -> None:
-    body, auto = sent({"DBGenFrom": "1", name: value})
+    body, auto, _ = sent({"DBGenFrom": "1", name: value})
 
     assert orjson.loads(body)["parameters"][name] == encoded
     assert auto is bool(encoded.get("useAutoValue"))
 
 
 def test_parameters_keep_the_rows_order() -> None:
-    body, _ = sent({"Shop": "x", "DBGenTo": "2", "DBGenFrom": "1"})
+    body, _, _ = sent({"Shop": "x", "DBGenTo": "2", "DBGenFrom": "1"})
 
     assert list(orjson.loads(body)["parameters"]) == ["Shop", "DBGenTo", "DBGenFrom"]
 
@@ -168,7 +173,7 @@ texts = {
 
 
 @st.composite
-def jobs_and_values(draw: st.DrawFn) -> tuple[Job, dict[str, ParameterValue]]:
+def jobs_and_values(draw: st.DrawFn) -> tuple[Job, dict[str, Any]]:
     """A job, and values of which each is valid for it: text, null, auto, bare or typed."""
     types = draw(st.dictionaries(utf8, st.sampled_from(list(texts)), max_size=6))
     parameters, values = [], {}
@@ -184,7 +189,7 @@ def jobs_and_values(draw: st.DrawFn) -> tuple[Job, dict[str, ParameterValue]]:
 
 @given(jobs_and_values())
 def test_the_body_says_what_the_row_says_also_from_the_ledger(
-    case: tuple[Job, dict[str, ParameterValue]],
+    case: tuple[Job, dict[str, Any]],
 ) -> None:
     job, values = case
     types = {parameter.name: parameter.type for parameter in job.parameters}
@@ -192,15 +197,15 @@ def test_the_body_says_what_the_row_says_also_from_the_ledger(
         name: value.value if isinstance(value, JobRunParameterValue) else value
         for name, value in values.items()
     }
-    body, auto = sent(values, job)
-    again = load_row(dump_row(row(values)), 17, 18, FILE)
+    body, auto, says = sent(values, job)
+    again = load_row(says, 17, 18, FILE)
 
     assert orjson.loads(body)["parameters"] == {
         name: wire.parameter_value(types[name], value) for name, value in bare.items()
     }
     assert auto is (AUTO in bare.values())
     assert isinstance(again, Row)
-    assert Schema(job).check(again, FILE) == Body(body, auto)
+    assert Schema(job).check(again, FILE) == Body(body, auto, says)
 
 
 # Types
@@ -447,7 +452,7 @@ def test_every_problem_of_a_row_is_reported() -> None:
     ],
 )
 def test_a_problem_says_what_is_wrong_and_what_to_do(
-    parameters: dict[str, ParameterValue], message: str
+    parameters: dict[str, Any], message: str
 ) -> None:
     [problem] = refused(parameters)
 
@@ -517,7 +522,7 @@ def test_names_from_des_cannot_speak_to_a_terminal_either() -> None:  # M17
 # Groups
 
 
-def warned(name: str, value: ParameterValue, numbers: range) -> list[str]:
+def warned(name: str, value: Any, numbers: range) -> list[str]:
     warnings, schema = Groups(FILE), Schema(SALES)
 
     for number in numbers:
@@ -552,9 +557,7 @@ def test_ten_thousand_naive_datetimes_are_one_warning() -> None:
         pytest.param("TradingDate", "2026-01-31T06:16:47.1234", "a datetime without", id="naive"),
     ],
 )
-def test_a_doubtful_parameter_is_one_warning(
-    name: str, value: ParameterValue, message: str
-) -> None:
+def test_a_doubtful_parameter_is_one_warning(name: str, value: Any, message: str) -> None:
     (warning,) = warned(name, value, range(1, 4))
 
     assert warning.startswith(f"night.csv:2, column {name} (3 rows): {message}")
@@ -570,7 +573,7 @@ def test_a_doubtful_parameter_is_one_warning(
         pytest.param("Shop", "2026-01-31T06:16:47", id="string that looks like one"),
     ],
 )
-def test_what_is_sure_is_not_warned_of(name: str, value: ParameterValue) -> None:
+def test_what_is_sure_is_not_warned_of(name: str, value: Any) -> None:
     assert warned(name, value, range(1, 4)) == []
 
 

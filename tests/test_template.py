@@ -12,7 +12,7 @@ from manifests import check_manifest
 
 from deslaunch.des.wire import decode_jobs
 from deslaunch.manifest.template import explanation, manifest_of
-from deslaunch.model import CheckedRow, Job, JobParameter, PlainRow
+from deslaunch.model import CheckedRow, Job, JobParameter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,8 +35,7 @@ def only_checked(job: Job, form: Format) -> CheckedRow:
 
 
 def said_in(checked: CheckedRow) -> Mapping[str, ParameterValue]:
-    row = checked.row
-    return row.row().parameters if isinstance(row, PlainRow) else row.parameters
+    return checked.row.parameters
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])

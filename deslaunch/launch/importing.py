@@ -57,7 +57,7 @@ async def read_rows(
         DesError: DES could not be asked for any target's jobs; likewise CredentialsRefused,
             SchemaError.
     """
-    chunks = manifest.portions()
+    chunks = manifest.chunks()
 
     # A pipe may stay silent: whoever cancels does not wait for it.
     while chunk := await run_sync(next, chunks, None, abandon_on_cancel=True):
@@ -341,7 +341,7 @@ def digest_of(manifest: Manifest) -> str:
         ManifestError: it can't be read.
     """
     if manifest.path is None or not manifest.path.is_file():  # stdin or a pipe
-        deque(manifest.portions(), 0)
+        deque(manifest.chunks(), 0)
         return manifest.digest
 
     try:

@@ -15,9 +15,8 @@ from typing import Final, Self
 from deslaunch.errors import InvalidManifest, ManifestError
 from deslaunch.events import ProblemGroup
 from deslaunch.manifest import rows
-from deslaunch.manifest.forms import Forms
 from deslaunch.manifest.schema import Body, Schema, body_digest, unknown_job
-from deslaunch.model import AUTO, CheckedRow, InvalidRow, PlainRow, Problem, Row
+from deslaunch.model import AUTO, CheckedRow, InvalidRow, Problem, Row
 
 KEPT_PROBLEMS: Final = 1_000
 """Problems, and groups of problems, that are kept."""
@@ -81,7 +80,6 @@ class Check:
             job: (key, f"the row {key} of the batch") for job, key in self.known_auto.items()
         }
         self._groups = rows.Groups(self.file, KEPT_PROBLEMS)
-        self._forms = Forms()
         self._table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._table.executescript(_TABLE)
 
@@ -107,7 +105,7 @@ class Check:
             message, problems=self.problems, count=self.count, groups=self.groups, hint=hint
         )
 
-    def take(self, items: Iterable[PlainRow | Row | InvalidRow]) -> list[CheckedRow | InvalidRow]:
+    def take(self, items: Iterable[Row | InvalidRow]) -> list[CheckedRow | InvalidRow]:
         """Return the rows that can be started, and why others can't, in their order.
 
         A row whose key an earlier one has is invalid, and has no key then; or where it repeats
@@ -134,41 +132,24 @@ class Check:
 
         return taken
 
-    def _check(self, row: PlainRow | Row) -> CheckedRow | InvalidRow:
-        checked, says = self._check_plain(row) if isinstance(row, PlainRow) else self._fill(row)
+    def _check(self, row: Row) -> CheckedRow | InvalidRow:
+        checked = self._fill(row)
         key = rows.row_digest(row) if row.key is None else row.key
 
         if isinstance(checked, Body) and checked.auto and not self.allow_repeated_auto:
             checked = self._check_feed(row, key) or checked
 
         if isinstance(checked, Body):
-            body, auto = checked
+            body, auto, says = checked
             return CheckedRow(row, key, row.key is not None, body, body_digest(body), auto, says)
 
+        says = rows.dump_row(row)
         return InvalidRow(row.number, row.line, key, row.target, row.job_id, checked, says)
 
-    def _check_plain(self, row: PlainRow) -> tuple[Body | tuple[Problem, ...], str]:
+    def _fill(self, row: Row) -> Body | tuple[Problem, ...]:
+        """Return what is sent for a row, or why it can't be."""
         if row.target in self.unchecked:
-            return self._fill(row.row())
-
-        schema = self.schemas.get(row.target, {}).get(row.job_id)
-
-        if schema is not None and (found := self._forms.check(row, schema)):
-            return found
-
-        checked, says = self._fill(row.row())
-
-        if isinstance(checked, Body):  # maybe by a newer schema
-            self._forms.learn(row, self.schemas[row.target][row.job_id])
-
-        return checked, says
-
-    def _fill(self, row: Row) -> tuple[Body | tuple[Problem, ...], str]:
-        """Return what is sent for a row, or why it can't be, and what is kept of it."""
-        says = rows.dump_row(row)
-
-        if row.target in self.unchecked:
-            return Body(b"", AUTO in map(rows.plain_value, row.parameters.values())), says
+            return Body(b"", AUTO in row.parameters.values(), rows.dump_row(row))
 
         checked = self._check_by_schema(row, self.warnings)
         is_known = row.target in self.schemas and row.target not in self._asked
@@ -177,9 +158,9 @@ class Check:
             self._asked.add(row.target)
 
             if self.renew(row.target) is not None:
-                checked = self._check_by_schema(row, None)
+                return self._check_by_schema(row, None)
 
-        return checked, says
+        return checked
 
     def _check_by_schema(
         self, row: Row, warnings: rows.Groups | None
@@ -199,7 +180,7 @@ class Check:
 
         return schema.check(row, self.file, warnings)
 
-    def _check_feed(self, row: PlainRow | Row, key: str) -> tuple[Problem, ...]:
+    def _check_feed(self, row: Row, key: str) -> tuple[Problem, ...]:
         """Return the problem of a second row that moves a job's feed on."""
         known, first = self._auto.setdefault((row.target, row.job_id), (key, f"line {row.line}"))
 
@@ -215,7 +196,7 @@ class Check:
         return rows.problems_of([fault], self.file, row.number, row.line)
 
     def _has_repeats(
-        self, items: list[PlainRow | Row | InvalidRow], taken: list[CheckedRow | InvalidRow]
+        self, items: list[Row | InvalidRow], taken: list[CheckedRow | InvalidRow]
     ) -> bool:
         """Store the keys of rows; return True if one is, or looks like, an earlier row's."""
         keys = [
@@ -228,7 +209,7 @@ class Check:
         return self._table.total_changes - before < len(keys)
 
     def _judge_repeat(
-        self, item: PlainRow | Row | InvalidRow, row: CheckedRow | InvalidRow
+        self, item: Row | InvalidRow, row: CheckedRow | InvalidRow
     ) -> CheckedRow | InvalidRow:
         """Return a row as it is, or, where an earlier one has its key, what becomes of it."""
         key = row.key

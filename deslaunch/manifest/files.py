@@ -21,7 +21,7 @@ from typing import BinaryIO, Final
 from deslaunch.errors import ConfigurationError, ManifestError
 from deslaunch.manifest.readers import MAX_RECORD, CsvReader, JsonlReader, Unreadable
 from deslaunch.manifest.rows import RESERVED, Fault, RowRules, show
-from deslaunch.model import DEFAULT_TARGET, GUID, Format, InvalidRow, PlainRow, Row, printable
+from deslaunch.model import DEFAULT_TARGET, GUID, Format, InvalidRow, Row, printable
 
 _DATA: Final = re.compile(  # a number or a time, an escape, a GUID
     r"[-+]?[0-9][0-9.:/-]*(?:[T ][0-9:.]+Z?)?|\\[NAE]"
@@ -124,15 +124,10 @@ class Manifest:
         Raises:
             ManifestError: the file can't be opened or read.
         """
-        for portion in self.portions():
-            yield [item.row() if isinstance(item, PlainRow) else item for item in portion]
+        while chunk := list(islice(self._items, CHUNK)):
+            yield chunk
 
-    def portions(self) -> Iterator[list[PlainRow | Row | InvalidRow]]:
-        """Yield the same with plain rows as they are, which :class:`Check` takes too."""
-        while portion := list(islice(self._items, CHUNK)):
-            yield portion
-
-    def _read(self) -> Iterator[PlainRow | Row | InvalidRow]:
+    def _read(self) -> Iterator[Row | InvalidRow]:
         try:
             with self._open() as stream:
                 yield from self._reader.read(_lines(self._content(stream)))

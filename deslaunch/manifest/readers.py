@@ -15,15 +15,17 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Any, Final
 
 import orjson
 
+from deslaunch.des import wire
 from deslaunch.errors import ManifestError
-from deslaunch.manifest import forms, rows
-from deslaunch.model import AUTO, InvalidRow, ParameterValue, PlainRow, Row
+from deslaunch.manifest import rows
+from deslaunch.model import AUTO, InvalidRow, ParameterValue, Row
 
-Item = PlainRow | Row | InvalidRow
+Item = Row | InvalidRow
 
 
 MAX_RECORD: Final = 1 << 20
@@ -36,6 +38,12 @@ NOTE_PREFIX: Final = f"{rows.NOTES}."
 """Begins a column of notes, in any case of letters."""
 
 _RESULT_NOTES: Final = frozenset(f"{NOTE_PREFIX}{name}" for name in rows.RESULT_NAMES)
+_TYPED: Final = {dict}
+_BARE: Final = {str}
+_INTEGERS: Final = {int}
+_TYPES: Final = frozenset(wire.TYPE_NAMES)
+_RESERVED: Final = frozenset(rows.RESERVED)
+_type_and_text = itemgetter("type", "valueStringEncoded")
 _OVERLONG: Final = "over MAX_RECORD"
 _MAX_HEADER_FAULTS: Final = 100  # a line of commas alone would have a million
 _ESCAPES: Final[Mapping[str, ParameterValue]] = {"\\N": None, "\\A": AUTO, "\\E": ""}
@@ -134,9 +142,7 @@ class JsonlReader(RowReader):
         if len(line) > MAX_RECORD:
             return self.invalid(_too_long("line"))
 
-        where = (self.number, self._rules, self.line)
-
-        if plain := forms.read_line(line, *where):
+        if plain := self._read_plain(line):
             return plain
 
         self._repeated.clear()
@@ -150,6 +156,7 @@ class JsonlReader(RowReader):
             message = f"this is {why}; fix the line"
             return self.invalid(rows.Fault("", "one JSON object", text_of(line), message))
 
+        where = (self.number, self._rules, self.line)
         row = rows.row_from_object(value, *where, faults=self._repeated)
 
         if not isinstance(row, InvalidRow) or not self._repeated:
@@ -157,6 +164,46 @@ class JsonlReader(RowReader):
 
         is_key_known = all(fault.column != "key" for fault in self._repeated)
         return row._replace(key=row.key if is_key_known else None, says=rows.UNREAD)
+
+    def _read_plain(self, line: bytes) -> Row | None:
+        """Return the row of a line of which orjson is sure to lose nothing, or None.
+
+        orjson keeps the last of two members of one name. But no name is given twice where a line
+        has just the quotes that its object's names and texts need: a dropped one would have two
+        more. And it makes floats of long integers, which are not plain, and 0 of -0, which is
+        looked for.
+        """
+        types: tuple[int, ...] = ()
+
+        try:
+            said = orjson.loads(line)
+            parameters = said.pop("parameters")
+            kinds = set(map(type, parameters.values()))
+            strings = 1 + 2 * (len(said) + len(parameters))
+
+            if kinds == _TYPED:
+                strings += 2 * len(parameters)
+                types, texts = zip(*map(_type_and_text, parameters.values()))  # noqa: B905  # pairs
+                parameters = dict(zip(parameters, texts))  # noqa: B905  # one for each
+                kinds = set(map(type, texts))
+
+                if set(map(type, types)) != _INTEGERS or not _TYPES.issuperset(types):
+                    return None
+            elif int in kinds and not (0 in parameters.values() and b"-0" in line):
+                strings -= list(map(type, parameters.values())).count(int)
+                parameters = {name: str(value) for name, value in parameters.items()}
+                kinds.remove(int)
+
+            if not kinds <= _BARE or line.count(b'"') != 2 * strings or b"\\" in line:
+                return None
+
+            if "" in parameters or not said.keys() <= _RESERVED or None in said.values():
+                return None
+
+            where = (self.number, self._rules, self.line)
+            return rows.plain_row(said, parameters, *where, types)
+        except (AttributeError, KeyError, TypeError, ValueError):  # not of this form at all
+            return None
 
 
 class CsvReader(RowReader):
@@ -310,8 +357,7 @@ class CsvReader(RowReader):
         )
 
         if "\\" not in self._record[0] and len(self._record) == 1 and not notes:
-            texts = tuple(parameters), (), tuple(parameters.values())
-            plain = forms.plain_row(self.number, self.line, said, *texts, self._rules)
+            plain = rows.plain_row(said, parameters, self.number, self._rules, self.line)
 
             if plain is not None:
                 return plain

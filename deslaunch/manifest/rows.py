@@ -27,11 +27,9 @@ from deslaunch.model import (
     AUTO,
     DEFAULT_TARGET,
     GOT_LIMIT,
-    Auto,
     InvalidRow,
     JobRunParameterValue,
     ParameterValue,
-    PlainRow,
     Problem,
     Row,
     is_guid,
@@ -78,6 +76,9 @@ _MAX_DIGITS: Final = 1000  # a Decimal of a few bytes can stand for gigabytes of
 _LONG: Final = 10  # digits of a JobRunParameterType
 _ROW_NAMES: Final = (*RESERVED, "parameters", NOTES)
 _VALUE_NAMES: Final = frozenset({"type", "valueStringEncoded", "useAutoValue"})
+_is_plain_name: Final = re.compile(  # printable ASCII without a quote, a backslash, and ~
+    r"[!#-\[\]-}](?:[ !#-\[\]-}]{0,126}[!#-\[\]-}])?"
+).fullmatch
 _FORMS: Final = '{"auto": true} or {"type", "valueStringEncoded", "useAutoValue"}'
 _INVISIBLE: Final = re.compile(  # what isprintable() lets pass, and no eye sees
     "[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
@@ -199,7 +200,7 @@ def row_from_object(
     rules: RowRules,
     line: int = 0,
     *,
-    read: Callable[[object], ParameterValue] | None = None,
+    read: Callable[[object], object] | None = None,
     faults: Iterable[Fault] = (),
 ) -> Row | InvalidRow:
     """Return the row of one object of the JSONL form, or all that is wrong with it.
@@ -218,8 +219,7 @@ def row_from_object(
     line = line or number
 
     if isinstance(value, Row):
-        members = zip(_ROW_NAMES, value[2:], strict=True)
-        value = {name: said for name, said in members if said is not None}
+        value = _object_of(value)
 
     if not isinstance(value, _OBJECTS):
         message = 'a row is one object in one line: {"jobId": "…", "parameters": {…}}'
@@ -227,9 +227,10 @@ def row_from_object(
 
     found = [*faults, *(_unknown_member(name) for name in value if name not in _ROW_NAMES)]
     notes = _read_notes(value.get(NOTES, {}), rules, found)
-    parameters = _read_values(value.get("parameters", {}), "parameters", read or read_value, found)
-    key, target, job_id = _read_members(value, parameters, rules, found)
-    row = Row(number, line, key, target or rules.target, job_id or "", parameters, notes)
+    values = _read_values(value.get("parameters", {}), "parameters", read or read_value, found)
+    key, target, job_id = _read_members(value, values, rules, found)
+    parameters, types = _split(values)
+    row = Row(number, line, key, target or rules.target, job_id or "", parameters, notes, types)
 
     if not found:
         return row
@@ -241,6 +242,34 @@ def row_from_object(
         says = dump_row(row._replace(job_id=job_id or show(value.get("jobId", "")) or "?"))
 
     return InvalidRow(*row[:5], problems_of(found, rules.file, number, line), says)
+
+
+def plain_row(
+    said: Mapping[str, str],
+    parameters: Mapping[str, str],
+    number: int,
+    rules: RowRules,
+    line: int,
+    types: tuple[int, ...] = (),
+) -> Row | None:
+    """Return the row of values that need no second look; None where its names do.
+
+    Args:
+        said: key, target and jobId, each optional.
+        parameters: texts without a NUL or a lone surrogate.
+        number: data row, from 1.
+        rules: defaults.
+        line: physical line, from 1.
+        types: what the row declares of all parameters, or of none.
+    """
+    key, target = said.get("key"), said.get("target")
+    job_id = lower_guid(said["jobId"]) if "jobId" in said else rules.job_id
+    names = [name for name in (key, target) if name is not None]
+
+    if job_id is None or not all(map(_is_plain_name, names)):
+        return None
+
+    return Row(number, line, key, target or rules.target, job_id, parameters, NO_NOTES, types)
 
 
 def _unknown_member(name: object) -> Fault:
@@ -373,10 +402,21 @@ def _read_named(name: object, value: object, read: Callable[[object], Any]) -> o
 
     found = read(value)
 
-    if NO_TEXT.search(f"{name}{plain_value(found)}"):
+    if NO_TEXT.search(f"{name}{found.value if isinstance(found, JobRunParameterValue) else found}"):
         raise Unfit(*UNCLEAN)
 
     return found
+
+
+def _split(values: Mapping[str, Any]) -> tuple[dict[str, ParameterValue], tuple[int | None, ...]]:
+    """Return values without the types that a row declares for them, and those."""
+    pairs = [
+        value if isinstance(value, JobRunParameterValue) else (None, value)
+        for value in values.values()
+    ]
+    types = tuple(number for number, _ in pairs)
+    plain = dict(zip(values, (value for _, value in pairs), strict=True))
+    return plain, types if any(number is not None for number in types) else ()
 
 
 def _unread(value: object) -> dict[str, str]:
@@ -414,7 +454,7 @@ def fault_of_results(name: str) -> Fault:
     return Fault(name, "a manifest", name, message)
 
 
-def read_value(value: object) -> ParameterValue:
+def read_value(value: object) -> ParameterValue | JobRunParameterValue:
     """Return what a row's value stands for.
 
     Raises:
@@ -467,7 +507,7 @@ def _text_of_number(value: object) -> str:
     raise Unfit(expected, message)
 
 
-def _value_of_object(value: Mapping[str, object]) -> ParameterValue:
+def _value_of_object(value: Mapping[str, object]) -> ParameterValue | JobRunParameterValue:
     if not _VALUE_NAMES.issuperset(value):
         if value.keys() == {"auto"} and value["auto"] is True:
             return AUTO
@@ -498,21 +538,26 @@ def _value_of_object(value: Mapping[str, object]) -> ParameterValue:
 
 def dump_row(row: Row) -> str:
     """Return what a row says as one JSONL row, in which nothing is lost."""
-    parameters: Mapping[str, Any] = row.parameters
+    return orjson.dumps(_object_of(row)).decode()
 
-    if AUTO in parameters.values():
+
+def _object_of(row: Row) -> dict[str, Any]:
+    """Return what a row says in the form of JSONL."""
+    parameters: Mapping[str, object] = row.parameters
+
+    if row.types or AUTO in parameters.values():
+        types = row.types or (None,) * len(parameters)
+        parameters = {
+            name: value if number is None else wire.parameter_value(number, value)
+            for number, (name, value) in zip(types, row.parameters.items(), strict=True)
+        }
         parameters = {
             name: {"auto": True} if value is AUTO else value for name, value in parameters.items()
         }
 
     said: dict[str, Any] = {} if row.key is None else {"key": row.key}
     said |= {"target": row.target, "jobId": row.job_id, "parameters": parameters}
-
-    if row.notes:
-        said[NOTES] = row.notes
-
-    # All but a JobRunParameterValue is JSON already.
-    return orjson.dumps(said, default=lambda value: wire.parameter_value(*value)).decode()
+    return said | {NOTES: row.notes} if row.notes else said
 
 
 def load_row(says: str, number: int, line: int, file: str) -> Row | InvalidRow:
@@ -528,7 +573,7 @@ def load_row(says: str, number: int, line: int, file: str) -> Row | InvalidRow:
     return row_from_object(orjson.loads(says), number, rules, line)
 
 
-def row_digest(row: Row | PlainRow) -> str:
+def row_digest(row: Row) -> str:
     r"""Return the digest of what a row says, 32 lower-case hex digits: its key where it has none.
 
     The recipe is a contract: others recompute it to find a row in a ledger.
@@ -548,18 +593,8 @@ def row_digest(row: Row | PlainRow) -> str:
     Raises:
         TypeError: a text holds a lone surrogate; no row of a manifest does.
     """
-    if isinstance(row, PlainRow):
-        said: Iterable[tuple[str, object]] = zip(row.names, row.texts, strict=True)
-    else:
-        said = ((name, plain_value(value)) for name, value in row.parameters.items())
-
-    texts = sorted((name, True if text is AUTO else text) for name, text in said)
+    texts = sorted((name, True if text is AUTO else text) for name, text in row.parameters.items())
     return sha256(orjson.dumps([row.target, row.job_id.lower(), texts])).hexdigest()[:32]
-
-
-def plain_value(value: ParameterValue) -> str | Auto | None:
-    """Return a value without the type that a row declares for it."""
-    return value.value if isinstance(value, JobRunParameterValue) else value
 
 
 def show(value: object) -> str:
