@@ -28,14 +28,12 @@ _TABLE: Final = """
 PRAGMA journal_mode = OFF;
 PRAGMA temp_store = FILE;
 PRAGMA cache_size = -1024;
-CREATE TABLE keys (
-    look INTEGER PRIMARY KEY, key INTEGER, number INTEGER, line INTEGER, copies INTEGER DEFAULT 1
-);
+CREATE TABLE keys (look INTEGER PRIMARY KEY, own INTEGER, line INTEGER, copies INTEGER DEFAULT 1);
 BEGIN; -- one transaction for all rows, never committed
 """
-_STORE: Final = "INSERT OR IGNORE INTO keys (look, key, number, line) VALUES (?, ?, ?, ?)"
+_STORE: Final = "INSERT OR IGNORE INTO keys (look, own, line) VALUES (?, ?, ?)"
 _COUNT: Final = "UPDATE keys SET copies = copies + 1 WHERE look = ?"
-_FIND: Final = "SELECT key, number, line, copies FROM keys WHERE look = ?"
+_FIND: Final = "SELECT own, line, copies FROM keys WHERE look = ?"
 
 
 @dataclass(eq=False, repr=False)
@@ -200,7 +198,7 @@ class Check:
     ) -> bool:
         """Store the keys of rows; return True if one is, or looks like, an earlier row's."""
         keys = [
-            (hash(_look(row.key)), hash(row.key), item.number, item.line)
+            (*_hashes(row.key), item.line)
             for item, row in zip(items, taken, strict=True)
             if row.key is not None
         ]
@@ -217,17 +215,17 @@ class Check:
         if key is None:
             return row
 
-        look = hash(_look(key))
-        known, number, first, copies = self._table.execute(_FIND, (look,)).fetchone()
+        look, own = _hashes(key)
+        known, first, copies = self._table.execute(_FIND, (look,)).fetchone()
 
-        if known != hash(key):
+        if known != own:
             message = "a key looks like another's and is spelled by other characters (NFC, NFD)"
             self.warnings.warn("key", message, item.line)
             look = hash(f"\0{key}")
-            self._table.execute(_STORE, (look, hash(key), item.number, item.line))
-            known, number, first, copies = self._table.execute(_FIND, (look,)).fetchone()
+            self._table.execute(_STORE, (look, own, item.line))
+            known, first, copies = self._table.execute(_FIND, (look,)).fetchone()
 
-        if number == item.number:
+        if first == item.line:
             return row
 
         self._table.execute(_COUNT, (look,))
@@ -253,9 +251,10 @@ class Check:
         return InvalidRow(*place, problems, row.says)
 
 
-def _look(key: str) -> str:
-    """Return what an eye sees of a key, however it is spelled."""
-    return key if key.isascii() else unicodedata.normalize("NFC", key)
+def _hashes(key: str) -> tuple[int, int | None]:
+    """Return the hash of what an eye sees of a key, and where it is spelled otherwise, its own."""
+    look = key if key.isascii() else unicodedata.normalize("NFC", key)
+    return hash(look), None if look == key else hash(key)
 
 
 @contextmanager
