@@ -11,7 +11,7 @@ import pytest
 from manifests import check_manifest
 
 from deslaunch.des.wire import decode_jobs
-from deslaunch.manifest.template import explanation, manifest_of
+from deslaunch.manifest.schema import explanation, manifest_of
 from deslaunch.model import CheckedRow, Job, JobParameter
 
 if TYPE_CHECKING:

@@ -486,7 +486,7 @@ async def template(given: Given) -> int:
         deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 --format jsonl
     """
     from deslaunch.launch.schemas import read_schema_file  # noqa: PLC0415  # not needed for --help
-    from deslaunch.manifest.template import explanation, manifest_of  # noqa: PLC0415
+    from deslaunch.manifest.schema import explanation, manifest_of  # noqa: PLC0415
     from deslaunch.report.results import open_output  # noqa: PLC0415
 
     printer, output = given.printer, given["output"]
