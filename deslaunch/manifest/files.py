@@ -4,13 +4,12 @@ Memory stays flat: one block, one line, one chunk of rows.
 """
 
 import csv
-import json
 import os
 import re
 import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from hashlib import sha256
 from io import BytesIO
@@ -38,20 +37,26 @@ _SAVE_AS_CSV: Final = 'save it as "CSV UTF-8", with commas between the columns'
 
 _BOM: Final = b"\xef\xbb\xbf"
 _GZIP: Final = b"\x1f\x8b"
-_FOREIGN: Final[Mapping[bytes, str]] = {  # how a file begins that is plainly something else
-    rb"SQLite format 3\0": "a database, as a ledger is: deslaunch resume and status take ledgers",
-    rb"PK\x03\x04|\xd0\xcf\x11\xe0": f"an Excel workbook or a zip file; {_SAVE_AS_CSV}",
-    rb"\xff\xfe|\xfe\xff|.?\0": "UTF-16, by its looks; convert: iconv -f UTF-16 -t UTF-8 OLD > NEW",
-    rb"[^\r\n]*\r[^\n]+\Z": "text whose lines end in a bare \\r; save the file with \\n",
+_FOREIGN: Final[Mapping[str, str]] = {  # how a file begins that is plainly something else
+    r"SQLite format 3\0": "a database, as a ledger is: deslaunch resume and status take ledgers",
+    r"PK\x03\x04|\xd0\xcf\x11\xe0": f"an Excel workbook or a zip file; {_SAVE_AS_CSV}",
+    r"\xff\xfe|\xfe\xff|.?\0": "UTF-16, by its looks; convert: iconv -f UTF-16 -t UTF-8 OLD > NEW",
+    r"(?s)[^\r\n]*\r[^\n]+\Z": "text whose lines end in a bare \\r; save the file with \\n",
 }
 _HEAD: Final = 1 << 16  # bytes of a file's beginning that tell it
 _RESULTS: Final = frozenset({"state", "jobRunId", "attempts"})
 _RESULTS_ALONE: Final = "results without their rows; write them by results --with-manifest"
 _HEADER: Final = "the first line names the columns: key, target, jobId and the parameters"
+_NO_OBJECTS: Final = r"(?![{\[]|.*\n\s*\{)"  # neither the first line nor the second begins one
+_NO_JSONL: Final[Mapping[str, str]] = {
+    r'\{(?=.*"state":)(?=.*"jobRunId":)(?=.*"attempts":)(?!.*"deslaunch":)': _RESULTS_ALONE,
+    r"\[(?!.*\]\s*\n)": "a JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl",
+    r"\{.*\}\s*,\s*(?:\{|\Z)": "JSON, and a line ends in a comma: sed 's/,$//' OLD > NEW",
+    r"\{(?:.*[{\[,])?\s*\n": "JSON of several lines; write one a line: jq -c . OLD > NEW.jsonl",
+    rf"{_NO_OBJECTS}.*[,;\t|]": "CSV by its looks; pass --format csv, or name it .csv",
+    rf"{_NO_OBJECTS}.": "no JSONL; write one object a line, or pass --format csv for CSV",
+}
 _WORDS: Final = {"\t": "tab"}
-
-Finding = tuple[object, str]
-"""Whether a file is something else than its form says, and what: the first that is so counts."""
 
 
 class Manifest:
@@ -173,55 +178,41 @@ class Manifest:
     def _find_fault(self, head: bytes) -> Fault | None:
         """Return what is wrong with the file as a whole, by its beginning."""
         text = head.decode("utf-8", "replace").strip()
-        foreign = ((re.match(begin, head, re.DOTALL), what) for begin, what in _FOREIGN.items())
-        looks = self._look_at_csv(text) if self.format == "csv" else _look_at_jsonl(text)
-        found = next((what for is_so, what in chain(foreign, looks) if is_so), "")
+        found = _tell(_FOREIGN, head.decode("latin-1"))
+        found = found or (
+            self._look_at_csv(text) if self.format == "csv" else _tell(_NO_JSONL, text)
+        )
         form = f"a {self.format.upper()} manifest"
         return Fault("", form, text, f"this is {found}") if found else None
 
-    def _look_at_csv(self, text: str) -> Iterable[Finding]:
+    def _look_at_csv(self, text: str) -> str:
         delimiter = self._delimiter
 
         try:
             records = filter(any, csv.reader(text.splitlines()[:32], delimiter=delimiter))
             names, *following = islice(records, 3)
         except (csv.Error, ValueError):  # its reader tells
-            return ()
+            return ""
 
         line = text.splitlines()[0]
-        others = [other for other in ",;\t|" if other != delimiter and other in line]
-        other = others[0] if others and len(names) == 1 and line[0] != "#" else ""
+        other = next((other for other in ",;\t|" if other != delimiter and other in line), "")
         odd = _no_column(names, following)
-        return (
-            (line[0] in "{[", "JSON by its looks; pass --format jsonl, or name the file .jsonl"),
-            (other, f"separated by {other!r}; pass --delimiter {_WORDS.get(other, other)!r}"),
-            (_RESULTS.issubset(names), _RESULTS_ALONE),
-            (odd, f"no header line, for {show(odd)!r} is no column; {_HEADER}"),
-        )
+
+        if line[0] in "{[":
+            return "JSON by its looks; pass --format jsonl, or name the file .jsonl"
+
+        if other and len(names) == 1 and line[0] != "#":
+            return f"separated by {other!r}; pass --delimiter {_WORDS.get(other, other)!r}"
+
+        if _RESULTS.issubset(names):
+            return _RESULTS_ALONE
+
+        return "" if odd is None else f"no header line, for {show(odd)!r} is no column; {_HEADER}"
 
 
-def _look_at_jsonl(text: str) -> Iterable[Finding]:
-    value: object = None
-    end = 0
-
-    with suppress(ValueError, RecursionError):
-        value, end = json.JSONDecoder().raw_decode(text)
-
-    first, _, others = text.partition("\n")
-    behind = text[end:].partition("\n")[0].strip()
-    has_lines = "\n" in text[:end] or first.strip() == "{"
-    is_line = end > 0 and not behind and not has_lines  # the first line is JSON
-    keys = set(value) if isinstance(value, dict) else set()
-    return (
-        (keys >= _RESULTS, _RESULTS_ALONE),
-        (not text or (is_line and (text[0] == "{" or others)), ""),
-        (text[:1] == "[", "a JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl"),
-        (has_lines, "JSON of several lines; write an object a line: jq -c . OLD > NEW.jsonl"),
-        (keys and behind == ",", "JSON, and a line ends in a comma: sed 's/,$//' OLD > NEW"),
-        (text[:1] == "{" or others.lstrip().startswith("{"), ""),
-        (re.search(r"[,;\t|]", first), "CSV by its looks; pass --format csv, or name it .csv"),
-        (True, "no JSONL; write one object a line, or pass --format csv for CSV"),
-    )
+def _tell(looks: Mapping[str, str], text: str) -> str:
+    """Return what a file is that begins so; the first match applies."""
+    return next((what for begin, what in looks.items() if re.match(begin, text)), "")
 
 
 def detect_format(name: str, chosen: Format | None) -> Format:
@@ -233,17 +224,15 @@ def detect_format(name: str, chosen: Format | None) -> Format:
     """
     found = chosen or _SUFFIXES.get(PurePath(name.lower().removesuffix(".gz")).suffix)
 
-    if found is None and name.lower().endswith(".db"):
-        raise ConfigurationError(
-            f"{name}: a manifest is a CSV or JSONL file, and this is a ledger by its name",
-            hint="deslaunch resume goes on with its batch, deslaunch status says how it stands",
-        )
-
     if found is None:
-        raise ConfigurationError(
-            f"{name}: the name does not tell the format",
-            hint=f"pass --format jsonl or --format csv; of a spreadsheet: {_SAVE_AS_CSV}",
-        )
+        why, hint = "the name does not tell the format", "pass --format jsonl or --format csv"
+        hint += f"; of a spreadsheet: {_SAVE_AS_CSV}"
+
+        if name.lower().endswith(".db"):
+            why = "a manifest is a CSV or JSONL file, and this is a ledger by its name"
+            hint = "deslaunch resume goes on with its batch, deslaunch status says how it stands"
+
+        raise ConfigurationError(f"{name}: {why}", hint=hint)
 
     return found
 
