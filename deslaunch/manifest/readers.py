@@ -47,6 +47,7 @@ _type_and_text = itemgetter("type", "valueStringEncoded")
 _OVERLONG: Final = "over MAX_RECORD"
 _MAX_HEADER_FAULTS: Final = 100  # a line of commas alone would have a million
 _ESCAPES: Final[Mapping[str, ParameterValue]] = {"\\N": None, "\\A": AUTO, "\\E": ""}
+_CELLS: Final = {value: cell for cell, value in _ESCAPES.items()}
 _UNREADABLE_CELL: Final = "\\?"  # begins the cell of a value that no reader takes
 
 _UNC: Final = re.compile(r"\\\\[^\\]+\\[^\\]")
@@ -150,11 +151,12 @@ class JsonlReader(RowReader):
         try:
             value = self._decode(line.decode().strip())
         except UnicodeDecodeError as exc:
-            return self.invalid(_undecodable(text_of(line), exc.start, self.line))
+            text = line.decode("utf-8", "replace")
+            return self.invalid(_undecodable(text, exc.start, self.line))
         except (json.JSONDecodeError, RecursionError) as exc:
             why = f"no JSON: {exc}" if isinstance(exc, ValueError) else "nested too deep"
             message = f"this is {why}; fix the line"
-            return self.invalid(rows.Fault("", "one JSON object", text_of(line), message))
+            return self.invalid(rows.Fault("", "one JSON object", line.decode().strip(), message))
 
         where = (self.number, self._rules, self.line)
         row = rows.row_from_object(value, *where, faults=self._repeated)
@@ -362,8 +364,10 @@ class CsvReader(RowReader):
             if plain is not None:
                 return plain
 
-        if len(self._record) > 1 and width > 1:
-            self._look_for_rows(cells, width)
+        lines = [line for cell in cells if "\n" in cell for line in cell.splitlines()[:100]]
+
+        if width > 1 and any(line.count(self._delimiter) == width - 1 for line in lines):
+            self.warnings.warn("", _SWALLOWED, self.line)
 
         for name, cell in parameters.items():
             if _UNC.match(cell):
@@ -373,15 +377,6 @@ class CsvReader(RowReader):
         value = {**said, "parameters": parameters, rows.NOTES: notes}
         where = (self.number, self._rules, self.line)
         return rows.row_from_object(value, *where, read=_read_cell, faults=faults)
-
-    def _look_for_rows(self, cells: list[str], width: int) -> None:
-        for cell in cells:
-            lines = cell.splitlines()
-
-            if len(lines) > 1 and any(
-                line.count(self._delimiter) == width - 1 for line in lines[:100]
-            ):
-                self.warnings.warn("", _SWALLOWED, self.line)
 
 
 def _unescape(said: dict[str, str]) -> list[rows.Fault]:
@@ -402,16 +397,13 @@ def _unescape(said: dict[str, str]) -> list[rows.Fault]:
 
 
 def _read_cell(cell: Any) -> ParameterValue:
-    if not cell.startswith("\\"):
-        return str(cell)
-
     if cell in _ESCAPES:
         return _ESCAPES[cell]
 
-    if cell.startswith("\\\\"):
-        return str(cell[1:])
+    if cell.startswith("\\") and not cell.startswith("\\\\"):
+        raise rows.Unfit("\\N, \\A, \\E or \\\\", _NO_ESCAPE)
 
-    raise rows.Unfit("\\N, \\A, \\E or \\\\", _NO_ESCAPE)
+    return str(cell.removeprefix("\\"))
 
 
 def _kind_and_name(column: str) -> tuple[str, str]:
@@ -430,11 +422,6 @@ def _too_long(what: str) -> rows.Fault:
 def _undecodable(line: str, byte: int, number: int) -> rows.Fault:
     message = f"byte {byte + 1} of line {number} is not UTF-8; save the file as UTF-8"
     return rows.Fault("", "UTF-8", line.rstrip("\r\n"), message)
-
-
-def text_of(line: bytes) -> str:
-    """Return a line as a text for a person."""
-    return line.decode("utf-8", "replace").rstrip("\r\n")
 
 
 def column_of(parameter: str) -> str:
@@ -508,10 +495,7 @@ def _cell(value: Any) -> str:
 
         value = AUTO if "auto" in value or "useAutoValue" in value else value["valueStringEncoded"]
 
-    if value is None or value is AUTO:
-        return "\\N" if value is None else "\\A"
-
-    return _escape(str(value)) or "\\E"
+    return _CELLS[value] if value in _CELLS else _escape(str(value))
 
 
 def _escape(text: str) -> str:

@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from deslaunch.des import wire
+from deslaunch.des.wire import parameter_value
 from deslaunch.errors import ConfigurationError
 from deslaunch.events import ProblemGroup
 from deslaunch.model import (
@@ -142,7 +142,7 @@ class RowRules:
 
     def __post_init__(self) -> None:
         try:
-            job_id = self.job_id and _read_job_id(self.job_id)
+            job_id = self.job_id and _read_name("jobId", self.job_id, self)
             _read_name("target", self.target, self)
         except Unfit as exc:
             raise ConfigurationError(
@@ -177,21 +177,21 @@ class Groups:
     def __init__(self, file: str, limit: int | None = None) -> None:
         self._file = file
         self._limit = limit
-        self._found: dict[tuple[str, str], tuple[Problem, list[int]]] = {}
+        self._found: dict[tuple[str, str], ProblemGroup] = {}
 
     def __iter__(self) -> Iterator[ProblemGroup]:
-        return (ProblemGroup(first, rows) for first, [rows] in self._found.values())
+        return iter(self._found.values())
 
-    def add(self, problem: Problem, times: int = 1) -> None:
+    def add(self, problem: Problem) -> None:
         """Count a problem; the first of its group stays."""
-        if known := self._found.get(problem.group_key):
-            known[1][0] += times
-        elif len(self._found) != self._limit:
-            self._found[problem.group_key] = problem, [times]
+        first, known = self._found.get(problem.group_key, (problem, 0))
 
-    def warn(self, column: str, message: str, line: int, times: int = 1) -> None:
+        if known or len(self._found) != self._limit:
+            self._found[problem.group_key] = ProblemGroup(first, known + 1)
+
+    def warn(self, column: str, message: str, line: int) -> None:
         """Count what may be a mistake and is no error."""
-        self.add(Problem(self._file, line, 0, show(column), "", "", message), times)
+        self.add(Problem(self._file, line, 0, show(column), "", "", message))
 
 
 def row_from_object(
@@ -288,10 +288,7 @@ def _read_members(
     for name in RESERVED:
         if name in said:
             try:
-                is_job = name == "jobId"
-                members[name] = (
-                    _read_job_id(said[name]) if is_job else _read_name(name, said[name], rules)
-                )
+                members[name] = _read_name(name, said[name], rules)
             except Unfit as exc:
                 faults.append(exc.fault(name, said[name]))
                 members[name] = None
@@ -312,12 +309,15 @@ def meant_member(name: str) -> str | None:
 
 
 def _read_name(member: str, value: object, rules: RowRules) -> str:
-    """Return a name that is what an eye sees of it; it is never trimmed.
+    """Return a name that is what an eye sees of it, never trimmed, or a jobId in lower case.
 
     Raises:
         Unfit: no string, empty, over the member's limit, with blanks at its ends or invisible
-            characters in it; a key with the mark of repeated ones.
+            characters in it; a key with the mark of repeated ones; a jobId that is no GUID.
     """
+    if member == "jobId":
+        return _read_job_id(value)
+
     what, limit = f"a {member}", MAX_NAME[member]
 
     if not isinstance(value, str) or not value or isinstance(value, Number):
@@ -410,13 +410,10 @@ def _read_named(name: object, value: object, read: Callable[[object], Any]) -> o
 
 def _split(values: Mapping[str, Any]) -> tuple[dict[str, ParameterValue], tuple[int | None, ...]]:
     """Return values without the types that a row declares for them, and those."""
-    pairs = [
-        value if isinstance(value, JobRunParameterValue) else (None, value)
-        for value in values.values()
-    ]
+    pairs = [v if isinstance(v, JobRunParameterValue) else (None, v) for v in values.values()]
     types = tuple(number for number, _ in pairs)
-    plain = dict(zip(values, (value for _, value in pairs), strict=True))
-    return plain, types if any(number is not None for number in types) else ()
+    plain = {name: text for name, (_, text) in zip(values, pairs, strict=True)}
+    return plain, types if {*types} - {None} else ()
 
 
 def _unread(value: object) -> dict[str, str]:
@@ -473,7 +470,7 @@ def read_value(value: object) -> ParameterValue | JobRunParameterValue:
         return "true" if value else "false"
 
     if isinstance(value, JobRunParameterValue):
-        return _value_of_object(wire.parameter_value(*value))
+        return _value_of_object(parameter_value(*value))
 
     if isinstance(value, datetime):
         text = value.isoformat()
@@ -548,11 +545,8 @@ def _object_of(row: Row) -> dict[str, Any]:
     if row.types or AUTO in parameters.values():
         types = row.types or (None,) * len(parameters)
         parameters = {
-            name: value if number is None else wire.parameter_value(number, value)
+            name: value if number is None and value is not AUTO else parameter_value(number, value)
             for number, (name, value) in zip(types, row.parameters.items(), strict=True)
-        }
-        parameters = {
-            name: {"auto": True} if value is AUTO else value for name, value in parameters.items()
         }
 
     said: dict[str, Any] = {} if row.key is None else {"key": row.key}
