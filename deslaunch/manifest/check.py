@@ -7,8 +7,7 @@ bounded cache, which ends with its connection.
 
 import sqlite3
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Final, Self
 
@@ -112,9 +111,14 @@ class Check:
         items = list(items)
         taken = [item if isinstance(item, InvalidRow) else self._check(item) for item in items]
 
-        with _sqlite_errors():
+        try:
             if self._has_repeats(items, taken):
                 taken = list(map(self._judge_repeat, items, taken))
+        except sqlite3.Error as exc:
+            raise ManifestError(
+                f"the temporary table of keys can't be written: {exc}",
+                hint="make room in the temporary folder, or name another by TMPDIR",
+            ) from exc
 
         for item, row in zip(items, taken, strict=True):
             is_row = item.number > self.rows  # else it is what ended the reading
@@ -255,14 +259,3 @@ def _hashes(key: str) -> tuple[int, int | None]:
     """Return the hash of what an eye sees of a key, and where it is spelled otherwise, its own."""
     look = key if key.isascii() else unicodedata.normalize("NFC", key)
     return hash(look), None if look == key else hash(key)
-
-
-@contextmanager
-def _sqlite_errors() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as exc:
-        raise ManifestError(
-            f"the temporary table of keys can't be written: {exc}",
-            hint="make room in the temporary folder, or name another by TMPDIR",
-        ) from exc

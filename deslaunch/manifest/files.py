@@ -99,10 +99,9 @@ class Manifest:
         is_batch_output_allowed: bool = False,
         name: str | None = None,
     ) -> None:
-        is_path = isinstance(source, str | os.PathLike) and source != "-"
-        self.path = Path(source) if is_path else None  # type: ignore[arg-type]  # looked at above
-        told = os.fspath(source) if isinstance(source, str | os.PathLike) else "<stream>"
-        self.name = printable(told if name is None else name)
+        place = os.fspath(source) if isinstance(source, str | os.PathLike) else None
+        self.path = None if place in (None, "-") else Path(place)
+        self.name = printable(name or place or "<stream>")
         self.format: Format = detect_format(self.name, format)
         self._stream = None if isinstance(source, str | os.PathLike) else source
         self._delimiter = delimiter

@@ -264,9 +264,9 @@ def plain_row(
     """
     key, target = said.get("key"), said.get("target")
     job_id = lower_guid(said["jobId"]) if "jobId" in said else rules.job_id
-    names = [name for name in (key, target) if name is not None]
+    is_key_plain = key is None or _is_plain_name(key)
 
-    if job_id is None or not all(map(_is_plain_name, names)):
+    if job_id is None or not is_key_plain or not (target is None or _is_plain_name(target)):
         return None
 
     return Row(number, line, key, target or rules.target, job_id, parameters, NO_NOTES, types)

@@ -44,9 +44,9 @@ from deslaunch.model import AUTO, DEFAULT_TARGET, Auto, Format, Job, JobParamete
 
 _LISTED: Final = 8  # names of parameters or jobs that one message lists
 _QUOTED: Final = 40
+_GUID_SLIPS: Final = 3
 _MOST_FORMS: Final = 1_000  # a file may have a form for every row
 _MARK: Final = "\ufdd0"  # stands for a text in a template: a character that is none
-_GUID_SLIPS: Final = 3
 _INT64_MAX: Final = 2**63 - 1
 _INT64_DIGITS: Final = 19
 
@@ -244,7 +244,11 @@ class Schema:
             values[name] = wire.parameter_value(number, text)
             auto = auto or text is AUTO
 
-            if warnings is not None and (doubt := _doubt(parameter.type, text)):
+            if (
+                warnings is not None
+                and isinstance(text, str)
+                and (doubt := _doubt(parameter.type, text))
+            ):
                 warnings.warn(name, doubt, row.line)
 
         if faults:
@@ -369,14 +373,10 @@ def _refuse(parameter: JobParameter, got: str, why: str) -> rows.Fault:
     return rows.Fault(parameter.name, expected, got, message)
 
 
-def _doubt(number: int | None, text: str | Auto | None) -> str:
+def _doubt(number: int | None, text: str) -> str:
     """Return what to warn of: a text that may not mean what it seems to, or ``""``."""
-    if not isinstance(text, str):
-        return ""
-
-    if number == wire.DATETIME:
-        is_naive = "T" in text and text[-1] != "Z" and text[-6] not in "+-"
-        return _NAIVE if is_naive else ""
+    if number == wire.DATETIME and "T" in text and text[-1] != "Z" and text[-6] not in "+-":
+        return _NAIVE
 
     if number in KINDS:
         return ""
