@@ -265,8 +265,7 @@ def _decode_parameters(declared: Any, source: str) -> Iterator[JobParameter]:
 
 def encode_jobs(jobs: Iterable[Job]) -> list[dict[str, Any]]:
     """Return jobs in QueryJobs' own form, so that what is cached can be read back."""
-    names = [*JobParameter._fields]
-    names[names.index("supports_auto")] = "supportsAutoValue"
+    names = "name", "type", "required", "nullable", "supportsAutoValue", "description"
     return [
         {
             "jobId": job.job_id,

@@ -298,11 +298,8 @@ class Simulator:
 
     async def refuse(self) -> None:
         """Stop listening and drop every client: connections are refused until :meth:`listen`."""
-        if self._server is None:
-            return
-
-        self._server.close()
-        self._server = None
+        if self._server is not None:
+            self._server.close()
 
         for _ in range(5):  # turns of the loop until an accepted client has its connection
             await asyncio.sleep(0)
@@ -312,11 +309,8 @@ class Simulator:
         for task in clients:
             task.cancel()
 
-        await asyncio.gather(*clients, return_exceptions=True)
-
-        for writer in clients.values():
-            with suppress(OSError):
-                await writer.wait_closed()
+        closed = [writer.wait_closed() for writer in clients.values()]
+        await asyncio.gather(*clients, *closed, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         self._log.open()
