@@ -451,10 +451,9 @@ class TokenKeeper:
             CredentialsRefused: the source failed.
             NotSent: the source could not be reached.
         """
-        if self.in_use is None:
+        while self.in_use is None:
             await self.renew(self._generation)
 
-        assert self.in_use is not None
         return self.in_use
 
     async def renew(self, refused_generation: int) -> None:
