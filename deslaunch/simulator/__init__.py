@@ -358,7 +358,7 @@ class Simulator:
                 while end == "keep" and (request := await faults.read_request(reader)):
                     end = await self._respond(request, writer)
             except faults.Refused as refused:
-                _send(writer, refused.response.encode(self._clock()))
+                _send(writer, faults.encode(refused.status, refused.body, self._clock()))
 
             if end == "reset":
                 # A socket that may not linger throws its connection away: RST.
@@ -404,7 +404,7 @@ class Simulator:
             if fault.get("start", faults.KINDS[fault["fault"]].is_served):
                 answer = self._des.serve(endpoint, request, number, fault)
         except faults.Refused as refused:
-            return faults.Delivery(refused.response.encode(self._clock()))
+            return faults.Delivery(faults.encode(refused.status, refused.body, self._clock()))
         except OSError as exc:
             self._failures.append(exc)
             return faults.Delivery(b"", "close")

@@ -68,51 +68,43 @@ class Request(NamedTuple):
     is_last: bool
 
 
-class Response(NamedTuple):
-    """One HTTP response as it should be, before any fault.
+def encode(
+    status: int, body: bytes, now: float, headers: Headers = (), kind: str = "application/json"
+) -> bytes:
+    """Return a whole response as it goes over the wire.
 
-    Attributes:
+    Args:
         status: 200 to 599.
         body: any bytes.
+        now: Unix time in seconds, for the ``Date`` header.
         headers: sent after the content's own, in this order.
-        content_type: media type of the body.
+        kind: media type of the body.
     """
-
-    status: int
-    body: bytes
-    headers: Headers = ()
-    content_type: str = "application/json"
-
-    def encode(self, now: float) -> bytes:
-        """Return the whole response as it goes over the wire.
-
-        Args:
-            now: Unix time in seconds, for the ``Date`` header.
-        """
-        more = "".join([f"{name}: {value}\r\n" for name, value in self.headers])
-        reason = _REASONS.get(self.status, "Unknown")
-        head = (
-            f"HTTP/1.1 {self.status} {reason}\r\nDate: {formatdate(now, usegmt=True)}\r\n"
-            f"Content-Type: {self.content_type}\r\nContent-Length: {len(self.body)}\r\n{more}\r\n"
-        )
-        return head.encode("latin-1") + self.body
+    more = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    head = (
+        f"HTTP/1.1 {status} {_REASONS.get(status, 'Unknown')}\r\n"
+        f"Date: {formatdate(now, usegmt=True)}\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n{more}\r\n"
+    )
+    return head.encode("latin-1") + body
 
 
-def respond(value: Json, headers: Headers = ()) -> Response:
+def respond(value: Json, now: float, headers: Headers = ()) -> bytes:
     """Return the response that says a value and has no fault."""
-    return Response(200, orjson.dumps(value), headers)
+    return encode(200, orjson.dumps(value), now, headers)
 
 
 class Refused(Exception):
     """A request is refused.
 
     Attributes:
-        response: 400, 401, 404 or 405, with the reason as JSON.
+        status: 400, 401, 404 or 405.
+        body: the reason as JSON.
     """
 
     def __init__(self, status: int, message: str, *, key: str = "message") -> None:
         super().__init__(message)
-        self.response = Response(status, orjson.dumps({key: message}))
+        self.status, self.body = status, orjson.dumps({key: message})
 
 
 class Delivery(NamedTuple):
@@ -313,18 +305,18 @@ def check_object(
                 raise SimulatorError(inside + key, expected=expected, got=value.get(key))
 
 
-# What a fault makes of the service's answer: a response, or bytes.
+# What a fault makes of the service's answer: the bytes that are sent.
 
 
-def _good(entry: Entry, answer: Json, _now: float) -> Response:
-    return respond(answer, _headers(entry))
+def _good(entry: Entry, answer: Json, now: float) -> bytes:
+    return respond(answer, now, _headers(entry))
 
 
 def _silence(_entry: Entry, _answer: Json, _now: float) -> bytes:
     return b""
 
 
-def _status(entry: Entry, answer: Json, now: float) -> Response:
+def _status(entry: Entry, answer: Json, now: float) -> bytes:
     status: int = entry["status"]
     is_good = entry.get("start", False) and status < 300  # noqa: PLR2004
     body = orjson.dumps(answer if is_good else {"message": f"scripted {status}"})
@@ -338,7 +330,7 @@ def _status(entry: Entry, answer: Json, now: float) -> Response:
         wait = formatdate(now + entry["retryAfterDate"], usegmt=True)
 
     headers = () if wait is None else (("Retry-After", str(wait)),)
-    return Response(status, b"" if status in (204, 304) else body, headers + _headers(entry))
+    return encode(status, b"" if status in (204, 304) else body, now, headers + _headers(entry))
 
 
 def _headers(entry: Entry) -> Headers:
@@ -357,46 +349,51 @@ def _raw(entry: Entry, answer: Json, _now: float) -> bytes:
 
 def _cut(entry: Entry, answer: Json, now: float) -> bytes:
     """Return a part of the head, or the head and a part of the body, but never all of it."""
-    head, end, body = respond(answer).encode(now).partition(b"\r\n\r\n")
+    head, end, body = respond(answer, now).partition(b"\r\n\r\n")
     whole, part = (b"", head + end) if entry["fault"] == "cut-head" else (head + end, body)
     return whole + part[: min(entry.get("bytes", len(part) // 2), len(part) - 1)]
 
 
-def _not_json(entry: Entry, _answer: Json, _now: float) -> Response:
+def _not_json(entry: Entry, _answer: Json, now: float) -> bytes:
     page = entry.get("body", "<html><body>Welcome</body></html>")
-    return Response(200, page.encode(), content_type="text/html")
+    return encode(200, page.encode(), now, kind="text/html")
 
 
-def _leave_out(entry: Entry, answer: Json, _now: float) -> Response:
+def _leave_out(entry: Entry, answer: Json, now: float) -> bytes:
     keys = entry.get("keys", ["jobRunId"])
-    return respond({key: value for key, value in answer.items() if key not in keys})
+    return respond({key: value for key, value in answer.items() if key not in keys}, now)
 
 
-def _gzip(entry: Entry, answer: Json, _now: float) -> Response:
+def _gzip(entry: Entry, answer: Json, now: float) -> bytes:
     encoding = entry.get("encoding", "gzip")
-    body = _pad(answer, entry.get("bytes", 0)).body
+    body = orjson.dumps(_pad(answer, entry.get("bytes", 0)))
     packed = zlib.compress(body) if encoding == "deflate" else gzip.compress(body, mtime=0)
-    return Response(200, packed, () if encoding == "none" else (("Content-Encoding", encoding),))
+    headers = () if encoding == "none" else (("Content-Encoding", encoding),)
+    return encode(200, packed, now, headers)
 
 
-def _pad(answer: Json, size: int) -> Response:
+def _huge_body(entry: Entry, answer: Json, now: float) -> bytes:
+    return respond(_pad(answer, entry.get("bytes", 2 << 20)), now)
+
+
+def _pad(answer: Json, size: int) -> Json:
     """Return the answer with padding up to so many bytes."""
     missing = size - len(orjson.dumps(answer | {"padding": ""}))
-    return respond(answer if missing < 0 else answer | {"padding": "x" * missing})
+    return answer if missing < 0 else answer | {"padding": "x" * missing}
 
 
 class Kind(NamedTuple):
     """One kind of fault.
 
     Attributes:
-        make: (what the script says, the service's answer, Unix time) to what is sent.
+        make: (what the script says, the service's answer, Unix time) to the bytes that are sent.
         end: what follows it.
         is_served: the request is served, and its run made, before the response is spoiled.
         needs: keys that the script must give.
         takes: keys that it may give, besides those of every fault.
     """
 
-    make: Callable[[Entry, Json, float], Response | bytes]
+    make: Callable[[Entry, Json, float], bytes]
     end: End = "keep"
     is_served: bool = True
     needs: tuple[str, ...] = ()
@@ -422,11 +419,11 @@ KINDS: Final[Mapping[str, Kind]] = {
     "raw": Kind(_raw, needs=("body",)),
     "not-json": Kind(_not_json, takes=("body",)),
     "leave-out": Kind(_leave_out, takes=("keys",)),
-    "other-job": Kind(lambda _, answer, __: respond(answer | {"jobId": OTHER_JOB})),
+    "other-job": Kind(lambda _, answer, now: respond(answer | {"jobId": OTHER_JOB}, now)),
     "other-run": Kind(_good),  # the service knows the runs
-    "huge-body": Kind(lambda e, answer, _: _pad(answer, e.get("bytes", 2 << 20)), takes=("bytes",)),
+    "huge-body": Kind(_huge_body, takes=("bytes",)),
     "gzip": Kind(_gzip, takes=("encoding", "bytes")),
-    "bom": Kind(lambda _, answer, __: Response(200, b"\xef\xbb\xbf" + orjson.dumps(answer))),
+    "bom": Kind(lambda _, answer, now: encode(200, b"\xef\xbb\xbf" + orjson.dumps(answer), now)),
     "headers": Kind(_good, needs=("headers",)),
     "latency": Kind(_good, needs=("seconds",)),
     "hold": Kind(_good),
@@ -557,13 +554,12 @@ def spoil(entry: Entry, answer: Json, now: float) -> Delivery:
         now: Unix time in seconds.
     """
     kind = KINDS[entry["fault"]]
-    made = kind.make(entry, answer, now)
-    data = made if isinstance(made, bytes) else made.encode(now)
+    data = kind.make(entry, answer, now)
     end: End = entry.get("then", kind.end)
 
     if entry["fault"] == "second-response":
-        second = respond(answer | {"jobRunId": str(uuid.uuid4())})
-        return Delivery(data, end, entry.get("after", 0.02), second.encode(now))
+        second = respond(answer | {"jobRunId": str(uuid.uuid4())}, now)
+        return Delivery(data, end, entry.get("after", 0.02), second)
 
     if not data and end == "keep":  # nothing at all would be silence for ever
         end = "close"
