@@ -18,6 +18,7 @@ import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from ssl import SSLContext, SSLEOFError, SSLZeroReturnError
 from types import SimpleNamespace
 from typing import Final, TypeAlias
@@ -45,15 +46,13 @@ UNPACKED: Final = 1024 * 1024
 """Bytes that a compressed response is unpacked to, at most."""
 
 
-def boottime() -> float:
-    """Return seconds of a clock that never goes back and counts suspension.
-
-    On macOS ``CLOCK_MONOTONIC`` does; on Linux only ``CLOCK_BOOTTIME``.
-    """
-    return time.clock_gettime(_BOOTTIME)
-
-
 _BOOTTIME: Final = time.CLOCK_MONOTONIC if sys.platform == "darwin" else time.CLOCK_BOOTTIME
+
+boottime: Final[Callable[[], float]] = partial(time.clock_gettime, _BOOTTIME)
+"""Seconds of a clock that never goes back and counts suspension.
+
+On macOS ``CLOCK_MONOTONIC`` does; on Linux only ``CLOCK_BOOTTIME``.
+"""
 
 
 # -- URLs -------------------------------------------------------------------------------------
