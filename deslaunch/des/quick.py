@@ -42,8 +42,7 @@ open; with more of them the oldest is used at once."""
 KEPT: Final = 65_536
 """Bytes of what came back that are kept for a fault."""
 
-_HTTP_101: Final = 101
-_FINAL: Final = 200  # and above: a response; below it, but for 101, one that announces another
+_ANNOUNCING: Final = {*range(100, 200)} - {101}  # responses that come before the one that counts
 _SECONDS: Final = re.compile(r"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
 _TIMED_OUT: Final = (b"HTTP/1.1 408 ", b"HTTP/1.0 408 ")
 _READS: Final[Mapping[str, Any]] = {
@@ -142,7 +141,7 @@ class _Link(asyncio.Protocol):
         try:
             message, content = await handler.read()
 
-            while message.code < _FINAL and message.code != _HTTP_101:
+            while message.code in _ANNOUNCING:
                 message, content = await handler.read()
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
             if self.rests_until:  # it was kept
