@@ -214,6 +214,7 @@ async def test_of_several_targets_one_that_can_not_be_asked_is_left_out(
     await schemas.load(["bistro"])
 
     assert (schemas.left_out, list(schemas.by_target)) == ({"bistro": error}, ["default"])
+    assert ["target bistro are unchecked" in warning for warning in schemas.warnings] == [True]
     assert str(error).startswith("target bistro: ")
     assert bistro.asked == 1
 
@@ -265,6 +266,7 @@ async def test_why_a_cached_response_can_not_be_confirmed_is_known(
 
     assert await schemas.confirm("default") is None
     assert (schemas.unconfirmed, types(schemas)) == (error, [wire.INTEGER])
+    assert ["fetched anew" in warning for warning in schemas.warnings] == [True]
 
 
 async def test_a_failed_renewal_changes_nothing(cached: Place) -> None:
@@ -286,8 +288,8 @@ async def test_a_cache_that_can_not_be_written_is_one_warning(cached: Place) -> 
 
     assert types(schemas) == [wire.STRING]
     assert len(schemas.warnings) == 1
-    assert schemas.warnings[0].startswith("the schema of target default could not be kept in ")
-    assert schemas.warnings[0].endswith(": File exists")
+    assert schemas.warnings[0].startswith("JobRunParameters are not cached: ")
+    assert schemas.warnings[0].endswith(f"File exists: {str(cached.path)!r}")
 
 
 @pytest.mark.parametrize(
@@ -344,7 +346,7 @@ async def test_a_user_without_a_home_has_no_cache_and_is_told_once(
     await schemas.load(["a", "b"])
 
     assert (cache, os.path.exists("~")) == (None, False)  # noqa: PTH110, ASYNC240  # by its name
-    assert schemas.warnings == ["this user has no home: JobRunParameters are not cached"]
+    assert schemas.warnings == ["JobRunParameters are not cached: this user has no home"]
     assert [types(schemas, target) for target in ("a", "b")] == [[wire.STRING], [wire.STRING]]
 
 

@@ -9,6 +9,7 @@ import pytest
 from fakes import FakeRow
 from sessions import INTERRUPTED, Bench, keys
 
+from deslaunch.errors import CredentialsRefused
 from deslaunch.events import (
     Draining,
     Event,
@@ -204,7 +205,7 @@ async def test_a_target_that_is_stopped_from_outside_leaves_the_other_alone() ->
     bench = Bench(rows, targets=["acme", "default"])
     bench.des.held = True
     await bench.begin()
-    bench.session.stop("acme", StopReason.CREDENTIALS, "no token for it")
+    bench.session.stop_unchecked("acme", CredentialsRefused("no token for it"))
     bench.des.held = False
     await bench.answer("acme/1")
     await bench.answer("a")

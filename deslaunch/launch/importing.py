@@ -19,7 +19,7 @@ from anyio.to_thread import run_sync
 
 from deslaunch import errors
 from deslaunch.des.client import DesClient
-from deslaunch.events import Event, RowEnded, StopReason
+from deslaunch.events import Event, RowEnded
 from deslaunch.launch.schemas import Schemas
 from deslaunch.launch.session import Session
 from deslaunch.ledger.ledger import Import, Ledger
@@ -143,18 +143,6 @@ async def read_corrections(
     return rows, warnings_of(manifest, check, schemas)
 
 
-def stop_unchecked(session: Session, target: str, exc: errors.DeslaunchError) -> None:
-    """End a target whose rows can't be checked before they are sent, as its jobs can't be had."""
-    reason = StopReason.UNREACHABLE
-
-    if isinstance(exc, errors.CredentialsRefused):
-        reason = StopReason.CREDENTIALS
-    elif isinstance(exc, errors.Misconfigured | errors.Rejected | errors.SchemaError):
-        reason = StopReason.CONFIGURATION
-
-    session.stop(target, reason, str(exc))
-
-
 async def recheck(ledger: Ledger, schemas: Schemas, target: str) -> int:
     """Check rows that were never sent again, where their job's parameters changed since.
 
@@ -264,7 +252,7 @@ class Feed:
                         await self.schemas.add_to(ledger, target)
 
                     for target, why in self.schemas.left_out.items():
-                        stop_unchecked(self.session, target, why)
+                        self.session.stop_unchecked(target, why)
 
                     await self._add(await run_sync(check.take, read))
 
@@ -360,20 +348,7 @@ def digest_of(manifest: Manifest) -> str:
 
 def warnings_of(manifest: Manifest, check: Check, schemas: Schemas) -> tuple[str, ...]:
     """Return what a person should know before rows are launched, one sentence each."""
-    found = [str(warning) for warning in (*manifest.warnings, *check.warnings)]
-    found += schemas.warnings
-    found += [
-        f"the rows of target {target} are unchecked, since its jobs could not be fetched: {error}"
-        for target, error in schemas.left_out.items()
-    ]
-
-    if schemas.unconfirmed is not None:
-        found.append(
-            "rows are invalid by cached JobRunParameters, and those could not be fetched anew: "
-            f"{schemas.unconfirmed}"
-        )
-
-    return tuple(found)
+    return tuple(map(str, (*manifest.warnings, *check.warnings, *schemas.warnings)))
 
 
 async def check_origins(
@@ -394,11 +369,10 @@ async def check_origins(
         CredentialsRefused: a target's origin can't be found out, as there is no token; likewise
             NotSent.
     """
-    for name, known in (await ledger.targets()).items():
-        client = clients.get(name)
+    targets = await ledger.targets()
 
-        if name not in used:
-            continue
+    for name in sorted(used & targets.keys()):
+        known, client = targets[name], clients.get(name)
 
         if client is None:
             raise errors.ConfigurationError(

@@ -22,7 +22,7 @@ from platformdirs import user_state_path
 from deslaunch import errors
 from deslaunch.des.client import DesClient
 from deslaunch.events import Counts, Event, Noted, Plan, RowEnded, Stop, StopReason, Summary
-from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Source, recheck, stop_unchecked
+from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Source, recheck
 from deslaunch.launch.schemas import Schemas, user_folder
 from deslaunch.launch.session import Session
 from deslaunch.launch.watch import Watch
@@ -266,7 +266,7 @@ class Batch:
                     self._warn(f"{rows} of target {target} do not fit its jobs any more: invalid")
             except (errors.CredentialsRefused, errors.DesError, errors.SchemaError) as exc:
                 if target in unchecked or isinstance(exc, errors.CredentialsRefused):
-                    stop_unchecked(session, target, exc)
+                    session.stop_unchecked(target, exc)
                 else:
                     self._warn(f"the rows of target {target} are sent as they were checked: {exc}")
 

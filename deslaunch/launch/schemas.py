@@ -90,7 +90,7 @@ class Schemas:
         by_target: what was loaded so far: by target, its schemas by jobId.
         notes: by target, how old its jobs are, one sentence; of those from the cache alone.
         left_out: targets whose jobs can't be had, and why.
-        warnings: what a person should know of how they were loaded.
+        warnings: what a person should know of how they were loaded, one sentence each.
         unconfirmed: why a fresher schema could not be had where a cached one found rows invalid.
     """
 
@@ -133,6 +133,10 @@ class Schemas:
                     raise
 
                 self.left_out[target] = exc
+                self.warnings.append(
+                    f"the rows of target {target} are unchecked, since its jobs could not be "
+                    f"fetched: {exc}"
+                )
 
         return new - self.left_out.keys()
 
@@ -203,10 +207,14 @@ class Schemas:
             raise
 
         self._use(target, jobs)
-        warning = await run_sync(self._keep, target, jobs)
 
-        if warning not in {"", *self.warnings}:
-            self.warnings.append(warning)
+        try:
+            await run_sync(self._keep, target, jobs)
+        except OSError as exc:  # a launch does not need it
+            warning = f"JobRunParameters are not cached: {exc}"
+
+            if warning not in self.warnings:  # likewise for other targets
+                self.warnings.append(warning)
 
         return self.by_target[target]
 
@@ -223,6 +231,10 @@ class Schemas:
             return await self.fetch(target)
         except _UNHAD as exc:
             self.unconfirmed = exc
+            self.warnings.append(
+                "rows are invalid by cached JobRunParameters, and those could not be fetched anew: "
+                f"{exc}"
+            )
             return None
 
     async def add_to(self, batch: Import | Ledger, target: str, job_id: str = "") -> None:
@@ -267,14 +279,14 @@ class Schemas:
 
         return (jobs, age) if is_ours else None
 
-    def _keep(self, target: str, jobs: Iterable[Job]) -> str:
+    def _keep(self, target: str, jobs: Iterable[Job]) -> None:
         """Keep a target's jobs, in place of what was kept before.
 
         After return the file is the new one; after a crash, and while it is written, it may be
         one that counts as absent.
 
-        Returns:
-            Why nothing could be kept: a warning, since a launch does not need it; or ``""``.
+        Raises:
+            OSError: it can't be written, or this user has no home.
         """
         path = self._path(target)
         kept = {
@@ -286,16 +298,11 @@ class Schemas:
         }
 
         if path is None:
-            return "this user has no home: JobRunParameters are not cached"
+            raise FileNotFoundError("this user has no home")
 
-        try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            path.write_bytes(orjson.dumps(kept, option=orjson.OPT_INDENT_2))
-        except OSError as exc:
-            return f"the schema of target {target} could not be kept in {path}: {exc.strerror}"
-
-        return ""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_bytes(orjson.dumps(kept, option=orjson.OPT_INDENT_2))
 
     def _path(self, target: str) -> Path | None:
         """Return where a target's jobs are kept: readable, and distinct for distinct pairs."""

@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Final
 
-from deslaunch import events
+from deslaunch import errors, events
 from deslaunch.des.client import DesClient
-from deslaunch.errors import CredentialsRefused, DesError, LedgerError, NotSent, Unauthorized
 from deslaunch.events import Event, Stop, StopReason, TargetPaused
 from deslaunch.launch.loop import SHORTEST_SLEEP, Loop, Note
 from deslaunch.launch.retry import ended, verdict, wait_after
@@ -150,9 +149,17 @@ class Session(Loop[tuple[Start, int]]):
         self.drain()
         self._workers.cancel_busy()
 
-    def stop(self, target: str, reason: StopReason, message: str) -> None:
-        """End one target; its rows stay pending, the other targets go on."""
-        self._act(self._targets[target].throttle.stop(reason, message))
+    def stop_unchecked(self, target: str, error: errors.DeslaunchError) -> None:
+        """End a target whose rows can't be checked, as its jobs can't be had; they stay pending."""
+        match error:
+            case errors.CredentialsRefused():
+                reason = StopReason.CREDENTIALS
+            case errors.Misconfigured() | errors.Rejected() | errors.SchemaError():
+                reason = StopReason.CONFIGURATION
+            case _:
+                reason = StopReason.UNREACHABLE
+
+        self._act(self._targets[target].throttle.stop(reason, str(error)))
 
     def feed(self, *, goes_on: bool, targets: Collection[str] = ()) -> None:
         """Tell that a program adds rows while the session is at work.
@@ -181,7 +188,7 @@ class Session(Loop[tuple[Start, int]]):
         if any(name not in known or abs(new - known[name]) > 1 for name, new in offsets.items()):
             self._clocks = offsets
 
-            with suppress(LedgerError):  # a turn will fail too, and end the launch
+            with suppress(errors.LedgerError):  # a turn will fail too, and end the launch
                 await self.ledger.set_clocks(offsets)
 
     # The loop.
@@ -353,7 +360,7 @@ class Session(Loop[tuple[Start, int]]):
         """Wait before a turn that failed is tried again; once that is of no use, drop it."""
         now = self.clock.now()
 
-        if not isinstance(error, LedgerError):
+        if not isinstance(error, errors.LedgerError):
             self._error = self._error or error
 
         if not any(stop.reason is StopReason.LEDGER for stop in self.stops):
@@ -384,7 +391,7 @@ class Session(Loop[tuple[Start, int]]):
             else:
                 try:
                     run = await target.client.start(start, sent)
-                except (DesError, CredentialsRefused) as exc:
+                except (errors.DesError, errors.CredentialsRefused) as exc:
                     outcome = self._judge(target, start, exc)
                 else:
                     target.throttle.started()
@@ -403,10 +410,10 @@ class Session(Loop[tuple[Start, int]]):
         self._news.set()
 
     def _judge(
-        self, target: _Target, start: Start, error: DesError | CredentialsRefused
+        self, target: _Target, start: Start, error: errors.DesError | errors.CredentialsRefused
     ) -> Outcome:
         """Return the outcome of an attempt without a run, and let its target know."""
-        if isinstance(error, Unauthorized):
+        if isinstance(error, errors.Unauthorized):
             return self._refuse_token(target, start, error)
 
         result = verdict(error, start, self.settings)
@@ -415,13 +422,13 @@ class Session(Loop[tuple[Start, int]]):
         self._act(decided)
         wait = 0.0
 
-        if result is Result.RETRY and isinstance(error, DesError):
+        if result is Result.RETRY and isinstance(error, errors.DesError):
             failures, most = start.retries + 1, self.settings.max_wait
             wait = wait_after(failures, most, self.rng, error.retry_after)
 
         return ended(start, result, error, wait)
 
-    def _refuse_token(self, target: _Target, start: Start, error: Unauthorized) -> Outcome:
+    def _refuse_token(self, target: _Target, start: Start, error: errors.Unauthorized) -> Outcome:
         """Hold the target for a new token; where that one was refused too, it stops."""
         throttle = target.throttle
         throttle.responded(final=False)
@@ -436,13 +443,13 @@ class Session(Loop[tuple[Start, int]]):
 
         return ended(start, Result.THROTTLED, error)
 
-    async def _renew(self, target: _Target, refused: Unauthorized) -> None:
+    async def _renew(self, target: _Target, refused: errors.Unauthorized) -> None:
         """Let rows be sent with a new token; without one the target stops."""
         try:
             await target.client.renew(refused)
-        except CredentialsRefused as exc:
+        except errors.CredentialsRefused as exc:
             self._act(target.throttle.stop(StopReason.CREDENTIALS, str(exc)))
-        except NotSent:
+        except errors.NotSent:
             pass  # the next row meets it again, and pauses the target
         except Exception as exc:  # noqa: BLE001  # a fault of the client ends the session
             self._fail(exc)
@@ -481,7 +488,7 @@ class Session(Loop[tuple[Start, int]]):
 
                 try:
                     await target.client.probe()
-                except DesError as exc:
+                except errors.DesError as exc:
                     self._act(throttle.held_back(exc, self.clock.now(), is_probe=True))
                 else:
                     throttle.reopen(self.clock.now())
@@ -525,7 +532,7 @@ class Session(Loop[tuple[Start, int]]):
 
         for event, note in announcements:
             if note is not None:
-                with suppress(LedgerError):  # a turn will fail too, and end the launch
+                with suppress(errors.LedgerError):  # a turn will fail too, and end the launch
                     await self.ledger.note(*note)
 
             self._tell(event)
