@@ -7,20 +7,16 @@ import asyncio
 import math
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from deslaunch.des.client import DesClient
-from deslaunch.events import Event, Stop, StopReason, TargetPaused, TargetStopped
+from deslaunch.events import Event, Stop, TargetPaused, TargetStopped
 from deslaunch.launch.retry import wait_after
 from deslaunch.launch.target import Pacer, Throttle
 from deslaunch.ledger.ledger import Ledger
 from deslaunch.settings import Settings
-
-Item = TypeVar("Item")
-Note = tuple[str, str | None, str]
-"""Kind, target and text of an event, for the ledger."""
 
 SHORTEST_SLEEP = 0.001  # uvloop's timers know milliseconds; a shorter one would spin
 
@@ -42,7 +38,7 @@ class Clock:
 
 
 @dataclass(eq=False, repr=False)
-class Loop(Generic[Item]):
+class Loop:
     """What a session and a watch do alike: throttle targets, tell events, end after an error.
 
     Attributes:
@@ -67,7 +63,7 @@ class Loop(Generic[Item]):
         self.stops: list[Stop] = []
         self._pacer = Pacer(self.settings.rate)
         self._rotation = deque(self.clients)
-        self._workers: Workers[Item] = Workers(self._work_on)
+        self._workers = Workers()
         self._news = asyncio.Event()
         self._is_draining = False
         self._error: Exception | None = None
@@ -78,9 +74,6 @@ class Loop(Generic[Item]):
 
     def drain(self, stop: Stop | None = None) -> None:
         """Begin nothing new."""
-        raise NotImplementedError
-
-    async def _work_on(self, item: Item) -> None:
         raise NotImplementedError
 
     def _throttle(self, name: str) -> Throttle:
@@ -113,18 +106,15 @@ class Loop(Generic[Item]):
     def _act(self, decided: TargetPaused | Stop | None) -> None:
         """Tell what follows for a target; its end is told once."""
         if isinstance(decided, TargetPaused):
-            name, cause, seconds = decided
-            self._announce(decided, ("pause", name, f"{seconds:.3f} s: {cause}"))
+            self._announce(decided)
         elif decided is not None and all(known.target != decided.target for known in self.stops):
             self._note_stop(decided)
 
     def _note_stop(self, stop: Stop) -> None:
         self.stops.append(stop)
-        note = ("stop", stop.target, f"{stop.reason}: {stop.message}")
-        is_noted = stop.reason is not StopReason.LEDGER  # which can't be written to
-        self._announce(TargetStopped(stop), note if is_noted else None)
+        self._announce(TargetStopped(stop))
 
-    def _announce(self, event: Event, _note: Note | None = None, /) -> None:
+    def _announce(self, event: Event) -> None:
         """Tell of something that a session notes in the ledger."""
         self._tell(event)
 
@@ -140,28 +130,23 @@ class Loop(Generic[Item]):
         self.drain()
 
 
-class Workers(Generic[Item]):
-    """Tasks that work on one item after the other: a task for each would cost a third more.
+class Workers:
+    """Tasks that do one work after the other: a task for each would cost a third more."""
 
-    Args:
-        work: awaited with each item; it must not raise, but for a cancellation.
-    """
-
-    def __init__(self, work: Callable[[Item], Awaitable[None]]) -> None:
-        self._work = work
-        self._queue: deque[Item] = deque()
+    def __init__(self) -> None:
+        self._queue: deque[Coroutine[Any, Any, None]] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
         self._busy: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
     def busy(self) -> int:
-        """Items that are worked on."""
+        """Works that are being done."""
         return len(self._busy)
 
-    def put(self, item: Item) -> None:
-        """Let a worker take up an item: an idle one, else a new one."""
-        self._queue.append(item)
+    def put(self, work: Coroutine[Any, Any, None]) -> None:
+        """Let a worker do this: an idle one, else a new one. It must not raise."""
+        self._queue.append(work)
 
         while self._idle:
             waiter = self._idle.popleft()
@@ -172,15 +157,14 @@ class Workers(Generic[Item]):
 
         self.help(self._serve())
 
-    def help(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def help(self, work: Coroutine[Any, Any, None]) -> None:
         """Run something beside the workers that ends with them."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
     def cancel_busy(self) -> None:
-        """Cancel what is worked on; each worker decides what that means for its item."""
+        """Cancel what is being done; each work decides what that means for it."""
         for task in list(self._busy):
             task.cancel()
 
@@ -193,6 +177,9 @@ class Workers(Generic[Item]):
 
         await asyncio.gather(*tasks, return_exceptions=True)
 
+        while self._queue:
+            self._queue.pop().close()
+
     async def _serve(self) -> None:
         task = asyncio.current_task()
         assert task is not None
@@ -203,10 +190,10 @@ class Workers(Generic[Item]):
                 self._idle.append(waiter)
                 await waiter
 
-            item = self._queue.popleft()
+            work = self._queue.popleft()
             self._busy.add(task)
 
             try:
-                await self._work(item)
+                await work
             finally:
                 self._busy.discard(task)

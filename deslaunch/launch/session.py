@@ -21,8 +21,8 @@ from typing import Final
 
 from deslaunch import errors, events
 from deslaunch.des.client import DesClient
-from deslaunch.events import Event, Stop, StopReason, TargetPaused
-from deslaunch.launch.loop import SHORTEST_SLEEP, Loop, Note
+from deslaunch.events import Event, Stop, StopReason, TargetPaused, TargetStopped
+from deslaunch.launch.loop import SHORTEST_SLEEP, Loop
 from deslaunch.launch.retry import ended, verdict, wait_after
 from deslaunch.launch.target import Health, Throttle
 from deslaunch.model import END_STATES, Outcome, Result, RowState, Sent, Start, count
@@ -63,7 +63,7 @@ class _Target:
 
 
 @dataclass(eq=False, repr=False)
-class Session(Loop[tuple[Start, int]]):
+class Session(Loop):
     """One session of a batch; its ledger has begun it.
 
     Attributes:
@@ -87,7 +87,7 @@ class Session(Loop[tuple[Start, int]]):
         self._outcomes: list[Outcome] = []  # of rows that came back since the last turn began
         self._turn_took = 0.0
         self._open = 0  # rows whose intent is on disk and whose outcome is not
-        self._announcements: list[tuple[Event, Note | None]] = []
+        self._announcements: list[Event] = []  # to be noted in the ledger, and told then
         self._is_feeding = False
         self._drain_ends: float | None = None
         self._ended = 0
@@ -297,7 +297,7 @@ class Session(Loop[tuple[Start, int]]):
 
         for start in exchange.starts:
             self._targets[start.target].throttle.in_flight += 1
-            self._workers.put((start, epochs[start.target]))
+            self._workers.put(self._work_on(start, epochs[start.target]))
 
     def _set_due(self, due: Mapping[str, float | None]) -> None:
         now = self.clock.now()
@@ -324,8 +324,7 @@ class Session(Loop[tuple[Start, int]]):
                 "row has already: the row is unknown"
             )
             target.client.stop_reusing(text)
-            note = ("repeatedRun", settled.target, text)
-            self._announce(events.Noted(text, is_warning=True), note)
+            self._announce(events.Noted(text, is_warning=True))
 
         self._tell(events.RowEnded(settled))
         why = target.health.ended(settled, result)
@@ -379,9 +378,8 @@ class Session(Loop[tuple[Start, int]]):
 
     # One attempt.
 
-    async def _work_on(self, item: tuple[Start, int]) -> None:
+    async def _work_on(self, start: Start, epoch: int) -> None:
         """Send a row whose intent is on disk, unless its target was told to wait meanwhile."""
-        start, epoch = item
         target = self._targets[start.target]
         sent = Sent()
 
@@ -456,8 +454,7 @@ class Session(Loop[tuple[Start, int]]):
         else:
             if refused.generation > target.generation:  # told once, however many rows waited
                 target.generation = refused.generation
-                name = target.throttle.target
-                self._announce(events.TokenRenewed(name), ("token", name, "a new token is in use"))
+                self._announce(events.TokenRenewed(target.throttle.target))
         finally:
             target.throttle.release()
             self._news.set()
@@ -522,20 +519,35 @@ class Session(Loop[tuple[Start, int]]):
 
     # What is told.
 
-    def _announce(self, event: Event, note: Note | None = None, /) -> None:
-        """Tell of something once it is in the ledger; without a note it is only told."""
-        self._announcements.append((event, note))
+    def _announce(self, event: Event) -> None:
+        """Tell of something once it is noted in the ledger."""
+        self._announcements.append(event)
         self._news.set()
 
     async def _tell_announced(self) -> None:
         announcements, self._announcements = self._announcements, []
 
-        for event, note in announcements:
-            if note is not None:
+        for event in announcements:
+            if note := _note_of(event):
                 with suppress(errors.LedgerError):  # a turn will fail too, and end the launch
                     await self.ledger.note(*note)
 
             self._tell(event)
+
+
+def _note_of(event: Event) -> tuple[str, str | None, str] | None:
+    """Return kind, target and text of an event that the ledger keeps."""
+    match event:
+        case TargetPaused(target, cause, seconds):
+            return "pause", target, f"{seconds:.3f} s: {cause}"
+        case TargetStopped(stop) if stop.reason is not StopReason.LEDGER:  # it can't be written to
+            return "stop", stop.target, f"{stop.reason}: {stop.message}"
+        case events.TokenRenewed(target):
+            return "token", target, "a new token is in use"
+        case events.Noted(text):
+            return "repeatedRun", None, text
+        case _:
+            return None
 
 
 def _take_back(outcome: Outcome) -> Outcome:

@@ -47,7 +47,7 @@ class _Target:
     due: list[_Waiting] = field(default_factory=list)
 
 
-class Watch(Loop[tuple[_Target, _Waiting]]):
+class Watch(Loop):
     """One watch of a batch's runs; an asynchronous iterator of how each ended.
 
     Nothing else writes to its ledger, and each run's target has a client.
@@ -89,8 +89,7 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
             while not self._is_over():
                 now = self.clock.now()
 
-                while (taken := self._take(now)) is not None:
-                    self._workers.put(taken)
+                while self._take(now):
                     await self._read_on()
 
                 await self._wait_for_news(self._next_time(now))
@@ -179,13 +178,13 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
                 if not target.throttle.is_stopped:
                     heappush(target.due, _Waiting(-math.inf, run.row, 0.0, run))
 
-    def _take(self, now: float) -> tuple[_Target, _Waiting] | None:
-        """Return the run that is to be asked about now; the targets take turns."""
+    def _take(self, now: float) -> bool:
+        """Ask about a run whose time has come, and return True; the targets take turns."""
         busy = self._busy() + (self._unread.qsize() if self._unread else 0)
         has_room = busy < self.settings.concurrency and self._pacer.allowed(now) >= 1
 
         if self._is_draining or not has_room:
-            return None
+            return False
 
         for _ in range(len(self._rotation)):
             self._rotation.rotate(-1)
@@ -195,9 +194,10 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
             if target.due and target.due[0].due <= now and target.throttle.room(now) > 0:
                 target.throttle.in_flight += 1
                 self._pacer.take(1)
-                return target, heappop(target.due)
+                self._workers.put(self._work_on(target, heappop(target.due)))
+                return True
 
-        return None
+        return False
 
     def _next_time(self, now: float) -> float:
         """Return when time alone lets a run be asked about; infinity where only news can."""
@@ -225,8 +225,7 @@ class Watch(Loop[tuple[_Target, _Waiting]]):
 
     # One question.
 
-    async def _work_on(self, item: tuple[_Target, _Waiting]) -> None:
-        target, waiting = item
+    async def _work_on(self, target: _Target, waiting: _Waiting) -> None:
         throttle, run = target.throttle, waiting.run
 
         try:
