@@ -13,9 +13,10 @@ from deslaunch.ledger.ledger import Ledger, NewBatch, NewSession, begin_import, 
 from deslaunch.ledger.reading import Clock, TargetInfo, run_in
 from deslaunch.ledger.sqlite import free_lock
 from deslaunch.model import CheckedRow, InvalidRow, Outcome, Problem, Result, Row, RowState
+from deslaunch.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from deslaunch.ledger.reading import ResultRow
@@ -66,9 +67,11 @@ async def make(
     return await batch.publish(digest="ab")
 
 
-def session(*targets: str, **consents: Any) -> NewSession:
+def session(
+    *targets: str, kept: Mapping[str, Any] | None = None, timeout: float = 60.0, **options: Any
+) -> NewSession:
     places = {name: TargetInfo(f"https://{name}.example", None) for name in targets or ("default",)}
-    return NewSession(places, **consents)
+    return NewSession(places, Settings(**options), kept or {}, timeout)
 
 
 async def begin(place: Path, hands: Hands | None = None, **consents: Any) -> Ledger:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import closing
+from dataclasses import asdict
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -33,6 +34,7 @@ from deslaunch.ledger import reading, sqlite
 from deslaunch.ledger.ledger import NewBatch, begin_import, take_ledger
 from deslaunch.ledger.reading import run_in
 from deslaunch.model import Job, JobParameter, RowState, RunStatus
+from deslaunch.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -266,14 +268,15 @@ class TestSessions:
 
     async def test_what_is_known_of_it_is_kept(self, place: Path) -> None:
         async with await make(place) as ledger:
-            await ledger.begin_session(session(kept={"rate": 2.0}, options={"limit": 5}))
+            await ledger.begin_session(session(kept={"rate": 2.0}, limit=5))
             await ledger.set_clocks({"default": 1.5})
             await ledger.end_session(5, [Stop(StopReason.LIMIT, "enough", resume_after=2.5)])
 
         async with await take_ledger(str(place)) as ledger:
             [known] = await ledger.sessions()
             stop = {"reason": "limit", "message": "enough", "target": None, "resumeAfter": 2.5}
-            assert (known.exit_code, known.stops, known.options) == (5, [stop], {"limit": 5})
+            assert (known.exit_code, known.stops) == (5, [stop])
+            assert known.options == asdict(Settings(limit=5))
             assert known.ended_ms is not None
             assert known.targets == {"default": "https://default.example"}
             assert ledger.batch[:4] == ("night", "night.csv", "ab", None)

@@ -212,7 +212,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def next_session(self, *, is_killed: bool, rejected: bool, unknown: bool) -> None:
         self.run(crash(self.ledger) if is_killed else self.ledger.aclose())
         self.ledger = self.run(take_ledger(str(self.place), clock=self.hands.clock))
-        consents = {"retry_rejected": rejected, "retry_unknown": unknown}
+        consents: dict[str, Any] = {"retry_rejected": rejected, "retry_unknown": unknown}
 
         for row in self.rows.values():
             for attempt in row.attempts:

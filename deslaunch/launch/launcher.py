@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -235,21 +235,15 @@ class Batch:
         return summary
 
     async def _new_session(self) -> NewSession:
-        setup, settings = self._setup, self._setup.settings
+        setup = self._setup
 
         for client in setup.clients.values():
             with suppress(errors.CredentialsRefused, errors.NotSent):  # it stops when it is sent to
                 await client.locate()
 
-        return NewSession(
-            targets={name: TargetInfo(c.base_url, c.org_id) for name, c in setup.clients.items()},
-            options=asdict(settings),
-            kept=setup.kept,
-            retry_rejected=settings.retry_rejected,
-            retry_unknown=settings.retry_unknown,
-            timeout=max(client.timeout for client in setup.clients.values()),
-            give_up_after=settings.give_up_after,
-        )
+        targets = {name: TargetInfo(c.base_url, c.org_id) for name, c in setup.clients.items()}
+        timeout = max(client.timeout for client in setup.clients.values())
+        return NewSession(targets, setup.settings, setup.kept, timeout)
 
     async def _check_again(self, session: Session) -> None:
         """Check rows that were never sent by their jobs as they are now, target by target."""

@@ -14,6 +14,7 @@ import socket
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -35,6 +36,7 @@ from deslaunch.model import (
     place_word,
     printed,
 )
+from deslaunch.settings import Settings
 
 T = TypeVar("T", bound=Reader)
 
@@ -66,21 +68,17 @@ class NewSession(NamedTuple):
 
     Attributes:
         targets: where each target's rows go, by name.
-        options: all of its options, JSON values; for the record.
+        settings: its options, all of them for the record; of use here are the consents
+            ``retry_rejected`` and ``retry_unknown``, and ``give_up_after``: seconds that a turn
+            waits for SQLite's write lock.
         kept: options to keep for later sessions, merged into the batch's.
-        retry_rejected: consent to send rejected rows again, unchanged.
-        retry_unknown: consent to send unknown rows again; an auto-value row is left.
         timeout: seconds of one attempt in all; an unknown row's window ends after it.
-        give_up_after: seconds that a turn waits for SQLite's write lock.
     """
 
     targets: Mapping[str, TargetInfo]
-    options: Mapping[str, Any] = {}
+    settings: Settings = Settings()
     kept: Mapping[str, Any] = {}
-    retry_rejected: bool = False
-    retry_unknown: bool = False
     timeout: float = 60.0
-    give_up_after: float = 900.0
 
 
 class Exchange(NamedTuple):
@@ -173,7 +171,7 @@ class Ledger(Reader):
             LedgerWriteFailed: it could not be written.
         """
         self._time_zero = self._clock.wall() - self._clock.elapsed()
-        self._store.give_up_after = session.give_up_after
+        self._store.give_up_after = session.settings.give_up_after
         now = self._now()
         places = {name: target.base_url for name, target in session.targets.items()}
         kept = {**self.batch.options, **session.kept}
@@ -182,10 +180,10 @@ class Ledger(Reader):
             rows = [row for (row,) in self._store.fetch("sending_rows")]
             self._store.run("lose_attempts", (as_json(rows),))
             changes.derive_states(self._store, rows)
-            told = (now, json.dumps(session.options), json.dumps(places))
+            told = (now, json.dumps(asdict(session.settings)), json.dumps(places))
             limit = round(1000 * session.timeout)
             self._store.run("begin_session", (socket.gethostname(), os.getpid(), *told, limit))
-            consents = (session.retry_rejected, session.retry_unknown)
+            consents = (session.settings.retry_rejected, session.settings.retry_unknown)
             self._store.run("make_due", (now, *consents))
             self._store.run("set_options", (json.dumps(kept),))
             self._store.many("set_target", [(name, *t) for name, t in session.targets.items()])
