@@ -523,6 +523,22 @@ async def test_invalid_rows_of_a_program_give_outcomes(place: Place) -> None:
     assert counts(summary) == {"started": 2, "invalid": 3}
 
 
+async def test_a_resumed_launch_names_a_command_with_the_words_that_the_ledger_keeps(
+    place: Place,
+) -> None:
+    place.write(rows(3))
+    kept = {"repeat": ["--config", "/t.toml"]}
+
+    async with service(place) as (_, des):
+        await place.launch(des, limit=1, options_kept=kept, allow_partial=True)
+
+        with pytest.raises(Stopped) as raised:
+            async with place.resume(des, limit=1) as opened:
+                await opened.run()
+
+    assert raised.value.hint == f"go on with: deslaunch resume {place.ledger} --config /t.toml"
+
+
 async def test_an_option_that_is_none_is_refused(place: Place) -> None:
     place.write(rows(1))
     wrong: Any = {"concurency": 4}

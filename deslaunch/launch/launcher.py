@@ -162,7 +162,7 @@ class Batch:
             raise
 
         if not allow_partial:
-            raise_if_unfinished(summary, self._setup.kept)
+            self._raise_if_unfinished(summary)
 
         return summary
 
@@ -189,7 +189,26 @@ class Batch:
                 if self._feed is not None:
                     self._feed.wake()
 
-        raise_if_unfinished(work.result(), self._setup.kept)
+        self._raise_if_unfinished(work.result())
+
+    def _raise_if_unfinished(self, summary: Summary) -> None:
+        """Raise what a launch raises that left rows behind."""
+        kinds = {5: errors.Stopped, 6: errors.CredentialsRefused, 7: errors.LedgerWriteFailed}
+        code, left = summary.exit_code, summary.counts.pending + summary.counts.in_flight
+
+        if self.ledger is None or code in {0, 3, 4}:
+            return
+
+        why = "; ".join(stop.message for stop in summary.stops)
+        why = why or "they are left from an earlier session"
+        message = f"{count(left, 'row')} pending: {why}" if left else why
+        hint = f"go on with: {resume_command(summary.ledger, self.ledger.batch.options)}"
+
+        if code in kinds:
+            raise kinds[code](message, summary=summary, hint=hint)
+
+        signum = next((stop.signal for stop in summary.stops if stop.signal), 0)
+        raise errors.Interrupted(message, signum=signum, summary=summary, hint=hint)
 
     def _begin(self, on_event: OnEvent | None) -> asyncio.Task[Summary]:
         if self._work is not None:
@@ -369,29 +388,6 @@ def resume_command(ledger: str | os.PathLike[str], options: Mapping[str, Any] | 
         options: what the ledger keeps; ``repeat`` are words that belong to every command.
     """
     return printed("resume", place_word(os.fspath(ledger)), *(options or {}).get("repeat", ()))
-
-
-def raise_if_unfinished(summary: Summary, options: Mapping[str, Any]) -> None:
-    """Raise what a launch raises that left rows behind.
-
-    Raises:
-        Stopped: or a kind of it.
-    """
-    kinds = {5: errors.Stopped, 6: errors.CredentialsRefused, 7: errors.LedgerWriteFailed}
-    code, left = summary.exit_code, summary.counts.pending + summary.counts.in_flight
-    why = "; ".join(stop.message for stop in summary.stops)
-    why = why or "they are left from an earlier session"
-    message = f"{count(left, 'row')} pending: {why}" if left else why
-    hint = f"go on with: {resume_command(summary.ledger, options)}"
-
-    if code in {0, 3, 4}:
-        return
-
-    if code in kinds:
-        raise kinds[code](message, summary=summary, hint=hint)
-
-    signum = next((stop.signal for stop in summary.stops if stop.signal), 0)
-    raise errors.Interrupted(message, signum=signum, summary=summary, hint=hint)
 
 
 def _both(first: OnEvent | None, second: OnEvent) -> OnEvent:
