@@ -4,7 +4,6 @@ A clock that is passed in, workers that share a queue, and what both loops do al
 """
 
 import asyncio
-import math
 import random
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
@@ -19,6 +18,7 @@ from deslaunch.ledger.ledger import Ledger
 from deslaunch.settings import Settings
 
 SHORTEST_SLEEP = 0.001  # uvloop's timers know milliseconds; a shorter one would spin
+LONGEST_SLEEP = 3600.0  # no timer rings at infinity
 
 
 class Clock:
@@ -76,6 +76,11 @@ class Loop:
         """Begin nothing new."""
         raise NotImplementedError
 
+    def abandon(self) -> None:
+        """Give up what is in flight: rows of which a byte may have left become unknown."""
+        self.drain()
+        self._workers.cancel_busy()
+
     def _throttle(self, name: str) -> Throttle:
         settings, own = self.settings, self.clients[name].concurrency
         return Throttle(
@@ -86,12 +91,8 @@ class Loop:
         )
 
     async def _wait_for_news(self, until: float) -> None:
-        """Return once there is news, which there is at ``until`` at the latest."""
-        if math.isinf(until):
-            await self._news.wait()
-            return
-
-        seconds = max(until - self.clock.now(), SHORTEST_SLEEP)
+        """Return once there is news; at ``until``, or after an hour, at the latest."""
+        seconds = min(max(until - self.clock.now(), SHORTEST_SLEEP), LONGEST_SLEEP)
         alarm = self.clock.call_later(seconds, self._news.set)
 
         try:

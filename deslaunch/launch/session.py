@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
+from http import HTTPStatus
 from typing import Final
 
 from deslaunch import errors, events
@@ -143,11 +144,6 @@ class Session(Loop):
         self._drain_ends = self.clock.now() + seconds
         self._announce(events.Draining(self._workers.busy, seconds))
         self._workers.help(self._after(seconds, self.abandon))
-
-    def abandon(self) -> None:
-        """Give up the rows in flight: those of which a byte may have left become unknown."""
-        self.drain()
-        self._workers.cancel_busy()
 
     def stop_unchecked(self, target: str, error: errors.DeslaunchError) -> None:
         """End a target whose rows can't be checked, as its jobs can't be had; they stay pending."""
@@ -329,16 +325,21 @@ class Session(Loop):
         self._tell(events.RowEnded(settled))
         why = target.health.ended(settled, result)
 
-        if why is not None and not target.throttle.is_stopped and not self._is_draining:
-            reason, message = why
-            is_refused = reason is StopReason.CONFIGURATION
-            status = target.health.forbidden[-1].status if is_refused else None
+        if why is None or target.throttle.is_stopped or self._is_draining:
+            return
 
-            if is_refused:  # the rows whose refusals stop it are pending again
-                self._outcomes += map(_take_back, target.health.forbidden)
-                self._open += len(target.health.forbidden)
+        reason, message = why
+        status: int | None = None
 
-            self._act(target.throttle.stop(reason, message, status=status))
+        if reason is StopReason.CONFIGURATION:  # the rows whose refusals stop it are pending again
+            self._outcomes += [
+                refused._replace(result=Result.THROTTLED, state=RowState.PENDING, not_before=0.0)
+                for refused in target.health.forbidden
+            ]
+            self._open += len(target.health.forbidden)
+            status = HTTPStatus.FORBIDDEN
+
+        self._act(target.throttle.stop(reason, message, status=status))
 
     def _expect(self, target: _Target, outcome: Outcome, now: float) -> None:
         """Take in that a row is to be sent again."""
@@ -548,8 +549,3 @@ def _note_of(event: Event) -> tuple[str, str | None, str] | None:
             return "repeatedRun", None, text
         case _:
             return None
-
-
-def _take_back(outcome: Outcome) -> Outcome:
-    """Return a refusal as one of its target, so that its row is what it was before."""
-    return outcome._replace(result=Result.THROTTLED, state=RowState.PENDING, not_before=0.0)

@@ -144,12 +144,8 @@ class Watch(Loop):
             self._note_stop(stop)
 
         self._is_draining = True
-        self.abandon()
-        self._news.set()
-
-    def abandon(self) -> None:
-        """Give up what is in flight."""
         self._workers.cancel_busy()
+        self._news.set()
 
     # The loop.
 
