@@ -10,7 +10,6 @@ import os
 import zlib
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -201,21 +200,18 @@ def _check_again(
     return [row._replace(key=key) for row, (_, _, key, _) in zip(taken, stored, strict=True)]
 
 
-@dataclass(eq=False, repr=False)
 class Feed:
     """Adds the rows of a program to a batch at work, as far as there is room for them.
 
-    Attributes:
+    Args:
         session: the batch's; what it tells is heard, and passed on.
         schemas: what the rows are checked with.
     """
 
-    session: Session
-    schemas: Schemas
-
-    def __post_init__(self) -> None:
-        self.session.feed(goes_on=True)
-        self._emit, self.session.emit = self.session.emit, self._hear
+    def __init__(self, session: Session, schemas: Schemas) -> None:
+        session.feed(goes_on=True)
+        self.session, self.schemas = session, schemas
+        self._emit, session.emit = session.emit, self._hear
         self._waiting: dict[int, str] = {}  # by number, the targets of rows that have not ended
         self._news = asyncio.Event()
 

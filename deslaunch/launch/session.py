@@ -177,11 +177,10 @@ class Session(Loop):
 
     async def note_clocks(self) -> None:
         """Write by how much each target's clock is ahead, where that is new."""
-        ahead = {name: client.clock_offset for name, client in self.clients.items()}
-        offsets = {name: seconds for name, seconds in ahead.items() if seconds is not None}
-        known = self._clocks
+        clients = self.clients.items()
+        offsets = {name: s for name, c in clients if (s := c.clock_offset) is not None}
 
-        if any(name not in known or abs(new - known[name]) > 1 for name, new in offsets.items()):
+        if any(abs(s - self._clocks.get(name, math.inf)) > 1 for name, s in offsets.items()):
             self._clocks = offsets
 
             with suppress(errors.LedgerError):  # a turn will fail too, and end the launch

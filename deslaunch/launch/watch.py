@@ -30,10 +30,9 @@ GROWTH: Final = 1.5
 
 
 class _Waiting(NamedTuple):
-    """A run that is to be asked about: when, its row, after which wait (0 at first), and itself."""
+    """A run that is to be asked about: when, after which wait (0 at first), and itself."""
 
     due: float
-    row: int
     wait: float
     run: RunToAsk
 
@@ -172,7 +171,7 @@ class Watch(Loop):
                 target = self._targets[run.target]
 
                 if not target.throttle.is_stopped:
-                    heappush(target.due, _Waiting(-math.inf, run.row, 0.0, run))
+                    heappush(target.due, _Waiting(-math.inf, 0.0, run))
 
     def _take(self, now: float) -> bool:
         """Ask about a run whose time has come, and return True; the targets take turns."""
