@@ -176,6 +176,7 @@ VERDICTS: Final = [
     pytest.param(response(599), ServerError, 599, id="599"),
     pytest.param(response(600), OutcomeUnknown, 600, id="600"),
     pytest.param(response(999), OutcomeUnknown, 999, id="999"),
+    pytest.param(OK.replace(b"200", b"099"), OutcomeUnknown, 99, id="099"),
 ]
 
 
