@@ -331,6 +331,6 @@ def test_a_file_with_a_form_for_every_row_is_not_kept_in_memory() -> None:
     counted = Counted(Job(JOB, "", tuple(JobParameter(name, 1) for name in names)))
 
     for name in names * 2:
-        counted.check(Row(1, 1, None, "default", JOB, {name: "x"}), "night")
+        counted.check(Row(1, 1, None, "default", JOB, {name: "x"}), rows.Groups("night"))
 
     assert counted.careful == 1_200 + 200

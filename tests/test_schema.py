@@ -56,13 +56,13 @@ def row(
 
 
 def sent(parameters: dict[str, Any], job: Job = SALES) -> Body:
-    checked = Schema(job).check(row(parameters), FILE)
+    checked = Schema(job).check(row(parameters), Groups(FILE))
     assert isinstance(checked, Body), checked
     return checked
 
 
 def refused(parameters: dict[str, Any], job: Job = SALES) -> tuple[Problem, ...]:
-    problems = Schema(job).check(row(parameters), FILE)
+    problems = Schema(job).check(row(parameters), Groups(FILE))
     assert not isinstance(problems, Body), problems
     return problems
 
@@ -73,7 +73,7 @@ def one(type_number: int | None, *, nullable: bool = False, auto: bool = False) 
 
 
 def accepts(type_number: int, text: str) -> bool:
-    return isinstance(Schema(one(type_number)).check(row({"P": text}), FILE), Body)
+    return isinstance(Schema(one(type_number)).check(row({"P": text}), Groups(FILE)), Body)
 
 
 # What is sent
@@ -205,7 +205,7 @@ def test_the_body_says_what_the_row_says_also_from_the_ledger(
     }
     assert auto is (AUTO in bare.values())
     assert isinstance(again, Row)
-    assert Schema(job).check(again, FILE) == Body(body, auto, says)
+    assert Schema(job).check(again, Groups(FILE)) == Body(body, auto, says)
 
 
 # Types
@@ -363,7 +363,7 @@ def test_every_datetime_that_python_prints_is_valid(moment: datetime) -> None:
 
 @given(st.sampled_from([1, 2, 3, 4, 5]), utf8)
 def test_any_text_is_sent_or_explained(type_number: int, text: str) -> None:
-    result = Schema(one(type_number)).check(row({"P": text}), FILE)
+    result = Schema(one(type_number)).check(row({"P": text}), Groups(FILE))
 
     if isinstance(result, Body):
         assert orjson.loads(result.body)["parameters"]["P"]["valueStringEncoded"] == text
@@ -527,7 +527,7 @@ def warned(name: str, value: Any, numbers: range) -> list[str]:
 
     for number in numbers:
         parameters = {"DBGenFrom": "1", name: value}
-        schema.check(row(parameters, number=number), FILE, warnings)
+        schema.check(row(parameters, number=number), warnings)
 
     return [str(warning) for warning in warnings]
 
@@ -620,7 +620,9 @@ def test_a_parameter_of_another_job_tells_of_a_wrong_job() -> None:
     told = []
 
     for jobs in ([SALES, stock], [SALES]):
-        found = compile_jobs(jobs)[JOB_ID].check(row({"DBGenFrom": "1", "DBGenFrm": "2"}), FILE)
+        found = compile_jobs(jobs)[JOB_ID].check(
+            row({"DBGenFrom": "1", "DBGenFrm": "2"}), Groups(FILE)
+        )
         assert not isinstance(found, Body)
         told.append(found[0].message.partition("'DBGenFrm': ")[2])
 
@@ -636,5 +638,5 @@ def test_a_stored_row_is_checked_by_a_job_that_changed() -> None:
     again = load_row(says, 17, 18, FILE)
 
     assert isinstance(again, Row)
-    assert isinstance(Schema(SALES).check(again, FILE), Body)
-    assert not isinstance(Schema(changed).check(again, FILE), Body)
+    assert isinstance(Schema(SALES).check(again, Groups(FILE)), Body)
+    assert not isinstance(Schema(changed).check(again, Groups(FILE)), Body)

@@ -38,6 +38,7 @@ from rawdes import (
     start_body,
 )
 
+from deslaunch.manifest.rows import Groups
 from deslaunch.manifest.schema import Body, Schema
 from deslaunch.model import Job, JobParameter, Row
 from deslaunch.simulator import (
@@ -528,7 +529,9 @@ TIMES = st.from_regex(
 def test_the_simulator_takes_what_check_takes(kind: int, text: str) -> None:
     parameter = JobParameter(name="P", type=kind)
     schema = Schema(Job(job_id=CSV_SALES_EXPORT, name="x", parameters=(parameter,)))
-    checked = schema.check(Row(1, 1, None, "default", CSV_SALES_EXPORT, {"P": text}), "m.csv")
+    checked = schema.check(
+        Row(1, 1, None, "default", CSV_SALES_EXPORT, {"P": text}), Groups("m.csv")
+    )
 
     assert is_text_of(kind, text) == isinstance(checked, Body)
 

@@ -160,27 +160,21 @@ class Check:
             self._asked.add(row.target)
 
             if self.renew(row.target) is not None:
-                return self._check_by_schema(row, None)
+                return self._check_by_schema(row, rows.Groups(self.file))  # warned of already
 
         return checked
 
-    def _check_by_schema(
-        self, row: Row, warnings: rows.Groups | None
-    ) -> Body | tuple[Problem, ...]:
-        if row.target not in self.schemas:
-            known = ", ".join(sorted({*self.targets, *self.schemas, *self.unchecked}))
-            message = (
-                f"there is no target {rows.show(row.target)!r}: drop it, or name one of: {known}"
+    def _check_by_schema(self, row: Row, warnings: rows.Groups) -> Body | tuple[Problem, ...]:
+        if row.target in self.schemas:
+            schema = self.schemas[row.target].get(row.job_id)
+            return (
+                schema.check(row, warnings) if schema else unknown_job(row, self.schemas, self.file)
             )
-            fault = rows.Fault("target", f"a target that is known: {known}", row.target, message)
-            return rows.problems_of([fault], self.file, row.number, row.line)
 
-        schema = self.schemas[row.target].get(row.job_id)
-
-        if schema is None:
-            return unknown_job(row, self.schemas, self.file)
-
-        return schema.check(row, self.file, warnings)
+        known = ", ".join(sorted({*self.targets, *self.schemas, *self.unchecked}))
+        message = f"there is no target {rows.show(row.target)!r}: drop it, or name one of: {known}"
+        fault = rows.Fault("target", f"a target that is known: {known}", row.target, message)
+        return rows.problems_of([fault], self.file, row.number, row.line)
 
     def _check_feed(self, row: Row, key: str) -> tuple[Problem, ...]:
         """Return the problem of a second row that moves a job's feed on."""

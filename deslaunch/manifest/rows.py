@@ -175,7 +175,7 @@ class Groups:
     """
 
     def __init__(self, file: str, limit: int | None = None) -> None:
-        self._file = file
+        self.file = file
         self._limit = limit
         self._found: dict[tuple[str, str], ProblemGroup] = {}
 
@@ -191,7 +191,7 @@ class Groups:
 
     def warn(self, column: str, message: str, line: int) -> None:
         """Count what may be a mistake and is no error."""
-        self.add(Problem(self._file, line, 0, show(column), "", "", message))
+        self.add(Problem(self.file, line, 0, show(column), "", "", message))
 
 
 def row_from_object(

@@ -180,15 +180,12 @@ class Schema:
         # A wrong column comes with every row; the search for near names must not.
         self._fault_of_name = lru_cache(maxsize=256)(self._explain_name)
 
-    def check(
-        self, row: Row, file: str, warnings: rows.Groups | None = None
-    ) -> Body | tuple[Problem, ...]:
+    def check(self, row: Row, warnings: rows.Groups) -> Body | tuple[Problem, ...]:
         """Return what is sent for a row, or every reason against it.
 
         Args:
             row: a row of this job; its parameters are sent in its own order.
-            file: the manifest as it was named, for problems.
-            warnings: gets what may be a mistake.
+            warnings: gets what may be a mistake; it knows the manifest's name.
 
         Returns:
             The body, or at least one problem; a parameter has at most one.
@@ -196,7 +193,7 @@ class Schema:
         texts: Any = tuple(row.parameters.values())
 
         if row.notes or None in texts or AUTO in texts:
-            return self._check_each(row, file, warnings)
+            return self._check_each(row, warnings)
 
         # What the rows of a form share: the types are kept, and sent where the job declares none.
         shape = (row.target, row.key is None, tuple(row.parameters), row.types)
@@ -206,7 +203,7 @@ class Schema:
         if form is not None and form.match("\0".join(told)):
             return Body((form.body % texts).encode(), auto=False, says=form.says % told)
 
-        checked = self._check_each(row, file, warnings)
+        checked = self._check_each(row, warnings)
         is_new = shape not in self._forms and len(self._forms) < _MOST_FORMS
 
         if is_new and isinstance(checked, Body):
@@ -214,9 +211,7 @@ class Schema:
 
         return checked
 
-    def _check_each(
-        self, row: Row, file: str, warnings: rows.Groups | None
-    ) -> Body | tuple[Problem, ...]:
+    def _check_each(self, row: Row, warnings: rows.Groups) -> Body | tuple[Problem, ...]:
         """Check a row parameter by parameter."""
         said = row.parameters
         faults = [
@@ -226,10 +221,9 @@ class Schema:
         ]
         values: dict[str, Any] = {}
         auto = False
+        types = row.types or (None,) * len(said)
 
-        declarations = row.types or (None,) * len(said)
-
-        for (name, text), declared in zip(said.items(), declarations, strict=True):
+        for (name, text), declared in zip(said.items(), types, strict=True):
             parameter = self._parameters.get(name)
 
             if parameter is None:
@@ -244,15 +238,11 @@ class Schema:
             values[name] = wire.parameter_value(number, text)
             auto = auto or text is AUTO
 
-            if (
-                warnings is not None
-                and isinstance(text, str)
-                and (doubt := _doubt(parameter.type, text))
-            ):
+            if isinstance(text, str) and (doubt := _doubt(parameter.type, text)):
                 warnings.warn(name, doubt, row.line)
 
         if faults:
-            return rows.problems_of(faults, file, row.number, row.line)
+            return rows.problems_of(faults, warnings.file, row.number, row.line)
 
         return Body(wire.start_job_body(self.job.job_id, values), auto, rows.dump_row(row))
 
