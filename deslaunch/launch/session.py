@@ -216,15 +216,13 @@ class Session(Loop):
         and the loop and the ledger's thread do not interrupt each other, which costs a launch a
         sixth of its processor time. Where they take long, a slot must not wait for the others.
         """
-        quiet, latest = 0, self.clock.now() + LONGEST_GATHERING * self._turn_took
+        quiet, now = 0, self.clock.now
+        latest = now() + LONGEST_GATHERING * self._turn_took
 
-        while quiet < QUIET_PASSES and len(self._outcomes) < self._open:
+        while quiet < QUIET_PASSES and len(self._outcomes) < self._open and now() <= latest:
             before = len(self._outcomes)
             await asyncio.sleep(0)
             quiet = quiet + 1 if len(self._outcomes) == before else 0
-
-            if self.clock.now() > latest:
-                break
 
     def _claims(self, now: float) -> dict[str, int]:
         """Return how many rows may be claimed now, by target; the targets take turns."""
