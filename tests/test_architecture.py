@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 PACKAGE: Final = Path(deslaunch.__file__).parent
 # To come down to 44 modules, 9,000 lines and 450 of a module: lower these, never raise them.
-MOST_MODULES: Final = 47
-MOST_LINES: Final = 9_959
+MOST_MODULES: Final = 44
+MOST_LINES: Final = 9_000
 MOST_LINES_OF_A_MODULE: Final = 450
 _NO_CODE: Final = {
     tokenize.COMMENT,

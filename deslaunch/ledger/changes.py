@@ -15,21 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TextIO, get_args
 
+from deslaunch import model
 from deslaunch.errors import ManifestError
 from deslaunch.events import Plan
 from deslaunch.ledger.reading import UnknownRow, storable
 from deslaunch.ledger.sqlite import SqliteStore, as_json
-from deslaunch.model import (
-    CheckedRow,
-    InvalidRow,
-    Job,
-    Problem,
-    is_guid,
-    place_word,
-    printed,
-    quote,
-    utc,
-)
+from deslaunch.model import CheckedRow, InvalidRow, Job, Problem
 
 Verdict = Literal["started", "notStarted", "unknown"]
 
@@ -289,7 +280,9 @@ def _refuse(row: CheckedRow, match: _Known | None, file: str, *, add: bool) -> P
     else:
         return None
 
-    return Problem(file, row.row.line, row.row.number, "key", expected, quote(row.key), message)
+    return Problem(
+        file, row.row.line, row.row.number, "key", expected, model.quote(row.key), message
+    )
 
 
 def _describe(row: InvalidRow) -> str:
@@ -304,15 +297,16 @@ def resolve(
     store: SqliteStore, findings: Sequence[Finding], now: int, *, open_state: str, early: bool
 ) -> Resolved:
     """Take findings, all or none, inside a transaction; see :meth:`Ledger.resolve`."""
-    said = json.dumps([(*f[:3], is_guid(f.job_run_id)) for f in findings])
+    said = json.dumps([(*f[:3], model.is_guid(f.job_run_id)) for f in findings])
     known = store.fetch("look_at_findings", {"findings": said, "open": open_state})
     pairs = list(zip(findings, known, strict=True))
 
     if problems := [f"{f.key!r} {problem}" for f, (*_, problem) in pairs if problem]:
         more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
+        listing = model.printed("status", model.place_word(store.place))
         raise ManifestError(
             f"no finding was taken: {'; '.join(problems[:_SHOWN])}{more}",
-            hint=f"{printed('status', place_word(store.place))} lists the rows that are unknown",
+            hint=f"{listing} lists the rows that are unknown",
         )
 
     new = [(f, row, last, until) for f, (row, last, until, is_same, _) in pairs if not is_same]
@@ -369,7 +363,7 @@ def write_unknown(stream: TextIO, rows: Iterable[UnknownRow]) -> None:
     writer.writerow((*_COLUMNS, *_FOR_THE_READER))
 
     for row in rows:
-        window = (utc(row.from_ms), utc(row.until_ms))
+        window = (model.utc(row.from_ms), model.utc(row.until_ms))
         job = (row.target, row.job_id, row.job_name)
         writer.writerow((row.key, "", "", "", *job, *window, row.error, row.says))
 

@@ -19,23 +19,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
+from deslaunch import model
 from deslaunch.errors import LedgerDamaged
 from deslaunch.events import Stop
 from deslaunch.ledger import changes
 from deslaunch.ledger.reading import Clock, Reader, TargetInfo, in_thread, run_in, storable
 from deslaunch.ledger.sqlite import SqliteStore, as_json
-from deslaunch.model import (
-    CheckedRow,
-    InvalidRow,
-    Job,
-    Outcome,
-    Result,
-    RowState,
-    RunStatus,
-    Start,
-    place_word,
-    printed,
-)
+from deslaunch.model import CheckedRow, InvalidRow, Job, Outcome, Result, RowState, RunStatus, Start
 from deslaunch.settings import Settings
 
 T = TypeVar("T", bound=Reader)
@@ -305,7 +295,7 @@ class Ledger(Reader):
 
             # One that was never checked has none.
             if not body or hashlib.sha256(body).digest()[:16] != bytes.fromhex(digest):
-                resume = printed("resume", place_word(self.place))
+                resume = model.printed("resume", model.place_word(self.place))
                 raise LedgerDamaged(
                     f"{self.place}: row {row} ({key}): its body does not fit its digest",
                     hint=f"correct it: {resume} --corrections FILE",
