@@ -224,58 +224,39 @@ class CsvReader(RowReader):
     def read(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
         """Yield an item for every record below the header that is not blank."""
         self.line = 1
-        lines = chain.from_iterable(blocks)
+        texts = self._texts(chain.from_iterable(blocks))
 
-        for line in lines:
-            cells = self._read_record(line, lines)
+        try:
+            for cells in csv.reader(texts, strict=True, delimiter=self._delimiter):
+                first = self._record[0].rstrip("\r\n")
+                is_plain = len(self._record) == 1 and '"' not in first and first.isprintable()
+                fault = None if is_plain else self._find_damage()
 
-            if isinstance(cells, list) and not any(
-                cells if len(cells) > 1 else map(str.strip, cells)
-            ):
-                pass  # a line of nothing but delimiters is blank
-            elif self.columns is None:
-                self._read_header(cells)
-            else:
-                self.number += 1
-                yield self.invalid(cells) if isinstance(cells, rows.Fault) else self._row(cells)
+                if fault is None and not any(cells if len(cells) > 1 else map(str.strip, cells)):
+                    pass  # a line of nothing but delimiters is blank
+                elif self.columns is None:
+                    self._read_header(cells, fault)
+                else:
+                    self.number += 1
+                    yield self.invalid(fault) if fault else self._row(cells)
 
-            self.line += len(self._record)
+                self.line += len(self._record)
+                self._record.clear()
+        except csv.Error as exc:
+            self.number += self.columns is not None  # the broken record is a row, or the header
+            raise Unreadable(self._fault_of_csv(str(exc))) from exc
 
         if self.columns is None:
             message = "the CSV has no header line; write the names of its columns first"
             raise Unreadable(rows.Fault("", "a header line", "", message))
 
-    def _read_record(self, line: bytes, lines: Iterator[bytes]) -> list[str] | rows.Fault:
-        """Return the cells of the record that begins in ``line``, or what is wrong with it.
-
-        Raises:
-            Unreadable: where the record ends can't be told.
-        """
-        text = line.decode("utf-8", "surrogateescape")
-        plain = text.rstrip("\r\n")
-
-        if '"' not in plain and plain.isprintable() and len(line) <= MAX_RECORD:
-            self._record = [text]
-            return plain.split(self._delimiter)
-
-        self._record = []
-
-        try:
-            texts = self._texts(chain((line,), lines))
-            cells = next(csv.reader(texts, strict=True, delimiter=self._delimiter))
-        except csv.Error as exc:
-            self.number += self.columns is not None  # the broken record is a row, or the header
-            raise Unreadable(self._fault_of_csv(str(exc))) from exc
-
-        return self._find_damage() or cells
-
     def _texts(self, lines: Iterator[bytes]) -> Iterator[str]:
-        """Yield the record's lines as text; a byte that is no UTF-8 becomes a lone surrogate."""
+        """Yield lines as text; a byte that is no UTF-8 becomes a lone surrogate."""
         size = 0
 
         for line in lines:
+            size = len(line) + (size if self._record else 0)
             self._record.append(line.decode("utf-8", "surrogateescape"))
-            size += len(line)
 
             if size > MAX_RECORD:
                 raise csv.Error(_OVERLONG)
@@ -312,9 +293,9 @@ class CsvReader(RowReader):
         message = f"the CSV can't be read from this row on ({why}); fix its quotes and line ends"
         return self._find_damage() or rows.Fault("", "RFC 4180", why, message)
 
-    def _read_header(self, names: list[str] | rows.Fault) -> None:
-        if isinstance(names, rows.Fault):
-            raise Unreadable(names)
+    def _read_header(self, names: list[str], fault: rows.Fault | None) -> None:
+        if fault:
+            raise Unreadable(fault)
 
         faults = []
 
