@@ -71,7 +71,7 @@ def everything(form: Format, content: str, *, quick: bool, **options: Any) -> tu
 
     warnings = [*manifest.warnings, *check.warnings]
     counts = (check.rows, check.invalid, check.count, manifest.rows, manifest.is_whole)
-    return taken, warnings, check.problems, check.groups, counts, asked
+    return taken, warnings, check.problems, [*check.groups], counts, asked
 
 
 texts = st.sampled_from([

@@ -12,7 +12,6 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Final, Self
 
 from deslaunch.errors import InvalidManifest, ManifestError
-from deslaunch.events import ProblemGroup
 from deslaunch.manifest import rows
 from deslaunch.manifest.schema import Body, Schema, body_digest, unknown_job
 from deslaunch.model import AUTO, CheckedRow, InvalidRow, Problem, Row
@@ -55,6 +54,7 @@ class Check:
         invalid: how many of them can't be started.
         count: how many problems there are.
         problems: the first 1,000, in manifest order.
+        groups: the first 1,000 different ones, each with the number of its rows.
         warnings: what may be a mistake.
     """
 
@@ -76,7 +76,7 @@ class Check:
         self._auto = {
             job: (key, f"the row {key} of the batch") for job, key in self.known_auto.items()
         }
-        self._groups = rows.Groups(self.file, KEPT_PROBLEMS)
+        self.groups = rows.Groups(self.file, KEPT_PROBLEMS)
         self._table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._table.executescript(_TABLE)
 
@@ -86,20 +86,10 @@ class Check:
     def __exit__(self, *exc: object) -> None:
         self._table.close()  # and with it the temporary file
 
-    @property
-    def valid(self) -> int:
-        """Rows that can be started."""
-        return self.rows - self.invalid
-
-    @property
-    def groups(self) -> list[ProblemGroup]:
-        """The first 1,000 different problems, each with the number of its rows."""
-        return list(self._groups)
-
     def error(self, message: str, hint: str = "") -> InvalidManifest:
         """Return the error of a manifest that has problems."""
         return InvalidManifest(
-            message, problems=self.problems, count=self.count, groups=self.groups, hint=hint
+            message, problems=self.problems, count=self.count, groups=[*self.groups], hint=hint
         )
 
     def take(self, items: Iterable[Row | InvalidRow]) -> list[CheckedRow | InvalidRow]:
@@ -130,7 +120,7 @@ class Check:
                 self.problems += row.problems[: KEPT_PROBLEMS - len(self.problems)]
 
                 for problem in row.problems:
-                    self._groups.add(problem)
+                    self.groups.add(problem)
 
         return taken
 

@@ -447,10 +447,9 @@ def csv_cells(says: str, columns: Sequence[str], key: str | None) -> list[str]:
     Raises:
         ManifestError: the row says more than the columns hold.
     """
-    said = orjson.loads(says)
+    said = orjson.loads(says) | {"key": key or ""}
     parameters = said.get("parameters", {})
     cells = {("reserved", name): _escape(said.get(name, "")) for name in rows.RESERVED}
-    cells["reserved", "key"] = _escape(key or "")
     cells |= {("parameter", name): _cell(value) for name, value in parameters.items()}
     cells |= {
         ("note", name): note if isinstance(note, str) else note["invalid"]
