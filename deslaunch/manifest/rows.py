@@ -9,9 +9,7 @@ import re
 import reprlib
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import lru_cache
@@ -20,7 +18,7 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from deslaunch.des.wire import parameter_value
+from deslaunch.des import wire
 from deslaunch.errors import ConfigurationError
 from deslaunch.events import ProblemGroup
 from deslaunch.model import (
@@ -451,7 +449,7 @@ def fault_of_results(name: str) -> Fault:
     return Fault(name, "a manifest", name, message)
 
 
-def read_value(value: object) -> ParameterValue | JobRunParameterValue:
+def read_value(value: Any) -> ParameterValue | JobRunParameterValue:
     """Return what a row's value stands for.
 
     Raises:
@@ -460,48 +458,34 @@ def read_value(value: object) -> ParameterValue | JobRunParameterValue:
     if isinstance(value, str):
         return str.__str__(value)
 
+    if isinstance(value, JobRunParameterValue):
+        value = wire.parameter_value(*value)
+
     if isinstance(value, _OBJECTS):
         return _value_of_object(value)
 
-    if value is None or value is AUTO:
-        return value
+    if isinstance(value, float | Decimal) and not Decimal(value).is_finite():
+        raise Unfit("a number", "NaN and Infinity are no values; write a number or null")
 
-    if isinstance(value, bool):
-        return "true" if value else "false"
+    if isinstance(value, float):
+        raise Unfit("Decimal, int or str", "a float is not exact; pass a Decimal or a str")
 
-    if isinstance(value, JobRunParameterValue):
-        return _value_of_object(parameter_value(*value))
+    if isinstance(value, Decimal):
+        _, digits, exponent = value.as_tuple()
 
-    if isinstance(value, datetime):
-        text = value.isoformat()
-        is_utc = value.utcoffset() == timedelta(0)
-        return f"{text.removesuffix('+00:00')}Z" if is_utc else text
+        if len(digits) + abs(int(exponent)) > _MAX_DIGITS:
+            message = f"the number has over {_MAX_DIGITS:,} digits when written out"
+            raise Unfit("a number", message)
 
-    return _text_of_number(value)
-
-
-def _text_of_number(value: object) -> str:
-    expected = "a number"
-
-    if isinstance(value, int):
-        with suppress(ValueError):
-            return int.__repr__(value)
-
-        message = "the number is too long; pass it as a str"  # more digits than Python writes
-    elif not isinstance(value, float | Decimal):
-        expected = "a string, number, true, false, null or an object"
+    try:
+        text: str | None = wire.encode_value("", value)["valueStringEncoded"]
+    except ValueError as exc:  # more digits than Python writes
+        raise Unfit("a number", "the number is too long; pass it as a str") from exc
+    except TypeError as exc:
         message = "this is no parameter value; write a string, number, bool or null"
-    elif not Decimal(value).is_finite():
-        message = "NaN and Infinity are no values; write a number or null"
-    elif isinstance(value, float):
-        expected = "Decimal, int or str"
-        message = "a float is not exact; pass a Decimal or a str"
-    elif len(value.as_tuple().digits) + abs(int(value.as_tuple().exponent)) > _MAX_DIGITS:
-        message = f"the number has over {_MAX_DIGITS:,} digits when written out"
-    else:
-        return format(value, "f")
+        raise Unfit("a string, number, true, false, null or an object", message) from exc
 
-    raise Unfit(expected, message)
+    return AUTO if value is AUTO else text
 
 
 def _value_of_object(value: Mapping[str, object]) -> ParameterValue | JobRunParameterValue:
@@ -545,7 +529,9 @@ def _object_of(row: Row) -> dict[str, Any]:
     if row.types or AUTO in parameters.values():
         types = row.types or (None,) * len(parameters)
         parameters = {
-            name: value if number is None and value is not AUTO else parameter_value(number, value)
+            name: value
+            if number is None and value is not AUTO
+            else wire.parameter_value(number, value)
             for number, (name, value) in zip(types, row.parameters.items(), strict=True)
         }
 
