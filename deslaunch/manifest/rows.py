@@ -67,8 +67,6 @@ UNCLEAN: Final = (
 UNREAD: Final = '{"jobId":"?"}'
 """What is kept of a row that could not be read: refused until somebody fills it in."""
 
-NO_NOTES: Final[Mapping[str, str]] = {}
-
 _OBJECTS: Final = (dict, Mapping)  # dict first: what an ABC is asked takes long
 _MAX_DIGITS: Final = 1000  # a Decimal of a few bytes can stand for gigabytes of zeros
 _LONG: Final = 10  # digits of a JobRunParameterType
@@ -267,7 +265,7 @@ def plain_row(
     if job_id is None or not is_key_plain or not (target is None or _is_plain_name(target)):
         return None
 
-    return Row(number, line, key, target or rules.target, job_id, parameters, NO_NOTES, types)
+    return Row(number, line, key, target or rules.target, job_id, parameters, {}, types)
 
 
 def _unknown_member(name: object) -> Fault:
@@ -340,14 +338,13 @@ def _read_name(member: str, value: object, rules: RowRules) -> str:
 
 
 def _read_job_id(value: object) -> str:
-    job_id = lower_guid(value) if isinstance(value, str) else None
+    text = value if isinstance(value, str) else ""
 
-    if job_id is None:
-        advice = odd_character(value) if isinstance(value, str) else ""
-        message = f"jobId is a GUID, 8-4-4-4-12 hex digits, not {show(value)!r}: "
-        raise Unfit("a GUID", message + (advice or "copy it from the output of deslaunch jobs"))
+    if job_id := lower_guid(text):
+        return job_id
 
-    return job_id
+    advice = odd_character(text) or "copy it from the output of deslaunch jobs"
+    raise Unfit("a GUID", f"jobId is a GUID, 8-4-4-4-12 hex digits, not {show(value)!r}: {advice}")
 
 
 @lru_cache(maxsize=1024)  # a manifest has many rows and few jobs
@@ -428,7 +425,7 @@ def _read_notes(said: object, rules: RowRules, faults: list[Fault]) -> Mapping[s
         if results and not rules.is_batch_output_allowed:
             faults.append(fault_of_results(f"{NOTES}.{results[0]}"))
 
-    return _read_values(said, NOTES, _read_note, faults) if said else NO_NOTES
+    return _read_values(said, NOTES, _read_note, faults) if said else {}
 
 
 def _read_note(value: object) -> str:

@@ -445,8 +445,7 @@ def explanation(job: Job, form: Format) -> Iterator[str]:
     yield f"job {job.job_id}{f', {job.name}' if job.name else ''}: one row starts one run"
     yield "  key: names the row in the ledger and the results; choose your own, or leave it out"
 
-    for parameter in job.parameters:
-        yield f"  {_explained(parameter, form)}"
+    yield from (f"  {_explained(parameter, form)}" for parameter in job.parameters)
 
     if not job.parameters:
         yield "  this job takes no parameters"
