@@ -232,11 +232,9 @@ class Check:
 
         problems = rows.problems_of([fault], self.file, item.number, item.line)
 
-        if isinstance(row, InvalidRow):
-            return row._replace(key=None, problems=row.problems + problems)
-
+        others = row.problems if isinstance(row, InvalidRow) else ()
         place = item.number, item.line, None, item.target, item.job_id
-        return InvalidRow(*place, problems, row.says)
+        return InvalidRow(*place, others + problems, row.says)
 
 
 def _hashes(key: str) -> tuple[int, int | None]:

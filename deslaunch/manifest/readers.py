@@ -448,13 +448,10 @@ def csv_cells(says: str, columns: Sequence[str], key: str | None) -> list[str]:
         ManifestError: the row says more than the columns hold.
     """
     said = orjson.loads(says) | {"key": key or ""}
-    parameters = said.get("parameters", {})
+    parameters, notes = said.get("parameters", {}), said.get(rows.NOTES, {})
     cells = {("reserved", name): _escape(said.get(name, "")) for name in rows.RESERVED}
     cells |= {("parameter", name): _cell(value) for name, value in parameters.items()}
-    cells |= {
-        ("note", name): note if isinstance(note, str) else note["invalid"]
-        for name, note in said.get(rows.NOTES, {}).items()
-    }
+    cells |= {("note", n): v["invalid"] if isinstance(v, dict) else v for n, v in notes.items()}
     row = [cells.pop(_kind_and_name(column), "") for column in columns]
     left = [name for (_, name), cell in cells.items() if cell]
 

@@ -95,19 +95,14 @@ class Fault(NamedTuple):
 class Unfit(Exception):
     """A value can't be what it stands for.
 
-    Its text is one sentence that says what is wrong and what to do.
-
-    Attributes:
-        expected: what would have been right.
+    Its arguments are what would have been right, and one sentence that says what is wrong and
+    what to do.
     """
-
-    def __init__(self, expected: str, message: str) -> None:
-        super().__init__(message)
-        self.expected = expected
 
     def fault(self, column: str, got: object) -> Fault:
         """Return the fault of the column that holds the value."""
-        return Fault(column, self.expected, got, str(self))
+        expected, message = self.args
+        return Fault(column, expected, got, message)
 
 
 class Number(str):
@@ -142,7 +137,7 @@ class RowRules:
             _read_name("target", self.target, self)
         except Unfit as exc:
             raise ConfigurationError(
-                f"--job-id or --target: {exc}",
+                f"--job-id or --target: {exc.args[-1]}",
                 hint="deslaunch jobs lists the jobs' GUIDs, deslaunch targets the targets",
             ) from exc
 
