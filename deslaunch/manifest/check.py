@@ -155,11 +155,11 @@ class Check:
         return checked
 
     def _check_by_schema(self, row: Row, warnings: rows.Groups) -> Body | tuple[Problem, ...]:
+        if schema := self.schemas.get(row.target, {}).get(row.job_id):
+            return schema.check(row, warnings)
+
         if row.target in self.schemas:
-            schema = self.schemas[row.target].get(row.job_id)
-            return (
-                schema.check(row, warnings) if schema else unknown_job(row, self.schemas, self.file)
-            )
+            return unknown_job(row, self.schemas, self.file)
 
         known = ", ".join(sorted({*self.targets, *self.schemas, *self.unchecked}))
         message = f"there is no target {rows.show(row.target)!r}: drop it, or name one of: {known}"

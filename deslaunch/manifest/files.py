@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from hashlib import sha256
-from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path, PurePath
 from typing import BinaryIO, Final
@@ -56,7 +55,6 @@ _NO_JSONL: Final[Mapping[str, str]] = {
     rf"{_NO_OBJECTS}.*[,;\t|]": "CSV by its looks; pass --format csv, or name it .csv",
     rf"{_NO_OBJECTS}.": "no JSONL; write one object a line, or pass --format csv for CSV",
 }
-_WORDS: Final = {"\t": "tab"}
 
 
 class Manifest:
@@ -201,7 +199,8 @@ class Manifest:
             return "JSON by its looks; pass --format jsonl, or name the file .jsonl"
 
         if other and len(names) == 1 and line[0] != "#":
-            return f"separated by {other!r}; pass --delimiter {_WORDS.get(other, other)!r}"
+            word = "tab" if other == "\t" else other
+            return f"separated by {other!r}; pass --delimiter {word!r}"
 
         if _RESULTS.issubset(names):
             return _RESULTS_ALONE
@@ -244,11 +243,8 @@ def _peek(blocks: Iterator[bytes], size: int) -> tuple[bytes, Iterator[bytes]]:
     head = b""
 
     try:
-        for block in blocks:
+        while len(head) < size and (block := next(blocks, None)) is not None:
             head += block
-
-            if len(head) >= size:
-                break
     except Unreadable as exc:
         blocks = _fail(exc)
 
@@ -292,12 +288,8 @@ def _lines(content: Iterable[bytes]) -> Iterator[list[bytes]]:
     rest = b""
 
     for block in content:
-        lines = BytesIO(rest + block).readlines()
-        rest = lines.pop() if lines and not lines[-1].endswith(b"\n") else b""
-
-        if lines:
-            yield lines
-
+        *lines, rest = (rest + block).split(b"\n")
+        yield [line + b"\n" for line in lines]
         rest = rest[: MAX_RECORD + 1]
 
     if rest:

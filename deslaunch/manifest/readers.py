@@ -48,7 +48,6 @@ _OVERLONG: Final = "over MAX_RECORD"
 _MAX_HEADER_FAULTS: Final = 100  # a line of commas alone would have a million
 _ESCAPES: Final[Mapping[str, ParameterValue]] = {"\\N": None, "\\A": AUTO, "\\E": ""}
 _CELLS: Final = {value: cell for cell, value in _ESCAPES.items()}
-_UNREADABLE_CELL: Final = "\\?"  # begins the cell of a value that no reader takes
 
 _UNC: Final = re.compile(r"\\\\[^\\]+\\[^\\]")
 _TWO_BACKSLASHES: Final = (
@@ -468,7 +467,7 @@ def _cell(value: Any) -> str:
     if isinstance(value, dict):
         if "invalid" in value:
             text = str(value["invalid"])
-            return text if text.startswith("\\") else f"{_UNREADABLE_CELL}{text}"
+            return text if text.startswith("\\") else f"\\?{text}"  # which no reader takes
 
         value = AUTO if "auto" in value or "useAutoValue" in value else value["valueStringEncoded"]
 
