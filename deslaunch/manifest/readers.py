@@ -44,6 +44,7 @@ _INTEGERS: Final = {int}
 _TYPES: Final = frozenset(wire.TYPE_NAMES)
 _RESERVED: Final = frozenset(rows.RESERVED)
 _type_and_text = itemgetter("type", "valueStringEncoded")
+_LONG: Final = 10  # digits of an integer that is kept as it was written; so is -0
 _OVERLONG: Final = "over MAX_RECORD"
 _MAX_HEADER_FAULTS: Final = 100  # a line of commas alone would have a million
 _ESCAPES: Final[Mapping[str, ParameterValue]] = {"\\N": None, "\\A": AUTO, "\\E": ""}
@@ -111,7 +112,7 @@ class JsonlReader(RowReader):
         self._decode = json.JSONDecoder(
             object_pairs_hook=self._object,
             parse_float=rows.Number,
-            parse_int=rows.Number,
+            parse_int=lambda n: int(n) if len(n) < _LONG and n[0] != "-" else rows.Number(n),
             parse_constant=float,  # NaN and Infinity, refused where every float is
         ).decode
 
@@ -201,8 +202,7 @@ class JsonlReader(RowReader):
             if "" in parameters or not said.keys() <= _RESERVED or None in said.values():
                 return None
 
-            where = (self.number, self._rules, self.line)
-            return rows.plain_row(said, parameters, *where, types)
+            return rows.plain_row(said, parameters, self.number, self._rules, self.line, types)
         except (AttributeError, KeyError, TypeError, ValueError):  # not of this form at all
             return None
 

@@ -69,7 +69,6 @@ UNREAD: Final = '{"jobId":"?"}'
 
 _OBJECTS: Final = (dict, Mapping)  # dict first: what an ABC is asked takes long
 _MAX_DIGITS: Final = 1000  # a Decimal of a few bytes can stand for gigabytes of zeros
-_LONG: Final = 10  # digits of a JobRunParameterType
 _ROW_NAMES: Final = (*RESERVED, "parameters", NOTES)
 _VALUE_NAMES: Final = frozenset({"type", "valueStringEncoded", "useAutoValue"})
 _is_plain_name: Final = re.compile(  # printable ASCII without a quote, a backslash, and ~
@@ -489,9 +488,6 @@ def _value_of_object(value: Mapping[str, object]) -> ParameterValue | JobRunPara
 
     number, text = value.get("type"), value.get("valueStringEncoded")
     auto = value.get("useAutoValue", False)
-
-    if isinstance(number, Number) and number.isdigit() and len(number) < _LONG:
-        number = int(number)
 
     if not (number is None or type(number) is int):
         why = "type is an integer or null"

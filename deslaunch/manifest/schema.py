@@ -176,7 +176,6 @@ class Schema:
         self._neighbours = neighbours
         self._forms: dict[tuple[object, ...], _Form | None] = {}
         self._parameters = {parameter.name: parameter for parameter in job.parameters}
-        self._required = tuple(parameter for parameter in job.parameters if parameter.required)
         # A wrong column comes with every row; the search for near names must not.
         self._fault_of_name = lru_cache(maxsize=256)(self._explain_name)
 
@@ -216,8 +215,8 @@ class Schema:
         said = row.parameters
         faults = [
             _refuse(parameter, "nothing", "is required and missing")
-            for parameter in self._required
-            if parameter.name not in said
+            for parameter in self.job.parameters
+            if parameter.required and parameter.name not in said
         ]
         values: dict[str, Any] = {}
         auto = False
