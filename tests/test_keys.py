@@ -439,5 +439,5 @@ def test_memory_does_not_grow_with_the_rows() -> None:
         (store,) = check._table.execute("PRAGMA temp_store").fetchone()
         ((_, _, path),) = check._table.execute("PRAGMA database_list").fetchall()
 
-    assert (cache, store, path) == (-1024, 1, "")
+    assert (cache, store, path) == (-2048, 1, "")
     assert check_module.KEPT_PROBLEMS == 1_000

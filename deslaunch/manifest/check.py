@@ -25,7 +25,7 @@ KEPT_PROBLEMS: Final = 1_000
 _TABLE: Final = """
 PRAGMA journal_mode = OFF;
 PRAGMA temp_store = FILE;
-PRAGMA cache_size = -1024;
+PRAGMA cache_size = -2048;
 CREATE TABLE keys (look INTEGER PRIMARY KEY, own INTEGER, line INTEGER, copies INTEGER DEFAULT 1);
 BEGIN; -- one transaction for all rows, never committed
 """
