@@ -73,9 +73,7 @@ class Check:
         self.problems: list[Problem] = []
         self.warnings = rows.Groups(self.file)
         self._asked: set[str] = set()
-        self._auto = {
-            job: (key, f"the row {key} of the batch") for job, key in self.known_auto.items()
-        }
+        self._auto = {job: (0, key) for job, key in self.known_auto.items()}
         self.groups = rows.Groups(self.file, KEPT_PROBLEMS)
         self._table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._table.executescript(_TABLE)
@@ -168,11 +166,12 @@ class Check:
 
     def _check_feed(self, row: Row, key: str) -> tuple[Problem, ...]:
         """Return the problem of a second row that moves a job's feed on."""
-        known, first = self._auto.setdefault((row.target, row.job_id), (key, f"line {row.line}"))
+        line, known = self._auto.setdefault((row.target, row.job_id), (row.line, key))
 
-        if first == f"line {row.line}" or (known == key and not first.startswith("line")):
+        if line == row.line or (not line and known == key):  # it is that row itself
             return ()
 
+        first = f"line {line}" if line else f"the row {known} of the batch"
         message = (
             f"{first} uses an auto value of this job too, and the two runs would race for the same "
             "data: put them into separate batches, or pass --allow-repeated-auto"
@@ -231,7 +230,6 @@ class Check:
             fault = rows.Fault("", "a row that says something else", key, message)
 
         problems = rows.problems_of([fault], self.file, item.number, item.line)
-
         others = row.problems if isinstance(row, InvalidRow) else ()
         place = item.number, item.line, None, item.target, item.job_id
         return InvalidRow(*place, others + problems, row.says)
