@@ -262,8 +262,10 @@ class Feed:
     async def _room(self) -> int:
         """Return how many more rows may be added, once there are any."""
         while True:
-            stopped = {stop.target for stop in self.session.stops}  # whose rows will not end
-            self._waiting = {n: name for n, name in self._waiting.items() if name not in stopped}
+            if stopped := {stop.target for stop in self.session.stops}:  # their rows will not end
+                left = self._waiting.items()
+                self._waiting = {number: name for number, name in left if name not in stopped}
+
             room = UNREAD_PER_SLOT * self.session.settings.concurrency - len(self._waiting)
 
             if room > 0 and not self.session.is_held_back():
