@@ -171,13 +171,6 @@ def derive_states(store: SqliteStore, rows: Iterable[int], simple: Iterable[int]
     return store.run("derive", {"rows": as_json(list(rows)), "simple": as_json(list(simple))})
 
 
-def invalidate(store: SqliteStore, rows: Sequence[InvalidRow]) -> None:
-    """Turn rows that were never sent into invalid ones."""
-    store.many("invalidate_row", [(row.number, _describe(row)) for row in rows])
-    store.many("empty_content", [(row.number,) for row in rows])
-    derive_states(store, (row.number for row in rows))
-
-
 def add_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
     """Add rows, numbered on; skip those of a known key that say the same.
 
@@ -246,7 +239,10 @@ def recheck_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) ->
     unsent = store.fetch("still_unsent", (as_json([*valid, *invalid]),))
     kept = [(n, valid[n].digest, valid[n].body, valid[n].says) for (n,) in unsent if n in valid]
     store.many("replace_content", kept)
-    invalidate(store, [invalid[number] for (number,) in unsent if number in invalid])
+    wrong = [(number,) for (number,) in unsent if number in invalid]
+    store.many("invalidate_row", [(number, _describe(invalid[number])) for (number,) in wrong])
+    store.many("empty_content", wrong)
+    derive_states(store, (number for (number,) in wrong))
 
 
 def _find_by_key(store: SqliteStore, rows: Iterable[CheckedRow | InvalidRow]) -> dict[str, _Known]:
