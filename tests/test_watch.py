@@ -425,7 +425,7 @@ async def test_a_batch_yields_each_end_after_its_launch(place: Place) -> None:
 async def test_a_watch_that_ended_early_says_so(place: Place) -> None:
     place.write(rows(3))
 
-    async with service(place, {"finishAfter": 60}) as (_, des):
+    async with service(place, {"finishAfter": 60}) as (simulator, des):
         await place.launch(des)
         settings = quick(watch_timeout=0.2)
 
@@ -437,8 +437,9 @@ async def test_a_watch_that_ended_early_says_so(place: Place) -> None:
 
         async with watch_batch(place.ledger, des, settings=quick()) as opened:
             watch = opened.watch()
+            asked = simulator.count("queryrunstatus")
             work = asyncio.create_task(watch.run(allow_partial=True))
-            await asyncio.sleep(0.05)
+            await simulator.until(lambda: simulator.count("queryrunstatus") > asked)
             opened.drain(15)
             interrupted = await work
 
