@@ -619,7 +619,10 @@ async def test_rows_of_a_stopped_target_do_not_hold_up_the_others(place: Place) 
         jobs = place.folder / "jobs.json"
         jobs.write_text(json.dumps(deslaunch.simulator.DEFAULT_JOBS))
         clients = {"default": des, "acme": dead}
-        summary = await place.launch(clients, said, schema=jobs, concurrency=2, allow_partial=True)
+        more = {"schema": jobs, "concurrency": 2, "allow_partial": True}
+
+        with anyio.fail_after(30):
+            summary = await place.launch(clients, said, **more)
 
     assert runs_of(simulator) == once(range(61, 70))
     assert [(stop.reason, stop.target) for stop in summary.stops] == [
