@@ -52,13 +52,13 @@ SETTINGS: Final = {
 ACCESS: Final = "local all all trust\nhost all all 127.0.0.1/32 scram-sha-256\n"
 
 # Waits for the end of its input, which the test process alone can write to: so it comes too when
-# that process is killed. A stopped server does not see a signal before it is continued.
+# that process is killed. A frozen server sees a signal once it is continued. One that has ended
+# removes its file; its number may stay for ever, where nobody waits for orphans.
 GUARD: Final = """
 read -r _
-pid=$(head -n 1 "$1/data/postmaster.pid" 2> /dev/null)
-if [ -n "$pid" ] && kill -QUIT "$pid" 2> /dev/null; then
-    kill -CONT "$pid"
-    while kill -0 "$pid" 2> /dev/null; do sleep 0.02; done
+file=$1/data/postmaster.pid
+if [ -e "$file" ] && pid=$(head -n 1 "$file") && kill -QUIT "$pid" && kill -CONT "$pid"; then
+    while [ -e "$file" ] && kill -0 "$pid"; do sleep 0.02; done
 fi
 rm -rf "$1"
 """
@@ -164,7 +164,7 @@ class Server:
         def is_ready() -> bool:
             assert process.poll() is None, self.log()
             lines = ready.read_text().splitlines() if ready.exists() else []
-            # An immediate stop leaves the file of the server before.
+            # One that was killed leaves its file to the next.
             return lines[:1] == [str(process.pid)] and lines[7:] == ["ready   "]
 
         _wait_until(is_ready)
