@@ -167,7 +167,7 @@ class Server:
             # One that was killed leaves its file to the next.
             return lines[:1] == [str(process.pid)] and lines[7:] == ["ready   "]
 
-        _wait_until(is_ready)
+        wait_until(is_ready)
 
     def stop(self, mode: Mode = "fast") -> None:
         """Return once it has ended: *smart* waits for clients, *immediate* is a crash."""
@@ -255,7 +255,7 @@ class Server:
 
         before = self.sql("SELECT pg_conf_load_time()")
         self.sql("SELECT pg_reload_conf()")
-        _wait_until(lambda: self.sql("SELECT pg_conf_load_time()") != before)
+        wait_until(lambda: self.sql("SELECT pg_conf_load_time()") != before)
 
     def kill_backends(self, application_name: str = "") -> int:
         """End the clients' sessions whose application's name begins so; return how many."""
@@ -360,7 +360,8 @@ def _free_port() -> int:
             return port
 
 
-def _wait_until(condition: Callable[[], bool]) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Return once it is true: of a server's files, which tell nobody that they have changed."""
     deadline = time.monotonic() + LIMIT
 
     while not condition():
