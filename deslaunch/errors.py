@@ -40,11 +40,12 @@ nothing was started. ``ServerError``: DES's contract allows it, yet the run may 
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, InitVar, dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from deslaunch.events import ProblemGroup, Stop, Summary, WatchSummary
     from deslaunch.model import Problem
@@ -278,3 +279,19 @@ class LedgerWriteFailed(Stopped, LedgerError):
     def unrecorded(self) -> Sequence[tuple[str, str]]:
         """(key, jobRunId) of runs that DES started and that may not be on disk."""
         return self.summary.unrecorded if self.summary else ()
+
+
+@contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Import in the block what an extra brings.
+
+    Raises:
+        ConfigurationError: the extra is not installed.
+    """
+    try:
+        yield
+    except ImportError as exc:
+        raise ConfigurationError(
+            f"{what} needs {(exc.name or extra).partition('.')[0]}, which is not there",
+            hint=f"install it with: pip install 'deslaunch[{extra}]'",
+        ) from exc

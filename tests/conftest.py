@@ -30,6 +30,15 @@ def place(tmp_path: Path) -> Iterator[Workplace]:
         yield made
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def batch_place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where a batch is to be, in each database: what is promised holds in both."""
+    if request.param == "sqlite":
+        return str(tmp_path / "night.ledger.db")
+
+    return f"{request.getfixturevalue('database')}#night"
+
+
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
     """A PostgreSQL, started by the first test of a process that needs one; see postgres.py."""

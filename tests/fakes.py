@@ -184,12 +184,16 @@ class MemoryLedger:
         self.in_place = True
         self.calls = 0
         self.most_open = 0
-        self.on_wait: Callable[[float], None] | None = None
+        self.on_wait: Callable[[str], None] | None = None
+        self.is_shared = False
         self._clock = clock
         self._due: dict[int, float] = {row.number: -1.0 for row in rows}
         self._retries: Counter[int] = Counter()
         self._lost: list[tuple[int, int]] = []
         self._released = asyncio.Event()
+
+    def give_up(self) -> None:
+        """It waits for nothing."""
 
     def release(self) -> None:
         self.held = False

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from contextlib import contextmanager
+import sqlite3
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final, cast
+
+import psycopg
 
 from deslaunch.errors import LedgerWriteFailed
 from deslaunch.ledger.ledger import Ledger, NewBatch, NewSession, begin_import, take_ledger
 from deslaunch.ledger.reading import Clock, TargetInfo, run_in
 from deslaunch.ledger.sqlite import free_lock
+from deslaunch.ledger.store import is_shared
 from deslaunch.model import CheckedRow, InvalidRow, Outcome, Problem, Result, Row, RowState
 from deslaunch.settings import Settings
 
@@ -57,7 +61,7 @@ def invalid(number: int, key: str | None = None, message: str = "is no number") 
 
 
 async def make(
-    place: Path, rows: Sequence[CheckedRow | InvalidRow] | int = 4, hands: Hands | None = None
+    place: Path | str, rows: Sequence[CheckedRow | InvalidRow] | int = 4, hands: Hands | None = None
 ) -> Ledger:
     """Import rows; return the launcher's ledger."""
     rows = [checked(number) for number in range(1, rows + 1)] if isinstance(rows, int) else rows
@@ -74,7 +78,7 @@ def session(
     return NewSession(places, Settings(**options), kept or {}, timeout)
 
 
-async def begin(place: Path, hands: Hands | None = None, **consents: Any) -> Ledger:
+async def begin(place: Path | str, hands: Hands | None = None, **consents: Any) -> Ledger:
     """Open a batch and begin a session of it."""
     ledger = await take_ledger(str(place), clock=(hands or Hands()).clock)
     await ledger.begin_session(session(**consents))
@@ -109,6 +113,21 @@ async def states(ledger: Ledger) -> dict[str, str]:
     return {row.key: row.state for row in await read(ledger)}
 
 
+def ask(place: str, sql: str) -> list[Any]:
+    """Let another program run a statement on a batch; the tables have the same names in each."""
+    if not is_shared(place):
+        with closing(sqlite3.connect(place)) as connection, connection:
+            return connection.execute(sql).fetchall()
+
+    url, _, name = place.partition("#")
+
+    with psycopg.connect(url, options="-c search_path=deslaunch") as database:
+        chosen = "SELECT set_config('deslaunch.batch', id::text, false) FROM batches"
+        database.execute(f"{chosen} WHERE name = %s", (name,))
+        cursor = database.execute(sql)
+        return cursor.fetchall() if cursor.description else []
+
+
 async def crash(ledger: Ledger) -> None:
     """End a launcher as a kill does: nothing is checkpointed, and its lock is free."""
     store = cast("Any", ledger)._store
@@ -138,10 +157,10 @@ class FaultyStore:
         return getattr(self._store, name)
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def transaction(self, *, is_kept: bool = True) -> Iterator[None]:
         fault = self.faults.pop(0) if self.faults else ""
 
-        with self._store.transaction():
+        with self._store.transaction(is_kept=is_kept):
             yield
 
             if fault == "before":

@@ -177,7 +177,7 @@ async def test_a_wait_for_the_lock_is_told() -> None:
     bench.on_event = lambda event: None
     await bench.begin()
     assert bench.ledger.on_wait is not None
-    bench.ledger.on_wait(5.0)
+    bench.ledger.on_wait("the ledger has been locked for 5 s")
     await bench.finish()
 
     [noted] = bench.told(Noted)

@@ -13,6 +13,7 @@ import pytest
 from ledgers import (
     JOB,
     Hands,
+    ask,
     begin,
     checked,
     crash,
@@ -45,7 +46,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place(batch_place: str) -> str:
+    return batch_place
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A ledger's place, where a test opens it as what it is: an SQLite file."""
     return tmp_path / "night.ledger.db"
 
 
@@ -55,30 +62,27 @@ def hands() -> Hands:
 
 
 @pytest.fixture
-async def ledger(place: Path, hands: Hands) -> AsyncIterator[Ledger]:
+async def ledger(place: str, hands: Hands) -> AsyncIterator[Ledger]:
     """Four rows, and a session that has begun."""
     async with await make(place, 4, hands) as made:
         await made.begin_session(session())
         yield made
 
 
-def look(place: Path, sql: str) -> list[Any]:
-    """Read as another program does."""
-    with closing(sqlite3.connect(f"file:{place}?mode=ro", uri=True)) as connection:
-        return connection.execute(sql).fetchall()
-
-
 class TestTurn:
-    async def test_what_it_gives_is_on_disk(self, ledger: Ledger, place: Path) -> None:
+    async def test_what_it_gives_is_on_disk(self, ledger: Ledger, place: str) -> None:
         starts = (await ledger.exchange([], {"default": 2})).starts
 
-        assert look(place, "SELECT row, number, result FROM attempt") == [
+        assert ask(place, "SELECT row, number, result FROM attempt ORDER BY row") == [
             (1, 1, None),
             (2, 1, None),
         ]
 
         await ledger.exchange([outcome(starts[0], "started")], {})
-        assert look(place, "SELECT row, result FROM attempt") == [(1, "started"), (2, None)]
+        assert ask(place, "SELECT row, result FROM attempt ORDER BY row") == [
+            (1, "started"),
+            (2, None),
+        ]
 
     async def test_rows_are_claimed_in_order_and_no_more_than_asked_for(
         self, ledger: Ledger, hands: Hands
@@ -94,7 +98,7 @@ class TestTurn:
         assert turns[0].starts[0] == (1, 1, "k1", "default", JOB, checked(1).body, False, 0, 100.0)
         assert (await ledger.exchange([], {"default": 0})).due == {"default": None}
 
-    async def test_targets_are_claimed_apart(self, place: Path) -> None:
+    async def test_targets_are_claimed_apart(self, place: str) -> None:
         rows = [checked(n, target="acme" if n % 3 else "bistro") for n in range(1, 10)]
 
         async with await make(place, rows) as ledger:
@@ -167,7 +171,7 @@ STATES: Final = [
 
 @pytest.mark.parametrize(("results", "expected"), STATES)
 async def test_a_state_follows_from_the_attempts(
-    results: list[str], expected: tuple[str, int, int], place: Path
+    results: list[str], expected: tuple[str, int, int], place: str
 ) -> None:
     await (await make(place, 1)).aclose()
 
@@ -176,7 +180,7 @@ async def test_a_state_follows_from_the_attempts(
             [told] = await send(ledger, result)
             assert told.state.value == (await read(ledger))[0].state
 
-    async with await take_ledger(str(place)) as ledger:
+    async with await take_ledger(place) as ledger:
         [row] = await read(ledger)
         assert (row.state, row.attempts, row.possible_duplicate) == expected
 
@@ -190,7 +194,7 @@ CONSENTS: Final = [
 
 @pytest.mark.parametrize(("consents", "claimed"), CONSENTS)
 async def test_a_session_claims_what_it_may(
-    consents: dict[str, Any], claimed: list[str], place: Path
+    consents: dict[str, Any], claimed: list[str], place: str
 ) -> None:
     keys = ("started", "failed", "pending", "rejected", "unknown", "auto")
     rows = [checked(n, key, auto=key == "auto") for n, key in enumerate(keys, 1)]
@@ -217,14 +221,14 @@ async def test_a_session_claims_what_it_may(
 
 class TestSessions:
     async def test_what_a_killed_launcher_had_in_flight_is_unknown(
-        self, ledger: Ledger, place: Path
+        self, ledger: Ledger, place: str
     ) -> None:
         starts = (await ledger.exchange([], {"default": 3})).starts
         await ledger.exchange([outcome(starts[0], "started")], {})
         assert (await states(ledger))["k2"] == "sending"
         await crash(ledger)
 
-        async with await take_ledger(str(place)) as resumed:
+        async with await take_ledger(place) as resumed:
             assert (await states(resumed))["k2"] == "unknown"
             assert (await resumed.plan()).states[RowState.UNKNOWN] == 2
             assert await resumed.begin_session(session()) == {"default": 0.0}
@@ -237,7 +241,7 @@ class TestSessions:
             assert (await read(resumed))[1].error
 
     async def test_retries_count_from_the_session_in_which_a_row_became_sendable(
-        self, place: Path
+        self, place: str
     ) -> None:
         await (await make(place, 1)).aclose()
 
@@ -252,7 +256,7 @@ class TestSessions:
 
                 assert seen == [0, 1, 2]
 
-    async def test_a_wait_goes_on_in_the_next_session(self, place: Path, hands: Hands) -> None:
+    async def test_a_wait_goes_on_in_the_next_session(self, place: str, hands: Hands) -> None:
         async with await make(place, 2, hands) as ledger:
             await ledger.begin_session(session())
             [start] = (await ledger.exchange([], {"default": 1})).starts
@@ -266,13 +270,13 @@ class TestSessions:
             turn = await ledger.exchange([], {"default": 9})
             assert ([start.row for start in turn.starts], turn.due) == ([2], {"default": 40.0})
 
-    async def test_what_is_known_of_it_is_kept(self, place: Path) -> None:
+    async def test_what_is_known_of_it_is_kept(self, place: str) -> None:
         async with await make(place) as ledger:
             await ledger.begin_session(session(kept={"rate": 2.0}, limit=5))
             await ledger.set_clocks({"default": 1.5})
             await ledger.end_session(5, [Stop(StopReason.LIMIT, "enough", resume_after=2.5)])
 
-        async with await take_ledger(str(place)) as ledger:
+        async with await take_ledger(place) as ledger:
             [known] = await ledger.sessions()
             stop = {"reason": "limit", "message": "enough", "target": None, "resumeAfter": 2.5}
             assert (known.exit_code, known.stops) == (5, [stop])
@@ -315,7 +319,9 @@ class TestFailedCommits:
         assert [(start.row, start.attempt) for start in starts] == [(1, 2), (2, 2)]
         assert [row.attempts for row in await read(ledger)] == [1, 1, 0, 0]
 
-    async def test_a_full_disk_costs_nothing(self, ledger: Ledger) -> None:
+    async def test_a_full_disk_costs_nothing(self, file: Path) -> None:
+        ledger = await make(file)
+        await ledger.begin_session(session())
         starts = (await ledger.exchange([], {"default": 2})).starts
         long = [outcome(start, "rejected", error="x" * 4_000) for start in starts]
         connection = cast("Any", ledger)._store._connection
@@ -332,6 +338,7 @@ class TestFailedCommits:
         turn = await ledger.exchange(long, {"default": 2})
         assert [told.state for told in turn.outcomes] == ["rejected", "rejected"]
         assert [start.row for start in turn.starts] == [3, 4]
+        await ledger.aclose()
 
     async def test_a_cancelled_turn_hands_its_rows_back(self, ledger: Ledger) -> None:
         await never_mind(asyncio.create_task(ledger.exchange([], {"default": 2})))
@@ -340,12 +347,12 @@ class TestFailedCommits:
         assert set((await states(ledger)).values()) == {"pending"}
 
     async def test_a_body_that_does_not_fit_its_digest_is_not_sent(
-        self, ledger: Ledger, place: Path
+        self, ledger: Ledger, place: str
     ) -> None:
         [start] = (await ledger.exchange([], {"default": 1})).starts
 
-        with closing(sqlite3.connect(place)) as connection, connection:
-            connection.execute("UPDATE content SET body = replace(body, '3', '4') WHERE row = 3")
+        other = "SELECT body FROM content WHERE row = 4"
+        ask(place, f"UPDATE content SET body = ({other}) WHERE row = 3")
 
         with pytest.raises(LedgerDamaged, match=r"row 3 \(k3\).*digest"):
             await ledger.exchange([outcome(start, "started")], {"default": 2})
@@ -354,7 +361,7 @@ class TestFailedCommits:
         assert [start.row for start in turn.starts] == [2]
         assert list((await states(ledger)).values()) == ["started", "sending", "pending", "pending"]
 
-    async def test_a_row_without_a_body_is_not_sent(self, place: Path) -> None:
+    async def test_a_row_without_a_body_is_not_sent(self, place: str) -> None:
         unchecked = checked(1)._replace(body=b"", digest=checked(1).digest)
 
         async with await make(place, [unchecked]) as ledger:
@@ -364,26 +371,29 @@ class TestFailedCommits:
                 await ledger.exchange([], {"default": 1})
 
     async def test_being_kept_from_the_write_lock_is_no_failure(
-        self, ledger: Ledger, place: Path, monkeypatch: pytest.MonkeyPatch
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sqlite, "TELL_AFTER", 0.0)
-        other = sqlite3.connect(place, isolation_level=None)
-        other.execute("BEGIN IMMEDIATE")
-        told: list[float] = []
 
-        def free(seconds: float) -> None:
-            told.append(seconds)
-            other.close()
+        async with await make(file, 1) as ledger:
+            await ledger.begin_session(session())
+            other = sqlite3.connect(file, isolation_level=None)
+            other.execute("BEGIN IMMEDIATE")
+            told: list[str] = []
 
-        ledger.on_wait = free
-        turn = await ledger.exchange([], {"default": 1})
-        assert (len(turn.starts), len(told)) == (1, 1)
+            def free(text: str) -> None:
+                told.append(text)
+                other.close()
 
-    async def test_a_write_lock_that_is_never_free_is_one(self, place: Path, hands: Hands) -> None:
-        async with await make(place, 1, hands) as ledger:
+            ledger.on_wait = free
+            turn = await ledger.exchange([], {"default": 1})
+            assert (len(turn.starts), len(told)) == (1, 1)
+
+    async def test_a_write_lock_that_is_never_free_is_one(self, file: Path, hands: Hands) -> None:
+        async with await make(file, 1, hands) as ledger:
             await ledger.begin_session(session(give_up_after=0.5))
 
-            with closing(sqlite3.connect(place, isolation_level=None)) as other:
+            with closing(sqlite3.connect(file, isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
 
                 with pytest.raises(LedgerWriteFailed, match="locked"):
@@ -394,7 +404,7 @@ class TestFailedCommits:
 
 class TestRepeatedRuns:
     @pytest.mark.parametrize("turns", ["one", "two", "two sessions"])
-    async def test_a_run_is_one_rows(self, turns: str, ledger: Ledger, place: Path) -> None:
+    async def test_a_run_is_one_rows(self, turns: str, ledger: Ledger, place: str) -> None:
         first, second = (await ledger.exchange([], {"default": 2})).starts
         run = f"{run_id(7)[:-1]}a"
         came = outcome(first, "started", job_run_id=run)
@@ -430,7 +440,7 @@ class TestRepeatedRuns:
         [told] = (await ledger.exchange([came], {})).outcomes
         assert told.state == "started"
 
-    async def test_thousands_of_runs_are_told_apart(self, place: Path) -> None:
+    async def test_thousands_of_runs_are_told_apart(self, place: str) -> None:
         async with await make(place, 1) as ledger:
             await ledger.begin_session(session())
             told = await send(ledger, "started")
@@ -443,13 +453,10 @@ class TestRepeatedRuns:
             told = await send(ledger, "started", "started", job_run_id=run_id(101))
             assert {o.state for o in told} == {"unknown"}
 
-    async def test_a_row_may_have_many_runs(self, ledger: Ledger, place: Path) -> None:
-        with closing(sqlite3.connect(place)) as connection, connection:
-            connection.executemany(
-                "INSERT INTO attempt (row, number, session, sent_ms, result, job_run_id) "
-                "VALUES (4, ?, 1, 0, 'unknown', ?)",
-                [(number, run_id(10_000 + number)) for number in range(1, 5_001)],
-            )
+    async def test_a_row_may_have_many_runs(self, ledger: Ledger, place: str) -> None:
+        known = (f"(4, {n}, 1, 0, 'unknown', '{run_id(10_000 + n)}')" for n in range(1, 5_001))
+        columns = "row, number, session, sent_ms, result, job_run_id"
+        ask(place, f"INSERT INTO attempt ({columns}) VALUES {', '.join(known)}")
 
         [told] = await send(ledger, "started")
         [repeated] = await send(ledger, "started", job_run_id=run_id(15_000))
@@ -490,14 +497,14 @@ class TestRowsOfAProgram:
 
         assert (await ledger.correct([another], file="fix.csv")).replaced == 1
 
-    async def test_a_target_that_comes_later_has_its_place(self, place: Path) -> None:
+    async def test_a_target_that_comes_later_has_its_place(self, place: str) -> None:
         async with await make(place, 1) as ledger:
             await ledger.begin_session(session("default", "acme"))
             await ledger.add([checked(2, target="acme")])
             assert (await ledger.targets())["acme"].base_url == "https://acme.example"
 
-    async def test_the_batch_is_whole_once_the_last_was_added(self, place: Path) -> None:
-        batch = await begin_import(str(place), NewBatch("<rows>", {}, is_whole=False))
+    async def test_the_batch_is_whole_once_the_last_was_added(self, place: str) -> None:
+        batch = await begin_import(place, NewBatch("<rows>", {}, is_whole=False))
 
         async with await batch.publish() as ledger:
             assert not ledger.batch.is_whole
@@ -506,12 +513,12 @@ class TestRowsOfAProgram:
             assert [s.row for s in (await ledger.exchange([], {"default": 9})).starts] == [1]
             await ledger.set_whole()
 
-        async with await take_ledger(str(place)) as ledger:
+        async with await take_ledger(place) as ledger:
             assert (ledger.batch.is_whole, ledger.batch.manifest) == (True, "<rows>")
 
 
 class TestImport:
-    async def test_rows_are_taken_as_they_were_checked(self, place: Path) -> None:
+    async def test_rows_are_taken_as_they_were_checked(self, place: str) -> None:
         rows: list[CheckedRow | InvalidRow] = [
             checked(1),
             checked(2, "k1~2"),
@@ -521,7 +528,7 @@ class TestImport:
             invalid(6),
         ]
 
-        async with await begin_import(str(place), NewBatch("night.csv", {})) as batch:
+        async with await begin_import(place, NewBatch("night.csv", {})) as batch:
             await batch.add(rows)
             plan = await batch.plan()
             assert plan.jobs == (("default", JOB, "", 2),)
@@ -534,10 +541,10 @@ class TestImport:
             assert [row.state for row in rows_read] == ["pending"] * 2 + ["invalid"] * 4
             assert rows_read[2].error == "Count: is given twice"
 
-    async def test_jobs_are_kept_as_rows_were_checked(self, place: Path) -> None:
+    async def test_jobs_are_kept_as_rows_were_checked(self, place: str) -> None:
         job = Job(JOB, "Nightly sales", (JobParameter("DBGenFrom", 2, required=True),))
 
-        async with await begin_import(str(place), NewBatch("night\udcff.csv", {})) as batch:
+        async with await begin_import(place, NewBatch("night\udcff.csv", {})) as batch:
             await batch.add_jobs("default", [job], from_des=True)
             await batch.add([checked(1), checked(2, job="other")])
             ledger = await batch.publish(columns=["key", "Count"])
@@ -637,7 +644,7 @@ class TestReading:
         of_none = [e async for portion in ledger.log(key="none") for e in portion]
         assert (later, of_row, of_none) == (["event", "attempt", "ended"], ["attempt"], [])
 
-    async def test_counts_are_of_all_rows_and_of_each_target(self, place: Path) -> None:
+    async def test_counts_are_of_all_rows_and_of_each_target(self, place: str) -> None:
         rows: list[CheckedRow | InvalidRow] = [
             *(checked(n, target="acme" if n > 3 else "default") for n in range(1, 6)),
             invalid(6),

@@ -22,6 +22,8 @@ from deslaunch.ledger.reading import run_in
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from postgres import Server
+
 KEYS: Final = ("a", "b", "c", "auto")
 RESULTS: Final = (
     "started",
@@ -130,10 +132,14 @@ class Model:
 class LedgerMachine(RuleBasedStateMachine):
     """A ledger and a model of it, and what may happen to both."""
 
+    database = ""
+    """URL of a database; without one, ledgers are files."""
+
     @initialize()
     def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.place = Path(self.folder.name) / "night.ledger.db"
+        name = Path(self.folder.name)
+        self.place = f"{self.database}#{name.name}" if self.database else f"{name}/night.ledger.db"
         self.hands = Hands()
         self.runner = asyncio.Runner()
         self.rows = {key: Model(key) for key in KEYS}
@@ -211,7 +217,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(is_killed=st.booleans(), rejected=st.booleans(), unknown=st.booleans())
     def next_session(self, *, is_killed: bool, rejected: bool, unknown: bool) -> None:
         self.run(crash(self.ledger) if is_killed else self.ledger.aclose())
-        self.ledger = self.run(take_ledger(str(self.place), clock=self.hands.clock))
+        self.ledger = self.run(take_ledger(self.place, clock=self.hands.clock))
         consents: dict[str, Any] = {"retry_rejected": rejected, "retry_unknown": unknown}
 
         for row in self.rows.values():
@@ -249,8 +255,8 @@ class LedgerMachine(RuleBasedStateMachine):
         store = cast("Any", self.ledger)._store
 
         def look() -> tuple[list[Any], list[Any]]:
-            results = store._connection.execute("SELECT * FROM results ORDER BY row").fetchall()
-            return results, store.fetch("counts", {"open": "sending"})
+            results = store._connection.execute("SELECT * FROM results ORDER BY batch, row")
+            return results.fetchall(), store.fetch("counts", {"open": "sending"})
 
         def look_and_derive() -> None:
             before = look()
@@ -268,8 +274,19 @@ class LedgerMachine(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
+class SharedLedgerMachine(LedgerMachine):
+    """The same of a batch in PostgreSQL."""
+
+
+@pytest.fixture(scope="class")
+def shared_database(postgres: Server) -> None:
+    """One database for all batches of a machine."""
+    SharedLedgerMachine.database = postgres.new_database()
+
+
 TestLedgerMachine = LedgerMachine.TestCase
-TestLedgerMachine.settings = settings(
+TestSharedLedgerMachine = pytest.mark.usefixtures("shared_database")(SharedLedgerMachine.TestCase)
+TestLedgerMachine.settings = TestSharedLedgerMachine.settings = settings(
     max_examples=12,
     stateful_step_count=20,
     deadline=None,

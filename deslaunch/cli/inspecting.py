@@ -16,9 +16,11 @@ import click
 
 from deslaunch import errors
 from deslaunch.cli import options, render
+from deslaunch.cli.database import list_batches
 from deslaunch.cli.options import Given
 from deslaunch.cli.targets import LOGIN, open_clients
 from deslaunch.events import Summary, WatchSummary
+from deslaunch.ledger.store import is_shared, parse_place
 from deslaunch.model import DEFAULT_TARGET, Job, RowState, count, place_word, printed, utc
 
 if TYPE_CHECKING:
@@ -54,14 +56,20 @@ async def _open(given: Given) -> "Ledger":
 async def status(given: Given) -> int:
     """Say how the batch of LEDGER stands, and what to do next.
 
-    It says why it stopped, lists its unknown rows, and prints the commands to go on with.
+    It says why it stopped, lists its unknown rows, and prints the commands to go on with. Of
+    a database, a URL without #NAME, it lists the batches.
 
     Examples:
         deslaunch status night.ledger.db --json
         deslaunch status night.ledger.db --unknown -o findings.csv
+        deslaunch status postgresql://user@host/exports
     """
     if given["output"] is not None and not given["unknown"]:
         raise click.UsageError("-o goes with --unknown")
+
+    if is_shared(given["ledger"]) and not parse_place(given["ledger"]).batch:
+        await list_batches(given)
+        return 0
 
     async with await _open(given) as ledger:
         if given["unknown"]:
@@ -88,13 +96,12 @@ async def _runs_of(ledger: "Ledger", given: Given) -> WatchSummary:
 
 async def _print_status(given: Given, ledger: "Ledger") -> None:
     printer, runs = given.printer, await _runs_of(ledger, given)
-    summary, launcher, commands = runs.batch, await ledger.launcher(), _commands(ledger, runs)
+    summary, launchers, commands = runs.batch, await ledger.launchers(), _commands(ledger, runs)
     watched = render.watch_lines(runs) if runs.unfinished < runs.runs else ()
     printer.data(*render.summary_lines(summary), *watched)
 
-    if launcher is not None:
-        since = "" if launcher.since_ms is None else f" since {utc(launcher.since_ms)}"
-        printer.data(f"at work: process {launcher.pid} on {launcher.host}{since}")
+    if launchers:
+        printer.data(*map(render.launcher_line, launchers))
         commands = []
     elif summary.counts.pending:
         printer.data(*map(render.stop_line, summary.stops))
@@ -355,13 +362,8 @@ async def report(given: Given) -> int:
     Examples:
         deslaunch report night.ledger.db -o night.report.html
     """
-    try:
-        from deslaunch.report.page import write_report  # noqa: PLC0415  # an extra brings it
-    except ModuleNotFoundError as exc:
-        raise errors.ConfigurationError(
-            f"a report needs {exc.name}, which is not there",
-            hint="install it with: pip install 'deslaunch[report]'",
-        ) from exc
+    with errors.needs_extra("report", "a report"):
+        from deslaunch.report.page import write_report  # noqa: PLC0415
 
     async with await _open(given) as ledger:
         commands = _commands(ledger, await _runs_of(ledger, given))

@@ -63,12 +63,12 @@ async def check(given: Given) -> int:
     _MANIFEST,
     options.value(
         "--ledger",
-        "Default: MANIFEST's name without its suffix + .ledger.db, beside it.",
-        metavar="LEDGER",
-        envvar="DESLAUNCH_LEDGER",
+        "A file, or postgresql://…#NAME. Default: MANIFEST's name without its suffix + .ledger.db.",
         show_envvar=True,
+        **options.PLACE,
     ),
     options.flag("--resume", "Go on where this very manifest was begun: for cron and containers."),
+    options.JOIN,
     *_ROWS,
     *options.tuning("skip_invalid"),
     *options.LAUNCH,
@@ -85,12 +85,16 @@ async def run(given: Given) -> int:
         deslaunch run night.csv --dry-run --schema jobs.json | head -n 1
         deslaunch run night.csv --limit 10
         deslaunch run night.csv --yes --resume --quiet
+        deslaunch run night.csv --ledger 'postgresql://user@host/exports#night' --resume --join
         generate | deslaunch run - --format jsonl --ledger night.ledger.db
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     source, ledger = given["manifest"], given["ledger"]
     is_piped = source == "-" or source.startswith("/dev/")  # as the shell names <(command)
+
+    if given["join"] and not given["resume"]:
+        raise click.UsageError("--join goes with --resume")
 
     if is_piped and (ledger is None or given["format"] is None):
         raise click.UsageError("a manifest from a pipe needs --ledger LEDGER and --format")
@@ -111,6 +115,7 @@ async def run(given: Given) -> int:
     options.LEDGER,
     options.value("--corrections", "Take the rows of FILE into it, by key.", metavar="FILE"),
     options.flag("--add-rows", "FILE may hold rows that the batch lacks, with keys of their own."),
+    options.JOIN,
     *options.FORM,
     *options.LAUNCH,
 )
@@ -216,6 +221,7 @@ async def _launch(
     progress = render.Progress(printer)
     more: dict[str, Any] = {"settings": given.settings, "schema": given["schema"]}
     more |= {"options_kept": given.kept(), "on_event": progress, "confirm": confirm}
+    more |= {"join": given["join"]}
 
     async with open_clients(given) as clients, opening(clients, **more) as batch:
         given.interrupts.batch = batch

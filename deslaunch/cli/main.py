@@ -31,6 +31,7 @@ _INSPECTING: Final = "status results log resolve report jobs targets template si
 HOMES: Final = {
     **dict.fromkeys(("check", "run", "resume", "watch"), "launching"),
     **dict.fromkeys(_INSPECTING.split(), "inspecting"),
+    "upgrade": "database",
 }
 """The module of this package that has each command, under its name."""
 

@@ -16,6 +16,7 @@ import click
 from click.core import ParameterSource
 
 from deslaunch.cli.terminal import Interrupts, Printer, run_work
+from deslaunch.ledger.store import VARIABLE, has_password, is_shared
 from deslaunch.model import Format
 from deslaunch.settings import OPTIONS, Option, Settings
 
@@ -65,7 +66,38 @@ def file(names: str, text: str, **more: Any) -> click.Option:
     return value(names, text, type=click.Path(path_type=Path), **more)
 
 
-LEDGER: Final = click.Argument(["ledger"], metavar="LEDGER", envvar="DESLAUNCH_LEDGER")
+def _read_place(context: click.Context, parameter: click.Parameter, place: str | None) -> Any:
+    """Keep a password out of what is printed: that of the variable is found there again.
+
+    Raises:
+        BadParameter: it stands on the command line, where everybody on the machine reads it.
+    """
+    if place is None or not is_shared(place):
+        return place
+
+    is_typed = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE
+
+    if not is_typed:
+        return f"#{place.partition('#')[2]}"
+
+    if has_password(place):
+        raise click.BadParameter(
+            f"a password does not belong on a command line: set PGPASSWORD or {VARIABLE}, or "
+            "write it to ~/.pgpass",
+            context,
+            parameter,
+        )
+
+    return place
+
+
+PLACE: Final[dict[str, Any]] = {
+    "metavar": "LEDGER",
+    "envvar": VARIABLE,
+    "callback": _read_place,
+}
+LEDGER: Final = click.Argument(["ledger"], **PLACE)
+JOIN: Final = flag("--join", "Send rows beside other launchers; PostgreSQL only.")
 YES: Final = flag("--yes", "Never ask.")
 VOLUME: Final = (
     flag("--quiet", "Say only what must not be missed."),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deslaunch import events
 from deslaunch.cli.terminal import Printer
+from deslaunch.ledger.store import name_of
 from deslaunch.model import (
     DEFAULT_TARGET,
     Causes,
@@ -31,6 +32,7 @@ from deslaunch.report import charts
 
 if TYPE_CHECKING:
     from deslaunch.ledger.reading import LogEntry, UnknownRow
+    from deslaunch.ledger.store import Launcher
 
 SHOWN_PROBLEMS: Final = 100
 TOLD_EACH: Final = 20
@@ -120,6 +122,13 @@ def stop_line(stop: events.Stop) -> str:
     return f"{whose}: {stop.message}{after}"
 
 
+def launcher_line(launcher: "Launcher") -> str:
+    """Return who is at work on a batch."""
+    since = "" if launcher.since_ms is None else f" since {utc(launcher.since_ms)}"
+    open_rows = "" if launcher.in_flight is None else f", {launcher.in_flight:,} in flight"
+    return f"at work: process {launcher.pid} on {launcher.host}{since}{open_rows}"
+
+
 def duration(seconds: float) -> str:
     """Return a time as a person says it: ``45 s``, ``3 h 5 min``."""
     return charts.duration(1_000 * max(1, round(seconds)))
@@ -143,7 +152,7 @@ def next_commands(
         is_listed: the unknown rows have just been listed.
     """
     counts, ledger = summary.counts, place_word(summary.ledger)
-    stem = summary.ledger.removesuffix(".ledger.db")
+    stem = name_of(summary.ledger)
     resume = printed("resume", ledger, *repeated)
 
     if counts.pending:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, TypedDict, Unpack
+from typing import Any, Final, TypedDict, Unpack
 
 import anyio
 from anyio.to_thread import run_sync
@@ -28,11 +28,15 @@ from deslaunch.launch.importing import ROWS, Rows, Source, StrPath, open_manifes
 from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Setup, resume_command
 from deslaunch.launch.schemas import Schemas, read_schema_file, user_folder
 from deslaunch.ledger.ledger import Ledger, NewBatch, begin_import, open_ledger, take_ledger
+from deslaunch.ledger.store import is_shared
 from deslaunch.manifest.files import Manifest
 from deslaunch.model import CheckedRow, Problem, Start, printable
 from deslaunch.settings import OPTIONS, Settings
 
 Clients = DesClient | Mapping[str, DesClient]
+
+LOOK_EVERY: Final = 1.0
+"""Seconds between two looks whether another process has imported the batch."""
 
 
 class Options(TypedDict, total=False):
@@ -44,6 +48,8 @@ class Options(TypedDict, total=False):
         on_event: called with each event, in the event loop; an error of its ends the launch.
         confirm: asked with the plan before a ledger is made, corrected, or gone on with.
         options_kept: JSON values for the ledger to keep; default: the settings that are kept.
+        join: send rows beside other launchers, where the ledger is in PostgreSQL. Where another
+            process is importing the batch, wait for that.
     """
 
     settings: Settings | None
@@ -51,6 +57,7 @@ class Options(TypedDict, total=False):
     on_event: OnEvent | None
     confirm: Confirm | None
     options_kept: Mapping[str, Any] | None
+    join: bool
 
 
 @asynccontextmanager
@@ -72,7 +79,7 @@ async def open_batch(
         rows: a manifest's path, a :class:`Manifest`, or an iterable or asynchronous iterable of
             dicts in the JSONL form or ``Row``s.
         des: the client, or one for each target.
-        ledger: the ledger's path; default: beside the manifest.
+        ledger: the ledger's path, or postgresql://…#batch; default: a file beside the manifest.
         resume: where the ledger exists, go on: the same manifest's, or a program's by keys.
         **options: see :class:`Options`.
 
@@ -83,7 +90,8 @@ async def open_batch(
         LedgerForeign: ``resume``, and the ledger is another manifest's.
         LedgerLocked: another launcher is at work on it.
         LedgerError: it can't be made, or taken.
-        ConfigurationError: an option is wrong, or ``ledger`` is missing.
+        ConfigurationError: an option is wrong, or ``ledger`` is missing; ``join``, and the ledger
+            is a file.
         DesError: DES could not be asked for the jobs of any target that rows name; likewise
             CredentialsRefused, SchemaError.
         Declined: ``confirm`` said no.
@@ -93,14 +101,50 @@ async def open_batch(
     place = os.fspath(_ledger_of(source) if ledger is None else ledger)
 
     async with AsyncExitStack() as stack:
-        if resume and await run_sync(os.path.lexists, place):
-            taken = await stack.enter_async_context(_held(take_ledger(place), setup.emit))
-            await _check_same(taken, source, setup.settings)
-            batch = await _go_on(taken, setup, rows=source)
-        else:
-            batch = await _import(stack, source, place, setup)
-
+        batch = await _begin(stack, source, place, setup, resume=resume)
         yield await stack.enter_async_context(aclosing(batch))
+
+
+async def _begin(
+    stack: AsyncExitStack, source: Source, place: str, setup: Setup, *, resume: bool
+) -> Batch:
+    """Go on with a batch, where that is wanted and there is one; else import it."""
+    is_told = False
+
+    while True:
+        if resume and (taken := await _take_if_begun(stack, place, setup)):
+            await _check_same(taken, source, setup.settings)
+            return await _go_on(taken, setup, rows=source)
+
+        try:
+            return await _import(stack, source, place, setup)
+        except errors.LedgerExists:  # another launcher has just imported it
+            if not setup.joins:
+                raise
+        except errors.LedgerLocked as exc:
+            if not setup.joins:
+                raise
+
+            if not is_told:
+                setup.emit(Noted(f"{exc}; waiting for that"))
+                is_told = True
+
+            await asyncio.sleep(LOOK_EVERY)
+
+
+async def _take_if_begun(stack: AsyncExitStack, place: str, setup: Setup) -> Ledger | None:
+    if not is_shared(place) and not await run_sync(os.path.lexists, place):
+        return None
+
+    opening = take_ledger(place, joins=setup.joins)
+
+    try:
+        return await stack.enter_async_context(_held(opening, setup.emit))
+    except errors.LedgerMissing:
+        if is_shared(place):
+            return None
+
+        raise
 
 
 @asynccontextmanager
@@ -115,7 +159,7 @@ async def resume_batch(
     """Open a batch that was begun, to go on with it; nothing is sent yet.
 
     Args:
-        ledger: the batch's ledger.
+        ledger: the batch's ledger: a path, or postgresql://…#batch.
         des: the client, or one for each target.
         corrections: a manifest of corrected rows, taken by their keys, once they are agreed to.
         add_rows: rows of ``corrections`` with keys that the batch does not have are added.
@@ -124,7 +168,9 @@ async def resume_batch(
     Raises:
         DeslaunchError: as for :func:`open_batch`.
     """
-    async with _held(take_ledger(os.fspath(ledger)), options.get("on_event")) as taken:
+    opening = take_ledger(os.fspath(ledger), joins=options.get("join", False))
+
+    async with _held(opening, options.get("on_event")) as taken:
         setup = await _set_up(des, taken, **options)
         file = None
 
@@ -142,7 +188,7 @@ async def watch_batch(
     """Open a batch to watch its runs; no launching session begins.
 
     Args:
-        ledger: the batch's ledger; it is held.
+        ledger: the batch's ledger; a file is held, a batch in PostgreSQL may be at work.
         des: the client, or one for each target.
         **options: see :class:`Options`; settings that are not given are what the ledger keeps.
 
@@ -150,7 +196,9 @@ async def watch_batch(
         LedgerError: the ledger can't be taken.
         ConfigurationError: a target is at another DES than the one that started the runs.
     """
-    async with _held(take_ledger(os.fspath(ledger)), options.get("on_event")) as taken:
+    opening = take_ledger(os.fspath(ledger), launches=False)
+
+    async with _held(opening, options.get("on_event")) as taken:
         setup = await _set_up(des, taken, **options)
         used = set(await taken.targets())
         await importing.check_origins(taken, setup.clients, setup.settings, used)
@@ -338,6 +386,7 @@ async def _set_up(
     on_event: OnEvent | None = None,
     confirm: Confirm | None = None,
     options_kept: Mapping[str, Any] | None = None,
+    join: bool = False,
 ) -> Setup:
     """Return what a batch is opened with; DES is asked for nothing yet.
 
@@ -366,7 +415,8 @@ async def _set_up(
         max_age=timedelta(hours=settings.schema_max_age),
         target=settings.target,
     )
-    return Setup(settings, clients, schemas, on_event or (lambda _: None), confirm, options_kept)
+    emit = on_event or (lambda _: None)
+    return Setup(settings, clients, schemas, emit, confirm, options_kept, join)
 
 
 def _open_source(rows: Any, settings: Settings) -> Source:

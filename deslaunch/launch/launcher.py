@@ -49,6 +49,7 @@ class Setup:
         emit: called with each event.
         confirm: asked with the plan, or None.
         kept: what the ledger is to keep of the options, beside what it keeps.
+        joins: other launchers may be at work on the batch.
     """
 
     settings: Settings
@@ -57,6 +58,7 @@ class Setup:
     emit: OnEvent
     confirm: Confirm | None
     kept: Mapping[str, Any]
+    joins: bool = False
 
 
 class Batch:

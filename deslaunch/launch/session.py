@@ -34,6 +34,9 @@ RECORD_FOR: Final = 60.0
 PULSE_EVERY: Final = 1.0
 """Seconds between two events that say how a session is getting on."""
 
+LOOK_EVERY: Final = 10.0
+"""Seconds between two looks at whether other launchers of a shared batch are alive."""
+
 QUIET_PASSES: Final = 4
 """Passes of the event loop that bring no outcome, after which a turn begins."""
 
@@ -112,6 +115,9 @@ class Session(Loop):
         self.ledger.on_wait = self._tell_wait
         self._workers.help(self._beat())
 
+        if self.ledger.is_shared:
+            self._workers.help(self._look_after_others())
+
         try:
             while not self._is_over():
                 await self._gather()
@@ -144,6 +150,11 @@ class Session(Loop):
         self._drain_ends = self.clock.now() + seconds
         self._announce(events.Draining(self._workers.busy, seconds))
         self._workers.help(self._after(seconds, self.abandon))
+
+    def abandon(self) -> None:
+        """Give up what is in flight, and what a ledger that can't be reached is waited for."""
+        super().abandon()
+        self.ledger.give_up()
 
     def stop_unchecked(self, target: str, error: errors.DeslaunchError) -> None:
         """End a target whose rows can't be checked, as its jobs can't be had; they stay pending."""
@@ -508,12 +519,16 @@ class Session(Loop):
                 message = "the ledger's file was removed or replaced while it was in use"
                 self.drain(Stop(StopReason.LEDGER, message))
 
-    def _tell_wait(self, seconds: float) -> None:
-        message = (
-            f"the ledger has been locked by another program for {seconds:.0f} s; nothing is sent "
-            "meanwhile"
-        )
-        self._tell(events.Noted(message, is_warning=True))
+    async def _look_after_others(self) -> None:
+        """Now and then, let what dead launchers of the batch had in flight be unknown."""
+        while True:
+            await self.clock.sleep(LOOK_EVERY)
+
+            with suppress(errors.LedgerError):  # a turn will fail too, and end the launch
+                await self.ledger.lose_dead()
+
+    def _tell_wait(self, text: str) -> None:
+        self._tell(events.Noted(text, is_warning=True))
 
     # What is told.
 

@@ -18,8 +18,8 @@ from typing import Any, Final, Literal, NamedTuple, TextIO, get_args
 from deslaunch import model
 from deslaunch.errors import ManifestError
 from deslaunch.events import Plan
-from deslaunch.ledger.reading import UnknownRow, storable
-from deslaunch.ledger.sqlite import SqliteStore, as_json
+from deslaunch.ledger.reading import UnknownRow
+from deslaunch.ledger.store import Store, as_json, storable
 from deslaunch.model import CheckedRow, InvalidRow, Job, Problem
 
 Verdict = Literal["started", "notStarted", "unknown"]
@@ -109,7 +109,7 @@ class _Known(NamedTuple):
 
 
 def write_rows(
-    store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow], first: int | None = None
+    store: Store, rows: Sequence[CheckedRow | InvalidRow], first: int | None = None
 ) -> None:
     """Write rows under their own numbers, or counted from ``first``."""
     jobs: dict[tuple[str, str], tuple[int, int]] = {}
@@ -140,7 +140,7 @@ def write_rows(
     store.many("forget_job", [(job,) for job in unchecked])
 
 
-def write_jobs(store: SqliteStore, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
+def write_jobs(store: Store, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
     """Write the JobRunParameters of jobs."""
     for job in jobs:
         _write_job(store, target, job.job_id)
@@ -149,7 +149,7 @@ def write_jobs(store: SqliteStore, target: str, jobs: Iterable[Job], *, from_des
         store.run("describe_job", known)
 
 
-def _write_job(store: SqliteStore, target: str, job_id: str, row: int = 1) -> tuple[int, int]:
+def _write_job(store: Store, target: str, job_id: str, row: int = 1) -> tuple[int, int]:
     """Return the target's and the job's number; ``row`` is the one that may be its first."""
     store.run("add_target", (target, row - 1))
     store.run("add_job", (target, job_id))
@@ -157,7 +157,7 @@ def _write_job(store: SqliteStore, target: str, job_id: str, row: int = 1) -> tu
     return target_number, job_number
 
 
-def derive_states(store: SqliteStore, rows: Iterable[int], simple: Iterable[int] = ()) -> int:
+def derive_states(store: Store, rows: Iterable[int], simple: Iterable[int] = ()) -> int:
     """Write the states of rows whose attempts, problem or findings changed.
 
     Args:
@@ -171,7 +171,7 @@ def derive_states(store: SqliteStore, rows: Iterable[int], simple: Iterable[int]
     return store.run("derive", {"rows": as_json(list(rows)), "simple": as_json(list(simple))})
 
 
-def add_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
+def add_rows(store: Store, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
     """Add rows, numbered on; skip those of a known key that say the same.
 
     Raises:
@@ -202,7 +202,7 @@ def add_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) -> Add
 
 
 def correct_rows(
-    store: SqliteStore, rows: Sequence[CheckedRow], file: str, now: int, *, add: bool
+    store: Store, rows: Sequence[CheckedRow], file: str, now: int, *, add: bool
 ) -> Corrections:
     """Replace rows by their keys, and add those of other keys: all, or none."""
     known = _find_by_key(store, rows)
@@ -232,7 +232,7 @@ def correct_rows(
     return Corrections(len(replaced), len(added), same, problems)
 
 
-def recheck_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) -> None:
+def recheck_rows(store: Store, rows: Sequence[CheckedRow | InvalidRow]) -> None:
     """Write the new bodies, or problems, of rows; those that were sent meanwhile are left."""
     valid = {row.row.number: row for row in rows if isinstance(row, CheckedRow)}
     invalid = {row.number: row for row in rows if isinstance(row, InvalidRow)}
@@ -245,7 +245,7 @@ def recheck_rows(store: SqliteStore, rows: Sequence[CheckedRow | InvalidRow]) ->
     derive_states(store, (number for (number,) in wrong))
 
 
-def _find_by_key(store: SqliteStore, rows: Iterable[CheckedRow | InvalidRow]) -> dict[str, _Known]:
+def _find_by_key(store: Store, rows: Iterable[CheckedRow | InvalidRow]) -> dict[str, _Known]:
     keys = json.dumps([row.key for row in rows if row.key is not None])
     found = store.fetch("rows_by_key", (keys,))
     return {key: _Known(n, state, last, tuple(form)) for key, n, state, last, *form in found}
@@ -254,9 +254,10 @@ def _find_by_key(store: SqliteStore, rows: Iterable[CheckedRow | InvalidRow]) ->
 def _form_of(row: CheckedRow | InvalidRow) -> tuple[Any, ...]:
     """Return what tells two rows of one key apart: the body's digest; without a body, ``says``."""
     if isinstance(row, InvalidRow):
-        return row.target, row.job_id, None
+        return row.target, row.job_id, None, None
 
-    return row.row.target, row.row.job_id, row.digest if row.body else row.says
+    told = (None, row.digest) if row.body else (row.says, None)
+    return row.row.target, row.row.job_id, *told
 
 
 def _refuse(row: CheckedRow, match: _Known | None, file: str, *, add: bool) -> Problem | None:
@@ -290,7 +291,7 @@ def _describe(row: InvalidRow) -> str:
 
 
 def resolve(
-    store: SqliteStore, findings: Sequence[Finding], now: int, *, open_state: str, early: bool
+    store: Store, findings: Sequence[Finding], now: int, *, open_state: str, early: bool
 ) -> Resolved:
     """Take findings, all or none, inside a transaction; see :meth:`Ledger.resolve`."""
     said = json.dumps([(*f[:3], model.is_guid(f.job_run_id)) for f in findings])

@@ -12,28 +12,33 @@ import json
 import os
 import socket
 from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial
-from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar
+from functools import partial, wraps
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 from deslaunch import model
-from deslaunch.errors import LedgerDamaged
+from deslaunch.errors import ConfigurationError, LedgerDamaged, needs_extra
 from deslaunch.events import Stop
 from deslaunch.ledger import changes
-from deslaunch.ledger.reading import Clock, Reader, TargetInfo, in_thread, run_in, storable
-from deslaunch.ledger.sqlite import SqliteStore, as_json
+from deslaunch.ledger.reading import Clock, Reader, TargetInfo, in_thread, run_in
+from deslaunch.ledger.sqlite import SqliteStore
+from deslaunch.ledger.store import Store, TryAgain, as_json, is_shared, storable
 from deslaunch.model import CheckedRow, InvalidRow, Job, Outcome, Result, RowState, RunStatus, Start
 from deslaunch.settings import Settings
 
+P = ParamSpec("P")
+R = TypeVar("R")
 T = TypeVar("T", bound=Reader)
 
 
 _SYSTEM: Final = Clock()
 POSITION_EVERY: Final = 1024
 """Rows after which it is noted how far a target's rows were claimed, for the next session."""
+
+LOOK_AGAIN: Final = 0.5
+"""Seconds after which a launcher that has nothing to send looks at what others leave behind."""
 
 _UNSENT: Final = "not sent: its turn came too late, or its intent may not be on disk"
 
@@ -88,6 +93,21 @@ class Exchange(NamedTuple):
     due: dict[str, float | None]
 
 
+def in_transaction(
+    method: Callable[Concatenate[Any, P], R],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]:
+    """Let a method run in the ledger's thread, in one transaction; whoever calls it awaits it.
+
+    Where the connection to the database is lost it is run again, once there is a new one.
+    """
+
+    @wraps(method)
+    async def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return await run_in(self.thread, self._durably, partial(method, self, *args, **kwargs))
+
+    return run
+
+
 class Import(Reader):
     """A batch on its way into its ledger; nobody sees it before :meth:`publish`."""
 
@@ -126,17 +146,20 @@ class Ledger(Reader):
     """One batch, as a launcher (:func:`take_ledger`) or a reader (:func:`open_ledger`) has it.
 
     Attributes:
-        on_wait: called in the event loop with the seconds that a turn has been kept from the
-            write lock, once a wait, after 5 s.
+        on_wait: called in the event loop with a sentence about why a turn has been waiting for
+            the database, once a wait, after 5 s.
+        is_shared: other launchers may be at work on the batch.
     """
 
-    def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor, clock: Clock) -> None:
+    def __init__(self, store: Store, thread: ThreadPoolExecutor, clock: Clock) -> None:
         super().__init__(store, thread, clock)
-        self.on_wait: Callable[[float], None] = lambda _seconds: None
-        self._time_zero = clock.wall() - clock.elapsed()
+        self.on_wait: Callable[[str], None] = lambda _text: None
+        self.is_shared = store.is_shared
+        self._time_zero = self._wall() - clock.elapsed()
         self._places: Mapping[str, TargetInfo] = {}
         self._runs = _KnownRuns(store)
         self._handed_back: list[Outcome] = []  # of starts that will not be sent
+        self._in_flight: set[tuple[int, int]] = set()  # row and attempt; of a shared batch
         self._look_at_rows()
 
     def _look_at_rows(self) -> None:
@@ -145,44 +168,84 @@ class Ledger(Reader):
         self._positions = {row[1]: row[4] for row in targets}
         [(self._last_row,)] = self._store.fetch("last_row")
 
+    def _wall(self) -> float:
+        return self._store.wall() if self._clock.wall is None else self._clock.wall()
+
     def _now(self) -> int:
         return round(1000 * (self._time_zero + self._clock.elapsed()))
 
+    def _durably(self, work: Callable[[], R], *, is_kept: bool = True) -> R:
+        """Do a work in one transaction; again, where its connection was lost."""
+        while True:
+            try:
+                with self._store.transaction(is_kept=is_kept):
+                    return work()
+            except TryAgain:
+                self._store.recover()
+
     # A session
 
-    @in_thread
+    @in_transaction
     def begin_session(self, session: NewSession) -> Mapping[str, float | None]:
-        """Begin: what an ended launcher had in flight is unknown, what is due is due.
+        """Begin: what ended launchers had in flight is unknown; what is due is due.
+
+        Beside others at work it takes over what is due as it stands.
 
         Returns:
             As ``due`` of :class:`Exchange`, of every target.
 
         Raises:
+            ConfigurationError: it is to retry rows that are rejected or unknown, which others at
+                work were not told to.
             LedgerWriteFailed: it could not be written.
         """
-        self._time_zero = self._clock.wall() - self._clock.elapsed()
-        self._store.give_up_after = session.settings.give_up_after
+        store, settings = self._store, session.settings
+        store.give_up_after = settings.give_up_after
+        store.run("lock_batch")
+        self._time_zero = self._wall() - self._clock.elapsed()
         now = self._now()
-        places = {name: target.base_url for name, target in session.targets.items()}
-        kept = {**self.batch.options, **session.kept}
+        self._lose_dead(now, at_once=True)
+        is_alone = store.is_alone()
+        consents = (settings.retry_rejected, settings.retry_unknown)
 
-        with self._store.transaction():
-            rows = [row for (row,) in self._store.fetch("sending_rows")]
+        if any(consents) and not is_alone:
+            raise ConfigurationError(
+                f"{self.place}: other launchers are at work on it; nothing was sent",
+                hint="resume with --retry-rejected or --retry-unknown once they have ended",
+            )
+
+        places = {name: target.base_url for name, target in session.targets.items()}
+        told = (json.dumps(asdict(settings)), json.dumps(places), round(1000 * session.timeout))
+        store.begin_session((socket.gethostname(), os.getpid(), now, *told))
+
+        if is_alone:
+            store.run("make_due", (now, *consents))
+
+        kept = {**self.batch.options, **session.kept}
+        store.run("set_options", (json.dumps(kept),))
+        store.many("set_target", [(name, *t) for name, t in session.targets.items()])
+        self._places = session.targets
+        self.batch = self.batch._replace(options=kept)
+        return {target: self._next_due(target, self._positions, now) for target in self._targets}
+
+    @in_transaction
+    def lose_dead(self) -> None:
+        """Let what launchers had in flight that died since be unknown, beside others at work.
+
+        It is believed when it has been seen for a while: after a restart of the database all
+        launchers look dead until they have their connections again.
+        """
+        self._time_zero = self._wall() - self._clock.elapsed()
+        self._lose_dead(self._now(), at_once=False)
+        self._store.end_turn(len(self._in_flight))
+
+    def _lose_dead(self, now: int, *, at_once: bool) -> None:
+        dead = self._store.lose_sessions(now, at_once=at_once)
+        rows = [row for (row,) in self._store.fetch("sending_rows", {"dead": as_json(dead)})]
+
+        if rows:
             self._store.run("lose_attempts", (as_json(rows),))
             changes.derive_states(self._store, rows)
-            told = (now, json.dumps(asdict(session.settings)), json.dumps(places))
-            limit = round(1000 * session.timeout)
-            self._store.run("begin_session", (socket.gethostname(), os.getpid(), *told, limit))
-            consents = (session.settings.retry_rejected, session.settings.retry_unknown)
-            self._store.run("make_due", (now, *consents))
-            self._store.run("set_options", (json.dumps(kept),))
-            self._store.many("set_target", [(name, *t) for name, t in session.targets.items()])
-            [(number,)] = self._store.fetch("last_session")
-            due = {target: self._next_due(target, self._positions, now) for target in self._targets}
-
-        self._session, self._places = number, session.targets
-        self.batch = self.batch._replace(options=kept)
-        return due
 
     async def exchange(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
         """Write what came in, and take what may be sent: one durable transaction.
@@ -201,7 +264,7 @@ class Ledger(Reader):
                 meet it again.
         """
         loop = asyncio.get_running_loop()
-        self._store.on_wait = lambda seconds: loop.call_soon_threadsafe(self.on_wait, seconds)
+        self._store.on_wait = lambda text: loop.call_soon_threadsafe(self.on_wait, text)
         return await run_in(self.thread, self._turn, outcomes, claims, drop=self._hand_back)
 
     def _hand_back(self, turn: Exchange) -> None:
@@ -211,14 +274,22 @@ class Ledger(Reader):
         ]
 
     def _turn(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
+        while True:
+            try:
+                return self._try_turn(outcomes, claims)
+            except TryAgain:
+                self._store.recover()
+
+    def _try_turn(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
         handed_back, self._handed_back = self._handed_back, []
         turn = Exchange([], [], {})
         positions = dict(self._positions)
 
-        try:
-            came = [*handed_back, *self._runs.refuse_repeated(outcomes)]
+        in_flight = self._in_flight
 
+        try:
             with self._store.transaction():
+                came = [*handed_back, *self._runs.refuse_repeated(outcomes)]
                 meant, now = self._clock.elapsed(), self._now()
                 turn.outcomes.extend(self._settle(came, now)[len(handed_back) :])
 
@@ -227,12 +298,17 @@ class Ledger(Reader):
 
                 for target in {*claims, *(outcome.target for outcome in outcomes)}:
                     turn.due[target] = self._next_due(target, positions, now)
+
+                if self.is_shared:
+                    in_flight = self._in_flight.difference((o.row, o.attempt) for o in came)
+                    in_flight.update((start.row, start.attempt) for start in turn.starts)
+                    self._store.end_turn(len(in_flight))
         except BaseException:
             self._handed_back += handed_back
             self._hand_back(turn)
             raise
 
-        self._positions = positions
+        self._positions, self._in_flight = positions, in_flight
         return turn
 
     def _settle(self, outcomes: Sequence[Outcome], now: int) -> list[Outcome]:
@@ -250,7 +326,8 @@ class Ledger(Reader):
         if not ended:
             return []
 
-        told = {"outcomes": as_json(ended), "session": self._session, "now": now}
+        told = {"outcomes": as_json(ended), "session": self._store.session, "now": now}
+        told["own"] = as_json(self._store.own_sessions())
         self._store.run("end_attempts", told)
 
         if not changes.derive_states(self._store, *kinds):
@@ -305,15 +382,15 @@ class Ledger(Reader):
             starts.append(Start(*said))
 
         if starts:
-            rows = as_json([start.row for start in starts])
-            self._store.run("add_intents", {"rows": rows, "session": self._session, "now": now})
+            told = {"rows": as_json([start.row for start in starts]), "now": now}
+            self._store.run("add_intents", told | {"session": self._store.session})
 
         if due:  # their states say that they are due: no longer
             changes.derive_states(self._store, [row for row, *_ in due])
 
         return starts
 
-    def _next_due(self, target: str, positions: Mapping[str, int], now: int) -> float | None:
+    def _next_due(self, target: str, positions: dict[str, int], now: int) -> float | None:
         if target not in self._targets:
             return None
 
@@ -321,20 +398,32 @@ class Ledger(Reader):
             return 0.0
 
         [(due,)] = self._store.fetch("next_due", (self._targets[target],))
-        return None if due is None else max(0.0, (due - now) / 1000)
+        seconds = None if due is None else max(0.0, (due - now) / 1000)
+        return self._look_beside(target, positions, seconds) if self.is_shared else seconds
 
-    @in_thread
+    def _look_beside(
+        self, target: str, positions: dict[str, int], seconds: float | None
+    ) -> float | None:
+        """Return when to look at a target, where other launchers may leave rows behind."""
+        [(row,)] = self._store.fetch("first_fresh", (self._targets[target],))
+
+        if row is not None:  # of a claim that is not durable yet, or never will be
+            positions[target] = row - 1
+            return 0.1 * LOOK_AGAIN
+
+        [(others,)] = self._store.fetch("others_in_flight", (self._store.session,))
+        return min(LOOK_AGAIN, LOOK_AGAIN if seconds is None else seconds) if others else seconds
+
+    @in_transaction
     def note(self, kind: str, target: str | None, text: str) -> None:
         """Write an event."""
-        with self._store.transaction():
-            event = (self._session or None, self._now(), kind, target, storable(text))
-            self._store.run("add_event", event)
+        event = (self._store.session or None, self._now(), kind, target, storable(text))
+        self._store.run("add_event", event)
 
-    @in_thread
+    @in_transaction
     def set_clocks(self, offsets: Mapping[str, float]) -> None:
         """Note by how many seconds each target's DES clock is ahead of ours."""
-        with self._store.transaction():
-            self._store.run("set_clocks", (json.dumps(offsets), self._session))
+        self._store.run("set_clocks", (json.dumps(offsets), self._store.session))
 
     @in_thread
     def end_session(self, exit_code: int, stops: Sequence[Stop]) -> None:
@@ -345,11 +434,16 @@ class Ledger(Reader):
         if self._handed_back:
             self._turn((), {})
 
-        with self._store.transaction():
-            ended = (self._now(), exit_code, json.dumps(told), self._session)
+        def end() -> None:
+            ended = (self._now(), exit_code, json.dumps(told), self._store.session)
             self._store.run("end_session", ended)
 
-        self._session = 0
+        self._durably(end)
+        self._store.session = 0
+
+    def give_up(self) -> None:
+        """Wait for the database no longer, where a turn does; may be called from any thread."""
+        self._store.give_up_after = 0.0
 
     async def is_in_place(self) -> bool:
         """Return True if the path still names the file that was opened."""
@@ -363,7 +457,7 @@ class Ledger(Reader):
 
     # Rows
 
-    @in_thread
+    @in_transaction
     def add(self, rows: Sequence[CheckedRow | InvalidRow]) -> changes.Added:
         """Add rows of a program; the ledger numbers them. Rows of a known key are skipped.
 
@@ -371,27 +465,22 @@ class Ledger(Reader):
             ManifestError: a row says something else than the batch's row of its key; none of
                 ``rows`` was added.
         """
-        with self._store.transaction():
-            added = changes.add_rows(self._store, rows)
-            self._store.many("set_target", [(name, *t) for name, t in self._places.items()])
-
+        self._store.run("lock_batch")
+        added = changes.add_rows(self._store, rows)
+        self._store.many("set_target", [(name, *t) for name, t in self._places.items()])
         self._look_at_rows()
         return added
 
-    @in_thread
+    @in_transaction
     def add_jobs(self, target: str, jobs: Iterable[Job], *, from_des: bool) -> None:
         """Take the JobRunParameters that rows are checked with from now on."""
-        with self._store.transaction():
-            changes.write_jobs(self._store, target, jobs, from_des=from_des)
-
+        changes.write_jobs(self._store, target, jobs, from_des=from_des)
         self._look_at_rows()
 
-    @in_thread
+    @in_transaction
     def set_whole(self) -> None:
         """Note that the program has given its last row."""
-        with self._store.transaction():
-            self._store.run("set_whole")
-
+        self._store.run("set_whole", (True,))
         self.batch = self.batch._replace(is_whole=True)
 
     @in_thread
@@ -418,21 +507,23 @@ class Ledger(Reader):
             retry_rejected: as for :meth:`plan`, of which the result holds what it will return.
             retry_unknown: the same.
         """
-        with self._store.transaction(is_kept=not dry_run):
+
+        def take() -> changes.Corrections:
+            self._store.run("lock_batch")
             done = changes.correct_rows(self._store, rows, file, self._now(), add=add)
-            plan = self._plan(rejected=retry_rejected, unknown=retry_unknown)
+            return done._replace(plan=self._plan(rejected=retry_rejected, unknown=retry_unknown))
 
+        done = self._durably(take, is_kept=not dry_run)
         self._look_at_rows()
-        return done._replace(plan=plan)
+        return done
 
-    @in_thread
+    @in_transaction
     def recheck(self, rows: Sequence[CheckedRow | InvalidRow]) -> None:
         """Take rows that were checked again: with new bodies, or invalid.
 
         Rows that were sent since they were read stay as they are.
         """
-        with self._store.transaction():
-            changes.recheck_rows(self._store, rows)
+        changes.recheck_rows(self._store, rows)
 
     @in_thread
     def resolve(self, found: Sequence[changes.Finding], *, early: bool = False) -> changes.Resolved:
@@ -451,7 +542,7 @@ class Ledger(Reader):
             now, open_state = self._now(), self._open_state()
             return changes.resolve(store, found, now, open_state=open_state, early=early)
 
-    @in_thread
+    @in_transaction
     def record_runs(self, runs: Sequence[tuple[int, int, RunStatus | str]]) -> None:
         """Write (row, attempt, status) of runs; a text: why DES does not tell of it."""
         told: list[tuple[Any, ...]] = []
@@ -466,8 +557,7 @@ class Ledger(Reader):
 
             told.append((row, attempt, self._now(), *fields))
 
-        with self._store.transaction():
-            self._store.many("record_run", told)
+        self._store.many("record_run", told)
 
 
 class _KnownRuns:
@@ -479,7 +569,7 @@ class _KnownRuns:
     met again is it asked.
     """
 
-    def __init__(self, store: SqliteStore) -> None:
+    def __init__(self, store: Store) -> None:
         self._store = store
         self._slots = array("I")
         self._room = 0
@@ -491,23 +581,20 @@ class _KnownRuns:
         """
         runs = [o.job_run_id and storable(o.job_run_id).lower() for o in outcomes]
 
-        if self._room < len(runs) and any(runs):
-            self._load(len(runs))
-
-        met = {run for run in runs if run is not None and not self._add(run)}
-
-        if not met:
+        if not any(runs):
             return list(outcomes)
 
-        owners: dict[str | None, tuple[int, str]] = {}  # row and key
+        met = set(filter(None, runs)) if self._store.is_shared else self._meet(runs)
+        owners: dict[str, tuple[int, str]] = {}  # row and key
+
+        if met:
+            found = self._store.fetch("rows_of_runs", (as_json(sorted(met)),))
+            owners = {run: (row, key) for run, row, key in found}
+
         checked = []
 
         for o, run in zip(outcomes, runs, strict=True):
-            if run in met and run not in owners:
-                found = self._store.fetch("row_of_run", (run, o.row))
-                owners[run] = found[0] if found else (o.row, o.key)
-
-            row, key = owners.get(run, (o.row, o.key))
+            row, key = owners.setdefault(run, (o.row, o.key)) if run else (o.row, o.key)
 
             if row != o.row:
                 error = f"jobRunId {o.job_run_id} is that of row {row} ({key}) {o.error}".rstrip()
@@ -516,6 +603,13 @@ class _KnownRuns:
             checked.append(o)
 
         return checked
+
+    def _meet(self, runs: Sequence[str | None]) -> set[str]:
+        """Return those that may have been met before."""
+        if self._room < len(runs):
+            self._load(len(runs))
+
+        return {run for run in runs if run is not None and not self._add(run)}
 
     def _load(self, more: int) -> None:
         """Read them anew, with room for one of each row that there is now, and for ``more``."""
@@ -547,37 +641,49 @@ class _KnownRuns:
 
 
 async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -> Import:
-    """Begin a new batch: its lock is held, its rows go to ``<place>.new``.
+    """Begin a new batch; nobody else sees it before it is published, and then whole.
 
     Raises:
         LedgerExists: there is a ledger.
         LedgerForeign: the end of an earlier one is there (``-wal``, ``-journal``).
         LedgerLocked: another process is importing it.
-        LedgerError: its folder's file system is not fit, or can't be written.
+        LedgerError: its folder's file system is not fit, or can't be written; or the database
+            can't be used.
     """
 
-    def make(store: SqliteStore, thread: ThreadPoolExecutor) -> Import:
-        path = os.fsencode(batch.manifest)
-        is_text = path == batch.manifest.encode("utf-8", "replace")
-        manifest = batch.manifest if is_text else path
-        name = storable(Path(store.place).stem.removesuffix(".ledger"))
-        known = (name, manifest, json.dumps(batch.options), batch.is_whole)
-        store.run("add_batch", (*known, round(1000 * clock.wall())))
+    def make(store: Store, thread: ThreadPoolExecutor) -> Import:
+        manifest = store.path_value(batch.manifest)
+        known = (store.batch_name, manifest, json.dumps(batch.options), batch.is_whole)
+        wall = store.wall() if clock.wall is None else clock.wall()
+        store.run("add_batch", (*known, round(1000 * wall)))
         return Import(store, thread, clock)
 
-    return await _open(SqliteStore.create, place, make)
+    return await _open(lambda: _store_of(place).create(place), make)
 
 
-async def take_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
-    """Open a batch as its launcher: the lock is held, writing is possible.
+async def take_ledger(
+    place: str, *, joins: bool = False, launches: bool = True, clock: Clock = _SYSTEM
+) -> Ledger:
+    """Open a batch for writing; as a launcher its lock is held.
+
+    Args:
+        place: where the batch is.
+        joins: other launchers may be at work; PostgreSQL only.
+        launches: it will send rows. To record what becomes of runs takes no lock in PostgreSQL.
+        clock: its time.
 
     Raises:
         LedgerMissing: there is none.
         LedgerLocked: another launcher is at work.
-        LedgerForeign: it is no ledger, or of a newer version.
+        LedgerForeign: it is no ledger, or of another version.
         LedgerDamaged: it can't be read.
+        ConfigurationError: several launchers can't be at work on a file.
     """
-    return await _open(SqliteStore.take, place, partial(Ledger, clock=clock))
+
+    def take() -> Store:
+        return _store_of(place).take(place, joins=joins, launches=launches)
+
+    return await _open(take, partial(Ledger, clock=clock))
 
 
 async def open_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
@@ -585,22 +691,32 @@ async def open_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
 
     Raises:
         LedgerMissing: there is none.
-        LedgerForeign: it is no ledger, or of a newer version.
+        LedgerForeign: it is no ledger, or of another version.
         LedgerDamaged: it can't be read.
     """
-    return await _open(SqliteStore.read, place, partial(Ledger, clock=clock))
+    return await _open(lambda: _store_of(place).read(place), partial(Ledger, clock=clock))
+
+
+def _store_of(place: str) -> type[Store]:
+    """Return what speaks to the database of a place; an extra brings that of PostgreSQL."""
+    if not is_shared(place):
+        return SqliteStore
+
+    with needs_extra("postgres", "a ledger in PostgreSQL"):
+        from deslaunch.ledger.postgres import PostgresStore  # noqa: PLC0415
+
+    return PostgresStore
 
 
 async def _open(
-    open_store: Callable[[str], SqliteStore],
-    place: str,
-    make: Callable[[SqliteStore, ThreadPoolExecutor], T],
+    open_store: Callable[[], Store],
+    make: Callable[[Store, ThreadPoolExecutor], T],
 ) -> T:
     """Open a store in a thread of its own, and there make what works with it."""
     thread = ThreadPoolExecutor(1, "ledger")
 
     def begin() -> T:
-        store = open_store(place)
+        store = open_store()
 
         try:
             return make(store, thread)

@@ -1,5 +1,6 @@
 -- The ledger's statements, one under each name. A list of rows or keys comes as a JSON array. What a
 -- turn reads goes as one: each row that SQLite gives costs a thread the interpreter, and a wait for it.
+-- PostgreSQL takes them as they stand here, but for those of postgres_queries.sql.
 
 -- name: derive
 -- A row's state follows from its attempts. The first that applies: one started (rank 4), one open,
@@ -169,20 +170,24 @@ SELECT (SELECT count(*) FROM row) + (SELECT count(job_run_id) FROM attempt);
 SELECT row, number, job_run_id FROM attempt
 WHERE job_run_id IS NOT NULL AND (row, number) > (?, ?) ORDER BY row, number LIMIT 5000;
 
--- name: row_of_run
-SELECT a.row, r.key FROM attempt a JOIN row r ON r.number = a.row
-WHERE lower(a.job_run_id) = ? AND a.row <> ? LIMIT 1;
+-- name: rows_of_runs
+SELECT lower(a.job_run_id), a.row, r.key FROM attempt a JOIN row r ON r.number = a.row
+WHERE lower(a.job_run_id) IN (SELECT value FROM json_each(?));
 
 -- Rows
 
+-- name: lock_batch
+-- Nobody else writes to a file.
+SELECT 1;
+
 -- name: add_target
-INSERT OR IGNORE INTO target (name, position) VALUES (?, ?);
+INSERT INTO target (name, position) VALUES (?, ?) ON CONFLICT DO NOTHING;
 
 -- name: targets
 SELECT id, name, base_url, org_id, position FROM target ORDER BY id;
 
 -- name: add_job
-INSERT OR IGNORE INTO job (target, job_id) SELECT id, ?2 FROM target WHERE name = ?1;
+INSERT INTO job (target, job_id) SELECT id, ?2 FROM target WHERE name = ?1 ON CONFLICT DO NOTHING;
 
 -- name: job_number
 SELECT t.id, j.id FROM job j JOIN target t ON t.id = j.target WHERE t.name = ? AND j.job_id = ?;
@@ -246,13 +251,13 @@ SELECT name, manifest, digest, columns, rows, options, imported_ms, is_whole FRO
 UPDATE batch SET options = ?;
 
 -- name: set_whole
-UPDATE batch SET is_whole = 1;
+UPDATE batch SET is_whole = ?;
 
 -- name: rows_by_key
 -- Two forms of a row that has no body yet are told apart by what they say.
 SELECT
   s.key, s.row, s.state, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0),
-  t.name, j.job_id, CASE length(c.body) WHEN 0 THEN c.says ELSE c.digest END
+  t.name, j.job_id, CASE WHEN length(c.body) = 0 THEN c.says END, CASE WHEN length(c.body) > 0 THEN c.digest END
 FROM json_each(?) v
 JOIN standing s ON s.key = v.value
 JOIN target t ON t.id = s.target
@@ -370,7 +375,7 @@ SELECT
   count(*) FILTER (WHERE s.state = 'invalid'), count(*) FILTER (WHERE s.state = 'withdrawn'),
   count(*) FILTER (WHERE s.state = 'pending'), count(*) FILTER (WHERE s.state = 'sending' AND :open = 'sending'),
   sum(s.duplicate), sum(s.attempts)
-FROM standing s JOIN target t ON t.id = s.target GROUP BY t.id;
+FROM standing s JOIN target t ON t.id = s.target GROUP BY t.id, t.name;
 
 -- name: rows_by_state
 SELECT job, auto, CASE state WHEN 'sending' THEN :open ELSE state END, count(*) FROM standing GROUP BY 1, 2, 3;
@@ -396,7 +401,7 @@ FROM standing s
 JOIN target t ON t.id = s.target
 JOIN job j ON j.id = s.job
 JOIN content c ON c.row = s.row
-WHERE s.row > :after AND length(c.body) AND (
+WHERE s.row > :after AND length(c.body) > 0 AND (
   s.state IN ('pending', 'failed')
   OR s.state = 'rejected' AND :rejected
   OR (s.state = 'unknown' OR s.state = 'sending' AND :open = 'unknown') AND :unknown AND NOT s.auto
@@ -460,7 +465,7 @@ JOIN target t ON t.id = s.target
 JOIN job j ON j.id = s.job
 JOIN attempt a ON a.row = s.row AND a.number = s.shown
 LEFT JOIN run u ON u.row = s.row AND u.attempt = s.shown
-WHERE s.row > ? AND s.state = 'started' AND u.finished IS NOT 1
+WHERE s.row > ? AND s.state = 'started' AND u.finished IS NOT TRUE
 ORDER BY s.row LIMIT ?;
 
 -- name: record_run
@@ -473,10 +478,10 @@ ON CONFLICT (row, attempt) DO UPDATE SET
 
 -- name: count_runs
 SELECT
-  count(CASE WHEN u.finished = 1 AND u.success = 1 THEN 1 END),
-  count(CASE WHEN u.finished = 1 AND u.success IS NOT 1 THEN 1 END),
-  count(CASE WHEN u.finished IS NOT 1 AND u.refused IS NOT NULL THEN 1 END),
-  count(CASE WHEN u.finished IS NOT 1 AND u.refused IS NULL THEN 1 END)
+  count(CASE WHEN u.finished IS TRUE AND u.success IS TRUE THEN 1 END),
+  count(CASE WHEN u.finished IS TRUE AND u.success IS NOT TRUE THEN 1 END),
+  count(CASE WHEN u.finished IS NOT TRUE AND u.refused IS NOT NULL THEN 1 END),
+  count(CASE WHEN u.finished IS NOT TRUE AND u.refused IS NULL THEN 1 END)
 FROM standing s LEFT JOIN run u ON u.row = s.row AND u.attempt = s.shown WHERE s.state = 'started';
 
 -- name: run_failures
@@ -484,7 +489,7 @@ SELECT f.text, f.runs, r.key
 FROM (
   SELECT coalesce(u.status_text, '') AS text, count(*) AS runs, min(u.row) AS first
   FROM standing s JOIN run u ON u.row = s.row AND u.attempt = s.shown
-  WHERE s.state = 'started' AND u.finished = 1 AND u.success IS NOT 1
+  WHERE s.state = 'started' AND u.finished IS TRUE AND u.success IS NOT TRUE
   GROUP BY 1
 ) f JOIN row r ON r.number = f.first
 ORDER BY f.runs DESC, f.first LIMIT 5;
@@ -526,7 +531,7 @@ GROUP BY 1;
 
 -- name: report_again
 -- Why starts were left to be sent again; the rarest of very many different ones are left out.
-SELECT CASE result WHEN 'unsent' THEN 'not sent' ELSE 'HTTP ' || status END, said, starts, r.key
+SELECT CASE f.result WHEN 'unsent' THEN 'not sent' ELSE 'HTTP ' || f.status END, f.said, f.starts, r.key
 FROM (
   SELECT result, status, substr(error, 1, 300) AS said, count(*) AS starts, min(row) AS first
   FROM attempt
@@ -534,8 +539,8 @@ FROM (
   GROUP BY 1, 2, 3
   ORDER BY 4 DESC
   LIMIT 1000
-) JOIN row r ON r.number = first
-ORDER BY starts DESC;
+) f JOIN row r ON r.number = f.first
+ORDER BY f.starts DESC;
 
 -- name: report_events
 SELECT at_ms, kind, target, text FROM event ORDER BY id LIMIT :limit;

@@ -15,14 +15,11 @@ from functools import partial, wraps
 from typing import Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, Self, TypeVar
 
 from deslaunch.events import Counts, Plan, PlannedJob, Stop, StopReason, Summary, WatchSummary
-from deslaunch.ledger.sqlite import Launcher, SqliteStore, as_json
+from deslaunch.ledger.store import Launcher, Store, as_json
 from deslaunch.model import Job, JobParameter, RowState, Start
 
 PORTION: Final = 512
 """Rows that are read at a time."""
-
-TEXT_LIMIT: Final = 4096
-"""Characters that are kept of what DES or a person said."""
 
 _READY: Final = frozenset({RowState.PENDING, RowState.FAILED})
 """States of rows that any session sends."""
@@ -35,11 +32,11 @@ class Clock(NamedTuple):
     """The two clocks of a session; its own time is ``wall`` at its begin, and ``elapsed`` since.
 
     Attributes:
-        wall: seconds since 1970, UTC.
+        wall: seconds since 1970, UTC; None for the database's own, or else the machine's.
         elapsed: seconds of a clock that counts suspension; the clock of ``Start.meant``.
     """
 
-    wall: Callable[[], float] = time.time
+    wall: Callable[[], float] | None = None
     elapsed: Callable[[], float] = partial(
         time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
     )
@@ -254,7 +251,7 @@ class Reader:
         batch: what is known of the batch.
     """
 
-    def __init__(self, store: SqliteStore, thread: ThreadPoolExecutor, clock: Clock) -> None:
+    def __init__(self, store: Store, thread: ThreadPoolExecutor, clock: Clock) -> None:
         """Read what is known of the batch; runs in the ledger's thread."""
         self.place = store.place
         self.warning = store.warning
@@ -262,7 +259,6 @@ class Reader:
         self._store = store
         self._clock = clock
         self._is_open = True
-        self._session = 0  # that is at work, where this is its launcher's
         [(name, manifest, digest, columns, rows, options, ms, is_whole)] = store.fetch("batch")
         header = columns and tuple(json.loads(columns))
         said = (os.fsdecode(manifest), digest, header, rows, json.loads(options), ms)
@@ -296,8 +292,7 @@ class Reader:
     def _open_state(self) -> str:
         """Return what a row is whose attempt is open."""
         # What this launcher's predecessors had in flight is not, before its session begins.
-        is_at_work = self._session if self._store.is_launcher else self._store.launcher()
-        return "sending" if is_at_work else "unknown"
+        return "sending" if self._store.session or self._store.launchers() else "unknown"
 
     async def _portions(
         self, query: str, make: Callable[..., T], **wanted: Any
@@ -376,9 +371,9 @@ class Reader:
         ]
 
     @in_thread
-    def launcher(self) -> Launcher | None:
-        """Return who is at work, or None. The lock is looked up, never tried."""
-        return self._store.launcher()
+    def launchers(self) -> list[Launcher]:
+        """Return who else is at work. Locks are looked up, never tried."""
+        return self._store.launchers()
 
     async def results(
         self,
@@ -469,9 +464,3 @@ class Reader:
         [counts] = await self.query("count_runs")
         told = (tuple(await self.query("run_failures")), seconds, tuple(stops))
         return WatchSummary._make([*counts, await self.summary(), *told])
-
-
-def storable(text: str) -> str:
-    """Return a text that a database takes: no lone surrogates or NULs, at most 4,096 characters."""
-    text = text[:TEXT_LIMIT].replace("\0", "\\0")
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()

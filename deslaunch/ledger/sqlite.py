@@ -21,15 +21,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, Self
 from urllib.parse import quote
 
-import orjson
-
 from deslaunch import errors
+from deslaunch.ledger.store import TELL_AFTER, Launcher, Store, load_statements, storable
 from deslaunch.model import as_word, place_word, printed, utc
 
 APPLICATION_ID: Final = 0x4445534C  # "DESL"
@@ -38,13 +37,8 @@ SCHEMA_VERSION: Final = 1
 READERS_WAIT: Final = 5.0
 """Seconds that a clean end waits for readers."""
 
-TELL_AFTER: Final = 5.0
-"""Seconds after which a wait for the write lock is told."""
-
-_FOLDER: Final = Path(__file__).parent
-_NAMED: Final = re.split(r"(?m)^-- name: (\w+)\n", (_FOLDER / "queries.sql").read_text("utf-8"))
-_QUERIES: Final = dict(zip(_NAMED[1::2], _NAMED[2::2], strict=True))
-_SCHEMA: Final = re.sub("--.*", "", (_FOLDER / "schema.sql").read_text("utf-8")).split(";")
+_SQL: Final = (Path(__file__).parent / "schema.sql").read_text("utf-8")
+_SCHEMA: Final = re.sub("--.*", "", _SQL).split(";")
 
 _NEW: Final = (
     "PRAGMA synchronous=OFF",  # one sync of the whole file, before it gets its name, is enough
@@ -87,32 +81,10 @@ os.register_at_fork(after_in_child=_HELD.clear)  # the locks stay with the paren
 _FLOCK, _TYPE, _PID = ("qqihh8x", 3, 2) if sys.platform == "darwin" else ("hhqqi8x", 0, 4)
 
 
-class Launcher(NamedTuple):
-    """Who holds the batch's lock.
+class SqliteStore(Store):
+    """A batch in a file."""
 
-    Attributes:
-        pid: process; 0 where neither the lock nor the ledger tells.
-        host: ``""`` where the ledger does not tell.
-        since_ms: ms since 1970, or None.
-    """
-
-    pid: int
-    host: str
-    since_ms: int | None
-
-
-class SqliteStore:
-    """One connection to a ledger's file; made and used in one thread.
-
-    A store of another database has the same public methods, and statements of the same names.
-
-    Attributes:
-        place: path of the ledger, without symbolic links.
-        warning: about the file system that it lies on, or ``""``; a launcher's only.
-        is_launcher: it holds the lock.
-        give_up_after: seconds that a transaction waits for the write lock.
-        on_wait: called with the seconds waited, once a wait, after ``TELL_AFTER``.
-    """
+    statements = load_statements("queries.sql")
 
     def __init__(
         self,
@@ -122,11 +94,9 @@ class SqliteStore:
         is_launcher: bool = False,
         warning: str = "",
     ) -> None:
-        self.place = place
+        super().__init__(place, storable(Path(place).stem.removesuffix(".ledger")))
         self.warning = warning
         self.is_launcher = is_launcher
-        self.give_up_after = 30.0
-        self.on_wait: Callable[[float], object] = lambda _seconds: None
         self._connection = connection
         self._file = _identify(place)
 
@@ -145,8 +115,14 @@ class SqliteStore:
             return cls(place, connection, is_launcher=True, warning=warning)
 
     @classmethod
-    def take(cls, place: str) -> Self:
+    def take(cls, place: str, *, joins: bool = False, launches: bool = True) -> Self:  # noqa: ARG003
         """Take the lock and open the ledger for writing, until :meth:`close`."""
+        if joins:
+            raise errors.ConfigurationError(
+                f"{place}: a file has one launcher at a time, so that --join is not for it",
+                hint="for several launchers name a batch in PostgreSQL: postgresql://…#NAME",
+            )
+
         place = _require(place)
 
         with _locked(place) as warning:
@@ -189,21 +165,16 @@ class SqliteStore:
 
     def fetch(self, query: str, parameters: Any = ()) -> list[Any]:
         """Return all rows of a named query."""
-        return self._execute(_QUERIES[query], parameters).fetchall()
-
-    def load(self, query: str, parameters: Any = ()) -> Any:
-        """Return the JSON value that a named query gives."""
-        [(text,)] = self.fetch(query, parameters)
-        return orjson.loads(text)
+        return self._execute(self.statements[query], parameters).fetchall()
 
     def run(self, query: str, parameters: Any = ()) -> int:
         """Run a named query; return how many rows it changed."""
-        return self._execute(_QUERIES[query], parameters).rowcount
+        return self._execute(self.statements[query], parameters).rowcount
 
     def many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
         """Run a named query once for each row of parameters."""
         with _translated(self.place):
-            self._connection.executemany(_QUERIES[query], rows)
+            self._connection.executemany(self.statements[query], rows)
 
     @contextmanager
     def transaction(self, *, is_kept: bool = True) -> Iterator[None]:
@@ -242,13 +213,14 @@ class SqliteStore:
                     raise
 
                 if waited >= TELL_AFTER and not is_told:
-                    self.on_wait(waited)
+                    why = f"the ledger has been locked by another program for {waited:.0f} s"
+                    self.on_wait(f"{why}; nothing is sent meanwhile")
                     is_told = True
             else:
                 return
 
     @contextmanager
-    def writing(self) -> Iterator["SqliteStore"]:
+    def writing(self) -> Iterator[Store]:
         """Give a store that may write, also beside a launcher."""
         if self.is_launcher:
             yield self
@@ -257,15 +229,26 @@ class SqliteStore:
         with closing(_connect(self.place, "rw", *_GUEST, busy=1.0)) as connection:
             yield SqliteStore(self.place, connection)
 
-    def launcher(self) -> Launcher | None:
-        """Return who is at work, or None."""
-        pid = find_holder(self.place)
+    def begin_session(self, told: Sequence[Any]) -> None:
+        """Write a new session, and set ``session``."""
+        self.run("begin_session", told)
+        [(self.session,)] = self.fetch("last_session")
+
+    def launchers(self) -> list[Launcher]:
+        """Return who holds the lock, where that is another process."""
+        pid = None if self.is_launcher else find_holder(self.place)
 
         if pid is None:
-            return None
+            return []
 
         known = self.fetch("session_at_work", (pid,))
-        return Launcher(*known[0]) if known else Launcher(pid, "", None)
+        return [Launcher(*known[0]) if known else Launcher(pid, "", None)]
+
+    @staticmethod
+    def path_value(path: str) -> str | bytes:
+        """Return a path as text, or where it is no UTF-8 as bytes."""
+        data = os.fsencode(path)
+        return path if data == path.encode("utf-8", "replace") else data
 
     def is_in_place(self) -> bool:
         """Return True if the path still names the file that was opened."""
@@ -491,7 +474,8 @@ def _describe_launcher(place: str) -> str:
     pid, host, ms = find_holder(place), "", None
 
     with suppress(errors.LedgerError), closing(_connect(place, "ro")) as connection:
-        pid, host, ms = SqliteStore(place, connection).launcher() or (pid, host, ms)
+        for launcher in SqliteStore(place, connection).launchers():
+            pid, host, ms, _ = launcher
 
     told = f"process {pid or '?'} on {host or socket.gethostname()}"
     return told if ms is None else f"{told}, since {utc(ms)}"
@@ -596,8 +580,3 @@ def _find_type(folder: str, mounts: str) -> str:
             found = (path, kind)
 
     return found[1]
-
-
-def as_json(value: Any) -> str:
-    """Return JSON as statements take it; texts must be such as ``storable`` gives them."""
-    return orjson.dumps(value).decode()

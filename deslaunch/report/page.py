@@ -258,7 +258,7 @@ async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
         "ledger": model.as_word(model.place_word(ledger.place)),
         "batch": ledger.batch,
         "sessions": await ledger.sessions(),
-        "launcher": await ledger.launcher(),
+        "launchers": await ledger.launchers(),
         "last_ms": last,
         "shares": charts.shares(runs.batch.counts),
         "jobs": sorted(rows.jobs.items(), key=lambda job: -job[1].total()),

@@ -1,0 +1,471 @@
+"""Batches in a PostgreSQL database, each of which several launchers may send.
+
+What may be relied on: a row is taken by the very transaction that writes its intent, so no two
+launchers take the same; and that transaction ends with a look whether its session was found dead,
+so nothing is sent by one that others gave up. Liveness is an advisory lock, held by the one
+connection that a launcher's turns use and looked up, never tried, by others. It only decides how
+soon a dead launcher's rows become unknown: a wrong guess costs a session's number, no row.
+
+A lost connection is no failure. Nothing new is sent meanwhile; with a new one a launcher ends its
+own old backend, takes its lock again, and writes what came in again. A server that lost commits is
+recognised by its timeline or identity, or by a turn that it was told and does not know.
+"""
+
+import random
+import re
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from typing import Any, Final, Self
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from deslaunch import errors
+from deslaunch.ledger import postgres_server as server
+from deslaunch.ledger.store import (
+    TELL_AFTER,
+    Launcher,
+    Store,
+    TryAgain,
+    as_json,
+    load_statements,
+    parse_batch,
+)
+from deslaunch.model import printed, utc
+
+BELIEVE_AFTER: Final = 15.0
+"""Seconds after which a launcher without its lock is taken for dead, beside others at work."""
+
+FREE_AFTER: Final = 0.5
+"""Seconds in which the lock of a process that was killed is free."""
+
+LONGEST_WAIT: Final = 2.0
+"""Seconds between two tries to have a connection again, at most."""
+
+# A launcher that is stopped in the middle of a transaction keeps rows from others for so long.
+_BEGIN: Final = (
+    "BEGIN; SET LOCAL statement_timeout = 60000; SET LOCAL lock_timeout = 10000; "
+    "SET LOCAL idle_in_transaction_session_timeout = 30000"
+)
+
+# Two transactions met, or one was kept waiting: nothing of it holds, and it may be run again.
+_MET: Final = (
+    psycopg.errors.DeadlockDetected,
+    psycopg.errors.LockNotAvailable,
+    psycopg.errors.QueryCanceled,
+    psycopg.errors.SerializationFailure,
+    psycopg.errors.UniqueViolation,
+)
+
+
+class PostgresStore(Store):
+    """A batch in a database, by one connection.
+
+    Args:
+        place: as it was written.
+    """
+
+    is_shared = True
+    statements = load_statements("queries.sql") | load_statements("postgres_queries.sql")
+
+    def __init__(self, place: str) -> None:
+        self._url, name, shown = parse_batch(place)
+        super().__init__(shown, name)
+        self._batch: int | None = None
+        self._number = 0  # of the session, whose lock is held; it begins later
+        self._earlier: list[int] = []  # numbers that were given up, of which outcomes still come
+        self._turns = self._counted = 0  # that are known to be durable; with the one at work
+        self._silent: dict[int, float] = {}  # sessions without a lock, and since when
+        self._failing_since: float | None = None
+        self._is_told = False
+        self._connection = server.connect(self._url, shown)
+        self._server = server.identify(self._connection)
+
+    # Opening.
+
+    @classmethod
+    def create(cls, place: str) -> Self:
+        """Begin a batch: its lock is held, its rows are seen once :meth:`publish` returned.
+
+        Raises:
+            LedgerExists: the database has a batch of this name.
+            LedgerLocked: another process is importing it.
+        """
+        with ExitStack() as stack:
+            store = cls(place)
+            stack.callback(store.close)
+            server.refuse_unsafe(store._connection, store.place)
+            server.make_schema(store._connection, store.place)
+            store._begin_import()
+            stack.pop_all()
+            return store
+
+    @classmethod
+    def take(cls, place: str, *, joins: bool = False, launches: bool = True) -> Self:
+        """Open a batch for writing; as a launcher with a session's number and its lock."""
+        with ExitStack() as stack:
+            store = cls.read(place)
+            stack.callback(store.close)
+            server.refuse_unsafe(store._connection, store.place)
+
+            if launches:
+                store._take_turns(joins=joins)
+
+            stack.pop_all()
+            return store
+
+    @classmethod
+    def read(cls, place: str) -> Self:
+        """Open a batch for reading, and for findings, at any time."""
+        with ExitStack() as stack:
+            store = cls(place)
+            stack.callback(store.close)
+            store._find_batch()
+            stack.pop_all()
+            return store
+
+    def publish(self) -> None:
+        """Commit the import; nobody sees the batch before that, and its launcher is this."""
+        [(self._batch,)] = self._ask("SELECT this_batch()")
+        self._take_number()
+        self._execute("COMMIT")
+
+    def _begin_import(self) -> None:
+        [(is_mine,)] = self._ask(
+            "SELECT pg_try_advisory_lock(%s, hashtext(%s))", server.IMPORT_LOCK, self.batch_name
+        )
+
+        if self._look_up():
+            again = printed("resume", self.place)
+            raise errors.LedgerExists(
+                f"{self.place}: there is a batch of this name already",
+                hint=f"go on with it: {again}, or by resume=True",
+            )
+
+        if not is_mine:
+            raise errors.LedgerLocked(
+                f"{self.place}: another process is importing it", hint="wait until it ends"
+            )
+
+        self._execute("BEGIN")
+        self._execute("SET CONSTRAINTS row_key DEFERRED")
+
+    def _find_batch(self) -> None:
+        found = server.has_schema(self._connection, self.place) and self._look_up()
+
+        if not found:
+            known = printed("status", self.place.partition("#")[0] or "#")
+            raise errors.LedgerMissing(
+                f"{self.place}: there is no such batch", hint=f"those that there are: {known}"
+            )
+
+        [(self._batch,)] = found
+        self._choose_batch()
+
+    def _look_up(self) -> list[Any]:
+        return self._ask("SELECT id FROM batches WHERE name = %s", self.batch_name)
+
+    def _choose_batch(self) -> None:
+        self._ask("SELECT set_config('deslaunch.batch', %s, false)", str(self._batch))
+
+    def _take_turns(self, *, joins: bool) -> None:
+        """Be a launcher, unless others are at work."""
+        latest = time.monotonic() + FREE_AFTER
+
+        while not self.is_launcher:
+            with self.transaction():
+                self.run("lock_batch")
+
+                if joins or not (others := self.launchers()):
+                    self._take_number()
+                elif time.monotonic() > latest:
+                    told = ", ".join(map(_describe, others))
+                    raise errors.LedgerLocked(
+                        f"{self.place}: another launcher is at work on it: {told}",
+                        hint="wait until it ends, or send rows beside it with --join",
+                    )
+
+            if not self.is_launcher:
+                time.sleep(FREE_AFTER / 10)
+
+    def _take_number(self) -> None:
+        """Take a number that no session had, and its lock."""
+        [(self._number,)] = self._ask("SELECT nextval('session_id')")
+        self._ask("SELECT pg_advisory_lock(%s, %s)", self._lock_class, self._number)
+        self.is_launcher = True
+
+    @property
+    def _lock_class(self) -> int:
+        assert self._batch is not None
+        return server.LOCKS + self._batch
+
+    # Statements.
+
+    def fetch(self, query: str, parameters: Any = ()) -> list[Any]:
+        """Return all rows of a named query; outside of a transaction also after a reconnection."""
+        is_alone = self._connection.info.transaction_status == TransactionStatus.IDLE
+
+        while True:
+            try:
+                cursor = self._run(query, parameters)
+                return cursor.fetchall() if cursor.description else []
+            except TryAgain:
+                if not (is_alone and self.is_launcher):
+                    raise
+
+                self.recover()
+
+    def run(self, query: str, parameters: Any = ()) -> int:
+        """Run a named query; return how many rows it changed, or the number that it gives."""
+        cursor = self._run(query, parameters)
+        found = cursor.fetchone() if cursor.description else None
+        return found[0] if found and isinstance(found[0], int) else cursor.rowcount
+
+    def many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
+        """Run a named query once for each row of parameters; a COPY takes them all at once."""
+        [statement] = _prepared(query)
+
+        with self._translated():
+            if statement.startswith("COPY"):
+                with self._connection.cursor().copy(statement) as copy:
+                    for row in rows:
+                        copy.write_row(row)
+            else:
+                self._connection.cursor().executemany(statement, list(map(_numbered, rows)))
+
+    def _run(self, query: str, parameters: Any) -> psycopg.Cursor[Any]:
+        *first, last = _prepared(query)
+        given = parameters if isinstance(parameters, dict) else _numbered(parameters)
+
+        for statement in first:
+            self._execute(statement, given)
+
+        return self._execute(last, given)
+
+    def _ask(self, statement: str, *parameters: Any) -> list[Any]:
+        return self._execute(statement, parameters).fetchall()
+
+    def _execute(self, statement: str, parameters: Any = None) -> psycopg.Cursor[Any]:
+        with self._translated():
+            return self._connection.execute(statement, parameters or None)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Raise psycopg's errors as errors of the ledger."""
+        try:
+            yield
+        except _MET as exc:
+            raise TryAgain(f"{self.place}: {server.first_line(exc)}", hint=server.HELP) from exc
+        except psycopg.Error as exc:
+            if self._connection.closed:
+                raise TryAgain(f"{self.place}: {server.first_line(exc)}", hint=server.HELP) from exc
+
+            raise errors.LedgerError(
+                f"{self.place}: {server.first_line(exc)}", hint=server.HELP
+            ) from exc
+
+    @contextmanager
+    def transaction(self, *, is_kept: bool = True) -> Iterator[None]:
+        """Begin, and commit at the end of the block; see :class:`Store`."""
+        try:
+            self._execute(_BEGIN)
+            yield
+            self._execute("COMMIT" if is_kept else "ROLLBACK")
+        except BaseException as exc:
+            with suppress(psycopg.Error):
+                self._connection.execute("ROLLBACK")
+
+            if type(exc) is errors.LedgerError:
+                raise errors.LedgerWriteFailed(str(exc), hint=exc.hint) from exc
+
+            raise
+
+        self._turns = self._counted
+        self._failing_since = None
+        self._is_told = False
+
+    # A launcher among others.
+
+    def end_turn(self, in_flight: int) -> None:
+        """Note the turn, unless this session was found dead: then it takes a new number."""
+        found = self.fetch("end_turn", (self._number, in_flight))
+
+        if not found:
+            raise TryAgain(f"{self.place}: session {self._number} was found dead by another")
+
+        self._notice_lost_commits(found[0][0] - 1)
+        self._counted = found[0][0]
+
+    def begin_session(self, told: Sequence[Any]) -> None:
+        """Write the session under the number whose lock is held."""
+        self.run("begin_session", (*told, self._number))
+        self.session = self._number
+
+    def own_sessions(self) -> Sequence[int]:
+        """Return the number of the session, and those that were given up."""
+        return [self.session, *self._earlier]
+
+    def is_alone(self) -> bool:
+        """Return True if no other session is at work, in a transaction that lost the dead ones."""
+        return not self.fetch("silent_sessions", (as_json([self._number]),))
+
+    def lose_sessions(self, now: int, *, at_once: bool = True) -> Sequence[int]:
+        """Note which sessions are dead; see :class:`Store`."""
+        living = [number for (number,) in self.fetch("living_sessions", (self._lock_class,))]
+        silent = [number for (number,) in self.fetch("silent_sessions", (as_json(living),))]
+        seen, self._silent = self._silent, {}
+
+        for number in silent:
+            self._silent[number] = seen.get(number, time.monotonic())
+
+        latest = time.monotonic() - (0.0 if at_once else BELIEVE_AFTER)
+        dead = [number for number, since in self._silent.items() if since <= latest]
+        return [number for (number,) in self.fetch("lose_sessions", (as_json(dead), now))]
+
+    def launchers(self) -> list[Launcher]:
+        """Return who else is at work, by their locks."""
+        if self._batch is None:  # its import is not done
+            return []
+
+        found = self.fetch("launchers", (self._lock_class, self._number))
+        return [Launcher._make(known) for known in found]
+
+    # The connection.
+
+    def recover(self) -> None:
+        """Have a connection, the lock and a living session again; wait for them if need be."""
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+
+        tries = 0
+
+        while True:
+            waited = time.monotonic() - self._failing_since
+
+            try:
+                if self._connection.closed:
+                    self._reconnect()
+
+                self._renew_if_lost()
+            except (TryAgain, errors.LedgerError) as exc:
+                if isinstance(exc, errors.LedgerDamaged) or waited >= self.give_up_after:
+                    self.give_up_after = 0.0  # what comes in still is tried once, each time
+                    raise errors.LedgerWriteFailed(str(exc), hint=exc.hint) from exc
+
+                if waited >= TELL_AFTER and not self._is_told:
+                    self.on_wait(f"the ledger can't be reached, nothing is sent meanwhile: {exc}")
+                    self._is_told = True
+
+                tries += 1
+                time.sleep(random.uniform(0.5, 1.0) * min(LONGEST_WAIT, 0.05 * 2**tries))  # noqa: S311
+            else:
+                return
+
+    def _reconnect(self) -> None:
+        old = self._connection
+        self._connection = server.connect(self._url, self.place)
+
+        if server.identify(self._connection) != self._server:
+            raise self._lost_commits("it is another server, or was restored or failed over")
+
+        if self._batch is not None:
+            self._choose_batch()
+
+        if not self.is_launcher:
+            return
+
+        # Where a cable was pulled the old backend has the lock, and may still commit.
+        self._ask(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid = %s AND application_name = %s AND pid <> pg_backend_pid()",
+            old.info.backend_pid,
+            server.APPLICATION,
+        )
+        [(is_mine,)] = self._ask(
+            "SELECT pg_try_advisory_lock(%s, %s)", self._lock_class, self._number
+        )
+
+        if not is_mine:
+            self._connection.close()
+            raise TryAgain(f"{self.place}: the lock of session {self._number} is still held")
+
+    def _renew_if_lost(self) -> None:
+        """Go on under a new number where this session was found dead; notice lost commits."""
+        if not self.session:
+            return
+
+        found = self.fetch("session_turns", (self.session,))
+        self._notice_lost_commits(found[0][0] if found else -1)
+
+        if not found[0][1]:
+            return
+
+        old = self.session
+        [(self._number,)] = self._ask("SELECT nextval('session_id')")
+        self._ask("SELECT pg_advisory_lock(%s, %s)", self._lock_class, self._number)
+        self.run("renew_session", (self._number, round(1000 * self.wall()), old))
+        self.session, self._turns, self._counted = self._number, 0, 0
+        self._earlier.append(old)
+
+    def _notice_lost_commits(self, turns: int) -> None:
+        if turns < self._turns:
+            raise self._lost_commits(f"it knows {turns} turns of this session, not {self._turns}")
+
+    def _lost_commits(self, why: str) -> errors.LedgerDamaged:
+        self._connection.close()
+        return errors.LedgerDamaged(
+            f"{self.place}: the server lost commits: {why}; runs that were started may be missing",
+            hint="find the server that has them, or resolve what it lacks before you resume",
+        )
+
+    def wall(self) -> float:
+        """Return the server's time, seconds since 1970."""
+        [(now,)] = self._ask("SELECT extract(epoch FROM clock_timestamp())::float8")
+        return float(now)
+
+    def close(self) -> str:
+        """Close the connection: its locks are free, and what was not committed is gone."""
+        with suppress(psycopg.Error):  # the server frees them too, but only some ms later
+            if self.is_launcher:
+                self._connection.execute("SELECT pg_advisory_unlock_all()")
+
+        self._connection.close()
+        return ""
+
+
+@cache
+def _prepared(query: str) -> list[str]:
+    """Return the parts of a named statement as psycopg takes them."""
+    parts = PostgresStore.statements[query].split(";\n")
+    return [_translate(part) for part in parts if part.strip()]
+
+
+def _translate(statement: str) -> str:
+    """Write ``?`` and ``?1`` as ``%(1)s``, and ``:name`` as ``%(name)s``: as psycopg does."""
+    count = 0
+
+    def write(match: re.Match[str]) -> str:
+        nonlocal count
+
+        if match["text"]:
+            return match["text"]
+
+        if match["number"] is None:
+            return f"%({match['name']})s"
+
+        count += 1
+        return f"%({match['number'] or count})s"
+
+    pattern = r"(?P<text>'[^']*')|\?(?P<number>\d*)|(?<!:):(?P<name>[a-z_]+)"
+    return re.sub(pattern, write, statement.replace("%", "%%").strip().rstrip(";"))
+
+
+def _numbered(parameters: Sequence[Any]) -> dict[str, Any]:
+    return {str(number): value for number, value in enumerate(parameters, 1)}
+
+
+def _describe(launcher: Launcher) -> str:
+    since = "" if launcher.since_ms is None else f", since {utc(launcher.since_ms)}"
+    return f"process {launcher.pid or '?'} on {launcher.host or '?'}{since}"
