@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import psycopg
 import pytest
+from ledgers import ask
 from stage import POS_USAGE, fault, row
 
 from deslaunch.des.client import DesClient
 from deslaunch.launch import batch
 from deslaunch.ledger.ledger import open_ledger
+from deslaunch.ledger.store import is_shared
 from deslaunch.settings import Settings
 from deslaunch.simulator import Simulator
 
@@ -36,17 +39,31 @@ RUNNERS: Final = [pytest.param("asyncio", id="asyncio"), pytest.param("anyio", i
 
 @dataclass(frozen=True)
 class Place:
-    """One batch's files."""
+    """One batch's files, and where its ledger is: a file of them, unless another is named."""
 
     folder: Path
+    named: str = ""
 
     @property
     def manifest(self) -> Path:
         return self.folder / "night.jsonl"
 
     @property
-    def ledger(self) -> Path:
+    def file(self) -> Path:
         return self.folder / "night.ledger.db"
+
+    @property
+    def ledger(self) -> str:
+        return self.named or str(self.file)
+
+    def has_ledger(self) -> bool:
+        if not is_shared(self.ledger):
+            return Path(self.ledger).exists()
+
+        try:
+            return bool(ask(self.ledger, "SELECT 1 FROM batch"))
+        except psycopg.ProgrammingError:  # there is no schema yet, or no such batch
+            return False
 
     @property
     def cache(self) -> Path:
@@ -80,7 +97,7 @@ class Place:
 
     async def lines(self) -> dict[str, ResultRow]:
         """Return the results by key, as a reader sees them."""
-        async with await open_ledger(str(self.ledger)) as ledger:
+        async with await open_ledger(self.ledger) as ledger:
             return {line.key: line async for part in ledger.results() for line in part}
 
     async def states(self) -> dict[str, str]:
@@ -88,7 +105,7 @@ class Place:
 
     async def log(self) -> list[tuple[str, str | None]]:
         """Return kind and key of all that the ledger logged."""
-        async with await open_ledger(str(self.ledger)) as ledger:
+        async with await open_ledger(self.ledger) as ledger:
             return [(entry.kind, entry.key) async for part in ledger.log() for entry in part]
 
 

@@ -12,7 +12,6 @@ from deslaunch.model import RowState
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
     from deslaunch.ledger.changes import Corrections
     from deslaunch.ledger.ledger import Ledger
@@ -24,12 +23,12 @@ FREE: Final = ("failed", "rejected", "pending", "invalid", "fresh")
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    return tmp_path / "night.ledger.db"
+def place(batch_place: str) -> str:
+    return batch_place
 
 
 @pytest.fixture
-async def ledger(place: Path) -> AsyncIterator[Ledger]:
+async def ledger(place: str) -> AsyncIterator[Ledger]:
     """One row of each state; its launcher has just begun."""
     rows: list[CheckedRow | InvalidRow] = [
         invalid(n, key) if key == "invalid" else checked(n, key) for n, key in enumerate(KEYS, 1)
@@ -41,7 +40,7 @@ async def ledger(place: Path) -> AsyncIterator[Ledger]:
     await made.exchange([outcome(s, result) for s, result in results if result != "sending"], {})
     await crash(made)
 
-    async with await take_ledger(str(place)) as resumed:
+    async with await take_ledger(place) as resumed:
         yield resumed
 
 
@@ -137,9 +136,7 @@ class TestAfterwards:
         assert {told.state for told in ended} == {"started"}
         assert {row.attempts for row in await read(ledger, keys=["invalid"])} == {1}
 
-    async def test_only_what_the_new_form_was_told_counts(
-        self, ledger: Ledger, place: Path
-    ) -> None:
+    async def test_only_what_the_new_form_was_told_counts(self, ledger: Ledger, place: str) -> None:
         await correct(ledger, checked(1, "rejected", says="fixed"))
         await ledger.begin_session(session())
         counts, _ = await ledger.counts()
@@ -173,7 +170,7 @@ class TestAfterwards:
             ("new", "fix.csv", None),
         ]
 
-    async def test_a_row_can_be_corrected_again(self, place: Path) -> None:
+    async def test_a_row_can_be_corrected_again(self, place: str) -> None:
         await (await make(place, 1)).aclose()
 
         for turn in range(3):
@@ -183,7 +180,7 @@ class TestAfterwards:
 
                 assert [told.state for told in await send(ledger, "rejected")] == ["rejected"]
 
-        async with await take_ledger(str(place)) as ledger:
+        async with await take_ledger(place) as ledger:
             assert [(r.state, r.attempts, r.job_id) for r in await read(ledger)] == [
                 ("rejected", 3, JOB)
             ]

@@ -42,7 +42,7 @@ from deslaunch.launch.launcher import resume_command
 from deslaunch.launch.schemas import Schemas
 from deslaunch.ledger.ledger import Ledger, open_ledger
 from deslaunch.model import AUTO as AUTO_VALUE
-from deslaunch.model import JobRunParameterValue, Outcome, Row, RowState
+from deslaunch.model import JobRunParameterValue, Outcome, Row, RowState, as_word
 from deslaunch.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def place(tmp_path: Path, batch_place: str) -> Place:
+    return Place(tmp_path, batch_place)
 
 
 async def collected(opened: Batch) -> list[Outcome]:
@@ -104,14 +104,15 @@ async def test_every_row_is_started_exactly_once_through_many_faults(place: Plac
     assert simulator.peak <= 32
 
 
-async def test_the_ledger_lies_beside_the_manifest(place: Place) -> None:
+async def test_the_ledger_lies_beside_the_manifest(tmp_path: Path) -> None:
+    place = Place(tmp_path)
     place.write(rows(3))
 
     async with service(place) as (_, des):
         summary = await deslaunch.launch(place.manifest, des)
 
-    assert summary.ledger == str(place.ledger)
-    assert place.ledger.stat().st_mode & 0o777 == 0o600
+    assert summary.ledger == place.ledger
+    assert place.file.stat().st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
@@ -152,7 +153,7 @@ async def test_a_manifest_of_no_rows_makes_no_ledger(place: Place) -> None:
         assert [row async for row in opened.results()] == []
 
     assert (summary.counts.rows, summary.exit_code, simulator.requests) == (0, 0, 0)
-    assert not place.ledger.exists()
+    assert not place.has_ledger()
 
 
 async def test_an_invalid_manifest_is_refused_with_all_its_problems(place: Place) -> None:
@@ -194,7 +195,7 @@ async def test_a_manifest_that_is_not_there(place: Place) -> None:
         with pytest.raises(ManifestError, match=r"night\.jsonl"):
             await place.launch(des)
 
-    assert not place.ledger.exists()
+    assert not place.has_ledger()
 
 
 async def spoil_cache(des: DesClient) -> None:
@@ -239,7 +240,7 @@ async def test_a_cached_schema_that_can_not_be_confirmed_condemns_no_row_either(
             await batches.launch(place.manifest, des)
 
     assert (report.exit_code, report.count, simulator.requests) == (5, 2, 0)
-    assert not place.ledger.exists()
+    assert not place.has_ledger()
 
 
 async def test_a_cached_schema_saves_the_query_and_a_schema_file_all_of_them(place: Place) -> None:
@@ -277,7 +278,7 @@ async def test_a_second_launch_sends_nothing_and_names_the_resume_command(place:
         with pytest.raises(LedgerExists) as refused:
             await place.launch(des)
 
-    assert f"deslaunch resume {place.ledger}" in refused.value.hint
+    assert f"deslaunch resume {as_word(place.ledger)}" in refused.value.hint
     assert "resume=True" in refused.value.hint
     assert simulator.requests == 2
 
@@ -308,7 +309,7 @@ async def test_a_plan_is_told_and_asked_about_before_anything_is_made(place: Pla
     assert events == [Planned(plan)]
     assert (plan.rows, plan.ready, plan.resumes) == (5, 5, False)
     assert [(job.name, job.rows) for job in plan.jobs] == [("POS usage", 5)]
-    assert (place.ledger.exists(), simulator.requests) == (False, 0)
+    assert (place.has_ledger(), simulator.requests) == (False, 0)
 
 
 async def test_check_reports_and_preview_gives_the_very_bodies(place: Place) -> None:
@@ -356,7 +357,7 @@ async def test_a_stop_raises_with_the_summary_and_the_way_on(place: Place) -> No
     assert stopped.value.summary is not None
     assert counts(stopped.value.summary) == {"pending": 5}
     assert [stop.reason for stop in stopped.value.stops] == [StopReason.CONFIGURATION]
-    assert f"deslaunch resume {place.ledger}" in stopped.value.hint
+    assert f"deslaunch resume {as_word(place.ledger)}" in stopped.value.hint
 
 
 @pytest.mark.parametrize("is_warm", [pytest.param(False, id="cold"), pytest.param(True, id="warm")])
@@ -536,7 +537,8 @@ async def test_a_resumed_launch_names_a_command_with_the_words_that_the_ledger_k
             async with place.resume(des, limit=1) as opened:
                 await opened.run()
 
-    assert raised.value.hint == f"go on with: deslaunch resume {place.ledger} --config /t.toml"
+    ledger = as_word(place.ledger)
+    assert raised.value.hint == f"go on with: deslaunch resume {ledger} --config /t.toml"
 
 
 async def test_an_option_that_is_none_is_refused(place: Place) -> None:
@@ -550,7 +552,7 @@ async def test_an_option_that_is_none_is_refused(place: Place) -> None:
         with pytest.raises(TypeError, match="'concurency'"):
             await check(place.manifest, des, **wrong)
 
-        assert not place.ledger.exists()
+        assert not place.has_ledger()
         await place.launch(des)
 
         with pytest.raises(TypeError, match="'concurency'"):
@@ -568,7 +570,7 @@ async def test_what_is_no_rows_leaves_no_ledger(place: Place) -> None:
         with pytest.raises(ConfigurationError, match="need a ledger"):
             await deslaunch.launch(rows(1), des)
 
-    assert not place.ledger.exists()
+    assert not place.has_ledger()
 
 
 async def test_a_slow_consumer_holds_back_the_rows_and_not_the_ledger(place: Place) -> None:
@@ -660,7 +662,7 @@ async def test_rows_of_a_known_key_are_skipped_and_other_words_refused(place: Pl
     async with service(place) as (simulator, des):
         await place.launch(des, rows(5))
 
-        with pytest.raises(LedgerExists, match="ledger"):
+        with pytest.raises(LedgerExists, match="there is a"):
             await place.launch(des, rows(5))
 
         summary = await place.launch(des, rows(8), resume=True)
@@ -703,7 +705,8 @@ async def test_leaving_the_block_drains_and_leaves_the_rest_pending(place: Place
             async for _ in opened:
                 break
 
-        summary = await (await open_ledger(str(place.ledger))).summary()
+        async with await open_ledger(place.ledger) as ledger:
+            summary = await ledger.summary()
 
     assert 0 < summary.counts.started < 40
     assert summary.counts.started == len(simulator.runs)
@@ -871,7 +874,8 @@ async def test_an_outcome_is_on_disk_when_its_event_comes(place: Place) -> None:
     assert found == ["started"] * 10
 
 
-async def test_a_ledger_that_is_deleted_is_rescued(place: Place) -> None:
+async def test_a_ledger_that_is_deleted_is_rescued(tmp_path: Path) -> None:
+    place = Place(tmp_path)
     place.write(rows(60))
     events: list[Event] = []
 
@@ -881,7 +885,7 @@ async def test_a_ledger_that_is_deleted_is_rescued(place: Place) -> None:
     ):
         work = asyncio.create_task(opened.run())
         await simulator.until(lambda: len(simulator.runs) >= 2)
-        place.ledger.unlink()
+        place.file.unlink()
 
         with pytest.raises(LedgerWriteFailed) as raised:
             await work
@@ -890,8 +894,8 @@ async def test_a_ledger_that_is_deleted_is_rescued(place: Place) -> None:
     assert raised.value.summary is not None
     assert raised.value.summary.ledger == str(rescued)
     assert f"deslaunch resume {rescued}" in raised.value.hint
-    place.ledger.unlink(missing_ok=True)
-    rescued.rename(place.ledger)
+    place.file.unlink(missing_ok=True)
+    rescued.rename(place.file)
     started = [line for line in (await place.lines()).values() if line.state == "started"]
     assert len(started) == len(simulator.runs)
 

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def place(tmp_path: Path, batch_place: str) -> Place:
+    return Place(tmp_path, batch_place)
 
 
 # What a session leaves is sent by the next.
@@ -198,7 +198,8 @@ async def test_a_rejected_row_is_sent_again_where_that_is_asked_for(place: Place
     assert (plain.counts.attempts, asked.counts.attempts, simulator.requests) == (2, 3, 3)
 
 
-async def test_a_killed_launchers_rows_in_flight_are_unknown(place: Place) -> None:
+async def test_a_killed_launchers_rows_in_flight_are_unknown(tmp_path: Path) -> None:
+    place = Place(tmp_path)
     place.write(rows(3))
     copy = place.folder / "copy"
     copy.mkdir()
@@ -465,7 +466,7 @@ async def test_where_no_target_can_be_asked_the_first_error_is_raised(place: Pla
         with pytest.raises(ServerError, match="target acme: DES responded 500"):
             await place.launch({"default": des, "acme": acme})
 
-    assert not place.ledger.exists()
+    assert not place.has_ledger()
 
 
 async def test_rows_that_were_never_checked_wait_until_their_target_can_be_asked(
@@ -630,8 +631,9 @@ async def test_a_manifest_that_is_a_pipe_is_not_opened_again(place: Place) -> No
 
 
 async def test_a_ledger_that_may_be_lost_with_its_host_is_told_of(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    place = Place(tmp_path)
     place.write(rows(2))
     monkeypatch.setattr("deslaunch.ledger.sqlite.check_file_system", lambda _: "lost with it")
     plans: list[Plan] = []

@@ -24,8 +24,8 @@ RUN: Final = run_id(9)
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    return tmp_path / "night.ledger.db"
+def place(batch_place: str) -> str:
+    return batch_place
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def hands() -> Hands:
 
 
 @pytest.fixture
-async def ledger(place: Path, hands: Hands) -> AsyncIterator[Ledger]:
+async def ledger(place: str, hands: Hands) -> AsyncIterator[Ledger]:
     """One row of each kind, and a window that is over."""
     keys = ("unknown", "failed", "rejected", "started", "spare", "pending")
     rows = [checked(n, key) for n, key in enumerate(keys, 1)]
@@ -147,7 +147,7 @@ class TestChanges:
         with pytest.raises(ManifestError, match="is rejected"):
             await ledger.resolve([found("unknown", "unknown")])
 
-    async def test_what_came_outranks_a_finding(self, place: Path) -> None:
+    async def test_what_came_outranks_a_finding(self, place: str) -> None:
         async with await make(place, 1) as ledger:
             await ledger.begin_session(session())
             [start] = (await ledger.exchange([], {"default": 1})).starts
@@ -157,7 +157,7 @@ class TestChanges:
             assert told.state == "started"
             assert [row.job_run_id for row in await read(ledger)] == [run_id(101)]
 
-    async def test_it_gives_no_consent(self, place: Path, hands: Hands) -> None:
+    async def test_it_gives_no_consent(self, place: str, hands: Hands) -> None:
         await (await make(place, 1, hands)).aclose()
 
         for result in ("unknown", "throttled"):
@@ -170,20 +170,20 @@ class TestChanges:
             turn = await ledger.exchange([], {"default": 1})
             assert (turn.starts, turn.due) == ([], {"default": None})
 
-    async def test_an_outcome_ends_its_attempt_once(self, ledger: Ledger, place: Path) -> None:
+    async def test_an_outcome_ends_its_attempt_once(self, ledger: Ledger, place: str) -> None:
         [start] = (await ledger.exchange([], {"default": 1})).starts
         await ledger.exchange([outcome(start, "started")], {})
         [told] = (await ledger.exchange([outcome(start, "rejected")], {})).outcomes
         assert told.state == "started"
 
     async def test_in_flight_of_a_launcher_that_is_gone_is_unknown(
-        self, ledger: Ledger, place: Path, hands: Hands
+        self, ledger: Ledger, place: str, hands: Hands
     ) -> None:
         await ledger.exchange([], {"default": 1})
         await crash(ledger)
         hands.move(60)
 
-        async with await open_ledger(str(place), clock=hands.clock) as reader:
+        async with await open_ledger(place, clock=hands.clock) as reader:
             assert (await states(reader))["pending"] == "unknown"
             await reader.resolve([found("pending", "started")])
             assert (await states(reader))["pending"] == "started"
@@ -194,7 +194,7 @@ class TestChanges:
 
 class TestWindow:
     async def test_that_nothing_was_started_is_not_taken_early(
-        self, place: Path, hands: Hands
+        self, place: str, hands: Hands
     ) -> None:
         async with await make(place, 2, hands) as ledger:
             await ledger.begin_session(session(timeout=30))
@@ -208,7 +208,7 @@ class TestWindow:
             hands.move(0.1)
             assert (await ledger.resolve(findings)).changed == 2
 
-    async def test_it_is_by_the_clock_of_des(self, place: Path, hands: Hands) -> None:
+    async def test_it_is_by_the_clock_of_des(self, place: str, hands: Hands) -> None:
         rows = [checked(n, target=target) for n, target in enumerate(("default", "acme"), 1)]
 
         async with await make(place, rows, hands) as ledger:
@@ -224,7 +224,7 @@ class TestWindow:
         assert windows == [(0, 30_000), (-2_500, 30_000)]
 
     async def test_each_attempt_is_by_the_clock_of_its_own_session(
-        self, place: Path, hands: Hands
+        self, place: str, hands: Hands
     ) -> None:
         await (await make(place, 1, hands)).aclose()
 
@@ -235,11 +235,11 @@ class TestWindow:
 
             hands.move(100)
 
-        async with await take_ledger(str(place)) as ledger:
+        async with await take_ledger(place) as ledger:
             [[row]] = [portion async for portion in ledger.unknown_rows()]
             assert (row.from_ms, row.until_ms) == (1_795_000_110_000, 1_795_000_240_000)
 
-    async def test_it_spans_all_attempts_in_doubt(self, place: Path, hands: Hands) -> None:
+    async def test_it_spans_all_attempts_in_doubt(self, place: str, hands: Hands) -> None:
         await (await make(place, 1, hands)).aclose()
 
         for _ in range(2):
@@ -248,7 +248,7 @@ class TestWindow:
 
             hands.move(100)
 
-        async with await take_ledger(str(place)) as ledger:
+        async with await take_ledger(place) as ledger:
             [[row]] = [portion async for portion in ledger.unknown_rows()]
             assert (row.until_ms - row.from_ms, row.error) == (160_000, "at 200.0")
 

@@ -369,8 +369,8 @@ async def test_a_slow_consumer_holds_back_asking() -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def place(tmp_path: Path, batch_place: str) -> Place:
+    return Place(tmp_path, batch_place)
 
 
 def quick(**tuning: Any) -> Settings:
@@ -447,13 +447,14 @@ async def test_a_watch_that_ended_early_says_so(place: Place) -> None:
     assert (early.value.runs.exit_code, interrupted.exit_code) == (5, 143)
 
 
-async def test_a_watch_holds_the_ledger_and_readers_see_it(place: Place) -> None:
+async def test_a_watch_holds_a_file_and_readers_see_it(tmp_path: Path) -> None:
+    place = Place(tmp_path)
     place.write(rows(2))
 
     async with service(place) as (_, des):
         await place.launch(des)
 
-        async with await open_ledger(str(place.ledger)) as reader:
+        async with await open_ledger(place.ledger) as reader:
             before = await reader.watch_summary()
 
         async with watch_batch(place.ledger, des) as opened:
@@ -462,7 +463,7 @@ async def test_a_watch_holds_the_ledger_and_readers_see_it(place: Place) -> None
 
             await opened.watch().run()
 
-        async with await open_ledger(str(place.ledger)) as reader:
+        async with await open_ledger(place.ledger) as reader:
             after = await reader.watch_summary()
 
     assert (before.unfinished, after.unfinished, after.succeeded) == (2, 0, 2)
