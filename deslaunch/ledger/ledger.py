@@ -174,14 +174,18 @@ class Ledger(Reader):
     def _now(self) -> int:
         return round(1000 * (self._time_zero + self._clock.elapsed()))
 
-    def _durably(self, work: Callable[[], R], *, is_kept: bool = True) -> R:
+    def _durably(
+        self, work: Callable[[], R], *, is_kept: bool = True, store: Store | None = None
+    ) -> R:
         """Do a work in one transaction; again, where its connection was lost."""
+        store = store or self._store
+
         while True:
             try:
-                with self._store.transaction(is_kept=is_kept):
+                with store.transaction(is_kept=is_kept):
                     return work()
-            except TryAgain:
-                self._store.recover()
+            except TryAgain as exc:
+                store.recover(exc)
 
     # A session
 
@@ -204,8 +208,12 @@ class Ledger(Reader):
         store.run("lock_batch")
         self._time_zero = self._wall() - self._clock.elapsed()
         now = self._now()
-        self._lose_dead(now, at_once=True)
+        dead = store.lose_sessions(now, at_once=True)
         is_alone = store.is_alone()
+
+        if not self.is_shared:
+            self._lose_attempts(dead)
+
         consents = (settings.retry_rejected, settings.retry_unknown)
 
         if any(consents) and not is_alone:
@@ -220,6 +228,9 @@ class Ledger(Reader):
 
         if is_alone:
             store.run("make_due", (now, *consents))
+
+        if self.is_shared:  # one of another machine may be alive: not for this session to retry
+            self._lose_attempts(dead)
 
         kept = {**self.batch.options, **session.kept}
         store.run("set_options", (json.dumps(kept),))
@@ -236,11 +247,11 @@ class Ledger(Reader):
         launchers look dead until they have their connections again.
         """
         self._time_zero = self._wall() - self._clock.elapsed()
-        self._lose_dead(self._now(), at_once=False)
+        self._lose_attempts(self._store.lose_sessions(self._now(), at_once=False))
         self._store.end_turn(len(self._in_flight))
 
-    def _lose_dead(self, now: int, *, at_once: bool) -> None:
-        dead = self._store.lose_sessions(now, at_once=at_once)
+    def _lose_attempts(self, dead: Sequence[int]) -> None:
+        """Let what is open of sessions that are dead be unknown; in a file, all that is open."""
         rows = [row for (row,) in self._store.fetch("sending_rows", {"dead": as_json(dead)})]
 
         if rows:
@@ -277,8 +288,8 @@ class Ledger(Reader):
         while True:
             try:
                 return self._try_turn(outcomes, claims)
-            except TryAgain:
-                self._store.recover()
+            except TryAgain as exc:
+                self._store.recover(exc)
 
     def _try_turn(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
         handed_back, self._handed_back = self._handed_back, []
@@ -538,9 +549,13 @@ class Ledger(Reader):
             ManifestError: a key is not known, or comes twice; its row can't be resolved
                 (pending, in flight, sent again …); or another row has the jobRunId.
         """
-        with self._store.writing() as store, store.transaction():
-            now, open_state = self._now(), self._open_state()
-            return changes.resolve(store, found, now, open_state=open_state, early=early)
+        with self._store.writing() as store:
+
+            def take() -> changes.Resolved:
+                now, open_state = self._now(), self._open_state()
+                return changes.resolve(store, found, now, open_state=open_state, early=early)
+
+            return self._durably(take, store=store)
 
     @in_transaction
     def record_runs(self, runs: Sequence[tuple[int, int, RunStatus | str]]) -> None:

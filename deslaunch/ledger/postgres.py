@@ -20,7 +20,6 @@ from functools import cache
 from typing import Any, Final, Self
 
 import psycopg
-from psycopg.pq import TransactionStatus
 
 from deslaunch import errors
 from deslaunch.ledger import postgres_server as server
@@ -80,8 +79,10 @@ class PostgresStore(Store):
         self._silent: dict[int, float] = {}  # sessions without a lock, and since when
         self._failing_since: float | None = None
         self._is_told = False
-        self._connection = server.connect(self._url, shown)
-        self._server = server.identify(self._connection)
+        self._is_in_transaction = False
+        self._is_writer = False  # it waits for a connection where that is lost
+        self._server = self._connect()
+        self._backend = self._connection.info.backend_pid  # of the connection that has the lock
 
     # Opening.
 
@@ -110,6 +111,8 @@ class PostgresStore(Store):
             stack.callback(store.close)
             server.refuse_unsafe(store._connection, store.place)
 
+            store._is_writer = True
+
             if launches:
                 store._take_turns(joins=joins)
 
@@ -131,6 +134,7 @@ class PostgresStore(Store):
         [(self._batch,)] = self._ask("SELECT this_batch()")
         self._take_number()
         self._execute("COMMIT")
+        self._is_in_transaction, self._is_writer = False, True
 
     def _begin_import(self) -> None:
         [(is_mine,)] = self._ask(
@@ -151,6 +155,7 @@ class PostgresStore(Store):
 
         self._execute("BEGIN")
         self._execute("SET CONSTRAINTS row_key DEFERRED")
+        self._is_in_transaction = True
 
     def _find_batch(self) -> None:
         found = server.has_schema(self._connection, self.place) and self._look_up()
@@ -205,17 +210,15 @@ class PostgresStore(Store):
 
     def fetch(self, query: str, parameters: Any = ()) -> list[Any]:
         """Return all rows of a named query; outside of a transaction also after a reconnection."""
-        is_alone = self._connection.info.transaction_status == TransactionStatus.IDLE
-
         while True:
             try:
                 cursor = self._run(query, parameters)
                 return cursor.fetchall() if cursor.description else []
-            except TryAgain:
-                if not (is_alone and self.is_launcher):
+            except TryAgain as exc:
+                if self._is_in_transaction or not self._is_writer:
                     raise
 
-                self.recover()
+                self.recover(exc)
 
     def run(self, query: str, parameters: Any = ()) -> int:
         """Run a named query; return how many rows it changed, or the number that it gives."""
@@ -269,6 +272,8 @@ class PostgresStore(Store):
     @contextmanager
     def transaction(self, *, is_kept: bool = True) -> Iterator[None]:
         """Begin, and commit at the end of the block; see :class:`Store`."""
+        self._is_in_transaction = True
+
         try:
             self._execute(_BEGIN)
             yield
@@ -281,6 +286,8 @@ class PostgresStore(Store):
                 raise errors.LedgerWriteFailed(str(exc), hint=exc.hint) from exc
 
             raise
+        finally:
+            self._is_in_transaction = False
 
         self._turns = self._counted
         self._failing_since = None
@@ -334,40 +341,49 @@ class PostgresStore(Store):
 
     # The connection.
 
-    def recover(self) -> None:
+    def recover(self, error: TryAgain) -> None:
         """Have a connection, the lock and a living session again; wait for them if need be."""
-        if self._failing_since is None:
-            self._failing_since = time.monotonic()
-
+        self._failing_since = self._failing_since or time.monotonic()
         tries = 0
 
         while True:
             waited = time.monotonic() - self._failing_since
+
+            if waited >= self.give_up_after:
+                self.give_up_after = 0.0  # what still comes in is tried once, each time
+                raise errors.LedgerWriteFailed(str(error), hint=error.hint) from error
+
+            if waited >= TELL_AFTER and not self._is_told:
+                self.on_wait(f"the ledger can't be written, nothing is sent meanwhile: {error}")
+                self._is_told = True
+
+            longest = min(LONGEST_WAIT, 0.05 * 2**tries)
+            time.sleep(random.uniform(0.5, 1.0) * longest)  # noqa: S311  # all come back at once
+            tries += 1
 
             try:
                 if self._connection.closed:
                     self._reconnect()
 
                 self._renew_if_lost()
-            except (TryAgain, errors.LedgerError) as exc:
-                if isinstance(exc, errors.LedgerDamaged) or waited >= self.give_up_after:
-                    self.give_up_after = 0.0  # what comes in still is tried once, each time
-                    raise errors.LedgerWriteFailed(str(exc), hint=exc.hint) from exc
-
-                if waited >= TELL_AFTER and not self._is_told:
-                    self.on_wait(f"the ledger can't be reached, nothing is sent meanwhile: {exc}")
-                    self._is_told = True
-
-                tries += 1
-                time.sleep(random.uniform(0.5, 1.0) * min(LONGEST_WAIT, 0.05 * 2**tries))  # noqa: S311
+            except errors.LedgerDamaged as exc:
+                raise errors.LedgerWriteFailed(str(exc), hint=exc.hint) from exc
+            except errors.LedgerError as exc:
+                error = TryAgain(str(exc), hint=exc.hint)
             else:
                 return
 
-    def _reconnect(self) -> None:
-        old = self._connection
+    def _connect(self) -> server.Server:
+        """Connect; return which server it is."""
         self._connection = server.connect(self._url, self.place)
 
-        if server.identify(self._connection) != self._server:
+        with self._translated():
+            return server.identify(self._connection)
+
+    def _reconnect(self) -> None:
+        self._silent.clear()  # after a restart all look dead until they are connected again
+
+        if self._connect() != self._server:
             raise self._lost_commits("it is another server, or was restored or failed over")
 
         if self._batch is not None:
@@ -380,7 +396,7 @@ class PostgresStore(Store):
         self._ask(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
             "WHERE pid = %s AND application_name = %s AND pid <> pg_backend_pid()",
-            old.info.backend_pid,
+            self._backend,
             server.APPLICATION,
         )
         [(is_mine,)] = self._ask(
@@ -391,12 +407,14 @@ class PostgresStore(Store):
             self._connection.close()
             raise TryAgain(f"{self.place}: the lock of session {self._number} is still held")
 
+        self._backend = self._connection.info.backend_pid
+
     def _renew_if_lost(self) -> None:
         """Go on under a new number where this session was found dead; notice lost commits."""
         if not self.session:
             return
 
-        found = self.fetch("session_turns", (self.session,))
+        found = self._run("session_turns", (self.session,)).fetchall()
         self._notice_lost_commits(found[0][0] if found else -1)
 
         if not found[0][1]:

@@ -135,11 +135,11 @@ class Store(ABC):
             LedgerWriteFailed: it may or may not be durable.
         """
 
-    def recover(self) -> None:
-        """Make the store fit for the next transaction, after TryAgain.
+    def recover(self, error: TryAgain) -> None:
+        """Make the store fit for the next transaction, after one that ended with ``error``.
 
         Raises:
-            LedgerWriteFailed: it has been tried for ``give_up_after`` seconds.
+            LedgerWriteFailed: transactions have been failing for ``give_up_after`` seconds.
         """
         raise NotImplementedError
 
