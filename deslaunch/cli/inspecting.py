@@ -1,7 +1,7 @@
 """The commands that send nothing.
 
 ``status``, ``results``, ``log``, ``resolve`` and ``report`` are about a ledger; ``jobs``,
-``targets``, ``template`` and ``simulate`` come before there is one.
+``targets``, ``template``, ``simulate`` and ``help`` come before there is one.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -33,6 +34,8 @@ _EXIT_PENDING: Final = 5
 _FOLLOW_EVERY: Final = 1.0  # seconds
 _OVERLAP_MS: Final = 10_000
 """A turn is committed after what it tells of happened: so much is read again, and told once."""
+
+_TOPICS: Final = Path(__file__).parent.parent / "help"
 
 _RUNS: Final = ["failed", "succeeded", "unfinished"]
 _STATES: Final = [*(str(state) for state in RowState if state is not RowState.SENDING), "inFlight"]
@@ -588,3 +591,33 @@ async def simulate(given: Given) -> int:
         ) from exc
 
     return 0
+
+
+@options.command("help", click.Argument(["topic"], metavar="[TOPIC]", required=False))
+async def help(given: Given) -> int:  # noqa: A001  # named as the command is
+    """Explain a TOPIC, or list what topics there are.
+
+    What a command does and takes is told by the command itself: deslaunch COMMAND --help.
+
+    Examples:
+        deslaunch help
+        deslaunch help postgres | less
+    """
+    topic, texts = given["topic"], {file.stem: file for file in sorted(_TOPICS.glob("*.md"))}
+
+    if topic is None:
+        titles = [(name, _title(text)) for name, text in texts.items()]
+        given.printer.data(*render.columns(titles))
+    elif topic in texts:
+        given.printer.data(texts[topic].read_text("utf-8").rstrip("\n"))
+    else:
+        near = get_close_matches(topic, texts, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(texts)}"
+        told = f"there is no topic {topic!r}; {advice} (of a command: deslaunch COMMAND --help)"
+        raise click.UsageError(told, click.get_current_context())
+
+    return 0
+
+
+def _title(text: Path) -> str:
+    return text.read_text("utf-8").partition("\n")[0].removeprefix("# ")

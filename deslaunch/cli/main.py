@@ -27,7 +27,7 @@ from deslaunch import __version__, errors
 from deslaunch.cli.terminal import Printer, signal_of
 from deslaunch.model import printed
 
-_INSPECTING: Final = "status results log resolve report jobs targets template simulate"
+_INSPECTING: Final = "status results log resolve report jobs targets template simulate help"
 HOMES: Final = {
     **dict.fromkeys(("check", "run", "resume", "watch"), "launching"),
     **dict.fromkeys(_INSPECTING.split(), "inspecting"),
