@@ -50,18 +50,18 @@ async def list_batches(given: Given) -> None:
     *options.VOLUME,
 )
 async def upgrade(given: Given) -> int:
-    """Bring the schema of LEDGER's database up to date, or make it; with nobody at work.
+    """Make the schema of LEDGER's database, or bring it up to date.
 
     LEDGER is a libpq URL, with or without #NAME. A ledger that is a file is of one version.
 
     Examples:
         deslaunch upgrade postgresql://admin@host/exports
-        deslaunch upgrade --sql | psql -1 -d exports
+        deslaunch upgrade --sql | psql exports
     """
     place = given["ledger"] or "#"
 
     if given["sql"]:
-        given.printer.data(_server().schema_sql())
+        given.printer.data("BEGIN;", _server().schema_sql(), "COMMIT;")
         return 0
 
     if not is_shared(place):
