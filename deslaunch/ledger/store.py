@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
-import orjson
-
 from deslaunch import errors
 
 VARIABLE: Final = "DESLAUNCH_LEDGER"
@@ -121,6 +119,8 @@ class Store(ABC):
 
     def load(self, query: str, parameters: Any = ()) -> Any:
         """Return the JSON value that a named query gives."""
+        import orjson  # noqa: PLC0415  # not needed for --help
+
         [(text,)] = self.fetch(query, parameters)
         return orjson.loads(text)
 
@@ -212,6 +212,8 @@ def load_statements(name: str) -> dict[str, str]:
 
 def as_json(value: Any) -> str:
     """Return JSON as statements take it; texts must be such as ``storable`` gives them."""
+    import orjson  # noqa: PLC0415  # not needed for --help
+
     return orjson.dumps(value).decode()
 
 
