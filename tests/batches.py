@@ -75,7 +75,7 @@ STARTED: Final = (("started", None, ""),)
 
 
 async def write_batch(
-    place: Path,
+    place: Path | str,
     rows: Sequence[Said],
     *,
     manifest: str = "night.csv",

@@ -253,7 +253,7 @@ SELECT * FROM (
   UNION ALL SELECT at_ms, 'correction', NULL, row, id FROM correction
 ) e
 WHERE e.at_ms > :after AND (:row::int IS NULL OR e.row = :row)
-ORDER BY e.at_ms, e.kind <> 'began', e.kind = 'ended';
+ORDER BY e.at_ms, e.kind <> 'began', e.kind = 'ended', coalesce(e.row, 0), e.number;
 
 -- name: log
 SELECT l.id, l.at_ms, l.kind, l.session, r.key, t.name, (CASE l.kind

@@ -437,7 +437,7 @@ CREATE TEMP TABLE log AS SELECT * FROM (
   UNION ALL SELECT at_ms, 'correction', NULL, row, id FROM correction
 )
 WHERE at_ms > :after AND (:row IS NULL OR row = :row)
-ORDER BY at_ms, kind <> 'began', kind = 'ended';
+ORDER BY at_ms, kind <> 'began', kind = 'ended', coalesce(row, 0), number;
 
 -- name: log
 SELECT l.rowid, l.at_ms, l.kind, l.session, r.key, t.name, CASE l.kind
