@@ -17,10 +17,8 @@ if TYPE_CHECKING:
 
 async def list_batches(given: Given) -> None:
     """Print the batches of a database, the newest first."""
-    place = given["ledger"]
-    url, _, shown = parse_place(place)
-    server = _server()
-    found = await asyncio.to_thread(server.list_batches, url, shown.removesuffix("#") or place)
+    place = parse_place(given["ledger"])
+    found = await asyncio.to_thread(_server().list_batches, place.url, place.database)
     printer = given.printer
 
     if given["as_json"]:
@@ -71,11 +69,9 @@ async def upgrade(given: Given) -> int:
             given.printer.say(f"{place}: is of this version: nothing to do")
             return 0
 
-    url, _, shown = parse_place(place)
-    server = _server()
-    database = shown.removesuffix("#") or place
-    done = await asyncio.to_thread(server.upgrade, url, database)
-    given.printer.say(f"{database}: {done}")
+    found = parse_place(place)
+    done = await asyncio.to_thread(_server().upgrade, found.url, found.database)
+    given.printer.say(f"{found.database}: {done}")
     return 0
 
 

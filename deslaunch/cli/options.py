@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from deslaunch.cli.terminal import Interrupts, Printer, run_work
-from deslaunch.ledger.store import VARIABLE, has_password, is_shared
+from deslaunch.ledger.store import VARIABLE, has_password, is_shared, refuse_mistyped
 from deslaunch.model import Format
 from deslaunch.settings import OPTIONS, Option, Settings
 
@@ -71,8 +71,14 @@ def _read_place(context: click.Context, parameter: click.Parameter, place: str |
 
     Raises:
         BadParameter: it stands on the command line, where everybody on the machine reads it.
+        ConfigurationError: it is neither a path nor a URL.
     """
-    if place is None or not is_shared(place):
+    if place is None:
+        return place
+
+    refuse_mistyped(place)
+
+    if not is_shared(place):
         return place
 
     is_typed = context.get_parameter_source(parameter.name or "") is ParameterSource.COMMANDLINE

@@ -24,7 +24,7 @@ from deslaunch.events import Stop
 from deslaunch.ledger import changes
 from deslaunch.ledger.reading import Clock, Reader, TargetInfo, in_thread, run_in
 from deslaunch.ledger.sqlite import SqliteStore
-from deslaunch.ledger.store import Store, TryAgain, as_json, is_shared, storable
+from deslaunch.ledger.store import Store, TryAgain, as_json, is_shared, refuse_mistyped, storable
 from deslaunch.model import CheckedRow, InvalidRow, Job, Outcome, Result, RowState, RunStatus, Start
 from deslaunch.settings import Settings
 
@@ -714,6 +714,8 @@ async def open_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
 
 def _store_of(place: str) -> type[Store]:
     """Return what speaks to the database of a place; an extra brings that of PostgreSQL."""
+    refuse_mistyped(place)
+
     if not is_shared(place):
         return SqliteStore
 

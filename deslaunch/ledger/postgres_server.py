@@ -6,6 +6,7 @@ What would lose a commit without a word is refused: a pooler, a server that does
 import os
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -109,16 +110,19 @@ def connect(url: str, place: str) -> psycopg.Connection[Any]:
         ConfigurationError: the URL is none that libpq takes.
         LedgerError: there is no connection, or a pooler is in between.
     """
-    try:
+    known: dict[str, Any] | None = None
+
+    with suppress(psycopg.ProgrammingError):  # its text may hold a password, so it goes
         known = conninfo_to_dict(url)
-    except psycopg.ProgrammingError:  # its text may hold a password
+
+    if known is None:
         raise errors.ConfigurationError(
             f"{place}: is no URL that libpq takes",
-            hint="write postgresql://user@host:port/database#NAME",
-        ) from None
+            hint="write postgresql://user@host:port/database#NAME, and % in a password as %25",
+        )
 
     known["options"] = f"{known.get('options') or ''} {_OPTIONS}".strip()
-    parameters: dict[str, Any] = {"application_name": APPLICATION, **_KEEPALIVE, **known}
+    parameters: dict[str, Any] = {**_KEEPALIVE, **known, "application_name": APPLICATION}
 
     try:
         connection = psycopg.connect(**parameters, autocommit=True, client_encoding="utf8")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote
 
 from deslaunch import errors
 
@@ -27,6 +27,17 @@ TEXT_LIMIT: Final = 4096
 
 _URL: Final = re.compile(r"postgres(ql)?://")
 _NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+# As libpq reads it: what is before the first "@" is the user's, unless "/" comes first.
+_HOST: Final = r"(?:\[[^]]*\]|[^]/@?:,[]*)(?::\d*)?"
+_PARTS: Final = re.compile(
+    r"postgres(?:ql)?://(?:(?P<user>[^/@:]*)(?P<password>:[^/@]*)?@)?"
+    rf"(?P<rest>{_HOST}(?:,{_HOST})*(?:/[^@?]*)?)(?:\?(?P<query>.*))?"
+)
+_SECRET: Final = re.compile(r"password|secret|scram_.*_key", re.IGNORECASE)
+_MISTYPED: Final = re.compile(
+    r"[a-z][a-z0-9+.-]*:/|postgres(ql)?\b.*@|.*:.*@.*#|.*password\s*=", re.IGNORECASE
+)
 
 
 class Launcher(NamedTuple):
@@ -240,10 +251,32 @@ class SharedPlace(NamedTuple):
     batch: str
     shown: str
 
+    @property
+    def database(self) -> str:
+        """The database as it is printed."""
+        return self.shown.partition("#")[0] or VARIABLE
+
 
 def is_shared(place: str) -> bool:
     """Return True if a place is a batch in a database, not a path."""
     return place.startswith("#") or _URL.match(place) is not None
+
+
+def refuse_mistyped(place: str) -> None:
+    """Refuse a place that is neither a path nor a URL as it must be; it is not repeated.
+
+    Raises:
+        ConfigurationError: a password could stand in it, where nobody would look for one.
+    """
+    url = place.partition("#")[0]
+
+    if not (_PARTS.fullmatch(url) if _URL.match(place) else _MISTYPED.match(place) is None):
+        raise errors.ConfigurationError(
+            f"the ledger, by LEDGER or {VARIABLE}, is neither a path nor a URL that libpq takes: "
+            "expected postgresql://user@host:port/database#NAME",
+            hint="in a name or password write @ : / ? # % as %40 %3A %2F %3F %23 %25; "
+            "a path with such signs: ./PATH",
+        )
 
 
 def parse_place(place: str) -> SharedPlace:
@@ -253,7 +286,7 @@ def parse_place(place: str) -> SharedPlace:
         ConfigurationError: there is no URL, or the batch's name is none.
     """
     url, _, batch = place.partition("#")
-    known = os.environ.get(VARIABLE, "").partition("#")[0]
+    known, _, known_batch = os.environ.get(VARIABLE, "").partition("#")
 
     if not url and not _URL.match(known):
         raise errors.ConfigurationError(
@@ -261,11 +294,17 @@ def parse_place(place: str) -> SharedPlace:
             hint=f"set {VARIABLE} to postgresql://user@host/database, or write URL{place}",
         )
 
-    if batch and not _NAME.fullmatch(batch):
-        raise errors.ConfigurationError(
-            f"{batch!r} is no name of a batch: expected 1 to 100 letters, digits, '.', '_' or '-'",
-            hint="write it behind the URL: postgresql://user@host/database#night",
-        )
+    refuse_mistyped(url or known)
+
+    for name in (batch, *(() if url else [known_batch])):
+        if name and not _NAME.fullmatch(name):
+            # With "#" in a password, its end would stand here.
+            told = "what follows the URL's first #" if re.search("[@:/?]", name) else repr(name)
+            raise errors.ConfigurationError(
+                f"{told} is no name of a batch: expected 1 to 100 letters, digits, '.', '_' or '-'",
+                hint="write it behind the URL: postgresql://user@host/database#night; # in a "
+                "password as %23",
+            )
 
     hides = not url or (url == known and has_password(url))
     return SharedPlace(url or known, batch, f"#{batch}" if hides else f"{_bare(url)}#{batch}")
@@ -281,7 +320,7 @@ def parse_batch(place: str) -> SharedPlace:
 
     if not found.batch:
         raise errors.ConfigurationError(
-            f"{found.shown.removesuffix('#')}: names a database, and no batch of it",
+            f"{found.database}: names a database, and no batch of it",
             hint="add #NAME; its batches: deslaunch status with the URL alone",
         )
 
@@ -289,14 +328,32 @@ def parse_batch(place: str) -> SharedPlace:
 
 
 def has_password(url: str) -> bool:
-    """Return True if a URL holds a password."""
-    return ":" in urlsplit(url).netloc.rpartition("@")[0] or "password=" in urlsplit(url).query
+    """Return True if a URL holds a password, or another secret.
+
+    Raises:
+        ConfigurationError: it is no URL; a password could stand anywhere in it.
+    """
+    refuse_mistyped(url)
+    found = _PARTS.fullmatch(url.partition("#")[0])
+    return found is not None and (bool(found["password"]) or _open_query(found) != found["query"])
 
 
 def _bare(url: str) -> str:
     """Return a URL without its password."""
-    bare = re.sub(r"(//[^/@:]*):[^/]*@", r"\1@", url)
-    return re.sub(r"(?<=[?&])(ssl)?password=[^&]*&?", "", bare).rstrip("?&")
+    found = _PARTS.fullmatch(url)
+    assert found is not None
+    user = "" if found["user"] is None else f"{found['user']}@"
+    query = _open_query(found)
+    return f"{url.partition('//')[0]}//{user}{found['rest']}{f'?{query}' if query else ''}"
+
+
+def _open_query(found: re.Match[str]) -> str | None:
+    """Return the query of a URL without what is secret."""
+    if found["query"] is None:
+        return None
+
+    parts = found["query"].split("&")
+    return "&".join(p for p in parts if not _SECRET.search(unquote(p.partition("=")[0])))
 
 
 def name_of(place: str) -> str:
