@@ -453,14 +453,17 @@ class TestRepeatedRuns:
             told = await send(ledger, "started", "started", job_run_id=run_id(101))
             assert {o.state for o in told} == {"unknown"}
 
-    async def test_a_row_may_have_many_runs(self, ledger: Ledger, place: str) -> None:
+    async def test_a_row_may_have_many_runs(self, file: Path) -> None:
+        ledger = await make(file)
+        await ledger.begin_session(session())
         known = (f"(4, {n}, 1, 0, 'unknown', '{run_id(10_000 + n)}')" for n in range(1, 5_001))
         columns = "row, number, session, sent_ms, result, job_run_id"
-        ask(place, f"INSERT INTO attempt ({columns}) VALUES {', '.join(known)}")
+        ask(str(file), f"INSERT INTO attempt ({columns}) VALUES {', '.join(known)}")
 
         [told] = await send(ledger, "started")
         [repeated] = await send(ledger, "started", job_run_id=run_id(15_000))
         assert (told.state, repeated.state) == ("started", "unknown")
+        await ledger.aclose()
 
 
 class TestRowsOfAProgram:

@@ -393,7 +393,7 @@ class Ledger(Reader):
             starts.append(Start(*said))
 
         if starts:
-            told = {"rows": as_json([start.row for start in starts]), "now": now}
+            told = {"starts": as_json([start[:2] for start in starts]), "now": now}
             self._store.run("add_intents", told | {"session": self._store.session})
 
         if due:  # their states say that they are due: no longer
@@ -599,11 +599,13 @@ class _KnownRuns:
         if not any(runs):
             return list(outcomes)
 
-        met = set(filter(None, runs)) if self._store.is_shared else self._meet(runs)
+        # Those that other launchers were told are only in the database.
+        met = set(runs) if self._store.is_shared else self._meet(runs)
+        asked = [(run, o.row) for run, o in zip(runs, outcomes, strict=True) if run in met and run]
         owners: dict[str, tuple[int, str]] = {}  # row and key
 
-        if met:
-            found = self._store.fetch("rows_of_runs", (as_json(sorted(met)),))
+        if asked:
+            found = self._store.fetch("rows_of_runs", (as_json(asked),))
             owners = {run: (row, key) for run, row, key in found}
 
         checked = []
@@ -619,12 +621,12 @@ class _KnownRuns:
 
         return checked
 
-    def _meet(self, runs: Sequence[str | None]) -> set[str]:
+    def _meet(self, runs: Sequence[str | None]) -> set[str | None]:
         """Return those that may have been met before."""
         if self._room < len(runs):
             self._load(len(runs))
 
-        return {run for run in runs if run is not None and not self._add(run)}
+        return {run for run in runs if run and not self._add(run)}
 
     def _load(self, more: int) -> None:
         """Read them anew, with room for one of each row that there is now, and for ``more``."""

@@ -80,19 +80,14 @@ SELECT fresh_starts(?, ?, ?);
 SELECT first_fresh(id, position) FROM target WHERE id = ?;
 
 -- name: add_intents
-SELECT add_intents(:rows, :session, :now);
+SELECT add_intents(:starts, :session, :now);
 
 -- name: set_position
 -- Up to the first row that nobody is known to have taken, whatever this launcher has passed over.
 UPDATE target SET position = greatest(position, least(?1, first_fresh(id, position) - 1)) WHERE id = ?2;
 
 -- name: rows_of_runs
-SELECT run, a.row, (SELECT r.key FROM row r WHERE r.number = a.row)
-FROM json_array_elements_text(?::json) run
-JOIN LATERAL (
-  SELECT a.row FROM attempts a
-  WHERE a.batch = this_batch() AND lower(a.job_run_id) = run AND a.job_run_id IS NOT NULL OFFSET 0
-) a ON true;
+SELECT run, owner, key FROM rows_of_runs(?);
 
 -- Rows
 

@@ -88,8 +88,14 @@ CREATE TABLE attempts (
   PRIMARY KEY (batch, row, number)
 ) WITH (fillfactor = 50);
 
--- A run is one row's, whichever launcher started it.
-CREATE INDEX attempt_run ON attempts (batch, lower(job_run_id)) WHERE job_run_id IS NOT NULL;
+-- A run is one row's, whichever launcher started it. Apart from the attempts: what an outcome changes
+-- there is in no index, so that it costs none.
+CREATE TABLE job_runs (
+  batch int NOT NULL DEFAULT this_batch(),
+  job_run_id text NOT NULL,             -- in lower case
+  row int NOT NULL,                     -- the first that it was told for
+  PRIMARY KEY (batch, job_run_id)
+);
 
 -- As SQLite's ledger has it: see schema.sql.
 CREATE TABLE states (
@@ -272,15 +278,36 @@ END $$;
 CREATE FUNCTION numbers(list text) RETURNS SETOF int IMMUTABLE LANGUAGE sql ROWS 64 AS
 $$ SELECT value::int FROM json_array_elements_text(list::json) $$;
 
+-- The rows of runs (in lower case, with the row that each is told for now) that were told before for
+-- another row.
+CREATE FUNCTION rows_of_runs(told text) RETURNS TABLE (run text, owner int, key text) LANGUAGE plpgsql AS $$
+DECLARE
+  b int := this_batch();
+BEGIN
+  INSERT INTO job_runs (batch, job_run_id, row)
+  SELECT b, value->>0, (value->>1)::int FROM json_array_elements(told::json)
+  ON CONFLICT DO NOTHING;
+
+  RETURN QUERY
+  SELECT o.run, o.owner, (SELECT r.key FROM rows r WHERE r.batch = b AND r.number = o.owner)
+  FROM (
+    SELECT value->>0 AS run, (value->>1)::int AS row,
+      (SELECT k.row FROM job_runs k WHERE k.batch = b AND k.job_run_id = value->>0) AS owner
+    FROM json_array_elements(told::json)
+  ) o
+  WHERE o.owner <> o.row;
+END $$;
+
 -- An outcome ends its own attempt, once, and lifts that attempt's doubt; it outranks a finding.
 -- A refusal is taken back where it turned out to be its target's, not the row's. An attempt is its
--- session's: one whose intent is not on disk may have become another's.
+-- session's: one that is handed back may not be on disk, or have become another's.
 CREATE FUNCTION end_attempts(outcomes text, own text, now_ms bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
+  b int := this_batch();
   sessions int[] := ARRAY(SELECT numbers(own));
 BEGIN
-  INSERT INTO attempts AS a (row, number, session, sent_ms, answered_ms, result, status, job_run_id, error, again_ms)
-  SELECT o.row, o.number, 0, 0, now_ms, o.result, o.status, o.job_run_id, o.error, o.again_ms
+  INSERT INTO attempts AS a (batch, row, number, session, sent_ms, answered_ms, result, status, job_run_id, error, again_ms)
+  SELECT b, o.row, o.number, 0, 0, now_ms, o.result, o.status, o.job_run_id, o.error, o.again_ms
   FROM (
     SELECT
       (value->>0)::int AS row, (value->>1)::int AS number, value->>2 AS result, (value->>3)::int AS status,
@@ -288,7 +315,8 @@ BEGIN
     FROM json_array_elements(outcomes::json)
     ORDER BY 1, 2
   ) o
-  WHERE EXISTS (SELECT 1 FROM attempt a WHERE a.row = o.row AND a.number = o.number OFFSET 0)
+  WHERE o.result <> 'unsent'
+    OR EXISTS (SELECT 1 FROM attempts a WHERE a.batch = b AND a.row = o.row AND a.number = o.number OFFSET 0)
   ON CONFLICT (batch, row, number) DO UPDATE SET
     answered_ms = excluded.answered_ms, result = excluded.result, status = excluded.status, job_run_id = excluded.job_run_id,
     error = excluded.error, again_ms = excluded.again_ms, finding = NULL, found_run = NULL
@@ -368,21 +396,11 @@ BEGIN
   RETURN written;
 END $$;
 
-CREATE FUNCTION starts_of(list int[]) RETURNS text LANGUAGE sql AS $$
-SELECT coalesce(json_agg(json_build_array(
-  r.number, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = r.number), 0) + 1, r.key,
-  (SELECT j.job_id FROM job j WHERE j.id = r.job), encode(c.body, 'hex'), encode(c.digest, 'hex'), r.auto, coalesce(s.retries, 0)
-) ORDER BY s.due_ms, r.number), '[]')::text
-FROM row r
-JOIN LATERAL (SELECT c.body, c.digest FROM content c WHERE c.row = r.number OFFSET 0) c ON true
-LEFT JOIN LATERAL (SELECT s.due_ms, s.retries FROM state s WHERE s.row = r.number OFFSET 0) s ON true
-WHERE r.number = ANY (list)
-$$;
-
 -- Rows of a target whose time has come, as starts. Those that another launcher is just taking, or a
 -- person correcting, are passed over.
 CREATE FUNCTION due_starts(target_id int, now_ms bigint, most int) RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
+  b int := this_batch();
   found int[] := ARRAY(
     SELECT s.row FROM states s WHERE s.target = target_id AND s.due_ms <= now_ms
     ORDER BY s.due_ms, s.row LIMIT most FOR UPDATE SKIP LOCKED
@@ -391,11 +409,19 @@ BEGIN
   IF found = '{}' THEN RETURN '[]'; END IF;
 
   found := ARRAY(
-    SELECT r.number FROM rows r WHERE r.batch = this_batch() AND r.number = ANY (found)
-    ORDER BY r.number FOR UPDATE SKIP LOCKED
+    SELECT r.number FROM rows r WHERE r.batch = b AND r.number = ANY (found) ORDER BY r.number FOR UPDATE SKIP LOCKED
   );
   -- Whoever held a row's lock until a moment ago may have sent it: this looks anew.
-  RETURN starts_of(ARRAY(SELECT s.row FROM state s WHERE s.row = ANY (found) AND s.due_ms <= now_ms));
+  RETURN (
+    SELECT coalesce(json_agg(json_build_array(
+      r.number, coalesce((SELECT max(a.number) FROM attempts a WHERE a.batch = b AND a.row = r.number), 0) + 1, r.key,
+      (SELECT j.job_id FROM jobs j WHERE j.id = r.job), encode(c.body, 'hex'), encode(c.digest, 'hex'), r.auto, s.retries
+    ) ORDER BY s.due_ms, r.number), '[]')
+    FROM rows r
+    JOIN LATERAL (SELECT c.body, c.digest FROM contents c WHERE c.batch = b AND c.row = r.number OFFSET 0) c ON true
+    JOIN LATERAL (SELECT s.due_ms, s.retries FROM states s WHERE s.batch = b AND s.row = r.number OFFSET 0) s ON s.due_ms <= now_ms
+    WHERE r.batch = b AND r.number = ANY (found)
+  );
 END $$;
 
 -- Rows of a target that were never sent, in manifest order, as starts: as many as are wanted, or all
@@ -403,6 +429,7 @@ END $$;
 CREATE FUNCTION fresh_starts(target_id int, after_row int, most int) RETURNS text LANGUAGE plpgsql
 SET enable_sort = off SET enable_bitmapscan = off AS $$
 DECLARE
+  b int := this_batch();
   fresh int[] := '{}';
   found int[];
   room int;
@@ -412,22 +439,28 @@ BEGIN
     room := most - cardinality(fresh);
     found := ARRAY(
       SELECT r.number FROM rows r
-      WHERE r.batch = this_batch() AND r.target = target_id AND r.number > last AND r.problem IS NULL
-        AND NOT EXISTS (SELECT 1 FROM attempt a WHERE a.row = r.number OFFSET 0)
-        AND NOT EXISTS (SELECT 1 FROM state s WHERE s.row = r.number OFFSET 0)
-      ORDER BY r.number LIMIT room FOR UPDATE OF r SKIP LOCKED
+      WHERE r.batch = b AND r.target = target_id AND r.number > last AND r.problem IS NULL
+        AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.batch = b AND a.row = r.number OFFSET 0)
+      ORDER BY r.number LIMIT room FOR UPDATE SKIP LOCKED
     );
     -- Whoever held a row's lock until a moment ago may have taken it: this looks anew.
     fresh := fresh || ARRAY(
       SELECT n FROM unnest(found) n
-      WHERE NOT EXISTS (SELECT 1 FROM attempt a WHERE a.row = n OFFSET 0)
-        AND NOT EXISTS (SELECT 1 FROM state s WHERE s.row = n OFFSET 0)
+      WHERE NOT EXISTS (SELECT 1 FROM attempts a WHERE a.batch = b AND a.row = n OFFSET 0)
+        AND NOT EXISTS (SELECT 1 FROM states s WHERE s.batch = b AND s.row = n OFFSET 0)
     );
     EXIT WHEN cardinality(found) < room OR cardinality(fresh) = most;
     last := found[cardinality(found)];
   END LOOP;
 
-  RETURN starts_of(fresh);
+  RETURN (
+    SELECT coalesce(json_agg(json_build_array(
+      r.number, 1, r.key, (SELECT j.job_id FROM jobs j WHERE j.id = r.job), encode(c.body, 'hex'), encode(c.digest, 'hex'), r.auto, 0
+    ) ORDER BY r.number), '[]')
+    FROM rows r
+    JOIN LATERAL (SELECT c.body, c.digest FROM contents c WHERE c.batch = b AND c.row = r.number OFFSET 0) c ON true
+    WHERE r.batch = b AND r.number = ANY (fresh)
+  );
 END $$;
 
 -- The first row of a target that nobody is known to have taken, beyond one; NULL: there is none.
@@ -440,8 +473,8 @@ WHERE r.target = target_id AND r.number > after_row AND r.problem IS NULL
 ORDER BY r.number LIMIT 1
 $$;
 
-CREATE FUNCTION add_intents(list text, session_id int, now_ms bigint) RETURNS void LANGUAGE sql AS $$
-INSERT INTO attempts (row, number, session, sent_ms)
-SELECT n, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = n), 0) + 1, session_id, now_ms
-FROM numbers(list) n
+CREATE FUNCTION add_intents(starts text, session_id int, now_ms bigint) RETURNS void LANGUAGE sql AS $$
+INSERT INTO attempts (batch, row, number, session, sent_ms)
+SELECT this.batch, (value->>0)::int, (value->>1)::int, session_id, now_ms
+FROM (SELECT this_batch() AS batch OFFSET 0) this, json_array_elements(starts::json)
 $$;

@@ -155,7 +155,7 @@ SELECT json_group_array(json_array(number, 1, key, job_id, body, digest, auto, 0
 
 -- name: add_intents
 INSERT INTO attempt (row, number, session, sent_ms)
-SELECT value, coalesce((SELECT max(number) FROM attempt WHERE row = value), 0) + 1, :session, :now FROM json_each(:rows);
+SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), :session, :now FROM json_each(:starts);
 
 -- name: set_position
 UPDATE target SET position = ? WHERE id = ?;
@@ -171,8 +171,11 @@ SELECT row, number, job_run_id FROM attempt
 WHERE job_run_id IS NOT NULL AND (row, number) > (?, ?) ORDER BY row, number LIMIT 5000;
 
 -- name: rows_of_runs
-SELECT lower(a.job_run_id), a.row, r.key FROM attempt a JOIN row r ON r.number = a.row
-WHERE lower(a.job_run_id) IN (SELECT value FROM json_each(?));
+-- Of runs in lower case, with the row that each is told for now: the other row that has it.
+SELECT lower(a.job_run_id), a.row, r.key
+FROM json_each(?) v
+JOIN attempt a ON lower(a.job_run_id) = json_extract(v.value, '$[0]') AND a.row <> json_extract(v.value, '$[1]')
+JOIN row r ON r.number = a.row;
 
 -- Rows
 
