@@ -208,12 +208,8 @@ class Ledger(Reader):
         store.run("lock_batch")
         self._time_zero = self._wall() - self._clock.elapsed()
         now = self._now()
-        dead = store.lose_sessions(now, at_once=True)
+        self._lose_attempts(store.lose_sessions(now, at_once=True))
         is_alone = store.is_alone()
-
-        if not self.is_shared:
-            self._lose_attempts(dead)
-
         consents = (settings.retry_rejected, settings.retry_unknown)
 
         if any(consents) and not is_alone:
@@ -228,9 +224,6 @@ class Ledger(Reader):
 
         if is_alone:
             store.run("make_due", (now, *consents))
-
-        if self.is_shared:  # one of another machine may be alive: not for this session to retry
-            self._lose_attempts(dead)
 
         kept = {**self.batch.options, **session.kept}
         store.run("set_options", (json.dumps(kept),))
