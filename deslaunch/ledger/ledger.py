@@ -285,7 +285,9 @@ class Ledger(Reader):
                 self._store.recover(exc)
 
     def _try_turn(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
-        handed_back, self._handed_back = self._handed_back, []
+        # Several turns that failed may have handed the same start back; an outcome comes once.
+        handed_back = list({(o.row, o.attempt): o for o in self._handed_back}.values())
+        self._handed_back = []
         turn = Exchange([], [], {})
         positions = dict(self._positions)
 
