@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from ledgers import Hands, ask, make, session
+from ledgers import Hands, ask, make, outcome, session
 
+from deslaunch.errors import LedgerWriteFailed
 from deslaunch.ledger.ledger import take_ledger
+from deslaunch.model import RowState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -124,3 +126,39 @@ async def test_a_start_that_two_turns_handed_back_ends_once(place: str) -> None:
         found = ask(place, "SELECT row, number, result FROM attempt ORDER BY row, number")
 
         assert (start.row, start.attempt, found) == (1, 2, [(1, 1, "unsent"), (1, 2, None)])
+
+
+@pytest.mark.parametrize("moment", ["COMMIT", "committed"])
+async def test_a_connection_lost_while_a_session_begins_costs_waiting_alone(
+    place: str, moment: str
+) -> None:
+    await (await make(place)).aclose()
+    ledger = await take_ledger(place, joins=True, clock=Hands().clock)
+
+    async with ledger:
+        between = Between(ledger)
+        ends = {"COMMIT": cut, "committed": lose_reply}
+        between.before[moment] = ends[moment](ledger, place)
+        await ledger.begin_session(session())
+
+        assert len((await ledger.exchange([], {"default": 1})).starts) == 1
+
+
+async def test_a_turn_that_failed_is_not_taken_for_one_that_the_server_lost(place: str) -> None:
+    await (await make(place)).aclose()
+
+    async with await launcher(place) as ledger:
+        [start] = (await ledger.exchange([], {"default": 1})).starts
+        Between(ledger).before["COMMIT"] = fail
+
+        with pytest.raises(LedgerWriteFailed, match="disk is full"):
+            await ledger.exchange([outcome(start, "started")], {})
+
+        await ledger.note("pause", None, "the disk has room again")
+        [settled] = (await ledger.exchange([outcome(start, "started")], {})).outcomes
+
+        assert settled.state is RowState.STARTED
+
+
+def fail() -> None:
+    raise LedgerWriteFailed("the disk is full")

@@ -75,7 +75,7 @@ class PostgresStore(Store):
         self._batch: int | None = None
         self._number = 0  # of the session, whose lock is held; it begins later
         self._earlier: list[int] = []  # numbers that were given up, of which outcomes still come
-        self._turns = self._counted = 0  # that are known to be durable; with the one at work
+        self._turns = self._counted = -1  # known to be durable, -1: no session; with this one
         self._silent: dict[int, float] = {}  # sessions without a lock, and since when
         self._failing_since: float | None = None
         self._is_told = False
@@ -279,6 +279,8 @@ class PostgresStore(Store):
             yield
             self._execute("COMMIT" if is_kept else "ROLLBACK")
         except BaseException as exc:
+            self._counted = self._turns
+
             with suppress(psycopg.Error):
                 self._connection.execute("ROLLBACK")
 
@@ -308,7 +310,7 @@ class PostgresStore(Store):
     def begin_session(self, told: Sequence[Any]) -> None:
         """Write the session under the number whose lock is held."""
         self.run("begin_session", (*told, self._number))
-        self.session = self._number
+        self.session, self._counted = self._number, 0
 
     def own_sessions(self) -> Sequence[int]:
         """Return the number of the session, and those that were given up."""
@@ -417,7 +419,7 @@ class PostgresStore(Store):
         found = self._run("session_turns", (self.session,)).fetchall()
         self._notice_lost_commits(found[0][0] if found else -1)
 
-        if not found[0][1]:
+        if not found or not found[0][1]:  # a session that was about to begin is not there yet
             return
 
         old = self.session

@@ -8,8 +8,10 @@ SELECT derive(:rows, :simple);
 -- A session
 
 -- name: begin_session
+-- Once more where it was committed, and the reply was lost.
 INSERT INTO session (host, pid, began_ms, options, targets, timeout_ms, id, first)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, coalesce((SELECT max(first) FROM session WHERE ended_ms IS NULL AND lost_ms IS NULL), ?7));
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, coalesce((SELECT max(first) FROM session WHERE ended_ms IS NULL AND lost_ms IS NULL), ?7))
+ON CONFLICT DO NOTHING;
 
 -- name: renew_session
 INSERT INTO session (id, host, pid, began_ms, options, targets, timeout_ms, first, clocks)
