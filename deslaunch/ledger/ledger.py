@@ -37,8 +37,9 @@ _SYSTEM: Final = Clock()
 POSITION_EVERY: Final = 1024
 """Rows after which it is noted how far a target's rows were claimed, for the next session."""
 
-LOOK_AGAIN: Final = 0.5
-"""Seconds after which a launcher that has nothing to send looks at what others leave behind."""
+LOOK_AGAIN: Final = 0.05
+"""Seconds after which a launcher that has nothing to send looks at what others leave behind; it
+waits half as long again each time, up to a second."""
 
 _UNSENT: Final = "not sent: its turn came too late, or its intent may not be on disk"
 
@@ -160,6 +161,7 @@ class Ledger(Reader):
         self._runs = _KnownRuns(store)
         self._handed_back: list[Outcome] = []  # of starts that will not be sent
         self._in_flight: set[tuple[int, int]] = set()  # row and attempt; of a shared batch
+        self._look_again = LOOK_AGAIN
         self._look_at_rows()
 
     def _look_at_rows(self) -> None:
@@ -308,6 +310,10 @@ class Ledger(Reader):
                 if self.is_shared:
                     in_flight = self._in_flight.difference((o.row, o.attempt) for o in came)
                     in_flight.update((start.row, start.attempt) for start in turn.starts)
+
+                    if turn.starts:
+                        self._look_again = LOOK_AGAIN
+
                     self._store.end_turn(len(in_flight))
         except BaseException:
             self._handed_back += handed_back
@@ -415,10 +421,15 @@ class Ledger(Reader):
 
         if row is not None:  # of a claim that is not durable yet, or never will be
             positions[target] = row - 1
-            return 0.1 * LOOK_AGAIN
+            return LOOK_AGAIN
 
         [(others,)] = self._store.fetch("others_in_flight", (self._store.session,))
-        return min(LOOK_AGAIN, LOOK_AGAIN if seconds is None else seconds) if others else seconds
+
+        if not others:
+            return seconds
+
+        self._look_again = min(1.0, 1.5 * self._look_again)
+        return self._look_again if seconds is None else min(self._look_again, seconds)
 
     @in_transaction
     def note(self, kind: str, target: str | None, text: str) -> None:

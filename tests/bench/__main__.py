@@ -21,17 +21,20 @@ from .ground import BenchFailed
 from .memory import peaks
 from .race import INSTANT, LATENCY, SLOW_DISK, Course, race
 from .server import missing, serving
+from .shared import share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-PARTS: Final = ("instant", "latency", "disk", "memory")
+PARTS: Final = ("instant", "latency", "disk", "memory", "shared")
 RATIOS: Final = (
     ("deslaunch-64", "bare-64"),
     ("deslaunch-256", "bare-256"),
     ("deslaunch-64", "naive-64"),
     ("deslaunch-64", "parallel-64"),
     ("deslaunch-64-20ms", "bare-64-20ms"),
+    ("PostgreSQL, 1 launchers, 64 slots", "file, 64 slots"),
+    ("PostgreSQL, 2 launchers, 256 slots", "PostgreSQL, 1 launchers, 256 slots"),
 )
 _DISK: Final = Path("/var/tmp")  # where /tmp is memory, nothing would be synced
 
@@ -54,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "latency": partial(race, LATENCY, course, figures),
             "disk": partial(race, SLOW_DISK, course, figures),
             "memory": partial(peaks, server, folder, chosen.rows_memory, figures, _tell),
+            "shared": partial(share, server, folder, chosen.rows, chosen.rounds, figures, _tell),
         }
 
         try:
