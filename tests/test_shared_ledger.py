@@ -6,11 +6,13 @@ its database lets the other act, or the connection break, at one exact statement
 
 from __future__ import annotations
 
+from concurrent.futures import wait
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from ledgers import Hands, ask, make, outcome, session
+from ledgers import Hands, ask, checked, make, outcome, send, session
 
 from deslaunch.errors import LedgerWriteFailed
 from deslaunch.ledger.ledger import take_ledger
@@ -41,50 +43,79 @@ def store_of(ledger: Ledger) -> Any:
 
 
 class Between:
-    """A store that acts before named statements, or when a transaction ends.
+    """A store that acts at moments of its transactions, each once.
 
     Attributes:
-        before: by a statement's name, or ``COMMIT`` or ``committed``: what is done before it, once.
+        acts: what is done, by moment: before a statement, by its name, or by its number in its
+            transaction, from 1; before the ``COMMIT``; or when that is ``committed``.
     """
 
     def __init__(self, ledger: Ledger) -> None:
-        self.before: dict[str, Callable[[], object]] = {}
+        self.acts: dict[str | int, Callable[[], object]] = {}
         self._store = store_of(ledger)
+        self._count = 0
         cast("Any", ledger)._store = self
-        cast("Any", ledger)._runs._store = self
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._store, name)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in {"before", "_store"}:
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in {"acts", "_store", "_count"}:
             super().__setattr__(name, value)
         else:
             setattr(self._store, name, value)
 
-    def act(self, name: str) -> None:
-        if act := self.before.pop(name, None):
-            act()
-
     def fetch(self, query: str, parameters: Any = ()) -> list[Any]:
-        self.act(query)
+        self._statement(query)
         return cast("list[Any]", self._store.fetch(query, parameters))
 
     def run(self, query: str, parameters: Any = ()) -> int:
-        self.act(query)
+        self._statement(query)
         return cast("int", self._store.run(query, parameters))
 
     def load(self, query: str, parameters: Any = ()) -> Any:
-        self.act(query)
+        self._statement(query)
         return self._store.load(query, parameters)
+
+    def end_turn(self, in_flight: int) -> None:
+        self._statement("end_turn")
+        self._store.end_turn(in_flight)
 
     @contextmanager
     def transaction(self, *, is_kept: bool = True) -> Iterator[None]:
+        self._count = 0
+
         with self._store.transaction(is_kept=is_kept):
             yield
-            self.act("COMMIT")
+            self._act("COMMIT")
 
-        self.act("committed")
+        self._act("committed")
+
+    def _statement(self, name: str) -> None:
+        self._count += 1
+        self._act(self._count)
+        self._act(name)
+
+    def _act(self, moment: str | int) -> None:
+        if act := self.acts.pop(moment, None):
+            act()
+
+
+def meanwhile(place: str, other: Ledger, work: Callable[[], object]) -> Callable[[], None]:
+    """Return what lets another launcher work until it is done, or waits for a lock of ours."""
+    pid = store_of(other)._connection.info.backend_pid
+    waits = f"SELECT 1 FROM pg_locks WHERE pid = {pid} AND NOT granted"
+
+    def act() -> None:
+        done = other.thread.submit(work)
+
+        while not (done.done() or ask(place, waits)):
+            wait([done], 0.01)
+
+        if done.done():
+            done.result()
+
+    return act
 
 
 def cut(ledger: Ledger, place: str) -> Callable[[], None]:
@@ -118,10 +149,10 @@ async def test_a_start_that_two_turns_handed_back_ends_once(place: str) -> None:
         between = Between(ledger)
 
         def fail() -> None:
-            between.before["committed"] = lose_reply(ledger, place)
+            between.acts["committed"] = lose_reply(ledger, place)
             cut(ledger, place)()
 
-        between.before["COMMIT"] = fail  # rolled back; then committed, and nobody is told
+        between.acts["COMMIT"] = fail  # rolled back; then committed, and nobody is told
         [start] = (await ledger.exchange([], {"default": 1})).starts
         found = ask(place, "SELECT row, number, result FROM attempt ORDER BY row, number")
 
@@ -138,7 +169,7 @@ async def test_a_connection_lost_while_a_session_begins_costs_waiting_alone(
     async with ledger:
         between = Between(ledger)
         ends = {"COMMIT": cut, "committed": lose_reply}
-        between.before[moment] = ends[moment](ledger, place)
+        between.acts[moment] = ends[moment](ledger, place)
         await ledger.begin_session(session())
 
         assert len((await ledger.exchange([], {"default": 1})).starts) == 1
@@ -149,7 +180,7 @@ async def test_a_turn_that_failed_is_not_taken_for_one_that_the_server_lost(plac
 
     async with await launcher(place) as ledger:
         [start] = (await ledger.exchange([], {"default": 1})).starts
-        Between(ledger).before["COMMIT"] = fail
+        Between(ledger).acts["COMMIT"] = fail
 
         with pytest.raises(LedgerWriteFailed, match="disk is full"):
             await ledger.exchange([outcome(start, "started")], {})
@@ -162,3 +193,56 @@ async def test_a_turn_that_failed_is_not_taken_for_one_that_the_server_lost(plac
 
 def fail() -> None:
     raise LedgerWriteFailed("the disk is full")
+
+
+# How a launcher ends.
+
+
+@pytest.mark.parametrize(
+    ("was", "becomes"),
+    [
+        pytest.param("in flight", "waiting", id="in-flight-then-waiting"),
+        pytest.param("due", "in flight", id="due-then-in-flight"),
+        pytest.param("fresh", "in flight", id="fresh-then-in-flight"),
+    ],
+)
+async def test_a_row_that_another_moves_on_keeps_a_launcher_from_ending(
+    database: str, was: str, becomes: str
+) -> None:
+    for moment in range(1, 20):
+        place = f"{database}#{moment}"
+        await (await make(place, 2)).aclose()
+
+        async with await launcher(place) as ledger, await launcher(place) as other:
+            [mine] = (await ledger.exchange([], {"default": 1})).starts
+            starts = [] if was == "fresh" else (await other.exchange([], {"default": 1})).starts
+            came = [outcome(start, "retry", not_before=60.0) for start in starts]
+
+            if was == "due":
+                await other.exchange([outcome(start, "retry") for start in starts], {})
+                came = []
+
+            cast("Any", ledger)._positions["default"] = 2  # as where it has passed over a row
+            between = Between(ledger)
+            turn = partial(cast("Any", other)._turn, came, {} if came else {"default": 1})
+            between.acts[moment] = meanwhile(place, other, turn)
+            due = (await ledger.exchange([outcome(mine, "started")], {})).due
+
+            if between.acts:  # a turn has no more statements
+                assert moment > 3
+                return
+
+            assert due["default"] is not None, f"moved on before statement {moment}"
+
+
+async def test_rows_that_are_added_beside_a_launcher_are_taken_by_it_too(place: str) -> None:
+    await (await make(place, 1)).aclose()
+
+    async with await launcher(place) as ledger, await launcher(place) as other:
+        await send(ledger, "started")
+        await other.add([checked(2), checked(3)])
+        looked = await ledger.exchange([], {"default": 2})
+        found = (await ledger.exchange([], {"default": 2})).starts
+
+        assert (looked.starts, looked.due["default"]) != ([], None)
+        assert [start.row for start in (*looked.starts, *found)] == [2, 3]

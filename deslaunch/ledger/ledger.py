@@ -409,27 +409,36 @@ class Ledger(Reader):
         if positions[target] < self._last_row:
             return 0.0
 
-        [(due,)] = self._store.fetch("next_due", (self._targets[target],))
-        seconds = None if due is None else max(0.0, (due - now) / 1000)
-        return self._look_beside(target, positions, seconds) if self.is_shared else seconds
+        number, others = self._targets[target], 0
 
-    def _look_beside(
-        self, target: str, positions: dict[str, int], seconds: float | None
-    ) -> float | None:
-        """Return when to look at a target, where other launchers may leave rows behind."""
-        [(row,)] = self._store.fetch("first_fresh", (self._targets[target],))
-
-        if row is not None:  # of a claim that is not durable yet, or never will be
-            positions[target] = row - 1
+        if not self.is_shared:
+            [(due,)] = self._store.fetch("next_due", (number,))
+        elif self._finds_fresh(target, positions):
             return LOOK_AGAIN
+        else:  # one statement: between two, a row in flight could become one that waits, unseen
+            told = (number, self._store.session)
+            [(due, others)] = self._store.fetch("next_due_beside_others", told)
 
-        [(others,)] = self._store.fetch("others_in_flight", (self._store.session,))
+        seconds = None if due is None else max(0.0, (due - now) / 1000)
 
         if not others:
             return seconds
 
         self._look_again = min(1.0, 1.5 * self._look_again)
         return self._look_again if seconds is None else min(self._look_again, seconds)
+
+    def _finds_fresh(self, target: str, positions: dict[str, int]) -> bool:
+        """Look for a row of a claim that is not durable yet, or never will be, or that is new."""
+        [(row,)] = self._store.fetch("first_fresh", (self._targets[target],))
+
+        if row is None:
+            return False
+
+        if row > self._last_row:  # another launcher added it
+            [(self._last_row,)] = self._store.fetch("last_row")
+
+        positions[target] = row - 1
+        return True
 
     @in_transaction
     def note(self, kind: str, target: str | None, text: str) -> None:

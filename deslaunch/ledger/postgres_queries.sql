@@ -38,8 +38,10 @@ SELECT id FROM session WHERE ended_ms IS NULL AND lost_ms IS NULL AND NOT id = A
 -- name: lose_sessions
 UPDATE session SET lost_ms = ?2 WHERE id = ANY (ARRAY(SELECT numbers(?1))) AND lost_ms IS NULL AND ended_ms IS NULL RETURNING id;
 
--- name: others_in_flight
-SELECT coalesce(sum(open), 0)::int FROM session WHERE id <> ? AND ended_ms IS NULL AND lost_ms IS NULL;
+-- name: next_due_beside_others
+SELECT
+  (SELECT min(due_ms) FROM state WHERE target = ?1 AND due_ms IS NOT NULL),
+  (SELECT coalesce(sum(open), 0)::int FROM session WHERE id <> ?2 AND ended_ms IS NULL AND lost_ms IS NULL);
 
 -- name: launchers
 -- One that has not begun is known by its connection alone.
