@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
-from ledgers import Hands, ask, checked, make, outcome, send, session
+from ledgers import Hands, ask, checked, make, outcome, send, session, states
 
 from deslaunch.errors import LedgerWriteFailed
 from deslaunch.ledger.ledger import take_ledger
@@ -246,3 +246,13 @@ async def test_rows_that_are_added_beside_a_launcher_are_taken_by_it_too(place: 
 
         assert (looked.starts, looked.due["default"]) != ([], None)
         assert [start.row for start in (*looked.starts, *found)] == [2, 3]
+
+
+async def test_what_a_launcher_could_not_record_is_unknown_once_it_has_ended(place: str) -> None:
+    await (await make(place, 2)).aclose()
+
+    async with await launcher(place) as ledger, await launcher(place) as other:
+        await ledger.exchange([], {"default": 1})
+        await ledger.end_session(7, [])
+
+        assert await states(other) == {"k1": "unknown", "k2": "pending"}

@@ -247,6 +247,9 @@ class Ledger(Reader):
 
     def _lose_attempts(self, dead: Sequence[int]) -> None:
         """Let what is open of sessions that are dead be unknown; in a file, all that is open."""
+        if self.is_shared and not dead:
+            return
+
         rows = [row for (row,) in self._store.fetch("sending_rows", {"dead": as_json(dead)})]
 
         if rows:
@@ -461,6 +464,10 @@ class Ledger(Reader):
             self._turn((), {})
 
         def end() -> None:
+            # What could not be recorded: of a session that has ended nobody else looks at it.
+            if self._in_flight:
+                self._lose_attempts(self._store.own_sessions())
+
             ended = (self._now(), exit_code, json.dumps(told), self._store.session)
             self._store.run("end_session", ended)
 
