@@ -256,3 +256,22 @@ async def test_what_a_launcher_could_not_record_is_unknown_once_it_has_ended(pla
         await ledger.end_session(7, [])
 
         assert await states(other) == {"k1": "unknown", "k2": "pending"}
+
+
+# One that is found dead.
+
+
+async def test_one_that_was_found_dead_is_at_work_once(place: str) -> None:
+    await (await make(place)).aclose()
+
+    async with await launcher(place) as ledger:
+        [start] = (await ledger.exchange([], {"default": 1})).starts
+        cut(ledger, place)()
+
+        async with await launcher(place) as other:
+            assert (await states(other))["k1"] == "unknown"
+
+            [settled] = (await ledger.exchange([outcome(start, "started")], {})).outcomes
+
+            assert settled.state is RowState.STARTED
+            assert [known.in_flight for known in await other.launchers()] == [0]

@@ -422,12 +422,13 @@ class PostgresStore(Store):
         if not found or not found[0][1]:  # a session that was about to begin is not there yet
             return
 
-        old = self.session
+        old, held = self.session, self._number
         [(self._number,)] = self._ask("SELECT nextval('session_id')")
         self._ask("SELECT pg_advisory_lock(%s, %s)", self._lock_class, self._number)
         self.run("renew_session", (self._number, round(1000 * self.wall()), old))
         self.session, self._turns, self._counted = self._number, 0, 0
         self._earlier.append(old)
+        self._ask("SELECT pg_advisory_unlock(%s, %s)", self._lock_class, held)
 
     def _notice_lost_commits(self, turns: int) -> None:
         if turns < self._turns:
