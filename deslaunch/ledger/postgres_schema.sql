@@ -213,7 +213,8 @@ CREATE VIEW event AS SELECT id, session, at_ms, kind, target, text FROM events W
 CREATE VIEW resolution AS SELECT id, row, attempt, at_ms, finding, job_run_id, note FROM resolutions WHERE batch = this_batch();
 CREATE VIEW correction AS SELECT id, row, attempt, at_ms, file, said FROM corrections WHERE batch = this_batch();
 
--- How every row stands.
+-- How every row stands. What is looked up for each row is a subquery that stays one (OFFSET 0): a new
+-- batch's attempts are in no statistics yet, and a join might hold each of its rows against all of them.
 
 CREATE VIEW standings AS
 SELECT
@@ -227,8 +228,8 @@ SELECT
   CASE WHEN s.row IS NULL THEN a.number ELSE s.shown END AS shown,
   coalesce(s.duplicate, 0) AS duplicate
 FROM rows r
-LEFT JOIN states s ON s.batch = r.batch AND s.row = r.number
-LEFT JOIN attempts a ON a.batch = r.batch AND a.row = r.number AND a.number = 1;
+LEFT JOIN LATERAL (SELECT * FROM states s WHERE s.batch = r.batch AND s.row = r.number OFFSET 0) s ON true
+LEFT JOIN LATERAL (SELECT * FROM attempts a WHERE a.batch = r.batch AND a.row = r.number AND a.number = 1 OFFSET 0) a ON true;
 
 CREATE VIEW standing AS
 SELECT row, key, target, job, auto, problem, state, attempts, shown, duplicate FROM standings WHERE batch = this_batch();
@@ -258,8 +259,9 @@ FROM batches b
 JOIN standings s ON s.batch = b.id
 JOIN targets t ON t.id = s.target
 JOIN jobs j ON j.id = s.job
-LEFT JOIN attempts a ON a.batch = s.batch AND a.row = s.row AND a.number = s.shown
-LEFT JOIN runs u ON u.batch = s.batch AND u.row = s.row AND u.attempt = s.shown AND s.state = 'started';
+LEFT JOIN LATERAL (SELECT * FROM attempts a WHERE a.batch = s.batch AND a.row = s.row AND a.number = s.shown OFFSET 0) a ON true
+LEFT JOIN LATERAL (SELECT * FROM runs u WHERE u.batch = s.batch AND u.row = s.row AND u.attempt = s.shown OFFSET 0) u
+  ON s.state = 'started';
 
 CREATE FUNCTION utc(at timestamptz) RETURNS text STABLE LANGUAGE sql AS
 $$ SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') $$;
@@ -272,8 +274,8 @@ EXCEPTION WHEN data_exception THEN
   RETURN NULL;
 END $$;
 
--- A turn. A table that has just been made has no statistics, and a plan that reads all of it would be
--- kept while it grows: so what is looked up for each row is a subquery that stays one (OFFSET 0).
+-- A turn. A plan that reads all of a table would be kept while it grows: so here, too, what is looked
+-- up for each row is a subquery that stays one.
 
 CREATE FUNCTION numbers(list text) RETURNS SETOF int IMMUTABLE LANGUAGE sql ROWS 64 AS
 $$ SELECT value::int FROM json_array_elements_text(list::json) $$;
