@@ -480,3 +480,31 @@ INSERT INTO attempts (batch, row, number, session, sent_ms)
 SELECT this.batch, (value->>0)::int, (value->>1)::int, session_id, now_ms
 FROM (SELECT this_batch() AS batch OFFSET 0) this, json_array_elements(starts::json)
 $$;
+
+-- For the owner: a batch with all that is known of it, for good.
+
+CREATE FUNCTION remove_batch(batch_name text) RETURNS text LANGUAGE plpgsql SET search_path = deslaunch AS $$
+DECLARE
+  gone int := (SELECT id FROM batches WHERE name = batch_name FOR UPDATE);
+  removed bigint;
+BEGIN
+  IF gone IS NULL THEN
+    RAISE 'there is no batch %', batch_name;
+  END IF;
+
+  IF EXISTS (
+    SELECT 1 FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+    WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.classid::bigint = 1145372672 + gone
+  ) THEN
+    RAISE 'launchers are at work on batch %', batch_name;
+  END IF;
+
+  DELETE FROM runs WHERE batch = gone;
+  DELETE FROM states WHERE batch = gone;
+  DELETE FROM attempts WHERE batch = gone;
+  DELETE FROM contents WHERE batch = gone;
+  DELETE FROM rows WHERE batch = gone;
+  GET DIAGNOSTICS removed = ROW_COUNT;
+  DELETE FROM batches WHERE id = gone;  -- and all that refers to it
+  RETURN format('removed batch %s: %s rows', batch_name, removed);
+END $$;
