@@ -197,10 +197,10 @@ def has_schema(connection: psycopg.Connection[Any], place: str) -> bool:
         LedgerForeign: it is older, or newer.
         LedgerError: the role may not read it.
     """
-    if connection.execute(_IS_THERE).fetchall() == [(False,)]:
-        return False
-
     try:
+        if connection.execute(_IS_THERE).fetchall() == [(False,)]:  # refused without USAGE
+            return False
+
         [(version,)] = connection.execute("SELECT number FROM deslaunch.version").fetchall()
     except psycopg.Error as exc:
         raise errors.LedgerError(f"{place}: {first_line(exc)}", hint=f"grants: {HELP}") from exc
