@@ -206,7 +206,7 @@ class Workplace:
         simulator = self.simulator
         self.portal.call(simulator.until, lambda: not simulator.in_flight)
 
-    def judge(self, ledger: Path | None = None) -> Judge:
+    def judge(self, ledger: Path | str | None = None) -> Judge:
         """Return what the batch says of itself, and what its server did."""
         return Judge(ledger or self.ledger, self.log, environment=self.environment)
 

@@ -59,7 +59,7 @@ async def upgrade(given: Given) -> int:
     place = given["ledger"] or "#"
 
     if given["sql"]:
-        given.printer.data("BEGIN;", _server().schema_sql(), "COMMIT;")
+        given.printer.data("BEGIN;", await asyncio.to_thread(_server().schema_sql), "COMMIT;")
         return 0
 
     if not is_shared(place):

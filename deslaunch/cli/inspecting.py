@@ -603,13 +603,13 @@ async def help(given: Given) -> int:  # noqa: A001  # named as the command is
         deslaunch help
         deslaunch help postgres | less
     """
-    topic, texts = given["topic"], {file.stem: file for file in sorted(_TOPICS.glob("*.md"))}
+    topic, texts = given["topic"], await asyncio.to_thread(_read_topics)
 
     if topic is None:
-        titles = [(name, _title(text)) for name, text in texts.items()]
+        titles = [(name, text.partition("\n")[0][2:]) for name, text in texts.items()]
         given.printer.data(*render.columns(titles))
     elif topic in texts:
-        given.printer.data(texts[topic].read_text("utf-8").rstrip("\n"))
+        given.printer.data(texts[topic].rstrip("\n"))
     else:
         near = get_close_matches(topic, texts, n=1)
         advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(texts)}"
@@ -619,5 +619,5 @@ async def help(given: Given) -> int:  # noqa: A001  # named as the command is
     return 0
 
 
-def _title(text: Path) -> str:
-    return text.read_text("utf-8").partition("\n")[0].removeprefix("# ")
+def _read_topics() -> dict[str, str]:
+    return {file.stem: file.read_text("utf-8") for file in sorted(_TOPICS.glob("*.md"))}
