@@ -275,3 +275,17 @@ async def test_one_that_was_found_dead_is_at_work_once(place: str) -> None:
 
             assert settled.state is RowState.STARTED
             assert [known.in_flight for known in await other.launchers()] == [0]
+
+
+async def test_a_connection_is_tried_once_more_after_waiting_is_given_up(
+    place: str,
+) -> None:
+    await (await make(place)).aclose()
+
+    async with await launcher(place) as ledger:
+        [start] = (await ledger.exchange([], {"default": 1})).starts
+        ledger.give_up()
+        cut(ledger, place)()
+        [settled] = (await ledger.exchange([outcome(start, "started")], {})).outcomes
+
+        assert settled.state is RowState.STARTED

@@ -346,14 +346,10 @@ class PostgresStore(Store):
     def recover(self, error: TryAgain) -> None:
         """Have a connection, the lock and a living session again; wait for them if need be."""
         self._failing_since = self._failing_since or time.monotonic()
-        tries = 0
+        tries, was_closed = 0, self._connection.closed
 
         while True:
             waited = time.monotonic() - self._failing_since
-
-            if waited >= self.give_up_after:
-                self.give_up_after = 0.0  # what still comes in is tried once, each time
-                raise errors.LedgerWriteFailed(str(error), hint=error.hint) from error
 
             if waited >= TELL_AFTER and not self._is_told:
                 self.on_wait(f"the ledger can't be written, nothing is sent meanwhile: {error}")
@@ -373,7 +369,12 @@ class PostgresStore(Store):
             except errors.LedgerError as exc:
                 error = TryAgain(str(exc), hint=exc.hint)
             else:
-                return
+                if was_closed or waited < self.give_up_after:
+                    return
+
+            if waited >= self.give_up_after:
+                self.give_up_after = 0.0  # what still comes in is tried once, each time
+                raise errors.LedgerWriteFailed(str(error), hint=error.hint) from error
 
     def _connect(self) -> server.Server:
         """Connect; return which server it is."""
