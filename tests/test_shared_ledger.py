@@ -15,6 +15,7 @@ import pytest
 from ledgers import Hands, ask, checked, make, outcome, send, session, states
 
 from deslaunch.errors import LedgerWriteFailed
+from deslaunch.ledger import postgres
 from deslaunch.ledger.ledger import take_ledger
 from deslaunch.model import RowState
 
@@ -137,6 +138,22 @@ def lose_reply(ledger: Ledger, place: str) -> Callable[[], None]:
         store_of(ledger)._execute("SELECT 1")
 
     return fail
+
+
+def believe_dead(ledger: Ledger, place: str, other: Ledger) -> Callable[[], None]:
+    """Return what lets another launcher take one that is alive for dead."""
+
+    def lose() -> None:
+        store = store_of(other)
+
+        with store.transaction():
+            cast("Any", other)._lose_attempts(store.lose_sessions(0))
+
+    def act() -> None:
+        store_of(ledger)._execute("SELECT pg_advisory_unlock_all()")
+        meanwhile(place, other, lose)()
+
+    return act
 
 
 # A lost connection.
@@ -289,3 +306,128 @@ async def test_a_connection_is_tried_once_more_after_waiting_is_given_up(
         [settled] = (await ledger.exchange([outcome(start, "started")], {})).outcomes
 
         assert settled.state is RowState.STARTED
+
+
+async def test_an_intent_of_one_found_dead_is_never_sent(database: str) -> None:
+    for moment in range(1, 20):
+        place = f"{database}#{moment}"
+        await (await make(place)).aclose()
+
+        async with await launcher(place) as ledger, await launcher(place) as other:
+            between = Between(ledger)
+            between.acts[moment] = believe_dead(ledger, place, other)
+            starts = (await ledger.exchange([], {"default": 2})).starts
+            intents = ask(
+                place,
+                "SELECT a.row, s.lost_ms FROM attempt a JOIN session s ON s.id = a.session"
+                " WHERE a.result IS NULL ORDER BY a.row",
+            )
+
+            assert intents == [(start.row, None) for start in starts] == [(1, None), (2, None)]
+
+            if between.acts:  # a turn has no more statements
+                assert moment > 3
+                return
+
+            assert ask(place, "SELECT 1 FROM session WHERE lost_ms IS NOT NULL")
+
+
+async def test_what_one_sends_that_is_found_dead_as_it_commits_is_unknown_until_it_responds(
+    place: str,
+) -> None:
+    await (await make(place)).aclose()
+
+    async with await launcher(place) as ledger, await launcher(place) as other:
+        Between(ledger).acts["COMMIT"] = believe_dead(ledger, place, other)
+        starts = (await ledger.exchange([], {"default": 2})).starts
+        await other.lose_dead()  # its thread has done what it waited for
+
+        assert await states(other) == {
+            "k1": "unknown",
+            "k2": "unknown",
+            "k3": "pending",
+            "k4": "pending",
+        }
+
+        came = [outcome(starts[0], "started"), outcome(starts[1], "unsent")]
+        settled = (await ledger.exchange(came, {"default": 1})).outcomes
+
+        assert [known.state for known in settled] == ["started", "pending"]
+        assert await states(other) == {
+            "k1": "started",
+            "k2": "sending",
+            "k3": "pending",
+            "k4": "pending",
+        }
+
+
+async def test_a_launcher_without_its_lock_is_found_dead_only_after_a_while(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await make(place)).aclose()
+    found = []
+
+    async with await launcher(place) as ledger, await launcher(place) as other:
+        await ledger.exchange([], {"default": 1})
+        store_of(ledger)._execute("SELECT pg_advisory_unlock_all()")
+
+        for seconds in (3600.0, 3600.0, 0.0):
+            monkeypatch.setattr(postgres, "BELIEVE_AFTER", seconds)
+            await other.lose_dead()
+            found.append((await states(other))["k1"])
+
+    assert found == ["sending", "sending", "unknown"]
+
+
+# Two that claim.
+
+
+@pytest.mark.parametrize("was", ["fresh", "due"])
+async def test_no_row_is_taken_by_two(database: str, was: str) -> None:
+    for moment in range(1, 20):
+        place = f"{database}#{moment}"
+        await (await make(place, 6)).aclose()
+
+        async with await launcher(place) as ledger, await launcher(place) as other:
+            if was == "due":
+                await send(ledger, *["retry"] * 4)
+
+            taken: list[int] = []
+            between = Between(ledger)
+            between.acts[moment] = meanwhile(place, other, partial(take, other, taken))
+            starts = (await ledger.exchange([], {"default": 3})).starts
+
+            if between.acts:  # a turn has no more statements
+                assert moment > 3
+                return
+
+            await other.lose_dead()  # its thread has done what it waited for
+            rows = [start.row for start in starts]
+            assert len(rows) == 3, f"before statement {moment}"
+            assert sorted(taken + rows) == sorted({*taken, *rows}), f"before statement {moment}"
+
+
+def take(ledger: Ledger, taken: list[int]) -> None:
+    taken += [start.row for start in cast("Any", ledger)._turn([], {"default": 3}).starts]
+
+
+async def test_a_row_that_a_failed_turn_held_is_passed_over_and_found_again(place: str) -> None:
+    await (await make(place)).aclose()
+
+    async with await launcher(place) as ledger, await launcher(place) as other:
+        taken: list[int] = []
+        between = Between(ledger)
+
+        def act() -> None:
+            meanwhile(place, other, partial(take, other, taken))()
+            fail()
+
+        between.acts["COMMIT"] = act
+
+        with pytest.raises(LedgerWriteFailed, match="disk is full"):
+            await ledger.exchange([], {"default": 2})
+
+        looked = await other.exchange([], {"default": 2})
+        found = [*looked.starts, *(await other.exchange([], {"default": 2})).starts]
+
+        assert (taken, [start.row for start in found]) == ([3, 4], [1, 2])
