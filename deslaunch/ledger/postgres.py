@@ -58,6 +58,8 @@ _MET: Final = (
     psycopg.errors.UniqueViolation,
 )
 
+_READ_ONLY: Final = psycopg.errors.ReadOnlySqlTransaction
+
 
 class PostgresStore(Store):
     """A batch in a database, by one connection.
@@ -115,6 +117,7 @@ class PostgresStore(Store):
 
             if launches:
                 store._take_turns(joins=joins)
+                server.has_schema(store._connection, store.place)  # no upgrade comes any more
 
             stack.pop_all()
             return store
@@ -140,6 +143,8 @@ class PostgresStore(Store):
         [(is_mine,)] = self._ask(
             "SELECT pg_try_advisory_lock(%s, hashtext(%s))", server.IMPORT_LOCK, self.batch_name
         )
+
+        server.has_schema(self._connection, self.place)  # no upgrade comes any more
 
         if self._look_up():
             again = printed("resume", self.place)
@@ -265,9 +270,14 @@ class PostgresStore(Store):
             if self._connection.closed:
                 raise TryAgain(f"{self.place}: {server.first_line(exc)}", hint=server.HELP) from exc
 
-            raise errors.LedgerError(
-                f"{self.place}: {server.first_line(exc)}", hint=server.HELP
-            ) from exc
+            hint = server.NO_STANDBY if isinstance(exc, _READ_ONLY) else server.HELP
+            raise errors.LedgerError(f"{self.place}: {server.first_line(exc)}", hint=hint) from exc
+
+    @contextmanager
+    def writing(self) -> Iterator[Store]:
+        """Give the store itself, where the database may be written."""
+        server.refuse_unsafe(self._connection, self.place)
+        yield self
 
     @contextmanager
     def transaction(self, *, is_kept: bool = True) -> Iterator[None]:
@@ -364,7 +374,7 @@ class PostgresStore(Store):
                     self._reconnect()
 
                 self._renew_if_lost()
-            except errors.LedgerDamaged as exc:
+            except (errors.LedgerDamaged, errors.LedgerForeign) as exc:
                 raise errors.LedgerWriteFailed(str(exc), hint=exc.hint) from exc
             except errors.LedgerError as exc:
                 error = TryAgain(str(exc), hint=exc.hint)
@@ -411,6 +421,9 @@ class PostgresStore(Store):
             raise TryAgain(f"{self.place}: the lock of session {self._number} is still held")
 
         self._backend = self._connection.info.backend_pid
+
+        if not server.has_schema(self._connection, self.place):  # an upgrade may have come
+            raise self._lost_commits("it has no schema deslaunch")
 
     def _renew_if_lost(self) -> None:
         """Go on under a new number where this session was found dead; notice lost commits."""

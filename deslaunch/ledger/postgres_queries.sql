@@ -194,6 +194,15 @@ ORDER BY f.n;
 
 -- Reading
 
+-- name: at_work
+SELECT DISTINCT coalesce(c.application_name, '')
+FROM pg_locks l
+JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+LEFT JOIN pg_stat_activity c ON c.pid = l.pid
+WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted
+  AND l.classid::bigint IN (SELECT ? + id FROM batches UNION SELECT ?)
+ORDER BY 1;
+
 -- name: batches
 SELECT
   name,

@@ -6,7 +6,8 @@ What would lose a commit without a word is refused: a pooler, a server that does
 import os
 import re
 import socket
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -14,10 +15,13 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from deslaunch import errors
-from deslaunch.ledger.store import load_statements
-from deslaunch.model import printed
+from deslaunch.ledger.store import VARIABLE, load_statements
+from deslaunch.model import as_word, printed
 
 SCHEMA_VERSION: Final = 1
+
+UPGRADES: Final[dict[int, str]] = {}
+"""The SQL that makes the next version of each earlier one."""
 
 LOCKS: Final = 1_145_372_672
 """First key of the advisory locks of a batch's launchers, less the batch's id: ``DE`` << 16."""
@@ -55,18 +59,29 @@ _SETTINGS: Final = {
 }
 _OPTIONS: Final = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
 
+NO_STANDBY: Final = "name the primary; of several hosts: ?target_session_attrs=read-write"
+_NO_POOLER: Final = "name host and port of PostgreSQL itself, not of a pooler"
+
 _CAUSES: Final = (
-    (r"could not translate host name", "check the host's name in the URL"),
-    (r"Connection refused|No such file", "check host and port in the URL, and that it is running"),
+    (r"startup parameter|bouncer", _NO_POOLER),
+    (r"resolve host|translate host name|label", "check the host's name in the URL"),
+    (r"refused|No such file", "check host and port in the URL, and that the server is running"),
+    (r"pg_hba", "let this machine, role and database in: pg_hba.conf of the server"),
     (
-        r"password|authentication failed|pg_hba",
+        r"password|authentication failed",
         "set PGPASSWORD, or write the password to ~/.pgpass; it never stands on a command line",
     ),
-    (r"database .* does not exist", "create it: createdb NAME, or check its name in the URL"),
+    (r"database .* does not exist", "check its name in the URL, or make it: {createdb}"),
     (r"timeout|timed out", "check host and port in the URL, and what filters packets on the way"),
+    (r"connection slots|too many clients", "let launchers end, or raise max_connections"),
 )
+_CHECK_ALL: Final = "check the URL, and the server's log"
 
-_IS_THERE: Final = "SELECT to_regclass('deslaunch.version') IS NOT NULL"
+# Not by to_regclass: after a wait for a lock it says what its cache remembers.
+_IS_THERE: Final = (
+    "SELECT EXISTS (SELECT 1 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
+    "WHERE n.nspname = 'deslaunch' AND c.relname = 'version')"
+)
 
 
 class Server(NamedTuple):
@@ -127,21 +142,40 @@ def connect(url: str, place: str) -> psycopg.Connection[Any]:
     try:
         connection = psycopg.connect(**parameters, autocommit=True, client_encoding="utf8")
         [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
-    except psycopg.Error as exc:
-        hints = (hint for pattern, hint in _CAUSES if re.search(pattern, str(exc)))
-        raise errors.LedgerError(
-            f"{place}: {first_line(exc)}", hint=next(hints, "check the URL, and the server's log")
-        ) from exc
+    except (psycopg.Error, UnicodeError) as exc:  # UnicodeError: a host's name that is none
+        hint = next((hint for pattern, hint in _CAUSES if re.search(pattern, str(exc))), _CHECK_ALL)
+        hint = hint.format(createdb=_client_command("createdb", known, known.get("dbname")))
+        raise errors.LedgerError(f"{place}: {first_line(exc)}", hint=hint) from exc
 
     if pid != connection.info.backend_pid:
         connection.close()
         raise errors.LedgerError(
             f"{place}: a pooler stands between deslaunch and PostgreSQL; locks and settings of a "
             "session are lost there",
-            hint="name host and port of PostgreSQL itself",
+            hint=_NO_POOLER,
         )
 
     return connection
+
+
+def _client_command(program: str, known: Mapping[str, Any], *words: Any) -> str:
+    """Return a command of PostgreSQL's own for a server, of whoever may."""
+    options = (("-h", known.get("host")), ("-p", known.get("port")))
+    given = [word for option in options if option[1] for word in option]
+    return " ".join(as_word(word) for word in (program, *given, *words) if word)
+
+
+@contextmanager
+def told_of(place: str, what: str = "", hint: str = HELP) -> Iterator[None]:
+    """Raise psycopg's errors as errors of the ledger.
+
+    Raises:
+        LedgerError: there was one.
+    """
+    try:
+        yield
+    except psycopg.Error as exc:
+        raise errors.LedgerError(f"{place}: {what}{first_line(exc)}", hint=hint) from exc
 
 
 def identify(connection: psycopg.Connection[Any]) -> Server:
@@ -163,21 +197,25 @@ def refuse_unsafe(connection: psycopg.Connection[Any], place: str) -> None:
     Raises:
         LedgerError: a standby, a session that only reads, or a server that does not sync.
     """
-    [(is_standby, is_read_only, fsync)] = connection.execute(
+    query = (
         "SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on', "
         "current_setting('fsync')"
-    ).fetchall()
+    )
+
+    with told_of(place):
+        [(is_standby, is_read_only, fsync)] = connection.execute(query).fetchall()
 
     if is_standby:
         raise errors.LedgerError(
             f"{place}: the server is a standby, which only reads",
-            hint="name the primary; of several hosts: ?target_session_attrs=read-write",
+            hint=NO_STANDBY,
         )
 
     if is_read_only:
         raise errors.LedgerError(
             f"{place}: this session may only read (default_transaction_read_only)",
-            hint="let the role, or the database, write",
+            hint="let the role, or the database, write: ALTER ROLE … SET "
+            "default_transaction_read_only = off",
         )
 
     if fsync != "on":
@@ -197,23 +235,33 @@ def has_schema(connection: psycopg.Connection[Any], place: str) -> bool:
         LedgerForeign: it is older, or newer.
         LedgerError: the role may not read it.
     """
-    try:
-        if connection.execute(_IS_THERE).fetchall() == [(False,)]:  # refused without USAGE
-            return False
+    version = _version_of(connection, place)
+
+    if version is not None and version < SCHEMA_VERSION:
+        hint = f"bring it up to date: {printed('upgrade', '#' if place == VARIABLE else place)}"
+        raise errors.LedgerForeign(_other_version(place, version), hint=hint)
+
+    return version is not None
+
+
+def _version_of(connection: psycopg.Connection[Any], place: str) -> int | None:
+    """Return the schema's version, at most the one that is known; None: there is no schema."""
+    with told_of(place, hint=f"grants: {HELP}"):
+        if connection.execute(_IS_THERE).fetchall() == [(False,)]:
+            return None
 
         [(version,)] = connection.execute("SELECT number FROM deslaunch.version").fetchall()
-    except psycopg.Error as exc:
-        raise errors.LedgerError(f"{place}: {first_line(exc)}", hint=f"grants: {HELP}") from exc
 
-    if version == SCHEMA_VERSION:
-        return True
+    if version > SCHEMA_VERSION:
+        hint = "use the version of deslaunch that made it, or a newer one"
+        raise errors.LedgerForeign(_other_version(place, version), hint=hint)
 
-    what = f"{place}: the schema deslaunch has version {version}, this deslaunch knows "
-    newer = "use the version of deslaunch that made it, or a newer one"
-    older = f"bring it up to date: {printed('upgrade', place)}"
-    raise errors.LedgerForeign(
-        f"{what}{SCHEMA_VERSION}", hint=older if version < SCHEMA_VERSION else newer
-    )
+    return int(version)
+
+
+def _other_version(place: str, version: int) -> str:
+    known = f"this deslaunch knows {SCHEMA_VERSION}"
+    return f"{place}: the schema deslaunch has version {version}, {known}"
 
 
 def make_schema(connection: psycopg.Connection[Any], place: str) -> None:
@@ -226,35 +274,71 @@ def make_schema(connection: psycopg.Connection[Any], place: str) -> None:
     if has_schema(connection, place):
         return
 
-    try:
-        with connection.transaction():
-            connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", SCHEMA_LOCK)
+    info = connection.info
+    psql = _client_command("psql", {"host": info.host, "port": info.port}, "-d", info.dbname)
+    hint = f"let a role make it that may: {printed('upgrade', '--sql')} | {psql}; grants: {HELP}"
 
-            if connection.execute(_IS_THERE).fetchall() == [(False,)]:
-                connection.execute(schema_sql().encode())
-    except psycopg.Error as exc:
-        raise errors.LedgerError(
-            f"{place}: the schema deslaunch can't be made: {first_line(exc)}",
-            hint=f"let a role make it that may: {printed('upgrade', '--sql')} | psql DATABASE; "
-            f"grants: {HELP}",
-        ) from exc
+    with told_of(place, "the schema deslaunch can't be made: ", hint), connection.transaction():
+        connection.execute("SELECT pg_advisory_xact_lock(%s, %s)", SCHEMA_LOCK)
+
+        if connection.execute(_IS_THERE).fetchall() == [(False,)]:
+            connection.execute(schema_sql().encode())
 
 
 def upgrade(url: str, place: str) -> str:
     """Make the schema, or bring it up to date; return what was done.
 
+    It is one transaction, which no launcher that begins can overlook: each looks at the version
+    once it has its lock.
+
     Raises:
         LedgerError: the role may not.
         LedgerForeign: it is newer, or of a version that there is no way from.
+        LedgerLocked: launchers are at work, or an import is.
     """
     with connect(url, place) as connection:
         refuse_unsafe(connection, place)
+        version = _version_of(connection, place)
 
-        if has_schema(connection, place):
+        if version is None:
+            make_schema(connection, place)
+            return f"the schema deslaunch was made, version {SCHEMA_VERSION}"
+
+        if version == SCHEMA_VERSION:
             return f"the schema deslaunch has version {SCHEMA_VERSION}: nothing to do"
 
-        make_schema(connection, place)
-        return f"the schema deslaunch was made, version {SCHEMA_VERSION}"
+        what = "the schema deslaunch can't be brought up to date: "
+
+        with told_of(place, what, f"grants: {HELP}"), connection.transaction():
+            connection.execute("LOCK TABLE deslaunch.version IN ACCESS EXCLUSIVE MODE")
+            version = _version_of(connection, place) or version  # another may have done it
+            _refuse_if_at_work(connection, place)
+
+            for older in range(version, SCHEMA_VERSION):
+                if older not in UPGRADES:
+                    raise errors.LedgerForeign(
+                        f"{_other_version(place, older)}, and no way to it",
+                        hint="use the version of deslaunch that made it",
+                    )
+
+                connection.execute(UPGRADES[older].encode())
+
+            connection.execute("UPDATE deslaunch.version SET number = %s", (SCHEMA_VERSION,))
+
+        return f"the schema deslaunch was brought from version {version} to {SCHEMA_VERSION}"
+
+
+def _refuse_if_at_work(connection: psycopg.Connection[Any], place: str) -> None:
+    """Refuse where somebody holds the lock of a launcher, or of an import."""
+    query = load_statements("postgres_queries.sql")["at_work"].replace("?", "%s")
+    found = connection.execute(query, (LOCKS, IMPORT_LOCK)).fetchall()
+
+    if found:
+        told = ", ".join(application or "unknown" for (application,) in found)
+        raise errors.LedgerLocked(
+            f"{place}: launchers are at work: {told}",
+            hint="end them, or wait until they have ended",
+        )
 
 
 def schema_sql() -> str:
@@ -271,12 +355,19 @@ def list_batches(url: str, place: str) -> list[BatchListed]:
     """
     with connect(url, place) as connection:
         if not has_schema(connection, place):
-            raise errors.LedgerMissing(f"{place}: the database has no batches")
+            raise errors.LedgerMissing(
+                f"{place}: the database has no batches",
+                hint="make one: deslaunch run MANIFEST --ledger URL#NAME",
+            )
 
         query = load_statements("postgres_queries.sql")["batches"].replace("?", "%s")
-        return [BatchListed._make(row) for row in connection.execute(query, (LOCKS,)).fetchall()]
+
+        with told_of(place):
+            found = connection.execute(query, (LOCKS,)).fetchall()
+            return [BatchListed._make(row) for row in found]
 
 
 def first_line(error: Exception) -> str:
     """Return an error's first line: the others repeat a statement, or point into it."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return line.removeprefix("connection failed: ")
