@@ -178,6 +178,7 @@ SELECT n, n, 'row-' || n, target, id, false FROM job, generate_series(1, {rows})
 INSERT INTO contents (row, says) SELECT number, '{{}}' FROM row;
 INSERT INTO attempts (row, number, session, sent_ms, result, job_run_id)
 SELECT number, 1, 1, 0, 'started', gen_random_uuid()::text FROM row;
+INSERT INTO job_runs (job_run_id, row) SELECT job_run_id, row FROM attempt;
 INSERT INTO states (row, target, state) SELECT number, target, 'unknown' FROM row WHERE number <= 5;
 INSERT INTO runs (row, attempt, asked_ms) SELECT number, 1, 0 FROM row;
 INSERT INTO sessions (id, host, pid, began_ms, first, options, targets, timeout_ms)
@@ -207,7 +208,7 @@ def test_a_batch_is_removed_whole_and_no_other(exports: Database) -> None:
     said = exports.sql(REMOVE)
 
     assert said == [("removed batch night: 20 rows",)]
-    assert len(before) == 12
+    assert len(before) == 13
     assert 0 not in before.values()
     assert set(rows_by_table(exports, 1).values()) == {0}
     assert rows_by_table(exports, 2) == before

@@ -390,13 +390,28 @@ class PostgresStore(Store):
         """Connect; return which server it is."""
         self._connection = server.connect(self._url, self.place)
 
-        with self._translated():
+        with self._closed_if_it_fails(), self._translated():
             return server.identify(self._connection)
 
+    @contextmanager
+    def _closed_if_it_fails(self) -> Iterator[None]:
+        """Leave no connection behind that is not what it must be."""
+        with ExitStack() as stack:
+            stack.callback(self._connection.close)
+            yield
+            stack.pop_all()
+
     def _reconnect(self) -> None:
+        server_now = self._connect()
+
+        with self._closed_if_it_fails():
+            self._take_up(server_now)
+
+    def _take_up(self, server_now: server.Server) -> None:
+        """Make a new connection what the lost one was."""
         self._silent.clear()  # after a restart all look dead until they are connected again
 
-        if self._connect() != self._server:
+        if server_now != self._server:
             raise self._lost_commits("it is another server, or was restored or failed over")
 
         if self._batch is not None:
@@ -417,7 +432,6 @@ class PostgresStore(Store):
         )
 
         if not is_mine:
-            self._connection.close()
             raise TryAgain(f"{self.place}: the lock of session {self._number} is still held")
 
         self._backend = self._connection.info.backend_pid

@@ -502,6 +502,7 @@ BEGIN
   DELETE FROM runs WHERE batch = gone;
   DELETE FROM states WHERE batch = gone;
   DELETE FROM attempts WHERE batch = gone;
+  DELETE FROM job_runs WHERE batch = gone;
   DELETE FROM contents WHERE batch = gone;
   DELETE FROM rows WHERE batch = gone;
   GET DIAGNOSTICS removed = ROW_COUNT;

@@ -7,7 +7,7 @@ import os
 import re
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -140,8 +140,11 @@ def connect(url: str, place: str) -> psycopg.Connection[Any]:
     parameters: dict[str, Any] = {**_KEEPALIVE, **known, "application_name": APPLICATION}
 
     try:
-        connection = psycopg.connect(**parameters, autocommit=True, client_encoding="utf8")
-        [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
+        with ExitStack() as stack:
+            connection = psycopg.connect(**parameters, autocommit=True, client_encoding="utf8")
+            stack.callback(connection.close)
+            [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
+            stack.pop_all()
     except (psycopg.Error, UnicodeError) as exc:  # UnicodeError: a host's name that is none
         hint = next((hint for pattern, hint in _CAUSES if re.search(pattern, str(exc))), _CHECK_ALL)
         hint = hint.format(createdb=_client_command("createdb", known, known.get("dbname")))
