@@ -6,6 +6,7 @@ bounded cache, which ends with its connection.
 """
 
 import sqlite3
+import tempfile
 import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
@@ -75,7 +76,8 @@ class Check:
         self._asked: set[str] = set()
         self._auto = {job: (0, key) for job, key in self.known_auto.items()}
         self.groups = rows.Groups(self.file, KEPT_PROBLEMS)
-        self._table = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        where = "" if _has_temporary_folder() else ":memory:"
+        self._table = sqlite3.connect(where, isolation_level=None, check_same_thread=False)
         self._table.executescript(_TABLE)
 
     def __enter__(self) -> Self:
@@ -239,3 +241,11 @@ def _hashes(key: str) -> tuple[int, int | None]:
     """Return the hash of what an eye sees of a key, and where it is spelled otherwise, its own."""
     look = key if key.isascii() else unicodedata.normalize("NFC", key)
     return hash(look), None if look == key else hash(key)
+
+
+def _has_temporary_folder() -> bool:
+    """Return False where nothing can be written, as in a container: keys are then in memory."""
+    try:
+        return bool(tempfile.gettempdir())
+    except FileNotFoundError:
+        return False
