@@ -398,10 +398,12 @@ def _both(first: OnEvent | None, second: OnEvent) -> OnEvent:
 
 def _write_unrecorded(runs: Sequence[tuple[str, str]]) -> Path | str:
     """Write runs that no ledger has to the user's state folder, or else the temporary one."""
-    temporary = Path(tempfile.gettempdir())
-    folders = [user_folder("DESLAUNCH_STATE_DIR", user_state_path) or temporary, temporary]
+    folders = [user_folder("DESLAUNCH_STATE_DIR", user_state_path)]
 
-    for folder, number in product(folders, range(1, 1000)):
+    with suppress(FileNotFoundError):  # there is none that can be written
+        folders.append(Path(tempfile.gettempdir()))
+
+    for folder, number in product(filter(None, folders), range(1, 1000)):
         path = folder / f"unrecorded{f'-{number}' if number > 1 else ''}.csv"
 
         with suppress(OSError):
