@@ -342,10 +342,10 @@ async def preview(
     """
     settings = options.get("settings") or Settings()
     place, left = os.fspath(ledger or ""), settings.limit
-    folder = await run_sync(TemporaryDirectory)
+    folder = None if rows is None else await run_sync(_make_temporary_folder)
 
     try:
-        if rows is not None:
+        if rows is not None and folder is not None:
             place = f"{folder.name}/preview.ledger.db"
 
             async with open_batch(rows, des or {}, ledger=place, **options) as batch:
@@ -361,7 +361,18 @@ async def preview(
                     break
     finally:
         with anyio.CancelScope(shield=True):
-            await run_sync(folder.cleanup)
+            if folder is not None:
+                await run_sync(folder.cleanup)
+
+
+def _make_temporary_folder() -> TemporaryDirectory[str]:
+    try:
+        return TemporaryDirectory()
+    except OSError as exc:
+        raise errors.ConfigurationError(
+            f"a preview needs a temporary folder: {exc.strerror}",
+            hint="make room in the temporary folder, or name another by TMPDIR",
+        ) from exc
 
 
 def default_ledger(manifest: StrPath) -> str:
