@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import socket
-from array import array
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -158,7 +157,6 @@ class Ledger(Reader):
         self.is_shared = store.is_shared
         self._time_zero = self._wall() - clock.elapsed()
         self._places: Mapping[str, TargetInfo] = {}
-        self._runs = _KnownRuns(store)
         self._handed_back: list[Outcome] = []  # of starts that will not be sent
         self._in_flight: set[tuple[int, int]] = set()  # row and attempt; of a shared batch
         self._look_again = LOOK_AGAIN
@@ -300,7 +298,7 @@ class Ledger(Reader):
 
         try:
             with self._store.transaction():
-                came = [*handed_back, *self._runs.refuse_repeated(outcomes)]
+                came = [*handed_back, *self._refuse_repeated(outcomes)]
                 meant, now = self._clock.elapsed(), self._now()
                 turn.outcomes.extend(self._settle(came, now)[len(handed_back) :])
 
@@ -325,6 +323,31 @@ class Ledger(Reader):
 
         self._positions, self._in_flight = positions, in_flight
         return turn
+
+    def _refuse_repeated(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
+        """Turn outcomes unknown whose jobRunId another row has: a run can't be two rows'.
+
+        Outcomes whose turn failed may come once more.
+        """
+        runs = [o.job_run_id and storable(o.job_run_id).lower() for o in outcomes]
+        told = [(run, o.row) for run, o in zip(runs, outcomes, strict=True) if run]
+
+        if not told:
+            return list(outcomes)
+
+        owners = self._store.owners(told)
+        checked = []
+
+        for o, run in zip(outcomes, runs, strict=True):
+            row, key = owners.setdefault(run, (o.row, o.key)) if run else (o.row, o.key)
+
+            if row != o.row:
+                error = f"jobRunId {o.job_run_id} is that of row {row} ({key}) {o.error}".rstrip()
+                o = o._replace(result=Result.UNKNOWN, not_before=None, error=error)  # noqa: PLW2901
+
+            checked.append(o)
+
+        return checked
 
     def _settle(self, outcomes: Sequence[Outcome], now: int) -> list[Outcome]:
         """End attempts; return the outcomes as they hold for their rows."""
@@ -595,88 +618,6 @@ class Ledger(Reader):
             told.append((row, attempt, self._now(), *fields))
 
         self._store.many("record_run", told)
-
-
-class _KnownRuns:
-    """The jobRunIds that rows have, so that one that comes again is noticed.
-
-    They are read when the first one comes, and kept as half of a hash, 4 bytes, whose place in a
-    table that is at most three quarters full comes from the whole: a set of texts takes twenty
-    times that, and an index in the database would write a page for every row. Only where a hash is
-    met again is it asked.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._slots = array("I")
-        self._room = 0
-
-    def refuse_repeated(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Turn outcomes unknown whose jobRunId another row has: a run can't be two rows'.
-
-        Outcomes whose turn failed may come once more.
-        """
-        runs = [o.job_run_id and storable(o.job_run_id).lower() for o in outcomes]
-
-        if not any(runs):
-            return list(outcomes)
-
-        # Those that other launchers were told are only in the database.
-        met = set(runs) if self._store.is_shared else self._meet(runs)
-        asked = [(run, o.row) for run, o in zip(runs, outcomes, strict=True) if run in met and run]
-        owners: dict[str, tuple[int, str]] = {}  # row and key
-
-        if asked:
-            found = self._store.fetch("rows_of_runs", (as_json(asked),))
-            owners = {run: (row, key) for run, row, key in found}
-
-        checked = []
-
-        for o, run in zip(outcomes, runs, strict=True):
-            row, key = owners.setdefault(run, (o.row, o.key)) if run else (o.row, o.key)
-
-            if row != o.row:
-                error = f"jobRunId {o.job_run_id} is that of row {row} ({key}) {o.error}".rstrip()
-                o = o._replace(result=Result.UNKNOWN, not_before=None, error=error)  # noqa: PLW2901
-
-            checked.append(o)
-
-        return checked
-
-    def _meet(self, runs: Sequence[str | None]) -> set[str | None]:
-        """Return those that may have been met before."""
-        if self._room < len(runs):
-            self._load(len(runs))
-
-        return {run for run in runs if run and not self._add(run)}
-
-    def _load(self, more: int) -> None:
-        """Read them anew, with room for one of each row that there is now, and for ``more``."""
-        [(known,)] = self._store.fetch("known_runs")  # a row may have had several
-        self._slots = array("I", bytes(4 * ((known + more) * 4 // 3 + 4096)))
-        self._room = len(self._slots) * 3 // 4
-        after = (0, 0)
-
-        while found := self._store.fetch("run_ids", after):
-            for _row, _number, run in found:
-                self._add(run.lower())
-
-            after = found[-1][:2]
-
-    def _add(self, run: str) -> bool:
-        """Return True if it, and all others of its hash, were not there."""
-        slots, whole = self._slots, hash(run)
-        wanted, at = whole >> 32 & 0xFFFF_FFFF or 1, whole % len(slots)
-
-        while found := slots[at]:
-            if found == wanted:
-                return False
-
-            at = (at + 1) % len(slots)
-
-        slots[at] = wanted
-        self._room -= 1
-        return True
 
 
 async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -> Import:

@@ -317,6 +317,10 @@ class PostgresStore(Store):
         self._notice_lost_commits(found[0][0] - 1)
         self._counted = found[0][0]
 
+    def owners(self, told: Sequence[tuple[str, int]]) -> dict[str, tuple[int, str]]:
+        """Return whose runs are told now of another row, whichever launcher was told first."""
+        return {run: (row, key) for run, row, key in self.fetch("rows_of_runs", (as_json(told),))}
+
     def begin_session(self, told: Sequence[Any]) -> None:
         """Write the session under the number whose lock is held."""
         self.run("begin_session", (*told, self._number))

@@ -28,7 +28,15 @@ from typing import Any, Final, Self
 from urllib.parse import quote
 
 from deslaunch import errors
-from deslaunch.ledger.store import TELL_AFTER, Launcher, Store, load_statements, storable
+from deslaunch.ledger.known_runs import KnownRuns
+from deslaunch.ledger.store import (
+    TELL_AFTER,
+    Launcher,
+    Store,
+    as_json,
+    load_statements,
+    storable,
+)
 from deslaunch.model import as_word, place_word, printed, utc
 
 APPLICATION_ID: Final = 0x4445534C  # "DESL"
@@ -99,6 +107,7 @@ class SqliteStore(Store):
         self.is_launcher = is_launcher
         self._connection = connection
         self._file = _identify(place)
+        self._runs = KnownRuns(lambda: self.fetch("known_runs")[0][0], self._read_runs)
 
     @classmethod
     def create(cls, place: str) -> Self:
@@ -228,6 +237,20 @@ class SqliteStore(Store):
 
         with closing(_connect(self.place, "rw", *_GUEST, busy=1.0)) as connection:
             yield SqliteStore(self.place, connection)
+
+    def owners(self, told: Sequence[tuple[str, int]]) -> dict[str, tuple[int, str]]:
+        """Return whose runs are told now of another row; they are kept in mind, not indexed."""
+        met = self._runs.meet([run for run, _ in told])
+        asked = [(run, row) for run, row in told if run in met]
+        found = self.fetch("rows_of_runs", (as_json(asked),)) if asked else []
+        return {run: (row, key) for run, row, key in found}
+
+    def _read_runs(self) -> Iterator[str]:
+        after = (0, 0)
+
+        while found := self.fetch("run_ids", after):
+            yield from (run.lower() for _row, _number, run in found)
+            after = found[-1][:2]
 
     def begin_session(self, told: Sequence[Any]) -> None:
         """Write a new session, and set ``session``."""

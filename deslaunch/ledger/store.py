@@ -163,6 +163,14 @@ class Store(ABC):
         """Note, in a turn's transaction, how many rows are in flight once it is durable."""
         raise NotImplementedError
 
+    @abstractmethod
+    def owners(self, told: Sequence[tuple[str, int]]) -> dict[str, tuple[int, str]]:
+        """Return whose runs are told now of another row: by jobRunId, that row and its key.
+
+        Args:
+            told: jobRunIds in lower case, each with the row that it is told of.
+        """
+
     # Sessions.
 
     def is_alone(self) -> bool:
