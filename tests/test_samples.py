@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
+import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -13,6 +16,7 @@ import pytest
 from judge import read_log
 from stage import DESLAUNCH, TOKEN
 
+import deslaunch
 from deslaunch.manifest.files import Manifest
 from deslaunch.manifest.rows import row_digest
 from deslaunch.model import Row
@@ -21,8 +25,10 @@ from deslaunch.simulator import DEFAULT_JOBS
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from postgres import Server
     from stage import Workplace
 
+PAGE: Final = (Path(deslaunch.__file__).parent / "help/postgres.md").read_text("utf-8")
 SAMPLES: Final = Path(__file__).parent.parent / "samples"
 ROWS: Final = 2000
 
@@ -152,6 +158,42 @@ def test_the_demo_runs_anywhere_and_proves_what_it_says(tmp_path: Path) -> None:
     assert "    0 rows started twice\n" in ended.stdout
     assert "    0 rows missing\n" in ended.stdout
     assert [path for path in tmp_path.iterdir() if path.name != ".user"] == []
+
+
+@pytest.mark.slow
+def test_three_launchers_of_one_batch_survive_a_kill(postgres: Server) -> None:
+    # The server of the sample is another user's, who can't look into pytest's folders.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        ended = subprocess.run(
+            [SAMPLES / "postgres.sh"],
+            env={
+                **os.environ,
+                "PATH": f"{Path(DESLAUNCH).parent}{os.pathsep}{os.environ['PATH']}",
+                "TMPDIR": folder,
+            },
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+        assert (ended.returncode, ended.stderr) == (0, ""), ended.stdout
+        assert ended.stdout.count("\nat work: process ") == 3
+        assert "    0 rows started twice\n" in ended.stdout
+        assert "    0 results name a run that the log does not have\n" in ended.stdout
+        assert list(Path(folder).iterdir()) == []
+
+
+def test_the_mapped_tasks_run_the_command_that_the_page_shows() -> None:
+    dag = ast.parse((SAMPLES / "airflow_dag.py").read_text("utf-8"))
+    [command] = [
+        ast.literal_eval(node.value)
+        for node in dag.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "COMMAND"
+    ]
+
+    assert command.replace("/srv/exports/{{ ds }}", "night").replace("-{{ ds }}", "") in PAGE
 
 
 # The demo's proof must be able to fail.
