@@ -62,6 +62,21 @@ TAKEN: Final = [
 ]
 
 
+async def test_a_run_that_was_recorded_after_all_is_known_already(ledger: Ledger) -> None:
+    [row] = await read(ledger, keys=["started"])
+    findings = [found("started", "started", row.job_run_id), found("unknown", "started")]
+
+    done = await ledger.resolve(findings)
+
+    assert (done.changed, done.same) == (1, 1)
+    assert await read(ledger, keys=["started"]) == [row]
+
+
+async def test_another_run_than_was_recorded_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(ManifestError, match="'started' is started: DES said so itself"):
+        await ledger.resolve([found("started", "started")])
+
+
 @pytest.mark.parametrize(("key", "verdict", "expected"), TAKEN)
 async def test_a_finding_counts(
     key: str, verdict: Verdict, expected: tuple[str, int], ledger: Ledger

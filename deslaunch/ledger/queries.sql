@@ -339,11 +339,17 @@ owner AS (
   UNION SELECT lower(run), key FROM found WHERE run IS NOT NULL
 )
 SELECT
-  k.row, k.last, k.until_ms, k.verdict = f.verdict AND k.run IS lower(f.run) AS is_same,
+  k.row, k.last, k.until_ms,
+  k.verdict = f.verdict AND k.run IS lower(f.run) OR f.verdict = 'started' AND EXISTS (
+    SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND lower(a.job_run_id) = lower(f.run)
+  ) AS is_same,
   CASE
     WHEN count(*) OVER (PARTITION BY f.key) > 1 THEN 'comes twice'
     WHEN k.row IS NULL THEN 'is no key of the batch'
     WHEN k.state = 'sending' THEN 'is in flight: wait for its response'
+    WHEN f.verdict = 'started' AND EXISTS (
+      SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND lower(a.job_run_id) = lower(f.run)
+    ) THEN NULL  -- it was recorded after all
     WHEN f.verdict = 'started' AND k.has_run THEN 'is started: DES said so itself'
     WHEN f.verdict = 'started' AND NOT f.is_guid THEN 'needs a GUID as its jobRunId, got ' || quote(f.run)
     WHEN k.state NOT IN ('unknown', 'failed') AND NOT coalesce(k.is_resolved, 0) AND NOT (k.duplicate AND f.verdict = 'notStarted')
