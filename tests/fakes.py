@@ -192,7 +192,7 @@ class MemoryLedger:
         self._lost: list[tuple[int, int]] = []
         self._released = asyncio.Event()
 
-    def give_up(self) -> None:
+    def give_up(self, *, at_once: bool = False) -> None:
         """It waits for nothing."""
 
     def release(self) -> None:

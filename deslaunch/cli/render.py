@@ -68,6 +68,11 @@ def _counts_text(counted: events.Counts | events.WatchSummary, names: str) -> st
 def summary_lines(summary: events.Summary) -> Iterator[str]:
     """Yield how a batch stands, its targets where there are several."""
     counts = summary.counts
+
+    if _is_unread(summary):
+        yield "the ledger can't be read: how the batch stands is not known"
+        return
+
     told = _counts_text(counts, _STATES) or "no rows"
     yield f"{count(counts.rows, 'row')}: {told}; {count(counts.attempts, 'attempt')}"
 
@@ -76,6 +81,12 @@ def summary_lines(summary: events.Summary) -> Iterator[str]:
             yield f"  target {name}: {_counts_text(own, _STATES) or 'no rows'}"
 
     yield from warning_lines(summary)
+
+
+def _is_unread(summary: events.Summary) -> bool:
+    """Return True if the ledger could not be asked any more how the batch stands."""
+    reasons = {stop.reason for stop in summary.stops}
+    return events.StopReason.LEDGER in reasons and not summary.counts.rows
 
 
 def warning_lines(summary: events.Summary) -> Iterator[str]:
@@ -155,7 +166,7 @@ def next_commands(
     stem = name_of(summary.ledger)
     resume = printed("resume", ledger, *repeated)
 
-    if counts.pending:
+    if counts.pending or _is_unread(summary):
         refused = any(stop.reason is events.StopReason.CREDENTIALS for stop in summary.stops)
         yield f"go on{' with a new token' if refused else ''}", resume
     elif counts.failed:

@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from heapq import heappop, heappush
 from http import HTTPStatus
 from typing import Final
@@ -97,6 +98,8 @@ class Session(Loop):
         self._ended = 0
         self._again: list[float] = []  # when rows that wait for a retry are due; with a limit
         self._failing_since: float | None = None
+        self._is_kept_waiting = False  # by the ledger, and that was told
+        self._is_abandoned = False
         self._clocks: dict[str, float] = {}
         self._set_due(self.due)
 
@@ -145,16 +148,25 @@ class Session(Loop):
         if self._is_draining:
             return
 
+        if self._is_kept_waiting and stop is not None and stop.signal:  # what is announced waits
+            text = "what came in is recorded once the ledger can be written"
+            self._tell(events.Noted(f"{text}; a second signal ends that"))
+
         seconds = self.settings.drain_seconds
         self._is_draining = True
         self._drain_ends = self.clock.now() + seconds
         self._announce(events.Draining(self._workers.busy, seconds))
-        self._workers.help(self._after(seconds, self.abandon))
+        self._workers.help(self._after(seconds, partial(self.abandon, at_once=False)))
 
-    def abandon(self) -> None:
-        """Give up what is in flight, and what a ledger that can't be reached is waited for."""
+    def abandon(self, *, at_once: bool = True) -> None:
+        """Give up what is in flight, and what a ledger that can't be written is waited for.
+
+        Args:
+            at_once: what came in has no minute more in which it may be recorded.
+        """
+        self._is_abandoned = at_once
         super().abandon()
-        self.ledger.give_up()
+        self.ledger.give_up(at_once=at_once)
 
     def stop_unchecked(self, target: str, error: errors.DeslaunchError) -> None:
         """End a target whose rows can't be checked, as its jobs can't be had; they stay pending."""
@@ -289,6 +301,7 @@ class Session(Loop):
             await self._offer_again(exc)
             return
 
+        self._is_kept_waiting = False
         self._open += len(exchange.starts) - len(outcomes)
         self._pacer.take(len(exchange.starts))
         now = self.clock.now()
@@ -377,7 +390,11 @@ class Session(Loop):
         if self._failing_since is None or self._workers.busy:
             self._failing_since = now
 
-        if now - self._failing_since >= RECORD_FOR:
+        # To a database that lost commits nothing is written any more: only a person can tell.
+        is_over = isinstance(error.__cause__, errors.LedgerDamaged | errors.LedgerForeign)
+        is_over |= self._is_abandoned or now - self._failing_since >= RECORD_FOR
+
+        if is_over and not self._workers.busy:
             self.unrecorded += [(o.key, o.job_run_id) for o in self._outcomes if o.job_run_id]
             self._outcomes.clear()
             self._open = 0
@@ -528,6 +545,7 @@ class Session(Loop):
                 await self.ledger.lose_dead()
 
     def _tell_wait(self, text: str) -> None:
+        self._is_kept_waiting = True
         self._tell(events.Noted(text, is_warning=True))
 
     # What is told.

@@ -497,9 +497,9 @@ class Ledger(Reader):
         self._durably(end)
         self._store.session = 0
 
-    def give_up(self) -> None:
-        """Wait for the database no longer, where a turn does; may be called from any thread."""
-        self._store.give_up_after = 0.0
+    def give_up(self, *, at_once: bool = False) -> None:
+        """Wait for the database no longer, where a turn does; as :meth:`Store.give_up`."""
+        self._store.give_up(at_once=at_once)
 
     async def is_in_place(self) -> bool:
         """Return True if the path still names the file that was opened."""

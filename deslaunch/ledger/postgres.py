@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
+from threading import Event
 from typing import Any, Final, Self
 
 import psycopg
@@ -42,6 +43,9 @@ FREE_AFTER: Final = 0.5
 
 LONGEST_WAIT: Final = 2.0
 """Seconds between two tries to have a connection again, at most."""
+
+LONGEST_SILENCE: Final = 75.0
+"""Seconds for which a launcher bears that the server says nothing: more than a statement takes."""
 
 # A launcher that is stopped in the middle of a transaction keeps rows from others for so long.
 _BEGIN: Final = (
@@ -81,6 +85,7 @@ class PostgresStore(Store):
         self._silent: dict[int, float] = {}  # sessions without a lock, and since when
         self._failing_since: float | None = None
         self._is_told = False
+        self._is_hurried, self._is_given_up = Event(), False
         self._is_in_transaction = False
         self._is_writer = False  # it waits for a connection where that is lost
         self._server = self._connect()
@@ -362,15 +367,14 @@ class PostgresStore(Store):
         self._failing_since = self._failing_since or time.monotonic()
         tries, was_closed = 0, self._connection.closed
 
+        if self._is_given_up:
+            raise errors.LedgerWriteFailed(str(error), hint=error.hint) from error
+
         while True:
             waited = time.monotonic() - self._failing_since
-
-            if waited >= TELL_AFTER and not self._is_told:
-                self.on_wait(f"the ledger can't be written, nothing is sent meanwhile: {error}")
-                self._is_told = True
-
+            self._tell_wait(waited, error)
             longest = min(LONGEST_WAIT, 0.05 * 2**tries)
-            time.sleep(random.uniform(0.5, 1.0) * longest)  # noqa: S311  # all come back at once
+            self._is_hurried.wait(random.uniform(0.5, 1.0) * longest)  # noqa: S311  # not all at once
             tries += 1
 
             try:
@@ -388,11 +392,38 @@ class PostgresStore(Store):
 
             if waited >= self.give_up_after:
                 self.give_up_after = 0.0  # what still comes in is tried once, each time
+                self._is_given_up = self._is_hurried.is_set()
                 raise errors.LedgerWriteFailed(str(error), hint=error.hint) from error
+
+    def give_up(self, *, at_once: bool = False) -> None:
+        """Wait for the database no longer; may be called from any thread."""
+        super().give_up(at_once=at_once)
+
+        if at_once:
+            self._is_hurried.set()
+
+    def _tell_wait(self, seconds: float, why: object) -> None:
+        if seconds >= TELL_AFTER and not self._is_told:
+            self.on_wait(f"the ledger can't be written, nothing is sent meanwhile: {why}")
+            self._is_told = True
+
+    def _bear_silence(self, seconds: float) -> None:
+        """End a launcher's connection on which the server has been silent for too long."""
+        if not self.is_launcher:
+            return
+
+        why = f"{self.place}: the server has not responded for {seconds:.0f} s"
+        self._tell_wait(seconds, why)
+
+        if seconds >= max(TELL_AFTER, min(LONGEST_SILENCE, self.give_up_after)):
+            self._failing_since = self._failing_since or time.monotonic() - seconds
+            self._connection.close()
+            raise TryAgain(why, hint="look at the server, and at what is between")
 
     def _connect(self) -> server.Server:
         """Connect; return which server it is."""
         self._connection = server.connect(self._url, self.place)
+        self._connection.on_silence = self._bear_silence
 
         with self._closed_if_it_fails(), self._translated():
             return server.identify(self._connection)

@@ -6,10 +6,11 @@ What would lose a commit without a word is refused: a pooler, a server that does
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
@@ -17,6 +18,8 @@ from psycopg.conninfo import conninfo_to_dict
 from deslaunch import errors
 from deslaunch.ledger.store import VARIABLE, load_statements
 from deslaunch.model import as_word, printed
+
+T = TypeVar("T")
 
 SCHEMA_VERSION: Final = 1
 
@@ -96,6 +99,39 @@ class Server(NamedTuple):
     timeline: str
 
 
+class Connection(psycopg.Connection[Any]):
+    """A connection that says for how long the server has been silent.
+
+    Where packets are dropped on the way, or the server is frozen, the system's own limits may never
+    end a wait.
+
+    Attributes:
+        on_silence: called about ten times a second of a wait, with its seconds; it may raise.
+    """
+
+    on_silence: Callable[[float], object] = staticmethod(lambda _seconds: None)
+
+    def wait(self, gen: Generator[Any, Any, T], *args: Any, **kwargs: Any) -> T:
+        """Wait for the server, as psycopg does."""
+        return super().wait(self._watch(gen), *args, **kwargs)
+
+    def _watch(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        since, ready = time.monotonic(), None
+
+        while True:
+            try:
+                wanted = gen.send(ready)
+            except StopIteration as done:
+                return cast("T", done.value)
+
+            ready = yield wanted
+
+            if ready:
+                since = time.monotonic()
+            else:
+                self.on_silence(time.monotonic() - since)
+
+
 class BatchListed(NamedTuple):
     """A batch of a database.
 
@@ -114,7 +150,7 @@ class BatchListed(NamedTuple):
     exit_code: int | None
 
 
-def connect(url: str, place: str) -> psycopg.Connection[Any]:
+def connect(url: str, place: str) -> Connection:
     """Connect, and refuse what is no connection to PostgreSQL itself.
 
     Args:
@@ -141,7 +177,7 @@ def connect(url: str, place: str) -> psycopg.Connection[Any]:
 
     try:
         with ExitStack() as stack:
-            connection = psycopg.connect(**parameters, autocommit=True, client_encoding="utf8")
+            connection = Connection.connect(**parameters, autocommit=True, client_encoding="utf8")
             stack.callback(connection.close)
             [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
             stack.pop_all()
@@ -208,24 +244,24 @@ def refuse_unsafe(connection: psycopg.Connection[Any], place: str) -> None:
     with told_of(place):
         [(is_standby, is_read_only, fsync)] = connection.execute(query).fetchall()
 
-    if is_standby:
-        raise errors.LedgerError(
-            f"{place}: the server is a standby, which only reads",
-            hint=NO_STANDBY,
-        )
+    writes = "ALTER ROLE … SET default_transaction_read_only = off"
+    reasons = (
+        (is_standby, "the server is a standby, which only reads", NO_STANDBY),
+        (
+            is_read_only,
+            "this session may only read (default_transaction_read_only)",
+            f"let the role, or the database, write: {writes}",
+        ),
+        (
+            fsync != "on",
+            "the server has fsync = off: a crash would lose what was recorded",
+            "set fsync = on in postgresql.conf, and reload it",
+        ),
+    )
 
-    if is_read_only:
-        raise errors.LedgerError(
-            f"{place}: this session may only read (default_transaction_read_only)",
-            hint="let the role, or the database, write: ALTER ROLE … SET "
-            "default_transaction_read_only = off",
-        )
-
-    if fsync != "on":
-        raise errors.LedgerError(
-            f"{place}: the server has fsync = off: a crash would lose what was recorded",
-            hint="set fsync = on in postgresql.conf, and reload it",
-        )
+    for is_so, what, hint in reasons:
+        if is_so:
+            raise errors.LedgerError(f"{place}: {what}", hint=hint)
 
 
 # The schema.
@@ -263,8 +299,8 @@ def _version_of(connection: psycopg.Connection[Any], place: str) -> int | None:
 
 
 def _other_version(place: str, version: int) -> str:
-    known = f"this deslaunch knows {SCHEMA_VERSION}"
-    return f"{place}: the schema deslaunch has version {version}, {known}"
+    told = f"{place}: the schema deslaunch has version {version}, this deslaunch knows"
+    return f"{told} {SCHEMA_VERSION}"
 
 
 def make_schema(connection: psycopg.Connection[Any], place: str) -> None:
@@ -308,7 +344,7 @@ def upgrade(url: str, place: str) -> str:
             return f"the schema deslaunch was made, version {SCHEMA_VERSION}"
 
         if version == SCHEMA_VERSION:
-            return f"the schema deslaunch has version {SCHEMA_VERSION}: nothing to do"
+            return f"the schema deslaunch has version {version}: nothing to do"
 
         what = "the schema deslaunch can't be brought up to date: "
 
@@ -337,11 +373,8 @@ def _refuse_if_at_work(connection: psycopg.Connection[Any], place: str) -> None:
     found = connection.execute(query, (LOCKS, IMPORT_LOCK)).fetchall()
 
     if found:
-        told = ", ".join(application or "unknown" for (application,) in found)
-        raise errors.LedgerLocked(
-            f"{place}: launchers are at work: {told}",
-            hint="end them, or wait until they have ended",
-        )
+        told = f"{place}: launchers are at work: {', '.join(name for (name,) in found)}"
+        raise errors.LedgerLocked(told, hint="end them, or wait until they have ended")
 
 
 def schema_sql() -> str:

@@ -154,6 +154,14 @@ class Store(ABC):
         """
         raise NotImplementedError
 
+    def give_up(self, *, at_once: bool = False) -> None:  # noqa: ARG002
+        """Wait for the database no longer; may be called from any thread.
+
+        Args:
+            at_once: try to reach it once more at most; else once for each transaction.
+        """
+        self.give_up_after = 0.0
+
     @contextmanager
     def writing(self) -> Iterator["Store"]:
         """Give a store that may write, also beside launchers."""
