@@ -298,6 +298,21 @@ def plan(**more: Any) -> Plan:
             id="resume",
         ),
         pytest.param(
+            {
+                "jobs": (),
+                "resumes": True,
+                "ready": 1,
+                "states": {RowState.PENDING: 1, RowState.SENDING: 3},
+            },
+            [
+                "night.csv: 1 of 4 rows to start",
+                "so far: 1 pending, 3 in flight",
+                "pace: up to 16 concurrent starts; duration unknown until the first responses",
+                f"ledger: {LEDGER}",
+            ],
+            id="beside-others",
+        ),
+        pytest.param(
             {"jobs": (), "ready": 0, "states": {RowState.INVALID: 4}},
             ["night.csv: 0 of 4 rows to start", "left out: 4 invalid rows"],
             id="nothing",

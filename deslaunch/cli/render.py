@@ -56,7 +56,11 @@ REDRAW_EVERY: Final = 0.2
 
 _STATES: Final = "started failed rejected unknown invalid withdrawn pending in_flight"
 _RUNS: Final = "succeeded failed untold unfinished"
-_WORDS: Final = {"in_flight": "in flight", "unfinished": "not finished"}
+_WORDS: Final = {
+    "in_flight": "in flight",
+    "sending": "in flight",
+    "unfinished": "not finished",
+}
 
 
 def _counts_text(counted: events.Counts | events.WatchSummary, names: str) -> str:
@@ -234,7 +238,8 @@ def plan_lines(plan: events.Plan) -> Iterator[str]:
         yield f"corrections: {count(replaced, 'row')} replaced, {added:,} added"
 
     if plan.resumes:
-        yield f"so far: {', '.join(f'{n:,} {state}' for state, n in plan.states.items() if n)}"
+        states = ((number, _WORDS.get(state, state)) for state, number in plan.states.items())
+        yield f"so far: {', '.join(f'{number:,} {word}' for number, word in states if number)}"
     elif invalid := plan.states.get(RowState.INVALID):
         yield f"left out: {count(invalid, 'invalid row')}"
 
