@@ -200,6 +200,8 @@ def test_one_that_finds_nothing_to_take_ends_by_the_whole_batch(night: Night) ->
     assert night.place.wait_for_runs(first, ALL)
     second = night.join()
     night.wait_for_sessions(2)
+    looks = "SELECT turns FROM session ORDER BY id DESC LIMIT 1"
+    wait_until(lambda: ask(night.ledger, looks) >= [(2,)])
     night.release()
     codes, told = summaries(first, second)
 

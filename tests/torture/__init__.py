@@ -8,6 +8,7 @@ kills   killed at random, at every write and sync, and during an import
 disks   full and failing disks, and a ledger that is deleted under a launch
 order   no start leaves before its intent is synced, read from system calls
 signals interrupts
+shared  several launchers on one batch in PostgreSQL, and its server
 ======= =====================================================================
 
 ``make torture`` runs the large version of each, the tests a small one.

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from . import disks, kills, order, signals
+from . import disks, kills, order, shared, signals
 from .tally import Tally, table
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     "disks": disks.failing,
     "deleted": disks.deleted,
     "signals": signals.interrupts,
+    "shared": shared.launchers,
 }
 SHOWN: Final = 10
 

@@ -1,0 +1,206 @@
+"""Several launchers send one batch in PostgreSQL, while they and its server are attacked."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections import Counter
+from contextlib import suppress
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+from postgres import Server, missing, wait_until
+from stage import QUICK, Workplace, ended, workplace
+
+from .tally import SESSIONS, Tally, shown, side_by_side
+
+if TYPE_CHECKING:
+    import random
+    from pathlib import Path
+
+LAUNCHERS: Final = 3
+SLOTS: Final = 16
+SCRIPT: Final[dict[str, Any]] = {
+    "latency": 0.03,
+    "faults": [
+        {"fault": "status", "status": 503, "share": 0.05},
+        {"fault": "latency", "seconds": 0.1, "share": 0.2},
+    ],
+}
+
+FAULTS: Final = {"kill": 9, "terminate": 9, "fast": 4, "immediate": 4, "stop": 4}
+"""How often each is drawn. One that is stopped has lost its connection when it goes on."""
+
+ENDS: Final = {0, 4}
+
+
+def launchers(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
+    """Faults at random moments: none twice, none lost, *slots* unknown for each kill."""
+    wanted, rows = (3, 500) if fast else (100, 3_000)
+    tally = Tally(f"shared by {LAUNCHERS}, batches of {rows:,} rows")
+    done: Counter[str] = Counter()
+
+    if reason := missing():
+        tally.notes.append(f"not done: {reason}")
+        return tally
+
+    def one(number: int, faults: list[str]) -> None:
+        server = Server()
+
+        try:
+            with (
+                workplace(folder / f"{number}", SCRIPT | {"seed": number}) as place,
+                tally.case(f"batch {number}: {', '.join(faults)}"),
+            ):
+                crowd = Crowd(place, server, rng)
+                place.manifest(rows)
+                crowd.work(faults, rows)
+                done.update(crowd.done)
+                tally.kills += crowd.done["kill"]
+                crowd.conclude(tally, rows)
+        finally:
+            server.close()
+
+    for number in count(1, 2):
+        if fast:
+            one(number, ["terminate", "immediate", "kill"])
+        else:
+            draw = [rng.choices([*FAULTS], [*FAULTS.values()], k=6) for _ in range(2)]
+            side_by_side(one, [(number, draw[0]), (number + 1, draw[1])])
+
+        if sum(done[fault] for fault in FAULTS) >= wanted or tally.broken:
+            break
+
+    tally.notes.append(", ".join(f"{number} {fault}" for fault, number in done.items()))
+    return tally
+
+
+class Crowd:
+    """The launchers of one batch, and who was killed, stopped or replaced of them.
+
+    Attributes:
+        done: faults by kind.
+    """
+
+    def __init__(self, place: Workplace, server: Server, rng: random.Random) -> None:
+        self.done: Counter[str] = Counter()
+        self._place = place
+        self._server = server
+        self._rng = rng
+        self._url = server.new_database()
+        self._ledger = f"{self._url}#night"
+        self._stopped: list[subprocess.Popen[str]] = []
+        self._launchers: list[subprocess.Popen[str]] = []
+        place.environment.update(server.environment)
+
+    def work(self, faults: list[str], rows: int) -> None:
+        """Let launchers work, and faults happen, until all of them have ended."""
+        for _ in range(LAUNCHERS):
+            self._begin()
+
+        wait_until(lambda: self._sessions() == LAUNCHERS)
+        first, last = len(self._place.simulator.runs), rows * 4 // 5
+        moments = sorted(self._rng.randrange(min(first, last - 1), last) for _ in faults)
+
+        for moment, fault in zip(moments, faults, strict=True):
+            if self._wait_for(moment) and self._happens(fault):
+                self.done[fault] += 1
+
+        self._go_on()
+
+        for launcher in self._launchers:
+            ending = ended(launcher)
+            is_opened = ending.returncode != 7 or self._has_session(launcher)
+            assert ending.returncode in ENDS or not is_opened, shown(ending)
+            self.done["not opened"] += not is_opened
+
+    def conclude(self, tally: Tally, rows: int) -> None:
+        """Bring the batch to its end, and judge it."""
+        for _ in range(SESSIONS):
+            command = ("resume", self._ledger, "--join", "--quiet", *QUICK)
+            ending = self._place.run(*command)
+            assert ending.returncode in ENDS | {5}, shown(ending)
+
+            if ending.returncode != 5:
+                break
+
+        self._place.at_rest()
+        judge = self._place.judge(self._ledger)
+        tally.batches += 1
+        tally.starts += self._place.simulator.requests
+        tally.unknown += len(judge.unknown)
+        judge.assert_promises(most_unknown=SLOTS * self.done["kill"])
+        started = rows - len(judge.unknown)
+        assert judge.counts.get("started") == started, f"{judge.counts} of {rows:,} rows"
+
+    def _begin(self) -> None:
+        words = ("--ledger", self._ledger, "--resume", "--join", *QUICK)
+        slots = ("--concurrency", str(SLOTS))
+        self._launchers.append(self._place.start("run", "night.jsonl", *words, *slots))
+
+    def _wait_for(self, moment: int) -> bool:
+        """Return True once so many runs were started, False where nobody is at work."""
+        while len(self._place.simulator.runs) < moment:
+            alive = self._alive()
+
+            if not alive:
+                return False
+
+            self._place.wait_for_runs(alive[0], min(moment, len(self._place.simulator.runs) + 1))
+
+        return bool(self._alive())
+
+    def _alive(self) -> list[subprocess.Popen[str]]:
+        return [one for one in self._launchers if one.poll() is None and one not in self._stopped]
+
+    def _happens(self, fault: str) -> bool:
+        victim = self._rng.choice(self._alive())
+
+        if fault == "kill":
+            victim.kill()
+            assert ended(victim).returncode in {*ENDS, -9}
+            self._launchers.remove(victim)
+            self._begin()
+        elif fault == "terminate":
+            return self._terminate(victim)
+        elif fault == "stop":
+            if len(self._alive()) < 2 or not self._has_session(victim):
+                return False
+
+            victim.send_signal(signal.SIGSTOP)
+            self._stopped.append(victim)
+            self._terminate(victim)
+        else:
+            self._server.restart("immediate" if fault == "immediate" else "fast")
+
+        return True
+
+    def _go_on(self) -> None:
+        """Let those that are stopped go on once they were found dead, or nobody looks any more."""
+        for victim in self._stopped:
+            while self._has_session(victim, "lost_ms IS NULL") and (alive := self._alive()):
+                with suppress(subprocess.TimeoutExpired):
+                    alive[0].wait(0.2)
+
+            self.done["found dead"] += not self._has_session(victim, "lost_ms IS NULL")
+            victim.send_signal(signal.SIGCONT)
+
+    def _terminate(self, victim: subprocess.Popen[str]) -> bool:
+        query = (
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE starts_with(application_name, %s)"
+        )
+        return self._server.sql(query, f"deslaunch {victim.pid}@") != []
+
+    def _sessions(self) -> int:
+        table = "deslaunch.sessions"
+
+        if self._server.sql(f"SELECT to_regclass('{table}')", database=self._url) == [(None,)]:
+            return 0
+
+        [(number,)] = self._server.sql(f"SELECT count(*) FROM {table}", database=self._url)
+        return int(number)
+
+    def _has_session(self, launcher: subprocess.Popen[str], more: str = "true") -> bool:
+        query = f"SELECT 1 FROM deslaunch.sessions WHERE pid = %s AND {more}"
+        return self._server.sql(query, launcher.pid, database=self._url) != []
