@@ -9,8 +9,12 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
+import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
@@ -25,6 +29,8 @@ from deslaunch.launch import session
 from deslaunch.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from postgres import Mode, Server
     from stage import Workplace
 
@@ -227,6 +233,56 @@ class TestSilence:
         launch.assert_told(summary)
 
 
+OWN_NETWORK: Final = "OWN_NETWORK"
+FIREWALL: Final = "inet deslaunch drops"
+
+
+def nft(*words: str) -> None:
+    subprocess.run(["nft", *" ".join(words).split()], check=True)
+
+
+def test_packets_that_are_dropped(request: pytest.FixtureRequest) -> None:
+    """It runs itself once more, in a network of its own, where it may drop what it likes."""
+    if OWN_NETWORK in os.environ:
+        fixtures = ("place", "database", "postgres")
+        drop_packets(*(request.getfixturevalue(name) for name in fixtures))
+        return
+
+    missing = [name for name in ("unshare", "ip", "nft") if shutil.which(name) is None]
+
+    if missing or os.geteuid():
+        pytest.skip(f"a network of its own needs root, and {', '.join(missing) or 'no more'}")
+
+    inner = f"ip link set lo up && exec {sys.executable} -m pytest -q '{request.node.nodeid}'"
+    done = subprocess.run(
+        ["unshare", "--net", "sh", "-c", inner],
+        cwd=request.config.rootpath,
+        env={**os.environ, OWN_NETWORK: "1"},
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def drop_packets(place: Workplace, database: str, postgres: Server) -> None:
+    place.simulator.use({"latency": 0.005})
+    nft("add table", FIREWALL.rpartition(" ")[0])
+    nft("add chain", FIREWALL, "{ type filter hook input priority 0 ; }")
+    launch = Launch(place, database, 300)
+    launch.reach(100)
+
+    for end in ("sport", "dport"):
+        nft("add rule", FIREWALL, "tcp", end, str(postgres.port), "drop")
+
+    place.at_rest()
+    runs = len(place.simulator.runs)
+    launch.hear(TOLD)
+    assert len(place.simulator.runs) == runs < 300
+    nft("flush chain", FIREWALL)
+    launch.assert_complete()
+
+
 class TestWait:
     """What ends a wait for the database, and what becomes of the rows that were in flight."""
 
@@ -320,6 +376,54 @@ async def test_what_cannot_be_recorded_for_a_minute_is_told(
     assert told["row-10"] == judge.starts_by_row[10][0]
     assert {f"row-{row}" for row in judge.unknown} == set(told)
     judge.assert_promises(most_unknown=10)
+
+
+class Disk:
+    """A small disk of the server's own, where the attempts of a database lie."""
+
+    def __init__(self, postgres: Server, kilobytes: int) -> None:
+        self.folder = postgres.folder / "disk"
+        self.folder.mkdir()
+        owner = postgres.folder.stat()
+        self._mount = ["mount", "-t", "tmpfs", "none", str(self.folder)]
+        self.resize(kilobytes, f"uid={owner.st_uid},gid={owner.st_gid},mode=700")
+        self._mount.append("-oremount")
+
+    def resize(self, kilobytes: int, options: str = "rw") -> None:
+        command = [*self._mount, f"-osize={kilobytes}k,{options}"]
+        subprocess.run(command, check=True, capture_output=True)
+
+
+@pytest.fixture
+def disk(postgres: Server) -> Iterator[Disk]:
+    """It is full after some hundred attempts."""
+    try:
+        made = Disk(postgres, 256)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        (postgres.folder / "disk").rmdir()
+        pytest.skip(f"a disk can't be mounted here: {exc}")
+
+    postgres.sql(f"CREATE TABLESPACE small LOCATION '{made.folder}'")
+    yield made
+    postgres.start()
+    postgres.sql("DROP TABLESPACE small")
+    subprocess.run(["umount", made.folder], check=True)
+    made.folder.rmdir()
+
+
+def test_a_disk_that_is_full(disk: Disk, place: Workplace, database: str, postgres: Server) -> None:
+    assert place.run("upgrade", database).returncode == 0
+    postgres.sql("ALTER TABLE deslaunch.attempts SET TABLESPACE small", database=database)
+    launch = Launch(place, database, 3000)
+    launch.hear("stopped: ")
+
+    assert "No space left on device" in launch.told
+    disk.resize(10_000)
+    launch.assert_stopped()
+    assert place.shell(launch.next_command).returncode == 0
+    judge = launch.judge()
+    judge.assert_promises(most_unknown=0)
+    assert judge.counts == {"started": 3000}
 
 
 class TestLostCommits:
