@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from judge import Judge
+from postgres import wait_until
 from proxy import Proxy
-from stage import TOKEN, ended, fault
+from stage import TOKEN, ended, fault, row
 
 import deslaunch
 from deslaunch import DesClient, EnvToken
@@ -376,6 +377,46 @@ async def test_what_cannot_be_recorded_for_a_minute_is_told(
     assert told["row-10"] == judge.starts_by_row[10][0]
     assert {f"row-{row}" for row in judge.unknown} == set(told)
     judge.assert_promises(most_unknown=10)
+
+
+def test_a_connection_that_ends_during_an_import(
+    place: Workplace, database: str, postgres: Server
+) -> None:
+    """No batch is made, nothing is sent, and the same command does it all."""
+    lines = [json.dumps(row(number)) for number in range(1, 2001)]
+    command = ("run", "-", "--format", "jsonl", "--ledger", f"{database}#night")
+    process = place.start(*command, stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write("\n".join(lines[:1500]))
+    process.stdin.flush()
+    query = "SELECT 1 FROM pg_stat_activity WHERE state = 'idle in transaction'"
+    wait_until(lambda: postgres.sql(query) != [])
+    postgres.kill_backends("deslaunch")
+
+    done = ended(process, "\n".join(lines[1500:]))
+
+    told = "terminating connection due to administrator command"
+    hint = "try again once the server can be reached"
+    assert done.stderr == f"error: {database}#night: {told}\n  {hint}\n"
+    assert (done.returncode, len(place.simulator.runs)) == (7, 0)
+    assert place.json("status", database) == {"batches": []}
+    assert place.run(*command, stdin="\n".join(lines)).returncode == 0
+    assert Judge(f"{database}#night", place.log, environment=place.environment).counts == {
+        "started": 2000
+    }
+
+
+def test_a_server_that_restarts_during_a_watch(
+    place: Workplace, database: str, postgres: Server
+) -> None:
+    place.simulator.use({"finishAfter": 1})
+    launch = Launch(place, database, 20, "--watch", "--interval", "1")
+    launch.hear("20 started; 20 attempts")
+    postgres.restart("immediate")
+
+    summary = launch.end()
+    assert (summary["exitCode"], summary["succeeded"]) == (0, 20), launch.told
+    assert {line["success"] for line in launch.judge().lines} == {True}
 
 
 class Disk:

@@ -273,7 +273,8 @@ class PostgresStore(Store):
             raise TryAgain(f"{self.place}: {server.first_line(exc)}", hint=server.HELP) from exc
         except psycopg.Error as exc:
             if self._connection.closed:
-                raise TryAgain(f"{self.place}: {server.first_line(exc)}", hint=server.HELP) from exc
+                hint = "try again once the server can be reached"
+                raise TryAgain(f"{self.place}: {server.first_line(exc)}", hint=hint) from exc
 
             hint = server.NO_STANDBY if isinstance(exc, _READ_ONLY) else server.HELP
             raise errors.LedgerError(f"{self.place}: {server.first_line(exc)}", hint=hint) from exc
@@ -408,8 +409,8 @@ class PostgresStore(Store):
             self._is_told = True
 
     def _bear_silence(self, seconds: float) -> None:
-        """End a launcher's connection on which the server has been silent for too long."""
-        if not self.is_launcher:
+        """End a connection on which the server has been silent for too long; not an import's."""
+        if not self._is_writer:
             return
 
         why = f"{self.place}: the server has not responded for {seconds:.0f} s"
