@@ -408,8 +408,8 @@ class TestUpgrade:
 
         assert call("upgrade", database) == told(
             database,
-            "the schema deslaunch has version 0, this deslaunch knows 1, and no way to it",
-            "use the version of deslaunch that made it",
+            "the schema deslaunch has version 0, this deslaunch knows 1",
+            "there is no way from it to that: use the version of deslaunch that made it",
         )
 
     async def test_waits_for_launchers(

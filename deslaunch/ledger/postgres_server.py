@@ -62,6 +62,7 @@ _SETTINGS: Final = {
 }
 _OPTIONS: Final = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
 
+_OTHER_DESLAUNCH: Final = "use the version of deslaunch that made it"
 NO_STANDBY: Final = "name the primary; of several hosts: ?target_session_attrs=read-write"
 _NO_POOLER: Final = "name host and port of PostgreSQL itself, not of a pooler"
 
@@ -277,8 +278,8 @@ def has_schema(connection: psycopg.Connection[Any], place: str) -> bool:
     version = _version_of(connection, place)
 
     if version is not None and version < SCHEMA_VERSION:
-        hint = f"bring it up to date: {printed('upgrade', '#' if place == VARIABLE else place)}"
-        raise errors.LedgerForeign(_other_version(place, version), hint=hint)
+        command = printed("upgrade", "#" if place == VARIABLE else place)
+        raise _of_another_version(place, version, f"bring it up to date: {command}")
 
     return version is not None
 
@@ -292,15 +293,14 @@ def _version_of(connection: psycopg.Connection[Any], place: str) -> int | None:
         [(version,)] = connection.execute("SELECT number FROM deslaunch.version").fetchall()
 
     if version > SCHEMA_VERSION:
-        hint = "use the version of deslaunch that made it, or a newer one"
-        raise errors.LedgerForeign(_other_version(place, version), hint=hint)
+        raise _of_another_version(place, version, f"{_OTHER_DESLAUNCH}, or a newer one")
 
     return int(version)
 
 
-def _other_version(place: str, version: int) -> str:
+def _of_another_version(place: str, version: int, hint: str) -> errors.LedgerForeign:
     told = f"{place}: the schema deslaunch has version {version}, this deslaunch knows"
-    return f"{told} {SCHEMA_VERSION}"
+    return errors.LedgerForeign(f"{told} {SCHEMA_VERSION}", hint=hint)
 
 
 def make_schema(connection: psycopg.Connection[Any], place: str) -> None:
@@ -355,10 +355,8 @@ def upgrade(url: str, place: str) -> str:
 
             for older in range(version, SCHEMA_VERSION):
                 if older not in UPGRADES:
-                    raise errors.LedgerForeign(
-                        f"{_other_version(place, older)}, and no way to it",
-                        hint="use the version of deslaunch that made it",
-                    )
+                    hint = f"there is no way from it to that: {_OTHER_DESLAUNCH}"
+                    raise _of_another_version(place, older, hint)
 
                 connection.execute(UPGRADES[older].encode())
 

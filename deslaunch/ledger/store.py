@@ -350,26 +350,21 @@ def has_password(url: str) -> bool:
         ConfigurationError: it is no URL; a password could stand anywhere in it.
     """
     refuse_mistyped(url)
-    found = _PARTS.fullmatch(url.partition("#")[0])
-    return found is not None and (bool(found["password"]) or _open_query(found) != found["query"])
+    url = url.partition("#")[0].removesuffix("?")
+    return _bare(url) != url
 
 
 def _bare(url: str) -> str:
-    """Return a URL without its password."""
+    """Return a URL without what is secret."""
     found = _PARTS.fullmatch(url)
-    assert found is not None
+
+    if found is None:  # a batch's name alone
+        return url
+
     user = "" if found["user"] is None else f"{found['user']}@"
-    query = _open_query(found)
+    said = (found["query"] or "").split("&")
+    query = "&".join(one for one in said if not _SECRET.search(unquote(one.partition("=")[0])))
     return f"{url.partition('//')[0]}//{user}{found['rest']}{f'?{query}' if query else ''}"
-
-
-def _open_query(found: re.Match[str]) -> str | None:
-    """Return the query of a URL without what is secret."""
-    if found["query"] is None:
-        return None
-
-    parts = found["query"].split("&")
-    return "&".join(p for p in parts if not _SECRET.search(unquote(p.partition("=")[0])))
 
 
 def name_of(place: str) -> str:
