@@ -455,7 +455,7 @@ def disk(postgres: Server) -> Iterator[Disk]:
 def test_a_disk_that_is_full(disk: Disk, place: Workplace, database: str, postgres: Server) -> None:
     assert place.run("upgrade", database).returncode == 0
     postgres.sql("ALTER TABLE deslaunch.attempts SET TABLESPACE small", database=database)
-    launch = Launch(place, database, 3000)
+    launch = Launch(place, database, 1500)
     launch.hear("stopped: ")
 
     assert "No space left on device" in launch.told
@@ -464,7 +464,7 @@ def test_a_disk_that_is_full(disk: Disk, place: Workplace, database: str, postgr
     assert place.shell(launch.next_command).returncode == 0
     judge = launch.judge()
     judge.assert_promises(most_unknown=0)
-    assert judge.counts == {"started": 3000}
+    assert judge.counts == {"started": 1500}
 
 
 class TestLostCommits:

@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 import pytest
 from commands import Ended, call
+from ledgers import make
 from postgres import PASSWORD
 from stage import TOKEN
 
@@ -193,6 +194,16 @@ def test_a_launch_never_shows_the_password_that_it_uses(
     printed = "".join(one.stdout + one.stderr for one in told)
     kept = (place.folder / "page.html").read_text() + str(everything_in(postgres, database))
     assert not [secret for secret in (PASSWORD, ENCODED) if secret in printed + kept]
+
+
+async def test_a_ledger_of_the_library_shows_none(database: str) -> None:
+    url = database.replace("launcher@", f"launcher:{ENCODED}@")
+
+    async with await make(f"{url}#night", 1) as ledger:
+        shown = f"{ledger!r} {ledger.place} {ledger.batch!r} {await ledger.summary()!r}"
+
+    assert ledger.place == f"{database}#night"
+    assert not [secret for secret in (PASSWORD, ENCODED) if secret in shown]
 
 
 def everything_in(postgres: Server, database: str) -> list[Any]:

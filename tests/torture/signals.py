@@ -40,7 +40,9 @@ def interrupts(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             process.send_signal(sign)
 
             # The first one drains, which can't end: what hangs goes on hanging.
-            while "a second signal" not in (line := process.stderr.readline() if process.stderr else ""):
+            while "a second signal" not in (
+                line := process.stderr.readline() if process.stderr else ""
+            ):
                 assert line, "no word of a second signal"
 
             process.send_signal(sign)
