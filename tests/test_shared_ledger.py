@@ -308,6 +308,24 @@ async def test_a_connection_is_tried_once_more_after_waiting_is_given_up(
         assert settled.state is RowState.STARTED
 
 
+async def test_a_connection_that_is_lost_each_time_is_given_up(place: str) -> None:
+    await (await make(place)).aclose()
+
+    async with await launcher(place) as ledger:
+        between = Between(ledger)
+        end = cut(ledger, place)
+
+        def act() -> None:
+            between.acts["COMMIT"] = act
+            end()
+
+        between.acts["COMMIT"] = act
+        ledger.give_up()
+
+        with pytest.raises(LedgerWriteFailed, match="terminating connection"):
+            await ledger.exchange([], {"default": 1})
+
+
 async def test_an_intent_of_one_found_dead_is_never_sent(database: str) -> None:
     for moment in range(1, 20):
         place = f"{database}#{moment}"

@@ -85,6 +85,7 @@ class PostgresStore(Store):
         self._silent: dict[int, float] = {}  # sessions without a lock, and since when
         self._failing_since: float | None = None
         self._is_told = False
+        self._is_last_try = False  # it is connected once more, though waiting was given up
         self._is_hurried, self._is_given_up = Event(), False
         self._is_in_transaction = False
         self._is_writer = False  # it waits for a connection where that is lost
@@ -309,7 +310,7 @@ class PostgresStore(Store):
 
         self._turns = self._counted
         self._failing_since = None
-        self._is_told = False
+        self._is_told = self._is_last_try = False
 
     # A launcher among others.
 
@@ -388,10 +389,15 @@ class PostgresStore(Store):
             except errors.LedgerError as exc:
                 error = TryAgain(str(exc), hint=exc.hint)
             else:
-                if was_closed or waited < self.give_up_after:
+                if waited < self.give_up_after:
+                    return
+
+                if was_closed and not self._is_last_try:
+                    self._is_last_try = True
                     return
 
             if waited >= self.give_up_after:
+                self._is_last_try = False
                 self.give_up_after = 0.0  # what still comes in is tried once, each time
                 self._is_given_up = self._is_hurried.is_set()
                 raise errors.LedgerWriteFailed(str(error), hint=error.hint) from error
