@@ -6,11 +6,14 @@ its database lets the other act, or the connection break, at one exact statement
 
 from __future__ import annotations
 
+import asyncio
 from concurrent.futures import wait
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from ledgers import Hands, ask, checked, make, outcome, send, session, states
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from deslaunch.ledger.ledger import Ledger
+    from deslaunch.ledger.store import TryAgain
 
 pytestmark = pytest.mark.anyio
 
@@ -449,3 +453,42 @@ async def test_a_row_that_a_failed_turn_held_is_passed_over_and_found_again(plac
         found = [*looked.starts, *(await other.exchange([], {"default": 2})).starts]
 
         assert (taken, [start.row for start in found]) == ([3, 4], [1, 2])
+
+
+# How a launcher begins.
+
+
+async def test_whoever_joins_waits_for_a_transaction_that_takes_long(
+    place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await make(place)).aclose()
+    monkeypatch.setattr(postgres, "_BEGIN", "BEGIN; SET LOCAL lock_timeout = 1")
+    waiting = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    recover = postgres.PostgresStore.recover
+
+    def tell(self: Any, error: TryAgain) -> None:
+        loop.call_soon_threadsafe(waiting.set)
+        recover(self, error)
+
+    monkeypatch.setattr(postgres.PostgresStore, "recover", tell)
+
+    with psycopg.connect(place.partition("#")[0]) as holder:
+        holder.execute("SELECT 1 FROM deslaunch.batches FOR UPDATE")
+        joining = asyncio.create_task(launcher(place))
+        told = asyncio.create_task(waiting.wait())
+        await asyncio.wait([joining, told], return_when=asyncio.FIRST_COMPLETED)
+
+    async with await joining as ledger:
+        assert len((await ledger.exchange([], {"default": 4})).starts) == 4
+
+
+async def test_an_import_waits_for_a_person_as_long_as_that_takes(database: str) -> None:
+    await (await make(f"{database}#first")).aclose()  # with the schema
+    short = "SET idle_in_transaction_session_timeout = 1"
+
+    with psycopg.connect(database) as owner:
+        owner.execute(f"ALTER DATABASE {urlsplit(database).path[1:]} {short}")
+
+    async with await make(f"{database}#night") as ledger:
+        assert (await ledger.counts())[0].pending == 4

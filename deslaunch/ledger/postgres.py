@@ -53,6 +53,12 @@ _BEGIN: Final = (
     "SET LOCAL idle_in_transaction_session_timeout = 30000"
 )
 
+# A person may be asked before the end of an import, and a manifest may come slowly.
+_BEGIN_IMPORT: Final = (
+    "BEGIN; SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0; "
+    "SET LOCAL idle_in_transaction_session_timeout = 0; SET CONSTRAINTS row_key DEFERRED"
+)
+
 # Two transactions met, or one was kept waiting: nothing of it holds, and it may be run again.
 _MET: Final = (
     psycopg.errors.DeadlockDetected,
@@ -164,8 +170,7 @@ class PostgresStore(Store):
                 f"{self.place}: another process is importing it", hint="wait until it ends"
             )
 
-        self._execute("BEGIN")
-        self._execute("SET CONSTRAINTS row_key DEFERRED")
+        self._execute(_BEGIN_IMPORT)
         self._is_in_transaction = True
 
     def _find_batch(self) -> None:
@@ -191,17 +196,21 @@ class PostgresStore(Store):
         latest = time.monotonic() + FREE_AFTER
 
         while not self.is_launcher:
-            with self.transaction():
-                self.run("lock_batch")
+            try:
+                with self.transaction():
+                    self.run("lock_batch")  # somebody may be correcting many rows
 
-                if joins or not (others := self.launchers()):
-                    self._take_number()
-                elif time.monotonic() > latest:
-                    told = ", ".join(map(_describe, others))
-                    raise errors.LedgerLocked(
-                        f"{self.place}: another launcher is at work on it: {told}",
-                        hint="wait until it ends, or send rows beside it with --join",
-                    )
+                    if joins or not (others := self.launchers()):
+                        self._take_number()
+                    elif time.monotonic() > latest:
+                        told = ", ".join(map(_describe, others))
+                        raise errors.LedgerLocked(
+                            f"{self.place}: another launcher is at work on it: {told}",
+                            hint="wait until it ends, or send rows beside it with --join",
+                        )
+            except TryAgain as exc:
+                self.is_launcher = False
+                self.recover(exc)
 
             if not self.is_launcher:
                 time.sleep(FREE_AFTER / 10)
