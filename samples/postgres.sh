@@ -28,11 +28,12 @@ runs() { cat "$work/runs.jsonl" 2> /dev/null | wc -l; }
 unprivileged() { if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi; }
 
 clean_up() {
+    [ "$1" = 0 ] || tail -n 5 "$work"/launcher-*.log >&2 || true
     for pid in "${running[@]}"; do kill -9 "$pid" 2> /dev/null || true; done
     unprivileged "$programs/pg_ctl" stop -s -D "$work/server/data" -m immediate > /dev/null 2>&1 || true
     rm -rf "$work"
 }
-trap clean_up EXIT
+trap 'clean_up $?' EXIT
 trap 'exit 130' INT TERM
 
 cd "$work"
