@@ -317,6 +317,16 @@ def answer_once(reply: bytes) -> int:
     return int(listener.getsockname()[1])
 
 
+def refuses_options(text: str, hint: str) -> None:
+    """Meet a server that says this of a connection's options; see what is told."""
+    what = f"SFATAL\0C08P01\0M{text}\0\0".encode()
+    port = answer_once(b"E" + (len(what) + 4).to_bytes(4, "big") + what)
+    place = f"postgresql://launcher@127.0.0.1:{port}/exports#night"
+    failed = f'connection to server at "127.0.0.1", port {port} failed: FATAL:  {text}'
+
+    assert run(place) == told(place, failed, hint)
+
+
 class TestPooler:
     WHAT: Final = (
         "a pooler stands between deslaunch and PostgreSQL; locks and settings of a session are "
@@ -335,16 +345,7 @@ class TestPooler:
             assert call("upgrade", url) == told(url, self.WHAT, NO_POOLER)
 
     def test_that_takes_no_options_is_known(self) -> None:
-        what = b"SFATAL\0C08P01\0Munsupported startup parameter: options\0\0"
-        port = answer_once(b"E" + (len(what) + 4).to_bytes(4, "big") + what)
-        place = f"postgresql://launcher@127.0.0.1:{port}/exports#night"
-
-        assert run(place) == told(
-            place,
-            f'connection to server at "127.0.0.1", port {port} failed: FATAL:  unsupported '
-            "startup parameter: options",
-            NO_POOLER,
-        )
+        refuses_options("unsupported startup parameter: options", NO_POOLER)
 
 
 class TestServer:
@@ -373,6 +374,42 @@ class TestServer:
         hint = "name the primary; of several hosts: ?target_session_attrs=read-write"
 
         self.refuses_to_write(batch, what, hint)
+
+    def test_that_is_too_old(self) -> None:
+        setting = 'unrecognized configuration parameter "client_connection_check_interval"'
+
+        refuses_options(setting, "name a server of PostgreSQL 14 or newer")
+
+    @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+    def test_whose_database_cannot_hold_every_text(
+        self, encoding: str, database: str, postgres: Server
+    ) -> None:
+        name = database.rpartition("/")[2]
+        postgres.sql(f"DROP DATABASE {name}")
+        postgres.sql(
+            f"CREATE DATABASE {name} OWNER {LAUNCHER} ENCODING '{encoding}' TEMPLATE template0"
+        )
+        shown = (
+            f"the database's encoding is {encoding}, which can't hold every text",
+            "make another: createdb --encoding=UTF8 --template=template0 NAME",
+        )
+
+        assert run(f"{database}#night") == told(f"{database}#night", *shown)
+        assert call("upgrade", database) == told(database, *shown)
+
+    def test_whose_settings_for_the_role_are_others(
+        self, batch: str, postgres: Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        postgres.set(default_transaction_isolation="serializable")
+        monkeypatch.setenv("PGOPTIONS", "-c work_mem=5MB -c search_path=public")
+        url = batch.replace("#", "?client_encoding=latin1#")
+        names = ("transaction_isolation", "work_mem", "search_path", "client_encoding")
+
+        with postgres_server.connect(url.partition("#")[0], url) as connection:
+            found = [connection.execute(f"SHOW {name}".encode()).fetchone() for name in names]
+
+        assert tell("status", url).code == 0
+        assert found == [("read committed",), ("5MB",), ("deslaunch",), ("UTF8",)]
 
     def refuses_to_write(self, batch: str, what: str, hint: str) -> None:
         database = batch.partition("#")[0]

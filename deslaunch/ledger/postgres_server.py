@@ -48,7 +48,9 @@ _KEEPALIVE: Final = {
     "tcp_user_timeout": 15_000,
 }
 _SETTINGS: Final = {
+    "client_connection_check_interval": 2_000,  # first: PostgreSQL 13 does not know it
     "search_path": "deslaunch",
+    "default_transaction_isolation": r"read\ committed",  # each statement sees what is committed
     "TimeZone": "UTC",
     "synchronous_commit": "on",
     "jit": "off",
@@ -58,7 +60,6 @@ _SETTINGS: Final = {
     "tcp_keepalives_interval": 3,
     "tcp_keepalives_count": 3,
     "tcp_user_timeout": 15_000,
-    "client_connection_check_interval": 2_000,
 }
 _OPTIONS: Final = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
 
@@ -68,6 +69,7 @@ _NO_POOLER: Final = "name host and port of PostgreSQL itself, not of a pooler"
 
 _CAUSES: Final = (
     (r"startup parameter|bouncer", _NO_POOLER),
+    (r"unrecognized .*client_connection_check", "name a server of PostgreSQL 14 or newer"),
     (r"resolve host|translate host name|label", "check the host's name in the URL"),
     (r"refused|No such file", "check host and port in the URL, and that the server is running"),
     (r"pg_hba", "let this machine, role and database in: pg_hba.conf of the server"),
@@ -173,12 +175,13 @@ def connect(url: str, place: str) -> Connection:
             hint="write postgresql://user@host:port/database#NAME, and % in a password as %25",
         )
 
-    known["options"] = f"{known.get('options') or ''} {_OPTIONS}".strip()
-    parameters: dict[str, Any] = {**_KEEPALIVE, **known, "application_name": APPLICATION}
+    wanted = known.get("options") or os.environ.get("PGOPTIONS", "")
+    own = {"options": f"{wanted} {_OPTIONS}".strip(), "application_name": APPLICATION}
+    parameters: dict[str, Any] = {**_KEEPALIVE, **known, **own, "client_encoding": "utf8"}
 
     try:
         with ExitStack() as stack:
-            connection = Connection.connect(**parameters, autocommit=True, client_encoding="utf8")
+            connection = Connection.connect(**parameters, autocommit=True)
             stack.callback(connection.close)
             [(pid,)] = connection.execute("SELECT pg_backend_pid()").fetchall()
             stack.pop_all()
@@ -235,15 +238,16 @@ def refuse_unsafe(connection: psycopg.Connection[Any], place: str) -> None:
     """Refuse to write where that can't be, or would not last.
 
     Raises:
-        LedgerError: a standby, a session that only reads, or a server that does not sync.
+        LedgerError: a standby, a session that only reads, a server that does not sync, or a
+            database that can't hold every text.
     """
     query = (
         "SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on', "
-        "current_setting('fsync')"
+        "current_setting('fsync'), current_setting('server_encoding')"
     )
 
     with told_of(place):
-        [(is_standby, is_read_only, fsync)] = connection.execute(query).fetchall()
+        [(is_standby, is_read_only, fsync, encoding)] = connection.execute(query).fetchall()
 
     writes = "ALTER ROLE … SET default_transaction_read_only = off"
     reasons = (
@@ -257,6 +261,11 @@ def refuse_unsafe(connection: psycopg.Connection[Any], place: str) -> None:
             fsync != "on",
             "the server has fsync = off: a crash would lose what was recorded",
             "set fsync = on in postgresql.conf, and reload it",
+        ),
+        (
+            encoding != "UTF8",
+            f"the database's encoding is {encoding}, which can't hold every text",
+            "make another: createdb --encoding=UTF8 --template=template0 NAME",
         ),
     )
 
