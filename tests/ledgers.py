@@ -13,9 +13,9 @@ import psycopg
 
 from deslaunch.errors import LedgerWriteFailed
 from deslaunch.ledger.ledger import Ledger, NewBatch, NewSession, begin_import, take_ledger
+from deslaunch.ledger.place import is_shared
 from deslaunch.ledger.reading import Clock, TargetInfo, run_in
 from deslaunch.ledger.sqlite import free_lock
-from deslaunch.ledger.store import is_shared
 from deslaunch.model import CheckedRow, InvalidRow, Outcome, Problem, Result, Row, RowState
 from deslaunch.settings import Settings
 

@@ -18,7 +18,7 @@ from stage import POS_USAGE, fault, row
 from deslaunch.des.client import DesClient
 from deslaunch.launch import batch
 from deslaunch.ledger.ledger import open_ledger
-from deslaunch.ledger.store import is_shared
+from deslaunch.ledger.place import is_shared
 from deslaunch.settings import Settings
 from deslaunch.simulator import Simulator
 

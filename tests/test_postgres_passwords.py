@@ -13,7 +13,7 @@ from stage import TOKEN
 
 import deslaunch
 from deslaunch.ledger.ledger import open_ledger
-from deslaunch.ledger.store import parse_place
+from deslaunch.ledger.place import parse_place
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,7 @@ import click
 from deslaunch import errors
 from deslaunch.cli import options, render
 from deslaunch.cli.options import Given
-from deslaunch.ledger.store import is_shared, parse_place
+from deslaunch.ledger.place import is_shared, parse_place
 from deslaunch.model import utc
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from deslaunch.cli.database import list_batches
 from deslaunch.cli.options import Given
 from deslaunch.cli.targets import LOGIN, open_clients
 from deslaunch.events import Summary, WatchSummary
-from deslaunch.ledger.store import is_shared, parse_place
+from deslaunch.ledger.place import is_shared, parse_place
 from deslaunch.model import DEFAULT_TARGET, Job, RowState, count, place_word, printed, utc
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import click
 from click.core import ParameterSource
 
 from deslaunch.cli.terminal import Interrupts, Printer, run_work
-from deslaunch.ledger.store import VARIABLE, has_password, is_shared, refuse_mistyped
+from deslaunch.ledger.place import VARIABLE, has_password, is_shared, refuse_mistyped
 from deslaunch.model import Format
 from deslaunch.settings import OPTIONS, Option, Settings
 

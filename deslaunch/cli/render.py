@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from deslaunch import events
 from deslaunch.cli.terminal import Printer
-from deslaunch.ledger.store import name_of
+from deslaunch.ledger.place import name_of
 from deslaunch.model import (
     DEFAULT_TARGET,
     Causes,

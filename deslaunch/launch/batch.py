@@ -28,7 +28,7 @@ from deslaunch.launch.importing import ROWS, Rows, Source, StrPath, open_manifes
 from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Setup, resume_command
 from deslaunch.launch.schemas import Schemas, read_schema_file, user_folder
 from deslaunch.ledger.ledger import Ledger, NewBatch, begin_import, open_ledger, take_ledger
-from deslaunch.ledger.store import is_shared
+from deslaunch.ledger.place import is_shared
 from deslaunch.manifest.files import Manifest
 from deslaunch.model import CheckedRow, Problem, Start, printable
 from deslaunch.settings import OPTIONS, Settings

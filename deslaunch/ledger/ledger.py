@@ -21,9 +21,10 @@ from deslaunch import model
 from deslaunch.errors import ConfigurationError, LedgerDamaged, needs_extra
 from deslaunch.events import Stop
 from deslaunch.ledger import changes
+from deslaunch.ledger.place import is_shared, refuse_mistyped
 from deslaunch.ledger.reading import Clock, Reader, TargetInfo, in_thread, run_in
 from deslaunch.ledger.sqlite import SqliteStore
-from deslaunch.ledger.store import Store, TryAgain, as_json, is_shared, refuse_mistyped, storable
+from deslaunch.ledger.store import Store, TryAgain, as_json, storable
 from deslaunch.model import CheckedRow, InvalidRow, Job, Outcome, Result, RowState, RunStatus, Start
 from deslaunch.settings import Settings
 

@@ -24,15 +24,8 @@ import psycopg
 
 from deslaunch import errors
 from deslaunch.ledger import postgres_server as server
-from deslaunch.ledger.store import (
-    TELL_AFTER,
-    Launcher,
-    Store,
-    TryAgain,
-    as_json,
-    load_statements,
-    parse_batch,
-)
+from deslaunch.ledger.place import parse_batch
+from deslaunch.ledger.store import TELL_AFTER, Launcher, Store, TryAgain, as_json, load_statements
 from deslaunch.model import printed, utc
 
 BELIEVE_AFTER: Final = 15.0

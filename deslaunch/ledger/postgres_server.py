@@ -16,7 +16,8 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from deslaunch import errors
-from deslaunch.ledger.store import VARIABLE, load_statements
+from deslaunch.ledger.place import VARIABLE
+from deslaunch.ledger.store import load_statements
 from deslaunch.model import as_word, printed
 
 T = TypeVar("T")

@@ -29,14 +29,7 @@ from urllib.parse import quote
 
 from deslaunch import errors
 from deslaunch.ledger.known_runs import KnownRuns
-from deslaunch.ledger.store import (
-    TELL_AFTER,
-    Launcher,
-    Store,
-    as_json,
-    load_statements,
-    storable,
-)
+from deslaunch.ledger.store import TELL_AFTER, Launcher, Store, as_json, load_statements, storable
 from deslaunch.model import as_word, place_word, printed, utc
 
 APPLICATION_ID: Final = 0x4445534C  # "DESL"

@@ -1,8 +1,7 @@
-"""What a ledger asks of the database that it is in, and how the place of a ledger is written.
+"""What a ledger asks of the database that it is in.
 
-A place is a path, or a libpq URL and ``#batch``; ``#batch`` alone takes the URL from the variable
-``DESLAUNCH_LEDGER``. A store speaks in named statements: those of ``queries.sql`` serve every
-database, but for the ones that another needs in a form of its own.
+A store speaks in named statements: those of ``queries.sql`` serve every database, but for the ones
+that another needs in a form of its own.
 """
 
 import os
@@ -13,31 +12,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Self
-from urllib.parse import unquote
+
+import orjson
 
 from deslaunch import errors
-
-VARIABLE: Final = "DESLAUNCH_LEDGER"
 
 TELL_AFTER: Final = 5.0
 """Seconds after which a wait for the database is told."""
 
 TEXT_LIMIT: Final = 4096
 """Characters that are kept of what DES or a person said."""
-
-_URL: Final = re.compile(r"postgres(ql)?://")
-_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,100}")
-
-# As libpq reads it: what is before the first "@" is the user's, unless "/" comes first.
-_HOST: Final = r"(?:\[[^]]*\]|[^]/@?:,[]*)(?::\d*)?"
-_PARTS: Final = re.compile(
-    r"postgres(?:ql)?://(?:(?P<user>[^/@:]*)(?P<password>:[^/@]*)?@)?"
-    rf"(?P<rest>{_HOST}(?:,{_HOST})*(?:/[^@?]*)?)(?:\?(?P<query>.*))?"
-)
-_SECRET: Final = re.compile(r"password|secret|scram_.*_key", re.IGNORECASE)
-_MISTYPED: Final = re.compile(
-    r"[a-z][a-z0-9+.-]*:/|postgres(ql)?\b.*@|.*:.*@.*#|.*password\s*=", re.IGNORECASE
-)
 
 
 class Launcher(NamedTuple):
@@ -239,8 +223,6 @@ def load_statements(name: str) -> dict[str, str]:
 
 def as_json(value: Any) -> str:
     """Return JSON as statements take it; texts must be such as ``storable`` gives them."""
-    import orjson  # noqa: PLC0415  # not needed for --help
-
     return orjson.dumps(value).decode()
 
 
@@ -248,125 +230,3 @@ def storable(text: str) -> str:
     """Return a text that a database takes: no lone surrogates or NULs, at most 4,096 characters."""
     text = text[:TEXT_LIMIT].replace("\0", "\\0")
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
-
-
-# Places.
-
-
-class SharedPlace(NamedTuple):
-    """A batch in a database that several machines reach.
-
-    Attributes:
-        url: for libpq; it may hold a password.
-        batch: the batch's name; ``""`` where none was named.
-        shown: the place as it is printed: a word that works on a command line, where the
-            variable is set if it begins with ``#``.
-    """
-
-    url: str
-    batch: str
-    shown: str
-
-    @property
-    def database(self) -> str:
-        """The database as it is printed."""
-        return self.shown.partition("#")[0] or VARIABLE
-
-
-def is_shared(place: str) -> bool:
-    """Return True if a place is a batch in a database, not a path."""
-    return place.startswith("#") or _URL.match(place) is not None
-
-
-def refuse_mistyped(place: str) -> None:
-    """Refuse a place that is neither a path nor a URL as it must be; it is not repeated.
-
-    Raises:
-        ConfigurationError: a password could stand in it, where nobody would look for one.
-    """
-    url = place.partition("#")[0]
-
-    if not (_PARTS.fullmatch(url) if _URL.match(place) else _MISTYPED.match(place) is None):
-        raise errors.ConfigurationError(
-            f"the ledger, by LEDGER or {VARIABLE}, is neither a path nor a URL that libpq takes: "
-            "expected postgresql://user@host:port/database#NAME",
-            hint="in a name or password write @ : / ? # % as %40 %3A %2F %3F %23 %25; "
-            "a path with such signs: ./PATH",
-        )
-
-
-def parse_place(place: str) -> SharedPlace:
-    """Return what a URL with ``#batch``, or ``#batch`` alone, means.
-
-    Raises:
-        ConfigurationError: there is no URL, or the batch's name is none.
-    """
-    url, _, batch = place.partition("#")
-    known, _, known_batch = os.environ.get(VARIABLE, "").partition("#")
-
-    if not url and not _URL.match(known):
-        raise errors.ConfigurationError(
-            f"{place}: names a batch, and no database: {VARIABLE} is not set to a URL",
-            hint=f"set {VARIABLE} to postgresql://user@host/database, or write URL{place}",
-        )
-
-    refuse_mistyped(url or known)
-
-    for name in (batch, *(() if url else [known_batch])):
-        if name and not _NAME.fullmatch(name):
-            # With "#" in a password, its end would stand here.
-            told = "what follows the URL's first #" if re.search("[@:/?]", name) else repr(name)
-            raise errors.ConfigurationError(
-                f"{told} is no name of a batch: expected 1 to 100 letters, digits, '.', '_' or '-'",
-                hint="write it behind the URL: postgresql://user@host/database#night; # in a "
-                "password as %23",
-            )
-
-    hides = not url or (url == known and has_password(url))
-    return SharedPlace(url or known, batch, f"#{batch}" if hides else f"{_bare(url)}#{batch}")
-
-
-def parse_batch(place: str) -> SharedPlace:
-    """Return what :func:`parse_place` does, of a place that must name a batch.
-
-    Raises:
-        ConfigurationError: as there; or it names none.
-    """
-    found = parse_place(place)
-
-    if not found.batch:
-        raise errors.ConfigurationError(
-            f"{found.database}: names a database, and no batch of it",
-            hint="add #NAME; its batches: deslaunch status with the URL alone",
-        )
-
-    return found
-
-
-def has_password(url: str) -> bool:
-    """Return True if a URL holds a password, or another secret.
-
-    Raises:
-        ConfigurationError: it is no URL; a password could stand anywhere in it.
-    """
-    refuse_mistyped(url)
-    url = url.partition("#")[0].removesuffix("?")
-    return _bare(url) != url
-
-
-def _bare(url: str) -> str:
-    """Return a URL without what is secret."""
-    found = _PARTS.fullmatch(url)
-
-    if found is None:  # a batch's name alone
-        return url
-
-    user = "" if found["user"] is None else f"{found['user']}@"
-    said = (found["query"] or "").split("&")
-    query = "&".join(one for one in said if not _SECRET.search(unquote(one.partition("=")[0])))
-    return f"{url.partition('//')[0]}//{user}{found['rest']}{f'?{query}' if query else ''}"
-
-
-def name_of(place: str) -> str:
-    """Return what files about a batch are named after: ``night`` for ``night.ledger.db``."""
-    return place.partition("#")[2] if is_shared(place) else place.removesuffix(".ledger.db")
