@@ -235,7 +235,7 @@ def test_what_is_refused_beside_a_launcher_sends_nothing(night: Night) -> None:
     assert night.place.wait_for_runs(first, ALL)
     alone = night.call("resume", night.ledger, "--yes")
     consent = night.call("resume", night.ledger, "--join", "--retry-unknown", "--yes")
-    who = f"another launcher is at work on it: process {first.pid} on {socket.gethostname()}, since"
+    who = f"another launcher is at work on it: process {first.pid} on {socket.gethostname()} since"
 
     assert (alone.code, who in alone.err, "--join" in alone.err) == (8, True, True)
     assert (consent.code, "other launchers are at work" in consent.err) == (2, True)

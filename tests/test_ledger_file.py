@@ -243,7 +243,7 @@ class TestOneLauncher:
     async def test_a_second_one_is_told_who_is_at_work(self, place: Path) -> None:
         first = at_work(place, "ledger = await make(place)\nawait ledger.begin_session(session())")
 
-        with pytest.raises(LedgerLocked, match=rf"process {first.pid} on .*, since 2026-11-18T"):
+        with pytest.raises(LedgerLocked, match=rf"process {first.pid} on .* since 2026-11-18T"):
             await take_ledger(str(place))
 
         async with await open_ledger(str(place)) as reader:

@@ -139,9 +139,8 @@ def stop_line(stop: events.Stop) -> str:
 
 def launcher_line(launcher: "Launcher") -> str:
     """Return who is at work on a batch."""
-    since = "" if launcher.since_ms is None else f" since {utc(launcher.since_ms)}"
     open_rows = "" if launcher.in_flight is None else f", {launcher.in_flight:,} in flight"
-    return f"at work: process {launcher.pid} on {launcher.host}{since}{open_rows}"
+    return f"at work: {launcher}{open_rows}"
 
 
 def duration(seconds: float) -> str:

@@ -26,7 +26,7 @@ from deslaunch import errors
 from deslaunch.ledger import postgres_server as server
 from deslaunch.ledger.place import parse_batch
 from deslaunch.ledger.store import TELL_AFTER, Launcher, Store, TryAgain, as_json, load_statements
-from deslaunch.model import printed, utc
+from deslaunch.model import printed
 
 BELIEVE_AFTER: Final = 15.0
 """Seconds after which a launcher without its lock is taken for dead, beside others at work."""
@@ -196,7 +196,7 @@ class PostgresStore(Store):
                     if joins or not (others := self.launchers()):
                         self._take_number()
                     elif time.monotonic() > latest:
-                        told = ", ".join(map(_describe, others))
+                        told = ", ".join(map(str, others))
                         raise errors.LedgerLocked(
                             f"{self.place}: another launcher is at work on it: {told}",
                             hint="wait until it ends, or send rows beside it with --join",
@@ -557,8 +557,3 @@ def _translate(statement: str) -> str:
 
 def _numbered(parameters: Sequence[Any]) -> dict[str, Any]:
     return {str(number): value for number, value in enumerate(parameters, 1)}
-
-
-def _describe(launcher: Launcher) -> str:
-    since = "" if launcher.since_ms is None else f", since {utc(launcher.since_ms)}"
-    return f"process {launcher.pid or '?'} on {launcher.host or '?'}{since}"

@@ -30,7 +30,7 @@ from urllib.parse import quote
 from deslaunch import errors
 from deslaunch.ledger.known_runs import KnownRuns
 from deslaunch.ledger.store import TELL_AFTER, Launcher, Store, as_json, load_statements, storable
-from deslaunch.model import as_word, place_word, printed, utc
+from deslaunch.model import as_word, place_word, printed
 
 APPLICATION_ID: Final = 0x4445534C  # "DESL"
 SCHEMA_VERSION: Final = 1
@@ -475,7 +475,7 @@ def _locked(place: str) -> Iterator[str]:
 
     if not _take_lock(place):
         raise errors.LedgerLocked(
-            f"{place}: another launcher is at work on it: {_describe_launcher(place)}",
+            f"{place}: another launcher is at work on it: {_find_launcher(place)}",
             hint="wait until it ends",
         )
 
@@ -485,16 +485,14 @@ def _locked(place: str) -> Iterator[str]:
         stack.pop_all()
 
 
-def _describe_launcher(place: str) -> str:
-    """Say who holds the lock: the ledger knows more than the lock, which a container may hide."""
-    pid, host, ms = find_holder(place), "", None
+def _find_launcher(place: str) -> Launcher:
+    """Return who holds the lock: the ledger knows more than the lock, which a container may hide."""
+    found = [Launcher(find_holder(place) or 0, socket.gethostname(), None)]
 
     with suppress(errors.LedgerError), closing(_connect(place, "ro")) as connection:
-        for launcher in SqliteStore(place, connection).launchers():
-            pid, host, ms, _ = launcher
+        found += [one for one in SqliteStore(place, connection).launchers() if one.host]
 
-    told = f"process {pid or '?'} on {host or socket.gethostname()}"
-    return told if ms is None else f"{told}, since {utc(ms)}"
+    return found[-1]
 
 
 def _take_lock(place: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Self
 import orjson
 
 from deslaunch import errors
+from deslaunch.model import utc
 
 TELL_AFTER: Final = 5.0
 """Seconds after which a wait for the database is told."""
@@ -38,6 +39,10 @@ class Launcher(NamedTuple):
     host: str
     since_ms: int | None
     in_flight: int | None = None
+
+    def __str__(self) -> str:
+        since = "" if self.since_ms is None else f" since {utc(self.since_ms)}"
+        return f"process {self.pid or '?'} on {self.host or '?'}{since}"
 
 
 class TryAgain(errors.LedgerWriteFailed):
