@@ -7,8 +7,8 @@ its database lets the other act, or the connection break, at one exact statement
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import wait
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
@@ -17,9 +17,10 @@ import psycopg
 import pytest
 from ledgers import Hands, ask, checked, make, outcome, send, session, states
 
-from deslaunch.errors import LedgerWriteFailed
+from deslaunch.errors import LedgerWriteFailed, ManifestError
 from deslaunch.ledger import postgres
-from deslaunch.ledger.ledger import take_ledger
+from deslaunch.ledger.changes import Finding
+from deslaunch.ledger.ledger import open_ledger, take_ledger
 from deslaunch.model import RowState
 
 if TYPE_CHECKING:
@@ -453,6 +454,48 @@ async def test_a_row_that_a_failed_turn_held_is_passed_over_and_found_again(plac
         found = [*looked.starts, *(await other.exchange([], {"default": 2})).starts]
 
         assert (taken, [start.row for start in found]) == ([3, 4], [1, 2])
+
+
+# A person beside a launcher.
+
+
+async def test_a_finding_is_never_about_what_a_launcher_sends_that_begins_meanwhile(
+    place: str,
+) -> None:
+    ledger = await make(place, 1)
+    await ledger.begin_session(session())
+    await ledger.exchange([], {"default": 1})
+    await ledger.aclose()
+
+    async def begin() -> tuple[Ledger, int]:
+        other = await launcher(place, retry_unknown=True)
+        return other, len((await other.exchange([], {"default": 1})).starts)
+
+    async with await open_ledger(place) as person:
+        store = store_of(person)
+        launchers, waits = store.launchers, "SELECT 1 FROM pg_locks WHERE NOT granted"
+
+        with ThreadPoolExecutor(1) as pool:
+
+            def look() -> Any:
+                found = launchers()
+                begun.append(pool.submit(asyncio.run, begin()))
+
+                while not (begun[0].done() or ask(place, waits)):
+                    wait(begun, 0.01)
+
+                return found
+
+            begun: list[Future[tuple[Ledger, int]]] = []
+            store.launchers = look
+
+            with suppress(ManifestError):
+                await person.resolve([Finding("k1", "notStarted")], early=True)
+
+            other, sent = await asyncio.wrap_future(begun[0])
+
+    async with other:
+        assert (sent, len((await other.exchange([], {"default": 1})).starts)) == (1, 0)
 
 
 # How a launcher begins.

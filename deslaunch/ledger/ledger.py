@@ -598,6 +598,7 @@ class Ledger(Reader):
         with self._store.writing() as store:
 
             def take() -> changes.Resolved:
+                store.run("lock_batch")  # no launcher begins, and takes for unknown what is open
                 now, open_state = self._now(), self._open_state()
                 return changes.resolve(store, found, now, open_state=open_state, early=early)
 
