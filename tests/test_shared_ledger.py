@@ -16,8 +16,9 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from ledgers import Hands, ask, checked, make, outcome, send, session, states
+from postgres import wait_until
 
-from deslaunch.errors import LedgerWriteFailed, ManifestError
+from deslaunch.errors import LedgerMissing, LedgerWriteFailed, ManifestError
 from deslaunch.ledger import postgres
 from deslaunch.ledger.changes import Finding
 from deslaunch.ledger.ledger import open_ledger, take_ledger
@@ -25,6 +26,8 @@ from deslaunch.model import RowState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from postgres import Server
 
     from deslaunch.ledger.ledger import Ledger
     from deslaunch.ledger.store import TryAgain
@@ -524,6 +527,39 @@ async def test_whoever_joins_waits_for_a_transaction_that_takes_long(
 
     async with await joining as ledger:
         assert len((await ledger.exchange([], {"default": 4})).starts) == 4
+
+
+async def test_a_launcher_goes_on_while_a_transaction_of_the_batch_takes_long(place: str) -> None:
+    await (await make(place)).aclose()
+
+    async with await launcher(place) as ledger, await launcher(place) as other:
+        between = Between(ledger)
+
+        def work() -> None:
+            cast("Any", other)._store.run("add_event", (None, 0, "pause", None, ""))
+            taken.extend(cast("Any", other)._turn([], {"default": 4}).starts)
+
+        taken: list[Any] = []
+        between.acts["COMMIT"] = lambda: other.thread.submit(work).result(10)
+        await ledger.add([checked(5)])
+
+        assert len(taken) == 4
+
+
+async def test_a_batch_that_is_removed_before_its_launcher_begins_is_missing(
+    place: str, postgres: Server
+) -> None:
+    await (await make(place)).aclose()
+
+    with psycopg.connect(place.partition("#")[0]) as owner:
+        owner.execute("SELECT deslaunch.remove_batch('night')")
+        opening = asyncio.create_task(take_ledger(place))
+        waits = "SELECT 1 FROM pg_locks WHERE NOT granted"
+        await asyncio.to_thread(wait_until, lambda: bool(postgres.sql(waits)))
+        owner.commit()
+
+    with pytest.raises(LedgerMissing):
+        await opening
 
 
 async def test_an_import_waits_for_a_person_as_long_as_that_takes(database: str) -> None:

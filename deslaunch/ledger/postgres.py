@@ -191,9 +191,10 @@ class PostgresStore(Store):
         while not self.is_launcher:
             try:
                 with self.transaction():
-                    self.run("lock_batch")  # somebody may be correcting many rows
-
-                    if joins or not (others := self.launchers()):
+                    # Somebody may be correcting many rows, or have removed it.
+                    if not self.run("lock_batch"):
+                        self._find_batch()
+                    elif joins or not (others := self.launchers()):
                         self._take_number()
                     elif time.monotonic() > latest:
                         told = ", ".join(map(str, others))

@@ -96,7 +96,8 @@ SELECT run, owner, key FROM rows_of_runs(?);
 -- Rows
 
 -- name: lock_batch
-SELECT 1 FROM batches WHERE id = this_batch() FOR UPDATE;
+-- Launchers at work write events meanwhile, which refer to it.
+SELECT 1 FROM batches WHERE id = this_batch() FOR NO KEY UPDATE;
 
 -- name: add_row
 COPY rows (number, line, key, target, job, auto, problem) FROM STDIN;
