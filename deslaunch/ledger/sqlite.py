@@ -486,7 +486,7 @@ def _locked(place: str) -> Iterator[str]:
 
 
 def _find_launcher(place: str) -> Launcher:
-    """Return who holds the lock: the ledger knows more than the lock, which a container may hide."""
+    """Return who holds the lock; the ledger knows more than that, which a container may hide."""
     found = [Launcher(find_holder(place) or 0, socket.gethostname(), None)]
 
     with suppress(errors.LedgerError), closing(_connect(place, "ro")) as connection:
