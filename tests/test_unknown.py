@@ -185,6 +185,19 @@ class TestChanges:
             turn = await ledger.exchange([], {"default": 1})
             assert (turn.starts, turn.due) == ([], {"default": None})
 
+    async def test_one_that_is_taken_back_holds_back_a_row_that_waits(
+        self, place: str, hands: Hands
+    ) -> None:
+        async with await make(place, [checked(1, "a")], hands) as ledger:
+            await ledger.begin_session(session())
+            await send(ledger, "unknown")
+            await ledger.resolve([found("a", "notStarted")], early=True)
+            await send(ledger, "unsent")  # it waits to be sent again
+            await ledger.resolve([found("a", "unknown")], early=True)
+
+            turn = await ledger.exchange([], {"default": 1})
+            assert (turn.starts, turn.due) == ([], {"default": None})
+
     async def test_an_outcome_ends_its_attempt_once(self, ledger: Ledger, place: str) -> None:
         [start] = (await ledger.exchange([], {"default": 1})).starts
         await ledger.exchange([outcome(start, "started")], {})

@@ -321,6 +321,7 @@ def resolve(
     resolutions = [(row, last, now, *f[1:3], storable(f.note)) for f, row, last, _ in new]
     store.many("keep_resolution", resolutions)
     derive_states(store, rows)
+    store.many("withhold", [(row,) for f, row, *_ in new if f.verdict == "unknown"])
     return Resolved(len(new), same, ())
 
 

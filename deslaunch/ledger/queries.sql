@@ -370,6 +370,10 @@ UPDATE attempt SET (finding, found_run) = (
 )
 WHERE row = ?1 AND result IN ('unknown', 'failed', 'retry');
 
+-- name: withhold
+-- A row that is in doubt again waits for a consent, though a launcher at work may have had it waiting.
+UPDATE state SET due_ms = NULL WHERE row = ? AND state = 'unknown';
+
 -- name: keep_resolution
 INSERT INTO resolution (row, attempt, at_ms, finding, job_run_id, note) VALUES (?, ?, ?, ?, ?, ?);
 
