@@ -214,15 +214,19 @@ def correct_rows(
 
     if not problems:
         made = (now, storable(file))
+        said = [(row.row.target, row.row.job_id) for row, _ in replaced]
+        jobs = {job: _write_job(store, *job) for job in dict.fromkeys(said)}
+        kept = [(match.number, match.last_attempt) for _, match in replaced]
+        narrow = [
+            (m.number, *jobs[job], row.auto) for (row, m), job in zip(replaced, said, strict=True)
+        ]
+        wide = [(match.number, row.digest, row.body, row.says) for row, match in replaced]
 
-        for row, match in replaced:
-            number, last = match.number, match.last_attempt
-            job = _write_job(store, row.row.target, row.row.job_id)
-            store.run("keep_correction", (number, last, *made))
-            store.run("replace_row", (number, *job, row.auto))
-            store.run("replace_content", (number, row.digest, row.body, row.says))
-            store.run("forget_attempts", (number, last))
-
+        # All of each kind at once: a statement for every row would wait for the server's reply.
+        store.many("keep_correction", [(*known, *made) for known in kept])
+        store.many("replace_row", narrow)
+        store.many("replace_content", wide)
+        store.many("forget_attempts", kept)
         derive_states(store, (match.number for _, match in replaced))
         [(last,)] = store.fetch("last_row")
         write_rows(store, added, last + 1)
