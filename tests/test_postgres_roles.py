@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from commands import call
 from postgres import PASSWORD
-from stage import fault, invalid_row, row, workplace
+from stage import ended, fault, invalid_row, row, workplace
 
 import deslaunch
 
@@ -137,9 +137,9 @@ def test_a_reader_may_read_also_who_is_at_work_and_write_nothing(
 
     assert f"at work: process {launcher.pid} on " in listed.out
     assert database["batches"][0]["launchers"] == 1
-    assert [ended.returncode for ended in refused] == [7] * 3
-    assert all("deslaunch help postgres" in ended.stderr for ended in refused)
-    assert [ended.returncode for ended in reading] == [0] * 4
+    assert [one.returncode for one in refused] == [7] * 3
+    assert all("deslaunch help postgres" in one.stderr for one in refused)
+    assert [one.returncode for one in reading] == [0] * 4
 
 
 def test_the_view_may_be_read_without_the_tables(exports: Database) -> None:
@@ -231,7 +231,8 @@ def test_a_batch_at_work_is_not_removed(exports: Database, tmp_path: Path) -> No
             exports.sql(REMOVE)
 
         place.portal.call(place.simulator.release)
-        assert launcher.wait(60) == 0, launcher.communicate()
+        done = ended(launcher)
+        assert done.returncode == 0, done
 
     exports.sql(REMOVE)
     assert call("status", ledger).code == 7
