@@ -13,6 +13,7 @@ from batches import BEGAN, STARTED, Said, write_batch
 from ledgers import ask
 
 from deslaunch.cli.render import log_line
+from deslaunch.errors import ManifestError
 from deslaunch.ledger.changes import Finding
 from deslaunch.ledger.ledger import open_ledger
 from deslaunch.model import utc
@@ -156,3 +157,14 @@ def test_the_view_of_users(both: Both) -> None:
     found = ask(both.file, "SELECT sent_utc, answered_utc FROM results ORDER BY row")
     assert [tuple(at and utc(round(at.timestamp() * 1000)) for at in row) for row in times] == found
     assert times[0][0].timestamp() > BEGAN
+
+
+@pytest.mark.parametrize("key", ["\udcff", "a\0b", "k" * 5000])
+async def test_a_key_that_no_row_can_have_is_no_key_of_the_batch(both: Both, key: str) -> None:
+    async def look(ledger: Ledger) -> Any:
+        with pytest.raises(ManifestError, match="is no key of the batch"):
+            await ledger.resolve([Finding(key, "started", "\udcff")])
+
+        return [portion async for portion in ledger.results(keys=[key])]
+
+    assert await both.read(look) == ([], [])

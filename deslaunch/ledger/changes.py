@@ -298,8 +298,11 @@ def resolve(
     store: Store, findings: Sequence[Finding], now: int, *, open_state: str, early: bool
 ) -> Resolved:
     """Take findings, all or none, inside a transaction; see :meth:`Ledger.resolve`."""
-    said = json.dumps([(*f[:3], model.is_guid(f.job_run_id)) for f in findings])
-    known = store.fetch("look_at_findings", {"findings": said, "open": open_state})
+    said = [
+        (*(text and storable(text, None) for text in f[:3]), model.is_guid(f.job_run_id))
+        for f in findings
+    ]
+    known = store.fetch("look_at_findings", {"findings": as_json(said), "open": open_state})
     pairs = list(zip(findings, known, strict=True))
 
     if problems := [f"{f.key!r} {problem}" for f, (*_, problem) in pairs if problem]:

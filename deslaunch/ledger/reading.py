@@ -15,7 +15,7 @@ from functools import partial, wraps
 from typing import Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, Self, TypeVar
 
 from deslaunch.events import Counts, Plan, PlannedJob, Stop, StopReason, Summary, WatchSummary
-from deslaunch.ledger.store import Launcher, Store, as_json
+from deslaunch.ledger.store import Launcher, Store, as_json, storable
 from deslaunch.model import Job, JobParameter, RowState, Start
 
 PORTION: Final = 512
@@ -411,7 +411,8 @@ class Reader:
         return self._portions("sendable", Start, rejected=retry_rejected, unknown=retry_unknown)
 
     async def _find(self, keys: Sequence[str]) -> Sequence[int]:
-        found = await self.query("rows_by_number", (json.dumps(list(keys)),))
+        known = [storable(key, None) for key in keys]  # a command line may say anything
+        found = await self.query("rows_by_number", (as_json(known),))
         return [number for (number,) in found]
 
     def unknown_rows(self) -> AsyncIterator[list[UnknownRow]]:

@@ -231,7 +231,7 @@ def as_json(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-def storable(text: str) -> str:
-    """Return a text that a database takes: no lone surrogates or NULs, at most 4,096 characters."""
-    text = text[:TEXT_LIMIT].replace("\0", "\\0")
+def storable(text: str, limit: int | None = TEXT_LIMIT) -> str:
+    """Return a text that a database takes: no lone surrogates or NULs, cut to ``limit``."""
+    text = text[:limit].replace("\0", "\\0")
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
