@@ -250,6 +250,12 @@ class TestDatabase:
             f"{database}#night", "permission denied for schema deslaunch", GRANTS
         )
 
+    def test_with_an_empty_schema_that_the_role_owns(self, database: str, postgres: Server) -> None:
+        postgres.sql(f"ALTER DATABASE {database.rpartition('/')[2]} OWNER TO {SUPERUSER}")
+        postgres.sql(f"CREATE SCHEMA deslaunch AUTHORIZATION {LAUNCHER}", database=database)
+
+        assert call("upgrade", database) == Ended(0, "", f"{database}: {MADE}\n")
+
     def test_in_which_the_role_may_do_nothing(self, database: str, postgres: Server) -> None:
         assert call("upgrade", database).code == 0
         denied = "REVOKE ALL ON {} FROM launcher"

@@ -4,7 +4,12 @@
 -- singular shows the batch that a connection is about (the setting deslaunch.batch), and what is
 -- written there belongs to it. A row's lock in "rows" is the right to change what becomes of it.
 
-CREATE SCHEMA deslaunch;
+DO $$ BEGIN
+  IF to_regnamespace('deslaunch') IS NULL THEN  -- else an administrator made it for its owner
+    CREATE SCHEMA deslaunch;
+  END IF;
+END $$;
+
 SET LOCAL search_path = deslaunch;
 
 CREATE TABLE version (number int NOT NULL);
