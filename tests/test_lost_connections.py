@@ -15,7 +15,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any, Final
+import time
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import pytest
 from judge import Judge
@@ -409,7 +410,7 @@ def test_a_connection_that_ends_during_an_import(
 def test_a_server_that_restarts_during_a_watch(
     place: Workplace, database: str, postgres: Server
 ) -> None:
-    place.simulator.use({"finishAfter": 1})
+    cast("Any", place.simulator)._des.finish_after = 2.0
     launch = Launch(place, database, 20, "--watch", "--interval", "1")
     launch.hear("20 started; 20 attempts")
     postgres.restart("immediate")
@@ -417,6 +418,30 @@ def test_a_server_that_restarts_during_a_watch(
     summary = launch.end()
     assert (summary["exitCode"], summary["succeeded"]) == (0, 20), launch.told
     assert {line["success"] for line in launch.judge().lines} == {True}
+
+
+@pytest.mark.parametrize("seconds", ["1", "900"])
+def test_a_watch_waits_as_long_as_it_is_told_to(
+    seconds: str, place: Workplace, database: str, postgres: Server
+) -> None:
+    service = cast("Any", place.simulator)._des
+    service.finish_after = 3600.0
+    launch = Launch(place, database, 20)
+    launch.assert_complete()
+    options = ("--interval", "1", "--give-up-after", seconds)
+    launch.process = place.start("watch", launch.ledger, *options)
+    asked = "SELECT 1 FROM pg_stat_activity WHERE query LIKE '%u.finished IS NOT TRUE%'"
+    wait_until(lambda: postgres.sql(f"{asked} AND pid <> pg_backend_pid()") != [])
+    postgres.stop("immediate")
+    service.finish_after = 0.0
+    began = time.monotonic()
+
+    if seconds == "900":
+        launch.hear("the ledger can't be written")
+        launch.process.send_signal(signal.SIGINT)
+
+    done = ended(launch.process)
+    assert (done.returncode, time.monotonic() - began < 20) == (7, True), done
 
 
 class Disk:

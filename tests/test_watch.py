@@ -70,6 +70,12 @@ class RunsLedger:
         self.recorded: list[tuple[str, RunStatus | str]] = []
         self.fails = False
 
+    def wait_up_to(self, seconds: float) -> None:
+        """It waits for nothing."""
+
+    def give_up(self, *, at_once: bool = False) -> None:
+        """It waits for nothing."""
+
     async def runs_to_ask(self, after: int) -> list[RunToAsk]:
         return [run for run in self.runs if run.row > after][:PORTION]
 

@@ -77,6 +77,8 @@ class Watch(Loop):
             Exception: whatever a listener or a faulty client raised.
         """
         began = self.clock.now()
+        self.ledger.on_wait = lambda text: self._tell(events.Noted(text, is_warning=True))
+        self.ledger.wait_up_to(self.settings.give_up_after)
 
         if (seconds := self.settings.watch_timeout) is not None:
             stop = Stop(StopReason.OUT_OF_TIME, f"watched for {seconds:g} s")
@@ -141,6 +143,7 @@ class Watch(Loop):
         """End the watch. Questions in flight are given up: to ask again costs nothing."""
         if stop is not None:
             self._note_stop(stop)
+            self.ledger.give_up(at_once=True)
 
         self._is_draining = True
         self._workers.cancel_busy()

@@ -271,8 +271,7 @@ class Ledger(Reader):
             LedgerDamaged: a row's body does not fit its digest. As above; the same claims will
                 meet it again.
         """
-        loop = asyncio.get_running_loop()
-        self._store.on_wait = lambda text: loop.call_soon_threadsafe(self.on_wait, text)
+        self._tell_waits()
         return await run_in(self.thread, self._turn, outcomes, claims, drop=self._hand_back)
 
     def _hand_back(self, turn: Exchange) -> None:
@@ -497,6 +496,15 @@ class Ledger(Reader):
 
         self._durably(end)
         self._store.session = 0
+
+    def wait_up_to(self, seconds: float) -> None:
+        """Wait for the database for so long; a session has its own setting for that."""
+        self._store.give_up_after = seconds
+        self._tell_waits()
+
+    def _tell_waits(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._store.on_wait = lambda text: loop.call_soon_threadsafe(self.on_wait, text)
 
     def give_up(self, *, at_once: bool = False) -> None:
         """Wait for the database no longer, where a turn does; as :meth:`Store.give_up`."""
