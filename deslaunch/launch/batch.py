@@ -35,8 +35,8 @@ from deslaunch.settings import OPTIONS, Settings
 
 Clients = DesClient | Mapping[str, DesClient]
 
-LOOK_EVERY: Final = 1.0
-"""Seconds between two looks whether another process has imported the batch."""
+LONGEST_LOOK: Final = 2.0
+"""Seconds between two looks whether another process has imported the batch, at most."""
 
 
 class Options(TypedDict, total=False):
@@ -109,7 +109,7 @@ async def _begin(
     stack: AsyncExitStack, source: Source, place: str, setup: Setup, *, resume: bool
 ) -> Batch:
     """Go on with a batch, where that is wanted and there is one; else import it."""
-    is_told = False
+    is_told, wait = False, 0.1
 
     while True:
         if resume and (taken := await _take_if_begun(stack, place, setup)):
@@ -129,7 +129,8 @@ async def _begin(
                 setup.emit(Noted(f"{exc}; waiting for that"))
                 is_told = True
 
-            await asyncio.sleep(LOOK_EVERY)
+            await asyncio.sleep(wait)
+            wait = min(1.5 * wait, LONGEST_LOOK)
 
 
 async def _take_if_begun(stack: AsyncExitStack, place: str, setup: Setup) -> Ledger | None:
