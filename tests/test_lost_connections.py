@@ -252,8 +252,10 @@ def test_packets_that_are_dropped(request: pytest.FixtureRequest) -> None:
 
     missing = [name for name in ("unshare", "ip", "nft") if shutil.which(name) is None]
 
-    if missing or os.geteuid():
-        pytest.skip(f"a network of its own needs root, and {', '.join(missing) or 'no more'}")
+    probe = ["unshare", "--net", "nft", "add", "table", "inet", "probe"]
+
+    if missing or os.geteuid() or subprocess.run(probe, check=False).returncode:
+        pytest.skip(f"a network of its own needs root's rights, and {', '.join(missing) or 'nft'}")
 
     inner = f"ip link set lo up && exec {sys.executable} -m pytest -q '{request.node.nodeid}'"
     done = subprocess.run(
