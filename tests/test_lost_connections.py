@@ -446,6 +446,19 @@ def test_a_watch_waits_as_long_as_it_is_told_to(
     assert (done.returncode, time.monotonic() - began < 20) == (7, True), done
 
 
+def test_the_driver_says_nothing_by_itself(database: str) -> None:
+    code = (
+        "import sys; from contextlib import suppress; import psycopg\n"
+        "from deslaunch.ledger.postgres_server import connect\n"
+        "with suppress(psycopg.Error), (it := connect(sys.argv[1], '')).pipeline():\n"
+        "    it.execute('SELECT pg_terminate_backend(pg_backend_pid())').fetchall()\n"
+    )
+    words = [sys.executable, "-c", code, database]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+
+    assert (done.stdout, done.stderr) == ("", "")
+
+
 class Disk:
     """A small disk of the server's own, where the attempts of a database lie."""
 

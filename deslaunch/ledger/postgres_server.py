@@ -3,6 +3,7 @@
 What would lose a commit without a word is refused: a pooler, a server that does not sync.
 """
 
+import logging
 import os
 import re
 import socket
@@ -21,6 +22,9 @@ from deslaunch.ledger.store import load_statements
 from deslaunch.model import as_word, printed
 
 T = TypeVar("T")
+
+# Of a connection that is lost it tells on stderr, unless its user listens to it.
+logging.getLogger("psycopg").addHandler(logging.NullHandler())
 
 SCHEMA_VERSION: Final = 1
 
