@@ -149,12 +149,12 @@ async def test_how_it_stands(both: Both) -> None:
 
 def test_the_view_of_users(both: Both) -> None:
     columns = "batch, key, row, target, job_id, job_name, state, job_run_id, attempts, status"
-    more = "error, finished, success, status_text, finished_utc, output_files"
+    more = "error, finished, success, status_text, output_files"
     query = f"SELECT {columns}, {more}, possible_duplicate FROM results ORDER BY row"
     assert ask(both.file, query) == ask(both.shared, query)
 
-    times = ask(both.shared, "SELECT sent_utc, answered_utc FROM results ORDER BY row")
-    found = ask(both.file, "SELECT sent_utc, answered_utc FROM results ORDER BY row")
+    query = "SELECT sent_utc, answered_utc, finished_utc FROM results ORDER BY row"
+    times, found = ask(both.shared, query), ask(both.file, query)
     assert [tuple(at and utc(round(at.timestamp() * 1000)) for at in row) for row in times] == found
     assert times[0][0].timestamp() > BEGAN
 

@@ -112,17 +112,20 @@ async def _begin(
     is_told, wait = False, 0.1
 
     while True:
-        if resume and (taken := await _take_if_begun(stack, place, setup)):
-            await _check_same(taken, source, setup.settings)
-            return await _go_on(taken, setup, rows=source)
-
         try:
+            if resume and (taken := await _take_if_begun(stack, place, setup)):
+                await _check_same(taken, source, setup.settings)
+                return await _go_on(taken, setup, rows=source)
+
             return await _import(stack, source, place, setup)
         except errors.LedgerExists:  # another launcher has just imported it
             if not setup.joins:
                 raise
-        except errors.LedgerLocked as exc:
-            if not setup.joins:
+        except errors.LedgerError as exc:
+            # One that waits for an import waits for a server that is away as well.
+            is_away = is_told and type(exc) is errors.LedgerError
+
+            if not (setup.joins and (is_away or isinstance(exc, errors.LedgerLocked))):
                 raise
 
             if not is_told:

@@ -38,7 +38,10 @@ LONGEST_WAIT: Final = 2.0
 """Seconds between two tries to have a connection again, at most."""
 
 LONGEST_SILENCE: Final = 75.0
-"""Seconds for which a launcher bears that the server says nothing: more than a statement takes."""
+"""Seconds of a transaction in which the server may say nothing: more than a statement takes."""
+
+LONGEST_READ: Final = 600.0
+"""The same between transactions, where all rows are read."""
 
 # A launcher that is stopped in the middle of a transaction keeps rows from others for so long.
 _BEGIN: Final = (
@@ -417,7 +420,7 @@ class PostgresStore(Store):
             self.on_wait(f"the ledger can't be written, nothing is sent meanwhile: {why}")
             self._is_told = True
 
-    def _bear_silence(self, seconds: float) -> None:
+    def _end_if_silent(self, seconds: float) -> None:
         """End a connection on which the server has been silent for too long; not an import's."""
         if not self._is_writer:
             return
@@ -425,7 +428,11 @@ class PostgresStore(Store):
         why = f"{self.place}: the server has not responded for {seconds:.0f} s"
         self._tell_wait(seconds, why)
 
-        if seconds >= max(TELL_AFTER, min(LONGEST_SILENCE, self.give_up_after)):
+        # A plan or a count of millions of rows is one statement, and takes its time.
+        is_short = self._is_in_transaction or not self.give_up_after
+        longest = min(LONGEST_SILENCE, self.give_up_after) if is_short else LONGEST_READ
+
+        if seconds >= max(TELL_AFTER, longest):
             self._failing_since = self._failing_since or time.monotonic() - seconds
             self._connection.close()
             raise TryAgain(why, hint="look at the server, and at what is between")
@@ -433,7 +440,7 @@ class PostgresStore(Store):
     def _connect(self) -> server.Server:
         """Connect; return which server it is."""
         self._connection = server.connect(self._url, self.place)
-        self._connection.on_silence = self._bear_silence
+        self._connection.on_silence = self._end_if_silent
 
         with self._closed_if_it_fails(), self._translated():
             return server.identify(self._connection)

@@ -224,7 +224,10 @@ FROM batches b ORDER BY id DESC;
 SELECT
   v.batch, v.key, v.row, v.target, v.job_id, v.job_name, v.now, v.job_run_id, v.attempts, v.status, v.error,
   v.possible_duplicate::int, utc(v.sent_utc), utc(v.answered_utc),
-  v.finished::int, v.success::int, v.status_text, v.finished_utc, v.output_files,
+  v.finished::int, v.success::int, v.status_text,
+  -- As DES spells it.
+  CASE WHEN v.finished IS NOT NULL THEN (SELECT u.finished_utc FROM run u WHERE u.row = v.row ORDER BY u.attempt DESC LIMIT 1) END,
+  v.output_files,
   CASE WHEN :with_rows THEN (SELECT c.says FROM content c WHERE c.row = v.row) END
 FROM (
   SELECT *, CASE r.state WHEN 'sending' THEN :open ELSE r.state END AS now

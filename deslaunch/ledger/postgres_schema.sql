@@ -218,6 +218,17 @@ CREATE VIEW event AS SELECT id, session, at_ms, kind, target, text FROM events W
 CREATE VIEW resolution AS SELECT id, row, attempt, at_ms, finding, job_run_id, note FROM resolutions WHERE batch = this_batch();
 CREATE VIEW correction AS SELECT id, row, attempt, at_ms, file, said FROM corrections WHERE batch = this_batch();
 
+CREATE FUNCTION utc(at timestamptz) RETURNS text STABLE LANGUAGE sql AS
+$$ SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') $$;
+
+-- A time as DES spells it; NULL where it is none.
+CREATE FUNCTION time_of(said text) RETURNS timestamptz STABLE LANGUAGE plpgsql SET TimeZone = 'UTC' AS $$
+BEGIN
+  RETURN said::timestamptz;
+EXCEPTION WHEN data_exception THEN
+  RETURN NULL;
+END $$;
+
 -- How every row stands. What is looked up for each row is a subquery that stays one (OFFSET 0): a new
 -- batch's attempts are in no statistics yet, and a join might hold each of its rows against all of them.
 
@@ -258,7 +269,7 @@ SELECT
   u.finished AS finished,
   u.success AS success,
   u.status_text AS status_text,
-  u.finished_utc AS finished_utc,
+  time_of(u.finished_utc) AS finished_utc,
   u.output_files AS output_files
 FROM batches b
 JOIN standings s ON s.batch = b.id
@@ -267,17 +278,6 @@ JOIN jobs j ON j.id = s.job
 LEFT JOIN LATERAL (SELECT * FROM attempts a WHERE a.batch = s.batch AND a.row = s.row AND a.number = s.shown OFFSET 0) a ON true
 LEFT JOIN LATERAL (SELECT * FROM runs u WHERE u.batch = s.batch AND u.row = s.row AND u.attempt = s.shown OFFSET 0) u
   ON s.state = 'started';
-
-CREATE FUNCTION utc(at timestamptz) RETURNS text STABLE LANGUAGE sql AS
-$$ SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') $$;
-
--- A time as DES spells it; NULL where it is none.
-CREATE FUNCTION time_of(said text) RETURNS timestamptz STABLE LANGUAGE plpgsql AS $$
-BEGIN
-  RETURN said::timestamptz;
-EXCEPTION WHEN data_exception THEN
-  RETURN NULL;
-END $$;
 
 -- A turn. A plan that reads all of a table would be kept while it grows: so here, too, what is looked
 -- up for each row is a subquery that stays one.
@@ -314,7 +314,7 @@ DECLARE
   sessions int[] := ARRAY(SELECT numbers(own));
 BEGIN
   INSERT INTO attempts AS a (batch, row, number, session, sent_ms, answered_ms, result, status, job_run_id, error, again_ms)
-  SELECT b, o.row, o.number, 0, 0, now_ms, o.result, o.status, o.job_run_id, o.error, o.again_ms
+  SELECT b, o.row, o.number, sessions[1], now_ms, now_ms, o.result, o.status, o.job_run_id, o.error, o.again_ms
   FROM (
     SELECT
       (value->>0)::int AS row, (value->>1)::int AS number, value->>2 AS result, (value->>3)::int AS status,
