@@ -26,6 +26,7 @@ from deslaunch.errors import (
     DesError,
     Interrupted,
     InvalidManifest,
+    LedgerError,
     LedgerExists,
     LedgerForeign,
     LedgerLocked,
@@ -40,6 +41,7 @@ from deslaunch.launch import launcher, session
 from deslaunch.launch.batch import check, default_ledger, preview
 from deslaunch.launch.launcher import resume_command
 from deslaunch.launch.schemas import Schemas
+from deslaunch.ledger import ledger
 from deslaunch.ledger.ledger import Ledger, open_ledger
 from deslaunch.model import AUTO as AUTO_VALUE
 from deslaunch.model import JobRunParameterValue, Outcome, Row, RowState, as_word
@@ -986,3 +988,32 @@ async def test_a_started_row_shows_the_status_of_its_response(place: Place) -> N
         await place.launch(des)
 
     assert [line.status for line in (await place.lines()).values()] == [200, 400]
+
+
+# Beside other launchers.
+
+
+async def test_one_that_waits_for_an_import_waits_for_its_server_too(
+    database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(tmp_path, f"{database}#night")
+    place.write(rows(2))
+    begin_import = ledger.begin_import
+    met = [LedgerLocked("another imports it"), LedgerError("the server is starting up")]
+
+    async def begin(*given: Any, **more: Any) -> Any:
+        if met:
+            raise met.pop(0)
+
+        return await begin_import(*given, **more)
+
+    monkeypatch.setattr(batches, "begin_import", begin)
+
+    async with service(place) as (simulator, des):
+        summary = await place.launch(des, resume=True, join=True)
+        assert (counts(summary), runs_of(simulator)) == ({"started": 2}, once([1, 2]))
+
+        met.append(LedgerError("there is no such host"))
+
+        with pytest.raises(LedgerError, match="no such host"):
+            await Place(tmp_path, f"{database}#other").launch(des, rows(1), resume=True, join=True)
