@@ -156,7 +156,7 @@ class Ledger(Reader):
         super().__init__(store, thread, clock)
         self.on_wait: Callable[[str], None] = lambda _text: None
         self.is_shared = store.is_shared
-        self._time_zero = self._wall() - clock.elapsed()
+        self._time_zero = _wall(store, clock) - clock.elapsed()
         self._places: Mapping[str, TargetInfo] = {}
         self._handed_back: list[Outcome] = []  # of starts that will not be sent
         self._in_flight: set[tuple[int, int]] = set()  # row and attempt; of a shared batch
@@ -168,9 +168,6 @@ class Ledger(Reader):
         self._targets = {name: number for number, name, *_ in targets}
         self._positions = {row[1]: row[4] for row in targets}
         [(self._last_row,)] = self._store.fetch("last_row")
-
-    def _wall(self) -> float:
-        return self._store.wall() if self._clock.wall is None else self._clock.wall()
 
     def _now(self) -> int:
         return round(1000 * (self._time_zero + self._clock.elapsed()))
@@ -207,7 +204,7 @@ class Ledger(Reader):
         store, settings = self._store, session.settings
         store.give_up_after = settings.give_up_after
         store.run("lock_batch")
-        self._time_zero = self._wall() - self._clock.elapsed()
+        self._time_zero = _wall(self._store, self._clock) - self._clock.elapsed()
         now = self._now()
         self._lose_attempts(store.lose_sessions(now, at_once=True))
         is_alone = store.is_alone()
@@ -240,7 +237,7 @@ class Ledger(Reader):
         It is believed when it has been seen for a while: after a restart of the database all
         launchers look dead until they have their connections again.
         """
-        self._time_zero = self._wall() - self._clock.elapsed()
+        self._time_zero = _wall(self._store, self._clock) - self._clock.elapsed()
         self._lose_attempts(self._store.lose_sessions(self._now(), at_once=False))
         self._store.end_turn(len(self._in_flight))
 
@@ -644,8 +641,7 @@ async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -
     def make(store: Store, thread: ThreadPoolExecutor) -> Import:
         manifest = store.path_value(batch.manifest)
         known = (store.batch_name, manifest, json.dumps(batch.options), batch.is_whole)
-        wall = store.wall() if clock.wall is None else clock.wall()
-        store.run("add_batch", (*known, round(1000 * wall)))
+        store.run("add_batch", (*known, round(1000 * _wall(store, clock))))
         return Import(store, thread, clock)
 
     return await _open(lambda: _store_of(place).create(place), make)
@@ -685,6 +681,10 @@ async def open_ledger(place: str, *, clock: Clock = _SYSTEM) -> Ledger:
         LedgerDamaged: it can't be read.
     """
     return await _open(lambda: _store_of(place).read(place), partial(Ledger, clock=clock))
+
+
+def _wall(store: Store, clock: Clock) -> float:
+    return store.wall() if clock.wall is None else clock.wall()
 
 
 def _store_of(place: str) -> type[Store]:

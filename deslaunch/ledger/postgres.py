@@ -349,7 +349,7 @@ class PostgresStore(Store):
 
     def lose_sessions(self, now: int, *, at_once: bool = True) -> Sequence[int]:
         """Note which sessions are dead; see :class:`Store`."""
-        living = [number for (number,) in self.fetch("living_sessions", (self._lock_class,))]
+        living = [number for (number,) in self.fetch("living_sessions")]
         silent = [number for (number,) in self.fetch("silent_sessions", (as_json(living),))]
         seen, self._silent = self._silent, {}
 
@@ -362,11 +362,7 @@ class PostgresStore(Store):
 
     def launchers(self) -> list[Launcher]:
         """Return who else is at work, by their locks."""
-        if self._batch is None:  # its import is not done
-            return []
-
-        found = self.fetch("launchers", (self._lock_class, self._number))
-        return [Launcher._make(known) for known in found]
+        return [Launcher._make(known) for known in self.fetch("launchers", (self._number,))]
 
     # The connection.
 
@@ -503,8 +499,7 @@ class PostgresStore(Store):
             return
 
         old, held = self.session, self._number
-        [(self._number,)] = self._ask("SELECT nextval('session_id')")
-        self._ask("SELECT pg_advisory_lock(%s, %s)", self._lock_class, self._number)
+        self._take_number()
         self.run("renew_session", (self._number, round(1000 * self.wall()), old))
         self.session, self._turns, self._counted = self._number, 0, 0
         self._earlier.append(old)

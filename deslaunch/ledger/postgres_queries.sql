@@ -27,9 +27,7 @@ UPDATE session SET turns = turns + 1, open = ?2 WHERE id = ?1 AND lost_ms IS NUL
 SELECT turns, lost_ms IS NOT NULL FROM session WHERE id = ?;
 
 -- name: living_sessions
-SELECT l.objid::int
-FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
-WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.classid = ?;
+SELECT session FROM locks WHERE batch = this_batch();
 
 -- name: silent_sessions
 -- Those that neither ended nor hold their lock.
@@ -50,12 +48,11 @@ SELECT
   coalesce(s.host, substring(c.application_name FROM '@(.*)'), host(c.client_addr), ''),
   coalesce(s.began_ms, extract(epoch FROM c.backend_start) * 1000)::bigint,
   coalesce(s.open, 0)
-FROM pg_locks l
-JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
-LEFT JOIN session s ON s.id = l.objid::int
+FROM locks l
+LEFT JOIN session s ON s.id = l.session
 LEFT JOIN pg_stat_activity c ON c.pid = l.pid
-WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.classid = ?1 AND l.objid::int <> ?2
-ORDER BY l.objid::int;
+WHERE l.batch = this_batch() AND l.session <> ?
+ORDER BY l.session;
 
 -- name: sending_rows
 SELECT row FROM attempt WHERE result IS NULL AND session = ANY (ARRAY(SELECT numbers(:dead)));
@@ -203,11 +200,9 @@ ORDER BY f.n;
 
 -- name: at_work
 SELECT DISTINCT coalesce(c.application_name, '')
-FROM pg_locks l
-JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+FROM locks l
 LEFT JOIN pg_stat_activity c ON c.pid = l.pid
-WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted
-  AND l.classid::bigint IN (SELECT ? + id FROM batches UNION SELECT ?)
+WHERE l.batch IN (SELECT id FROM batches UNION SELECT -2)
 ORDER BY 1;
 
 -- name: batches
@@ -215,8 +210,7 @@ SELECT
   name,
   (SELECT count(*) FROM rows r WHERE r.batch = b.id),
   imported_ms,
-  (SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
-   WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.classid = ? + b.id),
+  (SELECT count(*) FROM locks l WHERE l.batch = b.id),
   (SELECT exit_code FROM sessions s WHERE s.batch = b.id AND ended_ms IS NOT NULL ORDER BY ended_ms DESC LIMIT 1)
 FROM batches b ORDER BY id DESC;
 

@@ -218,6 +218,12 @@ CREATE VIEW event AS SELECT id, session, at_ms, kind, target, text FROM events W
 CREATE VIEW resolution AS SELECT id, row, attempt, at_ms, finding, job_run_id, note FROM resolutions WHERE batch = this_batch();
 CREATE VIEW correction AS SELECT id, row, attempt, at_ms, file, said FROM corrections WHERE batch = this_batch();
 
+-- The locks that launchers hold: whose session's, of which batch; -2: an import's.
+CREATE VIEW locks AS
+SELECT l.classid::bigint - 1145372672 AS batch, l.objid::bigint AS session, l.pid
+FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted;
+
 CREATE FUNCTION utc(at timestamptz) RETURNS text STABLE LANGUAGE sql AS
 $$ SELECT to_char(at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.MS"Z"') $$;
 
@@ -497,10 +503,7 @@ BEGIN
     RAISE 'there is no batch %', batch_name;
   END IF;
 
-  IF EXISTS (
-    SELECT 1 FROM pg_locks l JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
-    WHERE l.locktype = 'advisory' AND l.objsubid = 2 AND l.granted AND l.classid::bigint = 1145372672 + gone
-  ) THEN
+  IF EXISTS (SELECT 1 FROM locks WHERE batch = gone) THEN
     RAISE 'launchers are at work on batch %', batch_name;
   END IF;
 

@@ -381,8 +381,8 @@ def upgrade(url: str, place: str) -> str:
 
 def _refuse_if_at_work(connection: psycopg.Connection[Any], place: str) -> None:
     """Refuse where somebody holds the lock of a launcher, or of an import."""
-    query = load_statements("postgres_queries.sql")["at_work"].replace("?", "%s")
-    found = connection.execute(query, (LOCKS, IMPORT_LOCK)).fetchall()
+    query = load_statements("postgres_queries.sql")["at_work"]
+    found = connection.execute(query.encode()).fetchall()
 
     if found:
         told = f"{place}: launchers are at work: {', '.join(name for (name,) in found)}"
@@ -408,10 +408,10 @@ def list_batches(url: str, place: str) -> list[BatchListed]:
                 hint="make one: deslaunch run MANIFEST --ledger URL#NAME",
             )
 
-        query = load_statements("postgres_queries.sql")["batches"].replace("?", "%s")
+        query = load_statements("postgres_queries.sql")["batches"]
 
         with told_of(place):
-            found = connection.execute(query, (LOCKS,)).fetchall()
+            found = connection.execute(query.encode()).fetchall()
             return [BatchListed._make(row) for row in found]
 
 
