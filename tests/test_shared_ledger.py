@@ -184,6 +184,24 @@ async def test_a_start_that_two_turns_handed_back_ends_once(place: str) -> None:
         assert (start.row, start.attempt, found) == (1, 2, [(1, 1, "unsent"), (1, 2, None)])
 
 
+async def test_a_start_that_is_handed_back_ends_no_attempt_of_another(place: str) -> None:
+    await (await make(place)).aclose()
+
+    async with await launcher(place) as ledger, await launcher(place) as other:
+        taken: list[int] = []
+
+        def lose() -> None:
+            cut(ledger, place)()
+            meanwhile(place, other, partial(take, other, taken))()
+
+        Between(ledger).acts["COMMIT"] = lose  # rolled back: the other has its row by then
+        [start] = (await ledger.exchange([], {"default": 1})).starts
+        found = ask(place, "SELECT row, number, result FROM attempt ORDER BY row, number")
+
+        assert (taken, start.row) == ([1, 2, 3], 4)
+        assert found == [(row, 1, None) for row in (1, 2, 3, 4)]
+
+
 @pytest.mark.parametrize("moment", ["COMMIT", "committed"])
 async def test_a_connection_lost_while_a_session_begins_costs_waiting_alone(
     place: str, moment: str
