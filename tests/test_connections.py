@@ -16,6 +16,7 @@ from uuid import UUID
 import aiohttp
 import pytest
 import trustme
+from aiohttp.client_proto import ResponseHandler
 from peer import (
     JOB,
     OK,
@@ -44,6 +45,7 @@ from deslaunch.errors import (
     NotSent,
     OutcomeUnknown,
     Rejected,
+    ServerError,
     TooLate,
 )
 from deslaunch.model import Sent, StartedRun
@@ -507,6 +509,109 @@ async def test_without_the_quick_way_no_connection_is_reused(
     monkeypatch.setattr(quick, "IS_KNOWN", False)
 
     async with Peer([[OK]]).listening() as peer, client_of(peer) as client:
+        for _ in range(3):
+            await client.start(start_of())
+
+    assert peer.connections == 3
+
+
+@pytest.mark.usefixtures("quickly", "without_rest")
+@pytest.mark.parametrize(
+    ("scripts", "parsed"),
+    [
+        pytest.param([[OK]], 1, id="the same"),
+        pytest.param([[response(200, STARTED, f"X-Id: {n}")] for n in range(4)], 4, id="others"),
+        pytest.param([[OK], [response(200, STARTED + b" ")]], 2, id="of another length"),
+    ],
+)
+async def test_a_head_is_parsed_once(
+    monkeypatch: pytest.MonkeyPatch, scripts: list[Script], parsed: int
+) -> None:
+    """The same bytes before a body of the same length mean the same."""
+    feed, fed = ResponseHandler.data_received, []
+
+    def count(handler: ResponseHandler, data: bytes) -> None:
+        fed.append(data)
+        feed(handler, data)
+
+    monkeypatch.setattr(ResponseHandler, "data_received", count)
+
+    async with Peer([*scripts]).listening() as peer, client_of(peer) as client:
+        runs = [await client.start(start_of()) for _ in range(4)]
+
+    assert (runs, peer.connections, len(fed)) == ([StartedRun(JOB, RUN)] * 4, 1, parsed)
+
+
+@pytest.mark.usefixtures("quickly", "without_rest")
+async def test_heads_that_differ_take_little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick, "KNOWN_HEADS", 2)
+    scripts: list[Script] = [[response(200, STARTED, f"X-Id: {n}")] for n in range(7)]
+
+    async with Peer(scripts).listening() as peer, client_of(peer) as client:
+        for _ in range(7):
+            await client.start(start_of())
+
+        way = client._way
+        assert isinstance(way, quick.QuickWay)
+        assert 0 < len(way._heads) <= 2
+
+
+@pytest.mark.usefixtures("quickly", "without_rest")
+@pytest.mark.parametrize(
+    ("script", "kind"),
+    [
+        pytest.param([OK[:-9], Step.FIN], OutcomeUnknown, id="cut off"),
+        pytest.param([OK[:-1] + b"]"], OutcomeUnknown, id="no JSON"),
+        pytest.param([OK + b"x"], OutcomeUnknown, id="too long"),
+        pytest.param([OK + OK], OutcomeUnknown, id="another response"),
+        pytest.param([OK.replace(b"200", b"503", 1)], ServerError, id="of another status"),
+    ],
+)
+async def test_a_head_that_is_known_says_nothing_of_what_follows(
+    script: Script, kind: type[DesError]
+) -> None:
+    async with Peer([[OK], script]).listening() as peer, client_of(peer) as client:
+        await client.start(start_of())
+        error, sent = await refused(client)
+
+    assert (type(error), sent, peer.connections) == (kind, True, 1)
+
+
+@pytest.mark.usefixtures("quickly", "without_rest")
+async def test_a_known_head_whose_body_comes_in_pieces() -> None:
+    peer = Peer([[OK], [OK[:-9], Step.LATER, OK[-9:]]])
+
+    async with peer.listening(), client_of(peer) as client:
+        await client.start(start_of())
+        second = asyncio.create_task(client.start(start_of()))
+        await peer.arrived.wait()
+        await turns()
+        peer.later.set()
+        run = await second
+
+    assert (run, peer.connections) == (StartedRun(JOB, RUN), 1)
+
+
+@pytest.mark.usefixtures("quickly", "without_rest")
+async def test_a_body_that_looks_like_a_response_is_none() -> None:
+    peer = Peer([[OK], [response(200, length=len(OK)), Step.LATER, OK]])
+
+    async with peer.listening(), client_of(peer) as client:
+        await client.start(start_of())
+        second = asyncio.create_task(refused(client))
+        await peer.arrived.wait()
+        await turns()
+        peer.later.set()
+        error, _ = await second
+
+    assert "its body is no StartJobResponse" in str(error)
+
+
+@pytest.mark.usefixtures("quickly", "without_rest")
+async def test_a_head_that_ends_its_connection_does_so_each_time() -> None:
+    peer = Peer([[response(200, STARTED, "Connection: close")]])
+
+    async with peer.listening(), client_of(peer) as client:
         for _ in range(3):
             await client.start(start_of())
 
