@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, Self, TypeVar
 
@@ -225,20 +226,30 @@ async def run_in(
     drop: Callable[[T], object] | None = None,
 ) -> T:
     """Run a function in the ledger's thread; where this is cancelled, ``drop`` its result there."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def tell(_: object) -> None:
+        with suppress(RuntimeError):  # the loop was closed meanwhile
+            loop.call_soon_threadsafe(_end, done)
+
     work = thread.submit(function, *args)
-    done = asyncio.wrap_future(work)
+    work.add_done_callback(tell)
 
     try:
-        await asyncio.wait([done])  # which does not cancel it
+        await done  # its cancellation does not reach the work
     except asyncio.CancelledError:
-        done.add_done_callback(lambda _: done.exception())  # nobody else will look at it
-
         if drop is not None:
             thread.submit(lambda: drop(work.result()))
 
         raise
 
-    return done.result()
+    return work.result()
+
+
+def _end(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 class Reader:
