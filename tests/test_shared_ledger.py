@@ -86,6 +86,10 @@ class Between:
         self._statement(query)
         return self._store.load(query, parameters)
 
+    def starts(self, query: str, parameters: Any) -> list[Any]:
+        self._statement(query)
+        return cast("list[Any]", self._store.starts(query, parameters))
+
     def end_turn(self, in_flight: int) -> None:
         self._statement("end_turn")
         self._store.end_turn(in_flight)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial, wraps
+from http import HTTPStatus
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 from deslaunch import model
@@ -326,16 +327,16 @@ class Ledger(Reader):
 
         Outcomes whose turn failed may come once more.
         """
-        runs = [o.job_run_id and storable(o.job_run_id).lower() for o in outcomes]
-        told = [(run, o.row) for run, o in zip(runs, outcomes, strict=True) if run]
+        told = [(storable(o.job_run_id).lower(), o.row) for o in outcomes if o.job_run_id]
+        owners = self._store.owners(told) if told else {}
 
-        if not told:
+        if not owners and len(dict(told)) == len(told):  # as good as always
             return list(outcomes)
 
-        owners = self._store.owners(told)
         checked = []
 
-        for o, run in zip(outcomes, runs, strict=True):
+        for o in outcomes:
+            run = o.job_run_id and storable(o.job_run_id).lower()
             row, key = owners.setdefault(run, (o.row, o.key)) if run else (o.row, o.key)
 
             if row != o.row:
@@ -348,24 +349,27 @@ class Ledger(Reader):
 
     def _settle(self, outcomes: Sequence[Outcome], now: int) -> list[Outcome]:
         """End attempts; return the outcomes as they hold for their rows."""
-        ended: list[tuple[Any, ...]] = []
-        kinds: tuple[list[int], list[int]] = ([], [])
-
-        for o in outcomes:
-            assert o.result is not None
-            again = None if o.not_before is None else now + round(1000 * o.not_before)
-            said = (o.status, o.job_run_id and storable(o.job_run_id), storable(o.error))
-            ended.append((o.row, o.attempt, o.result, *said, again))
-            kinds[o.attempt == 1 and o.result == Result.STARTED].append(o.row)
-
-        if not ended:
+        if not outcomes:
             return []
 
-        told = {"outcomes": as_json(ended), "session": self._store.session, "now": now}
-        told["own"] = as_json(self._store.own_sessions())
+        started: dict[int, str] = {}  # jobRunId by row, of the first attempts
+        others: list[tuple[Any, ...]] = []
+
+        for o in outcomes:
+            is_first = o.attempt == 1 and o.result is Result.STARTED
+
+            if is_first and o.job_run_id and (o.status, o.error) == (HTTPStatus.OK, ""):
+                started[o.row] = storable(o.job_run_id)
+            else:
+                again = None if o.not_before is None else now + round(1000 * o.not_before)
+                said = (o.status, o.job_run_id and storable(o.job_run_id), storable(o.error))
+                others.append((o.row, o.attempt, o.result, *said, again))
+
+        told = {"outcomes": as_json(others), "started": as_json(started), "now": now}
+        told |= {"session": self._store.session, "own": as_json(self._store.own_sessions())}
         self._store.run("end_attempts", told)
 
-        if not changes.derive_states(self._store, *kinds):
+        if not changes.derive_states(self._store, [row for row, *_ in others], started):
             return list(outcomes)
 
         rows = as_json([o.row for o in outcomes])
@@ -388,12 +392,12 @@ class Ledger(Reader):
         if number is None or count < 1:
             return []
 
-        due = self._store.load("due_starts", (number, now, count))
-        found, room = list(due), count - len(due)
+        due = self._store.starts("due_starts", (number, now, count))
+        found, room = due[:], count - len(due)
 
         if room and positions[target] < self._last_row:
             before = positions[target]
-            fresh = self._store.load("fresh_starts", (number, before, room))
+            fresh = self._store.starts("fresh_starts", (number, before, room))
             position = positions[target] = fresh[-1][0] if len(fresh) == room else self._last_row
             found += fresh
 
@@ -402,11 +406,9 @@ class Ledger(Reader):
 
         starts = []
 
-        for row, attempt, key, job_id, text, digest, auto, retries in found:
-            body = bytes.fromhex(text)
-
+        for row, attempt, key, job_id, body, digest, auto, retries in found:
             # One that was never checked has none.
-            if not body or hashlib.sha256(body).digest()[:16] != bytes.fromhex(digest):
+            if not body or hashlib.sha256(body).digest()[:16] != digest:
                 resume = model.printed("resume", model.place_word(self.place))
                 raise LedgerDamaged(
                     f"{self.place}: row {row} ({key}): its body does not fit its digest",
@@ -417,7 +419,7 @@ class Ledger(Reader):
             starts.append(Start(*said))
 
         if starts:
-            told = {"starts": as_json([start[:2] for start in starts]), "now": now}
+            told = {"starts": as_json({start.row: start.attempt for start in starts}), "now": now}
             self._store.run("add_intents", told | {"session": self._store.session})
 
         if due:  # their states say that they are due: no longer

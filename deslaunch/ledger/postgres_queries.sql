@@ -64,7 +64,7 @@ WHERE result IS NULL AND row = ANY (ARRAY(SELECT numbers(?)));
 -- A turn
 
 -- name: end_attempts
-SELECT end_attempts(:outcomes, :own, :now);
+SELECT end_attempts(:outcomes, :started, :own, :now);
 
 -- name: states
 SELECT coalesce(json_agg(json_build_array(row, state, attempts, duplicate)), '[]')::text

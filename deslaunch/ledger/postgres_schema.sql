@@ -314,7 +314,7 @@ END $$;
 -- An outcome ends its own attempt, once, and lifts that attempt's doubt; it outranks a finding.
 -- A refusal is taken back where it turned out to be its target's, not the row's. An attempt is its
 -- session's: one that is handed back may not be on disk, or have become another's.
-CREATE FUNCTION end_attempts(outcomes text, own text, now_ms bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE FUNCTION end_attempts(outcomes text, started text, own text, now_ms bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
   b int := this_batch();
   sessions int[] := ARRAY(SELECT numbers(own));
@@ -326,6 +326,7 @@ BEGIN
       (value->>0)::int AS row, (value->>1)::int AS number, value->>2 AS result, (value->>3)::int AS status,
       value->>4 AS job_run_id, value->>5 AS error, (value->>6)::bigint AS again_ms
     FROM json_array_elements(outcomes::json)
+    UNION ALL SELECT key::int, 1, 'started', 200, value, '', NULL FROM json_each_text(started::json)
     ORDER BY 1, 2
   ) o
   WHERE o.result <> 'unsent'
@@ -488,8 +489,8 @@ $$;
 
 CREATE FUNCTION add_intents(starts text, session_id int, now_ms bigint) RETURNS void LANGUAGE sql AS $$
 INSERT INTO attempts (batch, row, number, session, sent_ms)
-SELECT this.batch, (value->>0)::int, (value->>1)::int, session_id, now_ms
-FROM (SELECT this_batch() AS batch OFFSET 0) this, json_array_elements(starts::json)
+SELECT this.batch, key::int, value::int, session_id, now_ms
+FROM (SELECT this_batch() AS batch OFFSET 0) this, json_each_text(starts::json)
 $$;
 
 -- For the owner: a batch with all that is known of it, for good.

@@ -112,12 +112,15 @@ INSERT INTO event (session, at_ms, kind, target, text) VALUES (?, ?, ?, ?, ?);
 
 -- name: end_attempts
 -- An outcome ends its own attempt, once, and lifts that attempt's doubt; it outranks a finding.
--- A refusal is taken back where it turned out to be its target's, not the row's.
+-- A refusal is taken back where it turned out to be its target's, not the row's. Most are of rows
+-- that were started by their first attempt: of these row and jobRunId say all.
 INSERT INTO attempt (row, number, session, sent_ms, answered_ms, result, status, job_run_id, error, again_ms)
 SELECT
   json_extract(value, '$[0]'), json_extract(value, '$[1]'), :session, :now, :now, json_extract(value, '$[2]'),
   json_extract(value, '$[3]'), json_extract(value, '$[4]'), json_extract(value, '$[5]'), json_extract(value, '$[6]')
-FROM json_each(:outcomes) WHERE true
+FROM json_each(:outcomes)
+UNION ALL
+SELECT key, 1, :session, :now, :now, 'started', 200, value, '', NULL FROM json_each(:started) WHERE true
 ON CONFLICT (row, number) DO UPDATE SET
   answered_ms = excluded.answered_ms, result = excluded.result, status = excluded.status, job_run_id = excluded.job_run_id,
   error = excluded.error, again_ms = excluded.again_ms, finding = NULL, found_run = NULL
@@ -130,32 +133,28 @@ SELECT json_group_array(json_array(s.row, s.state, s.attempts, s.duplicate))
 FROM json_each(?) v JOIN state s ON s.row = v.value;
 
 -- name: due_starts
-SELECT json_group_array(json_array(row, number, key, job_id, body, digest, auto, retries)) FROM (
-  SELECT
-    s.row, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0) + 1 AS number,
-    r.key, j.job_id, hex(c.body) AS body, hex(c.digest) AS digest, r.auto, s.retries
-  FROM state s
-  JOIN row r ON r.number = s.row
-  JOIN job j ON j.id = r.job
-  JOIN content c ON c.row = s.row
-  WHERE s.target = ? AND s.due_ms <= ? ORDER BY s.due_ms, s.row LIMIT ?
-);
+SELECT
+  s.row, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0) + 1, r.key, j.job_id, c.body, c.digest,
+  r.auto, s.retries
+FROM state s
+JOIN row r ON r.number = s.row
+JOIN job j ON j.id = r.job
+JOIN content c ON c.row = s.row
+WHERE s.target = ? AND s.due_ms <= ? ORDER BY s.due_ms, s.row LIMIT ?;
 
 -- name: fresh_starts
-SELECT json_group_array(json_array(number, 1, key, job_id, body, digest, auto, 0)) FROM (
-  SELECT r.number, r.key, j.job_id, hex(c.body) AS body, hex(c.digest) AS digest, r.auto
-  FROM row r
-  JOIN job j ON j.id = r.job
-  JOIN content c ON c.row = r.number
-  WHERE r.target = ? AND r.number > ? AND r.problem IS NULL
-    AND NOT EXISTS (SELECT 1 FROM state s WHERE s.row = r.number)
-    AND NOT EXISTS (SELECT 1 FROM attempt a WHERE a.row = r.number)
-  ORDER BY r.number LIMIT ?
-);
+SELECT r.number, 1, r.key, j.job_id, c.body, c.digest, r.auto, 0
+FROM row r
+JOIN job j ON j.id = r.job
+JOIN content c ON c.row = r.number
+WHERE r.target = ? AND r.number > ? AND r.problem IS NULL
+  AND NOT EXISTS (SELECT 1 FROM state s WHERE s.row = r.number)
+  AND NOT EXISTS (SELECT 1 FROM attempt a WHERE a.row = r.number)
+ORDER BY r.number LIMIT ?;
 
 -- name: add_intents
 INSERT INTO attempt (row, number, session, sent_ms)
-SELECT json_extract(value, '$[0]'), json_extract(value, '$[1]'), :session, :now FROM json_each(:starts);
+SELECT key, value, :session, :now FROM json_each(:starts);
 
 -- name: set_position
 UPDATE target SET position = ? WHERE id = ?;

@@ -169,6 +169,10 @@ class SqliteStore(Store):
         """Return all rows of a named query."""
         return self._execute(self.statements[query], parameters).fetchall()
 
+    def starts(self, query: str, parameters: Any) -> list[Any]:
+        """Return the rows to send that a named query gives."""
+        return self.fetch(query, parameters)
+
     def run(self, query: str, parameters: Any = ()) -> int:
         """Run a named query; return how many rows it changed."""
         return self._execute(self.statements[query], parameters).rowcount
@@ -331,8 +335,10 @@ class SqliteStore(Store):
                     return
 
     def _execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
-        with _translated(self.place):
+        try:
             return self._connection.execute(sql, parameters)
+        except sqlite3.Error as exc:
+            raise _error_of(self.place, exc) from exc
 
 
 def _connect(
@@ -385,20 +391,23 @@ def _translated(place: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as exc:
-        if _code_of(exc) == sqlite3.SQLITE_NOTADB:
-            raise _is_foreign(place) from exc
-
-        if _code_of(exc) == sqlite3.SQLITE_CORRUPT:
-            look = f"sqlite3 {as_word(place_word(place))} 'PRAGMA integrity_check'"
-            raise errors.LedgerDamaged(
-                f"{place}: the database is damaged: {exc}", hint=f"look at it with: {look}"
-            ) from exc
-
-        raise errors.LedgerError(f"{place}: {exc}", hint=_WRITABLE) from exc
+        raise _error_of(place, exc) from exc
     except FileExistsError as exc:
         raise _exists(place) from exc
     except OSError as exc:
         raise errors.LedgerError(f"{place}: {exc.strerror or exc}", hint=_WRITABLE) from exc
+
+
+def _error_of(place: str, exc: sqlite3.Error) -> errors.LedgerError:
+    if _code_of(exc) == sqlite3.SQLITE_NOTADB:
+        return _is_foreign(place)
+
+    if _code_of(exc) == sqlite3.SQLITE_CORRUPT:
+        look = f"sqlite3 {as_word(place_word(place))} 'PRAGMA integrity_check'"
+        message = f"{place}: the database is damaged: {exc}"
+        return errors.LedgerDamaged(message, hint=f"look at it with: {look}")
+
+    return errors.LedgerError(f"{place}: {exc}", hint=_WRITABLE)
 
 
 def _code_of(exc: BaseException | None) -> int:

@@ -110,6 +110,15 @@ class Store(ABC):
         """Return all rows of a named query."""
 
     @abstractmethod
+    def starts(self, query: str, parameters: Any) -> list[Any]:
+        """Return the rows to send that a named query gives.
+
+        Returns:
+            Tuples of number, attempt, key, jobId, body, digest, whether it is an auto row, and
+            retries.
+        """
+
+    @abstractmethod
     def run(self, query: str, parameters: Any = ()) -> int:
         """Run a named query; return how many rows it changed."""
 
@@ -228,7 +237,7 @@ def load_statements(name: str) -> dict[str, str]:
 
 def as_json(value: Any) -> str:
     """Return JSON as statements take it; texts must be such as ``storable`` gives them."""
-    return orjson.dumps(value).decode()
+    return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def storable(text: str, limit: int | None = TEXT_LIMIT) -> str:
