@@ -16,23 +16,32 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NoReturn
 
+from .checking import FORMS, check, start_up
 from .figures import Figures
 from .ground import BenchFailed
 from .memory import peaks
 from .race import INSTANT, LATENCY, SLOW_DISK, Course, race
+from .rivals import SLOTS
 from .server import missing, serving
 from .shared import share
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-PARTS: Final = ("instant", "latency", "disk", "memory", "shared")
+PARTS: Final = ("instant", "latency", "disk", "check", "start-up", "memory", "shared")
 RATIOS: Final = (
-    ("deslaunch-64", "bare-64"),
-    ("deslaunch-256", "bare-256"),
+    *((f"deslaunch-{slots}", f"bare-{slots}") for slots in SLOTS),
     ("deslaunch-64", "naive-64"),
     ("deslaunch-64", "parallel-64"),
-    ("deslaunch-64-20ms", "bare-64-20ms"),
+    ("deslaunch-64", "curl-64"),
+    *(
+        (f"deslaunch-64-{ms}ms", f"{than}-64-{ms}ms")
+        for ms in (20, 100)
+        for than in ("bare", "ideal")
+    ),
+    *((f"deslaunch-{slots}-disk", f"deslaunch-{slots}") for slots in (64, 256)),
+    *((f"check, {form}", f"reading, {form}") for form in FORMS),
+    ("a launch of one row", "import aiohttp, uvloop"),
     ("PostgreSQL, 1 launchers, 64 slots", "file, 64 slots"),
     ("PostgreSQL, 2 launchers, 256 slots", "PostgreSQL, 1 launchers, 256 slots"),
 )
@@ -56,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             "instant": partial(race, INSTANT, course, figures),
             "latency": partial(race, LATENCY, course, figures),
             "disk": partial(race, SLOW_DISK, course, figures),
+            "check": partial(
+                check, server, folder, chosen.rows_check, chosen.rounds, figures, _tell
+            ),
+            "start-up": partial(start_up, server, folder, chosen.rounds, figures, _tell),
             "memory": partial(peaks, server, folder, chosen.rows_memory, figures, _tell),
             "shared": partial(share, server, folder, chosen.rows, chosen.rounds, figures, _tell),
         }
@@ -67,11 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(exc, file=sys.stderr)
             return 1
 
+    for ms in (20, 100):
+        figures.add(f"ideal-64-{ms}ms", "rows/s", 64_000 / ms)
+
     print(f"\n{figures.table()}\n")
 
     for over, under in RATIOS:
         if ratio := figures.ratio(over, under):
-            print(f"{over} ÷ {under}: {ratio:.2f}")
+            cpu = figures.cpu_ratio(over, under)
+            print(f"{over} ÷ {under}: {ratio:.2f}{f', CPU time {cpu:.2f}' if cpu else ''}")
 
     if chosen.json:
         chosen.json.write_text(json.dumps(figures.as_dict(), indent=1) + "\n", encoding="utf-8")
@@ -84,6 +101,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", choices=PARTS, metavar="NAME", default=[])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=30_000, help="that each contender starts")
+    parser.add_argument("--rows-check", type=int, default=200_000, help="that are only checked")
     parser.add_argument("--rows-memory", type=int, default=1_000_000, help="of the large batch")
     parser.add_argument("--quick", action="store_true", help="rough figures in a minute")
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures here")
@@ -91,7 +109,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     chosen = parser.parse_args(argv)
 
     if chosen.quick:
-        chosen.rounds, chosen.rows, chosen.rows_memory = 1, 3_000, 30_000
+        chosen.rounds, chosen.rows, chosen.rows_check, chosen.rows_memory = 1, 3_000, 9_000, 30_000
 
     return chosen
 

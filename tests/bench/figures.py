@@ -64,13 +64,19 @@ class Figures:
         above, below = self.find(over), self.find(under)
         return above / below if above is not None and below else None
 
+    def cpu_ratio(self, over: str, under: str) -> float | None:
+        """Return one median of processor time over another; None where one was not measured."""
+        above, below = self._figures.get(over), self._figures.get(under)
+        return median(above.cpu) / median(below.cpu) if above and below and below.cpu else None
+
     def table(self) -> str:
         """Return all medians as a Markdown table."""
         lines = ["| what | median | CPU µs a row |", "|---|---|---|"]
 
         for name, figure in self._figures.items():
             cpu = f"{median(figure.cpu):.0f}" if figure.cpu else ""
-            lines.append(f"| {name} | {figure.value:,.0f} {figure.unit} | {cpu} |")
+            value = f"{figure.value:,.{0 if figure.value >= 10 else 2}f} {figure.unit}"
+            lines.append(f"| {name} | {value} | {cpu} |")
 
         return "\n".join(lines)
 

@@ -62,6 +62,19 @@ class Ground:
         return path
 
     @property
+    def typed(self) -> Path:
+        """The same manifest as JSONL that gives each value with its type, as DES takes it."""
+        path = self.folder / f"typed-{self.rows}.jsonl"
+
+        if not path.exists():
+            with path.open("w", encoding="utf-8") as file:
+                for row in rows(self.rows):
+                    row["parameters"] = _typed(row)
+                    file.write(f"{json.dumps(row)}\n")
+
+        return path
+
+    @property
     def csv(self) -> Path:
         """The same manifest as CSV."""
         path = self.folder / f"night-{self.rows}.csv"
@@ -132,11 +145,14 @@ def rows(count: int) -> Iterator[dict[str, Any]]:
 
 def body(row: dict[str, Any]) -> str:
     """Return the StartJobBody of a row."""
-    values = {
+    return json.dumps({"jobId": row["jobId"], "parameters": _typed(row)}, separators=(",", ":"))
+
+
+def _typed(row: dict[str, Any]) -> dict[str, Any]:
+    return {
         name: {"type": TYPES[name], "valueStringEncoded": str(value)}
         for name, value in row["parameters"].items()
     }
-    return json.dumps({"jobId": row["jobId"], "parameters": values}, separators=(",", ":"))
 
 
 def _csv_line(row: dict[str, Any]) -> str:

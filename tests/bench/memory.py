@@ -1,4 +1,4 @@
-"""Peaks of resident memory, and the seconds, of one large batch's commands."""
+"""Peaks of resident memory, and the seconds, of the commands of one large batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LAUNCHING: Final = ("--concurrency", "64", "--quiet")
 
 
 def peaks(server: Server, folder: Path, rows: int, figures: Figures, tell: Tell) -> None:
-    """Measure check, run, resume and results of a batch with so many rows."""
+    """Measure check, import, run, resume and results of a batch with so many rows."""
     ground = Ground(folder, rows, server.url)
 
     for kind, command in _commands(ground):
@@ -36,10 +36,14 @@ def _commands(ground: Ground) -> Iterator[tuple[str, tuple[str, ...]]]:
     ledger = str(ground.new_ledger())
     yield "check JSONL", (*DESLAUNCH, "check", str(ground.jsonl))
     yield "check CSV", (*DESLAUNCH, "check", str(ground.csv))
-    limit = ("--limit", str(ground.rows // 2))
-    run = (*DESLAUNCH, "run", str(ground.jsonl), "--ledger", ledger)
-    yield "run, half of the starts", (*run, *limit, *_LAUNCHING)
-    yield "resume", (*DESLAUNCH, "resume", ledger, *_LAUNCHING)
+    whole = (*DESLAUNCH, "run", str(ground.jsonl), "--ledger", ledger, *_LAUNCHING)
+    yield "import and one start", (*whole, "--limit", "1")
+    resume = (*DESLAUNCH, "resume", ledger, *_LAUNCHING)
+    yield "resume, nine tenths of the starts", (*resume, "--limit", str(ground.rows * 9 // 10))
+    yield "resume and one start", (*resume, "--limit", "1")
+    yield "resume", resume
     yield "status", (*DESLAUNCH, "status", ledger)
     table = str(ground.folder / "results.csv")
     yield "results", (*DESLAUNCH, "results", ledger, "-o", table)
+    again = str(ground.new_ledger("again"))
+    yield "run", (*DESLAUNCH, "run", str(ground.jsonl), "--ledger", again, *_LAUNCHING)

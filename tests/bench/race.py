@@ -26,8 +26,8 @@ INSTANT: Final = (
     curl(64),
     gnu_parallel(64),
 )
-LATENCY: Final = (deslaunch(64, slow=True), bare(64, slow=True))
-SLOW_DISK: Final = (on_slow_disk(64), on_slow_disk(256))
+LATENCY: Final = tuple(made(64, ms) for ms in (20, 100) for made in (deslaunch, bare))
+SLOW_DISK: Final = tuple(made(slots) for slots in (64, 256) for made in (deslaunch, on_slow_disk))
 _WARM: Final = 300  # rows that each contender starts once before it is measured
 
 

@@ -14,7 +14,6 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from .ground import TOKEN
-from .server import SLOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,22 +54,27 @@ class Contender:
         return ground.rows if self.most is None else min(self.most, ground.rows)
 
 
-def deslaunch(slots: int, *, slow: bool = False) -> Contender:
-    """Return deslaunch in full: manifest from disk, validated, with its durable ledger."""
+def deslaunch(slots: int, latency: int = 0) -> Contender:
+    """Return deslaunch in full: manifest from disk, validated, with its durable ledger.
+
+    Args:
+        slots: starts at a time.
+        latency: milliseconds that the service takes for a start.
+    """
 
     def commands(ground: Ground) -> Commands:
-        return [_run(ground, slots, base_url=_base_url(ground, slow=slow))]
+        return [_run(ground, slots, base_url=_base_url(ground, latency))]
 
-    return Contender(f"deslaunch-{slots}{_suffix(slow=slow)}", "deslaunch", commands)
+    return Contender(f"deslaunch-{slots}{_suffix(latency)}", "deslaunch", commands)
 
 
-def bare(slots: int, *, slow: bool = False) -> Contender:
+def bare(slots: int, latency: int = 0) -> Contender:
     """Return the tuned loop of aiohttp and uvloop."""
 
     def commands(ground: Ground) -> Commands:
-        return [_loop("bench.bare", ground, slots, slow=slow)]
+        return [_loop("bench.bare", ground, slots, latency)]
 
-    return Contender(f"bare-{slots}{_suffix(slow=slow)}", "bare tuned aiohttp + uvloop", commands)
+    return Contender(f"bare-{slots}{_suffix(latency)}", "bare tuned aiohttp + uvloop", commands)
 
 
 def naive(slots: int) -> Contender:
@@ -144,21 +148,21 @@ def _run(ground: Ground, slots: int, *, base_url: str | None = None) -> tuple[st
     return (*DESLAUNCH, "run", *files, *where, "--concurrency", str(slots), "--quiet")
 
 
-def _loop(module: str, ground: Ground, slots: int, *, slow: bool = False) -> tuple[str, ...]:
-    url = _url(ground, slow=slow)
+def _loop(module: str, ground: Ground, slots: int, latency: int = 0) -> tuple[str, ...]:
+    url = _url(ground, latency)
     return (sys.executable, "-m", module, url, str(ground.jsonl), str(slots))
 
 
-def _base_url(ground: Ground, *, slow: bool = False) -> str:
-    return f"{ground.base_url}{SLOW if slow else ''}"
+def _base_url(ground: Ground, latency: int = 0) -> str:
+    return f"{ground.base_url}/slow/{latency}" if latency else ground.base_url
 
 
-def _url(ground: Ground, *, slow: bool = False) -> str:
-    return f"{_base_url(ground, slow=slow)}/api/v1/startjob"
+def _url(ground: Ground, latency: int = 0) -> str:
+    return f"{_base_url(ground, latency)}/api/v1/startjob"
 
 
-def _suffix(*, slow: bool) -> str:
-    return "-20ms" if slow else ""
+def _suffix(latency: int) -> str:
+    return f"-{latency}ms" if latency else ""
 
 
 def _transfer(url: str, body: str) -> str:

@@ -1,4 +1,4 @@
-"""nginx with Lua: one worker that answers starts at once, or 20 ms later, and counts them."""
+"""nginx with Lua: one worker that responds to starts at once, or later, and counts them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,6 @@ from .ground import JOBS, BenchFailed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-LATENCY: Final = 0.02
-"""Seconds that the slow service takes for a start."""
-
-SLOW: Final = "/slow"
-"""Path below which the slow service lies."""
 
 _MODULES: Final = ("ndk_http_module.so", "ngx_http_lua_module.so")
 _FOLDERS: Final = tuple(map(Path, ("/usr/lib/nginx/modules", "/usr/lib64/nginx/modules")))
@@ -82,7 +76,9 @@ http {
         listen 127.0.0.1:%(port)d backlog=4096;
 
         location = /api/v1/startjob { content_by_lua_block { start_job() } }
-        location = %(slow)s/api/v1/startjob { content_by_lua_block { start_job(%(latency)s) } }
+        location ~ "^/slow/([0-9]+)/api/v1/startjob$" {
+            content_by_lua_block { start_job(tonumber(ngx.var[1]) / 1000) }
+        }
         location ~ /api/v1/queryjobs$ { return 200 '%(jobs)s'; }
         location = /starts {
             content_by_lua_block { ngx.print(ngx.shared.counters:get("starts") or 0) }
@@ -96,13 +92,11 @@ class Server:
     """A service that is at work.
 
     Attributes:
-        url: its base URL.
-        slow_url: the base URL of the same service, 20 ms slower.
+        url: its base URL; with ``/slow/20`` behind it, that of the same service, 20 ms slower.
     """
 
     def __init__(self, port: int) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        self.slow_url = self.url + SLOW
 
     def starts(self) -> int:
         """Return how many starts it has seen."""
@@ -126,8 +120,6 @@ def config(port: int, modules: tuple[Path, ...]) -> str:
     return _CONFIG % {
         "modules": "\n".join(f"load_module {module};" for module in modules),
         "port": port,
-        "slow": SLOW,
-        "latency": LATENCY,
         "jobs": JOBS,
     }
 
