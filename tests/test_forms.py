@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from manifests import JOB, OTHER_JOB, open_manifest
 
-from deslaunch.manifest import rows, schema
+from deslaunch.manifest import readers, rows, schema
 from deslaunch.manifest.check import Check
 from deslaunch.manifest.schema import KINDS, Schema, compile_jobs
 from deslaunch.model import Job, JobParameter, Row
@@ -254,23 +254,24 @@ def rows_by_the_careful_way(form: Format, content: str) -> int:
     """Return how many rows a schema has seen, all of them valid and plain when they are read."""
     counted = Counted(JOBS[0])
     manifest = open_manifest(form, content)
-    plain = []
+    read = []
 
-    def plain_row(*args: Any, read: Callable[..., Row | None] = rows.plain_row) -> Row | None:
-        plain.append(read(*args))
-        return plain[-1]
+    def read_carefully(
+        *args: Any, of: Callable[..., Any] = rows.row_from_object, **more: Any
+    ) -> Any:
+        read.append(args)
+        return of(*args, **more)
 
     with (
         pytest.MonkeyPatch.context() as patch,
         Check({"default": {JOB: counted}}, file="night", allow_duplicates=True) as check,
     ):
-        patch.setattr(rows, "plain_row", plain_row)
+        patch.setattr(rows, "row_from_object", read_carefully)
 
         for chunk in manifest.chunks():
             check.take(chunk)
 
-    assert (check.invalid, check.rows) == (0, manifest.rows)
-    assert (None in plain, len(plain)) == (False, manifest.rows)
+    assert (check.invalid, check.rows, read) == (0, manifest.rows, [])
     return counted.careful
 
 
@@ -316,6 +317,82 @@ def test_each_form_is_learnt_once_however_they_are_mixed() -> None:
     content = "".join(line_with(said[n % 4], n, key=f"k{n}") for n in range(400))
 
     assert rows_by_the_careful_way("jsonl", content) == 4
+
+
+ALIKE = {
+    "key first": '{"key": "%(key)s", "parameters": {"Text": "%(text)s", "Count": %(number)s}}'
+    "%(end)s\n",
+    "key last": '{"parameters":{"Text":"%(text)s","Count":%(number)s},"key":"%(key)s"}%(end)s\n',
+    "typed": '{"key":"%(key)s","parameters":{"Count":{"type":2,"valueStringEncoded":"%(number)s"},'
+    '"Text":{"valueStringEncoded":"%(text)s","type":1}}}%(end)s\n',
+}
+
+
+@pytest.mark.parametrize("layout", ALIKE.values(), ids=ALIKE)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("number", text) for text in ("-5", "0", "-0", "007", "+1", "1.0", "1e3", "", " 1")),
+        *(("number", text) for text in ("9" * 18, "9" * 19, "18446744073709551616", "null")),
+        *(
+            ("text", text)
+            for text in ("", "é", "\x7f", "\u2028", "\\n", "\\ud800", "\\", "\t", "\0")
+        ),
+        *(("text", text) for text in ('", "x": "', '"', "]", "}", "100% %s", "k1")),
+        *(
+            ("key", text)
+            for text in ("a b", " a", "a~2", "é", "", "k" * 200, "\\u0061", "k1", "%s")
+        ),
+        *(("end", text) for text in (" ", "\t ", "\x0b", "\x1c", "\u00a0", "}", " x", ", 1", "\\")),
+    ],
+)
+def test_a_line_that_is_only_nearly_like_the_one_before(layout: str, name: str, value: str) -> None:
+    usual = {"key": "k1", "text": "x", "number": "1", "end": ""}
+    second = usual | {"key": "k2"} | {name: value}
+    content = layout % usual + layout % second + layout % (usual | {"key": "k3"})
+
+    quick, careful = (everything("jsonl", content, quick=quick) for quick in (True, False))
+    assert quick == careful
+
+
+@pytest.mark.parametrize(
+    ("said", "parsed"),
+    [
+        pytest.param([{"Count": 1, "Text": "x"}], 1, id="alike"),
+        pytest.param([{"Count": 1}, {"Count": "1"}], 201, id="written otherwise"),
+        pytest.param([{"Count": 1}] * 50 + [{"Text": "x"}] * 50, 8, id="in blocks"),
+    ],
+)
+def test_lines_that_are_written_alike_are_parsed_once(
+    monkeypatch: pytest.MonkeyPatch, said: list[dict[str, Any]], parsed: int
+) -> None:
+    content = "".join(line_with(said[n % len(said)], n, key=f"k{n}") for n in range(400))
+    lines = []
+    parse = readers.JsonlReader._read_plain
+
+    def count(reader: readers.JsonlReader, line: bytes) -> Row | None:
+        lines.append(line)
+        return parse(reader, line)
+
+    monkeypatch.setattr(readers.JsonlReader, "_read_plain", count)
+    taken, *_ = everything("jsonl", content, quick=True)
+
+    assert (len(taken), len(lines)) == (400, parsed)
+
+
+def test_few_layouts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = []
+    compile_layout = readers._layout_of
+
+    def count(line: str, row: Row) -> Any:
+        compiled.append(line)
+        return compile_layout(line, row)
+
+    monkeypatch.setattr(readers, "_layout_of", count)
+    content = "".join(line_with({f"n{n % 90}": 1}, n) for n in range(900))
+    taken, *_ = everything("jsonl", content, quick=True)
+
+    assert (len(taken), len(compiled)) == (900, readers._MOST_LAYOUTS)
 
 
 @pytest.mark.parametrize("parameter", ["Legacy", "Strange"])

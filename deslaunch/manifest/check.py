@@ -144,9 +144,11 @@ class Check:
             return Body(b"", AUTO in row.parameters.values(), rows.dump_row(row))
 
         checked = self._check_by_schema(row, self.warnings)
-        is_known = row.target in self.schemas and row.target not in self._asked
 
-        if self.renew and is_known and not isinstance(checked, Body):
+        if isinstance(checked, Body) or self.renew is None:
+            return checked
+
+        if row.target in self.schemas and row.target not in self._asked:
             self._asked.add(row.target)
 
             if self.renew(row.target) is not None:
@@ -187,9 +189,9 @@ class Check:
     ) -> bool:
         """Store the keys of rows; return True if one is, or looks like, an earlier row's."""
         keys = [
-            (*_hashes(row.key), item.line)
+            (hash(key), None, item.line) if key.isascii() else (*_hashes(key), item.line)
             for item, row in zip(items, taken, strict=True)
-            if row.key is not None
+            if (key := row.key) is not None
         ]
         before = self._table.total_changes
         self._table.executemany(_STORE, keys)

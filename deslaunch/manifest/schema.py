@@ -189,18 +189,24 @@ class Schema:
         Returns:
             The body, or at least one problem; a parameter has at most one.
         """
-        texts: Any = tuple(row.parameters.values())
+        parameters, key = row.parameters, row.key
+        texts: Any = tuple(parameters.values())
+        told = texts if key is None else (key, *texts)
 
-        if row.notes or None in texts or AUTO in texts:
+        try:
+            text = "\0".join(told)
+        except TypeError:  # null, or the auto value
+            return self._check_each(row, warnings)
+
+        if row.notes:
             return self._check_each(row, warnings)
 
         # What the rows of a form share: the types are kept, and sent where the job declares none.
-        shape = (row.target, row.key is None, tuple(row.parameters), row.types)
+        shape = (row.target, key is None, tuple(parameters), row.types)
         form = self._forms.get(shape)
-        told = texts if row.key is None else (row.key, *texts)
 
-        if form is not None and form.match("\0".join(told)):
-            return Body((form.body % texts).encode(), auto=False, says=form.says % told)
+        if form is not None and form.match(text):
+            return Body((form.body % texts).encode(), False, form.says % told)  # noqa: FBT003
 
         checked = self._check_each(row, warnings)
         is_new = shape not in self._forms and len(self._forms) < _MOST_FORMS
