@@ -379,15 +379,23 @@ INSERT INTO resolution (row, attempt, at_ms, finding, job_run_id, note) VALUES (
 -- Reading
 
 -- name: counts
--- As events.Counts has them.
+-- As events.Counts has them. What a row's state is is found out once a row, not for each column.
 SELECT
-  t.name, count(*) FILTER (WHERE s.state = 'started'), count(*) FILTER (WHERE s.state = 'failed'),
-  count(*) FILTER (WHERE s.state = 'rejected'),
-  count(*) FILTER (WHERE s.state = 'unknown' OR s.state = 'sending' AND :open = 'unknown'),
-  count(*) FILTER (WHERE s.state = 'invalid'), count(*) FILTER (WHERE s.state = 'withdrawn'),
-  count(*) FILTER (WHERE s.state = 'pending'), count(*) FILTER (WHERE s.state = 'sending' AND :open = 'sending'),
-  sum(s.duplicate), sum(s.attempts)
-FROM standing s JOIN target t ON t.id = s.target GROUP BY t.id, t.name;
+  t.name,
+  CAST(coalesce(sum(s.rows) FILTER (WHERE s.state = 'started'), 0) AS INTEGER),
+  CAST(coalesce(sum(s.rows) FILTER (WHERE s.state = 'failed'), 0) AS INTEGER),
+  CAST(coalesce(sum(s.rows) FILTER (WHERE s.state = 'rejected'), 0) AS INTEGER),
+  CAST(coalesce(sum(s.rows) FILTER (WHERE s.state = 'unknown' OR s.state = 'sending' AND :open = 'unknown'), 0) AS INTEGER),
+  CAST(coalesce(sum(s.rows) FILTER (WHERE s.state = 'invalid'), 0) AS INTEGER),
+  CAST(coalesce(sum(s.rows) FILTER (WHERE s.state = 'withdrawn'), 0) AS INTEGER),
+  CAST(coalesce(sum(s.rows) FILTER (WHERE s.state = 'pending'), 0) AS INTEGER),
+  CAST(coalesce(sum(s.rows) FILTER (WHERE s.state = 'sending' AND :open = 'sending'), 0) AS INTEGER),
+  CAST(sum(s.duplicates) AS INTEGER), CAST(sum(s.attempts) AS INTEGER)
+FROM (
+  SELECT target, state, count(*) AS rows, sum(duplicate) AS duplicates, sum(attempts) AS attempts
+  FROM standing GROUP BY 1, 2
+) s
+JOIN target t ON t.id = s.target GROUP BY t.id, t.name;
 
 -- name: rows_by_state
 SELECT job, auto, CASE state WHEN 'sending' THEN :open ELSE state END, count(*) FROM standing GROUP BY 1, 2, 3;
