@@ -141,7 +141,7 @@ class _Link(asyncio.Protocol):
             message = self._heads.get((head, len(body)))
 
             if message is not None:
-                exchange.came = data
+                exchange.came, exchange.body = data, body
                 self._handler.feed_data((message, aiohttp.EMPTY_PAYLOAD))
                 return
 
@@ -174,21 +174,10 @@ class _Link(asyncio.Protocol):
 
             raise
 
-        headers = message.headers
-        exchange.status, exchange.headers = message.code, headers
-        head, _, body = exchange.came.partition(_END)
+        exchange.status, exchange.headers = message.code, message.headers
 
-        # Most come in one piece: then this is the body, and aiohttp's stream need not be asked.
-        if content.is_eof() and headers.get("Content-Length") == str(len(body)):
-            exchange.body = body
-
-            if not handler.should_close:
-                if len(self._heads) >= KNOWN_HEADS:
-                    self._heads.clear()
-
-                self._heads[head, len(body)] = message
-        else:
-            await exchange.read(content)
+        if content is not aiohttp.EMPTY_PAYLOAD:  # else there is no body, or it was taken already
+            await self._read_body(exchange, message, content)
 
         if len(handler):
             exchange.body = exchange.came
@@ -197,6 +186,24 @@ class _Link(asyncio.Protocol):
             raise Unasked(why)
 
         self._exchange = None
+
+    async def _read_body(
+        self, exchange: Exchange, message: Any, content: aiohttp.StreamReader
+    ) -> None:
+        head, _, body = exchange.came.partition(_END)
+
+        # Most come in one piece: then this is the body, and aiohttp's stream need not be asked.
+        if not content.is_eof() or message.headers.get("Content-Length") != str(len(body)):
+            await exchange.read(content)
+            return
+
+        exchange.body = body
+
+        if not self._handler.should_close:
+            if len(self._heads) >= KNOWN_HEADS:
+                self._heads.clear()
+
+            self._heads[head, len(body)] = message
 
     def is_clean(self) -> bool:
         """Return True if nothing of a request and its response is left on the way."""
