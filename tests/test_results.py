@@ -32,8 +32,8 @@ from deslaunch.report.results import (
     Choice,
     check_output,
     csv_header,
-    csv_result,
-    json_result,
+    csv_results,
+    json_results,
     open_output,
     split_results,
     write_results,
@@ -235,9 +235,10 @@ class TestReplaced:
         "first",
         [
             pytest.param(csv_header(), id="results"),
-            pytest.param(json_result(STARTED), id="results in JSONL"),
+            pytest.param(json_results([STARTED]), id="results in JSONL"),
             pytest.param(
-                json_result(PENDING._replace(key=""), with_manifest=True), id="a row without a key"
+                json_results([PENDING._replace(key="")], with_manifest=True),
+                id="a row without a key",
             ),
             pytest.param(csv_header(["key", "target", "jobId", "A"]), id="with manifest"),
             pytest.param(PAGE_MARK + b"\n<html>", id="a report"),
@@ -285,17 +286,17 @@ class TestLines:
         )
 
     def test_csv(self) -> None:
-        assert csv_result(None, STARTED).decode() == (
+        assert csv_results(None, [STARTED]).decode() == (
             f"store-1,1,default,{JOB},Export,started,{RUN},2,200,,true,"
             '2026-11-24T01:02:03.004Z,2026-11-24T01:02:03.005Z,true,false,"no rows, again",'
             '2026-11-24T01:12:00Z,"[{""name"":""a.csv""}]"\r\n'
         )
-        assert csv_result(None, PENDING).decode() == (
+        assert csv_results(None, [PENDING]).decode() == (
             f"store-2,2,default,{JOB},Export,pending,,0,,,false,,,,,,,\r\n"
         )
 
     def test_json(self) -> None:
-        assert json.loads(json_result(STARTED)) == {
+        assert json.loads(json_results([STARTED])) == {
             "key": "store-1",
             "row": 1,
             "target": "default",
@@ -315,8 +316,8 @@ class TestLines:
             "finishedUtc": "2026-11-24T01:12:00Z",
             "outputFiles": [{"name": "a.csv"}],
         }
-        assert b'"possibleDuplicate":true' in json_result(STARTED)
-        pending = json.loads(json_result(PENDING))
+        assert b'"possibleDuplicate":true' in json_results([STARTED])
+        pending = json.loads(json_results([PENDING]))
         assert list(pending) == list(COLUMNS)
         assert (pending["finished"], pending["possibleDuplicate"]) == (None, False)
 
@@ -334,18 +335,18 @@ class TestLines:
     def test_a_cell_is_quoted_where_it_must_be(self, cell: str, text: str) -> None:
         row = PENDING._replace(error=cell, status_text="é")
 
-        assert csv_result(None, row).decode().endswith(f",pending,,0,,{text},false,,,,,é,,\r\n")
+        assert csv_results(None, [row]).decode().endswith(f",pending,,0,,{text},false,,,,,é,,\r\n")
 
     @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=3, max_size=3))
     def test_any_text_is_read_back(self, texts: list[str]) -> None:
         key, error, said = texts
         row = STARTED._replace(key=key, error=error, status_text=said)
 
-        ((*cells,),) = csv.reader(io.StringIO(csv_result(None, row).decode(), newline=""))
+        ((*cells,),) = csv.reader(io.StringIO(csv_results(None, [row]).decode(), newline=""))
 
         assert (cells[0], cells[9], cells[15]) == (key, error, said)
         assert len(cells) == len(COLUMNS)
-        assert json.loads(json_result(row))["error"] == error
+        assert json.loads(json_results([row]))["error"] == error
 
 
 def files_in(folder: Path) -> list[str]:

@@ -570,11 +570,16 @@ def _escape(text: str) -> str:
     return f"\\{text}" if text.startswith("\\") else text
 
 
+def csv_lines(rows: Iterable[Iterable[object]], delimiter: str = ",") -> bytes:
+    """Return lines of CSV, each with its newline."""
+    lines = io.StringIO()
+    csv.writer(lines, delimiter=delimiter).writerows(rows)
+    return lines.getvalue().encode()
+
+
 def csv_line(cells: Iterable[object], delimiter: str = ",") -> bytes:
     """Return a line of CSV with its newline."""
-    line = io.StringIO()
-    csv.writer(line, delimiter=delimiter).writerow(cells)
-    return line.getvalue().encode()
+    return csv_lines([cells], delimiter)
 
 
 def json_object(says: str, key: str | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import os
 import secrets
 import stat
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Literal, NamedTuple
@@ -106,25 +106,27 @@ async def write_results(
         if isinstance(output, Path):
             output = await stack.enter_async_context(open_beside(ledger, output, force=force))
 
-        encode: Callable[[ResultRow], bytes] = partial(json_result, with_manifest=with_manifest)
+        encode: Callable[[list[ResultRow]], bytes]
+        encode = partial(json_results, with_manifest=with_manifest)
         header = b""
 
         if form == "csv":
             names = await _columns_of(ledger, choice) if with_manifest else None
-            encode, header = partial(csv_result, names), csv_header(names)
+            encode, header = partial(csv_results, names), csv_header(names)
 
         await to_thread.run_sync(output.write, header)
         count = 0
 
         async for rows in rows_of(ledger, choice, with_rows=with_manifest):
-            await to_thread.run_sync(output.writelines, map(encode, rows))
+            lines = await to_thread.run_sync(encode, rows)
+            await to_thread.run_sync(output.write, lines)
             count += len(rows)
 
     return count
 
 
 def csv_header(names: Sequence[str] | None = None) -> bytes:
-    """Return the line above those of :func:`csv_result`."""
+    """Return the line above those of :func:`csv_results`."""
     return readers.csv_line(
         COLUMNS
         if names is None
@@ -132,22 +134,31 @@ def csv_header(names: Sequence[str] | None = None) -> bytes:
     )
 
 
-def csv_result(names: Sequence[str] | None, row: ResultRow) -> bytes:
-    """Return a result as a line of CSV (RFC 4180).
+def csv_results(names: Sequence[str] | None, rows: Collection[ResultRow]) -> bytes:
+    """Return results as lines of CSV (RFC 4180).
 
     Args:
         names: columns of what the row says, beside which it is put; None to leave that out.
-        row: the result, with what its row says where there are such columns.
+        rows: the results, with what their rows say where there are such columns.
 
     Raises:
-        ManifestError: the row says what CSV can't.
+        ManifestError: a row says what CSV can't.
     """
-    said = [] if names is None else readers.csv_cells(row.says or "{}", names, row.key)
-    return readers.csv_line([*said, *_values(row, {None: None, 0: "false", 1: "true"})])
+    lines = (_values(row, {None: None, 0: "false", 1: "true"}) for row in rows)
+
+    if names is not None:
+        said = (readers.csv_cells(row.says or "{}", names, row.key) for row in rows)
+        lines = (cells + values for cells, values in zip(said, lines, strict=True))
+
+    return readers.csv_lines(lines)
 
 
-def json_result(row: ResultRow, *, with_manifest: bool = False) -> bytes:
-    """Return a result as a line of JSON, alone or beside what its row says."""
+def json_results(rows: Collection[ResultRow], *, with_manifest: bool = False) -> bytes:
+    """Return results as lines of JSON, alone or beside what their rows say."""
+    return b"".join(_json_result(row, with_manifest=with_manifest) for row in rows)
+
+
+def _json_result(row: ResultRow, *, with_manifest: bool) -> bytes:
     found = dict(zip(COLUMNS, _values(row, {None: None, 0: False, 1: True}), strict=True))
 
     if row.output_files is not None:
@@ -162,7 +173,7 @@ def json_result(row: ResultRow, *, with_manifest: bool = False) -> bytes:
 
 def _values(row: ResultRow, flags: Mapping[int | None, object]) -> list[Any]:
     """Return what is told of a row, with each flag as ``flags`` has it."""
-    values: list[Any] = [*row[1 : len(COLUMNS) + 1]]
+    values: list[Any] = list(row[1 : len(COLUMNS) + 1])
 
     for place in _FLAGS:
         values[place] = flags[values[place]]
@@ -215,7 +226,6 @@ async def split_results(
         raise _unusable(folder, "written", exc) from exc
 
     names = await _columns_of(ledger, choice)
-    encode = partial(csv_result, names)
     counts = Counter(dict.fromkeys(FILES, 0))
 
     async with contextlib.AsyncExitStack() as stack:
@@ -236,7 +246,7 @@ async def split_results(
                     apart["run-failed"].append(row)
 
             for name, some in apart.items():
-                await to_thread.run_sync(files[name].writelines, map(encode, some))
+                await to_thread.run_sync(files[name].write, csv_results(names, some))
                 counts[name] += len(some)
 
     return counts
