@@ -20,7 +20,7 @@ from .checking import FORMS, check, start_up
 from .figures import Figures
 from .ground import BenchFailed
 from .memory import peaks
-from .race import INSTANT, LATENCY, SLOW_DISK, Course, race
+from .race import INSTANT, LATENCIES, SLOW_DISK, Course, race, race_with_latency
 from .rivals import SLOTS
 from .server import missing, serving
 from .shared import share
@@ -36,10 +36,10 @@ RATIOS: Final = (
     ("deslaunch-64", "curl-64"),
     *(
         (f"deslaunch-64-{ms}ms", f"{than}-64-{ms}ms")
-        for ms in (20, 100)
+        for ms in LATENCIES
         for than in ("bare", "ideal")
     ),
-    *((f"deslaunch-{slots}-disk", f"deslaunch-{slots}") for slots in (64, 256)),
+    *((f"deslaunch-{slots}-disk", f"deslaunch-{slots}-this-disk") for slots in (64, 256)),
     *((f"check, {form}", f"reading, {form}") for form in FORMS),
     ("a launch of one row", "import aiohttp, uvloop"),
     ("PostgreSQL, 1 launchers, 64 slots", "file, 64 slots"),
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         course = Course(server, folder, chosen.rows, chosen.rounds, _tell)
         parts: dict[str, Callable[[], None]] = {
             "instant": partial(race, INSTANT, course, figures),
-            "latency": partial(race, LATENCY, course, figures),
+            "latency": partial(race_with_latency, course, figures),
             "disk": partial(race, SLOW_DISK, course, figures),
             "check": partial(
                 check, server, folder, chosen.rows_check, chosen.rounds, figures, _tell
@@ -79,9 +79,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BenchFailed as exc:
             print(exc, file=sys.stderr)
             return 1
-
-    for ms in (20, 100):
-        figures.add(f"ideal-64-{ms}ms", "rows/s", 64_000 / ms)
 
     print(f"\n{figures.table()}\n")
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from .ground import BenchFailed, Ground
 from .process import measure
-from .rivals import SLOTS, bare, curl, deslaunch, gnu_parallel, naive, on_slow_disk
+from .rivals import SLOTS, bare, curl, deslaunch, gnu_parallel, naive, on_slow_disk, on_this_disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,8 +26,13 @@ INSTANT: Final = (
     curl(64),
     gnu_parallel(64),
 )
-LATENCY: Final = tuple(made(64, ms) for ms in (20, 100) for made in (deslaunch, bare))
-SLOW_DISK: Final = tuple(made(slots) for slots in (64, 256) for made in (deslaunch, on_slow_disk))
+LATENCIES: Final = (20, 100)
+"""Milliseconds that the service takes for a start, where it takes long."""
+
+LATENCY: Final = tuple(made(64, ms) for ms in LATENCIES for made in (deslaunch, bare))
+SLOW_DISK: Final = tuple(
+    made(slots) for slots in (64, 256) for made in (on_this_disk, on_slow_disk)
+)
 _WARM: Final = 300  # rows that each contender starts once before it is measured
 
 
@@ -78,6 +83,14 @@ def race(contenders: Sequence[Contender], course: Course, figures: Figures) -> N
             rate, cpu = _rate(contender, full, course.server)
             figures.add(contender.name, "rows/s", rate, cpu=cpu)
             course.tell(f"round {number + 1}: {contender.name}: {rate:,.0f} rows/s, {cpu:.0f} µs")
+
+
+def race_with_latency(course: Course, figures: Figures) -> None:
+    """Let contenders wait for slow responses, beside what their slots allow at most."""
+    race(LATENCY, course, figures)
+
+    for ms in LATENCIES:
+        figures.add(f"ideal-64-{ms}ms", "rows/s", 64_000 / ms)
 
 
 def _rate(contender: Contender, ground: Ground, server: Server) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
@@ -127,6 +127,11 @@ def gnu_parallel(slots: int) -> Contender:
         lambda: _tool("parallel") or _tool("curl"),
         most=_FEW,
     )
+
+
+def on_this_disk(slots: int) -> Contender:
+    """Return deslaunch as it is, to be run beside itself on a slow disk."""
+    return replace(deslaunch(slots), name=f"deslaunch-{slots}-this-disk")
 
 
 def on_slow_disk(slots: int) -> Contender:
