@@ -246,7 +246,8 @@ async def split_results(
                     apart["run-failed"].append(row)
 
             for name, some in apart.items():
-                await to_thread.run_sync(files[name].write, csv_results(names, some))
+                lines = await to_thread.run_sync(csv_results, names, some)
+                await to_thread.run_sync(files[name].write, lines)
                 counts[name] += len(some)
 
     return counts
