@@ -169,10 +169,6 @@ class SqliteStore(Store):
         """Return all rows of a named query."""
         return self._execute(self.statements[query], parameters).fetchall()
 
-    def starts(self, query: str, parameters: Any) -> list[Any]:
-        """Return the rows to send that a named query gives."""
-        return self.fetch(query, parameters)
-
     def run(self, query: str, parameters: Any = ()) -> int:
         """Run a named query; return how many rows it changed."""
         return self._execute(self.statements[query], parameters).rowcount

@@ -109,7 +109,6 @@ class Store(ABC):
     def fetch(self, query: str, parameters: Any = ()) -> list[Any]:
         """Return all rows of a named query."""
 
-    @abstractmethod
     def starts(self, query: str, parameters: Any) -> list[Any]:
         """Return the rows to send that a named query gives.
 
@@ -117,6 +116,7 @@ class Store(ABC):
             Tuples of number, attempt, key, jobId, body, digest, whether it is an auto row, and
             retries.
         """
+        return self.fetch(query, parameters)
 
     @abstractmethod
     def run(self, query: str, parameters: Any = ()) -> int:

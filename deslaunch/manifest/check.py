@@ -189,9 +189,9 @@ class Check:
     ) -> bool:
         """Store the keys of rows; return True if one is, or looks like, an earlier row's."""
         keys = [
-            (hash(key), None, item.line) if key.isascii() else (*_hashes(key), item.line)
+            (*_hashes(row.key), item.line)
             for item, row in zip(items, taken, strict=True)
-            if (key := row.key) is not None
+            if row.key is not None
         ]
         before = self._table.total_changes
         self._table.executemany(_STORE, keys)

@@ -116,13 +116,11 @@ class _Layout(NamedTuple):
     Attributes:
         match: takes a line apart; a group for each of the texts, and for the key.
         key_at: which group is the key's, or None.
-        names: of the parameters, in their order.
         row: the first row that was read of such a line.
     """
 
     match: Callable[[str], re.Match[str] | None]
     key_at: int | None
-    names: tuple[str, ...]
     row: Row
 
 
@@ -200,7 +198,7 @@ class JsonlReader(RowReader):
         if self._layout is None:
             return None
 
-        match, key_at, names, like = self._layout
+        match, key_at, like = self._layout
 
         try:
             found = match(line.decode())
@@ -215,7 +213,7 @@ class JsonlReader(RowReader):
         if key_at is not None:
             key, texts = texts[key_at], texts[:key_at] + texts[key_at + 1 :]
 
-        parameters = dict(zip(names, texts))  # noqa: B905  # one for each
+        parameters = dict(zip(like.parameters, texts))  # noqa: B905  # one for each
         where = self.number, self.line, key, like.target, like.job_id
         return Row(*where, parameters, {}, like.types)
 
@@ -296,7 +294,7 @@ def _layout_of(line: str, row: Row) -> _Layout:
         pattern += re.escape(text)
 
     match = re.compile(rf"{pattern}[ \t\r\n]*").fullmatch
-    return _Layout(match, key_at, tuple(row.parameters), row)
+    return _Layout(match, key_at, row)
 
 
 class CsvReader(RowReader):
