@@ -69,3 +69,11 @@ def test_a_ledger_that_fails_is_caught_by_either_name(cause: type[DeslaunchError
 
     assert isinstance(caught.value, LedgerWriteFailed)
     assert caught.value.unrecorded == (("a", "b"),)
+
+
+def test_runs_that_no_ledger_has_are_exit_code_7() -> None:
+    """Whatever else is said: all rows may have ended well by then."""
+    counts = Counts(started=2)
+
+    assert Summary(counts, "night.ledger.db").exit_code == 0
+    assert Summary(counts, "night.ledger.db", unrecorded=(("a", "b"),)).exit_code == 7
