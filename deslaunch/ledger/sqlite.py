@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Final, Self
 from urllib.parse import quote
@@ -62,6 +63,8 @@ _GUEST: Final = (
     _SYNCED,
     "PRAGMA wal_autocheckpoint=0",  # only the launcher checkpoints
 )
+_VALUES: Final = re.compile(r"(?<=VALUES )\([?, ]+\)")
+_ROWS_AT_ONCE: Final = 512  # SQLite takes 32,766 values
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _WHICH: Final = "name the file that run wrote: for night.csv it is night.ledger.db"
 _WRITABLE: Final = "You need write permission for the ledger and its folder, and room on its disk"
@@ -174,9 +177,19 @@ class SqliteStore(Store):
         return self._execute(self.statements[query], parameters).rowcount
 
     def many(self, query: str, rows: Iterable[Sequence[Any]]) -> None:
-        """Run a named query once for each row of parameters."""
+        """Run a named query once for each row of parameters; rows to insert share a statement."""
+        statement = self.statements[query]
+
         with _translated(self.place):
-            self._connection.executemany(self.statements[query], rows)
+            if (values := _VALUES.search(statement)) is None:
+                self._connection.executemany(statement, rows)
+                return
+
+            left = iter(rows)
+
+            while some := list(islice(left, _ROWS_AT_ONCE)):
+                text = statement.replace(values[0], ", ".join([values[0]] * len(some)))
+                self._connection.execute(text, [*chain.from_iterable(some)])
 
     @contextmanager
     def transaction(self, *, is_kept: bool = True) -> Iterator[None]:
