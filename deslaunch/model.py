@@ -90,7 +90,6 @@ class CheckedRow(NamedTuple):
     Attributes:
         row: what the manifest says.
         key: the row's own key, or the digest of what it says.
-        has_own_key: the manifest names the key.
         body: what is sent; ``b""`` where the target's jobs could not be had.
         digest: of the body, 16 bytes.
         auto: a parameter uses the auto value.
@@ -99,7 +98,6 @@ class CheckedRow(NamedTuple):
 
     row: Row
     key: str
-    has_own_key: bool
     body: bytes
     digest: bytes
     auto: bool

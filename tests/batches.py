@@ -123,7 +123,7 @@ def checked_row(number: int, said: Said) -> CheckedRow | InvalidRow:
     says = dump_row(row)
     body = says.encode()  # nobody reads it
     digest = hashlib.sha256(body).digest()[:16]
-    return CheckedRow(row, said.key, True, body, digest, False, says)
+    return CheckedRow(row, said.key, body, digest, False, says)
 
 
 async def _launch(ledger: Ledger, rows: Sequence[Said]) -> None:

@@ -48,11 +48,13 @@ def run_id(number: int) -> str:
 def checked(number: int, key: str | None = None, **more: Any) -> CheckedRow:
     """Return a row; ``says`` is what makes its body another one."""
     said = {"target": "default", "job": JOB, "says": number, "auto": False, "own": True, **more}
-    row = Row(number, number + 1, key, said["target"], said["job"], {})
+    key = key or f"k{number}"
+    own = key if said["own"] else None
+    row = Row(number, number + 1, own, said["target"], said["job"], {})
     body = json.dumps([said["job"], said["says"]]).encode()
     digest = hashlib.sha256(body).digest()[:16]
     text = json.dumps({"says": said["says"]})
-    return CheckedRow(row, key or f"k{number}", said["own"], body, digest, said["auto"], text)
+    return CheckedRow(row, key, body, digest, said["auto"], text)
 
 
 def invalid(number: int, key: str | None = None, message: str = "is no number") -> InvalidRow:

@@ -125,7 +125,7 @@ def test_a_valid_row_is_checked_whole() -> None:
         b'{"jobId":"%b","parameters":{"Count":{"type":2,"valueStringEncoded":"5"}}}' % JOB.encode()
     )
 
-    assert checked == CheckedRow(said, "k", True, body, body_digest(body), False, dump_row(said))
+    assert checked == CheckedRow(said, "k", body, body_digest(body), False, dump_row(said))
     assert (check.rows, check.rows - check.invalid, check.invalid) == (1, 1, 0)
 
 
@@ -133,7 +133,7 @@ def test_a_row_without_a_key_has_its_digest() -> None:
     said = row(1)
     (checked,), _ = take(said)
 
-    assert (checked.key, checked.has_own_key) == (row_digest(said), False)
+    assert checked.key == row_digest(said)
 
 
 def test_a_row_that_does_not_validate_keeps_what_it_says() -> None:
@@ -181,7 +181,6 @@ def test_allowed_repeats_get_keys_of_their_own() -> None:
     keys = [checked.key for checked in taken]
 
     assert keys == [digest, row_digest(row(2, Text="y")), f"{digest}~2", f"{digest}~3"]
-    assert [checked.has_own_key for checked in taken] == [False] * 4
     assert (check.rows - check.invalid, check.count) == (4, 0)
 
 

@@ -16,9 +16,10 @@ from manifests import apart
 
 from deslaunch.des import wire
 from deslaunch.manifest.rows import Groups, dump_row, load_row
-from deslaunch.manifest.schema import Body, Schema, body_digest, compile_jobs, unknown_job
+from deslaunch.manifest.schema import Schema, body_digest, compile_jobs, unknown_job
 from deslaunch.model import (
     AUTO,
+    CheckedRow,
     Job,
     JobParameter,
     JobRunParameterValue,
@@ -55,15 +56,15 @@ def row(
     return apart(Row(number, number + 1, None, target, job_id, parameters))
 
 
-def sent(parameters: dict[str, Any], job: Job = SALES) -> Body:
+def sent(parameters: dict[str, Any], job: Job = SALES) -> CheckedRow:
     checked = Schema(job).check(row(parameters), Groups(FILE))
-    assert isinstance(checked, Body), checked
+    assert isinstance(checked, CheckedRow), checked
     return checked
 
 
 def refused(parameters: dict[str, Any], job: Job = SALES) -> tuple[Problem, ...]:
     problems = Schema(job).check(row(parameters), Groups(FILE))
-    assert not isinstance(problems, Body), problems
+    assert not isinstance(problems, CheckedRow), problems
     return problems
 
 
@@ -73,7 +74,7 @@ def one(type_number: int | None, *, nullable: bool = False, auto: bool = False) 
 
 
 def accepts(type_number: int, text: str) -> bool:
-    return isinstance(Schema(one(type_number)).check(row({"P": text}), Groups(FILE)), Body)
+    return isinstance(Schema(one(type_number)).check(row({"P": text}), Groups(FILE)), CheckedRow)
 
 
 # What is sent
@@ -86,8 +87,9 @@ def test_a_valid_row_becomes_one_complete_body() -> None:
         b'"Shop":{"type":1,"valueStringEncoded":"Main"}}}'
     )
 
-    assert sent({"DBGenFrom": "1200", "Shop": "Main"}) == (
+    assert sent({"DBGenFrom": "1200", "Shop": "Main"})[2:] == (
         body,
+        body_digest(body),
         False,
         dump_row(row({"DBGenFrom": "1200", "Shop": "Main"})),
     )
@@ -149,16 +151,16 @@ def test_a_valid_row_becomes_one_complete_body() -> None:
 def test_a_value_is_encoded_with_the_schemas_type(
     name: str, value: Any, encoded: dict[str, object]
 ) -> None:
-    body, auto, _ = sent({"DBGenFrom": "1", name: value})
+    checked = sent({"DBGenFrom": "1", name: value})
 
-    assert orjson.loads(body)["parameters"][name] == encoded
-    assert auto is bool(encoded.get("useAutoValue"))
+    assert orjson.loads(checked.body)["parameters"][name] == encoded
+    assert checked.auto is bool(encoded.get("useAutoValue"))
 
 
 def test_parameters_keep_the_rows_order() -> None:
-    body, _, _ = sent({"Shop": "x", "DBGenTo": "2", "DBGenFrom": "1"})
+    checked = sent({"Shop": "x", "DBGenTo": "2", "DBGenFrom": "1"})
 
-    assert list(orjson.loads(body)["parameters"]) == ["Shop", "DBGenTo", "DBGenFrom"]
+    assert list(orjson.loads(checked.body)["parameters"]) == ["Shop", "DBGenTo", "DBGenFrom"]
 
 
 utf8 = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
@@ -197,7 +199,7 @@ def test_the_body_says_what_the_row_says_also_from_the_ledger(
         name: value.value if isinstance(value, JobRunParameterValue) else value
         for name, value in values.items()
     }
-    body, auto, says = sent(values, job)
+    _, key, body, digest, auto, says = sent(values, job)
     again = load_row(says, 17, 18, FILE)
 
     assert orjson.loads(body)["parameters"] == {
@@ -205,7 +207,7 @@ def test_the_body_says_what_the_row_says_also_from_the_ledger(
     }
     assert auto is (AUTO in bare.values())
     assert isinstance(again, Row)
-    assert Schema(job).check(again, Groups(FILE)) == Body(body, auto, says)
+    assert Schema(job).check(again, Groups(FILE)) == (again, key, body, digest, auto, says)
 
 
 # Types
@@ -365,7 +367,7 @@ def test_every_datetime_that_python_prints_is_valid(moment: datetime) -> None:
 def test_any_text_is_sent_or_explained(type_number: int, text: str) -> None:
     result = Schema(one(type_number)).check(row({"P": text}), Groups(FILE))
 
-    if isinstance(result, Body):
+    if isinstance(result, CheckedRow):
         assert orjson.loads(result.body)["parameters"]["P"]["valueStringEncoded"] == text
     else:
         assert len(result) == 1
@@ -623,7 +625,7 @@ def test_a_parameter_of_another_job_tells_of_a_wrong_job() -> None:
         found = compile_jobs(jobs)[JOB_ID].check(
             row({"DBGenFrom": "1", "DBGenFrm": "2"}), Groups(FILE)
         )
-        assert not isinstance(found, Body)
+        assert not isinstance(found, CheckedRow)
         told.append(found[0].message.partition("'DBGenFrm': ")[2])
 
     assert told == [
@@ -638,5 +640,5 @@ def test_a_stored_row_is_checked_by_a_job_that_changed() -> None:
     again = load_row(says, 17, 18, FILE)
 
     assert isinstance(again, Row)
-    assert isinstance(Schema(SALES).check(again, Groups(FILE)), Body)
-    assert not isinstance(Schema(changed).check(again, Groups(FILE)), Body)
+    assert isinstance(Schema(SALES).check(again, Groups(FILE)), CheckedRow)
+    assert not isinstance(Schema(changed).check(again, Groups(FILE)), CheckedRow)

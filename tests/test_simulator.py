@@ -39,8 +39,8 @@ from rawdes import (
 )
 
 from deslaunch.manifest.rows import Groups
-from deslaunch.manifest.schema import Body, Schema
-from deslaunch.model import Job, JobParameter, Row
+from deslaunch.manifest.schema import Schema
+from deslaunch.model import CheckedRow, Job, JobParameter, Row
 from deslaunch.simulator import (
     CSV_SALES_EXPORT,
     DEFAULT_JOBS,
@@ -533,7 +533,7 @@ def test_the_simulator_takes_what_check_takes(kind: int, text: str) -> None:
         Row(1, 1, None, "default", CSV_SALES_EXPORT, {"P": text}), Groups("m.csv")
     )
 
-    assert is_text_of(kind, text) == isinstance(checked, Body)
+    assert is_text_of(kind, text) == isinstance(checked, CheckedRow)
 
 
 DAY = {"type": 4, "valueStringEncoded": "2026-01-31"}

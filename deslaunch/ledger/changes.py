@@ -269,7 +269,7 @@ def _refuse(row: CheckedRow, match: _Known | None, file: str, *, add: bool) -> P
     if match is None and not add:
         expected = "a key of the batch"
         message = "the batch has no row of this key: correct it, or add the row with --add-rows"
-    elif match is None and not row.has_own_key:
+    elif match is None and row.row.key is None:
         expected = "a key of its own"
         message = "a row that is added needs a key of its own: write one"
     elif match is not None and match.state in _FIXED and match.form != _form_of(row):

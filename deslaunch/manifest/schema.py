@@ -1,4 +1,4 @@
-"""A job's JobRunParameters, compiled once: ``Row`` in, the body to send or ``Problem``s out.
+"""A job's JobRunParameters, compiled once: ``Row`` in, ``CheckedRow`` or ``Problem``s out.
 
 And a manifest to begin with: a row of a job that passes its check, and what its parameters take.
 
@@ -40,7 +40,17 @@ import orjson
 from deslaunch.des import wire
 from deslaunch.manifest import rows
 from deslaunch.manifest.readers import column_of, csv_line
-from deslaunch.model import AUTO, DEFAULT_TARGET, Auto, Format, Job, JobParameter, Problem, Row
+from deslaunch.model import (
+    AUTO,
+    DEFAULT_TARGET,
+    Auto,
+    CheckedRow,
+    Format,
+    Job,
+    JobParameter,
+    Problem,
+    Row,
+)
 
 _LISTED: Final = 8  # names of parameters or jobs that one message lists
 _QUOTED: Final = 40
@@ -66,23 +76,15 @@ _PLAIN_DATETIME: Final = (  # with a zone or without a time, and no day that som
 _NAIVE: Final = "a datetime without a zone means what DES takes it for; add Z or an offset"
 
 
-class Body(NamedTuple):
-    """What is sent for a row.
-
-    Attributes:
-        body: the StartJobBody, JSON, UTF-8.
-        auto: a parameter uses the auto value.
-        says: what is kept of the row, for ``load_row``.
-    """
-
-    body: bytes
-    auto: bool
-    says: str
-
-
 def body_digest(body: bytes) -> bytes:
     """Return the 16 bytes that a body is held against before it is sent."""
     return sha256(body).digest()[:16]
+
+
+def take(row: Row, body: bytes, says: str, *, auto: bool) -> CheckedRow:
+    """Return a row that can be started by a body; without a key of its own it gets its digest."""
+    key = rows.row_digest(row) if row.key is None else row.key
+    return CheckedRow(row, key, body, body_digest(body), auto, says)
 
 
 def _judge_integer(text: str) -> str:
@@ -179,17 +181,17 @@ class Schema:
         # A wrong column comes with every row; the search for near names must not.
         self._fault_of_name = lru_cache(maxsize=256)(self._explain_name)
 
-    def check(self, row: Row, warnings: rows.Groups) -> Body | tuple[Problem, ...]:
-        """Return what is sent for a row, or every reason against it.
+    def check(self, row: Row, warnings: rows.Groups) -> CheckedRow | tuple[Problem, ...]:
+        """Return a row with what is sent for it, or every reason against it.
 
         Args:
             row: a row of this job; its parameters are sent in its own order.
             warnings: gets what may be a mistake; it knows the manifest's name.
 
         Returns:
-            The body, or at least one problem; a parameter has at most one.
+            The row with its body, or at least one problem; a parameter has at most one.
         """
-        parameters, key = row.parameters, row.key
+        _, _, key, target, _, parameters, notes, types = row
         texts: Any = tuple(parameters.values())
         told = texts if key is None else (key, *texts)
 
@@ -198,25 +200,25 @@ class Schema:
         except TypeError:  # null, or the auto value
             return self._check_each(row, warnings)
 
-        if row.notes:
+        if notes:
             return self._check_each(row, warnings)
 
         # What the rows of a form share: the types are kept, and sent where the job declares none.
-        shape = (row.target, key is None, tuple(parameters), row.types)
+        shape = (target, key is None, tuple(parameters), types)
         form = self._forms.get(shape)
 
         if form is not None and form.match(text):
-            return Body((form.body % texts).encode(), False, form.says % told)  # noqa: FBT003
+            return take(row, (form.body % texts).encode(), form.says % told, auto=False)
 
         checked = self._check_each(row, warnings)
         is_new = shape not in self._forms and len(self._forms) < _MOST_FORMS
 
-        if is_new and isinstance(checked, Body):
+        if is_new and isinstance(checked, CheckedRow):
             self._forms[shape] = self._compile(row)
 
         return checked
 
-    def _check_each(self, row: Row, warnings: rows.Groups) -> Body | tuple[Problem, ...]:
+    def _check_each(self, row: Row, warnings: rows.Groups) -> CheckedRow | tuple[Problem, ...]:
         """Check a row parameter by parameter."""
         said = row.parameters
         faults = [
@@ -249,7 +251,8 @@ class Schema:
         if faults:
             return rows.problems_of(faults, warnings.file, row.number, row.line)
 
-        return Body(wire.start_job_body(self.job.job_id, values), auto, rows.dump_row(row))
+        body = wire.start_job_body(self.job.job_id, values)
+        return take(row, body, rows.dump_row(row), auto=auto)
 
     def _compile(self, row: Row) -> _Form | None:
         """Return the form of a valid row; None where more than texts may differ from row to row."""
