@@ -168,6 +168,7 @@ class MemoryLedger:
         attempts: by row, the results of its attempts; None while one is open.
         notes: kind and target of each event.
         held: exchanges wait until :meth:`release`.
+        sync: seconds that an exchange takes.
         fails: numbers of exchanges, from 1, that raise.
         in_place: what :meth:`is_in_place` returns.
     """
@@ -179,6 +180,7 @@ class MemoryLedger:
         self.notes: list[tuple[str, str | None]] = []
         self.clocks: dict[str, float] = {}
         self.held = False
+        self.sync = 0.0
         self.lag: Callable[[], int] = lambda: 0
         self.fails: Callable[[int], bool] = lambda number: False
         self.in_place = True
@@ -220,6 +222,9 @@ class MemoryLedger:
 
         for _ in range(self.lag()):
             await asyncio.sleep(0)
+
+        if self.sync:
+            await self._clock.sleep(self.sync)
 
         if self.fails(number):
             raise LedgerWriteFailed("the disk is full")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from itertools import cycle
 
 import pytest
 from fakes import FakeRow
@@ -431,6 +432,17 @@ async def test_no_slot_waits_for_the_responses_of_others() -> None:
 
 class ListenerError(Exception):
     pass
+
+
+async def test_one_sync_of_a_slow_disk_serves_all_slots() -> None:
+    bench = Bench(keys("r", 13), slots=4)
+    bench.ledger.sync = 0.1
+    times = cycle([0.0, 0.002, 0.004, 0.006])
+    bench.des.latency = lambda: next(times)
+    await bench.finish()
+
+    taken = [len(starts) for _, _, starts in bench.ledger.turns]
+    assert taken == [1, 4, 4, 4, 0], "the first contact alone, then all that are free"
 
 
 async def test_a_listener_that_raises_ends_the_session_and_loses_no_row() -> None:

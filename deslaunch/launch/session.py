@@ -44,6 +44,9 @@ QUIET_PASSES: Final = 4
 LONGEST_GATHERING: Final = 3
 """How many times as long as the last turn took outcomes are gathered for the next one."""
 
+TIME_OF_A_ROW: Final = 50e-6
+"""Seconds that the loop takes to send a row and to take its response, about."""
+
 _ROUNDING: Final = 0.002  # the ledger's times are whole milliseconds
 
 
@@ -238,13 +241,23 @@ class Session(Loop):
         Where responses are instant a turn has all slots' outcomes then: a sync serves more rows,
         and the loop and the ledger's thread do not interrupt each other, which costs a launch a
         sixth of its processor time. Where they take long, a slot must not wait for the others.
+        Where the disk is slow, and the loop takes less time for all slots than a sync takes, all
+        are waited for: a turn of a few rows would let the many wait for its sync.
         """
         quiet, now = 0, self.clock.now
-        latest = now() + LONGEST_GATHERING * self._turn_took
+        began, took = now(), self._turn_took
+        patience = took / 2 if self._open * TIME_OF_A_ROW < took / 2 else 0.0
 
-        while quiet < QUIET_PASSES and len(self._outcomes) < self._open and now() <= latest:
+        while len(self._outcomes) < self._open and now() <= began + LONGEST_GATHERING * took:
             before = len(self._outcomes)
-            await asyncio.sleep(0)
+
+            if quiet < QUIET_PASSES:
+                await asyncio.sleep(0)
+            elif before and now() + SHORTEST_SLEEP < began + patience:
+                await self.clock.sleep(SHORTEST_SLEEP)
+            else:
+                break
+
             quiet = quiet + 1 if len(self._outcomes) == before else 0
 
     def _claims(self, now: float) -> dict[str, int]:

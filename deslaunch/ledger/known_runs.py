@@ -32,7 +32,7 @@ class KnownRuns:
 
     def _load(self, more: int) -> None:
         """Read them anew, with room for one of each row that there is now, and for ``more``."""
-        self._slots = array("I", bytes(4 * ((self._count() + more) * 4 // 3 + 4096)))
+        self._slots = array("I", [0]) * ((self._count() + more) * 4 // 3 + 4096)
         self._room = len(self._slots) * 3 // 4
 
         for run in self._read():
