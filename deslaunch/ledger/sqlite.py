@@ -43,6 +43,7 @@ _SQL: Final = (Path(__file__).parent / "schema.sql").read_text("utf-8")
 _SCHEMA: Final = re.sub("--.*", "", _SQL).split(";")
 
 _NEW: Final = (
+    "PRAGMA cache_size=-500",  # KiB; more makes nothing faster
     "PRAGMA synchronous=OFF",  # one sync of the whole file, before it gets its name, is enough
     "BEGIN IMMEDIATE",
     f"PRAGMA application_id={APPLICATION_ID}",

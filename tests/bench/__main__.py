@@ -45,6 +45,15 @@ RATIOS: Final = (
     ("PostgreSQL, 1 launchers, 64 slots", "file, 64 slots"),
     ("PostgreSQL, 2 launchers, 256 slots", "PostgreSQL, 1 launchers, 256 slots"),
 )
+CHART: Final = {
+    "curl-64": "one curl --parallel",
+    "deslaunch-64": "deslaunch run",
+    "bare-64": "tuned aiohttp loop",
+    "naive-64": "plain aiohttp loop",
+    "parallel-64": "GNU parallel + curl",
+}
+"""Starts a second of what sends 64 at a time, as the README shows them."""
+
 _DISK: Final = Path("/var/tmp")  # where /tmp is memory, nothing would be synced
 
 
@@ -86,6 +95,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if ratio := figures.ratio(over, under):
             cpu = figures.cpu_ratio(over, under)
             print(f"{over} ÷ {under}: {ratio:.2f}{f', CPU time {cpu:.2f}' if cpu else ''}")
+
+    if chart := figures.chart(CHART):
+        print(f"\n{chart}")
 
     if chosen.json:
         chosen.json.write_text(json.dumps(figures.as_dict(), indent=1) + "\n", encoding="utf-8")

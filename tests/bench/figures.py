@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+WIDTH: Final = 40
+"""Characters of the longest bar of a chart."""
 
 
 @dataclass
@@ -79,6 +85,22 @@ class Figures:
             lines.append(f"| {name} | {value} | {cpu} |")
 
         return "\n".join(lines)
+
+    def chart(self, names: Mapping[str, str]) -> str:
+        """Return medians as bars of text, the longest first; what was not measured is left out.
+
+        Args:
+            names: what each is called, by its name here.
+        """
+        found = {text: self.find(name) or 0.0 for name, text in names.items()}
+        most = max(found.values(), default=0.0)
+        wide = max(map(len, names.values()), default=0)
+        bars = (
+            f"{text:{wide}}  {'█' * round(WIDTH * value / most) or '▏'} {value:,.0f}"
+            for text, value in sorted(found.items(), key=lambda one: -one[1])
+            if value
+        )
+        return "\n".join(bars)
 
     def as_dict(self) -> dict[str, Any]:
         return {name: figure.as_dict() for name, figure in self._figures.items()}
