@@ -46,7 +46,7 @@ RATIOS: Final = (
     ("PostgreSQL, 2 launchers, 256 slots", "PostgreSQL, 1 launchers, 256 slots"),
 )
 CHART: Final = {
-    "curl-64": "one curl --parallel",
+    "curl-64": "one curl, parallel",
     "deslaunch-64": "deslaunch run",
     "bare-64": "tuned aiohttp loop",
     "naive-64": "plain aiohttp loop",
