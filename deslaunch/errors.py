@@ -24,6 +24,8 @@
     │   ├── LedgerMissing             7
     │   ├── LedgerForeign             7
     │   ├── LedgerDamaged             7
+    │   ├── LedgerOutdated            7
+    │   ├── UnfinishedBatch           7
     │   ├── LedgerLocked              8
     │   └── LedgerWriteFailed         7
     └── Stopped                       5
@@ -208,6 +210,14 @@ class LedgerForeign(LedgerError):
 
 class LedgerDamaged(LedgerError):
     """The database can't be read, or a row's body does not fit its digest."""
+
+
+class LedgerOutdated(LedgerError):
+    """The ledger is an older copy: more of its batch was sent than it knows. Use the newer one."""
+
+
+class UnfinishedBatch(LedgerError):
+    """A second batch was asked for, of rows of which a first one sent a part. Resume that."""
 
 
 class LedgerLocked(LedgerError):

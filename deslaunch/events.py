@@ -23,6 +23,7 @@ class StopReason(StrEnum):
     INTERRUPTED = "interrupted"
     LEDGER = "ledger"
     LIMIT = "limit"
+    CONTROL = "control"
     OUT_OF_TIME = "outOfTime"
 
 
@@ -42,6 +43,31 @@ class Stop(NamedTuple):
     target: str | None = None
     signal: int = 0
     resume_after: float | None = None
+
+
+class Control(NamedTuple):
+    """What a person told the launchers at work; it ends with the last of them.
+
+    Attributes:
+        is_paused: nothing new is sent.
+        is_stopped: they drain, and end.
+        concurrency: slots of each launcher, 1 to 1,024, or None: its own setting.
+        rate: starts a second of each launcher at most, above 0, or None: its own setting.
+    """
+
+    is_paused: bool = False
+    is_stopped: bool = False
+    concurrency: int | None = None
+    rate: float | None = None
+
+    def __str__(self) -> str:
+        said = {
+            "paused": self.is_paused,
+            "stopped": self.is_stopped,
+            f"{self.concurrency} slots": self.concurrency,
+            f"at most {self.rate:g} starts a second" if self.rate else "": self.rate,
+        }
+        return ", ".join(text for text, holds in said.items() if holds)
 
 
 class ProblemGroup(NamedTuple):
@@ -96,6 +122,7 @@ class Plan(NamedTuple):
         limit: rows that the session starts at most, or None for no limit.
         corrections: (rows replaced, rows added) by a file of corrections, or None without one.
         warnings: what a person should know before it begins.
+        before: when these rows were last started, and how that ended; ``""``: never.
     """
 
     manifest: str
@@ -110,6 +137,7 @@ class Plan(NamedTuple):
     limit: int | None = None
     corrections: tuple[int, int] | None = None
     warnings: tuple[str, ...] = ()
+    before: str = ""
 
     @property
     def send(self) -> int:
@@ -349,6 +377,8 @@ class WatchSummary(NamedTuple):
             text, how many runs, and the key of one of them.
         seconds: duration of this watch.
         stops: why it ended early, if it did.
+        is_trial: a launch that was limited was followed to its end: rows that are left count for
+            nothing.
     """
 
     succeeded: int
@@ -359,6 +389,7 @@ class WatchSummary(NamedTuple):
     failures: tuple[tuple[str, int, str], ...] = ()
     seconds: float = 0.0
     stops: tuple[Stop, ...] = ()
+    is_trial: bool = False
 
     @property
     def runs(self) -> int:
@@ -374,10 +405,9 @@ class WatchSummary(NamedTuple):
         runs), 3 (runs failed, or rows have none), 0: every run finished with success.
         """
         rows = self.batch.counts
-        left = self.unfinished + rows.pending + rows.in_flight
-        return _exit_code(
-            self.stops, left, self.untold + rows.unknown, self.failed + self.batch.exit_code
-        )
+        left = self.unfinished + (0 if self.is_trial else rows.pending + rows.in_flight)
+        bad = self.failed + rows.failed + rows.rejected + rows.invalid + bool(self.batch.unrecorded)
+        return _exit_code(self.stops, left, self.untold + rows.unknown, bad)
 
     def as_dict(self) -> dict[str, object]:
         """Return the summary in the documented form of ``watch --json``."""

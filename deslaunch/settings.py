@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple, Self
 
 from deslaunch.errors import ConfigurationError
@@ -148,6 +149,64 @@ class ErrorLimit(NamedTuple):
         return errors > self.number
 
 
+def next_such(text: str, now: float) -> float:
+    """Return when it is next so late by this machine's local time.
+
+    Args:
+        text: ``HH:MM``, 00:00 to 23:59.
+        now: seconds since 1970.
+
+    Returns:
+        Seconds since 1970, above ``now`` and at most a day (of 23 to 25 hours) later.
+
+    Raises:
+        ConfigurationError: it is no such time.
+    """
+    match = re.fullmatch(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", text, re.ASCII)
+
+    if match is None:
+        raise ConfigurationError(
+            f"--stop-at takes a local time from 00:00 to 23:59, got {text!r}",
+            hint="write --stop-at 06:00",
+        )
+
+    at = datetime.fromtimestamp(now).replace(  # noqa: DTZ006  # local, as the person says it
+        hour=int(match[1]), minute=int(match[2]), second=0, microsecond=0
+    )
+    times = ((at + timedelta(days=days)).timestamp() for days in range(3))
+    return next(time for time in times if time > now)
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that a text such as ``4h``, ``1h30m`` or ``90`` means.
+
+    Raises:
+        ConfigurationError: it is no duration, or none above 0.
+    """
+    match = re.fullmatch(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s?)?", text, re.ASCII)
+    hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
+
+    if found := 3600.0 * hours + 60 * minutes + seconds:
+        return found
+
+    raise ConfigurationError(
+        f"--stop-after takes a duration such as 4h, 90m, 1h30m or 90 (seconds), got {text!r}",
+        hint="write whole hours, minutes and seconds, in this order, without blanks",
+    )
+
+
+class JobLimit(NamedTuple):
+    """What a job bears, wherever its rows stand.
+
+    Attributes:
+        concurrency: its starts in flight at most, 1 to 1,024; None: as many as slots.
+        rate: its starts a second at most, above 0; None: as slots allow.
+    """
+
+    concurrency: int | None = None
+    rate: float | None = None
+
+
 _KEPT: Final[Any] = {"tunes": True, "kept": True}
 
 
@@ -196,10 +255,23 @@ class Settings:
     limit: int | None = _option(
         None, "Rows to start at most; the rest stays pending (exit 5).", int, low=1, unit="rows"
     )
+    stop_at: str | None = _option(
+        None, "Send nothing new from this local time on, HH:MM, and drain (exit 5)."
+    )
+    stop_after: str | None = _option(
+        None, "Send nothing new after this long, such as 4h, 90m or 1h30m, and drain (exit 5)."
+    )
     retry_rejected: bool = _consent("Send rows again, unchanged, that DES rejected before.")
     retry_unknown: bool = _consent(
         "Send again the rows whose outcome is unknown: those that have a run get a second one."
     )
+    retry_failed_runs: bool = _consent(
+        "Start another run for each row whose run failed, as far as a watch has told."
+    )
+    accept_copy: bool = _consent(
+        "Go on with a ledger that is an older copy; what it starts may be started already."
+    )
+    again: bool = _consent("Begin a batch although an earlier one of its rows is unfinished.")
     skip_invalid: bool = _consent("Launch the valid rows; record the others as invalid.")
     allow_duplicates: bool = _consent(
         "Start each of several rows that name no key and say exactly the same."
@@ -229,6 +301,12 @@ class Settings:
             option.check(getattr(self, option.name))
 
         ErrorLimit.parse(self.max_errors)
+
+        if self.stop_at is not None:
+            next_such(self.stop_at, 0.0)
+
+        if self.stop_after is not None:
+            parse_duration(self.stop_after)
 
         if self.delimiter == "tab":
             object.__setattr__(self, "delimiter", "\t")

@@ -24,8 +24,9 @@ from deslaunch.errors import (
     TooLate,
     Unauthorized,
 )
+from deslaunch.events import Control
 from deslaunch.launch.loop import Clock
-from deslaunch.ledger.ledger import Exchange
+from deslaunch.ledger.ledger import Exchange, Lane
 from deslaunch.model import DEFAULT_TARGET, Outcome, Result, RowState, RunStatus, Start, StartedRun
 
 if TYPE_CHECKING:
@@ -93,6 +94,9 @@ class VirtualClock(Clock):
         self._alarms: list[tuple[float, int, _Alarm]] = []
 
     def now(self) -> float:
+        return self.time
+
+    def wall(self) -> float:
         return self.time
 
     async def sleep(self, seconds: float) -> None:
@@ -171,6 +175,7 @@ class MemoryLedger:
         sync: seconds that an exchange takes.
         fails: numbers of exchanges, from 1, that raise.
         in_place: what :meth:`is_in_place` returns.
+        told: what a person told the launchers at work.
     """
 
     def __init__(self, rows: Sequence[FakeRow], clock: VirtualClock) -> None:
@@ -187,6 +192,7 @@ class MemoryLedger:
         self.calls = 0
         self.most_open = 0
         self.on_wait: Callable[[str], None] | None = None
+        self.told = Control()
         self.is_shared = False
         self._clock = clock
         self._due: dict[int, float] = {row.number: -1.0 for row in rows}
@@ -197,13 +203,16 @@ class MemoryLedger:
     def give_up(self, *, at_once: bool = False) -> None:
         """It waits for nothing."""
 
+    async def control(self) -> Control:
+        return self.told
+
     def release(self) -> None:
         self.held = False
         self._released.set()
 
-    def due(self) -> dict[str, float | None]:
+    def due(self) -> dict[Lane, float | None]:
         """Return the seconds until each target's next row may be claimed."""
-        found: dict[str, float | None] = {row.target: None for row in self.rows.values()}
+        found: dict[Lane, float | None] = {row.target: None for row in self.rows.values()}
 
         for number, due in self._due.items():
             seconds = max(0.0, due - self._clock.now())

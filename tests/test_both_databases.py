@@ -16,6 +16,7 @@ from deslaunch.cli.render import log_line
 from deslaunch.errors import ManifestError
 from deslaunch.ledger.changes import Finding
 from deslaunch.ledger.ledger import open_ledger
+from deslaunch.ledger.reading import Consents
 from deslaunch.model import utc
 from deslaunch.report.page import write_report
 from deslaunch.report.results import Choice, write_results
@@ -136,9 +137,10 @@ async def test_the_log(both: Both) -> None:
 async def test_how_it_stands(both: Both) -> None:
     async def read(ledger: Ledger) -> list[Any]:
         unknown = [one async for portion in ledger.unknown_rows() for one in portion]
-        starts = [one async for portion in ledger.sendable(retry_unknown=True) for one in portion]
+        sendable = ledger.sendable(Consents(unknown=True))
+        starts = [one async for portion in sendable for one in portion]
         summary = await ledger.watch_summary()
-        plan = await ledger.plan(retry_rejected=True, retry_unknown=True)
+        plan = await ledger.plan(Consents(rejected=True, unknown=True))
         told = (summary._replace(batch=summary.batch._replace(ledger="")), plan._replace(ledger=""))
         return [unknown, starts, *told, await ledger.jobs(), await ledger.targets()]
 

@@ -25,8 +25,10 @@ from deslaunch.errors import (
     NotSent,
     QueryFailed,
     SchemaError,
+    Throttled,
 )
-from deslaunch.launch.schemas import Schemas, read_schema_file, user_folder
+from deslaunch.launch.schemas import Schemas, read_schema_file
+from deslaunch.ledger.place import user_folder
 from deslaunch.model import Job, JobParameter
 
 JOB_ID: Final = "11111111-1111-4111-8111-111111111111"
@@ -38,14 +40,18 @@ NEW: Final = [Job(JOB_ID, "Job", (JobParameter("From", wire.STRING),))]
 
 @dataclass(slots=True)
 class FakeDes:
-    """Responds to QueryJobs with the same jobs each time, or with the same error."""
+    """Responds to QueryJobs with the same jobs each time, or error; other errors come first."""
 
     response: list[Job] | DeslaunchError
     home: str = URL
     asked: int = 0
+    first: list[DeslaunchError] = field(default_factory=list)
 
     async def query_jobs(self) -> list[Job]:
         self.asked += 1
+
+        if self.first:
+            raise self.first.pop(0)
 
         if isinstance(self.response, DeslaunchError):
             raise self.response
@@ -230,6 +236,57 @@ async def test_where_queryjobs_itself_may_be_wrong_the_way_out_is_told(cached: P
         await cached.schemas().load(["default"])
 
     assert "--schema FILE" in caught.value.hint
+
+
+class Waits:
+    """What is waited for, without a second that passes."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self.told: list[str] = []
+
+    async def sleep(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+    def schemas(self, cached: Place) -> Schemas:
+        made = cached.schemas()
+        made.sleep, made.tell = self.sleep, self.told.append
+        return made
+
+
+async def test_a_busy_des_is_asked_again_as_late_as_it_wishes(cached: Place) -> None:
+    cached.des.first = [
+        Throttled("DES asked to wait", status=429, retry_after=7.0),
+        QueryFailed("DES responded 503", status=503),
+    ]
+    schemas = (waits := Waits()).schemas(cached)
+    await schemas.load(["default"])
+
+    assert (types(schemas), cached.des.asked) == ([wire.STRING], 3)
+    assert waits.seconds[0] >= 7
+    assert 1 <= waits.seconds[1] <= 4
+    assert waits.told[0] == "DES asked to wait: it is asked for its jobs again in 7.0 s"
+
+
+async def test_a_des_that_stays_busy_is_given_up(cached: Place) -> None:
+    cached.des.response = QueryFailed("DES responded 503", status=503)
+    schemas = (waits := Waits()).schemas(cached)
+
+    with pytest.raises(QueryFailed):
+        await schemas.load(["default"])
+
+    assert 700 < sum(waits.seconds) <= 900
+
+
+@pytest.mark.parametrize("error", [NotSent("refused"), QueryFailed("404", status=404)])
+async def test_what_is_no_wait_is_told_at_once(cached: Place, error: DeslaunchError) -> None:
+    cached.des.response = error
+    schemas = (waits := Waits()).schemas(cached)
+
+    with pytest.raises(type(error)):
+        await schemas.load(["default"])
+
+    assert (waits.seconds, cached.des.asked) == ([], 1)
 
 
 async def test_a_renewal_asks_whatever_is_known(cached: Place) -> None:

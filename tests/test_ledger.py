@@ -33,7 +33,7 @@ from deslaunch.errors import LedgerDamaged, LedgerWriteFailed, ManifestError
 from deslaunch.events import Stop, StopReason
 from deslaunch.ledger import reading, sqlite
 from deslaunch.ledger.ledger import NewBatch, begin_import, take_ledger
-from deslaunch.ledger.reading import run_in
+from deslaunch.ledger.reading import Consents, run_in
 from deslaunch.model import Job, JobParameter, RowState, RunStatus
 from deslaunch.settings import Settings
 
@@ -202,7 +202,7 @@ async def test_a_session_claims_what_it_may(
     async with await make(place, rows) as ledger:
         await ledger.begin_session(session())
         await send(ledger, "started", "failed", "throttled", "rejected", "unknown", "unknown")
-        plan = await ledger.plan(**consents)
+        plan = await ledger.plan(Consents.of(Settings(**consents)))
         assert plan.ready == len(claimed)
         assert [job[:2] for job in plan.jobs] == [("default", JOB)] * bool(claimed)
 

@@ -17,7 +17,8 @@ from ledgers import Hands, checked, crash, invalid, make, outcome, read, run_id,
 from deslaunch.errors import ManifestError
 from deslaunch.ledger.changes import Finding, derive_states
 from deslaunch.ledger.ledger import Ledger, take_ledger
-from deslaunch.ledger.reading import run_in
+from deslaunch.ledger.reading import Consents, run_in
+from deslaunch.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -226,7 +227,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
             row.due = row.may_be_due(consents)
 
-        plan = self.run(self.ledger.plan(**consents))
+        plan = self.run(self.ledger.plan(Consents.of(Settings(**consents))))
         assert plan.ready == sum(row.due for row in self.rows.values())
         self.run(self.ledger.begin_session(session(**consents)))
 

@@ -41,7 +41,7 @@ from deslaunch.launch import launcher, session
 from deslaunch.launch.batch import check, default_ledger, preview
 from deslaunch.launch.launcher import resume_command
 from deslaunch.launch.schemas import Schemas
-from deslaunch.ledger import ledger
+from deslaunch.ledger import history, ledger
 from deslaunch.ledger.ledger import Ledger, open_ledger
 from deslaunch.model import AUTO as AUTO_VALUE
 from deslaunch.model import JobRunParameterValue, Outcome, Row, RowState, as_word
@@ -427,7 +427,10 @@ async def test_runs_that_can_not_be_recorded_are_named_and_written_beside(
         folder = place.folder / "temporary"
         monkeypatch.delenv("DESLAUNCH_STATE_DIR")
         monkeypatch.setattr(tempfile, "tempdir", str(folder))
-        monkeypatch.setattr(launcher, "user_state_path", lambda name: Path(f"~/state/{name}"))
+
+        for module in (launcher, history):
+            monkeypatch.setattr(module, "user_state_path", lambda name: Path(f"~/state/{name}"))
+
         monkeypatch.chdir(place.folder)
 
     place.write(rows(5))

@@ -44,8 +44,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_blocking_calls: B
         ),
         pytest.param(
             "xyzzy",
-            "error: there is no command 'xyzzy'; there are check, run, resume, watch, status, "
-            "results, log, resolve, report, jobs, targets, template, simulate, help, upgrade\n"
+            "error: there is no command 'xyzzy'; there are check, run, resume, start, watch, "
+            "status, results, log, resolve, withdraw, control, report, history, find, upgrade, "
+            "jobs, targets, template, simulate, help\n"
             "  see: deslaunch --help",
             id="no-such-command",
         ),
@@ -57,7 +58,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_blocking_calls: B
         ),
         pytest.param(
             "run night.csv --concurency 3",
-            "error: No such option '--concurency'. Did you mean '--concurrency'?\n"
+            "error: No such option '--concurency'. (Did you mean one of: '--concurrency', "
+            "'--on-end'?)\n"
             "  see: deslaunch run --help",
             id="option",
         ),

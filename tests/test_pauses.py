@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from fakes import FakeRow
@@ -235,14 +235,33 @@ def test_scripts(script: str, expected: list[object], gate: Gate) -> None:
     assert gate.value in repr(found)
 
 
-@pytest.mark.parametrize("error", [Misconfigured("bad certificate"), Redirected("302", status=302)])
-@pytest.mark.parametrize("script", ["+", "+ ok - +", "+ ok - + + 429:5@0"])
+MOVED: Final = Redirected("302", status=302)
+UNTRUSTED: Final = Misconfigured("bad certificate")
+
+
+@pytest.mark.parametrize(
+    ("error", "script"),
+    [(UNTRUSTED, "+"), (MOVED, "+"), (MOVED, "+ ok - +"), (MOVED, "+ ok - + + 429:5@0")],
+)
 def test_a_wrong_configuration_stops(error: DesError, script: str) -> None:
     found = throttle()
     play(found, script)
     stop = found.held_back(error, 0.0)
     assert stop == Stop(StopReason.CONFIGURATION, str(error), "acme")
     assert found.held_back(error, 0.0) is None
+
+
+def test_one_node_with_a_bad_certificate_pauses_a_target_that_was_reached() -> None:
+    found = throttle(60.0)
+    play(found, "+ ok - +")
+    pause = found.held_back(UNTRUSTED, 0.0)
+    assert isinstance(pause, TargetPaused)
+    found.reopen(pause.seconds)
+    assert found.gate is Gate.ALONE
+
+    stop = found.held_back(UNTRUSTED, 100.0)
+    assert isinstance(stop, Stop)
+    assert stop.reason is StopReason.UNREACHABLE
 
 
 def test_a_stop_says_when_to_resume() -> None:
@@ -457,9 +476,9 @@ def test_a_target_that_was_never_reached_says_how_often_it_was_tried() -> None:
 
 
 def test_a_misconfigured_probe_says_what_is_wrong() -> None:
-    found = opened(4)
+    found = throttle()
     found.held_back(unsent(), 0.0)
-    stop = found.held_back(Misconfigured("bad certificate"), 1.0, is_probe=True)
+    stop = found.held_back(UNTRUSTED, 1.0, is_probe=True)
     assert stop == Stop(StopReason.CONFIGURATION, "bad certificate", "acme")
 
 

@@ -214,7 +214,7 @@ async def test_a_killed_launchers_rows_in_flight_are_unknown(tmp_path: Path) -> 
         simulator.release()
         await work
         killed = Place(copy)
-        summary = await killed.go_on(des)
+        summary = await killed.go_on(des, accept_copy=True)
 
     assert counts(summary) == {"started": 2, "unknown": 1}
 

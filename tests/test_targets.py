@@ -8,6 +8,7 @@ import pytest
 
 from deslaunch.cli.options import Given
 from deslaunch.cli.targets import (
+    Config,
     clients_of,
     default_config,
     from_environment,
@@ -73,7 +74,7 @@ def test_the_targets_of_a_file(tmp_path: Path) -> None:
         + 'token_command = ["vault", "read"]\n'
     )
 
-    assert read_config(written(tmp_path, text)) == {
+    assert read_config(written(tmp_path, text)).targets == {
         "acme": {
             "base_url": URL,
             "token_env": "ACME",
@@ -110,14 +111,14 @@ def test_paths_are_meant_from_the_files_folder(
     monkeypatch.setenv("HOME", "/home/of/u")
     text = ACME.replace('token_env = "ACME"', f'token_file = "{name}"')
 
-    (target,) = read_config(written(tmp_path, text)).values()
+    (target,) = read_config(written(tmp_path, text)).targets.values()
 
     assert target["token_file"] == path.format(folder=tmp_path)
 
 
 @pytest.mark.parametrize("text", [pytest.param("", id="empty"), pytest.param("[targets]", id="no")])
 def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
-    assert read_config(written(tmp_path, text)) == {}
+    assert read_config(written(tmp_path, text)) == Config()
 
 
 @pytest.mark.parametrize(

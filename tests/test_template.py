@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from manifests import check_manifest
 
 from deslaunch.des.wire import decode_jobs
-from deslaunch.manifest.schema import explanation, manifest_of
+from deslaunch.errors import ConfigurationError
+from deslaunch.manifest.template import (
+    explanation,
+    manifest_of,
+    read_values,
+    rows_of,
+    write_rows,
+)
 from deslaunch.model import CheckedRow, Job, JobParameter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from deslaunch.model import Format, ParameterValue
 
@@ -140,3 +151,106 @@ def test_a_job_as_queryjobs_tells_it_has_a_template(form: Format) -> None:
     (job,) = decode_jobs(body % JOB.encode(), source="a test")
 
     assert only_checked(job, form).row.job_id == JOB
+
+
+# Every combination of values.
+
+
+def each(job: Job, *texts: str, form: Format = "csv", target: str = "default") -> list[CheckedRow]:
+    """Return the rows for every combination, as the check takes them."""
+    values = dict(map(read_values, texts))
+    found = rows_of(job, values, target)
+    text = b"".join(write_rows(found, form, names_target=target != "default")).decode()
+    taken, _ = check_manifest(form, text, jobs=[job])
+    assert all(isinstance(one, CheckedRow) for one in taken), taken
+    return cast("list[CheckedRow]", taken)
+
+
+SALES = a_job(
+    JobParameter("from", 2, required=True), JobParameter("day", 4), JobParameter("shop", 1)
+)
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_there_is_a_row_for_each_combination(form: Format) -> None:
+    taken = each(SALES, "from=1", "day=2026-02-28..2026-03-01", "shop=a,b", form=form)
+
+    assert [one.key for one in taken] == [
+        "2026-02-28_a",
+        "2026-02-28_b",
+        "2026-03-01_a",
+        "2026-03-01_b",
+    ]
+    assert said_in(taken[3]) == {"from": "1", "day": "2026-03-01", "shop": "b"}
+
+
+def test_values_are_read_from_ranges_and_files(tmp_path: Path) -> None:
+    (tmp_path / "shops.txt").write_text("\ufeffMain, south\n\nNorth\nNorth\n")
+
+    assert read_values("from=8..11") == ("from", ["8", "9", "10", "11"])
+    assert read_values("from=-1..1") == ("from", ["-1", "0", "1"])
+    assert read_values(f"shop=@{tmp_path}/shops.txt") == ("shop", ["Main, south", "North"])
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_null_and_the_auto_value_are_written_as_in_csv(form: Format) -> None:
+    job = a_job(JobParameter("from", 2, True, True, True), JobParameter("day", 4))
+    taken = each(job, r"from=\N", "day=2026-01-30..2026-01-31", form=form)
+    assert [said_in(one)["from"] for one in taken] == [None, None]
+    assert each(job, r"from=\A", form=form)[0].auto
+
+    with pytest.raises(ConfigurationError, match="a leading backslash begins"):
+        each(job, r"from=\x")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("day", "--each takes NAME=VALUES, got 'day'"),
+        ("day=", "--each takes NAME=VALUES, got 'day='"),
+        ("day=a,,b", "a value is empty"),
+        ("day=2026-02-30..2026-03-01", "a range is of two days, or of two integers"),
+        ("day=1..2026-03-01", "a range is of two days, or of two integers"),
+        ("from=9..8", "it has to go up"),
+        ("from=1..9999999", "it has to go up, by fewer than 1,000,000"),
+        ("shop=@/none", "/none: can't be read"),
+    ],
+)
+def test_what_gives_no_values_is_refused(text: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(why)):
+        read_values(text)
+
+
+@pytest.mark.parametrize(
+    ("texts", "why"),
+    [
+        (["day=2026-01-31"], "from is required and missing"),
+        (["from=1", "day=2026-01-01,today"], "day takes a datetime, not 'today'"),
+        (["from=1", "shp=a"], "did you mean shop?"),
+        (["from=1..2000", "shop=@lines"], "4,000,000 rows: at most 1,000,000 are written"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(
+    texts: list[str], why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lines").write_text("".join(f"{n}\n" for n in range(2000)))
+
+    with pytest.raises(ConfigurationError, match=re.escape(why)):
+        each(SALES, *texts)
+
+
+@given(
+    st.lists(
+        st.text(
+            st.characters(codec="utf-8", exclude_categories=["C", "Z"], exclude_characters="\\")
+        ),
+        min_size=1,
+    )
+)
+def test_keys_differ_as_the_values_do(texts: list[str]) -> None:
+    values = [text for text in dict.fromkeys(texts) if text]
+    made = rows_of(SALES, {"from": ["1", "2"], "shop": values or ["x"]}, "default")
+
+    keys = [row.key for row in made]
+    assert len(set(keys)) == len(keys)

@@ -244,6 +244,7 @@ def test_the_runs_of_a_batch() -> None:
     assert [command for _, command in render.watch_commands(runs, ["--config", "t"])] == [
         f"deslaunch watch {LEDGER} --config t",
         f"deslaunch results {LEDGER} --run failed",
+        f"deslaunch resume {LEDGER} --retry-failed-runs --config t",
     ]
 
 

@@ -1,20 +1,35 @@
 """``check``, ``run``, ``resume`` and ``watch``: what speaks to DES about a batch."""
 
+import io
 import json
-from collections.abc import Callable
+import secrets
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from deslaunch.cli import options, render
+from deslaunch.cli.ending import telling_end
 from deslaunch.cli.options import Given
-from deslaunch.cli.targets import open_clients
-from deslaunch.errors import LedgerExists, LedgerMissing
-from deslaunch.events import Event, Noted, Plan, WatchSummary
+from deslaunch.cli.targets import config_of, open_clients
+from deslaunch.cli.terminal import fit_slots
+from deslaunch.errors import ConfigurationError, LedgerExists, LedgerMissing
+from deslaunch.events import (
+    Event,
+    Noted,
+    Plan,
+    Planned,
+    Stop,
+    StopReason,
+    WatchSummary,
+)
 from deslaunch.model import count, place_word, printed
+from deslaunch.settings import Settings
 
 if TYPE_CHECKING:
     from deslaunch.launch.launcher import Batch
@@ -76,14 +91,15 @@ async def check(given: Given) -> int:
 async def run(given: Given) -> int:
     """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required.
 
-    It says what it is about to do and, on a terminal, asks before anything is sent.
+    It says what it is about to do and, on a terminal, asks before anything is sent. With --limit
+    and --watch it is a trial: it exits with 0 where all that it started succeeded.
 
     Examples:
         deslaunch run night.csv
         deslaunch run night.csv --watch
         deslaunch run night.csv --ledger /var/lib/exports/night.ledger.db --concurrency 64
         deslaunch run night.csv --dry-run --schema jobs.json | head -n 1
-        deslaunch run night.csv --limit 10
+        deslaunch run night.csv --limit 10 --watch --yes && deslaunch resume night.ledger.db
         deslaunch run night.csv --yes --resume --quiet
         deslaunch run night.csv --ledger 'postgresql://user@host/exports#night' --resume --join
         generate | deslaunch run - --format jsonl --ledger night.ledger.db
@@ -103,7 +119,8 @@ async def run(given: Given) -> int:
     opening = partial(batch.open_batch, source, ledger=ledger, resume=given["resume"])
 
     try:
-        return await _launch(given, ledger, opening, source)
+        async with telling_end(given) as told:
+            return await _launch(given, ledger, opening, told, source)
     except LedgerExists as exc:
         again = printed("resume", place_word(ledger), *given.repeated)
         exc.hint = f"go on with that batch: {again}; a new batch needs another --ledger"
@@ -116,6 +133,7 @@ async def run(given: Given) -> int:
     options.value("--corrections", "Take the rows of FILE into it, by key.", metavar="FILE"),
     options.flag("--add-rows", "FILE may hold rows that the batch lacks, with keys of their own."),
     options.JOIN,
+    *options.tuning("retry_failed_runs"),
     *options.FORM,
     *options.LAUNCH,
 )
@@ -130,6 +148,7 @@ async def resume(given: Given) -> int:
         deslaunch resume night.ledger.db
         deslaunch resume night.ledger.db --corrections fix.csv
         deslaunch resume night.ledger.db --retry-rejected --yes
+        deslaunch watch night.ledger.db; deslaunch resume night.ledger.db --retry-failed-runs
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
@@ -137,13 +156,171 @@ async def resume(given: Given) -> int:
         raise click.UsageError("--add-rows goes with --corrections FILE")
 
     if given["dry_run"] and given["corrections"] is not None:
-        told = "--dry-run does not show corrections: without it the plan is told, and asked about"
-        raise click.UsageError(told)
+        message = (
+            "--dry-run does not show corrections: without it the plan is told, and asked about"
+        )
+        raise click.UsageError(message)
 
     ledger, corrections = given["ledger"], given["corrections"]
     file = {"corrections": corrections, "add_rows": given["add_rows"]}
     opening = partial(batch.resume_batch, ledger, **file)
-    return await _launch(given, ledger, opening)
+
+    async with telling_end(given) as told:
+        return await _launch(given, ledger, opening, told)
+
+
+@options.command(
+    "start",
+    click.Argument(["job"], metavar="JOBID"),
+    click.Argument(["said"], metavar="[NAME=VALUE]...", nargs=-1),
+    options.value(
+        "--ledger",
+        "Default: a new one in your state folder of deslaunch.",
+        metavar="LEDGER",
+        callback=options.PLACE["callback"],
+    ),
+    *options.tuning("target"),
+    *options.DES,
+    *options.tuning("max_attempts", "max_wait", "give_up_after", "drain_timeout", "retry_5xx"),
+    options.flag("--watch", "Then follow the run to its end."),
+    *options.WATCH,
+    options.ON_END,
+    *options.OUTPUT,
+)
+async def start(given: Given) -> int:
+    """Start one run of the job JOBID, and print its jobRunId.
+
+    It has a ledger of its own, and the rules are those of a batch. NAME=TEXT is a parameter's
+    value, NAME=@FILE what stands in a file, NAME:=JSON any value of JSONL: a number, null, or auto
+    for the auto value. What could not be sent is withdrawn.
+
+    Examples:
+        deslaunch start 43f87799-62c6-4001-92f9-6b3df816a6d6 DBGenFrom=1200 DBGenTo=1299
+        deslaunch start 43f87799-62c6-4001-92f9-6b3df816a6d6 DBGenFrom:=auto --watch
+    """
+    import orjson  # noqa: PLC0415  # not needed for --help
+    from anyio import to_thread  # noqa: PLC0415
+
+    from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
+    from deslaunch.manifest.files import Manifest  # noqa: PLC0415
+
+    values = list(map(_value_of, given["said"]))
+    row = {"key": "start", "jobId": given["job"], "parameters": dict(values)}
+    names = [name for name, _ in values]
+
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise click.UsageError(f"{twice} is given twice")
+
+    source = Manifest(io.BytesIO(orjson.dumps(row)), format="jsonl", name="command line")
+    ledger = given["ledger"] or await to_thread.run_sync(_new_place)
+    progress = render.Progress(given.printer)
+    settings = replace(given.settings, again=True)  # each run that is asked for is wanted
+    more: dict[str, Any] = {"settings": settings, "schema": given["schema"]}
+
+    def tell(event: Event) -> None:
+        if not isinstance(event, Planned):
+            progress(event)
+
+    async with (
+        telling_end(given) as told,
+        open_clients(given) as clients,
+        batch.open_batch(source, clients, ledger=ledger, on_event=tell, **more) as opened,
+    ):
+        given.interrupts.batch = opened
+        assert opened.ledger is not None
+        summary = (await opened.run(allow_partial=True))._replace(ledger=ledger)
+        given.printer.end_block()
+        progress.is_over = True
+        [row_now] = [one async for one in opened.results()]
+
+        if summary.counts.pending:
+            await opened.ledger.withdraw(None)
+
+        if row_now.job_run_id is None:
+            why = "; ".join(stop.message for stop in summary.stops) or row_now.error
+            given.printer.insist(f"no run was started: {row_now.state}: {why}")
+            given.printer.insist(*render.command_lines(render.next_commands(summary, [])))
+        elif not given["as_json"]:
+            given.printer.data(row_now.job_run_id)
+
+        watches = given["watch"] and row_now.job_run_id is not None
+        ended = await _watch(opened, ledger, given) if watches else summary
+        told.update(ended.as_dict(), jobRunId=row_now.job_run_id)
+
+    if given["as_json"]:
+        given.printer.outcome_json(told)
+
+    return ended.exit_code
+
+
+def _value_of(said: str) -> tuple[str, Any]:
+    """Return a parameter's name, and its value as a row of JSONL has it.
+
+    Raises:
+        UsageError: it is neither ``NAME=TEXT`` nor ``NAME:=JSON``.
+        ConfigurationError: a file can't be read.
+    """
+    name, sign, text = said.partition("=")
+    is_json = name.endswith(":")
+    name = name.removesuffix(":")
+
+    if not (name and sign):
+        raise click.UsageError(f"a value is NAME=TEXT, NAME=@FILE or NAME:=JSON, got {said!r}")
+
+    if is_json and text == "auto":
+        return name, {"auto": True}
+
+    if is_json:
+        try:
+            json.loads(text)
+        except ValueError:
+            raise click.UsageError(f"{said}: after := stands JSON, or auto") from None
+
+        return name, _as_it_stands(text)
+
+    if not text.startswith("@"):
+        return name, text
+
+    try:
+        return name, Path(text[1:]).read_text("utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as exc:
+        why = exc.strerror if isinstance(exc, OSError) else "it is not in UTF-8"
+        raise ConfigurationError(
+            f"{said}: {text[1:]} can't be read: {why}", hint=f"a text that begins with @: {name}:=…"
+        ) from exc
+
+
+def _as_it_stands(text: str) -> Any:
+    import orjson  # noqa: PLC0415  # not needed for --help
+
+    return orjson.Fragment(text)
+
+
+def _new_place() -> str:
+    """Return where the ledger of a single start is made.
+
+    Raises:
+        ConfigurationError: there is no folder that can be written.
+    """
+    from platformdirs import user_state_path  # noqa: PLC0415  # not needed for --help
+
+    from deslaunch.ledger.place import user_folder  # noqa: PLC0415
+
+    folder = user_folder("DESLAUNCH_STATE_DIR", user_state_path)
+
+    hint = "name a ledger by --ledger, or a folder by DESLAUNCH_STATE_DIR"
+
+    if folder is None:
+        raise ConfigurationError("there is no state folder: the user has no home", hint=hint)
+
+    try:
+        (folder / "starts").mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as exc:
+        message = f"{folder}: can't be written: {exc.strerror}"
+        raise ConfigurationError(message, hint=hint) from exc
+
+    name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}.ledger.db"
+    return str(folder / "starts" / name)
 
 
 @options.command(
@@ -152,6 +329,7 @@ async def resume(given: Given) -> int:
     *options.CONNECTION,
     *options.tuning("concurrency", "rate", "max_wait", "give_up_after", "drain_timeout"),
     *options.WATCH,
+    options.ON_END,
     *options.OUTPUT,
 )
 async def watch(given: Given) -> int:
@@ -166,13 +344,17 @@ async def watch(given: Given) -> int:
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     ledger, interrupts = given["ledger"], given.interrupts
-    given = replace(given, before=await _kept_of(ledger))
 
-    async with (
-        open_clients(given) as clients,
-        batch.watch_batch(ledger, clients, settings=given.settings) as interrupts.batch,
-    ):
-        summary = await _watch(interrupts.batch, ledger, given)
+    async with telling_end(given) as told:
+        given = replace(given, before=await _kept_of(ledger))
+
+        async with (
+            open_clients(given) as clients,
+            batch.watch_batch(ledger, clients, settings=given.settings) as interrupts.batch,
+        ):
+            summary = await _watch(interrupts.batch, ledger, given)
+
+        told.update(summary.as_dict())
 
     if given["as_json"]:
         given.printer.outcome_json(summary.as_dict())
@@ -192,6 +374,7 @@ async def _launch(
     given: Given,
     ledger: str,
     opening: Callable[..., AbstractAsyncContextManager["Batch"]],
+    told: dict[str, Any],
     manifest: str | None = None,
 ) -> int:
     """Launch, and tell the plan, what goes on, the summary and the next commands.
@@ -200,6 +383,7 @@ async def _launch(
         given: by ``run`` or ``resume``.
         ledger: the batch's.
         opening: opens the batch, or makes it, once clients and all else is known.
+        told: gets what ``--json`` prints.
         manifest: that of ``run``.
     """
     if manifest is None or given["resume"]:
@@ -212,6 +396,8 @@ async def _launch(
     if given["dry_run"]:
         return await _preview(given, None if given.before else manifest, ledger)
 
+    import asyncio  # noqa: PLC0415  # not needed for --help
+
     printer, repeated = given.printer, given.repeated
     asks = not given["yes"] and printer.can_ask()
 
@@ -219,9 +405,11 @@ async def _launch(
         return not (asks and plan.send) or await printer.ask(f"Start {count(plan.send, 'run')}?")
 
     progress = render.Progress(printer)
-    more: dict[str, Any] = {"settings": given.settings, "schema": given["schema"]}
+    more: dict[str, Any] = {"settings": _fitted(given), "schema": given["schema"]}
     more |= {"options_kept": given.kept(), "on_event": progress, "confirm": confirm}
     more |= {"join": given["join"]}
+
+    more |= {"job_limits": (await asyncio.to_thread(config_of, given)).jobs}
 
     async with open_clients(given) as clients, opening(clients, **more) as batch:
         given.interrupts.batch = batch
@@ -238,6 +426,7 @@ async def _launch(
             summary = summary._replace(ledger=ledger)
 
         printer.end_block()
+        progress.is_over = True
         watches = given["watch"] and batch.ledger and summary.exit_code in _WATCHED_AFTER
         printer.say(*render.cause_lines(progress.causes))
         printer.insist(*(render.warning_lines if printer.quiet else render.summary_lines)(summary))
@@ -246,12 +435,25 @@ async def _launch(
         if not watches:
             printer.insist(*render.command_lines(render.next_commands(summary, repeated)))
 
-        ended = await _watch(batch, ledger, given) if watches else summary
+        ended = await _watch(batch, ledger, given, summary.stops) if watches else summary
+        told.update(ended.as_dict())
 
     if given["as_json"]:
         printer.outcome_json(ended.as_dict())
 
     return ended.exit_code
+
+
+def _fitted(given: Given) -> Settings:
+    """Return the settings, with as many slots as this process may open files for."""
+    settings = given.settings
+    slots, files = fit_slots(settings.concurrency)
+
+    if slots == settings.concurrency:
+        return settings
+
+    given.printer.warn(f"{count(slots, 'slot')}: this process may open {files} files (ulimit -n)")
+    return replace(settings, concurrency=slots)
 
 
 async def _preview(given: Given, manifest: str | None, ledger: str) -> int:
@@ -277,8 +479,17 @@ async def _preview(given: Given, manifest: str | None, ledger: str) -> int:
     return 0
 
 
-async def _watch(batch: "Batch", ledger: str, given: Given) -> WatchSummary:
-    """Follow a batch's runs, tell how they get on, how they ended, and what to do next."""
+async def _watch(
+    batch: "Batch", ledger: str, given: Given, stops: Sequence[Stop] = ()
+) -> WatchSummary:
+    """Follow a batch's runs, tell how they get on, how they ended, and what to do next.
+
+    Args:
+        batch: its ledger is open.
+        ledger: as it was named.
+        given: what is to be said, and how often.
+        stops: why the launch before it ended early: a limit alone makes it a trial.
+    """
     assert batch.ledger is not None
     printer, repeated = given.printer, given.repeated
     [(*_, untold, unfinished)] = await batch.ledger.query("count_runs")
@@ -286,7 +497,8 @@ async def _watch(batch: "Batch", ledger: str, given: Given) -> WatchSummary:
     progress = render.Progress(printer, "run", unfinished + untold)
     summary = await batch.watch(progress).run(allow_partial=True)
     printer.end_block()
-    summary = summary._replace(batch=summary.batch._replace(ledger=ledger))
+    is_trial = {stop.reason for stop in stops} == {StopReason.LIMIT}
+    summary = summary._replace(batch=summary.batch._replace(ledger=ledger), is_trial=is_trial)
     printer.say(*render.watch_lines(summary))
     printer.insist(*render.command_lines(render.watch_commands(summary, repeated)))
     printer.insist(*render.command_lines(render.next_commands(summary.batch, repeated)))

@@ -27,12 +27,13 @@ from deslaunch import __version__, errors
 from deslaunch.cli.terminal import Printer, signal_of
 from deslaunch.model import printed
 
-_INSPECTING: Final = "status results log resolve report jobs targets template simulate help"
-HOMES: Final = {
-    **dict.fromkeys(("check", "run", "resume", "watch"), "launching"),
-    **dict.fromkeys(_INSPECTING.split(), "inspecting"),
-    "upgrade": "database",
+_COMMANDS: Final = {
+    "launching": "check run resume start watch",
+    "inspecting": "status results log resolve withdraw control report",
+    "batches": "history find upgrade",
+    "preparing": "jobs targets template simulate help",
 }
+HOMES: Final = {name: home for home, names in _COMMANDS.items() for name in names.split()}
 """The module of this package that has each command, under its name."""
 
 

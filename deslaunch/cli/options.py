@@ -21,7 +21,13 @@ from deslaunch.model import Format
 from deslaunch.settings import OPTIONS, Option, Settings
 
 _KEPT: Final = frozenset(name for name, option in OPTIONS.items() if option.kept)
-_METAVARS: Final = {"max_errors": "N|N%", "job_id": "GUID", "delimiter": "CHAR"}
+_METAVARS: Final = {
+    "max_errors": "N|N%",
+    "job_id": "GUID",
+    "delimiter": "CHAR",
+    "stop_at": "HH:MM",
+    "stop_after": "DURATION",
+}
 
 
 def tuning(*names: str) -> list[click.Parameter]:
@@ -105,6 +111,11 @@ PLACE: Final[dict[str, Any]] = {
 LEDGER: Final = click.Argument(["ledger"], **PLACE)
 JOIN: Final = flag("--join", "Send rows beside other launchers; PostgreSQL only.")
 YES: Final = flag("--yes", "Never ask.")
+ON_END: Final = value(
+    "--on-end",
+    "Run this program, without a shell, once at the end: the JSON object is on its stdin.",
+    metavar="COMMAND",
+)
 VOLUME: Final = (
     flag("--quiet", "Say only what must not be missed."),
     flag("--verbose", "Say what becomes of every row."),
@@ -133,12 +144,15 @@ FORM: Final = tuning("format", "delimiter", "job_id", "target")
 WATCH: Final = tuning("interval", "max_interval", "watch_timeout")
 LAUNCH: Final = (
     *DES,
-    *tuning("concurrency", "rate", "limit", "max_attempts", "max_wait", "give_up_after"),
+    *tuning("concurrency", "rate", "limit", "stop_at", "stop_after"),
+    *tuning("max_attempts", "max_wait", "give_up_after"),
     *tuning("drain_timeout", "max_errors", "retry_5xx", "retry_rejected", "retry_unknown"),
+    *tuning("accept_copy", "again"),
     flag("--dry-run", "Print what would be sent, a JSON line each; send nothing, make no ledger."),
     YES,
     flag("--watch", "Then follow the runs to their end."),
     *WATCH,
+    ON_END,
     *OUTPUT,
 )
 
@@ -153,6 +167,7 @@ class Given:
         before: what the ledger keeps of earlier command lines, where there is one.
         printer: speaks as loudly as was asked for.
         interrupts: where signals come while the command is at work.
+        read: what configuration files say that were read, by path: one may be a pipe.
     """
 
     values: Mapping[str, Any]
@@ -160,6 +175,7 @@ class Given:
     before: Mapping[str, Any] = field(default_factory=dict)
     printer: Printer = field(default_factory=Printer)
     interrupts: Interrupts = field(default_factory=Interrupts)
+    read: dict[Path | None, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         return self.values.get(name)

@@ -31,7 +31,7 @@ from deslaunch.model import (
 from deslaunch.report import charts
 
 if TYPE_CHECKING:
-    from deslaunch.ledger.reading import LogEntry, UnknownRow
+    from deslaunch.ledger.reading import LogEntry, ResultRow, UnknownRow
     from deslaunch.ledger.store import Launcher
 
 SHOWN_PROBLEMS: Final = 100
@@ -208,6 +208,8 @@ def watch_commands(summary: events.WatchSummary, repeated: Sequence[str] = ()) -
 
     if summary.failed:
         yield "see which runs failed", printed("results", ledger, "--run", "failed")
+        again = (ledger, "--retry-failed-runs", *repeated)
+        yield "start another run for each of them", printed("resume", *again)
 
 
 def command_lines(commands: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -242,6 +244,9 @@ def plan_lines(plan: events.Plan) -> Iterator[str]:
     elif invalid := plan.states.get(RowState.INVALID):
         yield f"left out: {count(invalid, 'invalid row')}"
 
+    if plan.before:
+        yield plan.before
+
     if plan.send < plan.ready:
         yield f"now: the first {plan.send:,}; the others stay pending"
 
@@ -253,6 +258,15 @@ def plan_lines(plan: events.Plan) -> Iterator[str]:
 
         yield f"pace: up to {count(plan.concurrency, 'concurrent start')}{pace}"
         yield f"ledger: {plan.ledger}"
+
+
+def found_line(place: str, row: "ResultRow") -> str:
+    """Return a row that was looked for: where it is, its run, and how that stands."""
+    run = "" if row.job_run_id is None else f", run {row.job_run_id}"
+    ends = {None: "", 0: ", not finished", 1: ", succeeded" if row.success else ", failed"}
+    sent = "" if row.sent_utc is None else f", sent {row.sent_utc}"
+    job = _job_text(row.job_name, row.job_id)
+    return f"{row.key}: {row.state}{run}{ends[row.finished]}{sent}, {job}; {place}"
 
 
 def _job_text(name: str, job_id: str) -> str:
@@ -387,6 +401,7 @@ class Progress:
     Attributes:
         counts: what ended in this session, by how.
         causes: why rows have no run.
+        is_over: what comes now is another's to tell.
     """
 
     printer: Printer
@@ -395,6 +410,7 @@ class Progress:
     clock: Callable[[], float] = time.monotonic
     counts: Counter[str] = field(default_factory=Counter)
     causes: Causes = field(default_factory=dict)
+    is_over: bool = False
     _retries: int = 0
     _pulse: events.Pulse | None = None
     _pauses: dict[str, tuple[float, str]] = field(default_factory=dict)
@@ -406,6 +422,9 @@ class Progress:
 
     def __call__(self, event: events.Event) -> None:
         """Take in an event, and tell what is to be told."""
+        if self.is_over:
+            return
+
         now, wait = self.clock(), REDRAW_EVERY if self._has_block else REPORT_EVERY
 
         if isinstance(event, events.Pulse):

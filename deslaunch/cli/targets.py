@@ -14,12 +14,12 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from deslaunch.cli.options import Given, kept_config
 from deslaunch.errors import ConfigurationError, CredentialsRefused
-from deslaunch.model import DEFAULT_TARGET
-from deslaunch.settings import OPTIONS
+from deslaunch.model import DEFAULT_TARGET, is_guid
+from deslaunch.settings import OPTIONS, JobLimit
 
 if TYPE_CHECKING:
     from deslaunch.des.client import DesClient
@@ -57,8 +57,11 @@ _TARGET: Final[_Keys] = {
     "oauth": dict.fromkeys(("auth_url", *_LOGIN_KEYS), str),
     "concurrency": int,
 }
+_JOB: Final[_Keys] = {"concurrency": int, "rate": float}
+_FILE: Final[_Keys] = {"targets": {"*": _TARGET}, "jobs": {"*": _JOB}, "on_end": list}
 _EXPECTED: Final = {
     dict: "a table",
+    float: OPTIONS["rate"].range,
     int: OPTIONS["concurrency"].range,
     list: 'a list of texts, as in ["vault", "read", "secret/des"]; there is no shell',
     str: "a text in quotes",
@@ -78,8 +81,37 @@ def default_config() -> Path | None:
     return path if path.is_absolute() and os.path.exists(path) else None  # noqa: PTH110
 
 
-def read_config(path: Path) -> dict[str, Target]:
-    """Return the targets of a configuration file, by name.
+class Config(NamedTuple):
+    """What a configuration file says.
+
+    Attributes:
+        targets: by name.
+        on_end: the command that is told of the end, its words, or none.
+        jobs: what single jobs bear, by their jobIds.
+    """
+
+    targets: Mapping[str, Target] = {}
+    on_end: Sequence[str] = ()
+    jobs: Mapping[str, JobLimit] = {}
+
+
+def config_of(given: Given) -> Config:
+    """Return what the configuration file of a command says; it is read once.
+
+    Raises:
+        ConfigurationError: it can't be read, or holds mistakes.
+    """
+    kept = None if "config" in given.typed else kept_config(given.before)
+    path = Path(kept) if kept else given["config"] or default_config()
+
+    if path not in given.read:
+        given.read[path] = read_config(path) if path else Config()
+
+    return cast("Config", given.read[path])
+
+
+def read_config(path: Path) -> Config:
+    """Return what a configuration file says.
 
     Paths in it that are not absolute are meant from the file's own folder.
 
@@ -100,12 +132,12 @@ def read_config(path: Path) -> dict[str, Target]:
         why = f"is no TOML: {exc}"
         hint = 'texts need quotes, as in base_url = "https://des.example"'
     else:
-        if mistakes := [
-            f"{path}: {mistake}" for mistake in _mistakes(content, {"targets": {"*": _TARGET}})
-        ]:
+        if mistakes := [f"{path}: {mistake}" for mistake in _mistakes(content, _FILE)]:
             raise ConfigurationError("\n".join(mistakes), hint=f"fix {path}")
 
-        return _locate(content.get("targets", {}), path.parent)
+        targets = _locate(content.get("targets", {}), path.parent)
+        jobs = {job: JobLimit(**limit) for job, limit in content.get("jobs", {}).items()}
+        return Config(targets, content.get("on_end", ()), jobs)
 
     # Not chained: the errors hold the whole file.
     raise ConfigurationError(f"the configuration file {path} {why}", hint=hint)
@@ -132,7 +164,9 @@ def _mistakes(table: Mapping[str, Any], keys: _Keys, *names: str) -> Iterator[st
         kind = keys.get(key, keys.get("*"))
         shape = kind if isinstance(kind, type) else dict
 
-        if kind is None:
+        if keys is _FILE.get("jobs") and not is_guid(key):
+            yield f"{where}{key}: expected a job's GUID; see them: deslaunch jobs"
+        elif kind is None:
             yield f"{where}{key}: {_misnamed(key, keys, choices)}"
         elif not _fits(value, shape):
             yield f"{where}{key}: expected {_EXPECTED[shape]}, got {_described(value)}"
@@ -156,6 +190,9 @@ def _fits(value: Any, shape: type) -> bool:
     if shape is list:
         texts = isinstance(value, list) and all(isinstance(word, str) for word in value)
         return texts and any(value[:1]) and not any("\0" in word for word in value)
+
+    if shape is float:
+        return type(value) in (int, float) and OPTIONS["rate"].fits(value)
 
     if shape is int:
         return type(value) is int and OPTIONS["concurrency"].fits(value)
@@ -331,9 +368,7 @@ def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, "DesClie
     from deslaunch.des.client import DesClient  # noqa: PLC0415  # aiohttp is slow to import
     from deslaunch.des.http import proxy_of  # noqa: PLC0415
 
-    kept = None if "config" in given.typed else kept_config(given.before)
-    path = Path(kept) if kept else given["config"] or default_config()
-    of_file = read_config(path) if path else {}
+    of_file = config_of(given).targets
     settings, allow_http = given.settings, bool(given["allow_http"])
     found = merged(of_file, os.environ, base_url=given["base_url"], target=settings.target)
     clients = {}

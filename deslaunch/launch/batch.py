@@ -8,9 +8,17 @@ import asyncio
 import inspect
 import os
 import sys
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterable, Mapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Collection,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,14 +34,20 @@ from deslaunch.events import Noted, Plan, Planned, ProblemGroup, Summary
 from deslaunch.launch import importing
 from deslaunch.launch.importing import ROWS, Rows, Source, StrPath, open_manifest
 from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Setup, resume_command
-from deslaunch.launch.schemas import Schemas, read_schema_file, user_folder
-from deslaunch.ledger.ledger import Ledger, NewBatch, begin_import, open_ledger, take_ledger
-from deslaunch.ledger.place import is_shared
+from deslaunch.launch.schemas import Schemas, read_schema_file
+from deslaunch.launch.witness import check_copy, find_others, refuse, tell_before
+from deslaunch.ledger.history import History
+from deslaunch.ledger.ledger import Import, Ledger, NewBatch, begin_import, open_ledger, take_ledger
+from deslaunch.ledger.place import is_shared, user_folder
+from deslaunch.ledger.reading import Consents
 from deslaunch.manifest.files import Manifest
-from deslaunch.model import CheckedRow, Problem, Start, printable
-from deslaunch.settings import OPTIONS, Settings
+from deslaunch.model import CheckedRow, Problem, Start, count, printable
+from deslaunch.settings import OPTIONS, JobLimit, Settings
 
 Clients = DesClient | Mapping[str, DesClient]
+
+SHOWN_KEYS: Final = 10
+"""Keys that a warning names."""
 
 LONGEST_LOOK: Final = 2.0
 """Seconds between two looks whether another process has imported the batch, at most."""
@@ -48,6 +62,7 @@ class Options(TypedDict, total=False):
         on_event: called with each event, in the event loop; an error of its ends the launch.
         confirm: asked with the plan before a ledger is made, corrected, or gone on with.
         options_kept: JSON values for the ledger to keep; default: the settings that are kept.
+        job_limits: what single jobs bear, by their jobIds.
         join: send rows beside other launchers, where the ledger is in PostgreSQL. Where another
             process is importing the batch, wait for that.
     """
@@ -57,6 +72,7 @@ class Options(TypedDict, total=False):
     on_event: OnEvent | None
     confirm: Confirm | None
     options_kept: Mapping[str, Any] | None
+    job_limits: Mapping[str, JobLimit] | None
     join: bool
 
 
@@ -352,12 +368,14 @@ async def preview(
         if rows is not None and folder is not None:
             place = f"{folder.name}/preview.ledger.db"
 
+            options["settings"] = replace(settings, again=True)  # nothing is sent of it
+
             async with open_batch(rows, des or {}, ledger=place, **options) as batch:
                 if batch.ledger is None:
                     return
 
         async with await open_ledger(place) as opened:
-            async for portion in opened.sendable(**_consents(settings)):
+            async for portion in opened.sendable(Consents.of(settings)):
                 for start in portion[:left]:
                     yield start
 
@@ -401,6 +419,7 @@ async def _set_up(
     on_event: OnEvent | None = None,
     confirm: Confirm | None = None,
     options_kept: Mapping[str, Any] | None = None,
+    job_limits: Mapping[str, JobLimit] | None = None,
     join: bool = False,
 ) -> Setup:
     """Return what a batch is opened with; DES is asked for nothing yet.
@@ -429,9 +448,17 @@ async def _set_up(
         file=None if schema is None else await run_sync(read_schema_file, Path(schema)),
         max_age=timedelta(hours=settings.schema_max_age),
         target=settings.target,
+        settings=settings,
     )
-    emit = on_event or (lambda _: None)
-    return Setup(settings, clients, schemas, emit, confirm, options_kept, join)
+    emit, loop = on_event or (lambda _: None), asyncio.get_running_loop()
+
+    def warn(text: str) -> None:  # in a thread
+        loop.call_soon_threadsafe(emit, Noted(text, is_warning=True))
+
+    schemas.tell = lambda text: emit(Noted(text))
+    history = await run_sync(History.of_user, warn)
+    limits = {job.lower(): limit for job, limit in (job_limits or {}).items()}
+    return Setup(settings, clients, schemas, emit, confirm, options_kept, history, limits, join)
 
 
 def _open_source(rows: Any, settings: Settings) -> Source:
@@ -452,10 +479,6 @@ def _ledger_of(source: Source) -> str:
         )
 
     return default_ledger(source.path)
-
-
-def _consents(settings: Settings) -> dict[str, bool]:
-    return {"retry_rejected": settings.retry_rejected, "retry_unknown": settings.retry_unknown}
 
 
 async def _agree(setup: Setup, plan: Plan, warnings: Iterable[str]) -> Plan:
@@ -513,14 +536,30 @@ async def _import(stack: AsyncExitStack, source: Source, place: str, setup: Setu
         for note in setup.schemas.notes.values():
             setup.emit(Noted(note))
 
-        plan = (await made.plan())._replace(manifest=name, ledger=place)
+        allowed = await _look_for_others(setup, made, known.get("digest", ""), name)
+        before = await run_sync(tell_before, setup.history, known.get("digest", ""), made.place)
+        plan = (await made.plan())._replace(manifest=name, ledger=place, before=before)
         plan = await _agree(setup, plan, warnings)
 
         if isinstance(source, Manifest) and not plan.rows:
             return Batch(setup, None, plan)
 
         ledger = await stack.enter_async_context(_held(made.publish(**known), setup.emit))
-        return Batch(setup, ledger, plan, source)
+        return Batch(setup, ledger, plan, source, allowed=allowed)
+
+
+async def _look_for_others(
+    setup: Setup, batch: Import | Ledger, digest: str, name: str
+) -> Collection[str]:
+    """Return the uids of batches of the same rows that may be beside a new one.
+
+    Raises:
+        UnfinishedBatch: another one is unfinished, and that is not accepted.
+    """
+    others = await find_others(setup.history, digest, batch)
+    allowed = {one.uid for one in others if setup.settings.again or not one.is_unfinished}
+    refuse([one for one in others if one.uid not in allowed], name)
+    return allowed
 
 
 def _row_options(settings: Settings) -> dict[str, Any]:
@@ -574,12 +613,20 @@ async def _go_on(
     Raises:
         InvalidManifest: the corrections don't fit the batch; nothing was applied.
     """
-    consents = _consents(setup.settings)
+    consents = Consents.of(setup.settings)
     checked: list[CheckedRow] = []
-    warnings = [ledger.warning]
+    copied = await check_copy(ledger, setup.history, accepts=setup.settings.accept_copy)
+    warnings = [ledger.warning, copied]
+    allowed: Collection[str] | None = None
+
+    if not (await ledger.query("last_known"))[0][1]:  # nothing was sent: as good as new
+        name = printable(ledger.batch.manifest)
+        allowed = await _look_for_others(setup, ledger, ledger.batch.digest, name)
 
     async def correct(file: Manifest, *, dry_run: bool) -> Plan:
-        done = await ledger.correct(checked, file=file.name, add=add, dry_run=dry_run, **consents)
+        done = await ledger.correct(
+            checked, file=file.name, add=add, dry_run=dry_run, consents=consents
+        )
 
         if done.problems:
             raise errors.InvalidManifest(
@@ -595,7 +642,7 @@ async def _go_on(
     telling = _tell_if_changed(ledger, setup) if rows is None else asyncio.sleep(0)
 
     if corrections is None:  # a large file takes a while to hash, and its rows to count
-        _, plan = await asyncio.gather(telling, ledger.plan(**consents))
+        _, plan = await asyncio.gather(telling, ledger.plan(consents))
     else:
         await telling
         checked, told = await importing.read_corrections(
@@ -604,14 +651,32 @@ async def _go_on(
         warnings += told
         plan = await correct(corrections, dry_run=True)
 
+    if consents.failed_runs:
+        left = [key for _row, _job, is_left, key in await ledger.query("failed_runs") if is_left]
+        warnings += [_left_out(left)] if left else []
+        failed = len(await ledger.query("failed_runs")) - len(left)
+        known = "gets another run" if failed == 1 else "get another run each"
+        setup.emit(Noted(f"{count(failed, 'row')} whose run failed, as far as watch told, {known}"))
+
     used = {job.target for job in plan.jobs}
     await importing.check_origins(ledger, setup.clients, setup.settings, used)
     plan = await _agree(setup, plan._replace(resumes=True), warnings)
 
+    if copied:
+        await ledger.accept_copy()
+
     if corrections is not None:
         await correct(corrections, dry_run=False)
 
-    return Batch(setup, ledger, plan, rows)
+    return Batch(setup, ledger, plan, rows, allowed=allowed)
+
+
+def _left_out(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - SHOWN_KEYS:,} more" if len(keys) > SHOWN_KEYS else ""
+    return (
+        f"{count(len(keys), 'row')} whose run failed are left out, since they use an auto value or "
+        f"are possible duplicates: {', '.join(keys[:SHOWN_KEYS])}{more}"
+    )
 
 
 async def _tell_if_changed(ledger: Ledger, setup: Setup) -> None:

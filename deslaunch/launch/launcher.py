@@ -8,7 +8,7 @@ import asyncio
 import os
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
@@ -23,15 +23,18 @@ from deslaunch import errors
 from deslaunch.des.client import DesClient
 from deslaunch.events import Counts, Event, Noted, Plan, RowEnded, Stop, StopReason, Summary
 from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Source, recheck
-from deslaunch.launch.schemas import Schemas, user_folder
+from deslaunch.launch.schemas import Schemas
 from deslaunch.launch.session import Session
 from deslaunch.launch.watch import Watch
+from deslaunch.launch.witness import Noting
 from deslaunch.ledger.changes import Finding, write_unrecorded
+from deslaunch.ledger.history import History
 from deslaunch.ledger.ledger import Ledger, NewSession
+from deslaunch.ledger.place import user_folder
 from deslaunch.ledger.reading import ResultRow, TargetInfo
 from deslaunch.manifest.files import Manifest
 from deslaunch.model import Outcome, RowState, count, place_word, printed
-from deslaunch.settings import Settings
+from deslaunch.settings import JobLimit, Settings
 
 OnEvent = Callable[[Event], object]
 Confirm = Callable[[Plan], Awaitable[bool] | bool]
@@ -49,6 +52,8 @@ class Setup:
         emit: called with each event.
         confirm: asked with the plan, or None.
         kept: what the ledger is to keep of the options, beside what it keeps.
+        history: of this machine's batches.
+        limits: of single jobs, by their jobIds in lower case.
         joins: other launchers may be at work on the batch.
     """
 
@@ -58,6 +63,8 @@ class Setup:
     emit: OnEvent
     confirm: Confirm | None
     kept: Mapping[str, Any]
+    history: History
+    limits: Mapping[str, JobLimit]
     joins: bool = False
 
 
@@ -73,9 +80,16 @@ class Batch:
     """
 
     def __init__(
-        self, setup: Setup, ledger: Ledger | None, plan: Plan | None, rows: Source | None = None
+        self,
+        setup: Setup,
+        ledger: Ledger | None,
+        plan: Plan | None,
+        rows: Source | None = None,
+        *,
+        allowed: Collection[str] | None = None,
     ) -> None:
         self.plan = plan
+        self._allowed = allowed  # uids of earlier batches of the rows of a new one
         self.ledger = ledger
         self._setup = setup
         self._rows = None if isinstance(rows, Manifest) else rows  # a manifest's are imported
@@ -227,15 +241,19 @@ class Batch:
         began = time.monotonic()
         setup, most = self._setup, UNREAD_PER_SLOT * self._setup.settings.concurrency
         due = await self.ledger.begin_session(await self._new_session())
-        session = Session(self.ledger, setup.clients, setup.settings, due, emit=self._emit)
+        given = (self.ledger, setup.clients, setup.settings, due, setup.limits)
+        session = Session(*given, emit=self._emit)
+        noting = Noting(setup.history, self.ledger)
         session.is_held_back = lambda: self._unread.qsize() >= most
         self._attach(session)
         feeding: asyncio.Task[None] | None = None
+        following = asyncio.create_task(noting.follow(lambda: session.claimed))
 
         for client in setup.clients.values():
             client.on_note = self._warn
 
         try:
+            await noting.begin(self._allowed)
             await self._check_again(session)
 
             if self._rows is not None:
@@ -244,11 +262,14 @@ class Batch:
 
             await session.run()
         finally:
-            if feeding is not None:
-                feeding.cancel()
-                await asyncio.wait([feeding])
+            beside = [task for task in (feeding, following) if task is not None]
 
+            for task in beside:
+                task.cancel()
+
+            await asyncio.wait(beside)
             summary = await self._end(session, time.monotonic() - began)
+            await noting.end(summary)
 
         if feeding is not None and not feeding.cancelled():
             feeding.result()
@@ -264,7 +285,7 @@ class Batch:
 
         targets = {name: TargetInfo(c.base_url, c.org_id) for name, c in setup.clients.items()}
         timeout = max(client.timeout for client in setup.clients.values())
-        return NewSession(targets, setup.settings, setup.kept, timeout)
+        return NewSession(targets, setup.settings, setup.kept, timeout, setup.limits.keys())
 
     async def _check_again(self, session: Session) -> None:
         """Check rows that were never sent by their jobs as they are now, target by target."""

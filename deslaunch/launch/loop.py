@@ -5,13 +5,22 @@ A clock that is passed in, workers that share a queue, and what both loops do al
 
 import asyncio
 import random
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from deslaunch.des.client import DesClient
-from deslaunch.events import Event, Stop, TargetPaused, TargetStopped
+from deslaunch.events import (
+    Event,
+    Noted,
+    Stop,
+    StopReason,
+    TargetPaused,
+    TargetStopped,
+    TokenRenewed,
+)
 from deslaunch.launch.retry import wait_after
 from deslaunch.launch.target import Pacer, Throttle
 from deslaunch.ledger.ledger import Ledger
@@ -27,6 +36,10 @@ class Clock:
     def now(self) -> float:
         """Return seconds of a clock that only goes forward."""
         return asyncio.get_running_loop().time()
+
+    def wall(self) -> float:
+        """Return seconds since 1970, UTC."""
+        return time.time()
 
     async def sleep(self, seconds: float) -> None:
         """Return after ``seconds``."""
@@ -62,7 +75,6 @@ class Loop:
     def __post_init__(self) -> None:
         self.stops: list[Stop] = []
         self._pacer = Pacer(self.settings.rate)
-        self._rotation = deque(self.clients)
         self._workers = Workers()
         self._news = asyncio.Event()
         self._is_draining = False
@@ -81,11 +93,15 @@ class Loop:
         self.drain()
         self._workers.cancel_busy()
 
+    def _slots_of(self, name: str, slots: int) -> int:
+        """Return how many of so many slots a target may have."""
+        return min(slots, self.clients[name].concurrency or slots)
+
     def _throttle(self, name: str) -> Throttle:
-        settings, own = self.settings, self.clients[name].concurrency
+        settings = self.settings
         return Throttle(
             name,
-            slots=min(settings.concurrency, own or settings.concurrency),
+            slots=self._slots_of(name, settings.concurrency),
             wait=lambda pauses: wait_after(pauses, settings.max_wait, self.rng),
             give_up_after=settings.give_up_after,
         )
@@ -198,3 +214,18 @@ class Workers:
                 await work
             finally:
                 self._busy.discard(task)
+
+
+def note_of(event: Event) -> tuple[str, str | None, str] | None:
+    """Return kind, target and text of an event that the ledger keeps."""
+    match event:
+        case TargetPaused(target, cause, seconds):
+            return "pause", target, f"{seconds:.3f} s: {cause}"
+        case TargetStopped(stop) if stop.reason is not StopReason.LEDGER:  # it can't be written to
+            return "stop", stop.target, f"{stop.reason}: {stop.message}"
+        case TokenRenewed(target):
+            return "token", target, "a new token is in use"
+        case Noted(text):
+            return "repeatedRun", None, text
+        case _:
+            return None

@@ -8,11 +8,11 @@ own form. It holds no token. It is never trusted beyond its age: what can't be r
 another kind, or was kept for another target or base URL counts as absent.
 """
 
-import os
+import asyncio
+import random
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
@@ -25,6 +25,7 @@ from anyio.to_thread import run_sync
 from deslaunch import errors
 from deslaunch.des import wire
 from deslaunch.des.client import DesClient
+from deslaunch.launch.retry import wait_after
 from deslaunch.ledger.ledger import Import, Ledger
 from deslaunch.manifest.check import Check
 from deslaunch.manifest.schema import Schema, compile_jobs
@@ -36,21 +37,8 @@ KIND: Final = "deslaunch-schema/1"
 _UNHAD: Final = (errors.DesError, errors.CredentialsRefused, errors.SchemaError)
 """What is raised where a target's jobs can't be had."""
 
-
-def user_folder(variable: str, default: Callable[[str], Path]) -> Path | None:
-    """Return a folder of the user's: the one that a variable names, or the system's place for it.
-
-    Returns:
-        None where the user has no home.
-    """
-    if named := os.environ.get(variable):
-        return Path(named)
-
-    with suppress(RuntimeError, KeyError):  # platformdirs asks for a home that is not there
-        path = default("deslaunch")
-        return path if path.is_absolute() else None
-
-    return None
+_BUSY: Final = frozenset({425, 429, 503})
+"""Statuses after which DES is asked again."""
 
 
 def read_schema_file(path: Path) -> list[Job]:
@@ -87,6 +75,9 @@ class Schemas:
         is_offline: an older one serves where DES can't be asked; for a check, never for a launch.
         target: what rows may name where there is no client.
         now: the time, with a time zone.
+        settings: how long DES is asked again where it responds that it is busy.
+        tell: called with a sentence about such a wait.
+        sleep: waits.
         by_target: what was loaded so far: by target, its schemas by jobId.
         notes: by target, how old its jobs are, one sentence; of those from the cache alone.
         left_out: targets whose jobs can't be had, and why.
@@ -101,6 +92,9 @@ class Schemas:
     is_offline: bool = False
     target: str = DEFAULT_TARGET
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    settings: Settings = field(default_factory=Settings)
+    tell: Callable[[str], object] = lambda _: None
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
     def __post_init__(self) -> None:
         self.by_target: dict[str, Mapping[str, Schema]] = {}
@@ -164,7 +158,7 @@ class Schemas:
 
         if not timedelta(0) <= age <= self.max_age:
             try:
-                await self.fetch(target)
+                await self.fetch(target, waits=not self.is_offline)
             except _UNHAD as exc:
                 if not self.is_offline:
                     exc.advise(f"its cached JobRunParameters, {old} old, are too old to launch by")
@@ -181,8 +175,12 @@ class Schemas:
         said = f"rows are checked with JobRunParameters fetched {old} ago"
         self.notes[target] = f"target {target}: {said}"
 
-    async def fetch(self, target: str) -> Mapping[str, Schema]:
+    async def fetch(self, target: str, *, waits: bool = True) -> Mapping[str, Schema]:
         """Ask DES for a target's jobs, wherever the known ones came from.
+
+        Args:
+            target: whose jobs.
+            waits: ask again while DES responds that it is busy, for ``give_up_after`` seconds.
 
         Raises:
             DesError: DES could not be asked.
@@ -192,7 +190,7 @@ class Schemas:
         client = self.clients[target]
 
         try:
-            jobs = await client.query_jobs()
+            jobs = await (self._ask(client) if waits else client.query_jobs())
         except _UNHAD as exc:
             if isinstance(exc, errors.Rejected | errors.QueryFailed):  # QueryJobs may be wrong
                 exc.advise(
@@ -217,6 +215,23 @@ class Schemas:
                 self.warnings.append(warning)
 
         return self.by_target[target]
+
+    async def _ask(self, client: DesClient) -> list[Job]:
+        """Return a target's jobs; where DES is busy, ask again as after a pause of a launch."""
+        settings, rng, waited, pauses = self.settings, random.Random(), 0.0, 0  # noqa: S311  # jitter
+
+        while True:
+            try:
+                return list(await client.query_jobs())
+            except errors.DesError as exc:
+                wait = wait_after(pauses, settings.max_wait, rng, exc.retry_after)
+                waited, pauses = waited + wait, pauses + 1
+
+                if exc.status not in _BUSY or waited > settings.give_up_after:
+                    raise
+
+                self.tell(f"{exc}: it is asked for its jobs again in {wait:.1f} s")
+                await self.sleep(wait)
 
     async def confirm(self, target: str) -> Mapping[str, Schema] | None:
         """Ask DES for a target's jobs, where the known ones are from the cache.

@@ -13,6 +13,7 @@ target may be sent to; the ledger keeps the rows that wait, so that none holds a
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,11 +24,13 @@ from typing import Final
 
 from deslaunch import errors, events
 from deslaunch.des.client import DesClient
-from deslaunch.events import Event, Stop, StopReason, TargetPaused, TargetStopped
-from deslaunch.launch.loop import SHORTEST_SLEEP, Loop
+from deslaunch.events import Control, Event, Stop, StopReason, TargetPaused
+from deslaunch.launch.loop import SHORTEST_SLEEP, Loop, note_of
 from deslaunch.launch.retry import ended, verdict, wait_after
-from deslaunch.launch.target import Health, Throttle
+from deslaunch.launch.target import Health, Pacer, Throttle
+from deslaunch.ledger.ledger import JobLane, Lane
 from deslaunch.model import END_STATES, Outcome, Result, RowState, Sent, Start, count
+from deslaunch.settings import JobLimit, next_such, parse_duration
 
 RECORD_FOR: Final = 60.0
 """Seconds that outcomes are offered to a ledger that fails, once none is awaited any more."""
@@ -55,7 +58,6 @@ class _Target:
     """What a session knows of one target.
 
     Attributes:
-        due: when its next row may be claimed, by the session's clock; infinity: there is none.
         refused: rows whose last attempt met a refused token.
         is_resting: a pause is being sat out.
         generation: of the newest token that a renewal was told for.
@@ -64,10 +66,32 @@ class _Target:
     client: DesClient
     throttle: Throttle
     health: Health
-    due: float = math.inf
     refused: set[int] = field(default_factory=set)
     is_resting: bool = False
     generation: int = 0
+
+
+@dataclass(slots=True)
+class _Lane:
+    """What rows are claimed from: a target, or a job of it that has limits of its own.
+
+    Attributes:
+        due: when its next row may be claimed, by the session's clock; infinity: there is none.
+        slots: its starts in flight at most; None: as many as the target's.
+        pacer: its starts a second.
+        in_flight: rows of it that were claimed and have not come back.
+    """
+
+    target: _Target
+    slots: int | None
+    pacer: Pacer
+    due: float = math.inf
+    in_flight: int = 0
+
+    def room(self, now: float) -> float:
+        """Return how many more rows of it may be claimed now."""
+        free = math.inf if self.slots is None else self.slots - self.in_flight
+        return min(free, self.pacer.allowed(now))
 
 
 @dataclass(eq=False, repr=False)
@@ -75,23 +99,29 @@ class Session(Loop):
     """One session of a batch; its ledger has begun it.
 
     Attributes:
-        due: seconds until each target's first row may be claimed; None: it has none.
+        due: seconds until each lane's first row may be claimed; None: it has none.
+        limits: of single jobs, by their jobIds.
         unrecorded: (key, jobRunId) of runs whose outcome could not be written.
         started_now: rows that were started.
+        claimed: rows whose intent became durable, each time counted.
         is_held_back: returns True while nothing is to be claimed; :meth:`wake` when that ends.
     """
 
-    due: Mapping[str, float | None]
+    due: Mapping[Lane, float | None]
+    limits: Mapping[str, JobLimit] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.unrecorded: list[tuple[str, str]] = []
         self.started_now = 0
+        self.claimed = 0
         self.is_held_back: Callable[[], bool] = lambda: False
         self._targets = {
             name: _Target(client, self._throttle(name), Health(self.settings.error_limit))
             for name, client in self.clients.items()
         }
+        self._lanes: dict[Lane, _Lane] = {}
+        self._rotation: deque[Lane] = deque()
         self._outcomes: list[Outcome] = []  # of rows that came back since the last turn began
         self._turn_took = 0.0
         self._open = 0  # rows whose intent is on disk and whose outcome is not
@@ -104,6 +134,9 @@ class Session(Loop):
         self._is_kept_waiting = False  # by the ledger, and that was told
         self._is_abandoned = False
         self._clocks: dict[str, float] = {}
+        self._control = Control()
+        self._slots = self.settings.concurrency
+        self._deadlines = self._find_deadlines()
         self._set_due(self.due)
 
     # What the batch calls.
@@ -120,11 +153,14 @@ class Session(Loop):
         """
         self.ledger.on_wait = self._tell_wait
         self._workers.help(self._beat())
+        self._workers.help(self._heed_control())
 
         if self.ledger.is_shared:
             self._workers.help(self._look_after_others())
 
         try:
+            await self._look_at_control()
+
             while not self._is_over():
                 await self._gather()
                 self._news.clear()
@@ -193,7 +229,7 @@ class Session(Loop):
         self._is_feeding = goes_on
 
         for name in targets:
-            self._targets[name].due = -math.inf
+            self._set_due({name: 0.0} | {JobLane(name, job): 0.0 for job in self.limits})
 
         self._news.set()
 
@@ -221,8 +257,8 @@ class Session(Loop):
         if self._is_draining:
             return True
 
-        targets = self._targets.values()
-        is_left = any(t.due < math.inf and not t.throttle.is_stopped for t in targets)
+        lanes = self._lanes.values()
+        is_left = any(one.due < math.inf and not one.target.throttle.is_stopped for one in lanes)
         limit = self.settings.limit
 
         if not is_left and not self._is_feeding:
@@ -260,15 +296,16 @@ class Session(Loop):
 
             quiet = quiet + 1 if len(self._outcomes) == before else 0
 
-    def _claims(self, now: float) -> dict[str, int]:
-        """Return how many rows may be claimed now, by target; the targets take turns."""
-        if self._is_draining or self.is_held_back():
+    def _claims(self, now: float) -> dict[Lane, int]:
+        """Return how many rows may be claimed now, by lane; the lanes take turns."""
+        if self._is_draining or self._control.is_paused or self.is_held_back():
             return {}
 
         # A row whose outcome goes into this very turn gives its slot back.
-        slots = self.settings.concurrency - self._open + len(self._outcomes)
+        slots = max(0, self._slots - self._open + len(self._outcomes))
         free = min(slots, self._pacer.allowed(now))
-        claims = {}
+        claims: dict[Lane, int] = {}
+        rooms = {name: target.throttle.room(now) for name, target in self._targets.items()}
 
         if (limit := self.settings.limit) is not None:
             while self._again and self._again[0] <= now:
@@ -277,12 +314,14 @@ class Session(Loop):
             free = min(free, limit - self._ended - self._open - len(self._again))
 
         for name in self._rotation:
-            target = self._targets[name]
-            wanted = int(min(free, target.throttle.room(now))) if target.due <= now else 0
+            lane = self._lanes[name]
+            target = lane.target.throttle.target
+            wanted = int(min(free, rooms[target], lane.room(now))) if lane.due <= now else 0
 
             if wanted > 0:
                 claims[name] = wanted
                 free -= wanted
+                rooms[target] -= wanted
 
         if claims:
             self._rotation.rotate(-1)
@@ -293,18 +332,21 @@ class Session(Loop):
         """Return when time alone lets a row be claimed; infinity where only news can."""
         times = [time for time in self._again[:1] if time > now]
 
-        for target in self._targets.values():
-            throttle = target.throttle
+        for lane in self._lanes.values():
+            throttle = lane.target.throttle
+            is_full = lane.slots is not None and lane.in_flight >= lane.slots
 
-            if throttle.open_slots > throttle.in_flight:
-                times.append(max(target.due, throttle.opens_at(now), self._pacer.opens_at(now)))
+            if throttle.open_slots > throttle.in_flight and not is_full:
+                opens = max(self._pacer.opens_at(now), lane.pacer.opens_at(now))
+                times.append(max(lane.due, throttle.opens_at(now), opens))
 
         return min((time for time in times if time > now), default=math.inf)
 
-    async def _turn(self, claims: Mapping[str, int]) -> None:
+    async def _turn(self, claims: Mapping[Lane, int]) -> None:
         """Record what came in, and send what the ledger lets have."""
         outcomes, self._outcomes = self._outcomes, []
-        epochs = {name: self._targets[name].throttle.epoch for name in claims}
+        targets = {self._lanes[name].target.throttle for name in claims}
+        epochs = {throttle.target: throttle.epoch for throttle in targets}
         began = self.clock.now()
 
         try:
@@ -316,6 +358,7 @@ class Session(Loop):
 
         self._is_kept_waiting = False
         self._open += len(exchange.starts) - len(outcomes)
+        self.claimed += len(exchange.starts)
         self._pacer.take(len(exchange.starts))
         now = self.clock.now()
         self._turn_took = now - began
@@ -327,14 +370,32 @@ class Session(Loop):
 
         for start in exchange.starts:
             self._targets[start.target].throttle.in_flight += 1
+
+            if lane := self._limited_lane(start):
+                lane.in_flight += 1
+                lane.pacer.take(1)
+
             self._workers.put(self._work_on(start, epochs[start.target]))
 
-    def _set_due(self, due: Mapping[str, float | None]) -> None:
+    def _set_due(self, due: Mapping[Lane, float | None]) -> None:
         now = self.clock.now()
 
-        for name in due.keys() & self._targets.keys():
-            seconds = due[name]
-            self._targets[name].due = math.inf if seconds is None else now + seconds
+        for name, seconds in due.items():
+            target = self._targets.get(name if isinstance(name, str) else name.target)
+
+            if target is None:
+                continue
+
+            if name not in self._lanes:
+                limit = JobLimit() if isinstance(name, str) else self.limits[name.job_id]
+                self._lanes[name] = _Lane(target, limit.concurrency, Pacer(limit.rate))
+                self._rotation.append(name)
+
+            self._lanes[name].due = math.inf if seconds is None else now + seconds
+
+    def _limited_lane(self, start: Start) -> _Lane | None:
+        is_limited = start.job_id in self.limits
+        return self._lanes.get(JobLane(start.target, start.job_id)) if is_limited else None
 
     def _settle(self, sent: Outcome, settled: Outcome, now: float) -> None:
         """Tell of an outcome that is durable, and draw the conclusions for its target."""
@@ -443,6 +504,10 @@ class Session(Loop):
             outcome = ended(start, doubt, f"failed with {type(exc).__name__}: {exc}")
 
         target.throttle.in_flight -= 1
+
+        if lane := self._limited_lane(start):
+            lane.in_flight -= 1
+
         self._outcomes.append(outcome)
         self._news.set()
 
@@ -541,13 +606,62 @@ class Session(Loop):
             slots = sum(target.throttle.open_slots for target in self._targets.values())
             ends = self._drain_ends
             left = None if ends is None else max(0.0, ends - self.clock.now())
-            most = min(slots, self.settings.concurrency)
+            most = 0 if self._control.is_paused else min(slots, self._slots)
             self._tell(events.Pulse(self._workers.busy, most, left))
             await self.note_clocks()
+
+            for time, deadline, option in self._deadlines:
+                if time() >= deadline and not self._is_draining:
+                    self.drain(Stop(StopReason.OUT_OF_TIME, f"the time of {option} has come"))
 
             if not self._is_draining and not await self.ledger.is_in_place():
                 message = "the ledger's file was removed or replaced while it was in use"
                 self.drain(Stop(StopReason.LEDGER, message))
+
+    def _find_deadlines(self) -> list[tuple[Callable[[], float], float, str]]:
+        """Return when the session is to drain: a time, its value then, and the option."""
+        settings, clock = self.settings, self.clock
+        deadlines: list[tuple[Callable[[], float], float, str]] = []
+
+        if (text := settings.stop_at) is not None:
+            deadlines.append((clock.wall, next_such(text, clock.wall()), f"--stop-at {text}"))
+
+        if (text := settings.stop_after) is not None:
+            ends = clock.now() + parse_duration(text)
+            deadlines.append((clock.now, ends, f"--stop-after {text}"))
+
+        return deadlines
+
+    async def _heed_control(self) -> None:
+        """Once a second, do what a person tells; not in the pulse, which waits for no ledger."""
+        while True:
+            await self.clock.sleep(PULSE_EVERY)
+            await self._look_at_control()
+
+    async def _look_at_control(self) -> None:
+        """Do what a person tells the launchers of the batch, where that is new."""
+        with suppress(errors.LedgerError):  # a turn will fail too, and end the launch
+            control = await self.ledger.control()
+
+            if control != self._control:
+                self._obey(control)
+
+    def _obey(self, control: Control) -> None:
+        before, self._control = self._control, control
+        self._slots = control.concurrency or self.settings.concurrency
+
+        if control.rate != before.rate:
+            self._pacer = Pacer(control.rate or self.settings.rate)
+
+        for name, target in self._targets.items():
+            target.throttle.resize(self._slots_of(name, self._slots))
+
+        if control.is_stopped and not self._is_draining:
+            self.drain(Stop(StopReason.CONTROL, "a person stopped it by deslaunch control"))
+        else:
+            self._tell(events.Noted(f"told by deslaunch control: {str(control) or 'go on'}"))
+
+        self._news.set()
 
     async def _look_after_others(self) -> None:
         """Now and then, let what dead launchers of the batch had in flight be unknown."""
@@ -572,23 +686,8 @@ class Session(Loop):
         announcements, self._announcements = self._announcements, []
 
         for event in announcements:
-            if note := _note_of(event):
+            if note := note_of(event):
                 with suppress(errors.LedgerError):  # a turn will fail too, and end the launch
                     await self.ledger.note(*note)
 
             self._tell(event)
-
-
-def _note_of(event: Event) -> tuple[str, str | None, str] | None:
-    """Return kind, target and text of an event that the ledger keeps."""
-    match event:
-        case TargetPaused(target, cause, seconds):
-            return "pause", target, f"{seconds:.3f} s: {cause}"
-        case TargetStopped(stop) if stop.reason is not StopReason.LEDGER:  # it can't be written to
-            return "stop", stop.target, f"{stop.reason}: {stop.message}"
-        case events.TokenRenewed(target):
-            return "token", target, "a new token is in use"
-        case events.Noted(text):
-            return "repeatedRun", None, text
-        case _:
-            return None

@@ -126,6 +126,12 @@ class Throttle:
         """End one :meth:`hold`."""
         self._holds = max(0, self._holds - 1)
 
+    def resize(self, slots: int) -> None:
+        """Take another number of slots; while DES is spared they grow as after a pause."""
+        is_spared = self._slots < self._most
+        self._most = slots
+        self._slots = min(self._slots, slots) if is_spared else float(slots)
+
     def started(self) -> None:
         """Take in a run that DES started."""
         if self._slots < self._most:
@@ -217,7 +223,10 @@ class Throttle:
         if isinstance(error, errors.Throttled):
             self._reached = True
 
-        if isinstance(error, errors.Misconfigured | errors.Redirected):
+        # Where DES was reached before, one node of it may have a bad certificate.
+        is_misconfigured = isinstance(error, errors.Misconfigured) and not self._reached
+
+        if is_misconfigured or isinstance(error, errors.Redirected):
             return self.stop(StopReason.CONFIGURATION, str(error))
 
         asked = error.retry_after

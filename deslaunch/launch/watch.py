@@ -9,6 +9,7 @@ about by the next one, and nothing else is.
 
 import asyncio
 import math
+from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -54,6 +55,7 @@ class Watch(Loop):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._rotation = deque(self.clients)
         self._targets = {
             name: _Target(client, self._throttle(name)) for name, client in self.clients.items()
         }

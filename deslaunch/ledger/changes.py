@@ -1,4 +1,4 @@
-"""What is written of rows outside of a turn: they come, are corrected, checked again, resolved.
+"""What is written of rows beside a turn: they come, are corrected, withdrawn, resolved.
 
 What writes runs in the ledger's thread, inside a transaction of its caller.
 
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TextIO, get_args
 
 from deslaunch import model
-from deslaunch.errors import ManifestError
-from deslaunch.events import Plan
+from deslaunch.errors import ConfigurationError, ManifestError
+from deslaunch.events import Control, Plan
 from deslaunch.ledger.reading import UnknownRow
 from deslaunch.ledger.store import Store, as_json, storable
-from deslaunch.model import CheckedRow, InvalidRow, Job, Problem
+from deslaunch.model import CheckedRow, InvalidRow, Job, Outcome, Problem, Result
 
 Verdict = Literal["started", "notStarted", "unknown"]
 
@@ -99,6 +99,18 @@ class Resolved(NamedTuple):
     early: tuple[tuple[str, int], ...]
 
 
+class Withdrawn(NamedTuple):
+    """What became of rows that a person took back, or of which that was undone.
+
+    Attributes:
+        changed: rows that stand otherwise now.
+        same: rows that stood so before.
+    """
+
+    changed: int
+    same: int
+
+
 class _Known(NamedTuple):
     """A row that the batch has."""
 
@@ -106,6 +118,32 @@ class _Known(NamedTuple):
     state: str
     last_attempt: int
     form: tuple[Any, ...]
+
+
+def refuse_repeated(store: Store, outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """Turn outcomes unknown whose jobRunId another row has: a run can't be two rows'.
+
+    Outcomes whose turn failed may come once more.
+    """
+    told = [(storable(o.job_run_id).lower(), o.row) for o in outcomes if o.job_run_id]
+    owners = store.owners(told) if told else {}
+
+    if not owners and len(dict(told)) == len(told):  # as good as always
+        return list(outcomes)
+
+    checked = []
+
+    for o in outcomes:
+        run = o.job_run_id and storable(o.job_run_id).lower()
+        row, key = owners.setdefault(run, (o.row, o.key)) if run else (o.row, o.key)
+
+        if row != o.row:
+            error = f"jobRunId {o.job_run_id} is that of row {row} ({key}) {o.error}".rstrip()
+            o = o._replace(result=Result.UNKNOWN, not_before=None, error=error)  # noqa: PLW2901
+
+        checked.append(o)
+
+    return checked
 
 
 def write_rows(
@@ -289,6 +327,74 @@ def _refuse(row: CheckedRow, match: _Known | None, file: str, *, add: bool) -> P
 def _describe(row: InvalidRow) -> str:
     said = (f"{p.column}: {p.message}" if p.column else p.message for p in row.problems)
     return storable("; ".join(said))
+
+
+# What a person wants of launchers, and of rows
+
+
+def tell_launchers(store: Store, told: Mapping[str, Any], now: int, *, is_at_work: bool) -> Control:
+    """Tell launchers what to do; see :meth:`Ledger.tell_launchers`."""
+    if not is_at_work:
+        raise ConfigurationError(
+            f"{store.place}: no launcher is sending its rows; nothing was told",
+            hint="it is for launchers at work; a resume is told by its options",
+        )
+
+    [(text,)] = store.fetch("control")
+    control = Control(**json.loads(text) | told)
+    store.run("set_control", (json.dumps(control._asdict()),))
+    said = str(control) or "as they were started"
+    store.run("add_event", (None, now, "control", None, said))
+    return control
+
+
+def withdraw(
+    store: Store, keys: Sequence[str] | None, now: int, *, open_state: str, undo: bool
+) -> Withdrawn:
+    """Take rows back, or give them the state that they had; see :meth:`Ledger.withdraw`."""
+    if keys is None:
+        rows = [row for (row,) in store.fetch("withdrawn_rows" if undo else "pending_rows")]
+        given, told = len(rows), "all that were withdrawn" if undo else "all that were pending"
+    else:
+        wanted = list(dict.fromkeys(storable(key, None) for key in keys))
+        states = {
+            key: (row, open_state if state == "sending" else state)
+            for key, row, state, *_ in store.fetch("rows_by_key", (json.dumps(wanted),))
+        }
+        refused = ((key, _why_not(states.get(key, (0, ""))[1], undo=undo)) for key in wanted)
+
+        if problems := [f"{key!r} {why}" for key, why in refused if why]:
+            more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
+            raise ManifestError(
+                f"no row was changed: {'; '.join(problems[:_SHOWN])}{more}",
+                hint="see how each row stands: "
+                + model.printed("results", model.place_word(store.place)),
+            )
+
+        rows = [row for row, state in states.values() if (state == "withdrawn") == undo]
+        given, told = len(wanted), ", ".join(wanted)
+
+    if rows:
+        store.run("restore_rows" if undo else "withdraw_rows", (as_json(rows),))
+        text = f"{model.count(len(rows), 'row')}: {told}"
+        store.run("add_event", (None, now, "restore" if undo else "withdraw", None, storable(text)))
+
+    if undo:
+        derive_states(store, rows)
+
+    return Withdrawn(len(rows), given - len(rows))
+
+
+def _why_not(state: str, *, undo: bool) -> str:
+    """Return why a row in a state can't be taken back, or given back; ``""`` where it can."""
+    if not state:
+        return "is no key of the batch"
+
+    if state in _FIXED:
+        more = {"sending": ": wait for its response", "unknown": ": resolve it first"}
+        return f"is {'in flight' if state == 'sending' else state}{more.get(state, '')}"
+
+    return f"is {state}, not withdrawn" if undo and state != "withdrawn" else ""
 
 
 # Findings

@@ -10,26 +10,34 @@ import asyncio
 import hashlib
 import json
 import os
+import secrets
 import socket
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from functools import partial, wraps
+from functools import partial
 from http import HTTPStatus
-from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from deslaunch import model
 from deslaunch.errors import ConfigurationError, LedgerDamaged, needs_extra
-from deslaunch.events import Stop
+from deslaunch.events import Control, Stop
 from deslaunch.ledger import changes
 from deslaunch.ledger.place import is_shared, refuse_mistyped
-from deslaunch.ledger.reading import Clock, Reader, TargetInfo, in_thread, run_in
+from deslaunch.ledger.reading import (
+    Clock,
+    Consents,
+    Reader,
+    TargetInfo,
+    in_thread,
+    in_transaction,
+    run_in,
+)
 from deslaunch.ledger.sqlite import SqliteStore
 from deslaunch.ledger.store import Store, TryAgain, as_json, storable
 from deslaunch.model import CheckedRow, InvalidRow, Job, Outcome, Result, RowState, RunStatus, Start
 from deslaunch.settings import Settings
 
-P = ParamSpec("P")
 R = TypeVar("R")
 T = TypeVar("T", bound=Reader)
 
@@ -60,22 +68,34 @@ class NewBatch(NamedTuple):
     is_whole: bool = True
 
 
+class JobLane(NamedTuple):
+    """The rows of one job of a target, which are claimed by themselves: the job has a limit."""
+
+    target: str
+    job_id: str
+
+
+Lane = str | JobLane
+"""What rows are claimed from: a job that has a limit, or a target with all its other jobs."""
+
+
 class NewSession(NamedTuple):
     """A launcher that is about to begin.
 
     Attributes:
         targets: where each target's rows go, by name.
         settings: its options, all of them for the record; of use here are the consents
-            ``retry_rejected`` and ``retry_unknown``, and ``give_up_after``: seconds that a turn
-            waits for SQLite's write lock.
+            ``retry_…``, and ``give_up_after``: seconds that a turn waits for SQLite's write lock.
         kept: options to keep for later sessions, merged into the batch's.
         timeout: seconds of one attempt in all; an unknown row's window ends after it.
+        limited: jobIds, in lower case, whose rows are claimed by themselves.
     """
 
     targets: Mapping[str, TargetInfo]
     settings: Settings = Settings()
     kept: Mapping[str, Any] = {}
     timeout: float = 60.0
+    limited: Collection[str] = ()
 
 
 class Exchange(NamedTuple):
@@ -86,28 +106,13 @@ class Exchange(NamedTuple):
             possible_duplicate as the ledger knows them. A jobRunId that another row has turned
             its outcome to unknown.
         starts: rows to send, whose intents are durable.
-        due: for each target of the claims and outcomes: seconds until its next row may be
+        due: for each lane of the claims and outcomes: seconds until its next row may be
             claimed (0: now), or None: nothing is left for this session.
     """
 
     outcomes: list[Outcome]
     starts: list[Start]
-    due: dict[str, float | None]
-
-
-def in_transaction(
-    method: Callable[Concatenate[Any, P], R],
-) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]:
-    """Let a method run in the ledger's thread, in one transaction; whoever calls it awaits it.
-
-    Where the connection to the database is lost it is run again, once there is a new one.
-    """
-
-    @wraps(method)
-    async def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return await run_in(self.thread, self._durably, partial(method, self, *args, **kwargs))
-
-    return run
+    due: dict[Lane, float | None]
 
 
 class Import(Reader):
@@ -162,13 +167,32 @@ class Ledger(Reader):
         self._handed_back: list[Outcome] = []  # of starts that will not be sent
         self._in_flight: set[tuple[int, int]] = set()  # row and attempt; of a shared batch
         self._look_again = LOOK_AGAIN
+        self._limits: Collection[str] = ()
         self._look_at_rows()
 
     def _look_at_rows(self) -> None:
         targets = self._store.fetch("targets")
         self._targets = {name: number for number, name, *_ in targets}
-        self._positions = {row[1]: row[4] for row in targets}
+        self._limited = {
+            JobLane(target, job): number
+            for number, target, job, *_ in self._store.fetch("jobs")
+            if job in self._limits
+        }
+        places = {name: place for _, name, _, _, place in targets}
+        self._positions: dict[Lane, int] = {**places}
+        self._positions |= {lane: places[lane.target] for lane in self._limited}
         [(self._last_row,)] = self._store.fetch("last_row")
+
+    def _lane_of(self, target: str, job_id: str) -> Lane:
+        lane = JobLane(target, job_id)
+        return lane if lane in self._limited else target
+
+    def _chosen(self, lane: Lane) -> tuple[int | None, str]:
+        """Return a lane's job, or None, and else the jobs that are left out."""
+        if isinstance(lane, JobLane):
+            return self._limited[lane], "[]"
+
+        return None, as_json([job for other, job in self._limited.items() if other.target == lane])
 
     def _now(self) -> int:
         return round(1000 * (self._time_zero + self._clock.elapsed()))
@@ -189,13 +213,13 @@ class Ledger(Reader):
     # A session
 
     @in_transaction
-    def begin_session(self, session: NewSession) -> Mapping[str, float | None]:
+    def begin_session(self, session: NewSession) -> Mapping[Lane, float | None]:
         """Begin: what ended launchers had in flight is unknown; what is due is due.
 
         Beside others at work it takes over what is due as it stands.
 
         Returns:
-            As ``due`` of :class:`Exchange`, of every target.
+            As ``due`` of :class:`Exchange`, of every lane.
 
         Raises:
             ConfigurationError: it is to retry rows that are rejected or unknown, which others at
@@ -209,12 +233,13 @@ class Ledger(Reader):
         now = self._now()
         self._lose_attempts(store.lose_sessions(now, at_once=True))
         is_alone = store.is_alone()
-        consents = (settings.retry_rejected, settings.retry_unknown)
+        consents = Consents.of(settings)
 
         if any(consents) and not is_alone:
             raise ConfigurationError(
                 f"{self.place}: other launchers are at work on it; nothing was sent",
-                hint="resume with --retry-rejected or --retry-unknown once they have ended",
+                hint="resume with --retry-rejected, --retry-unknown or --retry-failed-runs once "
+                "they have ended",
             )
 
         places = {name: target.base_url for name, target in session.targets.items()}
@@ -222,14 +247,28 @@ class Ledger(Reader):
         store.begin_session((socket.gethostname(), os.getpid(), now, *told))
 
         if is_alone:
-            store.run("make_due", (now, *consents))
+            store.run("make_due", (now, *consents[:2]))
+
+            if consents.failed_runs:
+                found = store.fetch("failed_runs")
+                rows = as_json([row for row, _job, is_left, _key in found if not is_left])
+                store.run("repeat_attempts", (rows,))
+                store.run("make_repeats_due", (rows, now))
+
+            store.run("set_control", ("{}",))
 
         kept = {**self.batch.options, **session.kept}
         store.run("set_options", (json.dumps(kept),))
         store.many("set_target", [(name, *t) for name, t in session.targets.items()])
-        self._places = session.targets
+        self._places, self._limits = session.targets, session.limited
         self.batch = self.batch._replace(options=kept)
-        return {target: self._next_due(target, self._positions, now) for target in self._targets}
+        self._look_at_rows()
+        return {lane: self._next_due(lane, self._positions, now) for lane in self._positions}
+
+    @in_transaction
+    def accept_copy(self) -> None:
+        """Go on although attempts are lacking: runs of rows pending now are possible duplicates."""
+        self._store.run("mark_copied")
 
     @in_transaction
     def lose_dead(self) -> None:
@@ -253,14 +292,14 @@ class Ledger(Reader):
             self._store.run("lose_attempts", (as_json(rows),))
             changes.derive_states(self._store, rows)
 
-    async def exchange(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
+    async def exchange(self, outcomes: Sequence[Outcome], claims: Mapping[Any, int]) -> Exchange:
         """Write what came in, and take what may be sent: one durable transaction.
 
         Where this is cancelled, what it took is handed back.
 
         Args:
             outcomes: of attempts whose starts an earlier exchange gave.
-            claims: how many rows to take at most, by target.
+            claims: how many rows to take at most, by :data:`Lane`.
 
         Raises:
             LedgerWriteFailed: it is in doubt whether this turn is durable. Hand the outcomes
@@ -278,14 +317,14 @@ class Ledger(Reader):
             Outcome(*start[:5], *unsent, error=_UNSENT, not_before=0.0) for start in turn.starts
         ]
 
-    def _turn(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
+    def _turn(self, outcomes: Sequence[Outcome], claims: Mapping[Lane, int]) -> Exchange:
         while True:
             try:
                 return self._try_turn(outcomes, claims)
             except TryAgain as exc:
                 self._store.recover(exc)
 
-    def _try_turn(self, outcomes: Sequence[Outcome], claims: Mapping[str, int]) -> Exchange:
+    def _try_turn(self, outcomes: Sequence[Outcome], claims: Mapping[Lane, int]) -> Exchange:
         # Several turns that failed may have handed the same start back; an outcome comes once.
         handed_back = list({(o.row, o.attempt): o for o in self._handed_back}.values())
         self._handed_back = []
@@ -296,15 +335,17 @@ class Ledger(Reader):
 
         try:
             with self._store.transaction():
-                came = [*handed_back, *self._refuse_repeated(outcomes)]
+                came = [*handed_back, *changes.refuse_repeated(self._store, outcomes)]
                 meant, now = self._clock.elapsed(), self._now()
                 turn.outcomes.extend(self._settle(came, now)[len(handed_back) :])
 
-                for target, count in claims.items():
-                    turn.starts.extend(self._claim(target, count, positions, meant, now))
+                for lane, count in claims.items():
+                    turn.starts.extend(self._claim(lane, count, positions, meant, now))
 
-                for target in {*claims, *(outcome.target for outcome in outcomes)}:
-                    turn.due[target] = self._next_due(target, positions, now)
+                met = {(outcome.target, outcome.job_id) for outcome in outcomes}
+
+                for lane in {*claims, *(self._lane_of(*one) for one in met)}:
+                    turn.due[lane] = self._next_due(lane, positions, now)
 
                 if self.is_shared:
                     in_flight = self._in_flight.difference((o.row, o.attempt) for o in came)
@@ -321,31 +362,6 @@ class Ledger(Reader):
 
         self._positions, self._in_flight = positions, in_flight
         return turn
-
-    def _refuse_repeated(self, outcomes: Sequence[Outcome]) -> list[Outcome]:
-        """Turn outcomes unknown whose jobRunId another row has: a run can't be two rows'.
-
-        Outcomes whose turn failed may come once more.
-        """
-        told = [(storable(o.job_run_id).lower(), o.row) for o in outcomes if o.job_run_id]
-        owners = self._store.owners(told) if told else {}
-
-        if not owners and len(dict(told)) == len(told):  # as good as always
-            return list(outcomes)
-
-        checked = []
-
-        for o in outcomes:
-            run = o.job_run_id and storable(o.job_run_id).lower()
-            row, key = owners.setdefault(run, (o.row, o.key)) if run else (o.row, o.key)
-
-            if row != o.row:
-                error = f"jobRunId {o.job_run_id} is that of row {row} ({key}) {o.error}".rstrip()
-                o = o._replace(result=Result.UNKNOWN, not_before=None, error=error)  # noqa: PLW2901
-
-            checked.append(o)
-
-        return checked
 
     def _settle(self, outcomes: Sequence[Outcome], now: int) -> list[Outcome]:
         """End attempts; return the outcomes as they hold for their rows."""
@@ -384,25 +400,28 @@ class Ledger(Reader):
         return settled
 
     def _claim(
-        self, target: str, count: int, positions: dict[str, int], meant: float, now: int
+        self, lane: Lane, count: int, positions: dict[Lane, int], meant: float, now: int
     ) -> list[Start]:
         """Take rows whose time has come, then fresh ones in manifest order; write their intents."""
+        target = lane if isinstance(lane, str) else lane.target
         number = self._targets.get(target)
 
-        if number is None or count < 1:
+        if number is None or lane not in positions or count < 1:
             return []
 
-        due = self._store.starts("due_starts", (number, now, count))
+        chosen = self._chosen(lane)
+        due = self._store.starts("due_starts", (number, now, count, *chosen))
         found, room = due[:], count - len(due)
 
-        if room and positions[target] < self._last_row:
-            before = positions[target]
-            fresh = self._store.starts("fresh_starts", (number, before, room))
-            position = positions[target] = fresh[-1][0] if len(fresh) == room else self._last_row
+        if room and positions[lane] < self._last_row:
+            before = positions[lane]
+            fresh = self._store.starts("fresh_starts", (number, before, room, *chosen))
+            position = positions[lane] = fresh[-1][0] if len(fresh) == room else self._last_row
             found += fresh
 
             if position // POSITION_EVERY != before // POSITION_EVERY or len(fresh) < room:
-                self._store.run("set_position", (position, number))
+                others = (positions[other] for other in self._limited if other.target == target)
+                self._store.run("set_position", (min([positions[target], *others]), number))
 
         starts = []
 
@@ -427,21 +446,21 @@ class Ledger(Reader):
 
         return starts
 
-    def _next_due(self, target: str, positions: dict[str, int], now: int) -> float | None:
-        if target not in self._targets:
+    def _next_due(self, lane: Lane, positions: dict[Lane, int], now: int) -> float | None:
+        if lane not in positions:
             return None
 
-        if positions[target] < self._last_row:
+        if positions[lane] < self._last_row:
             return 0.0
 
-        number, others = self._targets[target], 0
+        number, others = self._targets[lane if isinstance(lane, str) else lane.target], 0
 
         if not self.is_shared:
-            [(due,)] = self._store.fetch("next_due", (number,))
-        elif self._finds_fresh(target, positions):
+            [(due,)] = self._store.fetch("next_due", (number, *self._chosen(lane)))
+        elif self._finds_fresh(lane, number, positions):
             return LOOK_AGAIN
         else:  # one statement: between two, a row in flight could become one that waits, unseen
-            told = (number, self._store.session)
+            told = (number, *self._chosen(lane), self._store.session)
             [(due, others)] = self._store.fetch("next_due_beside_others", told)
 
         seconds = None if due is None else max(0.0, (due - now) / 1000)
@@ -452,9 +471,9 @@ class Ledger(Reader):
         self._look_again = min(1.0, 1.5 * self._look_again)
         return self._look_again if seconds is None else min(self._look_again, seconds)
 
-    def _finds_fresh(self, target: str, positions: dict[str, int]) -> bool:
+    def _finds_fresh(self, lane: Lane, number: int, positions: dict[Lane, int]) -> bool:
         """Look for a row of a claim that is not durable yet, or never will be, or that is new."""
-        [(row,)] = self._store.fetch("first_fresh", (self._targets[target],))
+        [(row,)] = self._store.fetch("first_fresh", (number, *self._chosen(lane)))
 
         if row is None:
             return False
@@ -462,7 +481,7 @@ class Ledger(Reader):
         if row > self._last_row:  # another launcher added it
             [(self._last_row,)] = self._store.fetch("last_row")
 
-        positions[target] = row - 1
+        positions[lane] = row - 1
         return True
 
     @in_transaction
@@ -555,8 +574,7 @@ class Ledger(Reader):
         file: str,
         add: bool = False,
         dry_run: bool = False,
-        retry_rejected: bool = False,
-        retry_unknown: bool = False,
+        consents: Consents = Consents(),  # noqa: B008  # it can't be changed
     ) -> changes.Corrections:
         """Take corrected rows by their keys, all or none, in one transaction.
 
@@ -568,14 +586,13 @@ class Ledger(Reader):
             file: as it was named, for the problems.
             add: rows of other keys become rows of the batch; each needs a key of its own.
             dry_run: look only: all is rolled back.
-            retry_rejected: as for :meth:`plan`, of which the result holds what it will return.
-            retry_unknown: the same.
+            consents: as for :meth:`plan`, of which the result holds what it will return.
         """
 
         def take() -> changes.Corrections:
             self._store.run("lock_batch")
             done = changes.correct_rows(self._store, rows, file, self._now(), add=add)
-            return done._replace(plan=self._plan(rejected=retry_rejected, unknown=retry_unknown))
+            return done._replace(plan=self._plan(consents))
 
         done = self._durably(take, is_kept=not dry_run)
         self._look_at_rows()
@@ -602,12 +619,58 @@ class Ledger(Reader):
             ManifestError: a key is not known, or comes twice; its row can't be resolved
                 (pending, in flight, sent again …); or another row has the jobRunId.
         """
+        return self._beside(
+            lambda store, now: changes.resolve(
+                store, found, now, open_state=self._open_state(), early=early
+            )
+        )
+
+    @in_thread
+    def tell_launchers(self, told: Mapping[str, Any]) -> Control:
+        """Tell the launchers at work, beside what they were told before; they look once a second.
+
+        Args:
+            told: fields of :class:`~deslaunch.events.Control`.
+
+        Returns:
+            All that holds now.
+
+        Raises:
+            ConfigurationError: no launcher is sending rows.
+        """
+        return self._beside(
+            lambda store, now: changes.tell_launchers(
+                store, told, now, is_at_work=any(one.is_sending for one in self._store.launchers())
+            )
+        )
+
+    @in_thread
+    def withdraw(self, keys: Sequence[str] | None, *, undo: bool = False) -> changes.Withdrawn:
+        """Take rows back that have no run and none in doubt, all or none; also beside launchers.
+
+        They are never sent, unless a correction replaces them.
+
+        Args:
+            keys: the rows' keys; None for all that are pending (or, with ``undo``, withdrawn).
+            undo: give rows that were withdrawn the state that they had.
+
+        Raises:
+            ManifestError: a key is not known, or its row can't be taken back (started, unknown,
+                in flight), or was not.
+        """
+        return self._beside(
+            lambda store, now: changes.withdraw(
+                store, keys, now, open_state=self._open_state(), undo=undo
+            )
+        )
+
+    def _beside(self, work: Callable[[Store, int], R]) -> R:
+        """Do what a person wants in one transaction, also beside launchers at work."""
         with self._store.writing() as store:
 
-            def take() -> changes.Resolved:
+            def take() -> R:
                 store.run("lock_batch")  # no launcher begins, and takes for unknown what is open
-                now, open_state = self._now(), self._open_state()
-                return changes.resolve(store, found, now, open_state=open_state, early=early)
+                return work(store, self._now())
 
             return self._durably(take, store=store)
 
@@ -642,7 +705,13 @@ async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -
 
     def make(store: Store, thread: ThreadPoolExecutor) -> Import:
         manifest = store.path_value(batch.manifest)
-        known = (store.batch_name, manifest, json.dumps(batch.options), batch.is_whole)
+        known = (
+            secrets.token_hex(16),
+            store.batch_name,
+            manifest,
+            json.dumps(batch.options),
+            batch.is_whole,
+        )
         store.run("add_batch", (*known, round(1000 * _wall(store, clock))))
         return Import(store, thread, clock)
 

@@ -1,10 +1,13 @@
-"""How the place of a ledger is written: a path, or a libpq URL and ``#batch``.
+"""How the place of a ledger is written: a path, or a libpq URL and ``#batch``; the user's folders.
 
 ``#batch`` alone takes the URL from the variable ``DESLAUNCH_LEDGER``.
 """
 
 import os
 import re
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import unquote
 
@@ -141,6 +144,38 @@ def _bare(url: str) -> str:
     return f"{url.partition('//')[0]}//{user}{found['rest']}{f'?{query}' if query else ''}"
 
 
+def noted_place(place: str) -> str:
+    """Return a place so that it means the same in any environment; it holds no password."""
+    if not is_shared(place):
+        return place
+
+    found = parse_place(place)
+    return f"{_bare(found.url)}#{found.batch}"
+
+
+def usable_place(noted: str) -> str:
+    """Return a place that :func:`noted_place` gave, so that a password of the variable is used."""
+    known = os.environ.get(VARIABLE, "").partition("#")[0]
+    url, _, batch = noted.partition("#")
+    return f"#{batch}" if is_shared(noted) and known and _bare(known) == url else noted
+
+
 def name_of(place: str) -> str:
     """Return what files about a batch are named after: ``night`` for ``night.ledger.db``."""
     return place.partition("#")[2] if is_shared(place) else place.removesuffix(".ledger.db")
+
+
+def user_folder(variable: str, default: Callable[[str], Path]) -> Path | None:
+    """Return a folder of the user's: the one that a variable names, or the system's place for it.
+
+    Returns:
+        None where the user has no home.
+    """
+    if named := os.environ.get(variable):
+        return Path(named)
+
+    with suppress(RuntimeError, KeyError):  # platformdirs asks for a home that is not there
+        path = default("deslaunch")
+        return path if path.is_absolute() else None
+
+    return None

@@ -38,8 +38,8 @@ UPDATE session SET lost_ms = ?2 WHERE id = ANY (ARRAY(SELECT numbers(?1))) AND l
 
 -- name: next_due_beside_others
 SELECT
-  (SELECT min(due_ms) FROM state WHERE target = ?1 AND due_ms IS NOT NULL),
-  (SELECT coalesce(sum(open), 0)::int FROM session WHERE id <> ?2 AND ended_ms IS NULL AND lost_ms IS NULL);
+  (SELECT first_due(?1, ?2, ?3)),
+  (SELECT coalesce(sum(open), 0)::int FROM session WHERE id <> ?4 AND ended_ms IS NULL AND lost_ms IS NULL);
 
 -- name: launchers
 -- One that has not begun is known by its connection alone.
@@ -47,7 +47,8 @@ SELECT
   coalesce(s.pid, substring(c.application_name FROM 'deslaunch (\d+)@')::int, 0),
   coalesce(s.host, substring(c.application_name FROM '@(.*)'), host(c.client_addr), ''),
   coalesce(s.began_ms, extract(epoch FROM c.backend_start) * 1000)::bigint,
-  coalesce(s.open, 0)
+  coalesce(s.open, 0),
+  s.id IS NOT NULL
 FROM locks l
 LEFT JOIN session s ON s.id = l.session
 LEFT JOIN pg_stat_activity c ON c.pid = l.pid
@@ -57,11 +58,24 @@ ORDER BY l.session;
 -- name: sending_rows
 SELECT row FROM attempt WHERE result IS NULL AND session = ANY (ARRAY(SELECT numbers(:dead)));
 
+-- name: repeat_attempts
+UPDATE attempts a SET repeated = 1
+WHERE batch = this_batch() AND row = ANY (ARRAY(SELECT numbers(?)))
+  AND number = (SELECT s.shown FROM standing s WHERE s.row = a.row);
+
+-- name: make_repeats_due
+INSERT INTO states (row, target, state, due_ms, attempts, shown)
+SELECT row, target, 'started', ?2, attempts, shown FROM standing WHERE row = ANY (ARRAY(SELECT numbers(?1)))
+ON CONFLICT (batch, row) DO UPDATE SET due_ms = excluded.due_ms;
+
 -- name: lose_attempts
 UPDATE attempt SET result = 'unknown', error = 'its launcher ended before a response was recorded'
 WHERE result IS NULL AND row = ANY (ARRAY(SELECT numbers(?)));
 
 -- A turn
+
+-- name: next_due
+SELECT first_due(?, ?, ?);
 
 -- name: end_attempts
 SELECT end_attempts(:outcomes, :started, :own, :now);
@@ -71,21 +85,21 @@ SELECT coalesce(json_agg(json_build_array(row, state, attempts, duplicate)), '[]
 FROM state WHERE row = ANY (ARRAY(SELECT numbers(?)));
 
 -- name: due_starts
-SELECT due_starts(?, ?, ?);
+SELECT due_starts(?, ?, ?, ?, ?);
 
 -- name: fresh_starts
-SELECT fresh_starts(?, ?, ?);
+SELECT fresh_starts(?, ?, ?, ?, ?);
 
 -- name: first_fresh
 -- Of a transaction that failed rows may be left that other launchers have passed over.
-SELECT first_fresh(id, position) FROM target WHERE id = ?;
+SELECT first_fresh(id, position, ?2, ?3) FROM target WHERE id = ?1;
 
 -- name: add_intents
 SELECT add_intents(:starts, :session, :now);
 
 -- name: set_position
 -- Up to the first row that nobody is known to have taken, whatever this launcher has passed over.
-UPDATE target SET position = greatest(position, least(?1, first_fresh(id, position) - 1)) WHERE id = ?2;
+UPDATE target SET position = greatest(position, least(?1, first_fresh(id, position, NULL, '[]') - 1)) WHERE id = ?2;
 
 -- name: rows_of_runs
 SELECT run, owner, key FROM rows_of_runs(?);
@@ -110,7 +124,7 @@ ANALYZE rows, contents;
 
 -- name: add_batch
 WITH new AS (
-  INSERT INTO batches (name, manifest, digest, rows, options, is_whole, imported_ms) VALUES (?, ?, '', 0, ?, ?, ?) RETURNING id
+  INSERT INTO batches (uid, name, manifest, digest, rows, options, is_whole, imported_ms) VALUES (?, ?, ?, '', 0, ?, ?, ?) RETURNING id
 )
 SELECT set_config('deslaunch.batch', id::text, false)::int FROM new;
 
@@ -131,12 +145,34 @@ SELECT r.number FROM row r WHERE r.key = ANY (ARRAY(SELECT json_array_elements_t
 
 -- name: forget_attempts
 INSERT INTO states (row, target, state, corrected) SELECT number, target, 'pending', ?2 FROM row WHERE number = ?1
-ON CONFLICT (batch, row) DO UPDATE SET corrected = excluded.corrected;
+ON CONFLICT (batch, row) DO UPDATE SET corrected = excluded.corrected, withdrawn = 0;
+
+-- name: mark_copied
+INSERT INTO states (row, target, state, due_ms, attempts, shown, duplicate, copied)
+SELECT s.row, s.target, s.state, CASE s.state WHEN 'pending' THEN 0 END, s.attempts, s.shown, (s.state = 'started')::int, 1
+FROM standing s LEFT JOIN run u ON u.row = s.row AND u.attempt = s.shown
+WHERE s.state NOT IN ('sending', 'unknown', 'started') OR s.state = 'started' AND u.finished AND NOT u.success
+ON CONFLICT (batch, row) DO UPDATE SET copied = 1, duplicate = greatest(states.duplicate, excluded.duplicate);
+
+-- name: same_rows
+SELECT name FROM batches WHERE digest = ? AND id <> this_batch() ORDER BY id;
+
+-- name: pending_rows
+SELECT 1 FROM rows WHERE batch = this_batch() ORDER BY number FOR UPDATE;
+SELECT row FROM standing WHERE state = 'pending' ORDER BY row;
+
+-- name: withdraw_rows
+INSERT INTO states (row, target, state, withdrawn)
+SELECT row, target, 'withdrawn', 1 FROM standing WHERE row = ANY (ARRAY(SELECT numbers(?)))
+ON CONFLICT (batch, row) DO UPDATE SET state = 'withdrawn', due_ms = NULL, withdrawn = 1;
+
+-- name: restore_rows
+UPDATE states SET withdrawn = 0 WHERE batch = this_batch() AND row = ANY (ARRAY(SELECT numbers(?)));
 
 -- name: still_unsent
 SELECT 1 FROM rows WHERE batch = this_batch() AND number = ANY (ARRAY(SELECT numbers(?))) ORDER BY number FOR UPDATE;
 SELECT s.row FROM standing s
-WHERE s.row = ANY (ARRAY(SELECT numbers(?1))) AND s.state = 'pending' AND s.attempts = 0;
+WHERE s.row = ANY (ARRAY(SELECT numbers(?1))) AND s.state IN ('pending', 'withdrawn') AND s.attempts = 0;
 
 -- Findings
 
@@ -152,7 +188,7 @@ known AS (
   SELECT
     s.key, s.row, CASE s.state WHEN 'sending' THEN :open ELSE s.state END AS state, s.duplicate,
     coalesce(max(a.number), 0) AS last,
-    bool_or(a.result = 'started') AS has_run,
+    bool_or(a.result = 'started' AND a.repeated IS NULL) AS has_run,
     max(CASE WHEN a.result IS DISTINCT FROM 'unsent' THEN a.number END)
       <= (SELECT max(f.attempt) FROM resolution f WHERE f.row = s.row) AS is_resolved,
     max(CASE WHEN coalesce(a.result, 'unknown') IN ('unknown', 'failed', 'retry') THEN a.sent_ms + n.timeout_ms ELSE 0 END) AS until_ms,
@@ -174,14 +210,14 @@ owner AS (
 SELECT
   k.row, k.last, k.until_ms,
   k.verdict = f.verdict AND k.run IS NOT DISTINCT FROM lower(f.run) OR f.verdict = 'started' AND EXISTS (
-    SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND lower(a.job_run_id) = lower(f.run)
+    SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND a.repeated IS NULL AND lower(a.job_run_id) = lower(f.run)
   ) AS is_same,
   CASE
     WHEN count(*) OVER (PARTITION BY f.key) > 1 THEN 'comes twice'
     WHEN k.row IS NULL THEN 'is no key of the batch'
     WHEN k.state = 'sending' THEN 'is in flight: wait for its response'
     WHEN f.verdict = 'started' AND EXISTS (
-      SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND lower(a.job_run_id) = lower(f.run)
+      SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND a.repeated IS NULL AND lower(a.job_run_id) = lower(f.run)
     ) THEN NULL  -- it was recorded after all
     WHEN f.verdict = 'started' AND k.has_run THEN 'is started: DES said so itself'
     WHEN f.verdict = 'started' AND NOT f.is_guid THEN 'needs a GUID as its jobRunId, got ' || quote_literal(f.run)
@@ -232,6 +268,18 @@ WHERE (:state::text IS NULL OR v.now = :state)
   AND (:run::text IS NULL OR v.state = 'started' AND :run = CASE
         WHEN v.finished IS NOT TRUE THEN 'unfinished' WHEN v.success THEN 'succeeded' ELSE 'failed' END)
 ORDER BY v.row;
+
+-- name: find_rows
+SELECT number FROM row WHERE key = :text
+UNION
+SELECT row FROM attempt WHERE lower(:text) IN (lower(job_run_id), lower(found_run))
+UNION
+SELECT c.row FROM content c
+WHERE position(:inner IN c.says) > 0 AND json_typeof(c.says::json->'parameters') = 'object' AND EXISTS (
+  SELECT 1 FROM json_each(c.says::json->'parameters') p
+  WHERE :text = CASE json_typeof(p.value) WHEN 'object' THEN p.value->>'valueStringEncoded' ELSE p.value#>>'{}' END
+)
+ORDER BY 1 LIMIT 100;
 
 -- name: unknown_rows
 SELECT

@@ -20,6 +20,7 @@ $$ SELECT current_setting('deslaunch.batch')::int $$;
 
 CREATE TABLE batches (
   id int GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+  uid text NOT NULL DEFAULT gen_random_uuid()::text,  -- of this batch, and no other
   name text NOT NULL UNIQUE,
   manifest bytea NOT NULL,              -- its name may be no UTF-8
   digest text NOT NULL,                 -- SHA-256 of the manifest's uncompressed bytes
@@ -27,7 +28,8 @@ CREATE TABLE batches (
   rows int NOT NULL,                    -- that the import brought
   options text NOT NULL,                -- JSON: what later sessions go on with
   is_whole boolean NOT NULL,            -- false: a program may still add rows
-  imported_ms bigint NOT NULL
+  imported_ms bigint NOT NULL,
+  control text NOT NULL DEFAULT '{}'     -- JSON: what the launchers at work were told by a person
 );
 
 CREATE TABLE targets (
@@ -90,6 +92,7 @@ CREATE TABLE attempts (
   again_ms bigint,                      -- the row may be sent again then
   finding text,                         -- a person found: started, notStarted
   found_run text,                       -- and its jobRunId
+  repeated int,                         -- 1: its run failed, and another one is wanted
   PRIMARY KEY (batch, row, number)
 ) WITH (fillfactor = 50);
 
@@ -114,6 +117,8 @@ CREATE TABLE states (
   shown int,
   duplicate int NOT NULL DEFAULT 0,
   corrected int NOT NULL DEFAULT 0,
+  withdrawn int NOT NULL DEFAULT 0,
+  copied int NOT NULL DEFAULT 0,
   PRIMARY KEY (batch, row)
 ) WITH (fillfactor = 50);
 
@@ -204,10 +209,10 @@ CREATE VIEW job AS SELECT id, target, job_id, name, parameters, from_des FROM jo
 CREATE VIEW row AS SELECT number, line, key, target, job, auto, problem FROM rows WHERE batch = this_batch();
 CREATE VIEW content AS SELECT row, digest, body, says FROM contents WHERE batch = this_batch();
 CREATE VIEW attempt AS
-SELECT row, number, session, sent_ms, result, status, job_run_id, error, answered_ms, again_ms, finding, found_run
+SELECT row, number, session, sent_ms, result, status, job_run_id, error, answered_ms, again_ms, finding, found_run, repeated
 FROM attempts WHERE batch = this_batch();
 CREATE VIEW state AS
-SELECT row, target, state, due_ms, retries, attempts, shown, duplicate, corrected FROM states WHERE batch = this_batch();
+SELECT row, target, state, due_ms, retries, attempts, shown, duplicate, corrected, withdrawn, copied FROM states WHERE batch = this_batch();
 CREATE VIEW run AS
 SELECT row, attempt, asked_ms, refused, finished, success, status_text, created_utc, finished_utc, output_files
 FROM runs WHERE batch = this_batch();
@@ -360,12 +365,12 @@ BEGIN
     d.row,
     d.target,
     d.state,
-    CASE WHEN d.state NOT IN ('started', 'sending', 'invalid') THEN coalesce(
+    CASE WHEN d.rank = 2 OR d.state NOT IN ('started', 'sending', 'invalid', 'withdrawn') THEN coalesce(
       (SELECT CASE WHEN a.session >= current THEN a.again_ms END FROM attempt a
        WHERE a.row = d.row AND a.number > d.corrected ORDER BY a.number DESC LIMIT 1),
       CASE d.state WHEN 'pending' THEN 0 END
     ) END,
-    CASE WHEN d.state IN ('started', 'sending') THEN 0 ELSE (
+    CASE WHEN d.rank <> 2 AND d.state IN ('started', 'sending') THEN 0 ELSE (
       SELECT count(*) FROM attempt a
       WHERE a.row = d.row AND a.number > d.corrected AND a.session >= current AND a.result = 'retry' AND a.finding IS NULL
     ) END,
@@ -374,28 +379,34 @@ BEGIN
       SELECT max(a.number) FROM attempt a WHERE a.row = d.row AND a.number > d.corrected AND a.result <> 'unsent'
     ) END,
     CASE WHEN d.state = 'started' THEN (
-      SELECT (count(*) > 1)::int FROM attempt a
+      SELECT (d.copied = 1 OR count(*) > 1)::int FROM attempt a
       WHERE a.row = d.row AND a.result IN ('started', 'failed', 'retry', 'unknown') AND a.finding IS DISTINCT FROM 'notStarted'
+        AND a.repeated IS NULL
     ) ELSE 0 END,
     d.corrected
   FROM (
-    SELECT r.number AS row, r.target, b.number, b.rank, r.corrected, CASE
-      WHEN b.rank = 4 THEN 'started'
-      WHEN b.rank = 3 THEN 'sending'
-      WHEN b.rank = 2 THEN 'unknown'
+    SELECT r.number AS row, r.target, b.number, b.rank, r.corrected, r.copied, CASE
+      WHEN b.rank = 5 THEN 'started'
+      WHEN b.rank = 4 THEN 'sending'
+      WHEN b.rank = 3 THEN 'unknown'
+      WHEN b.rank = 2 THEN 'started'
+      WHEN r.withdrawn = 1 THEN 'withdrawn'
       WHEN r.problem IS NOT NULL THEN 'invalid'
       WHEN b.rank = 1 AND b.finding IS NULL THEN b.result
       ELSE 'pending'
     END AS state
     FROM (
-      SELECT r.number, r.target, r.problem, coalesce((SELECT s.corrected FROM state s WHERE s.row = r.number), 0) AS corrected
-      FROM row r WHERE r.number = ANY (touched)
+      SELECT r.number, r.target, r.problem, coalesce(s.corrected, 0) AS corrected, coalesce(s.withdrawn, 0) AS withdrawn,
+        coalesce(s.copied, 0) AS copied
+      FROM row r
+      LEFT JOIN LATERAL (SELECT s.corrected, s.withdrawn, s.copied FROM state s WHERE s.row = r.number OFFSET 0) s ON true
+      WHERE r.number = ANY (touched)
     ) r
     LEFT JOIN LATERAL (
       SELECT a.number, a.result, a.finding, CASE
-        WHEN a.result = 'started' OR a.finding = 'started' THEN 4
-        WHEN a.result IS NULL THEN 3
-        WHEN a.result = 'unknown' AND a.finding IS NULL THEN 2
+        WHEN a.result = 'started' OR a.finding = 'started' THEN CASE WHEN a.repeated = 1 THEN 2 ELSE 5 END
+        WHEN a.result IS NULL THEN 4
+        WHEN a.result = 'unknown' AND a.finding IS NULL THEN 3
         WHEN a.number > r.corrected AND (a.result IN ('rejected', 'failed') OR a.finding IS NOT NULL) THEN 1
         ELSE 0
       END AS rank
@@ -410,13 +421,30 @@ BEGIN
   RETURN written;
 END $$;
 
+-- Is a row of one job, or else of none of those that are claimed by themselves?
+CREATE FUNCTION is_of(row_number int, only_job int, but_jobs text) RETURNS boolean STABLE LANGUAGE sql AS $$
+SELECT CASE
+  WHEN only_job IS NULL AND but_jobs = '[]' THEN true
+  WHEN only_job IS NULL THEN (SELECT r.job FROM row r WHERE r.number = row_number) <> ALL (ARRAY(SELECT numbers(but_jobs)))
+  ELSE (SELECT r.job FROM row r WHERE r.number = row_number) = only_job
+END
+$$;
+
+-- When the next row of a target, or of a job of it, is due; NULL: none is.
+CREATE FUNCTION first_due(target_id int, only_job int, but_jobs text) RETURNS bigint STABLE LANGUAGE sql AS $$
+SELECT s.due_ms FROM states s
+WHERE s.target = target_id AND s.due_ms IS NOT NULL AND is_of(s.row, only_job, but_jobs)
+ORDER BY s.due_ms LIMIT 1
+$$;
+
 -- Rows of a target whose time has come, as starts. Those that another launcher is just taking, or a
 -- person correcting, are passed over.
-CREATE FUNCTION due_starts(target_id int, now_ms bigint, most int) RETURNS text LANGUAGE plpgsql AS $$
+CREATE FUNCTION due_starts(target_id int, now_ms bigint, most int, only_job int, but_jobs text)
+RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
   b int := this_batch();
   found int[] := ARRAY(
-    SELECT s.row FROM states s WHERE s.target = target_id AND s.due_ms <= now_ms
+    SELECT s.row FROM states s WHERE s.target = target_id AND s.due_ms <= now_ms AND is_of(s.row, only_job, but_jobs)
     ORDER BY s.due_ms, s.row LIMIT most FOR UPDATE SKIP LOCKED
   );
 BEGIN
@@ -440,7 +468,7 @@ END $$;
 
 -- Rows of a target that were never sent, in manifest order, as starts: as many as are wanted, or all
 -- that there are beyond a row. Those that another launcher is just taking are passed over.
-CREATE FUNCTION fresh_starts(target_id int, after_row int, most int) RETURNS text LANGUAGE plpgsql
+CREATE FUNCTION fresh_starts(target_id int, after_row int, most int, only_job int, but_jobs text) RETURNS text LANGUAGE plpgsql
 SET enable_sort = off SET enable_bitmapscan = off AS $$
 DECLARE
   b int := this_batch();
@@ -448,12 +476,14 @@ DECLARE
   found int[];
   room int;
   last int := after_row;
+  others int[] := ARRAY(SELECT numbers(but_jobs));
 BEGIN
   LOOP
     room := most - cardinality(fresh);
     found := ARRAY(
       SELECT r.number FROM rows r
       WHERE r.batch = b AND r.target = target_id AND r.number > last AND r.problem IS NULL
+        AND CASE WHEN only_job IS NULL THEN r.job <> ALL (others) ELSE r.job = only_job END
         AND NOT EXISTS (SELECT 1 FROM attempts a WHERE a.batch = b AND a.row = r.number OFFSET 0)
       ORDER BY r.number LIMIT room FOR UPDATE SKIP LOCKED
     );
@@ -478,10 +508,11 @@ BEGIN
 END $$;
 
 -- The first row of a target that nobody is known to have taken, beyond one; NULL: there is none.
-CREATE FUNCTION first_fresh(target_id int, after_row int) RETURNS int STABLE LANGUAGE sql
+CREATE FUNCTION first_fresh(target_id int, after_row int, only_job int, but_jobs text) RETURNS int STABLE LANGUAGE sql
 SET enable_sort = off SET enable_bitmapscan = off AS $$
 SELECT r.number FROM row r
 WHERE r.target = target_id AND r.number > after_row AND r.problem IS NULL
+  AND CASE WHEN only_job IS NULL THEN r.job <> ALL (ARRAY(SELECT numbers(but_jobs))) ELSE r.job = only_job END
   AND NOT EXISTS (SELECT 1 FROM attempt a WHERE a.row = r.number OFFSET 0)
   AND NOT EXISTS (SELECT 1 FROM state s WHERE s.row = r.number OFFSET 0)
 ORDER BY r.number LIMIT 1

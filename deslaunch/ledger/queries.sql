@@ -3,8 +3,9 @@
 -- PostgreSQL takes them as they stand here, but for those of postgres_queries.sql.
 
 -- name: derive
--- A row's state follows from its attempts. The first that applies: one started (rank 4), one open,
--- one in doubt and not resolved, else what its last attempt said that said anything (rank 1).
+-- A row's state follows from its attempts. The first that applies: one started (rank 5), one open,
+-- one in doubt and not resolved, one whose failed run is to be repeated (rank 2: it stays started,
+-- with that run), else what its last attempt said that said anything.
 -- Attempts that were unsent, throttled or are retried leave the row as it was before, with a time.
 -- Beside max(), result and finding are those of the attempt that has the highest rank.
 -- Of rows that were started by their first attempt (":simple") only those that have a state need it.
@@ -13,12 +14,12 @@ SELECT
   row,
   target,
   state,
-  CASE WHEN state NOT IN ('started', 'sending', 'invalid') THEN coalesce(
+  CASE WHEN rank = 2 OR state NOT IN ('started', 'sending', 'invalid', 'withdrawn') THEN coalesce(
     (SELECT CASE WHEN a.session = current THEN a.again_ms END FROM attempt a
      WHERE a.row = d.row AND a.number > corrected ORDER BY a.number DESC LIMIT 1),
     CASE state WHEN 'pending' THEN 0 END
   ) END,
-  CASE WHEN state IN ('started', 'sending') THEN 0 ELSE (
+  CASE WHEN rank <> 2 AND state IN ('started', 'sending') THEN 0 ELSE (
     SELECT count(*) FROM attempt a
     WHERE a.row = d.row AND a.number > corrected AND a.session = current AND a.result = 'retry' AND a.finding IS NULL
   ) END,
@@ -26,28 +27,32 @@ SELECT
   CASE WHEN rank > 1 THEN number ELSE (
     SELECT max(a.number) FROM attempt a WHERE a.row = d.row AND a.number > corrected AND a.result <> 'unsent'
   ) END,
-  CASE WHEN state = 'started' AND attempts > 1 THEN (
-    SELECT count(*) > 1 FROM attempt a
+  CASE WHEN state = 'started' AND (copied OR attempts > 1) THEN (
+    SELECT copied OR count(*) > 1 FROM attempt a
     WHERE a.row = d.row AND a.result IN ('started', 'failed', 'retry', 'unknown') AND a.finding IS NOT 'notStarted'
+      AND a.repeated IS NULL
   ) ELSE 0 END,
   corrected
 FROM (
   SELECT *, (SELECT max(id) FROM session) AS current, CASE
-    WHEN rank = 4 THEN 'started'
-    WHEN rank = 3 THEN 'sending'
-    WHEN rank = 2 THEN 'unknown'
+    WHEN rank = 5 THEN 'started'
+    WHEN rank = 4 THEN 'sending'
+    WHEN rank = 3 THEN 'unknown'
+    WHEN rank = 2 THEN 'started'
+    WHEN withdrawn THEN 'withdrawn'
     WHEN problem IS NOT NULL THEN 'invalid'
     WHEN rank = 1 AND finding IS NULL THEN result
     ELSE 'pending'
   END AS state
   FROM (
     SELECT
-      r.number AS row, r.target AS target, r.problem AS problem, coalesce(s.corrected, 0) AS corrected,
+      r.number AS row, r.target AS target, r.problem AS problem, coalesce(s.corrected, 0) AS corrected, coalesce(s.withdrawn, 0) AS withdrawn,
+      coalesce(s.copied, 0) AS copied,
       a.number AS number, a.result AS result, a.finding AS finding,
       max(1000000 * CASE
-        WHEN a.result = 'started' OR a.finding = 'started' THEN 4
-        WHEN a.result IS NULL THEN 3
-        WHEN a.result = 'unknown' AND a.finding IS NULL THEN 2
+        WHEN a.result = 'started' OR a.finding = 'started' THEN CASE WHEN a.repeated THEN 2 ELSE 5 END
+        WHEN a.result IS NULL THEN 4
+        WHEN a.result = 'unknown' AND a.finding IS NULL THEN 3
         WHEN a.number > coalesce(s.corrected, 0) AND (a.result IN ('rejected', 'failed') OR a.finding IS NOT NULL) THEN 1
         ELSE 0
       END + a.number) / 1000000 AS rank,
@@ -94,7 +99,22 @@ UPDATE state SET retries = 0, due_ms = CASE
     OR state = 'unknown' AND ?3 AND NOT (SELECT auto FROM row WHERE number = state.row)
   THEN CASE WHEN due_ms BETWEEN ?1 AND ?1 + 86400000 THEN due_ms ELSE ?1 END
 END
-WHERE state NOT IN ('started', 'invalid', 'withdrawn');
+WHERE state NOT IN ('invalid', 'withdrawn');
+
+-- name: failed_runs
+-- Rows whose run failed, and which of them are never repeated without a person's look.
+SELECT s.row, s.job, s.auto OR s.duplicate = 1, s.key
+FROM standing s JOIN run u ON u.row = s.row AND u.attempt = s.shown
+WHERE s.state = 'started' AND u.finished AND NOT u.success ORDER BY s.row;
+
+-- name: repeat_attempts
+UPDATE attempt SET repeated = 1
+WHERE (row, number) IN (SELECT s.row, s.shown FROM json_each(?) v JOIN standing s ON s.row = v.value);
+
+-- name: make_repeats_due
+INSERT INTO state (row, target, state, due_ms, attempts, shown)
+SELECT row, target, 'started', ?2, attempts, shown FROM standing WHERE row IN (SELECT value FROM json_each(?1))
+ON CONFLICT (row) DO UPDATE SET due_ms = excluded.due_ms;
 
 -- name: set_target
 UPDATE target SET base_url = ?2, org_id = ?3 WHERE name = ?1;
@@ -133,6 +153,7 @@ SELECT json_group_array(json_array(s.row, s.state, s.attempts, s.duplicate))
 FROM json_each(?) v JOIN state s ON s.row = v.value;
 
 -- name: due_starts
+-- Of one job (?4), or of all but those (?5) that are claimed by themselves.
 SELECT
   s.row, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0) + 1, r.key, j.job_id, c.body, c.digest,
   r.auto, s.retries
@@ -140,17 +161,20 @@ FROM state s
 JOIN row r ON r.number = s.row
 JOIN job j ON j.id = r.job
 JOIN content c ON c.row = s.row
-WHERE s.target = ? AND s.due_ms <= ? ORDER BY s.due_ms, s.row LIMIT ?;
+WHERE s.target = ?1 AND s.due_ms <= ?2
+  AND CASE WHEN ?4 IS NULL THEN r.job NOT IN (SELECT value FROM json_each(?5)) ELSE r.job = ?4 END
+ORDER BY s.due_ms, s.row LIMIT ?3;
 
 -- name: fresh_starts
 SELECT r.number, 1, r.key, j.job_id, c.body, c.digest, r.auto, 0
 FROM row r
 JOIN job j ON j.id = r.job
 JOIN content c ON c.row = r.number
-WHERE r.target = ? AND r.number > ? AND r.problem IS NULL
+WHERE r.target = ?1 AND r.number > ?2 AND r.problem IS NULL
+  AND CASE WHEN ?4 IS NULL THEN r.job NOT IN (SELECT value FROM json_each(?5)) ELSE r.job = ?4 END
   AND NOT EXISTS (SELECT 1 FROM state s WHERE s.row = r.number)
   AND NOT EXISTS (SELECT 1 FROM attempt a WHERE a.row = r.number)
-ORDER BY r.number LIMIT ?;
+ORDER BY r.number LIMIT ?3;
 
 -- name: add_intents
 INSERT INTO attempt (row, number, session, sent_ms)
@@ -160,7 +184,12 @@ SELECT key, value, :session, :now FROM json_each(:starts);
 UPDATE target SET position = ? WHERE id = ?;
 
 -- name: next_due
-SELECT min(due_ms) FROM state WHERE target = ? AND due_ms IS NOT NULL;
+SELECT (
+  SELECT s.due_ms FROM state s JOIN row r ON r.number = s.row
+  WHERE s.target = ?1 AND s.due_ms IS NOT NULL
+    AND CASE WHEN ?2 IS NULL THEN r.job NOT IN (SELECT value FROM json_each(?3)) ELSE r.job = ?2 END
+  ORDER BY s.due_ms LIMIT 1
+);
 
 -- name: known_runs
 SELECT (SELECT count(*) FROM row) + (SELECT count(job_run_id) FROM attempt);
@@ -241,16 +270,38 @@ CREATE UNIQUE INDEX row_key ON row (key);
 CREATE INDEX state_due ON state (target, due_ms) WHERE due_ms IS NOT NULL;
 
 -- name: add_batch
-INSERT INTO batch (id, name, manifest, digest, rows, options, is_whole, imported_ms) VALUES (1, ?, ?, '', 0, ?, ?, ?);
+INSERT INTO batch (id, uid, name, manifest, digest, rows, options, is_whole, imported_ms) VALUES (1, ?, ?, ?, '', 0, ?, ?, ?);
 
 -- name: complete_batch
 UPDATE batch SET digest = ?, columns = ?, rows = (SELECT count(*) FROM row);
 
 -- name: batch
-SELECT name, manifest, digest, columns, rows, options, imported_ms, is_whole FROM batch;
+SELECT name, manifest, digest, columns, rows, options, imported_ms, is_whole, uid FROM batch;
+
+-- name: last_known
+-- What a copy that was made earlier lacks.
+SELECT (SELECT coalesce(max(id), 0) FROM session), (SELECT count(*) FROM attempt);
+
+-- name: mark_copied
+-- Of every row that may be sent again: also of one whose run failed, which is then left out of those.
+INSERT INTO state (row, target, state, due_ms, attempts, shown, duplicate, copied)
+SELECT s.row, s.target, s.state, CASE s.state WHEN 'pending' THEN 0 END, s.attempts, s.shown, s.state = 'started', 1
+FROM standing s LEFT JOIN run u ON u.row = s.row AND u.attempt = s.shown
+WHERE s.state NOT IN ('sending', 'unknown', 'started') OR s.state = 'started' AND u.finished AND NOT u.success
+ON CONFLICT (row) DO UPDATE SET copied = 1, duplicate = max(duplicate, excluded.duplicate);
+
+-- name: same_rows
+-- Other batches of the same bytes in this database.
+SELECT name FROM batch WHERE digest = ? AND id <> 1;
 
 -- name: set_options
 UPDATE batch SET options = ?;
+
+-- name: control
+SELECT control FROM batch;
+
+-- name: set_control
+UPDATE batch SET control = ?;
 
 -- name: set_whole
 UPDATE batch SET is_whole = ?;
@@ -285,7 +336,21 @@ UPDATE content SET digest = ?2, body = ?3, says = ?4 WHERE row = ?1;
 -- name: forget_attempts
 -- A corrected row begins anew: what its earlier form was told says nothing of it.
 INSERT INTO state (row, target, state, corrected) SELECT number, target, 'pending', ?2 FROM row WHERE number = ?1
-ON CONFLICT (row) DO UPDATE SET corrected = excluded.corrected;
+ON CONFLICT (row) DO UPDATE SET corrected = excluded.corrected, withdrawn = 0;
+
+-- name: pending_rows
+SELECT row FROM standing WHERE state = 'pending' ORDER BY row;
+
+-- name: withdrawn_rows
+SELECT row FROM state WHERE state = 'withdrawn' ORDER BY row;
+
+-- name: withdraw_rows
+INSERT INTO state (row, target, state, withdrawn)
+SELECT row, target, 'withdrawn', 1 FROM standing WHERE row IN (SELECT value FROM json_each(?))
+ON CONFLICT (row) DO UPDATE SET state = 'withdrawn', due_ms = NULL, withdrawn = 1;
+
+-- name: restore_rows
+UPDATE state SET withdrawn = 0 WHERE row IN (SELECT value FROM json_each(?));
 
 -- name: unsent_rows
 SELECT r.number, r.line, r.key, c.says
@@ -295,13 +360,13 @@ JOIN target t ON t.id = r.target
 JOIN content c ON c.row = r.number
 JOIN standing s ON s.row = r.number
 WHERE r.number > ? AND t.name = ? AND j.job_id = ? AND r.problem IS NULL
-  AND s.state = 'pending' AND s.attempts = 0
+  AND s.state IN ('pending', 'withdrawn') AND s.attempts = 0
 ORDER BY r.number LIMIT ?;
 
 -- name: still_unsent
 SELECT v.value FROM json_each(?) v
 JOIN standing s ON s.row = v.value
-WHERE s.state = 'pending' AND s.attempts = 0;
+WHERE s.state IN ('pending', 'withdrawn') AND s.attempts = 0;
 
 -- Findings
 
@@ -318,7 +383,7 @@ known AS (
   SELECT
     s.key, s.row, CASE s.state WHEN 'sending' THEN :open ELSE s.state END AS state, s.duplicate,
     coalesce(max(a.number), 0) AS last,
-    max(a.result = 'started') AS has_run,
+    max(a.result = 'started' AND a.repeated IS NULL) AS has_run,
     max(CASE WHEN a.result IS NOT 'unsent' THEN a.number END)
       <= (SELECT max(f.attempt) FROM resolution f WHERE f.row = s.row) AS is_resolved,
     max(CASE WHEN coalesce(a.result, 'unknown') IN ('unknown', 'failed', 'retry') THEN a.sent_ms + n.timeout_ms ELSE 0 END) AS until_ms,
@@ -340,14 +405,14 @@ owner AS (
 SELECT
   k.row, k.last, k.until_ms,
   k.verdict = f.verdict AND k.run IS lower(f.run) OR f.verdict = 'started' AND EXISTS (
-    SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND lower(a.job_run_id) = lower(f.run)
+    SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND a.repeated IS NULL AND lower(a.job_run_id) = lower(f.run)
   ) AS is_same,
   CASE
     WHEN count(*) OVER (PARTITION BY f.key) > 1 THEN 'comes twice'
     WHEN k.row IS NULL THEN 'is no key of the batch'
     WHEN k.state = 'sending' THEN 'is in flight: wait for its response'
     WHEN f.verdict = 'started' AND EXISTS (
-      SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND lower(a.job_run_id) = lower(f.run)
+      SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND a.repeated IS NULL AND lower(a.job_run_id) = lower(f.run)
     ) THEN NULL  -- it was recorded after all
     WHEN f.verdict = 'started' AND k.has_run THEN 'is started: DES said so itself'
     WHEN f.verdict = 'started' AND NOT f.is_guid THEN 'needs a GUID as its jobRunId, got ' || quote(f.run)
@@ -415,6 +480,16 @@ WHERE (:state IS NULL OR now = :state)
         WHEN v.finished IS NOT 1 THEN 'unfinished' WHEN v.success = 1 THEN 'succeeded' ELSE 'failed' END)
 ORDER BY v.row;
 
+-- name: find_rows
+-- By key, by the jobRunId of any attempt, or by a value: only where the row's text holds it at all.
+SELECT number FROM row WHERE key = :text
+UNION
+SELECT row FROM attempt WHERE lower(:text) IN (lower(job_run_id), lower(found_run))
+UNION
+SELECT c.row FROM content c, json_each(c.says, '$.parameters') p
+WHERE instr(c.says, :inner) AND :text = CASE p.type WHEN 'object' THEN json_extract(p.value, '$.valueStringEncoded') ELSE p.value END
+ORDER BY 1 LIMIT 100;
+
 -- name: sendable
 SELECT s.row, s.attempts + 1, s.key, t.name, j.job_id, c.body, s.auto
 FROM standing s
@@ -425,6 +500,9 @@ WHERE s.row > :after AND length(c.body) > 0 AND (
   s.state IN ('pending', 'failed')
   OR s.state = 'rejected' AND :rejected
   OR (s.state = 'unknown' OR s.state = 'sending' AND :open = 'unknown') AND :unknown AND NOT s.auto
+  OR s.state = 'started' AND :failed_runs AND NOT s.auto AND s.duplicate = 0 AND EXISTS (
+    SELECT 1 FROM run u WHERE u.row = s.row AND u.attempt = s.shown AND u.finished AND NOT u.success
+  )
 )
 ORDER BY s.row LIMIT :limit;
 

@@ -15,9 +15,21 @@ from contextlib import suppress
 from functools import partial, wraps
 from typing import Any, Concatenate, Final, Literal, NamedTuple, ParamSpec, Self, TypeVar
 
-from deslaunch.events import Counts, Plan, PlannedJob, Stop, StopReason, Summary, WatchSummary
+import orjson
+
+from deslaunch.events import (
+    Control,
+    Counts,
+    Plan,
+    PlannedJob,
+    Stop,
+    StopReason,
+    Summary,
+    WatchSummary,
+)
 from deslaunch.ledger.store import Launcher, Store, as_json, storable
 from deslaunch.model import Job, JobParameter, RowState, Start
+from deslaunch.settings import Settings
 
 PORTION: Final = 512
 """Rows that are read at a time."""
@@ -83,6 +95,7 @@ class BatchInfo(NamedTuple):
         options: as in :class:`NewBatch`, with what later command lines gave.
         imported_ms: ms since 1970, UTC.
         is_whole: no more rows are to be added by a program.
+        uid: of the batch, the same in each copy of its ledger.
     """
 
     name: str
@@ -93,6 +106,7 @@ class BatchInfo(NamedTuple):
     options: dict[str, Any]
     imported_ms: int
     is_whole: bool
+    uid: str
 
 
 class SessionInfo(NamedTuple):
@@ -148,6 +162,25 @@ class ResultRow(NamedTuple):
     finished_utc: str | None
     output_files: str | None
     says: str | None = None
+
+
+class Consents(NamedTuple):
+    """Which rows a session may send beside those that are pending or failed.
+
+    Attributes:
+        rejected: those that DES rejected.
+        unknown: those whose outcome is unknown, but for auto-value rows.
+        failed_runs: those whose run failed, but for auto-value rows and possible duplicates.
+    """
+
+    rejected: bool = False
+    unknown: bool = False
+    failed_runs: bool = False
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """Return what the options of a session allow."""
+        return cls(settings.retry_rejected, settings.retry_unknown, settings.retry_failed_runs)
 
 
 class UnknownRow(NamedTuple):
@@ -219,6 +252,21 @@ def in_thread(
     return run
 
 
+def in_transaction(
+    method: Callable[Concatenate[Any, P], T],
+) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
+    """Let a method run in the ledger's thread, in one transaction; whoever calls it awaits it.
+
+    Where the connection to the database is lost it is run again, once there is a new one.
+    """
+
+    @wraps(method)
+    async def run(self: Any, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return await run_in(self.thread, self._durably, partial(method, self, *args, **kwargs))
+
+    return run
+
+
 async def run_in(
     thread: ThreadPoolExecutor,
     function: Callable[..., T],
@@ -270,10 +318,10 @@ class Reader:
         self._store = store
         self._clock = clock
         self._is_open = True
-        [(name, manifest, digest, columns, rows, options, ms, is_whole)] = store.fetch("batch")
+        [(name, manifest, digest, columns, rows, options, ms, is_whole, uid)] = store.fetch("batch")
         header = columns and tuple(json.loads(columns))
         said = (os.fsdecode(manifest), digest, header, rows, json.loads(options), ms)
-        self.batch = BatchInfo(name, *said, bool(is_whole))
+        self.batch = BatchInfo(name, *said, bool(is_whole), uid)
 
     async def __aenter__(self) -> Self:
         return self
@@ -333,11 +381,11 @@ class Reader:
         return Counts(*map(sum, zip(*targets.values(), strict=True))), targets
 
     @in_thread
-    def plan(self, *, retry_rejected: bool = False, retry_unknown: bool = False) -> Plan:
+    def plan(self, consents: Consents = Consents()) -> Plan:  # noqa: B008  # it can't be changed
         """Return what a session with these consents would send, by job."""
-        return self._plan(rejected=retry_rejected, unknown=retry_unknown)
+        return self._plan(consents)
 
-    def _plan(self, **consents: bool) -> Plan:
+    def _plan(self, consents: Consents) -> Plan:
         fetch = self._store.fetch
         jobs = {number: (target, job, name) for number, target, job, name, *_ in fetch("jobs")}
         states = dict.fromkeys(RowState, 0)
@@ -347,8 +395,11 @@ class Reader:
             states[RowState(state)] += rows
             is_left = auto and state == RowState.UNKNOWN
 
-            if state in _READY or (consents.get(state) and not is_left):
+            if state in _READY or (getattr(consents, state, False) and not is_left):
                 ready[jobs[number]] += rows
+
+        for _row, number, is_left, _key in fetch("failed_runs") if consents.failed_runs else ():
+            ready[jobs[number]] += not is_left
 
         planned = tuple(PlannedJob(*job, rows) for job, rows in ready.most_common())
         in_all = (sum(states.values()), sum(ready.values()))
@@ -412,14 +463,24 @@ class Reader:
             if rows := await self.query("results", {**wanted, "rows": portion}):
                 yield [ResultRow._make(row) for row in rows]
 
-    def sendable(
-        self, *, retry_rejected: bool = False, retry_unknown: bool = False
-    ) -> AsyncIterator[list[Start]]:
+    async def find(self, text: str) -> list[ResultRow]:
+        """Return the first 100 rows that have a text as key, jobRunId or a parameter's value."""
+        said = {"text": storable(text, None), "inner": orjson.dumps(text).decode()[1:-1]}
+        rows = [number for (number,) in await self.query("find_rows", said)]
+        wanted = {"state": None, "run": None, "with_rows": False, "rows": as_json(rows)}
+        return [ResultRow._make(row) for row in await self.query("results", wanted)]
+
+    async def control(self) -> Control:
+        """Return what a person told the launchers at work."""
+        [(told,)] = await self.query("control")
+        return Control(**json.loads(told))
+
+    def sendable(self, consents: Consents) -> AsyncIterator[list[Start]]:
         """Yield what a session with these consents would send, in manifest order, in portions.
 
         Rows of a target whose jobs are still unknown are left out: they have no body yet.
         """
-        return self._portions("sendable", Start, rejected=retry_rejected, unknown=retry_unknown)
+        return self._portions("sendable", Start, **consents._asdict())
 
     async def _find(self, keys: Sequence[str]) -> Sequence[int]:
         known = [storable(key, None) for key in keys]  # a command line may say anything
@@ -475,4 +536,4 @@ class Reader:
         """
         [counts] = await self.query("count_runs")
         told = (tuple(await self.query("run_failures")), seconds, tuple(stops))
-        return WatchSummary._make([*counts, await self.summary(), *told])
+        return WatchSummary._make([*counts, await self.summary(), *told, False])

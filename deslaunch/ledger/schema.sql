@@ -4,6 +4,7 @@
 
 CREATE TABLE batch (
   id INTEGER PRIMARY KEY CHECK (id = 1),
+  uid TEXT NOT NULL,                    -- the same in each copy of this file, and in no other batch
   name TEXT NOT NULL,
   manifest TEXT NOT NULL,               -- a blob where the name is no UTF-8
   digest TEXT NOT NULL,                 -- SHA-256 of the manifest's uncompressed bytes
@@ -11,6 +12,7 @@ CREATE TABLE batch (
   rows INTEGER NOT NULL,                -- that the import brought
   options TEXT NOT NULL,                -- JSON: what later sessions go on with
   is_whole INTEGER NOT NULL,            -- 0: a program may still add rows
+  control TEXT NOT NULL DEFAULT '{}',   -- JSON: what the launchers at work were told by a person
   imported_ms INTEGER NOT NULL
 );
 
@@ -63,6 +65,7 @@ CREATE TABLE attempt (
   again_ms INTEGER,                     -- the row may be sent again then
   finding TEXT,                         -- a person found: started, notStarted
   found_run TEXT,                       -- and its jobRunId
+  repeated INTEGER,                     -- 1: its run failed, and another one is wanted
   PRIMARY KEY (row, number)
 ) WITHOUT ROWID;
 
@@ -77,7 +80,9 @@ CREATE TABLE state (
   attempts INTEGER NOT NULL DEFAULT 0,  -- POSTs that left
   shown INTEGER,                        -- the attempt that results tell of
   duplicate INTEGER NOT NULL DEFAULT 0, -- started, and another attempt may have started a run too
-  corrected INTEGER NOT NULL DEFAULT 0  -- attempts up to this one sent an earlier form of the row
+  corrected INTEGER NOT NULL DEFAULT 0, -- attempts up to this one sent an earlier form of the row
+  withdrawn INTEGER NOT NULL DEFAULT 0, -- a person took the row back
+  copied INTEGER NOT NULL DEFAULT 0     -- pending in an older copy: what was sent since is not known
 );
 
 CREATE TABLE run (

@@ -272,7 +272,7 @@ class SqliteStore(Store):
             return []
 
         known = self.fetch("session_at_work", (pid,))
-        return [Launcher(*known[0]) if known else Launcher(pid, "", None)]
+        return [Launcher(*known[0]) if known else Launcher(pid, "", None, is_sending=False)]
 
     @staticmethod
     def path_value(path: str) -> str | bytes:

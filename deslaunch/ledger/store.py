@@ -33,12 +33,14 @@ class Launcher(NamedTuple):
         host: ``""`` where the ledger does not tell.
         since_ms: ms since 1970, or None.
         in_flight: its rows in flight; None where the ledger does not keep that by launcher.
+        is_sending: its session has begun.
     """
 
     pid: int
     host: str
     since_ms: int | None
     in_flight: int | None = None
+    is_sending: bool = True
 
     def __str__(self) -> str:
         since = "" if self.since_ms is None else f" since {utc(self.since_ms)}"

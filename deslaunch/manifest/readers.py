@@ -446,7 +446,7 @@ class CsvReader(RowReader):
         faults = _unescape(said)
         value = {**said, "parameters": parameters, rows.NOTES: notes}
         where = (self.number, self._rules, self.line)
-        return rows.row_from_object(value, *where, read=_read_cell, faults=faults)
+        return rows.row_from_object(value, *where, read=read_cell, faults=faults)
 
 
 def _unescape(said: dict[str, str]) -> list[rows.Fault]:
@@ -466,7 +466,12 @@ def _unescape(said: dict[str, str]) -> list[rows.Fault]:
     return faults
 
 
-def _read_cell(cell: Any) -> ParameterValue:
+def read_cell(cell: Any) -> ParameterValue:
+    """Return what a cell of a parameter means.
+
+    Raises:
+        Unfit: it begins with a backslash, and is no escape.
+    """
     if cell in _ESCAPES:
         return _ESCAPES[cell]
 

@@ -1,7 +1,5 @@
 """A job's JobRunParameters, compiled once: ``Row`` in, ``CheckedRow`` or ``Problem``s out.
 
-And a manifest to begin with: a row of a job that passes its check, and what its parameters take.
-
 Rules that come from DES: a required parameter must be sent, if only as null; null and the auto
 value are allowed where the template says so; a value's type is the template's. What the texts
 of a type look like is documented for none but datetime ("ISO 8601"); the forms accepted here
@@ -27,7 +25,7 @@ give the same to the byte.
 """
 
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import date
 from difflib import get_close_matches
 from functools import lru_cache
@@ -35,17 +33,12 @@ from hashlib import sha256
 from operator import ne
 from typing import Any, Final, NamedTuple
 
-import orjson
-
 from deslaunch.des import wire
 from deslaunch.manifest import rows
-from deslaunch.manifest.readers import column_of, csv_line
 from deslaunch.model import (
     AUTO,
-    DEFAULT_TARGET,
     Auto,
     CheckedRow,
-    Format,
     Job,
     JobParameter,
     Problem,
@@ -409,71 +402,3 @@ def _listed(names: Iterable[str]) -> str:
 
 def _quoted(text: str) -> str:
     return repr(text if len(text) <= _QUOTED else f"{text[: _QUOTED - 1]}…")
-
-
-# A manifest to begin with. Only what a job requires has a value: DES may refuse a row that says
-# both of what excludes each other, and declares no such rule.
-
-
-def manifest_of(job: Job, form: Format, target: str = DEFAULT_TARGET) -> str:
-    """Return a manifest of one example row, in which every required parameter has a value.
-
-    Args:
-        job: whose parameters are the columns of CSV, in their order.
-        form: of the manifest.
-        target: named in the row unless it is the default one.
-    """
-    said = {"key": "example-1", "jobId": job.job_id}
-    said |= {} if target == DEFAULT_TARGET else {"target": target}
-    values = {
-        parameter.name: KINDS.get(parameter.type, UNKNOWN_KIND).example
-        for parameter in job.parameters
-        if parameter.required
-    }
-
-    if form == "csv":
-        header = [*said, *(column_of(parameter.name) for parameter in job.parameters)]
-        cells = [values.get(parameter.name, "") for parameter in job.parameters]
-        return (csv_line(header) + csv_line([*said.values(), *cells])).decode()
-
-    numbers = {p.name for p in job.parameters if p.type in (wire.INTEGER, wire.DECIMAL)}
-    parameters = {
-        name: orjson.Fragment(value) if name in numbers else value for name, value in values.items()
-    }
-    return orjson.dumps({**said, "parameters": parameters}).decode() + "\n"
-
-
-def explanation(job: Job, form: Format) -> Iterator[str]:
-    """Yield what a person must know to fill the manifest in, which neither form has comments for.
-
-    Args:
-        job: the job.
-        form: of the manifest: it says how null, the auto value and nothing are written.
-    """
-    yield f"job {job.job_id}{f', {job.name}' if job.name else ''}: one row starts one run"
-    yield "  key: names the row in the ledger and the results; choose your own, or leave it out"
-
-    yield from (f"  {_explained(parameter, form)}" for parameter in job.parameters)
-
-    if not job.parameters:
-        yield "  this job takes no parameters"
-
-    if sum(not parameter.required for parameter in job.parameters) > 1:
-        yield "  some may exclude each other, as a range and a date do: DES then refuses the row"
-
-
-def _explained(parameter: JobParameter, form: Format) -> str:
-    null, auto = (r"\N for null", r"\A") if form == "csv" else ("null", '{"auto": true}')
-    kind = KINDS.get(parameter.type, UNKNOWN_KIND)
-    text = kind.noun if kind.noun == "a text" else f"{kind.noun} such as {kind.example}"
-
-    if parameter.type not in (None, *KINDS):
-        text = f"a text that DES reads as its type {parameter.type}"
-
-    ways = [text, *[null] * parameter.nullable]
-    ways += [f"{auto} for what follows from the job's earlier runs"] * parameter.supports_auto
-
-    need = "required" if parameter.required else "left out: the job's default is used"
-    told = f" ({parameter.description})" if parameter.description else ""
-    name = column_of(parameter.name) if form == "csv" else parameter.name
-    return f"{name}: {', or '.join(ways)}; {need}{told}"

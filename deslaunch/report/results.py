@@ -158,8 +158,13 @@ def json_results(rows: Collection[ResultRow], *, with_manifest: bool = False) ->
     return b"".join(_json_result(row, with_manifest=with_manifest) for row in rows)
 
 
+def as_result(row: ResultRow) -> dict[str, Any]:
+    """Return a row as a line of ``results --format jsonl`` has it."""
+    return dict(zip(COLUMNS, _values(row, {None: None, 0: False, 1: True}), strict=True))
+
+
 def _json_result(row: ResultRow, *, with_manifest: bool) -> bytes:
-    found = dict(zip(COLUMNS, _values(row, {None: None, 0: False, 1: True}), strict=True))
+    found = as_result(row)
 
     if row.output_files is not None:
         found["outputFiles"] = orjson.Fragment(row.output_files)

@@ -1,0 +1,122 @@
+"""``--on-end``: a command of the user's that is told how a launch, or a watch, ended."""
+
+import contextlib
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from deslaunch.cli.targets import config_of
+from deslaunch.cli.terminal import encode_json
+from deslaunch.errors import ConfigurationError, DeslaunchError
+
+if TYPE_CHECKING:
+    from deslaunch.cli.options import Given
+
+_CAPITAL: Final = re.compile("(?=[A-Z])")
+
+MOST_SECONDS: Final = 60.0
+"""Seconds that the command may take; then it is killed, with all that it started."""
+
+
+@contextlib.asynccontextmanager
+async def telling_end(given: "Given") -> AsyncIterator[dict[str, Any]]:
+    """Run the command that is to be told of the end, once, whatever ends the block.
+
+    Args:
+        given: of the command at work.
+
+    Yields:
+        A dict to put in what ``--json`` prints; an error's text and exit code come by themselves.
+
+    Raises:
+        ConfigurationError: before the block: the command can't be split into words.
+    """
+    import asyncio  # noqa: PLC0415  # not needed for --help
+
+    typed = given["on_end"]
+    words = _split(typed) if typed is not None else None
+    told: dict[str, Any] = {}
+
+    try:
+        yield told
+    except BaseException as exc:
+        code = exc.exit_code if isinstance(exc, DeslaunchError) else 1
+        code = 128 + given.interrupts.signum if given.interrupts.signum else code
+        told |= {"exitCode": code, "error": str(exc) or type(exc).__name__}
+        raise
+    finally:
+        given.interrupts.batch = None  # a signal ends what follows
+        words = words or list(await asyncio.to_thread(_of_config, given))
+
+        if words and told and (why := await _run(words, told)):
+            given.printer.warn(f"--on-end {shlex.join(words)}: {why}")
+
+
+def _split(text: str) -> list[str]:
+    with contextlib.suppress(ValueError):  # an open quote
+        if words := shlex.split(text):
+            return words
+
+    raise ConfigurationError(
+        f"--on-end takes a program and its arguments, got {text!r}",
+        hint="there is no shell: for a pipe write a script, and name that",
+    )
+
+
+def _of_config(given: "Given") -> Sequence[str]:
+    with contextlib.suppress(DeslaunchError):  # which was told already
+        return config_of(given).on_end
+
+    return ()
+
+
+def _stderr() -> int:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # it may be closed
+        return sys.stderr.fileno()
+
+    return subprocess.DEVNULL
+
+
+async def _run(words: Sequence[str], told: Mapping[str, Any]) -> str:
+    """Run the command; return what went wrong, or ``""``."""
+    import asyncio  # noqa: PLC0415  # not needed for --help
+
+    counts = told.get("batch", told)  # of a watch
+    given = {**counts, **{name: told[name] for name in ("exitCode", "seconds") if name in told}}
+    variables = {
+        f"DESLAUNCH_{_CAPITAL.sub('_', name).upper()}": str(value)
+        for name, value in given.items()
+        if isinstance(value, int | float | str)
+    }
+
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *words,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=_stderr(),  # what is on stdout is ours
+            env={**os.environ, **variables},
+            start_new_session=True,
+        )
+    except (OSError, ValueError) as exc:
+        return f"can't be run: {getattr(exc, 'strerror', None) or exc}"
+
+    try:
+        async with asyncio.timeout(MOST_SECONDS):
+            await process.communicate(encode_json(told).encode() + b"\n")
+    except TimeoutError:
+        return f"was killed: it took over {MOST_SECONDS:.0f} s"
+    except asyncio.CancelledError:  # a signal: the launch has ended, and its exit code stands
+        return "was killed, as you wished"
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+            await process.wait()
+
+    return f"ended with exit code {process.returncode}" if process.returncode else ""

@@ -1,0 +1,295 @@
+"""The commands that come before there is a batch.
+
+``jobs``, ``targets`` and ``template`` are about what DES takes; ``simulate`` is a DES to try it on,
+and ``help`` explains.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+from deslaunch import errors
+from deslaunch.cli import options, render
+from deslaunch.cli.options import Given
+from deslaunch.cli.targets import LOGIN, open_clients
+from deslaunch.model import DEFAULT_TARGET, Job, place_word, printed
+
+if TYPE_CHECKING:
+    from deslaunch.des.client import DesClient
+
+_TOPICS: Final = Path(__file__).parent.parent / "help"
+
+_TARGET: Final = options.value(
+    "--target", "Whose jobs, where there are several targets.", metavar="NAME"
+)
+
+
+@options.command("jobs", _TARGET, *options.CONNECTION, *options.OUTPUT)
+async def jobs(given: Given) -> int:
+    """List the organisation's jobs and their JobRunParameters.
+
+    What --json prints is what --schema reads.
+
+    Examples:
+        deslaunch jobs
+        deslaunch jobs --target acme --json > jobs.json
+    """
+    from deslaunch.des.wire import encode_jobs  # noqa: PLC0415  # not needed for --help
+
+    printer, found = given.printer, await _query(given)
+
+    if given["as_json"]:
+        printer.json({"jobs": encode_jobs(found)})
+    else:
+        printer.data(*render.job_lines(found))
+
+    return 0
+
+
+async def _query(given: Given) -> Sequence[Job]:
+    """Ask the one target that is meant for its jobs."""
+    async with open_clients(given) as named:
+        meant = given["target"] or (next(iter(named)) if len(named) == 1 else DEFAULT_TARGET)
+
+        if meant not in named:
+            raise errors.ConfigurationError(
+                f"there is no target {meant}", hint=f"pass --target and one of {', '.join(named)}"
+            )
+
+        return await named[meant].query_jobs()
+
+
+@options.command("targets", *options.CONNECTION, *options.OUTPUT)
+async def targets(given: Given) -> int:
+    """Ask each target for a token and its jobs: which of them work?
+
+    Exits with 6 where a login or a token is refused, else with 5 where there is no usable
+    response, else with 2 where one can't be read.
+
+    Examples:
+        deslaunch targets
+        deslaunch targets --config acme.toml --json
+    """
+    printer = given.printer
+
+    async with open_clients(given) as clients:
+        told = await asyncio.gather(*map(_tell_of, clients, clients.values()))
+
+    code: int = max(one.pop("exitCode") for one in told)
+
+    if given["as_json"]:
+        printer.json({"targets": told, "exitCode": code})
+        return code
+
+    rows: list[tuple[str, ...]] = [("target", "base URL", "organisation", "token", "jobs")]
+
+    for one in told:
+        token = {True: "ok", False: "no", None: None}[one["token"]]
+        cells = (one["target"], one["baseUrl"], one["orgId"], token, one["jobs"])
+        rows.append(tuple("-" if cell is None else str(cell) for cell in cells))
+
+    printer.data(*render.columns(rows))
+
+    for one in told:
+        if one["error"] is not None:
+            printer.insist(f"error: target {one['target']}: {one['error']}\n  {one['hint']}")
+
+    return code
+
+
+async def _tell_of(name: str, client: "DesClient") -> dict[str, Any]:
+    """Return what ``--json`` tells of a target, and the exit code that it asks for."""
+    told: dict[str, Any] = {"token": True, "jobs": None, "error": None, "hint": None, "exitCode": 0}
+
+    try:
+        told["jobs"] = len(await client.query_jobs())
+    except errors.DeslaunchError as exc:
+        told |= {"error": str(exc), "hint": exc.hint, "exitCode": exc.exit_code}
+
+        if isinstance(exc, errors.CredentialsRefused):
+            told["token"] = False
+        elif isinstance(exc, errors.DesError) and exc.status is None:
+            told["token"] = None  # without a response it does not show whether DES takes it
+
+    return {"target": name, "baseUrl": client.base_url, "orgId": client.org_id, **told}
+
+
+@options.command(
+    "template",
+    click.Argument(["job"], metavar="JOBID"),
+    options.value(
+        "--each",
+        "A row for each: NAME=a,b, NAME=1..20, NAME=2026-01-01..2026-01-31 or NAME=@FILE.",
+        metavar="NAME=VALUES",
+        multiple=True,
+    ),
+    *options.WRITTEN,
+    _TARGET,
+    options.JOBS,
+    *options.CONNECTION,
+    *options.VOLUME,
+)
+async def template(given: Given) -> int:
+    """Write a manifest to begin with, of one row for the job JOBID.
+
+    What each parameter takes is told on stderr. The row passes the check as it is; give it
+    values of your own before you launch it. With --each there is a row for every combination of
+    the values, and its key is made of them.
+
+    Examples:
+        deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 -o night.csv
+        deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 --format jsonl
+        deslaunch template JOBID --each DBGenFrom=1..20 --each TradingDateFrom=@days.txt -o all.csv
+    """
+    from deslaunch.launch.schemas import read_schema_file  # noqa: PLC0415  # not needed for --help
+    from deslaunch.manifest import template as making  # noqa: PLC0415
+    from deslaunch.report.results import open_output  # noqa: PLC0415
+
+    printer, output = given.printer, given["output"]
+    form = options.form_of(output, given["format"])
+
+    if given["schema"] is None:
+        known = await _query(given)
+    else:  # which may be a pipe: a signal ends the wait for it
+        known = await asyncio.to_thread(read_schema_file, given["schema"])
+
+    job, target = _job(known, given["job"]), given["target"] or DEFAULT_TARGET
+    parts: Iterable[bytes] = (making.manifest_of(job, form, target).encode(),)
+
+    if given["each"]:
+        each: dict[str, list[str]] = {}
+
+        for text in given["each"]:
+            name, values = await asyncio.to_thread(making.read_values, text)
+
+            if name in each:
+                raise click.UsageError(f"--each names {name} twice: list its values together")
+
+            each[name] = values
+
+        found = making.rows_of(job, each, target)
+        parts = making.write_rows(found, form, names_target=target != DEFAULT_TARGET)
+
+    stream = printer.binary() if output is None else open_output(output, force=given["force"])
+
+    with stream as opened:
+        opened.writelines(parts)
+
+    if not given["each"]:
+        printer.say(*making.explanation(job, form))
+
+    if output is not None:
+        checked = printed("check", place_word(output))
+        printer.say(f"{output}: check it with: {checked}")
+
+    return 0
+
+
+def _job(known: Sequence[Job], job_id: str) -> Job:
+    for job in known:
+        if job.job_id == job_id.lower():
+            return job
+
+    near = get_close_matches(job_id.lower(), [job.job_id for job in known], n=1)
+    meant = f": did you mean {near[0]}?" if near else ""
+    names = ", ".join(f"{job.job_id} ({job.name})" for job in known[:5])
+    raise errors.ConfigurationError(
+        f"there is no job {job_id}{meant}",
+        hint=f"there are {names or 'none'}; see all of them: deslaunch jobs",
+    )
+
+
+@options.command(
+    "simulate",
+    options.value("--host", "Address to listen on.", default="127.0.0.1", show_default=True),
+    options.value("--port", "Default: a free one.", type=click.IntRange(0, 65535), default=0),
+    options.file("--jobs", "Jobs in QueryJobs' form. Default: two real templates."),
+    options.file("--faults", 'A fault script: {"faults": [{"fault": "hang", "at": [3]}]}.'),
+    options.file("--log", "Every run is appended here before it is responded to."),
+    options.flag("--oauth", "Accept only tokens of its own token endpoint."),
+    options.value(
+        "--token-seconds",
+        "How long a token of the token endpoint is good.  [default: 28800]",
+        type=click.FloatRange(0, min_open=True),
+        default=28_800,
+        metavar="SECONDS",
+    ),
+)
+async def simulate(given: Given) -> int:
+    """Run a local DES that starts nothing, and print its base URL.
+
+    It accepts the tokens that DESLAUNCH_SIMULATE_TOKENS lists (default: simulated). It is an
+    auth server too, which takes any login; but where DES_ORG_ID, DES_CLIENT_ID,
+    DES_CLIENT_SECRET, DES_USERNAME or DES_PASSWORD is set for it, only that one.
+
+    Examples:
+        deslaunch simulate --port 8080 --log runs.jsonl
+        DESLAUNCH_SIMULATE_TOKENS='one two' deslaunch simulate --faults faults.json
+        DES_ORG_ID=BISTRO DES_PASSWORD=secret deslaunch simulate --oauth --token-seconds 60
+    """
+    from deslaunch import simulator  # noqa: PLC0415  # not needed for --help
+
+    printer, oauth = given.printer, given["oauth"]
+    tokens = os.environ.get("DESLAUNCH_SIMULATE_TOKENS", "" if oauth else "simulated").split()
+    login = {name: os.environ.get(f"DES_{name.upper()}", "") for name in LOGIN}
+    jobs_file, faults = given["jobs"], given["faults"]
+
+    try:
+        made = simulator.Simulator(
+            jobs=simulator.load_json(jobs_file) if jobs_file else simulator.DEFAULT_JOBS,
+            script=simulator.load_json(faults) if faults else None,
+            log=given["log"],
+            tokens=tokens,
+            login={name: value for name, value in login.items() if value},
+            token_seconds=given["token_seconds"],
+            host=given["host"],
+            port=given["port"],
+        )
+
+        async with made:
+            printer.data(made.base_url)
+
+            with contextlib.suppress(asyncio.CancelledError):  # a signal: its one way to end
+                await asyncio.Event().wait()
+    except (simulator.SimulatorError, OSError) as exc:
+        raise errors.ConfigurationError(
+            f"the simulator can't start: {exc}", hint="see: deslaunch simulate --help"
+        ) from exc
+
+    return 0
+
+
+@options.command("help", click.Argument(["topic"], metavar="[TOPIC]", required=False))
+async def help(given: Given) -> int:  # noqa: A001  # named as the command is
+    """Explain a TOPIC, or list what topics there are.
+
+    What a command does and takes is told by the command itself: deslaunch COMMAND --help.
+
+    Examples:
+        deslaunch help
+        deslaunch help postgres | less
+    """
+    topic, texts = given["topic"], await asyncio.to_thread(_read_topics)
+
+    if topic is None:
+        titles = [(name, text.partition("\n")[0][2:]) for name, text in texts.items()]
+        given.printer.data(*render.columns(titles))
+    elif topic in texts:
+        given.printer.data(texts[topic].rstrip("\n"))
+    else:
+        near = get_close_matches(topic, texts, n=1)
+        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(texts)}"
+        told = f"there is no topic {topic!r}; {advice} (of a command: deslaunch COMMAND --help)"
+        raise click.UsageError(told, click.get_current_context())
+
+    return 0
+
+
+def _read_topics() -> dict[str, str]:
+    return {file.stem: file.read_text("utf-8") for file in sorted(_TOPICS.glob("*.md"))}

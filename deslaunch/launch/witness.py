@@ -1,0 +1,272 @@
+"""May a batch be begun, or gone on with? What history and other ledgers know of its rows.
+
+A ledger that lacks what history noted is an older copy: its rows that are pending may have been
+sent since. A second batch of rows of which a first one has sent a part would send that part again.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from anyio.to_thread import run_sync
+
+from deslaunch import errors
+from deslaunch.events import Summary
+from deslaunch.ledger.history import History, Noted
+from deslaunch.ledger.ledger import Ledger, open_ledger
+from deslaunch.ledger.place import is_shared, noted_place, usable_place
+from deslaunch.ledger.reading import Reader
+from deslaunch.model import count, place_word, printable, printed, utc
+
+NOTE_EVERY: Final = 1.0
+"""Seconds after which it is noted how many attempts there are."""
+
+
+class Other(NamedTuple):
+    """Another batch of the same rows.
+
+    Attributes:
+        uid: of the batch.
+        place: where its ledger is, or was.
+        counts: its rows, as its ledger has them, or else history.
+        is_there: its ledger can be read.
+        is_unfinished: something of it was sent, or is about to be, and rows are left.
+    """
+
+    uid: str
+    place: str
+    counts: Mapping[str, Any]
+    is_there: bool
+    is_unfinished: bool
+
+
+async def check_copy(ledger: Ledger, history: History, *, accepts: bool) -> str:
+    """Refuse a ledger that is an older copy, or a copy while the other one is still there.
+
+    Args:
+        ledger: of a batch that is to be gone on with.
+        history: of this machine.
+        accepts: go on all the same, once the ledger was told to :meth:`Ledger.accept_copy`.
+
+    Returns:
+        Why it is one, as a warning; ``""`` where it is none.
+
+    Raises:
+        LedgerOutdated: it is one, and that is not accepted.
+    """
+    known = await run_sync(history.find, ledger.batch.uid)
+
+    if known is None:
+        return ""
+
+    [(session, attempts)] = await ledger.query("last_known")
+    lacking = known.attempts - attempts
+
+    if lacking > 0 or session < known.session:
+        lacks = f"{count(lacking, 'attempt')}" if lacking > 0 else "a session"
+        why = f"is an older copy: it lacks {lacks} that this machine noted until then"
+        hint = "put the newer one back"
+
+        if known.place != noted_place(ledger.place):
+            hint = f"use the newer one, which was {known.place}"
+
+    elif known.place != noted_place(ledger.place) and await _is_at(known, ledger.place):
+        why = f"is a copy of {known.place}, which was last used and is still there"
+        hint = f"go on with that one: {printed('resume', place_word(known.place))}"
+    else:
+        return ""
+
+    if accepts:
+        return f"{ledger.place}: {why}; what it starts now may have been started already"
+
+    raise errors.LedgerOutdated(
+        f"{ledger.place}: {why}; rows that are pending here may have been sent, and nothing was "
+        "sent now",
+        hint=f"{hint}; to go on with this one, and mark what it starts as possible duplicates, "
+        "pass --accept-copy",
+    )
+
+
+async def _is_at(known: Noted, place: str) -> bool:
+    """Return True if the place that history knows holds the batch in a file of its own."""
+    if is_shared(known.place) or is_shared(place):
+        return False
+
+    with suppress(OSError):
+        if await run_sync(os.path.samefile, known.place, place):  # it has two names
+            return False
+
+    other = await _look_into(known.place)
+    return other is not None and other.uid == known.uid
+
+
+async def find_others(history: History, digest: str, batch: Reader) -> list[Other]:
+    """Return other batches of the same bytes, or that were at the same place; the latest last.
+
+    Known are those of history, those of the same database, and the ledgers in the same folder.
+
+    Args:
+        history: of this machine.
+        digest: of the manifest; ``""`` is like no other.
+        batch: that is new, or of which nothing was sent.
+    """
+    place, uid = noted_place(batch.place), batch.batch.uid
+    noted = [one for one in await run_sync(history.like, digest, place) if one.uid != uid]
+    others = []
+
+    for known in noted:
+        there = await _look_into(usable_place(known.place))
+
+        if there is not None and there.uid == known.uid:
+            is_unfinished = there.is_unfinished and not known.is_given_up
+            others.append(there._replace(is_unfinished=is_unfinished))
+        else:
+            said = (known.uid, known.place, known.counts)
+            others.append(Other(*said, is_there=False, is_unfinished=known.is_unfinished))
+
+    names = {uid, *(known.uid for known in noted)}
+
+    for other in await _places_beside(batch, digest) if digest else ():
+        there = await _look_into(other, digest)
+
+        if there is not None and there.uid not in names:
+            others.append(there)
+
+    return others
+
+
+async def _places_beside(batch: Reader, digest: str) -> list[str]:
+    """Return where other batches may be: in the same database, or the same folder."""
+    if not is_shared(batch.place):
+        return await run_sync(_ledgers_beside, batch.place)
+
+    url = batch.place.partition("#")[0]
+    return [f"{url}#{name}" for (name,) in await batch.query("same_rows", (digest,))]
+
+
+def _ledgers_beside(place: str) -> list[str]:
+    """Return the other ledgers of a folder."""
+    with suppress(OSError):
+        found = sorted(Path(place).parent.glob("*.ledger.db"))
+        return [str(path) for path in found if str(path) != os.path.realpath(place)]
+
+    return []
+
+
+async def _look_into(place: str, digest: str | None = None) -> Other | None:
+    """Return how a batch stands; None where there is none that can be read, or another's bytes."""
+    try:
+        async with await open_ledger(place) as ledger:
+            if digest not in (None, ledger.batch.digest):
+                return None
+
+            counts, _ = await ledger.counts()
+            is_sent = counts.attempts > 0 or bool(await ledger.launchers())
+            is_unfinished = is_sent and counts.pending + counts.in_flight > 0
+            known = (ledger.batch.uid, place, counts.as_dict())
+            return Other(*known, is_there=True, is_unfinished=is_unfinished)
+    except errors.DeslaunchError:
+        return None
+
+
+def refuse(others: Collection[Other], name: str) -> None:
+    """Refuse a new batch while another of the same rows is unfinished.
+
+    Raises:
+        UnfinishedBatch: there is one.
+    """
+    for other in others:
+        if not other.is_unfinished:
+            continue
+
+        sent = count(other.counts.get("attempts", 0), "attempt")
+        left = count(other.counts.get("pending", 0), "row")
+        stands = f"{sent} made, {left} pending" if other.counts else "how far it came is not noted"
+        resume = printed("resume", place_word(other.place))
+        hint = f"go on with it: {resume}"
+
+        if not other.is_there and not is_shared(other.place):
+            hint = f"its ledger is gone: put it back, then {resume}"
+
+        raise errors.UnfinishedBatch(
+            f"{name}: a batch of these rows, {other.place}, is unfinished ({stands}); a second one "
+            "would send rows again, and nothing was sent",
+            hint=f"{hint}; to begin a second batch all the same, pass --again",
+        )
+
+
+def tell_before(history: History, digest: str, place: str) -> str:
+    """Return when the same rows were last started, and how that ended; ``""``: never."""
+    found = history.like(digest, noted_place(place))
+
+    if not found:
+        return ""
+
+    last = found[-1]
+    started = count(last.counts.get("started", 0), "row")
+    end = "it did not come to its end" if last.ended_ms is None else f"{started} started"
+    return f"these rows were last started {utc(last.began_ms)} ({last.place}): {end}"
+
+
+class Noting:
+    """What history is told of one session, while it is at work and at its end."""
+
+    def __init__(self, history: History, ledger: Ledger) -> None:
+        self._history = history
+        self._ledger = ledger
+        self._before = self._noted = 0  # attempts
+
+    async def begin(self, allowed: Collection[str] | None) -> None:
+        """Note that a session has begun, before its first intent.
+
+        Args:
+            allowed: uids of unfinished batches of the same rows that may be beside this new one;
+                None for a batch that is gone on with.
+
+        Raises:
+            UnfinishedBatch: another batch of the same rows began at the same time.
+        """
+        batch = self._ledger.batch
+        [(session, self._before)] = await self._ledger.query("last_known")
+        place = noted_place(self._ledger.place)
+        told = (batch.uid, place, batch.manifest, batch.digest, session, self._before)
+        noted = Noted(*told, round(1000 * time.time()))
+        others = await run_sync(self._history.begin, noted, allowed)
+        found = [
+            Other(one.uid, one.place, one.counts, is_there=True, is_unfinished=True)
+            for one in others
+        ]
+        refuse(found, printable(batch.manifest))
+
+    async def follow(self, claimed: Callable[[], int]) -> None:
+        """Note again and again how many attempts there are; it does not end by itself.
+
+        Args:
+            claimed: returns how many rows the session has claimed, durably.
+        """
+        while True:
+            await asyncio.sleep(NOTE_EVERY)
+
+            if (attempts := self._before + claimed()) != self._noted:
+                self._noted = attempts
+                await run_sync(self._note, {"attempts": attempts})
+
+    async def end(self, summary: Summary) -> None:
+        """Note how the session ended; where the ledger could not be read, that is not known."""
+        counts = summary.counts
+
+        if not counts.rows:
+            return
+
+        told: dict[str, Any] = {"attempts": counts.attempts, "exit_code": summary.exit_code}
+        told |= {"counts": counts.as_dict(), "ended_ms": round(1000 * time.time())}
+        told["place"] = noted_place(summary.ledger)  # it may have been rescued to another one
+        await run_sync(self._note, told)
+
+    def _note(self, told: dict[str, Any]) -> None:
+        place = noted_place(self._ledger.place)
+        self._history.note(self._ledger.batch.uid, place, **told)

@@ -1,0 +1,246 @@
+"""What a person tells a launch while it is at work, or before: pause, go on, stop, and when."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from fakes import VirtualClock
+from ledgers import Hands, begin, checked, crash, make
+from ledgers import session as new_session
+from sessions import Bench, keys
+from stage import workplace
+
+from deslaunch.errors import ConfigurationError
+from deslaunch.events import Control, Noted, StopReason
+from deslaunch.ledger.ledger import open_ledger
+from deslaunch.settings import Settings, next_such, parse_duration
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stage import Workplace
+
+
+def slow(number: int, **more: Any) -> Bench:
+    """Return a session whose starts take 10 s each."""
+    bench = Bench(keys("r", number), **more)
+    bench.des.latency = lambda: 10.0
+    return bench
+
+
+# A session.
+
+
+async def test_a_pause_sends_nothing_until_it_is_told_to_go() -> None:
+    bench = slow(9)
+    await bench.begin()
+    bench.ledger.told = Control(is_paused=True)
+    await bench.clock.advance(60)
+    assert bench.des.keys() == ["r1"], "what was in flight came back, and nothing followed"
+
+    bench.ledger.told = Control()
+    await bench.clock.advance(2)
+    assert len(bench.des.keys()) == 3
+    await bench.finish()
+    assert len(bench.started()) == 9
+    said = [event.message for event in bench.told(Noted)]
+    assert said == ["told by deslaunch control: paused", "told by deslaunch control: go on"]
+
+
+async def test_slots_are_changed_within_two_seconds() -> None:
+    bench = slow(40)
+    bench.slots = 8
+    await bench.begin()
+    await bench.clock.advance(10)
+    assert len(bench.ledger.open()) == 2
+
+    bench.ledger.told = Control(concurrency=8)
+    await bench.clock.advance(2)
+    assert len(bench.ledger.open()) == 8
+
+    bench.ledger.told = Control(concurrency=1)
+    await bench.clock.advance(12)
+    assert len(bench.ledger.open()) == 1
+    bench.ledger.told = Control(concurrency=8)
+    await bench.finish()
+
+
+async def test_the_rate_is_changed_and_given_back() -> None:
+    bench = Bench(keys("r", 60), slots=60, rate=1000.0)
+    bench.ledger.told = Control(rate=1.0)
+    await bench.begin()
+    await bench.clock.advance(5)
+    assert 5 <= len(bench.des.keys()) <= 7
+
+    bench.ledger.told = Control()
+    await bench.clock.advance(2)
+    assert len(bench.des.keys()) == 60
+    await bench.finish()
+
+
+async def test_a_stop_drains() -> None:
+    bench = slow(9)
+    await bench.begin()
+    bench.ledger.told = Control(is_stopped=True)
+    await bench.finish()
+
+    assert bench.started() == {"r1"}
+    assert [stop.reason for stop in bench.session.stops] == [StopReason.CONTROL]
+
+
+async def test_a_launch_stops_after_its_time() -> None:
+    bench = slow(9, stop_after="25s")
+    await bench.finish()
+
+    assert len(bench.started()) == 5, "one alone, then two at a time"
+    assert [stop.reason for stop in bench.session.stops] == [StopReason.OUT_OF_TIME]
+    assert [stop.message for stop in bench.session.stops] == [
+        "the time of --stop-after 25s has come"
+    ]
+
+
+async def test_a_launch_stops_at_a_time_of_day() -> None:
+    begins = datetime.fromtimestamp(VirtualClock().wall())  # noqa: DTZ006  # as a person says it
+    text = f"{begins + timedelta(minutes=2):%H:%M}"
+    bench = slow(30, stop_at=text)
+    await bench.finish()
+
+    seconds = bench.clock.wall() - begins.timestamp()
+    assert 60 <= seconds <= 132
+    assert 11 <= len(bench.started()) <= 27
+    assert [stop.reason for stop in bench.session.stops] == [StopReason.OUT_OF_TIME]
+
+
+async def test_a_batch_that_ends_in_time_is_not_stopped() -> None:
+    bench = slow(3, stop_after="1h")
+    await bench.finish()
+
+    assert (len(bench.started()), bench.session.stops) == (3, [])
+
+
+# Times.
+
+
+def test_the_next_such_time_is_today_or_tomorrow() -> None:
+    now = datetime(2026, 11, 28, 12, 30).timestamp()  # noqa: DTZ001  # local
+
+    assert next_such("12:31", now) - now == 60
+    assert next_such("12:30", now) - now == 86_400
+    assert next_such("6:00", now) - now == 17.5 * 3600
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("15m", 900), ("4h", 14_400), ("1h30m", 5400), ("1h1m1s", 3661)],
+)
+def test_a_duration_is_read(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "0", "0h", "-1", "h", "1d", "1.5h", "30m1h", "\uff14h"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="--stop-after takes a duration such as 4h"):
+        Settings(stop_after=text)
+
+
+@pytest.mark.parametrize("text", ["", "24:00", "6", "06:60", "6am", "-1:00"])
+def test_what_is_no_time_of_day_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="--stop-at takes a local time"):
+        Settings(stop_at=text)
+
+
+# A batch.
+
+
+async def test_nobody_is_told_where_nobody_is_at_work(batch_place: str) -> None:
+    async with await make(batch_place):
+        pass
+
+    async with await open_ledger(batch_place) as reader:
+        with pytest.raises(ConfigurationError, match="no launcher is sending its rows"):
+            await reader.tell_launchers({"is_paused": True})
+
+
+async def test_what_is_told_adds_up_and_ends_with_the_launcher(batch_place: str) -> None:
+    hands = Hands()
+
+    async with await make(batch_place, [checked(1)], hands) as ledger:
+        await ledger.begin_session(new_session())
+
+        async with await open_ledger(batch_place) as other:
+            await other.tell_launchers({"is_paused": True})
+            now = await other.tell_launchers({"concurrency": 3})
+            assert now == Control(is_paused=True, concurrency=3)
+            assert str(await ledger.control()) == "paused, 3 slots"
+            await other.tell_launchers({"is_paused": False, "rate": 0.5})
+
+        assert str(await ledger.control()) == "3 slots, at most 0.5 starts a second"
+        log = [entry async for page in ledger.log() for entry in page]
+        events = [entry.details["text"] for entry in log if entry.details.get("event") == "control"]
+        assert events[0] == "paused"
+        await crash(ledger)
+
+    async with await begin(batch_place, hands) as again:
+        assert await again.control() == Control()
+
+
+# The command.
+
+
+def test_a_launch_is_paused_and_stopped_from_another_terminal(tmp_path: Path) -> None:
+    with workplace(tmp_path, {"latency": 0.05}) as place:
+        place.manifest(400)
+        launch = place.start("run", "night.jsonl", "--concurrency", "4", "--yes")
+        place.wait_for_runs(launch, 8)
+
+        done = place.run("control", "night.ledger.db", "pause", "concurrency=8")
+        assert (done.returncode, done.stderr) == (0, "told: paused, 8 slots\n")
+        before = wait_until_calm(place)
+        told = place.run("status", "night.ledger.db").stdout
+        assert "told by deslaunch control: paused, 8 slots" in told
+
+        place.run("control", "night.ledger.db", "go")
+        assert place.wait_for_runs(launch, before + 8)
+        place.run("control", "night.ledger.db", "stop")
+        _, err = launch.communicate(timeout=30)
+
+        assert launch.returncode == 5
+        assert "a person stopped it by deslaunch control" in err
+        refused = place.run("control", "night.ledger.db", "go")
+        assert (refused.returncode, "no launcher is sending" in refused.stderr) == (2, True)
+        assert place.run("resume", "night.ledger.db", "--yes").returncode == 0
+        assert len(place.simulator.runs) == 400
+
+
+def wait_until_calm(place: Workplace) -> int:
+    """Return how many runs there are once nothing is in flight, and nothing follows."""
+    for _ in range(40):
+        before = len(place.simulator.runs)
+        in_flight = place.json("status", "night.ledger.db")["inFlight"]
+
+        if not in_flight and before == len(place.simulator.runs):
+            return before
+
+    raise AssertionError("it was not paused")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["halt"], "there is no word 'halt': there are pause, go, stop"),
+        (["puase"], "there is no word 'puase': did you mean pause?"),
+        (["pause", "go"], "the words contradict each other"),
+        (["concurrency=0"], "--concurrency takes a whole number of slots from 1 to 1,024, got 0"),
+        (["rate=fast"], "rate takes a number of starts a second above 0, got 'fast'"),
+        ([], "Missing argument 'WORD...'"),
+    ],
+)
+def test_a_word_that_says_nothing_is_refused(place: Workplace, words: list[str], why: str) -> None:
+    place.manifest(2)
+    place.run("run", "night.jsonl", "--limit", "1", "--yes")
+    done = place.run("control", "night.ledger.db", *words)
+
+    assert done.returncode == 2
+    assert why in done.stderr

@@ -1,0 +1,204 @@
+"""One run by the same rules as a batch; and a command that is told how a launch ended."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+from judge import read_log
+from stage import POS_USAGE, QUICK, fault, workplace
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stage import Workplace
+
+
+def parameters(place: Workplace) -> dict[str, object]:
+    """Return the parameters of the only run."""
+    [run] = read_log(place.log)
+    return {name: one["valueStringEncoded"] for name, one in run["parameters"].items()}
+
+
+# start
+
+
+def test_a_run_is_started_and_its_id_alone_is_printed(place: Workplace) -> None:
+    done = place.run("start", POS_USAGE, "DBGenFrom=1200", "DBGenTo:=1299")
+
+    assert done.returncode == 0
+    assert done.stdout == f"{read_log(place.log)[0]['jobRunId']}\n"
+    assert parameters(place) == {"DBGenFrom": "1200", "DBGenTo": "1299"}
+    [batch] = place.json("history")["batches"]
+    assert "/state/starts/" in batch["ledger"]
+    assert batch["counts"]["started"] == 1
+
+
+def test_values_come_from_files_and_json(place: Workplace) -> None:
+    (place.folder / "generation").write_text("7\n")
+    place.run("start", POS_USAGE, "DBGenFrom=@generation", "TradingDate:=null")
+
+    assert parameters(place) == {"DBGenFrom": "7", "TradingDate": None}
+
+
+def test_the_auto_value_may_be_asked_for(place: Workplace) -> None:
+    place.run("start", POS_USAGE, "DBGenFrom:=auto")
+    [run] = read_log(place.log)
+
+    assert run["parameters"]["DBGenFrom"]["useAutoValue"] is True
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["DBGenFrom=many"], "DBGenFrom takes an integer, not 'many'"),
+        (["DBGenFrom"], "a value is NAME=TEXT, NAME=@FILE or NAME:=JSON, got 'DBGenFrom'"),
+        (["DBGenFrom:=1,"], "after := stands JSON, or auto"),
+        (["DBGenFrom=@none"], "none can't be read: No such file or directory"),
+        (["DBGenFrom=1", "DBGenFrom=2"], "DBGenFrom is given twice"),
+        ([], "DBGenFrom is required and missing"),
+    ],
+)
+def test_what_can_not_be_started_is_told_and_leaves_nothing(
+    place: Workplace, words: list[str], why: str
+) -> None:
+    done = place.run("start", POS_USAGE, *words)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert why in done.stderr
+    assert not read_log(place.log)
+    assert not list(place.folder.glob("state/starts/*.ledger.db"))
+
+
+def test_what_was_not_sent_is_withdrawn(place: Workplace) -> None:
+    place.run("start", POS_USAGE, "DBGenFrom=1")  # the jobs are known from now on
+    done = place.run("start", POS_USAGE, "DBGenFrom=2", "--ledger", "one.ledger.db", token="wrong")
+
+    assert (done.returncode, done.stdout) == (6, "")
+    assert "no run was started" in done.stderr
+    assert place.json("status", "one.ledger.db")["withdrawn"] == 1
+
+
+def test_a_lost_response_is_unknown_and_not_sent_again(tmp_path: Path) -> None:
+    with workplace(tmp_path, fault("close-after-start", 1)) as place:
+        done = place.run("start", POS_USAGE, "DBGenFrom=1", "--ledger", "one.ledger.db", *QUICK)
+
+        assert (done.returncode, done.stdout) == (4, "")
+        assert "resolve" in done.stderr
+        assert len(read_log(place.log)) == 1
+
+
+def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:
+    script = {"finishAfter": 0.05, **fault("fail-run", 1, error="no sales")}
+
+    with workplace(tmp_path, script) as place:
+        words = ("start", POS_USAGE, "DBGenFrom=1", "--watch", "--interval", "0.05")
+        done = place.run(*words)
+        assert done.returncode == 3
+        assert "no sales" in done.stderr
+        assert place.json(*words)["failed"] == 0
+
+
+def test_the_same_run_may_be_asked_for_while_one_is_in_flight(tmp_path: Path) -> None:
+    with workplace(tmp_path, fault("hold", 1)) as place:
+        first = place.start("start", POS_USAGE, "DBGenFrom=1")
+        place.portal.call(place.simulator.until, lambda: place.simulator.in_flight == 1)
+        assert place.run("start", POS_USAGE, "DBGenFrom=1").returncode == 0
+        place.portal.call(place.simulator.release)
+        first.communicate(timeout=30)
+        assert first.returncode == 0
+
+
+# --on-end
+
+TELLS = """
+import json, os, sys
+told = json.load(sys.stdin)
+told["variables"] = {n: v for n, v in os.environ.items() if n.startswith("DESLAUNCH_")}
+json.dump(told, open("told.json", "w"))
+print("on stdout")
+sys.exit(int(os.environ.get("END", "0")))
+"""
+
+
+@pytest.fixture
+def teller(place: Workplace) -> str:
+    """A command that writes down what it is told."""
+    (place.folder / "tell.py").write_text(TELLS)
+    return f"{sys.executable} tell.py"
+
+
+def told(place: Workplace) -> dict[str, object]:
+    found: dict[str, object] = json.loads((place.folder / "told.json").read_text())
+    return found
+
+
+def test_the_end_is_told(place: Workplace, teller: str) -> None:
+    place.manifest(3)
+    done = place.run("run", "night.jsonl", "--limit", "2", "--yes", "--json", "--on-end", teller)
+    found = told(place)
+
+    assert json.loads(done.stdout)["exitCode"] == found["exitCode"] == 5
+    assert (found["started"], found["pending"]) == (2, 1)
+    variables = found["variables"]
+    assert isinstance(variables, dict)
+    assert variables["DESLAUNCH_STARTED"] == "2"
+    assert variables["DESLAUNCH_EXIT_CODE"] == "5"
+    assert variables["DESLAUNCH_POSSIBLE_DUPLICATES"] == "0"
+    assert variables["DESLAUNCH_LEDGER"] == "night.ledger.db"
+    assert "on stdout" in done.stderr
+
+
+def test_a_night_that_does_not_begin_is_told_too(place: Workplace, teller: str) -> None:
+    place.write([{"key": "a"}])
+    done = place.run("run", "night.jsonl", "--yes", "--on-end", teller)
+
+    assert done.returncode == 2
+    assert told(place)["exitCode"] == 2
+    assert "1 of 1 row can't be started" in str(told(place)["error"])
+
+
+def test_a_command_that_fails_is_a_warning(place: Workplace, teller: str) -> None:
+    place.manifest(1)
+    place.environment["END"] = "3"
+    done = place.run("run", "night.jsonl", "--yes", "--on-end", teller)
+    assert (done.returncode, "ended with exit code 3" in done.stderr) == (0, True)
+
+    done = place.run("resume", "night.ledger.db", "--yes", "--on-end", "no-such-command")
+    assert (done.returncode, "No such file" in done.stderr) == (0, True)
+
+    done = place.run("resume", "night.ledger.db", "--yes", "--on-end", "'open")
+    assert (done.returncode, "--on-end takes a program" in done.stderr) == (2, True)
+
+
+def test_it_is_told_where_nobody_reads_stderr(place: Workplace, teller: str) -> None:
+    place.manifest(1)
+    done = place.shell(f"deslaunch run night.jsonl --yes --on-end '{teller}' 2>&-")
+
+    assert (done.returncode, told(place)["exitCode"]) == (0, 0)
+
+
+def test_a_configuration_file_may_name_it(place: Workplace, teller: str) -> None:
+    words = ", ".join(f'"{word}"' for word in teller.split())
+    (place.folder / "deslaunch.toml").write_text(f"on_end = [{words}]\n")
+    place.manifest(1)
+    place.run("run", "night.jsonl", "--yes", "--config", "deslaunch.toml")
+
+    assert told(place)["exitCode"] == 0
+
+
+# Files that a process may open.
+
+
+def test_the_slots_fit_the_files_that_may_be_opened(place: Workplace) -> None:
+    place.manifest(30)
+    slots = ("--concurrency", "512", "--yes")
+    raised = place.run("run", "night.jsonl", *slots, wrap=("prlimit", "--nofile=100:600"))
+    assert (raised.returncode, "slots:" in raised.stderr) == (0, False)
+
+    place.manifest(30, "more.jsonl", first=31)
+    few = place.run("run", "more.jsonl", *slots, wrap=("prlimit", "--nofile=100:100"))
+    assert few.returncode == 0
+    assert "warning: 52 slots: this process may open 100 files (ulimit -n)" in few.stderr
