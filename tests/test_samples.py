@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import ast
+import http.server
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import pytest
 from judge import read_log
@@ -266,3 +269,48 @@ def test_a_person_finds_in_des_what_there_is(tmp_path: Path) -> None:
     assert findings.read_text().split() == [
         *("key,as,jobRunId,note", "a,started,run-1,", "b,not-started,,")
     ]
+
+
+class Hook(http.server.BaseHTTPRequestHandler):
+    """A webhook that keeps what is posted to it."""
+
+    posted: ClassVar[list[Any]] = []
+
+    def do_POST(self) -> None:
+        self.posted.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+def test_a_webhook_is_told_how_a_launch_ended(place: Workplace) -> None:
+    server = http.server.HTTPServer(("127.0.0.1", 0), Hook)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place.environment["WEBHOOK_URL"] = f"http://127.0.0.1:{server.server_port}/"
+    place.manifest(3)
+    hook = str(SAMPLES / "on_end_webhook.sh")
+
+    place.run("run", "night.jsonl", "--yes", "--on-end", hook)
+    place.run("run", "none.jsonl", "--yes", "--on-end", hook)
+    server.shutdown()
+    server.server_close()
+
+    assert [posted["text"] for posted in Hook.posted] == [
+        "deslaunch: exit code 0, 3 of 3 rows started, 0 unknown (night.ledger.db)",
+        "deslaunch: exit code 2",
+    ]
+
+
+def test_prometheus_is_told_how_a_launch_ended(place: Workplace) -> None:
+    place.manifest(3)
+    sample = f"{sys.executable} {SAMPLES / 'on_end_prometheus.py'} night.prom"
+    place.run("run", "night.jsonl", "--limit", "2", "--yes", "--on-end", sample)
+
+    lines = (place.folder / "night.prom").read_text().splitlines()
+    assert lines[0] == "deslaunch_exit_code 5"
+    assert lines[1].startswith("deslaunch_ended_seconds 1")
+    assert 'deslaunch_rows{state="started"} 2' in lines
+    assert 'deslaunch_rows{state="pending"} 1' in lines
