@@ -260,6 +260,8 @@ def _value_of(said: str) -> tuple[str, Any]:
         UsageError: it is neither ``NAME=TEXT`` nor ``NAME:=JSON``.
         ConfigurationError: a file can't be read.
     """
+    import orjson  # noqa: PLC0415  # not needed for --help
+
     name, sign, text = said.partition("=")
     is_json = name.endswith(":")
     name = name.removesuffix(":")
@@ -276,7 +278,7 @@ def _value_of(said: str) -> tuple[str, Any]:
         except ValueError:
             raise click.UsageError(f"{said}: after := stands JSON, or auto") from None
 
-        return name, _as_it_stands(text)
+        return name, orjson.Fragment(text)
 
     if not text.startswith("@"):
         return name, text
@@ -290,12 +292,6 @@ def _value_of(said: str) -> tuple[str, Any]:
         ) from exc
 
 
-def _as_it_stands(text: str) -> Any:
-    import orjson  # noqa: PLC0415  # not needed for --help
-
-    return orjson.Fragment(text)
-
-
 def _new_place() -> str:
     """Return where the ledger of a single start is made.
 
@@ -307,7 +303,6 @@ def _new_place() -> str:
     from deslaunch.ledger.place import user_folder  # noqa: PLC0415
 
     folder = user_folder("DESLAUNCH_STATE_DIR", user_state_path)
-
     hint = "name a ledger by --ledger, or a folder by DESLAUNCH_STATE_DIR"
 
     if folder is None:
