@@ -155,6 +155,17 @@ async def test_a_row_that_was_never_checked_is_checked_although_it_was_taken_bac
         assert [one.state for one in await send(made, "started", "started")] == ["started"] * 2
 
 
+async def test_a_row_that_was_taken_back_stays_so_when_it_turns_out_to_be_invalid(
+    ledger: Ledger,
+) -> None:
+    await ledger.withdraw(["first"])
+    await ledger.recheck([invalid(6, "first")])
+    assert (await states(ledger))["first"] == "withdrawn"
+
+    await ledger.withdraw(["first"], undo=True)
+    assert (await states(ledger))["first"] == "invalid"
+
+
 async def test_a_correction_makes_it_pending_again(ledger: Ledger) -> None:
     await ledger.withdraw(["first"])
     done = await ledger.correct([checked(1, "first", says="new")], file="fix.csv")
