@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -393,6 +394,19 @@ def test_history_lists_and_find_finds(place: Workplace) -> None:
     assert place.run("find", "471").returncode == 3
     place.ledger.unlink()
     assert "can't be read" in place.run("find", "4711").stderr
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")
+def test_a_name_that_is_no_utf_8_is_known_by_its_bytes(place: Workplace) -> None:
+    begun(place)
+    odd = os.fsdecode(b"night\xff.ledger.db")
+    place.ledger.rename(place.folder / odd)
+
+    assert "no history" not in place.run("resume", odd, "--limit", "1", "--yes").stderr
+    shutil.copy(place.folder / odd, place.folder / "copy.ledger.db")
+    refused = place.run("resume", "copy.ledger.db", "--yes")
+    assert (refused.returncode, "night\\xff.ledger.db, which was" in refused.stderr) == (7, True)
+    assert "night\\xff.ledger.db" in place.run("history").stdout
 
 
 def test_no_secret_is_in_the_history(place: Workplace) -> None:

@@ -126,7 +126,7 @@ class History:
             place: of a ledger.
             but: uid of the batch that is not meant.
         """
-        return self._ask(_LIKE, (digest, place, but))
+        return self._ask(_LIKE, (digest, _stored(place), but))
 
     def begin(self, batch: Noted, allowed: Collection[str] | None) -> list[Noted]:
         """Note a session that has begun, unless it is the first of a second batch of the same rows.
@@ -145,7 +145,7 @@ class History:
 
         def work(connection: sqlite3.Connection) -> list[Noted]:
             known = connection.execute("SELECT 1 FROM batch WHERE uid = ?", (batch.uid,)).fetchone()
-            others = connection.execute(_LIKE, (batch.digest, batch.place, batch.uid))
+            others = connection.execute(_LIKE, (batch.digest, _stored(batch.place), batch.uid))
             found = [one for one in map(_noted, others) if one.is_unfinished]
 
             if allowed is None or known is not None:
@@ -160,7 +160,7 @@ class History:
                 "INSERT OR REPLACE INTO batch"
                 " (uid, place, manifest, digest, session, attempts, began_ms)"
                 " VALUES (?, ?, ?, ?, ?, ?, ?)",
-                batch[:7],
+                [_stored(value) for value in batch[:7]],
             )
             return []
 
@@ -188,7 +188,7 @@ class History:
             " ended_ms = coalesce(?, ended_ms), exit_code = coalesce(?, exit_code),"
             " place = coalesce(?, place) WHERE uid = ? AND place = ?"
         )
-        said = (attempts, told, ended_ms, exit_code, place, uid, at)
+        said = (attempts, told, ended_ms, exit_code, _stored(place), uid, _stored(at))
         self._do(lambda c: c.execute(statement, said))
 
     def _ask(self, query: str, parameters: Sequence[Any]) -> list[Noted]:
@@ -241,6 +241,12 @@ class History:
         )
 
 
+def _stored(value: Any) -> Any:
+    """Return a value as SQLite takes it: a path that may not be UTF-8 as its bytes."""
+    is_plain = not isinstance(value, str) or value.isprintable()  # a lone surrogate is not
+    return value if is_plain else os.fsencode(value)
+
+
 def _noted(row: Sequence[Any]) -> Noted:
-    *said, counts, given_up = row
+    *said, counts, given_up = (os.fsdecode(v) if isinstance(v, bytes) else v for v in row)
     return Noted._make((*said, json.loads(counts), bool(given_up)))
