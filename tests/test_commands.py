@@ -797,6 +797,101 @@ def test_a_signal_ends_the_wait_for_a_pipe(argv: tuple[str, ...], place: Workpla
     os.close(write)
 
 
+# Looks every name up for ever, as where a name server's responses are dropped on the way, and runs
+# the program that stands behind it.
+SILENT_NAME_SERVER = """
+import runpy, socket, sys, threading
+
+def look_up(*_, **__):
+    print("looking up a name", file=sys.stderr, flush=True)
+    threading.Event().wait()
+
+socket.getaddrinfo = look_up
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+LAUNCHES_BY_THE_LIBRARY = """
+import asyncio, sys
+import deslaunch
+
+async def night():
+    settings = deslaunch.Settings(max_wait=0.05)
+
+    async with deslaunch.DesClient("https://des.example", token="t", connect_timeout=0.2) as des:
+        try:
+            await deslaunch.launch("night.jsonl", des, schema="jobs.json", settings=settings)
+        except deslaunch.Stopped as exc:
+            sys.exit(exc.exit_code)
+
+if sys.argv[1:] == ["uvloop"]:
+    import uvloop as asyncio
+
+asyncio.run(night())
+"""
+LOGIN = {
+    "DES_AUTH_URL": "https://auth.example",
+    **{f"DES_{name}": "x" for name in ("ORG_ID", "CLIENT_ID", "CLIENT_SECRET")},
+    **{f"DES_{name}": "x" for name in ("USERNAME", "PASSWORD")},
+}
+
+
+@pytest.fixture
+def nameless(place: Workplace) -> Workplace:
+    """A place from which no name can be looked up, and nothing says so."""
+    (place.folder / "names.py").write_text(SILENT_NAME_SERVER)
+    (place.folder / "library.py").write_text(LAUNCHES_BY_THE_LIBRARY)
+    (place.folder / "jobs.json").write_text(json.dumps(DEFAULT_JOBS))
+    place.environment["DES_BASE_URL"] = "https://des.example"
+    place.manifest(3)
+    return place
+
+
+def wait_for_lookup(process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+
+    while "looking up" not in (line := process.stderr.readline()):
+        assert line
+
+
+def test_a_launch_that_gives_a_name_up_ends_then(nameless: Workplace) -> None:
+    options = ("--schema", "jobs.json", "--connect-timeout", "0.2", *QUICK)
+    done = nameless.run("run", "night.jsonl", *options, wrap=[sys.executable, "names.py"])
+
+    assert done.returncode == 5
+    assert "could not be reached in 3 tries" in done.stderr
+    assert "looking up a name" in done.stderr
+
+
+@pytest.mark.parametrize("environment", [{}, LOGIN], ids=["DES", "auth server"])
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_a_signal_ends_the_wait_for_a_name(
+    command: str, environment: dict[str, str], nameless: Workplace
+) -> None:
+    nameless.environment.update(environment)
+    token = None if environment else TOKEN
+    wrap = [sys.executable, "names.py"]
+    victim = nameless.start(command, "night.jsonl", token=token, wrap=wrap)
+    wait_for_lookup(victim)
+    victim.send_signal(signal.SIGTERM)
+
+    assert ended(victim).returncode == 143
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_program_that_gives_a_name_up_ends_then(loop: str, nameless: Workplace) -> None:
+    done = subprocess.run(
+        [sys.executable, "names.py", "library.py", loop],
+        cwd=nameless.folder,
+        env=nameless.environment,
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    assert (done.returncode, "looking up a name" in done.stderr) == (5, True), done.stderr
+
+
 def test_a_second_launcher_is_told_who_is_at_work(slow: Workplace) -> None:
     first = slow.start("run", "night.jsonl", "--concurrency", "4")
     assert slow.wait_for_runs(first, 5)

@@ -13,10 +13,13 @@ import asyncio
 import base64
 import ipaddress
 import math
+import socket
 import sys
+import threading
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from ssl import SSLContext, SSLEOFError, SSLZeroReturnError
@@ -25,6 +28,7 @@ from typing import Final, TypeAlias
 from urllib.request import getproxies_environment
 
 import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.http import HttpProcessingError
 from multidict import CIMultiDictProxy
 from yarl import URL
@@ -237,6 +241,61 @@ class Deadlines:
             task.cancel()
 
 
+# -- Names ------------------------------------------------------------------------------------
+
+
+class Resolver(AbstractResolver):
+    """Looks each name up in a thread of its own, for which nobody waits at the end.
+
+    A lookup takes half a minute where no name server responds, and nothing can end it.
+    ``asyncio.run``, the interpreter and uvloop wait at their end for the threads that they have.
+    """
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        """Return a host's addresses.
+
+        Raises:
+            OSError: it has none, or no name server responded.
+        """
+        found = Future[list[ResolveResult]]()
+        found.set_running_or_notify_cancel()  # from here on nobody can cancel it
+        threading.Thread(target=_look_up, args=(found, host, port, family), daemon=True).start()
+        return await asyncio.wrap_future(found)
+
+    async def close(self) -> None:
+        """Do nothing: a lookup ends by itself."""
+
+
+def _look_up(found: Future[list[ResolveResult]], host: str, port: int, family: int) -> None:
+    kind, numeric = socket.SOCK_STREAM, socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+
+    try:
+        infos = socket.getaddrinfo(host, port, family, kind, flags=socket.AI_ADDRCONFIG)
+        results = [
+            # An address of one link alone has its zone behind it, which only getnameinfo tells.
+            ResolveResult(
+                hostname=host,
+                host=socket.getnameinfo(address, socket.NI_NUMERICHOST)[0],
+                port=port,
+                family=version,
+                proto=protocol,
+                flags=numeric,
+            )
+            for version, _, protocol, _, address in infos
+        ]
+    except Exception as exc:  # noqa: BLE001  # whatever it is, somebody waits for it
+        found.set_exception(exc)
+    else:
+        found.set_result(results)
+
+
+def connector(ssl: SSLContext | None) -> aiohttp.TCPConnector:
+    """Return a maker of connections that keeps none, as many as are asked for."""
+    return aiohttp.TCPConnector(limit=0, force_close=True, ssl=ssl or True, resolver=Resolver())
+
+
 # -- One request and its response -------------------------------------------------------------
 
 
@@ -376,7 +435,7 @@ class PlainWay:
         trace.on_connection_create_end.append(_calling(lambda exchange: exchange.sent.set()))
         trace.on_request_headers_sent.append(_calling(Exchange.leave))
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0, force_close=True, ssl=ssl or True),
+            connector=connector(ssl),
             timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import aiohttp
 
-from deslaunch.des.http import HEADERS, LINE, Exchange, Route, Unasked
+from deslaunch.des.http import HEADERS, LINE, Exchange, Route, Unasked, connector
 
 if TYPE_CHECKING:  # another aiohttp may have none
     from aiohttp.connector import Connection
@@ -238,7 +238,7 @@ class QuickWay:
         on_doubt: Callable[[str, bytes], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=ssl or True)
+        self._connector = connector(ssl)
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
         self._spare = min(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
         self._on_doubt = on_doubt
