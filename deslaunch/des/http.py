@@ -269,26 +269,19 @@ class Resolver(AbstractResolver):
 
 
 def _look_up(found: Future[list[ResolveResult]], host: str, port: int, family: int) -> None:
-    kind, numeric = socket.SOCK_STREAM, socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
+    flags, numeric = socket.AI_ADDRCONFIG, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
+    known = ResolveResult(hostname=host, host="", port=port, family=0, proto=0, flags=0)
 
     try:
-        infos = socket.getaddrinfo(host, port, family, kind, flags=socket.AI_ADDRCONFIG)
+        infos = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=flags)
+        # Only getnameinfo tells the zone of an address that is good on one link alone.
         results = [
-            # An address of one link alone has its zone behind it, which only getnameinfo tells.
-            ResolveResult(
-                hostname=host,
-                host=socket.getnameinfo(address, socket.NI_NUMERICHOST)[0],
-                port=port,
-                family=version,
-                proto=protocol,
-                flags=numeric,
-            )
-            for version, _, protocol, _, address in infos
+            known | {"host": socket.getnameinfo(at, numeric)[0], "family": kind, "proto": proto}
+            for kind, _, proto, _, at in infos
         ]
+        found.set_result(results)
     except Exception as exc:  # noqa: BLE001  # whatever it is, somebody waits for it
         found.set_exception(exc)
-    else:
-        found.set_result(results)
 
 
 def connector(ssl: SSLContext | None) -> aiohttp.TCPConnector:
