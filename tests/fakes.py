@@ -465,6 +465,9 @@ class FakeClient:
         script = des.script.get(key)
         verdict = script.pop(0) if script else "started"
 
+        if verdict == "connecting":  # and it never will be
+            await asyncio.Event().wait()
+
         if verdict in _BEFORE_SENDING:
             await asyncio.sleep(0)
             raise _error(verdict)

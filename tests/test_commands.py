@@ -877,6 +877,24 @@ def test_a_signal_ends_the_wait_for_a_name(
     assert ended(victim).returncode == 143
 
 
+@pytest.mark.parametrize("environment", [{}, LOGIN], ids=["DES", "auth server"])
+def test_a_signal_in_a_launch_does_not_wait_for_a_name(
+    environment: dict[str, str], nameless: Workplace
+) -> None:
+    nameless.environment.update(environment)
+    token = None if environment else TOKEN
+    wrap = [sys.executable, "names.py"]
+    options = ("--schema", "jobs.json", "--connect-timeout", "300", "--drain-timeout", "300")
+    victim = nameless.start("run", "night.jsonl", "--json", *options, token=token, wrap=wrap)
+    wait_for_lookup(victim)
+    victim.send_signal(signal.SIGTERM)
+    done = ended(victim)
+    summary = json.loads(done.stdout)
+
+    assert (done.returncode, summary["pending"], summary["attempts"]) == (143, 3, 0)
+    assert "waiting up to" not in done.stderr  # there is no response that may come
+
+
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 def test_a_program_that_gives_a_name_up_ends_then(loop: str, nameless: Workplace) -> None:
     done = subprocess.run(

@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import cycle
 
 import pytest
-from fakes import FakeRow
+from fakes import FakeRow, settle
 from sessions import INTERRUPTED, Bench, keys
 
 from deslaunch.errors import CredentialsRefused
@@ -297,6 +297,39 @@ async def test_a_drain_waits_for_nothing_but_what_is_in_flight(verdict: str) -> 
     await bench.finish()
 
     assert (bench.des.keys(), bench.clock.now()) == (["a"], bench.des.began)
+
+
+async def test_a_drain_hands_back_what_was_not_sent() -> None:
+    bench = Bench(["first", "a", "b"], script={"b": ["connecting"]})
+    bench.des.held = True
+    await bench.begin()
+    await bench.answer("first")
+    bench.session.drain(INTERRUPTED)
+    await settle()
+    results = bench.ledger.results("b")
+    await bench.answer("a")
+    await bench.finish()
+
+    assert (results, bench.states("a", "b")) == (["unsent"], ["started", "pending"])
+    assert bench.told(Draining) == [Draining(1, 60.0)]
+    assert bench.ledger.last("b").error == "held back before it was sent"
+
+
+async def test_a_stop_for_want_of_a_token_hands_back_what_was_not_sent() -> None:
+    bench = Bench(["first", "a", "b"], script={"a": ["no token"], "b": ["connecting"]})
+    await bench.finish()
+
+    assert bench.stops() == [(StopReason.CREDENTIALS, DEFAULT_TARGET)]
+    assert bench.states("first", "a", "b") == ["started", "pending", "pending"]
+    assert bench.ledger.last("a").error == "there is no token"
+
+
+async def test_a_start_that_stops_the_launch_is_not_waited_for() -> None:
+    bench = Bench(["a", "b"], script={"a": ["lost"]})
+    await bench.finish()
+
+    assert bench.stops() == [(StopReason.FIRST_CONTACT, DEFAULT_TARGET)]
+    assert bench.told(Draining) == [Draining(0, 60.0)]
 
 
 async def test_a_drain_before_the_run_sends_nothing() -> None:

@@ -24,6 +24,7 @@ from deslaunch.events import (
 from deslaunch.launch.retry import wait_after
 from deslaunch.launch.target import Pacer, Throttle
 from deslaunch.ledger.ledger import Ledger
+from deslaunch.model import Sent
 from deslaunch.settings import Settings
 
 SHORTEST_SLEEP = 0.001  # uvloop's timers know milliseconds; a shorter one would spin
@@ -151,9 +152,9 @@ class Workers:
     """Tasks that do one work after the other: a task for each would cost a third more."""
 
     def __init__(self) -> None:
-        self._queue: deque[Coroutine[Any, Any, None]] = deque()
+        self._queue: deque[tuple[Coroutine[Any, Any, None], Sent]] = deque()
         self._idle: deque[asyncio.Future[None]] = deque()
-        self._busy: set[asyncio.Task[Any]] = set()
+        self._busy: dict[asyncio.Task[Any], Sent] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @property
@@ -161,9 +162,14 @@ class Workers:
         """Works that are being done."""
         return len(self._busy)
 
-    def put(self, work: Coroutine[Any, Any, None]) -> None:
-        """Let a worker do this: an idle one, else a new one. It must not raise."""
-        self._queue.append(work)
+    def put(self, work: Coroutine[Any, Any, None], sent: Sent) -> None:
+        """Let a worker do this: an idle one, else a new one. It must not raise.
+
+        Args:
+            work: sends one request.
+            sent: whether a byte of it may have left.
+        """
+        self._queue.append((work, sent))
 
         while self._idle:
             waiter = self._idle.popleft()
@@ -180,10 +186,23 @@ class Workers:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    def cancel_busy(self) -> None:
-        """Cancel what is being done; each work decides what that means for it."""
-        for task in list(self._busy):
+    def cancel_busy(self, *, unsent_only: bool = False) -> int:
+        """Cancel what is being done, but the work that calls; each decides what that means for it.
+
+        Args:
+            unsent_only: only that of which no byte has left.
+
+        Returns:
+            The works that go on.
+        """
+        current = asyncio.current_task()
+        works = [(task, sent) for task, sent in self._busy.items() if task is not current]
+        cancelled = [task for task, sent in works if not (unsent_only and sent)]
+
+        for task in cancelled:
             task.cancel()
+
+        return len(works) - len(cancelled)
 
     async def aclose(self) -> None:
         """End all tasks, and return once they have ended."""
@@ -195,7 +214,7 @@ class Workers:
         await asyncio.gather(*tasks, return_exceptions=True)
 
         while self._queue:
-            self._queue.pop().close()
+            self._queue.pop()[0].close()
 
     async def _serve(self) -> None:
         task = asyncio.current_task()
@@ -207,13 +226,12 @@ class Workers:
                 self._idle.append(waiter)
                 await waiter
 
-            work = self._queue.popleft()
-            self._busy.add(task)
+            work, self._busy[task] = self._queue.popleft()
 
             try:
                 await work
             finally:
-                self._busy.discard(task)
+                del self._busy[task]
 
 
 def note_of(event: Event) -> tuple[str, str | None, str] | None:

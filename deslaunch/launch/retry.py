@@ -14,7 +14,7 @@ import backoff
 
 from deslaunch import errors
 from deslaunch.errors import CredentialsRefused, DesError
-from deslaunch.model import END_STATES, Outcome, Result, RowState, Start
+from deslaunch.model import END_STATES, Outcome, Result, RowState, Sent, Start
 from deslaunch.settings import Settings
 
 ERROR_LIMIT: Final = 4096
@@ -90,6 +90,14 @@ def ended(
     again = not_before if state is None else None
     said = (state or RowState.PENDING, job_run_id, status, text[:ERROR_LIMIT], again)
     return Outcome(*start[:5], result, *said, start.attempt)
+
+
+def broken_off(start: Start, sent: Sent, why: str = "") -> Outcome:
+    """Return the outcome of an attempt that ended without a verdict: unknown if it was sent."""
+    if sent:
+        return ended(start, Result.UNKNOWN, why or "given up before a response came")
+
+    return ended(start, Result.UNSENT, why or "held back before it was sent")
 
 
 def wait_after(failures: int, max_wait: float, rng: Random, asked: float | None = None) -> float:

@@ -26,7 +26,7 @@ from deslaunch import errors, events
 from deslaunch.des.client import DesClient
 from deslaunch.events import Control, Event, Stop, StopReason, TargetPaused
 from deslaunch.launch.loop import SHORTEST_SLEEP, Loop, note_of
-from deslaunch.launch.retry import ended, verdict, wait_after
+from deslaunch.launch.retry import broken_off, ended, verdict, wait_after
 from deslaunch.launch.target import Health, Pacer, Throttle
 from deslaunch.ledger.ledger import JobLane, Lane
 from deslaunch.model import END_STATES, Outcome, Result, RowState, Sent, Start, count
@@ -180,7 +180,10 @@ class Session(Loop):
             raise self._error
 
     def drain(self, stop: Stop | None = None) -> None:
-        """Send nothing new; rows in flight get ``drain_seconds`` for their responses."""
+        """Send nothing new; rows that were sent get ``drain_seconds`` for their responses.
+
+        Those that still look for a token, a name or a connection are handed back.
+        """
         if stop is not None:
             self._note_stop(stop)
 
@@ -194,7 +197,8 @@ class Session(Loop):
         seconds = self.settings.drain_seconds
         self._is_draining = True
         self._drain_ends = self.clock.now() + seconds
-        self._announce(events.Draining(self._workers.busy, seconds))
+        left = self._workers.cancel_busy(unsent_only=True)
+        self._announce(events.Draining(left, seconds))
         self._workers.help(self._after(seconds, partial(self.abandon, at_once=False)))
 
     def abandon(self, *, at_once: bool = True) -> None:
@@ -375,7 +379,8 @@ class Session(Loop):
                 lane.in_flight += 1
                 lane.pacer.take(1)
 
-            self._workers.put(self._work_on(start, epochs[start.target]))
+            mark = Sent()
+            self._workers.put(self._work_on(start, epochs[start.target], mark), mark)
 
     def _set_due(self, due: Mapping[Lane, float | None]) -> None:
         now = self.clock.now()
@@ -478,14 +483,13 @@ class Session(Loop):
 
     # One attempt.
 
-    async def _work_on(self, start: Start, epoch: int) -> None:
+    async def _work_on(self, start: Start, epoch: int, sent: Sent) -> None:
         """Send a row whose intent is on disk, unless its target was told to wait meanwhile."""
         target = self._targets[start.target]
-        sent = Sent()
 
         try:
             if self._is_draining or target.throttle.epoch != epoch:
-                outcome = ended(start, Result.UNSENT, "held back before it was sent")
+                outcome = broken_off(start, sent)
             else:
                 try:
                     run = await target.client.start(start, sent)
@@ -496,12 +500,10 @@ class Session(Loop):
                     target.refused.discard(start.row)
                     outcome = ended(start, Result.STARTED, job_run_id=run.job_run_id)
         except asyncio.CancelledError:
-            doubt = Result.UNKNOWN if sent else Result.UNSENT
-            outcome = ended(start, doubt, "given up before a response came")
+            outcome = broken_off(start, sent)
         except Exception as exc:  # noqa: BLE001  # a bug must not lose its row
             self._fail(exc)
-            doubt = Result.UNKNOWN if sent else Result.UNSENT
-            outcome = ended(start, doubt, f"failed with {type(exc).__name__}: {exc}")
+            outcome = broken_off(start, sent, f"failed with {type(exc).__name__}: {exc}")
 
         target.throttle.in_flight -= 1
 

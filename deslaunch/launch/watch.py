@@ -24,7 +24,7 @@ from deslaunch.events import Stop, StopReason
 from deslaunch.launch.loop import Loop
 from deslaunch.launch.target import Throttle
 from deslaunch.ledger.reading import RunToAsk
-from deslaunch.model import RunStatus, count
+from deslaunch.model import RunStatus, Sent, count
 
 GROWTH: Final = 1.5
 """How much longer each wait for a run is than the one before."""
@@ -194,7 +194,7 @@ class Watch(Loop):
             if target.due and target.due[0].due <= now and target.throttle.room(now) > 0:
                 target.throttle.in_flight += 1
                 self._pacer.take(1)
-                self._workers.put(self._work_on(target, heappop(target.due)))
+                self._workers.put(self._work_on(target, heappop(target.due)), Sent())
                 return True
 
         return False
