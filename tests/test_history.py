@@ -392,8 +392,69 @@ def test_history_lists_and_find_finds(place: Workplace) -> None:
 
     assert place.run("find", "row-17").stdout.startswith(f"row-17: started, run {run}, sent ")
     assert place.run("find", "471").returncode == 3
+    nothing = place.run("find", "")
+    assert (nothing.returncode, "TEXT is empty" in nothing.stderr) == (2, True)
+
+
+def test_history_tells_which_batches_are_meant_and_how_they_stand(place: Workplace) -> None:
+    begun(place)
+    place.manifest(3, "other.jsonl", first=11)
+    place.run("run", "other.jsonl", "--yes")
+
+    def listed(*words: str) -> list[str]:
+        return [
+            line.split("/")[-1] for line in place.run("history", *words).stdout.splitlines()[1:]
+        ]
+
+    assert listed() == ["night.ledger.db", "other.ledger.db"]
+    assert listed("other.json") == listed("other.ledger") == ["other.ledger.db"]
+    assert listed("--unfinished") == ["night.ledger.db"]
+    assert place.run("history", "none").stderr == "there are no such batches\n"
+    titles, first = place.run("history", "night").stdout.splitlines()
+    assert titles.split("  ")[-5:-1] == ["started", "not started", "unknown", "pending"]
+    assert first.split()[1:-1] == ["5", "2", "0", "0", "4"]
+
+
+def test_a_ledger_that_is_gone_is_called_so(place: Workplace) -> None:
+    begun(place)
+    gone = place.ledger.rename(place.folder / "away.db")
+    assert place.run("history").stdout.endswith(f"{place.ledger} (gone)\n")
+    assert place.run("find", "row-1").stderr.startswith(f"warning: {place.ledger} is gone\n")
+
+    gone.rename(place.ledger)
+    assert [one["gone"] for one in place.json("history")["batches"]] == [False]
+    place.ledger.write_bytes(b"no ledger")
+    assert place.run("find", "row-1").stderr.startswith(f"warning: {place.ledger} can't be read\n")
+
     place.ledger.unlink()
-    assert "can't be read" in place.run("find", "4711").stderr
+    assert place.run("run", "night.jsonl", "--again", "--yes").returncode == 0
+    found = place.run("find", "row-1")
+    assert (found.stdout.count("row-1: started"), found.stderr.count("is gone")) == (1, 1)
+
+
+def test_a_copy_is_told_by_whoever_looks_at_it(place: Workplace) -> None:
+    begun(place)
+    backup = place.folder / "backup.db"
+    shutil.copy(place.ledger, backup)
+    place.run("resume", "night.ledger.db", "--limit", "3", "--yes")
+
+    beside = place.run("status", "backup.db").stderr
+    place.ledger.rename(place.folder / "newer.db")
+    shutil.copy(backup, place.ledger)
+    lacks = (
+        f"warning: {place.ledger}: is an older copy: it lacks 3 attempts that this machine noted"
+    )
+    assert lacks.replace("night.ledger", "backup") in beside
+    assert lacks in place.run("find", "row-1").stderr
+    status = place.run("status", "night.ledger.db")
+    assert status.stderr.startswith(lacks)
+    assert status.stderr.endswith("may have been sent; put the newer one back\n"), "and no resume"
+    assert (status.returncode, status.stdout.count("2 started, 4 pending")) == (0, 1)
+
+    (place.folder / "newer.db").rename(place.ledger)
+    assert place.run("status", "night.ledger.db").stderr.startswith("go on: ")
+    shutil.copy(place.ledger, backup)
+    assert f"is a copy of {place.ledger}, which was last" in place.run("status", "backup.db").stderr
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="its file names are UTF-8")

@@ -1,6 +1,8 @@
 """What is about many batches: those of this machine, and those of a database and its schema."""
 
 import asyncio
+import os
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -17,6 +19,17 @@ if TYPE_CHECKING:
     from deslaunch.ledger.history import History, Noted
 
 _NOTHING: Final = 3
+
+_COUNTED: Final = (("started",), ("failed", "rejected", "invalid"), ("unknown",), ("pending",))
+_TITLES: Final = (
+    "last begun",
+    "exit code",
+    "started",
+    "not started",
+    "unknown",
+    "pending",
+    "ledger",
+)
 
 
 async def list_batches(given: Given) -> None:
@@ -45,39 +58,52 @@ async def list_batches(given: Given) -> None:
     printer.data(*render.columns(rows))
 
 
-@options.command("history", *options.OUTPUT)
+@options.command(
+    "history",
+    click.Argument(["text"], metavar="[TEXT]", required=False),
+    options.flag("--unfinished", "Only those that have rows left, and were not given up."),
+    *options.OUTPUT,
+)
 async def history(given: Given) -> int:
     """List the batches of this machine, the latest last.
 
-    They are told as they stood when last noted. Every launch keeps the list, in your state folder
-    of deslaunch.
+    With TEXT, those that have it in the path of their ledger or manifest. They are told as they
+    stood when last noted; "not started" are the rows that failed, were rejected or are invalid.
+    Every launch keeps the list, in your state folder of deslaunch.
 
     Examples:
         deslaunch history
+        deslaunch history night --unfinished
         deslaunch history --json | jq -r '.batches[] | select(.exitCode == 5) | .ledger'
     """
-    found = await asyncio.to_thread(_history(given).batches)
+    text, known = given["text"] or "", await asyncio.to_thread(_history(given).batches)
+    found = [one for one in known if text in one.place or text in one.manifest]
+    found = [one for one in found if one.has_rows_left or not given["unfinished"]]
+    gone = await asyncio.to_thread(lambda: [one.place for one in found if _is_gone(one.place)])
 
     if given["as_json"]:
-        given.printer.json({"batches": [_as_dict(one) for one in found]})
-        return 0
+        batches = [{**_as_dict(one), "gone": one.place in gone} for one in found]
+        given.printer.json({"batches": batches})
+    elif found:
+        given.printer.data(*render.columns([_TITLES, *(_cells(one, gone) for one in found)]))
+    else:
+        given.printer.say(f"there are no {'such ' if known else ''}batches")
 
-    if not found:
-        given.printer.say("there are no batches")
-        return 0
-
-    rows: list[tuple[str, ...]] = [("last begun", "exit code", "started", "pending", "ledger")]
-
-    for one in found:
-        code = "at work, or killed" if one.ended_ms is None else str(one.exit_code)
-        numbers = (
-            f"{one.counts[name]:,}" if one.counts else "-" for name in ("started", "pending")
-        )
-        given_up = " (given up)" if one.is_given_up else ""
-        rows.append((utc(one.began_ms), code, *numbers, f"{one.place}{given_up}"))
-
-    given.printer.data(*render.columns(rows))
     return 0
+
+
+def _is_gone(place: str) -> bool:
+    return not is_shared(place) and not os.path.exists(place)  # noqa: PTH110  # it may be no UTF-8
+
+
+def _cells(noted: "Noted", gone: Collection[str]) -> tuple[str, ...]:
+    """Return a batch as a line of the list, its columns as in ``_TITLES``."""
+    counts = noted.counts
+    numbers = [sum(counts.get(name, 0) for name in names) for names in _COUNTED]
+    cells = [f"{number:,}" if counts else "-" for number in numbers]
+    code = "at work, or killed" if noted.ended_ms is None else str(noted.exit_code)
+    marks = " (given up)" * noted.is_given_up + " (gone)" * (noted.place in gone)
+    return utc(noted.began_ms), code, *cells, f"{noted.place}{marks}"
 
 
 def _history(given: Given) -> "History":
@@ -106,25 +132,37 @@ async def find(given: Given) -> int:
     """Find the rows and runs of TEXT in all batches of this machine.
 
     TEXT is a key, a jobRunId or a parameter's value, the whole of it. Ledgers that are gone, or
-    can't be read, are passed over and told.
+    can't be read, are passed over and told; an older copy of a ledger is told as such.
     Exits with 3 where nothing is found.
 
     Examples:
         deslaunch find store-17
         deslaunch find 1f0c9d1e-0d9c-4b7e-9d39-6f6f0c1b7a42 --json
     """
-    from deslaunch.ledger.ledger import open_ledger  # noqa: PLC0415  # not needed for --help
+    from deslaunch.launch.witness import find_copy  # noqa: PLC0415  # not needed for --help
+    from deslaunch.ledger.ledger import open_ledger  # noqa: PLC0415
     from deslaunch.report.results import as_result  # noqa: PLC0415
 
-    printer, gone, number = given.printer, [], 0
+    printer, text, known, number = given.printer, given["text"], _history(given), 0
+    passed: dict[str, list[str]] = {"is gone": [], "can't be read": []}
 
-    for noted in reversed(await asyncio.to_thread(_history(given).batches)):
+    if not text:
+        raise click.UsageError("TEXT is empty: name a key, a jobRunId or a value")
+
+    for noted in reversed(await asyncio.to_thread(known.batches)):
         try:
             async with await open_ledger(usable_place(noted.place)) as ledger:
-                rows = await ledger.find(given["text"])
-        except errors.DeslaunchError:
-            gone.append(noted.place)
+                if ledger.batch.uid != noted.uid:  # a later batch has the name of one that is gone
+                    raise errors.LedgerMissing(noted.place)
+
+                rows, copied = await ledger.find(text), await find_copy(ledger, known)
+        except errors.DeslaunchError as exc:
+            is_gone = isinstance(exc, errors.LedgerMissing)
+            passed["is gone" if is_gone else "can't be read"].append(noted.place)
             continue
+
+        if copied:
+            printer.warn("; ".join(copied))
 
         for row in rows:
             number += 1
@@ -134,11 +172,10 @@ async def find(given: Given) -> int:
             else:
                 printer.data(render.found_line(noted.place, row))
 
-    if gone:
-        printer.warn(f"not looked into, since they can't be read: {', '.join(gone)}")
+    printer.warn(*(f"{place} {why}" for why, places in passed.items() for place in places))
 
     if not number:
-        printer.say(f"no batch of this machine knows {given['text']!r}")
+        printer.say(f"no batch of this machine knows {text!r}")
 
     return 0 if number else _NOTHING
 

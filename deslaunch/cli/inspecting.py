@@ -70,14 +70,27 @@ async def status(given: Given) -> int:
         return 0
 
     async with await _open(given) as ledger:
+        copied = await _tell_copy(given, ledger)
+
         if given["unknown"]:
             await _write_unknown(given, ledger)
         elif given["as_json"]:
             given.printer.json(_as_status((await _runs_of(ledger, given)).batch))
         else:
-            await _print_status(given, ledger)
+            await _print_status(given, ledger, is_copy=copied)
 
     return 0
+
+
+async def _tell_copy(given: Given, ledger: "Ledger") -> bool:
+    """Tell, and return True, where a ledger is one with which ``resume`` would not go on."""
+    from deslaunch.launch.witness import find_copy  # noqa: PLC0415  # not needed for --help
+    from deslaunch.ledger.history import History  # noqa: PLC0415
+
+    if copied := await find_copy(ledger, History.of_user(lambda _: None)):
+        given.printer.warn("; ".join(copied))
+
+    return copied is not None
 
 
 def _as_status(summary: Summary) -> dict[str, object]:
@@ -92,9 +105,10 @@ async def _runs_of(ledger: "Ledger", given: Given) -> WatchSummary:
     return runs._replace(batch=runs.batch._replace(ledger=given["ledger"]))
 
 
-async def _print_status(given: Given, ledger: "Ledger") -> None:
+async def _print_status(given: Given, ledger: "Ledger", *, is_copy: bool) -> None:
     printer, runs = given.printer, await _runs_of(ledger, given)
-    summary, launchers, commands = runs.batch, await ledger.launchers(), _commands(ledger, runs)
+    summary, launchers = runs.batch, await ledger.launchers()
+    commands = [] if is_copy else _commands(ledger, runs)
     watched = render.watch_lines(runs) if runs.unfinished < runs.runs else ()
     printer.data(*render.summary_lines(summary), *watched)
 

@@ -58,10 +58,32 @@ async def check_copy(ledger: Ledger, history: History, *, accepts: bool) -> str:
     Raises:
         LedgerOutdated: it is one, and that is not accepted.
     """
+    if (found := await find_copy(ledger, history)) is None:
+        return ""
+
+    why, hint = found
+
+    if accepts:
+        return f"{why}; what it starts now may have been started already"
+
+    raise errors.LedgerOutdated(
+        f"{why}, and nothing was sent now",
+        hint=f"{hint}; to go on with this one, and mark what it starts as possible duplicates, "
+        "pass --accept-copy",
+    )
+
+
+async def find_copy(ledger: Ledger, history: History) -> tuple[str, str] | None:
+    """Return why a ledger is a copy that lacks what another one may have, and what to do.
+
+    Args:
+        ledger: of a batch that is looked at, or is to be gone on with.
+        history: of this machine.
+    """
     known = await run_sync(history.find, ledger.batch.uid)
 
     if known is None:
-        return ""
+        return None
 
     [(session, attempts)] = await ledger.query("last_known")
     lacking = known.attempts - attempts
@@ -78,17 +100,9 @@ async def check_copy(ledger: Ledger, history: History, *, accepts: bool) -> str:
         why = f"is a copy of {known.place}, which was last used and is still there"
         hint = f"go on with that one: {printed('resume', place_word(known.place))}"
     else:
-        return ""
+        return None
 
-    if accepts:
-        return f"{ledger.place}: {why}; what it starts now may have been started already"
-
-    raise errors.LedgerOutdated(
-        f"{ledger.place}: {why}; rows that are pending here may have been sent, and nothing was "
-        "sent now",
-        hint=f"{hint}; to go on with this one, and mark what it starts as possible duplicates, "
-        "pass --accept-copy",
-    )
+    return f"{ledger.place}: {why}; rows that are pending here may have been sent", hint
 
 
 async def _is_at(known: Noted, place: str) -> bool:

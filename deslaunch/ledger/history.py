@@ -80,13 +80,16 @@ class Noted(NamedTuple):
     is_given_up: bool = False
 
     @property
-    def is_unfinished(self) -> bool:
-        """Something of it was sent, or is about to be, rows are left, and nobody gave it up."""
-        if not self.counts:  # it is at work, or was killed, or could not be read at its end
-            return not self.is_given_up
-
+    def has_rows_left(self) -> bool:
+        """Rows are left, as far as is known, and nobody gave it up."""
         left = self.counts.get("pending", 0) + self.counts.get("inFlight", 0)
-        return not self.is_given_up and self.counts.get("attempts", 0) > 0 and left > 0
+        # Without counts it is at work, or was killed, or could not be read at its end.
+        return not self.is_given_up and (not self.counts or left > 0)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """It has rows left, and something of it was sent, or is about to be."""
+        return self.has_rows_left and (not self.counts or self.counts.get("attempts", 0) > 0)
 
 
 class History:
