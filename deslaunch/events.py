@@ -241,11 +241,13 @@ class Pulse(NamedTuple):
         in_flight: rows whose response is awaited.
         slots: starts that may be in flight now; fewer while DES is spared, 0 while all wait.
         drain: seconds that are left of a drain, or None.
+        is_paused: a person told it to send nothing new.
     """
 
     in_flight: int
     slots: int
     drain: float | None = None
+    is_paused: bool = False
 
 
 Ended = RowEnded | RunEnded | TargetStopped

@@ -198,10 +198,13 @@ def test_a_launch_is_paused_and_stopped_from_another_terminal(tmp_path: Path) ->
         done = place.run("control", "night.ledger.db", "pause", "concurrency=8")
         assert (done.returncode, done.stderr) == (0, "told: paused, 8 slots\n")
         before = wait_until_calm(place)
-        told = place.run("status", "night.ledger.db").stdout
-        assert "told by deslaunch control: paused, 8 slots" in told
+        told = place.run("status", "night.ledger.db")
+        assert "told by deslaunch control: paused, 8 slots" in told.stdout
+        go = told.stderr.strip().removeprefix("let it go on: ")
+        assert go == "deslaunch control night.ledger.db go"
 
-        place.run("control", "night.ledger.db", "go")
+        assert place.shell(go).returncode == 0
+        assert place.run("status", "night.ledger.db").stderr == ""
         assert place.wait_for_runs(launch, before + 8)
         place.run("control", "night.ledger.db", "stop")
         _, err = launch.communicate(timeout=30)
@@ -210,7 +213,8 @@ def test_a_launch_is_paused_and_stopped_from_another_terminal(tmp_path: Path) ->
         assert "a person stopped it by deslaunch control" in err
         refused = place.run("control", "night.ledger.db", "go")
         assert (refused.returncode, "no launcher is sending" in refused.stderr) == (2, True)
-        assert place.run("resume", "night.ledger.db", "--yes").returncode == 0
+        [_, command] = refused.stderr.strip().split("such options: ")
+        assert place.shell(f"{command} --yes").returncode == 0
         assert len(place.simulator.runs) == 400
 
 
@@ -232,8 +236,9 @@ def wait_until_calm(place: Workplace) -> int:
         (["halt"], "there is no word 'halt': there are pause, go, stop"),
         (["puase"], "there is no word 'puase': did you mean pause?"),
         (["pause", "go"], "the words contradict each other"),
-        (["concurrency=0"], "--concurrency takes a whole number of slots from 1 to 1,024, got 0"),
-        (["rate=fast"], "rate takes a number of starts a second above 0, got 'fast'"),
+        (["concurrency=0"], "concurrency=N takes a whole number of slots from 1 to 1,024, got '0'"),
+        (["rate=fast"], "rate=N takes a number of starts a second above 0, got 'fast'"),
+        (["rate=0"], "rate=N takes a number of starts a second above 0, got '0'"),
         ([], "Missing argument 'WORD...'"),
     ],
 )
@@ -244,3 +249,4 @@ def test_a_word_that_says_nothing_is_refused(place: Workplace, words: list[str],
 
     assert done.returncode == 2
     assert why in done.stderr
+    assert done.stderr.endswith("see: deslaunch control --help\n")

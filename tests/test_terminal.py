@@ -503,6 +503,16 @@ def test_the_time_that_a_drain_has_left_is_told() -> None:
     assert told.endswith("0 rows/s, 12 s left for those in flight")
 
 
+def test_a_pause_that_a_person_wanted_is_told_as_one() -> None:
+    session = Session()
+    session.tell(0.0, Planned(plan(rows=9, ready=9)))
+    session.end(1.0, 4)
+    session.tell(2.0, Pulse(1, 0, is_paused=True))
+
+    *_, told = session.progress.lines(2.0)
+    assert told == "1 in flight, paused by deslaunch control, 2 rows/s"
+
+
 EVENTS: list[Event] = [
     Planned(plan(warnings=("night.csv has changed",))),
     Noted("JobRunParameters are 3 h old"),

@@ -7,6 +7,7 @@
 import asyncio
 import io
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -17,9 +18,9 @@ from deslaunch import errors
 from deslaunch.cli import options, render
 from deslaunch.cli.batches import list_batches
 from deslaunch.cli.options import Given
-from deslaunch.events import Summary, WatchSummary
+from deslaunch.events import Control, Summary, WatchSummary
 from deslaunch.ledger.place import is_shared, noted_place, parse_place
-from deslaunch.model import RowState, count, utc
+from deslaunch.model import RowState, count, place_word, printed, utc
 from deslaunch.settings import OPTIONS
 
 if TYPE_CHECKING:
@@ -116,8 +117,11 @@ async def _print_status(given: Given, ledger: "Ledger", *, is_copy: bool) -> Non
         printer.data(*map(render.launcher_line, launchers))
         commands = []
 
-        if control := str(await ledger.control()):
+        if (control := await ledger.control()) != Control():
             printer.data(f"told by deslaunch control: {control}")
+
+        if control.is_paused:
+            commands = [("let it go on", printed("control", place_word(summary.ledger), "go"))]
     elif summary.counts.pending:
         printer.data(*map(render.stop_line, summary.stops))
 
@@ -449,8 +453,7 @@ def _told_by(word: str) -> Iterable[tuple[str, Any]]:
     """Return the fields of Control that a word sets.
 
     Raises:
-        UsageError: it is none of those that are known, or says no number.
-        ConfigurationError: its number is out of range.
+        UsageError: it is none of those that are known, or says no number in its range.
     """
     if word in _TOLD:
         return _TOLD[word].items()
@@ -463,13 +466,14 @@ def _told_by(word: str) -> Iterable[tuple[str, Any]]:
         told = f"there is no word {word!r}: {meant}pause, go, stop, concurrency=N and rate=R"
         raise click.UsageError(told, click.get_current_context())
 
-    try:
-        number = OPTIONS[name].kind(text)
-    except ValueError:
-        raise click.UsageError(f"{name} takes {OPTIONS[name].range}, got {text!r}") from None
+    option = OPTIONS[name]
 
-    OPTIONS[name].check(number)
-    return {name: number}.items()
+    with suppress(ValueError):
+        if option.fits(number := option.kind(text)):
+            return {name: number}.items()
+
+    told = f"{name}=N takes {option.range}, got {text!r}"
+    raise click.UsageError(told, click.get_current_context())
 
 
 @options.command(

@@ -516,11 +516,13 @@ class Progress:
         pace = [f"{self.rate:,.0f} {self.noun}s/s"]
 
         if pulse is not None:
-            pace.insert(0, f"{pulse.in_flight:,} in flight, {count(pulse.slots, 'slot')} now")
+            slots = f"{count(pulse.slots, 'slot')} now"
+            slots = "paused by deslaunch control" if pulse.is_paused else slots
+            pace.insert(0, f"{pulse.in_flight:,} in flight, {slots}")
 
         if pulse is not None and pulse.drain is not None:
             pace.append(f"{duration(pulse.drain)} left for those in flight")
-        elif left := self.seconds_left(now):
+        elif not (pulse and pulse.is_paused) and (left := self.seconds_left(now)):
             pace.append(f"about {duration(left)} left")
 
         yield ", ".join(pace)

@@ -608,8 +608,9 @@ class Session(Loop):
             slots = sum(target.throttle.open_slots for target in self._targets.values())
             ends = self._drain_ends
             left = None if ends is None else max(0.0, ends - self.clock.now())
-            most = 0 if self._control.is_paused else min(slots, self._slots)
-            self._tell(events.Pulse(self._workers.busy, most, left))
+            is_paused = self._control.is_paused
+            most = 0 if is_paused else min(slots, self._slots)
+            self._tell(events.Pulse(self._workers.busy, most, left, is_paused))
             await self.note_clocks()
 
             for time, deadline, option in self._deadlines:

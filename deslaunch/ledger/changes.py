@@ -20,7 +20,16 @@ from deslaunch.errors import ConfigurationError, ManifestError
 from deslaunch.events import Control, Plan
 from deslaunch.ledger.reading import UnknownRow
 from deslaunch.ledger.store import Store, as_json, storable
-from deslaunch.model import CheckedRow, InvalidRow, Job, Outcome, Problem, Result
+from deslaunch.model import (
+    CheckedRow,
+    InvalidRow,
+    Job,
+    Outcome,
+    Problem,
+    Result,
+    place_word,
+    printed,
+)
 
 Verdict = Literal["started", "notStarted", "unknown"]
 
@@ -337,7 +346,8 @@ def tell_launchers(store: Store, told: Mapping[str, Any], now: int, *, is_at_wor
     if not is_at_work:
         raise ConfigurationError(
             f"{store.place}: no launcher is sending its rows; nothing was told",
-            hint="it is for launchers at work; a resume is told by its options",
+            hint="it is for launchers at work; begin one with such options: "
+            f"{printed('resume', place_word(store.place), '--concurrency', '4')}",
         )
 
     [(text,)] = store.fetch("control")
