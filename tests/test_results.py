@@ -226,7 +226,7 @@ class TestReplaced:
             check_output(tmp_path, force=True)
 
     def test_another_file_only_where_that_is_said(self, manifest: Path) -> None:
-        with pytest.raises(ConfigurationError, match=r"this file exists.*--force"):
+        with pytest.raises(ConfigurationError, match=r"exists already[^-]*-o; or[^-]*--force"):
             check_output(manifest)
 
         check_output(manifest, force=True)

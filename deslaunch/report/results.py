@@ -280,7 +280,7 @@ def check_output(
     # By inode and name first: to open and close a ledger that this process has open would drop
     # the locks that SQLite holds on it.
     beside = [] if ledger is None else [f"{ledger}{suffix}" for suffix in _BESIDE_LEDGER]
-    first = b""
+    first, hint = b"", "name another file with -o"
 
     if any(_is_same(output, file) for file in beside):
         why = "this file belongs to the batch's ledger, and no output replaces a ledger"
@@ -291,11 +291,12 @@ def check_output(
     elif output.is_file() and (first := _first_line(output)).startswith(b"SQLite format 3\0"):
         why = "this is a SQLite database, and no output replaces a ledger"
     elif first and not force and not is_own(first):
-        why = "this file exists, and neither results nor a report wrote it (--force replaces it)"
+        why = "this file exists already, and may be somebody's work"
+        hint = f"{hint}; or replace this one: add --force"
     else:
         return
 
-    raise ConfigurationError(f"{printable(str(output))}: {why}", hint="name another file with -o")
+    raise ConfigurationError(f"{printable(str(output))}: {why}", hint=hint)
 
 
 def _first_line(file: Path) -> bytes:
