@@ -248,6 +248,15 @@ def test_the_runs_of_a_batch() -> None:
     ]
 
 
+def test_pending_rows_hide_no_run_that_failed() -> None:
+    runs = WatchSummary(1, 2, 0, 0, summary(started=3, pending=4))
+
+    assert runs.exit_code == 5
+    assert [*render.left_lines(runs)] == ["4 rows not sent yet (pending), and 2 runs failed"]
+    assert [*render.left_lines(runs._replace(failed=0))] == ["4 rows not sent yet (pending)"]
+    assert not [*render.left_lines(runs._replace(is_trial=True))]
+
+
 def plan(**more: Any) -> Plan:
     jobs = (PlannedJob("default", JOB, "POS usage", 3), PlannedJob("acme", "j", "", 1))
     settled: dict[str, Any] = {

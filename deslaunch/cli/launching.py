@@ -495,6 +495,7 @@ async def _watch(
     is_trial = {stop.reason for stop in stops} == {StopReason.LIMIT}
     summary = summary._replace(batch=summary.batch._replace(ledger=ledger), is_trial=is_trial)
     printer.say(*render.watch_lines(summary))
+    printer.insist(*render.left_lines(summary))
     printer.insist(*render.command_lines(render.watch_commands(summary, repeated)))
     printer.insist(*render.command_lines(render.next_commands(summary.batch, repeated)))
     return summary

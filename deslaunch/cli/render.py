@@ -124,6 +124,13 @@ def watch_lines(summary: events.WatchSummary) -> Iterator[str]:
         yield f"{summary.untold:,} untold: DES refuses to tell of them; the next watch asks again"
 
 
+def left_lines(summary: events.WatchSummary) -> Iterator[str]:
+    """Yield what one exit code can't tell at once: rows are pending, and runs failed."""
+    if (left := summary.batch.counts.pending) and not summary.is_trial:
+        failed = f", and {count(summary.failed, 'run')} failed" if summary.failed else ""
+        yield f"{count(left, 'row')} not sent yet (pending){failed}"
+
+
 def one_line(text: str, limit: int = 200) -> str:
     """Return a text without its line breaks, cut."""
     line = " ".join(text.split())
