@@ -68,6 +68,7 @@ def test_what_can_not_be_started_is_told_and_leaves_nothing(
 
     assert (done.returncode, done.stdout) == (2, "")
     assert why in done.stderr
+    assert not set(done.stderr.split()) & {"--skip-invalid", "row", "rows", "column"}
     assert not read_log(place.log)
     assert not list(place.folder.glob("state/starts/*.ledger.db"))
 
@@ -78,7 +79,21 @@ def test_what_was_not_sent_is_withdrawn(place: Workplace) -> None:
 
     assert (done.returncode, done.stdout) == (6, "")
     assert "no run was started" in done.stderr
+    assert done.stderr.endswith("it was withdrawn: once that is fixed, start it again\n")
     assert place.json("status", "one.ledger.db")["withdrawn"] == 1
+
+    taken = place.run("start", POS_USAGE, "DBGenFrom=2", "--ledger", "one.ledger.db")
+    assert taken.returncode == 7
+    assert taken.stderr.endswith("name a new file by --ledger, or leave it out\n")
+
+
+def test_the_target_of_a_run_is_named(place: Workplace) -> None:
+    target = f'base_url = "{place.environment.pop("DES_BASE_URL")}"\ntoken_env = "DES_TOKEN"\n'
+    (place.folder / "t.toml").write_text(f"[targets.acme]\n{target}[targets.bistro]\n{target}")
+    words = (POS_USAGE, "DBGenFrom=1", "--config", "t.toml", "--target", "acme")
+
+    assert place.run("start", *words).returncode == 0
+    assert place.run("find", "start", "--json").stdout.count('"target":"acme"') == 1
 
 
 def test_a_lost_response_is_unknown_and_not_sent_again(tmp_path: Path) -> None:

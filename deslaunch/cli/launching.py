@@ -3,8 +3,8 @@
 import io
 import json
 import secrets
-from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -18,7 +18,7 @@ from deslaunch.cli.ending import telling_end
 from deslaunch.cli.options import Given
 from deslaunch.cli.targets import config_of, open_clients
 from deslaunch.cli.terminal import fit_slots
-from deslaunch.errors import ConfigurationError, LedgerExists, LedgerMissing
+from deslaunch.errors import ConfigurationError, InvalidManifest, LedgerExists, LedgerMissing
 from deslaunch.events import (
     Event,
     Noted,
@@ -211,10 +211,11 @@ async def start(given: Given) -> int:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise click.UsageError(f"{twice} is given twice")
 
-    source = Manifest(io.BytesIO(orjson.dumps(row)), format="jsonl", name="command line")
+    settings = replace(given.settings, again=True)  # each run that is asked for is wanted
+    form: dict[str, Any] = {"format": "jsonl", "target": settings.target}
+    source = Manifest(io.BytesIO(orjson.dumps(row)), **form, name="command line")
     ledger = given["ledger"] or await to_thread.run_sync(_new_place)
     progress = render.Progress(given.printer)
-    settings = replace(given.settings, again=True)  # each run that is asked for is wanted
     more: dict[str, Any] = {"settings": settings, "schema": given["schema"]}
 
     def tell(event: Event) -> None:
@@ -224,6 +225,7 @@ async def start(given: Given) -> int:
     async with (
         telling_end(given) as told,
         open_clients(given) as clients,
+        _in_words_of_start(),
         batch.open_batch(source, clients, ledger=ledger, on_event=tell, **more) as opened,
     ):
         given.interrupts.batch = opened
@@ -233,13 +235,16 @@ async def start(given: Given) -> int:
         progress.is_over = True
         [row_now] = [one async for one in opened.results()]
 
-        if summary.counts.pending:
-            await opened.ledger.withdraw(None)
-
         if row_now.job_run_id is None:
             why = "; ".join(stop.message for stop in summary.stops) or row_now.error
             given.printer.insist(f"no run was started: {row_now.state}: {why}")
-            given.printer.insist(*render.command_lines(render.next_commands(summary, [])))
+
+        if summary.counts.pending:
+            await opened.ledger.withdraw(None)
+            given.printer.insist("it was withdrawn: once that is fixed, start it again")
+        elif row_now.job_run_id is None:
+            commands = render.next_commands(summary, given.repeated)
+            given.printer.insist(*render.command_lines(commands))
         elif not given["as_json"]:
             given.printer.data(row_now.job_run_id)
 
@@ -251,6 +256,20 @@ async def start(given: Given) -> int:
         given.printer.outcome_json(told)
 
     return ended.exit_code
+
+
+@asynccontextmanager
+async def _in_words_of_start() -> AsyncIterator[None]:
+    """Tell what is wrong as of one run: it has no rows, and none of the options of ``run``."""
+    try:
+        yield
+    except InvalidManifest as exc:
+        told = "; ".join(problem.message for problem in exc.problems)
+        hint = "see the jobs, and what they take: deslaunch jobs"
+        raise ConfigurationError(f"no run was started: {told}", hint=hint) from exc
+    except LedgerExists as exc:
+        exc.hint = "each run has a ledger of its own: name a new file by --ledger, or leave it out"
+        raise
 
 
 def _value_of(said: str) -> tuple[str, Any]:
