@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
+from judge import read_log, row_of
 from ledgers import Hands, begin, checked, crash, make, outcome, read, run_id, send, session
 from stage import fault, workplace
 
@@ -188,9 +189,26 @@ def test_the_command_repeats_what_the_watch_has_told(tmp_path: Path) -> None:
         quick = ("--yes", "--watch", "--interval", "0.05")
         assert place.run("run", "night.jsonl", *quick).returncode == 3
         assert place.json("status", "night.ledger.db")["started"] == 3
+        failed = read_log(place.log)[1]["jobRunId"]
+        assert f"run {failed}, failed, sent" in place.run("find", failed).stdout
 
         done = place.run("resume", "night.ledger.db", "--retry-failed-runs", *quick)
         assert done.returncode == 0
         assert len(place.simulator.runs) == 4
+        row, new = f"row-{row_of(read_log(place.log)[1])}", read_log(place.log)[3]["jobRunId"]
+        found = place.run("find", failed).stdout
+        assert found.startswith(f"{row}: started, run {new}, succeeded, sent ")
+        assert f"(an earlier run of it: {failed})" in found
+        assert "earlier" not in place.run("find", row).stdout + place.run("find", new).stdout
         again = place.run("resume", "night.ledger.db", "--retry-failed-runs", *quick)
         assert (again.returncode, len(place.simulator.runs)) == (0, 4)
+
+
+def test_a_watch_tells_of_runs_that_failed_and_of_rows_that_are_pending(tmp_path: Path) -> None:
+    with workplace(tmp_path, {"finishAfter": 0.05, **fault("fail-run", 1)}) as place:
+        place.manifest(3)
+        place.run("run", "night.jsonl", "--limit", "2", "--yes")
+        done = place.run("watch", "night.ledger.db", "--interval", "0.05", "--quiet")
+
+        assert done.returncode == 5
+        assert done.stderr.startswith("1 row not sent yet (pending), and 1 run failed\n")

@@ -170,7 +170,7 @@ async def find(given: Given) -> int:
             if given["as_json"]:
                 printer.json({"ledger": noted.place, **as_result(row)})
             else:
-                printer.data(render.found_line(noted.place, row))
+                printer.data(render.found_line(noted.place, row, text))
 
     printer.warn(*(f"{place} {why}" for why, places in passed.items() for place in places))
 

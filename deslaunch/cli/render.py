@@ -267,13 +267,16 @@ def plan_lines(plan: events.Plan) -> Iterator[str]:
         yield f"ledger: {plan.ledger}"
 
 
-def found_line(place: str, row: "ResultRow") -> str:
-    """Return a row that was looked for: where it is, its run, and how that stands."""
+def found_line(place: str, row: "ResultRow", text: str) -> str:
+    """Return a row that was looked for by a text: where it is, its run, and how that stands."""
+    known = f"{row.key} {row.job_run_id} {row.says}".lower()
+    is_earlier = json.dumps(text, ensure_ascii=False)[1:-1].lower() not in known
     run = "" if row.job_run_id is None else f", run {row.job_run_id}"
     ends = {None: "", 0: ", not finished", 1: ", succeeded" if row.success else ", failed"}
     sent = "" if row.sent_utc is None else f", sent {row.sent_utc}"
     job = _job_text(row.job_name, row.job_id)
-    return f"{row.key}: {row.state}{run}{ends[row.finished]}{sent}, {job}; {place}"
+    before = f" (an earlier run of it: {text})" if is_earlier else ""
+    return f"{row.key}: {row.state}{run}{ends[row.finished]}{sent}{before}, {job}; {place}"
 
 
 def _job_text(name: str, job_id: str) -> str:

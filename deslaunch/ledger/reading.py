@@ -467,7 +467,7 @@ class Reader:
         """Return the first 100 rows that have a text as key, jobRunId or a parameter's value."""
         said = {"text": storable(text, None), "inner": orjson.dumps(text).decode()[1:-1]}
         rows = [number for (number,) in await self.query("find_rows", said)]
-        wanted = {"state": None, "run": None, "with_rows": False, "rows": as_json(rows)}
+        wanted = {"state": None, "run": None, "with_rows": True, "rows": as_json(rows)}
         return [ResultRow._make(row) for row in await self.query("results", wanted)]
 
     async def control(self) -> Control:
