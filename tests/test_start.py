@@ -217,3 +217,17 @@ def test_the_slots_fit_the_files_that_may_be_opened(place: Workplace) -> None:
     few = place.run("run", "more.jsonl", *slots, wrap=("prlimit", "--nofile=100:100"))
     assert few.returncode == 0
     assert "warning: 52 slots: this process may open 100 files (ulimit -n)" in few.stderr
+
+
+def test_slots_that_control_tells_fit_them_too(tmp_path: Path) -> None:
+    with workplace(tmp_path, {"latency": 0.2}) as place:
+        place.manifest(400)
+        words = ("run", "night.jsonl", "--concurrency", "4", "--yes")
+        launch = place.start(*words, wrap=("prlimit", "--nofile=100:100"))
+        place.wait_for_runs(launch, 8)
+        assert place.run("control", "night.ledger.db", "concurrency=1024").returncode == 0
+        _, err = launch.communicate(timeout=30)
+
+        assert launch.returncode == 0
+        assert "warning: 52 slots: this process may open 100 files (ulimit -n)" in err
+        assert (len(place.simulator.runs), "all rows wait" in err) == (400, False)

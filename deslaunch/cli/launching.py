@@ -17,7 +17,6 @@ from deslaunch.cli import options, render
 from deslaunch.cli.ending import telling_end
 from deslaunch.cli.options import Given
 from deslaunch.cli.targets import config_of, open_clients
-from deslaunch.cli.terminal import fit_slots
 from deslaunch.errors import ConfigurationError, InvalidManifest, LedgerExists, LedgerMissing
 from deslaunch.events import (
     Event,
@@ -29,7 +28,6 @@ from deslaunch.events import (
     WatchSummary,
 )
 from deslaunch.model import count, place_word, printed
-from deslaunch.settings import Settings
 
 if TYPE_CHECKING:
     from deslaunch.launch.launcher import Batch
@@ -419,7 +417,7 @@ async def _launch(
         return not (asks and plan.send) or await printer.ask(f"Start {count(plan.send, 'run')}?")
 
     progress = render.Progress(printer)
-    more: dict[str, Any] = {"settings": _fitted(given), "schema": given["schema"]}
+    more: dict[str, Any] = {"settings": given.settings, "schema": given["schema"]}
     more |= {"options_kept": given.kept(), "on_event": progress, "confirm": confirm}
     more |= {"join": given["join"]}
 
@@ -456,18 +454,6 @@ async def _launch(
         printer.outcome_json(ended.as_dict())
 
     return ended.exit_code
-
-
-def _fitted(given: Given) -> Settings:
-    """Return the settings, with as many slots as this process may open files for."""
-    settings = given.settings
-    slots, files = fit_slots(settings.concurrency)
-
-    if slots == settings.concurrency:
-        return settings
-
-    given.printer.warn(f"{count(slots, 'slot')}: this process may open {files} files (ulimit -n)")
-    return replace(settings, concurrency=slots)
 
 
 async def _preview(given: Given, manifest: str | None, ledger: str) -> int:

@@ -30,9 +30,6 @@ T = TypeVar("T")
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
-_OTHER_FILES: Final = 48
-"""Files beside sockets: the ledger, its log, modules that are imported late."""
-
 _COLLECT_AFTER: Final = 50_000
 """Objects that are made, more than go, before a search for cycles: a launch makes few of them."""
 
@@ -270,29 +267,6 @@ def signal_of(interrupt: BaseException | None) -> int:
 def heeded_signals() -> list[signal.Signals]:
     """Return the signals that end a command: those that its parent did not have ignored."""
     return [number for number in _SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-
-
-def fit_slots(slots: int) -> tuple[int, int]:
-    """Let this process open as many files as so many slots need.
-
-    Returns:
-        The slots that fit, at least 1, and the limit that holds (``ulimit -n``).
-    """
-    import resource  # noqa: PLC0415  # not needed for --help
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = slots + _OTHER_FILES
-
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        most = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
-
-        with contextlib.suppress(ValueError, OSError):  # a system may know another limit
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-            soft = most
-
-        slots = max(1, min(slots, soft - _OTHER_FILES))
-
-    return slots, soft
 
 
 @dataclass

@@ -34,6 +34,7 @@ from deslaunch.events import Noted, Plan, Planned, ProblemGroup, Summary
 from deslaunch.launch import importing
 from deslaunch.launch.importing import ROWS, Rows, Source, StrPath, open_manifest
 from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Setup, resume_command
+from deslaunch.launch.loop import fit_slots
 from deslaunch.launch.schemas import Schemas, read_schema_file
 from deslaunch.launch.witness import check_copy, find_others, refuse, tell_before
 from deslaunch.ledger.history import History
@@ -458,6 +459,12 @@ async def _set_up(
     schemas.tell = lambda text: emit(Noted(text))
     history = await run_sync(History.of_user, warn)
     limits = {job.lower(): limit for job, limit in (job_limits or {}).items()}
+    slots, lack = fit_slots(settings.concurrency)
+
+    if lack:
+        settings = replace(settings, concurrency=slots)
+        emit(Noted(lack, is_warning=True))
+
     return Setup(settings, clients, schemas, emit, confirm, options_kept, history, limits, join)
 
 

@@ -5,9 +5,11 @@ A clock that is passed in, workers that share a queue, and what both loops do al
 
 import asyncio
 import random
+import resource
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
@@ -24,11 +26,13 @@ from deslaunch.events import (
 from deslaunch.launch.retry import wait_after
 from deslaunch.launch.target import Pacer, Throttle
 from deslaunch.ledger.ledger import Ledger
-from deslaunch.model import Sent
+from deslaunch.model import Sent, count
 from deslaunch.settings import Settings
 
 SHORTEST_SLEEP = 0.001  # uvloop's timers know milliseconds; a shorter one would spin
 LONGEST_SLEEP = 3600.0  # no timer rings at infinity
+
+_OTHER_FILES = 48  # beside sockets: the ledger, its log, modules that are imported late
 
 
 class Clock:
@@ -146,6 +150,29 @@ class Loop:
     def _fail(self, exc: Exception) -> None:
         self._error = self._error or exc
         self.drain()
+
+
+def fit_slots(slots: int) -> tuple[int, str]:
+    """Let this process open as many files as so many slots need.
+
+    Returns:
+        The slots that fit, at least 1, and a sentence where they are fewer, else ``""``.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = slots + _OTHER_FILES
+
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return slots, ""
+
+    most = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
+
+    with suppress(ValueError, OSError):  # a system may know another limit
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+
+    fitting = max(1, min(slots, soft - _OTHER_FILES))
+    told = f"{count(fitting, 'slot')}: this process may open {soft} files (ulimit -n)"
+    return fitting, told if fitting < slots else ""
 
 
 class Workers:

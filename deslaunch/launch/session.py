@@ -25,7 +25,7 @@ from typing import Final
 from deslaunch import errors, events
 from deslaunch.des.client import DesClient
 from deslaunch.events import Control, Event, Stop, StopReason, TargetPaused
-from deslaunch.launch.loop import SHORTEST_SLEEP, Loop, note_of
+from deslaunch.launch.loop import SHORTEST_SLEEP, Loop, fit_slots, note_of
 from deslaunch.launch.retry import broken_off, ended, verdict, wait_after
 from deslaunch.launch.target import Health, Pacer, Throttle
 from deslaunch.ledger.ledger import JobLane, Lane
@@ -651,7 +651,10 @@ class Session(Loop):
 
     def _obey(self, control: Control) -> None:
         before, self._control = self._control, control
-        self._slots = control.concurrency or self.settings.concurrency
+        self._slots, lack = fit_slots(control.concurrency or self.settings.concurrency)
+
+        if lack:
+            self._tell(events.Noted(lack, is_warning=True))
 
         if control.rate != before.rate:
             self._pacer = Pacer(control.rate or self.settings.rate)

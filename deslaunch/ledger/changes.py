@@ -20,16 +20,7 @@ from deslaunch.errors import ConfigurationError, ManifestError
 from deslaunch.events import Control, Plan
 from deslaunch.ledger.reading import UnknownRow
 from deslaunch.ledger.store import Store, as_json, storable
-from deslaunch.model import (
-    CheckedRow,
-    InvalidRow,
-    Job,
-    Outcome,
-    Problem,
-    Result,
-    place_word,
-    printed,
-)
+from deslaunch.model import CheckedRow, InvalidRow, Job, Outcome, Problem, Result
 
 Verdict = Literal["started", "notStarted", "unknown"]
 
@@ -347,7 +338,7 @@ def tell_launchers(store: Store, told: Mapping[str, Any], now: int, *, is_at_wor
         raise ConfigurationError(
             f"{store.place}: no launcher is sending its rows; nothing was told",
             hint="it is for launchers at work; begin one with such options: "
-            f"{printed('resume', place_word(store.place), '--concurrency', '4')}",
+            f"{model.printed('resume', model.place_word(store.place), '--concurrency', '4')}",
         )
 
     [(text,)] = store.fetch("control")
