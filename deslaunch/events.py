@@ -123,6 +123,7 @@ class Plan(NamedTuple):
         corrections: (rows replaced, rows added) by a file of corrections, or None without one.
         warnings: what a person should know before it begins.
         before: when these rows were last started, and how that ended; ``""``: never.
+        stops_at: when nothing new is sent any more, seconds since 1970, or None.
     """
 
     manifest: str
@@ -138,6 +139,7 @@ class Plan(NamedTuple):
     corrections: tuple[int, int] | None = None
     warnings: tuple[str, ...] = ()
     before: str = ""
+    stops_at: float | None = None
 
     @property
     def send(self) -> int:

@@ -325,6 +325,22 @@ class Settings:
         """What ``max_errors`` means."""
         return ErrorLimit.parse(self.max_errors)
 
+    def ends_at(self, now: float) -> tuple[float, str] | None:
+        """Return when a launch that begins now is to send nothing new, and by which option.
+
+        Args:
+            now: seconds since 1970, as is the time that is returned.
+        """
+        ends = []
+
+        if self.stop_at is not None:
+            ends.append((next_such(self.stop_at, now), f"--stop-at {self.stop_at}"))
+
+        if self.stop_after is not None:
+            ends.append((now + parse_duration(self.stop_after), f"--stop-after {self.stop_after}"))
+
+        return min(ends, default=None)
+
     @property
     def drain_seconds(self) -> float:
         """Seconds that starts in flight get once the launch is told to end."""

@@ -61,11 +61,14 @@ class Bench:
         for target, most in (slots_of or {}).items():
             self.clients[target].concurrency = most
 
+        settings = Settings(concurrency=slots, **tuning)
+
         self.session = Session(
             cast("Any", self.ledger),
             cast("Any", self.clients),
-            Settings(concurrency=slots, **tuning),
+            settings,
             self.ledger.due(),
+            ends=settings.ends_at(self.clock.wall()),
             emit=self._emit,
             clock=self.clock,
             rng=rng or MostJitter(),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from commands import Terminal
 from fakes import VirtualClock
 from ledgers import Hands, begin, checked, crash, make
 from ledgers import session as new_session
 from sessions import Bench, keys
 from stage import workplace
 
+from deslaunch.cli.render import local_time
 from deslaunch.errors import ConfigurationError
 from deslaunch.events import Control, Noted, StopReason
 from deslaunch.ledger.ledger import open_ledger
@@ -113,6 +116,32 @@ async def test_a_launch_stops_at_a_time_of_day() -> None:
     assert [stop.reason for stop in bench.session.stops] == [StopReason.OUT_OF_TIME]
 
 
+async def test_a_launch_whose_time_has_come_sends_nothing() -> None:
+    bench = slow(9)
+    bench.session.ends = (bench.clock.wall(), "--stop-at 06:00")
+    await bench.finish()
+
+    assert (bench.des.keys(), len(bench.session.stops)) == ([], 1)
+
+
+def test_the_time_counts_from_the_begin_of_the_command(place: Workplace) -> None:
+    place.manifest(3)
+
+    with Terminal(place, "run", "night.jsonl", "--stop-after", "1") as terminal:
+        terminal.expect("stops at ")
+        terminal.expect("Start 3 runs?")
+        asked = time.time()
+
+        while time.time() < asked + 1:  # a person thinks
+            place.run("--version")
+
+        terminal.type("y\n")
+        assert terminal.code == 5
+        assert "the time of --stop-after 1 has come" in terminal.text
+
+    assert not place.simulator.runs
+
+
 async def test_a_batch_that_ends_in_time_is_not_stopped() -> None:
     bench = slow(3, stop_after="1h")
     await bench.finish()
@@ -121,6 +150,14 @@ async def test_a_batch_that_ends_in_time_is_not_stopped() -> None:
 
 
 # Times.
+
+
+def test_a_time_is_told_as_a_person_says_it() -> None:
+    now = datetime.now()  # noqa: DTZ005  # local, as the person says it
+    at, days = now.replace(hour=6, minute=0), [f"{now + timedelta(d):%Y-%m-%d}" for d in range(3)]
+    told = [local_time((at + timedelta(days=day)).timestamp()) for day in range(3)]
+
+    assert told == [f"06:00 today, {days[0]}", f"06:00 tomorrow, {days[1]}", f"06:00, {days[2]}"]
 
 
 def test_the_next_such_time_is_today_or_tomorrow() -> None:

@@ -9,6 +9,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from deslaunch import events
@@ -155,6 +156,13 @@ def duration(seconds: float) -> str:
     return charts.duration(1_000 * max(1, round(seconds)))
 
 
+def local_time(seconds: float) -> str:
+    """Return a time by this machine's clock: ``06:00 tomorrow, 2026-11-30``."""
+    then, now = datetime.fromtimestamp(seconds), datetime.now()  # noqa: DTZ005, DTZ006  # local
+    day = {0: " today", 1: " tomorrow"}.get((then.date() - now.date()).days, "")
+    return f"{then:%H:%M}{day}, {then:%Y-%m-%d}"
+
+
 # What to do next.
 
 
@@ -258,13 +266,20 @@ def plan_lines(plan: events.Plan) -> Iterator[str]:
         yield f"now: the first {plan.send:,}; the others stay pending"
 
     if plan.send:
-        pace = "; duration unknown until the first responses"
-
-        if plan.seconds:
-            pace = f", {plan.rate:g} a second: {duration(plan.seconds)} or longer"
-
-        yield f"pace: up to {count(plan.concurrency, 'concurrent start')}{pace}"
+        yield from _pace_lines(plan)
         yield f"ledger: {plan.ledger}"
+
+
+def _pace_lines(plan: events.Plan) -> Iterator[str]:
+    pace = "; duration unknown until the first responses"
+
+    if plan.seconds:
+        pace = f", {plan.rate:g} a second: {duration(plan.seconds)} or longer"
+
+    yield f"pace: up to {count(plan.concurrency, 'concurrent start')}{pace}"
+
+    if plan.stops_at is not None:
+        yield f"stops at {local_time(plan.stops_at)}: what is left then stays pending"
 
 
 def found_line(place: str, row: "ResultRow", text: str) -> str:

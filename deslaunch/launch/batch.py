@@ -8,6 +8,7 @@ import asyncio
 import inspect
 import os
 import sys
+import time
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -432,6 +433,7 @@ async def _set_up(
         ConfigurationError: there is neither a client nor a schema file.
     """
     settings = settings or (settings_of(ledger) if ledger else Settings())
+    ends = settings.ends_at(time.time())
     clients = {settings.target: des} if isinstance(des, DesClient) else dict(des or {})
 
     if options_kept is None:
@@ -465,7 +467,8 @@ async def _set_up(
         settings = replace(settings, concurrency=slots)
         emit(Noted(lack, is_warning=True))
 
-    return Setup(settings, clients, schemas, emit, confirm, options_kept, history, limits, join)
+    told = (schemas, emit, confirm, options_kept, history, limits, ends, join)
+    return Setup(settings, clients, *told)
 
 
 def _open_source(rows: Any, settings: Settings) -> Source:
@@ -495,7 +498,8 @@ async def _agree(setup: Setup, plan: Plan, warnings: Iterable[str]) -> Plan:
         Declined: the response is no.
     """
     pace = {name: getattr(setup.settings, name) for name in ("concurrency", "rate", "limit")}
-    plan = plan._replace(**pace, warnings=tuple(filter(None, warnings)))
+    stops_at = setup.ends and setup.ends[0]
+    plan = plan._replace(**pace, stops_at=stops_at, warnings=tuple(filter(None, warnings)))
     setup.emit(Planned(plan))
 
     if setup.confirm is not None:

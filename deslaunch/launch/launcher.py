@@ -54,6 +54,7 @@ class Setup:
         kept: what the ledger is to keep of the options, beside what it keeps.
         history: of this machine's batches.
         limits: of single jobs, by their jobIds in lower case.
+        ends: see :meth:`Settings.ends_at`; counted from here, not from when the plan is agreed to.
         joins: other launchers may be at work on the batch.
     """
 
@@ -65,6 +66,7 @@ class Setup:
     kept: Mapping[str, Any]
     history: History
     limits: Mapping[str, JobLimit]
+    ends: tuple[float, str] | None
     joins: bool = False
 
 
@@ -241,7 +243,7 @@ class Batch:
         began = time.monotonic()
         setup, most = self._setup, UNREAD_PER_SLOT * self._setup.settings.concurrency
         due = await self.ledger.begin_session(await self._new_session())
-        given = (self.ledger, setup.clients, setup.settings, due, setup.limits)
+        given = (self.ledger, setup.clients, setup.settings, due, setup.limits, setup.ends)
         session = Session(*given, emit=self._emit)
         noting = Noting(setup.history, self.ledger)
         session.is_held_back = lambda: self._unread.qsize() >= most

@@ -30,7 +30,7 @@ from deslaunch.launch.retry import broken_off, ended, verdict, wait_after
 from deslaunch.launch.target import Health, Pacer, Throttle
 from deslaunch.ledger.ledger import JobLane, Lane
 from deslaunch.model import END_STATES, Outcome, Result, RowState, Sent, Start, count
-from deslaunch.settings import JobLimit, next_such, parse_duration
+from deslaunch.settings import JobLimit
 
 RECORD_FOR: Final = 60.0
 """Seconds that outcomes are offered to a ledger that fails, once none is awaited any more."""
@@ -101,6 +101,7 @@ class Session(Loop):
     Attributes:
         due: seconds until each lane's first row may be claimed; None: it has none.
         limits: of single jobs, by their jobIds.
+        ends: when nothing new is to be sent, seconds since 1970, and by which option.
         unrecorded: (key, jobRunId) of runs whose outcome could not be written.
         started_now: rows that were started.
         claimed: rows whose intent became durable, each time counted.
@@ -109,6 +110,7 @@ class Session(Loop):
 
     due: Mapping[Lane, float | None]
     limits: Mapping[str, JobLimit] = field(default_factory=dict)
+    ends: tuple[float, str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,7 +138,6 @@ class Session(Loop):
         self._clocks: dict[str, float] = {}
         self._control = Control()
         self._slots = self.settings.concurrency
-        self._deadlines = self._find_deadlines()
         self._set_due(self.due)
 
     # What the batch calls.
@@ -159,6 +160,7 @@ class Session(Loop):
             self._workers.help(self._look_after_others())
 
         try:
+            self._heed_time()
             await self._look_at_control()
 
             while not self._is_over():
@@ -613,27 +615,16 @@ class Session(Loop):
             self._tell(events.Pulse(self._workers.busy, most, left, is_paused))
             await self.note_clocks()
 
-            for time, deadline, option in self._deadlines:
-                if time() >= deadline and not self._is_draining:
-                    self.drain(Stop(StopReason.OUT_OF_TIME, f"the time of {option} has come"))
+            self._heed_time()
 
             if not self._is_draining and not await self.ledger.is_in_place():
                 message = "the ledger's file was removed or replaced while it was in use"
                 self.drain(Stop(StopReason.LEDGER, message))
 
-    def _find_deadlines(self) -> list[tuple[Callable[[], float], float, str]]:
-        """Return when the session is to drain: a time, its value then, and the option."""
-        settings, clock = self.settings, self.clock
-        deadlines: list[tuple[Callable[[], float], float, str]] = []
-
-        if (text := settings.stop_at) is not None:
-            deadlines.append((clock.wall, next_such(text, clock.wall()), f"--stop-at {text}"))
-
-        if (text := settings.stop_after) is not None:
-            ends = clock.now() + parse_duration(text)
-            deadlines.append((clock.now, ends, f"--stop-after {text}"))
-
-        return deadlines
+    def _heed_time(self) -> None:
+        """Drain once the time has come; before the first row too: a plan may be agreed to late."""
+        if self.ends and self.clock.wall() >= self.ends[0] and not self._is_draining:
+            self.drain(Stop(StopReason.OUT_OF_TIME, f"the time of {self.ends[1]} has come"))
 
     async def _heed_control(self) -> None:
         """Once a second, do what a person tells; not in the pulse, which waits for no ledger."""
