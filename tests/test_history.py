@@ -55,7 +55,10 @@ def test_an_older_copy_that_was_put_back_is_refused(place: Workplace) -> None:
 
     accepted = place.run("resume", "night.ledger.db", "--accept-copy", "--yes")
     assert accepted.returncode == 0
-    assert "what it starts now may have been started already" in accepted.stderr
+    marked = (
+        "what it starts now may have been started already, and is marked as a possible duplicate"
+    )
+    assert marked in accepted.stderr
     judge = place.judge()
     assert [line["possibleDuplicate"] for line in judge.lines] == [False] * 2 + [True] * 4
     assert place.run("resume", "night.ledger.db", "--yes").returncode == 0, "it is the batch now"
@@ -99,8 +102,13 @@ def test_a_second_batch_of_an_unfinished_manifest_is_refused(place: Workplace) -
 
     again = place.run("run", "night.jsonl", "--ledger", "other.ledger.db", "--again", "--yes")
     assert again.returncode == 0
+    left = (
+        f"warning: {place.ledger} is given up: 4 pending rows of it stay unsent, unless you go on"
+    )
+    assert f"{left} with it: deslaunch resume {place.ledger}\n" in again.stderr
     third = place.run("run", "night.jsonl", "--ledger", "third.ledger.db", "--yes")
     assert third.returncode == 0, "the first was given up, and the second is finished"
+    assert "given up" not in third.stderr
     assert sent(place) == sorted([1, 2, *range(1, 7), *range(1, 7)])
 
 

@@ -37,7 +37,7 @@ from deslaunch.launch.importing import ROWS, Rows, Source, StrPath, open_manifes
 from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Setup, resume_command
 from deslaunch.launch.loop import fit_slots
 from deslaunch.launch.schemas import Schemas, read_schema_file
-from deslaunch.launch.witness import check_copy, find_others, refuse, tell_before
+from deslaunch.launch.witness import check_copy, find_others, refuse, tell_before, tell_given_up
 from deslaunch.ledger.history import History
 from deslaunch.ledger.ledger import Import, Ledger, NewBatch, begin_import, open_ledger, take_ledger
 from deslaunch.ledger.place import is_shared, user_folder
@@ -547,7 +547,8 @@ async def _import(stack: AsyncExitStack, source: Source, place: str, setup: Setu
         for note in setup.schemas.notes.values():
             setup.emit(Noted(note))
 
-        allowed = await _look_for_others(setup, made, known.get("digest", ""), name)
+        allowed, told = await _look_for_others(setup, made, known.get("digest", ""), name)
+        warnings += told
         before = await run_sync(tell_before, setup.history, known.get("digest", ""), made.place)
         plan = (await made.plan())._replace(manifest=name, ledger=place, before=before)
         plan = await _agree(setup, plan, warnings)
@@ -561,8 +562,8 @@ async def _import(stack: AsyncExitStack, source: Source, place: str, setup: Setu
 
 async def _look_for_others(
     setup: Setup, batch: Import | Ledger, digest: str, name: str
-) -> Collection[str]:
-    """Return the uids of batches of the same rows that may be beside a new one.
+) -> tuple[Collection[str], tuple[str, ...]]:
+    """Return the uids of batches that may be beside a new one of their rows, and what that costs.
 
     Raises:
         UnfinishedBatch: another one is unfinished, and that is not accepted.
@@ -570,7 +571,7 @@ async def _look_for_others(
     others = await find_others(setup.history, digest, batch)
     allowed = {one.uid for one in others if setup.settings.again or not one.is_unfinished}
     refuse([one for one in others if one.uid not in allowed], name)
-    return allowed
+    return allowed, tuple(tell_given_up(one) for one in others if one.is_unfinished)
 
 
 def _row_options(settings: Settings) -> dict[str, Any]:
@@ -632,7 +633,8 @@ async def _go_on(
 
     if not (await ledger.query("last_known"))[0][1]:  # nothing was sent: as good as new
         name = printable(ledger.batch.manifest)
-        allowed = await _look_for_others(setup, ledger, ledger.batch.digest, name)
+        allowed, told = await _look_for_others(setup, ledger, ledger.batch.digest, name)
+        warnings += told
 
     async def correct(file: Manifest, *, dry_run: bool) -> Plan:
         done = await ledger.correct(

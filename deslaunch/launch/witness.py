@@ -64,7 +64,10 @@ async def check_copy(ledger: Ledger, history: History, *, accepts: bool) -> str:
     why, hint = found
 
     if accepts:
-        return f"{why}; what it starts now may have been started already"
+        return (
+            f"{why}; what it starts now may have been started already, and is marked as a "
+            "possible duplicate"
+        )
 
     raise errors.LedgerOutdated(
         f"{why}, and nothing was sent now",
@@ -211,6 +214,15 @@ def refuse(others: Collection[Other], name: str) -> None:
             "would send rows again, and nothing was sent",
             hint=f"{hint}; to begin a second batch all the same, pass --again",
         )
+
+
+def tell_given_up(other: Other) -> str:
+    """Return what a second batch leaves behind of an unfinished one."""
+    left = count(other.counts["pending"], "pending row") if other.counts else "what is pending"
+    resume = printed("resume", place_word(other.place))
+    return (
+        f"{other.place} is given up: {left} of it stay unsent, unless you go on with it: {resume}"
+    )
 
 
 def tell_before(history: History, digest: str, place: str) -> str:
