@@ -181,11 +181,30 @@ def test_a_command_that_fails_is_a_warning(place: Workplace, teller: str) -> Non
     done = place.run("run", "night.jsonl", "--yes", "--on-end", teller)
     assert (done.returncode, "ended with exit code 3" in done.stderr) == (0, True)
 
-    done = place.run("resume", "night.ledger.db", "--yes", "--on-end", "no-such-command")
-    assert (done.returncode, "No such file" in done.stderr) == (0, True)
+    (place.folder / "broken").write_text("#!/no/such/interpreter\n")
+    (place.folder / "broken").chmod(0o700)
+    done = place.run("resume", "night.ledger.db", "--yes", "--on-end", "./broken")
+    assert (done.returncode, "can't be run: No such file" in done.stderr) == (0, True)
 
     done = place.run("resume", "night.ledger.db", "--yes", "--on-end", "'open")
     assert (done.returncode, "--on-end takes a program" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("program", ["no-such-command", "./unready", "./none"])
+def test_a_command_that_can_not_be_run_is_noticed_before_the_night(
+    place: Workplace, program: str
+) -> None:
+    place.manifest(1)
+    (place.folder / "unready").write_text("#!/bin/sh\n")
+    (place.folder / "deslaunch.toml").write_text(f'on_end = ["{program}", "x"]\n')
+
+    for words in (("--on-end", f"{program} x"), ("--config", "deslaunch.toml")):
+        done = place.run("run", "night.jsonl", "--yes", *words)
+        assert (done.returncode, place.ledger.exists()) == (2, False)
+        assert f": there is no program {program} that you may run; nothing was sent" in done.stderr
+
+    assert place.run("start", POS_USAGE, "DBGenFrom=1", *words).returncode == 2
+    assert not read_log(place.log)
 
 
 def test_it_is_told_where_nobody_reads_stderr(place: Workplace, teller: str) -> None:
@@ -200,8 +219,18 @@ def test_a_configuration_file_may_name_it(place: Workplace, teller: str) -> None
     (place.folder / "deslaunch.toml").write_text(f"on_end = [{words}]\n")
     place.manifest(1)
     place.run("run", "night.jsonl", "--yes", "--config", "deslaunch.toml")
-
     assert told(place)["exitCode"] == 0
+
+    (place.folder / "told.json").unlink()
+    place.run("resume", "night.ledger.db", "--yes")
+    assert told(place)["exitCode"] == 0, "the ledger keeps --config"
+
+    (place.folder / "deslaunch.toml").write_text('on_end = "notify-send"\n')
+    done = place.run("resume", "night.ledger.db", "--yes")
+    wants = (
+        'on_end: expected a program and its arguments, as in ["program", "argument"]; there is no'
+    )
+    assert (done.returncode, wants in done.stderr) == (2, True)
 
 
 # Files that a process may open.

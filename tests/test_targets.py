@@ -189,14 +189,14 @@ def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
         ),
         pytest.param(
             ACME.replace('token_env = "ACME"', "token_command = 'vault s3cret'"),
-            "[targets.acme] token_command: expected a list of texts, as in "
-            '["vault", "read", "secret/des"]; there is no shell, got a text',
+            "[targets.acme] token_command: expected a program and its arguments, as in "
+            '["program", "argument"]; there is no shell, got a text',
             id="command-text",
         ),
         pytest.param(
             ACME.replace('token_env = "ACME"', "token_command = []"),
-            "[targets.acme] token_command: expected a list of texts, as in "
-            '["vault", "read", "secret/des"]; there is no shell, got a list',
+            "[targets.acme] token_command: expected a program and its arguments, as in "
+            '["program", "argument"]; there is no shell, got a list',
             id="command-empty",
         ),
         pytest.param(
@@ -483,7 +483,7 @@ def test_a_base_url_of_no_target() -> None:
 # Clients.
 
 
-def client(values: Mapping[str, Any], kept: Mapping[str, Any] | None = None) -> Any:
+def client(values: Mapping[str, Any], kept: dict[str, Any] | None = None) -> Any:
     return clients_of(Given(values, frozenset(values), before=kept or {}), needs_token=True)
 
 

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,13 +35,14 @@ async def telling_end(given: "Given") -> AsyncIterator[dict[str, Any]]:
         A dict to put in what ``--json`` prints; an error's text and exit code come by themselves.
 
     Raises:
-        ConfigurationError: before the block: the command can't be split into words.
+        ConfigurationError: before the block: a command that was typed can't be run.
     """
     import asyncio  # noqa: PLC0415  # not needed for --help
 
-    typed = given["on_end"]
-    words = _split(typed) if typed is not None else None
     told: dict[str, Any] = {}
+
+    if given["on_end"] is not None:
+        await asyncio.to_thread(command_of, given)
 
     try:
         yield told
@@ -51,10 +53,32 @@ async def telling_end(given: "Given") -> AsyncIterator[dict[str, Any]]:
         raise
     finally:
         given.interrupts.batch = None  # a signal ends what follows
-        words = words or list(await asyncio.to_thread(_of_config, given))
+        words: Sequence[str] = ()
+
+        with contextlib.suppress(DeslaunchError):  # which was told already
+            words = await asyncio.to_thread(command_of, given)
 
         if words and told and (why := await _run(words, told)):
             given.printer.warn(f"--on-end {shlex.join(words)}: {why}")
+
+
+def command_of(given: "Given") -> Sequence[str]:
+    """Return the words of the command that is to be told of the end: typed, or of the file.
+
+    Raises:
+        ConfigurationError: it can't be split, there is no such program, or the file is wrong.
+    """
+    typed = given["on_end"]
+    words = config_of(given).on_end if typed is None else _split(typed)
+
+    if words and shutil.which(words[0]) is None:
+        name = "on_end" if typed is None else "--on-end"
+        raise ConfigurationError(
+            f"{name}: there is no program {words[0]} that you may run; nothing was sent",
+            hint="write its path, and give it leave to be run: chmod +x",
+        )
+
+    return words
 
 
 def _split(text: str) -> list[str]:
@@ -66,13 +90,6 @@ def _split(text: str) -> list[str]:
         f"--on-end takes a program and its arguments, got {text!r}",
         hint="there is no shell: for a pipe write a script, and name that",
     )
-
-
-def _of_config(given: "Given") -> Sequence[str]:
-    with contextlib.suppress(DeslaunchError):  # which was told already
-        return config_of(given).on_end
-
-    return ()
 
 
 def _stderr() -> int:

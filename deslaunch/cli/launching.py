@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from deslaunch.cli import options, render
-from deslaunch.cli.ending import telling_end
+from deslaunch.cli.ending import command_of, telling_end
 from deslaunch.cli.options import Given
 from deslaunch.cli.targets import config_of, open_clients
 from deslaunch.errors import ConfigurationError, InvalidManifest, LedgerExists, LedgerMissing
@@ -212,6 +212,7 @@ async def start(given: Given) -> int:
     settings = replace(given.settings, again=True)  # each run that is asked for is wanted
     form: dict[str, Any] = {"format": "jsonl", "target": settings.target}
     source = Manifest(io.BytesIO(orjson.dumps(row)), **form, name="command line")
+    await to_thread.run_sync(command_of, given)
     ledger = given["ledger"] or await to_thread.run_sync(_new_place)
     progress = render.Progress(given.printer)
     more: dict[str, Any] = {"settings": settings, "schema": given["schema"]}
@@ -358,7 +359,7 @@ async def watch(given: Given) -> int:
     ledger, interrupts = given["ledger"], given.interrupts
 
     async with telling_end(given) as told:
-        given = replace(given, before=await _kept_of(ledger))
+        given.before.update(await _kept_of(ledger))
 
         async with (
             open_clients(given) as clients,
@@ -400,7 +401,7 @@ async def _launch(
     """
     if manifest is None or given["resume"]:
         try:
-            given = replace(given, before=await _kept_of(ledger))
+            given.before.update(await _kept_of(ledger))
         except LedgerMissing:
             if manifest is None:
                 raise
@@ -419,9 +420,9 @@ async def _launch(
     progress = render.Progress(printer)
     more: dict[str, Any] = {"settings": given.settings, "schema": given["schema"]}
     more |= {"options_kept": given.kept(), "on_event": progress, "confirm": confirm}
-    more |= {"join": given["join"]}
-
     more |= {"job_limits": (await asyncio.to_thread(config_of, given)).jobs}
+    more |= {"join": given["join"]}
+    await asyncio.to_thread(command_of, given)
 
     async with open_clients(given) as clients, opening(clients, **more) as batch:
         given.interrupts.batch = batch

@@ -172,7 +172,7 @@ class Given:
 
     values: Mapping[str, Any]
     typed: frozenset[str] = frozenset()
-    before: Mapping[str, Any] = field(default_factory=dict)
+    before: dict[str, Any] = field(default_factory=dict)
     printer: Printer = field(default_factory=Printer)
     interrupts: Interrupts = field(default_factory=Interrupts)
     read: dict[Path | None, Any] = field(default_factory=dict)

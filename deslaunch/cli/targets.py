@@ -63,7 +63,7 @@ _EXPECTED: Final = {
     dict: "a table",
     float: OPTIONS["rate"].range,
     int: OPTIONS["concurrency"].range,
-    list: 'a list of texts, as in ["vault", "read", "secret/des"]; there is no shell',
+    list: 'a program and its arguments, as in ["program", "argument"]; there is no shell',
     str: "a text in quotes",
 }
 
