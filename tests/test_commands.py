@@ -1063,6 +1063,38 @@ def test_some_are_not_asked(argv: list[str], place: Workplace) -> None:
         assert (terminal.code, "[y/N]" in terminal.text) == (0, False)
 
 
+@pytest.mark.parametrize(
+    ("typed", "code", "runs"),
+    [pytest.param("y\n", 0, 3, id="yes"), pytest.param("n\n", 2, 0, id="no")],
+)
+def test_a_person_is_asked_although_stdin_is_the_manifest(
+    typed: str, code: int, runs: int, place: Workplace
+) -> None:
+    place.manifest(3)
+    wrap = ("bash", "-c", 'cat night.jsonl | "$@"; exit $?', "bash")
+    words = ("run", "-", "--format", "jsonl", "--ledger", "night.ledger.db")
+
+    with Terminal(place, *words, wrap=wrap) as terminal:
+        terminal.expect(QUESTION)
+        assert not place.simulator.runs
+        terminal.type(typed)
+        assert terminal.code == code
+
+    assert len(place.simulator.runs) == runs
+
+
+def test_corrections_of_stdin_are_asked_about_too(place: Workplace) -> None:
+    place.manifest(3)
+    assert place.run("run", "night.jsonl", "--limit", "1", "--yes").returncode == 5
+    wrap = ("bash", "-c", 'tail -n 1 night.jsonl | "$@"; exit $?', "bash")
+    words = ("resume", "night.ledger.db", "--corrections", "-", "--format", "jsonl")
+
+    with Terminal(place, *words, wrap=wrap) as terminal:
+        terminal.expect("Start 2 runs? [y/N] ")
+        terminal.type("y\n")
+        assert terminal.code == 0
+
+
 def test_nobody_is_asked_from_the_background(place: Workplace) -> None:
     place.manifest(3)
 

@@ -412,7 +412,8 @@ async def _launch(
     import asyncio  # noqa: PLC0415  # not needed for --help
 
     printer, repeated = given.printer, given.repeated
-    asks = not given["yes"] and printer.can_ask()
+    has_rows = "-" in {manifest, given["corrections"]}
+    asks = not given["yes"] and printer.can_ask(has_rows=has_rows)
 
     async def confirm(plan: Plan) -> bool:
         return not (asks and plan.send) or await printer.ask(f"Start {count(plan.send, 'run')}?")

@@ -165,12 +165,19 @@ class Printer:
         except (OSError, ValueError):  # ValueError: it was closed
             _mute(self.err)
 
-    def can_ask(self) -> bool:
+    def can_ask(self, *, has_rows: bool = False) -> bool:
         """Return True if a person sees a question and can reply to it.
 
+        Args:
+            has_rows: stdin is the manifest; who sees stderr replies at that terminal.
+
         Raises:
-            ConfigurationError: there is a terminal, and it belongs to another process group.
+            ConfigurationError: there is a terminal, and it belongs to another process group, or
+                can't be read.
         """
+        if has_rows and _is_terminal(self.err):
+            self.source = _reopen(self.err)
+
         if not (_is_terminal(self.err) and _is_terminal(self.source)):
             return False
 
@@ -201,6 +208,15 @@ class Printer:
             return False
         finally:
             loop.remove_reader(fd)
+
+
+def _reopen(terminal: TextIO) -> TextIO:
+    """Open a terminal for reading."""
+    try:  # by its own name: macOS can't wait for /dev/tty
+        return os.fdopen(os.open(os.ttyname(terminal.fileno()), os.O_RDONLY | os.O_NOCTTY))
+    except OSError as exc:
+        message = "nobody can be asked while stdin is the manifest; nothing was sent"
+        raise ConfigurationError(message, hint="pass --yes") from exc
 
 
 def _is_terminal(stream: TextIO) -> bool:
