@@ -273,3 +273,55 @@ def test_a_launch_whose_ledger_is_replaced_goes_on_with_the_rescued(tmp_path: Pa
         assert f"go on: deslaunch resume {rescued}\n" in done.stderr
         assert (done.returncode, place.run("resume", rescued).returncode) == (7, 0)
         assert len(place.simulator.runs) == ROWS
+
+
+def test_a_ledger_at_work_is_exported_whole(tmp_path: Path) -> None:
+    with workplace(tmp_path, HELD) as place:
+        place.manifest(ROWS)
+        launch = place.start("run", "night.jsonl", "--concurrency", "4")
+        assert place.wait_for_runs(launch, 8)
+        done = place.run(
+            "export", "night.ledger.db", "copy.db", wrap=("sh", "-c", 'umask 0; "$@"', "sh")
+        )
+        told = (
+            f"copy.db: a copy of {place.ledger}: resume refuses it as long as that one is there\n"
+        )
+        assert (done.returncode, done.stderr) == (0, told)
+        place.portal.call(place.simulator.release)
+        place.simulator.use(None)
+        assert ended(launch).returncode == 0
+
+        copy = tmp_path / "copy.db"
+        assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+        assert select(copy, "PRAGMA integrity_check") + select(copy, "PRAGMA journal_mode") == [
+            ("ok",),
+            ("delete",),
+        ]
+        stands = place.json("status", "copy.db")
+        assert (stands["rows"], stands["started"], stands["unknown"]) == (ROWS, 4, 4)
+        assert len(place.run("results", "copy.db").stdout.splitlines()) == ROWS + 1
+        assert place.run("resume", "copy.db").returncode == 7
+        place.judge().assert_promises(most_unknown=0)
+        assert not list(tmp_path.glob("*.new"))
+
+
+@pytest.mark.parametrize("taken", ["night.jsonl", "night.ledger.db", "new.db-wal", "gone/new.db"])
+def test_an_export_replaces_nothing(place: Workplace, taken: str) -> None:
+    place.manifest(2)
+    place.run("run", "night.jsonl")
+    (place.folder / "new.db-wal").write_text("the end of an earlier batch")
+    before = {path.name: path.read_bytes() for path in place.folder.glob("n*.*")}
+    done = place.run("export", "night.ledger.db", taken.removesuffix("-wal"))
+
+    assert done.returncode == (7 if "gone" in taken else 2)
+    assert ("No such file" if "gone" in taken else f"{taken}: is there already") in done.stderr
+    assert {path.name: path.read_bytes() for path in place.folder.glob("n*.*")} == before
+
+
+def test_an_export_that_does_not_fit_leaves_nothing(place: Workplace) -> None:
+    place.manifest(200)
+    place.run("run", "night.jsonl")
+    done = place.run("export", "night.ledger.db", "copy.db", wrap=("prlimit", "--fsize=20000"))
+
+    assert done.returncode == 7
+    assert not list(place.folder.glob("copy.db*"))

@@ -45,8 +45,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_blocking_calls: B
         pytest.param(
             "xyzzy",
             "error: there is no command 'xyzzy'; there are check, run, resume, start, watch, "
-            "status, results, log, resolve, withdraw, control, report, history, find, upgrade, "
-            "jobs, targets, template, simulate, help\n"
+            "status, results, log, resolve, withdraw, control, report, history, find, export, "
+            "upgrade, jobs, targets, template, simulate, help\n"
             "  see: deslaunch --help",
             id="no-such-command",
         ),

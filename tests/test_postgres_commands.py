@@ -93,3 +93,13 @@ def test_its_database_is_listed(ledger: list[str], place: Workplace) -> None:
     lists = [[one["batch"] for one in json.loads(done.stdout)["batches"]] for done in told]
     assert lists == [["night"]] * len(told)
     assert len(told) > 1
+
+
+def test_its_copy_is_made_by_postgresql(ledger: list[str], place: Workplace) -> None:
+    place.manifest(1)
+    named = ledger or ["#night"]
+    place.run("run", "night.jsonl", "--ledger", *named)
+    done = place.run("export", *named, "copy.db")
+
+    assert (done.returncode, "pg_dump --schema=deslaunch " in done.stderr) == (2, True)
+    assert not (place.folder / "copy.db").exists()

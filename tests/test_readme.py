@@ -282,6 +282,7 @@ def help_of(*command: str) -> str:
 COMMANDS: Final = (
     *("check", "run", "resume", "watch", "status", "results", "log", "report", "resolve", "jobs"),
     *("template", "targets", "simulate", "start", "withdraw", "control", "history", "find"),
+    "export",
 )
 
 

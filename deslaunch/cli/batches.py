@@ -181,6 +181,33 @@ async def find(given: Given) -> int:
 
 
 @options.command(
+    "export",
+    options.LEDGER,
+    click.Argument(["file"], metavar="FILE"),
+    *options.VOLUME,
+)
+async def export(given: Given) -> int:
+    """Copy the batch of LEDGER, as it is now, to the new FILE.
+
+    A launcher may be at work; its rows in flight are unknown in the copy. FILE is written whole or
+    not at all, for you alone to read, and replaces nothing. Of a batch in PostgreSQL: pg_dump.
+
+    Examples:
+        deslaunch export night.ledger.db /backup/night.ledger.db
+    """
+    from deslaunch.ledger.ledger import open_ledger  # noqa: PLC0415  # not needed for --help
+
+    file = given["file"]
+
+    async with await open_ledger(given["ledger"]) as ledger:
+        await ledger.copy_to(file)
+        told = f"{file}: a copy of {ledger.place}: resume refuses it as long as that one is there"
+        given.printer.say(told)
+
+    return 0
+
+
+@options.command(
     "upgrade",
     click.Argument(["ledger"], required=False, **options.PLACE),
     options.flag("--sql", "Print the SQL that makes the schema; do nothing."),

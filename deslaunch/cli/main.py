@@ -30,7 +30,7 @@ from deslaunch.model import printed
 _COMMANDS: Final = {
     "launching": "check run resume start watch",
     "inspecting": "status results log resolve withdraw control report",
-    "batches": "history find upgrade",
+    "batches": "history find export upgrade",
     "preparing": "jobs targets template simulate help",
 }
 HOMES: Final = {name: home for home, names in _COMMANDS.items() for name in names.split()}

@@ -157,14 +157,12 @@ class SqliteStore(Store):
         """
         self._execute("COMMIT")
         self._connection.close()
-        new = Path(f"{self.place}.new")
+        new = f"{self.place}.new"
 
         with _translated(self.place):
-            _sync(new)
             _refuse_names_in_use(self.place)
-            os.link(new, self.place)  # unlike a rename it fails where the name is taken
-            new.unlink()
-            _sync(new.parent)
+            _name(new, self.place)
+            _remove_new(self.place)
 
         self._connection = _connect(self.place, "rw", *_WRITER, busy=1.0)
         self._file = _identify(self.place)
@@ -291,14 +289,25 @@ class SqliteStore(Store):
         while Path(path).exists():
             path, number = f"{self.place}.rescued.{number}", number + 1
 
-        with _translated(path):
-            _make_private(path)
-
-            with closing(_connect(path, "rw", is_new=True)) as copy:
-                self._connection.backup(copy)
-                copy.execute("PRAGMA journal_mode=DELETE")
-
+        self.copy_to(path)
         return path
+
+    def copy_to(self, path: str) -> None:
+        """Copy the batch as it is now to a new file: whole, or not at all."""
+        path = os.path.realpath(path)
+        names = [path, *(f"{path}{suffix}" for suffix in ("-wal", "-journal"))]
+
+        if taken := next(filter(os.path.lexists, names), None):
+            message = f"{taken}: is there already, and a copy replaces nothing"
+            raise errors.ConfigurationError(message, hint="name another file")
+
+        new = f"{path}.{os.urandom(4).hex()}.new"
+
+        with _translated(path), ExitStack() as stack:
+            _make_private(new)
+            stack.callback(os.unlink, new)
+            self._connection.execute("VACUUM INTO ?", (f"file:{quote(os.fsencode(new))}",))
+            _name(new, path)
 
     def close(self) -> str:
         """Close; a launcher's file becomes the whole batch again, and its lock is freed.
@@ -471,7 +480,14 @@ def _make_private(path: str) -> None:
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def _sync(path: Path) -> None:
+def _name(new: str, place: str) -> None:
+    """Give a new file its name, once all of it is on disk."""
+    _sync(new)
+    os.link(new, place)  # unlike a rename it fails where the name is taken
+    _sync(Path(place).parent)
+
+
+def _sync(path: str | Path) -> None:
     """Return when the file, or the names in the folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Final, NamedTuple, Self
 import orjson
 
 from deslaunch import errors
-from deslaunch.model import utc
+from deslaunch.model import as_word, utc
 
 TELL_AFTER: Final = 5.0
 """Seconds after which a wait for the database is told."""
@@ -220,6 +220,14 @@ class Store(ABC):
     def is_in_place(self) -> bool:
         """Return True if the place still names the database that was opened."""
         return True
+
+    def copy_to(self, path: str) -> None:  # noqa: ARG002  # a file's path
+        """Copy the batch as it is now to a new file: whole, or not at all."""
+        url = as_word(self.place.partition("#")[0] or "URL")
+        raise errors.ConfigurationError(
+            f"{self.place}: export copies a ledger that is a file, and this one is in PostgreSQL",
+            hint=f"all batches of its database: pg_dump --schema=deslaunch {url} > batches.sql",
+        )
 
     def rescue(self) -> str:
         """Copy what there is to another place; return that."""
