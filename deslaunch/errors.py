@@ -142,7 +142,10 @@ class DesError(DeslaunchError):
 
 
 class NotSent(DesError):
-    """No byte of the request left this machine. It is safe to send it again."""
+    """No byte of the request left this machine. It is safe to send it again.
+
+    ``status`` and ``retry_after`` are the auth server's, where that kept the token back.
+    """
 
 
 class Misconfigured(NotSent):

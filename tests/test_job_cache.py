@@ -258,14 +258,16 @@ async def test_a_busy_des_is_asked_again_as_late_as_it_wishes(cached: Place) -> 
     cached.des.first = [
         Throttled("DES asked to wait", status=429, retry_after=7.0),
         QueryFailed("DES responded 503", status=503),
+        NotSent("the auth server answered 429", status=429, retry_after=9.0),
     ]
     schemas = (waits := Waits()).schemas(cached)
     await schemas.load(["default"])
 
-    assert (types(schemas), cached.des.asked) == ([wire.STRING], 3)
+    assert (types(schemas), cached.des.asked) == ([wire.STRING], 4)
     assert waits.seconds[0] >= 7
     assert 1 <= waits.seconds[1] <= 4
-    assert waits.told[0] == "DES asked to wait: it is asked for its jobs again in 7.0 s"
+    assert waits.seconds[2] >= 9
+    assert waits.told[0] == "DES asked to wait: asked for the jobs again in 7.0 s"
 
 
 async def test_a_des_that_stays_busy_is_given_up(cached: Place) -> None:

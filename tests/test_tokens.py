@@ -10,6 +10,7 @@ import os
 import ssl
 import subprocess
 import sys
+import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -21,6 +22,7 @@ from authserver import ACCESS, LOGIN, REFRESH, SECRETS, auth_server, granted, ht
 from hypothesis import given
 from hypothesis import strategies as st
 from peer import JOB, unused_port
+from stage import workplace
 
 from deslaunch.des.client import DesClient
 from deslaunch.des.tokens import (
@@ -933,3 +935,49 @@ async def test_all_who_wait_share_what_kept_the_token_away() -> None:
     assert {(type(error), getattr(error, "retry_after", None)) for error in errors} == {
         (NotSent, 9.0)
     }
+
+
+# -- a whole launch ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "at"),
+    [
+        pytest.param(429, 1, id="429 before the import"),
+        pytest.param(503, 1, id="503 before the import"),
+        pytest.param(429, 2, id="429 to a refresh"),
+        pytest.param(503, 2, id="503 to a refresh"),
+    ],
+)
+def test_a_launch_waits_as_long_as_the_auth_server_asks(
+    tmp_path: Path, status: int, at: int
+) -> None:
+    busy = {"fault": "status", "on": "token", "at": [at], "status": status, "retryAfter": 2}
+    script = {"tokens": {"expireAfter": 3}, "faults": [busy]}
+
+    with workplace(tmp_path, script, tokens=()) as place:
+        place.environment.update(environment_of(place.simulator))
+        place.manifest(8)
+        began = time.monotonic()
+        done = place.run("run", "night.jsonl", token=None)
+        took = time.monotonic() - began
+
+        assert (done.returncode, len(place.simulator.runs)) == (0, 8), done.stderr
+        assert (place.simulator.count("token"), took >= 2) == (3, True)  # one is spent
+
+
+def test_a_login_that_is_refused_is_sent_once(tmp_path: Path) -> None:
+    script = {"faults": [{"fault": "status", "on": "token", "status": 400}]}
+
+    with workplace(tmp_path, script) as place:
+        place.environment.update(environment_of(place.simulator))
+        place.manifest(8)
+        done = place.run("run", "night.jsonl", token=None)
+
+        assert (done.returncode, place.simulator.count("token")) == (6, 1)
+        assert not [secret for secret in SECRETS if secret in done.stderr]
+
+
+def environment_of(simulator: Simulator) -> dict[str, str]:
+    login = {f"DES_{name.upper()}": text for name, text in LOGIN.items()}
+    return {**login, "DES_AUTH_URL": simulator.base_url}

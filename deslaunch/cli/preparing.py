@@ -112,10 +112,11 @@ async def _tell_of(name: str, client: "DesClient") -> dict[str, Any]:
     except errors.DeslaunchError as exc:
         told |= {"error": str(exc), "hint": exc.hint, "exitCode": exc.exit_code}
 
-        if isinstance(exc, errors.CredentialsRefused):
-            told["token"] = False
-        elif isinstance(exc, errors.DesError) and exc.status is None:
-            told["token"] = None  # without a response it does not show whether DES takes it
+        match exc:
+            case errors.CredentialsRefused():
+                told["token"] = False
+            case errors.NotSent() | errors.DesError(status=None):
+                told["token"] = None  # without DES's response it does not show whether it is good
 
     return {"target": name, "baseUrl": client.base_url, "orgId": client.org_id, **told}
 

@@ -383,7 +383,7 @@ class OAuthToken:
         Raises:
             CredentialsRefused: nothing, with 400, 401 or 403.
             Misconfigured: nothing, with a redirect or another 4XX.
-            NotSent: nothing, and it may later.
+            NotSent: nothing, and it may later; with the status where it asks to wait or failed.
         """
         status, grant = response.status, wire.decode_grant(response.body)
         said = f"the auth server {self.auth_url} answered {status}"
@@ -397,7 +397,7 @@ class OAuthToken:
         if status in {408, 425, 429} or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             waits = response.headers.getall("Retry-After", [])
             after = wire.retry_after(waits, now=datetime.now(UTC))
-            raise errors.NotSent(said, hint=_UNREACHED, retry_after=after)
+            raise errors.NotSent(said, hint=_UNREACHED, status=status, retry_after=after)
 
         if status != HTTPStatus.OK:
             raise errors.Misconfigured(said, hint="check the auth server's URL")

@@ -79,7 +79,7 @@ def ended(
     text = str(error)
     status: int | None = HTTPStatus.OK if result is Result.STARTED else None  # no other starts one
 
-    if isinstance(error, DesError):
+    if isinstance(error, DesError) and result is not Result.UNSENT:
         status, job_run_id = error.status, error.job_run_id
 
         # What can't be relied on is kept whole, for whoever looks for the run.
@@ -94,10 +94,8 @@ def ended(
 
 def broken_off(start: Start, sent: Sent, why: str = "") -> Outcome:
     """Return the outcome of an attempt that ended without a verdict: unknown if it was sent."""
-    if sent:
-        return ended(start, Result.UNKNOWN, why or "given up before a response came")
-
-    return ended(start, Result.UNSENT, why or "held back before it was sent")
+    text = "given up before a response came" if sent else "held back before it was sent"
+    return ended(start, Result.UNKNOWN if sent else Result.UNSENT, why or text)
 
 
 def wait_after(failures: int, max_wait: float, rng: Random, asked: float | None = None) -> float:

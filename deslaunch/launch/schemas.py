@@ -38,7 +38,7 @@ _UNHAD: Final = (errors.DesError, errors.CredentialsRefused, errors.SchemaError)
 """What is raised where a target's jobs can't be had."""
 
 _BUSY: Final = frozenset({425, 429, 503})
-"""Statuses after which DES is asked again."""
+"""Statuses after which DES, or the auth server, is asked again."""
 
 
 def read_schema_file(path: Path) -> list[Job]:
@@ -180,7 +180,7 @@ class Schemas:
 
         Args:
             target: whose jobs.
-            waits: ask again while DES responds that it is busy, for ``give_up_after`` seconds.
+            waits: ask again while DES or the auth server is busy, for ``give_up_after`` seconds.
 
         Raises:
             DesError: DES could not be asked.
@@ -217,7 +217,7 @@ class Schemas:
         return self.by_target[target]
 
     async def _ask(self, client: DesClient) -> list[Job]:
-        """Return a target's jobs; where DES is busy, ask again as after a pause of a launch."""
+        """Return a target's jobs; where it is busy, ask again as after a pause of a launch."""
         settings, rng, waited, pauses = self.settings, random.Random(), 0.0, 0  # noqa: S311  # jitter
 
         while True:
@@ -230,7 +230,7 @@ class Schemas:
                 if exc.status not in _BUSY or waited > settings.give_up_after:
                     raise
 
-                self.tell(f"{exc}: it is asked for its jobs again in {wait:.1f} s")
+                self.tell(f"{exc}: asked for the jobs again in {wait:.1f} s")
                 await self.sleep(wait)
 
     async def confirm(self, target: str) -> Mapping[str, Schema] | None:
