@@ -192,6 +192,24 @@ async def test_a_certificate_of_another_host(
     assert (type(error), sent, len(peer.heads)) == (Misconfigured, False, 0)
 
 
+async def test_where_tls_has_worked_a_bad_certificate_is_that_of_one_node(
+    server_tls: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    bad = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(bad)
+    served = response(200, b'{"jobs": []}', "Connection: close")
+    peer = Peer([[served]])
+
+    async with peer.listening(server_tls), client_of(peer, scheme="https", ssl=trusting) as client:
+        await client.query_jobs()
+        server_tls.sni_callback = lambda tls, *_: setattr(tls, "context", bad)
+        error, sent = await refused(client)
+        server_tls.sni_callback = None
+
+    assert (type(error), sent) == (NotSent, False)
+    assert "certificate is not trusted" in str(error)
+
+
 async def test_a_fingerprint_that_does_not_match(server_tls: ssl.SSLContext) -> None:
     pinned: Any = aiohttp.Fingerprint(b"\0" * 32)
 

@@ -421,8 +421,7 @@ async def _launch(
     progress = render.Progress(printer)
     more: dict[str, Any] = {"settings": given.settings, "schema": given["schema"]}
     more |= {"options_kept": given.kept(), "on_event": progress, "confirm": confirm}
-    more |= {"job_limits": (await asyncio.to_thread(config_of, given)).jobs}
-    more |= {"join": given["join"]}
+    more |= {"join": given["join"], "job_limits": (await asyncio.to_thread(config_of, given)).jobs}
     await asyncio.to_thread(command_of, given)
 
     async with open_clients(given) as clients, opening(clients, **more) as batch:

@@ -30,7 +30,6 @@ _MOST: Final = 1024 * 1024
 _MOST_JOBS: Final = 16 * _MOST
 """Bytes of a response that are read, of QueryJobs' more than of others."""
 
-_OK: Final = HTTPStatus.OK
 _NO_HEADERS: Final = CIMultiDictProxy[str](CIMultiDict())
 
 _VERDICTS: Final[Mapping[int, type[errors.DesError] | None]] = {
@@ -129,6 +128,7 @@ class DesClient:
         self._authorized = 0  # the generation of these routes' token
         self._reuses = True
         self._dated: tuple[str | None, datetime] = None, now()
+        self._was_reached = False
         self._way: quick.QuickWay | http.PlainWay | None = None
 
         for name, value in (("timeout", timeout), ("connect_timeout", connect_timeout)):
@@ -364,6 +364,7 @@ class DesClient:
 
             exchange.flaw = exc
 
+        self._was_reached = True
         headers = exchange.headers
         date = headers.get("Date")
 
@@ -373,7 +374,7 @@ class DesClient:
         if "Content-Encoding" in headers:
             exchange.body = http.unpacked(exchange.body, headers["Content-Encoding"])
 
-        if exchange.status != _OK or exchange.flaw is not None:
+        if exchange.status != HTTPStatus.OK or exchange.flaw is not None:
             raise self._verdict(path, exchange, generation) from self._cause(exchange.flaw)
 
         return exchange
@@ -418,6 +419,8 @@ class DesClient:
     def _fault(self, path: str, exchange: Exchange, exc: Exception) -> errors.DesError:
         """Return what it means that no response could be read."""
         unsent, text = http.fault_of(exc, exchange.sent)
+        # Where DES was reached before, one node of it may have a bad certificate.
+        unsent = errors.NotSent if self._was_reached else unsent
         kind = _lost(path) if exchange.sent else unsent
         url = self.base_url
         where = f"the request was sent to {url}, and" if exchange.sent else f"{url}:"

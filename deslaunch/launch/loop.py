@@ -222,8 +222,7 @@ class Workers:
         Returns:
             The works that go on.
         """
-        current = asyncio.current_task()
-        works = [(task, sent) for task, sent in self._busy.items() if task is not current]
+        works = [(t, sent) for t, sent in self._busy.items() if t is not asyncio.current_task()]
         cancelled = [task for task, sent in works if not (unsent_only and sent)]
 
         for task in cancelled:

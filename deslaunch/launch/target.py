@@ -223,7 +223,7 @@ class Throttle:
         if isinstance(error, errors.Throttled):
             self._reached = True
 
-        # Where DES was reached before, one node of it may have a bad certificate.
+        # Where DES was reached before, a node of the auth server may have a bad certificate.
         is_misconfigured = isinstance(error, errors.Misconfigured) and not self._reached
 
         if is_misconfigured or isinstance(error, errors.Redirected):
