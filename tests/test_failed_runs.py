@@ -122,6 +122,22 @@ async def test_what_a_person_found_of_one_in_doubt_counts(ledger: Ledger, number
     assert (await row(ledger))[:2] == ("started", run_id(number))
 
 
+async def test_a_run_that_a_person_found_stays_when_its_repetition_did_not_start(
+    batch_place: str, hands: Hands
+) -> None:
+    async with await make(batch_place, 1, hands) as made:
+        await made.begin_session(session())
+        await send(made, "failed")
+        await made.resolve([Finding("k1", "started", run_id(101))], early=True)
+        await made.record_runs([(1, 1, told(101, success=False))])
+        await made.end_session(0, [])
+
+    async with await begin(batch_place, hands, retry_failed_runs=True) as ledger:
+        await end(ledger, await claim(ledger), "unknown")
+        await ledger.resolve([Finding("k1", "notStarted")], early=True)
+        assert await row(ledger, "k1") == ("started", run_id(101), 2, 0)
+
+
 async def test_in_an_older_copy_nothing_is_repeated_and_all_is_marked(
     ended: str, hands: Hands
 ) -> None:

@@ -172,6 +172,34 @@ class TestChanges:
             assert told.state == "started"
             assert [row.job_run_id for row in await read(ledger)] == [run_id(101)]
 
+    async def test_each_time_that_a_row_is_in_doubt_it_can_be_resolved(
+        self, ledger: Ledger
+    ) -> None:
+        for verdict in ("notStarted", "notStarted", "started"):
+            done = await ledger.resolve([found("unknown", verdict)], early=True)
+            assert (done.changed, done.same) == (1, 0)
+
+            if verdict == "notStarted":
+                [start, *_] = (await ledger.exchange([], {"default": 1})).starts
+                await ledger.exchange([outcome(start, "unknown")], {})
+
+        [row] = await read(ledger, keys=["unknown"])
+        assert (row.state, row.job_run_id, row.possible_duplicate) == ("started", RUN, 0)
+
+    async def test_what_was_found_before_it_was_sent_again_stays(self, ledger: Ledger) -> None:
+        await ledger.resolve([found("unknown", "notStarted")])
+        [start, *_] = (await ledger.exchange([], {"default": 1})).starts
+        await ledger.exchange([outcome(start, "unknown")], {})
+
+        done = await ledger.resolve([found("unknown", "unknown")])
+        assert (done.changed, done.same) == (0, 1)
+        await ledger.resolve([found("unknown", "started")])
+        await ledger.resolve([found("unknown", "unknown")])
+        await ledger.resolve([found("unknown", "started")])
+
+        [row] = await read(ledger, keys=["unknown"])
+        assert (row.state, row.possible_duplicate) == ("started", 0)
+
     async def test_it_gives_no_consent(self, place: str, hands: Hands) -> None:
         await (await make(place, 1, hands)).aclose()
 

@@ -420,7 +420,7 @@ def resolve(
             hint=f"{listing} lists the rows that are unknown",
         )
 
-    new = [(f, row, last, until) for f, (row, last, until, is_same, _) in pairs if not is_same]
+    new = [(f, *known) for f, (*known, is_same, _) in pairs if not is_same]
     same = len(findings) - len(new)
     too_early = tuple(
         (f.key, until) for f, *_, until in new if f.verdict == "notStarted" and until > now
@@ -431,8 +431,8 @@ def resolve(
 
     rows = [row for _, row, *_ in new]
     store.run("lose_attempts", (as_json(rows),))  # of a launcher that is gone
-    store.many("find", [(row, f.verdict, f.job_run_id) for f, row, *_ in new])
-    resolutions = [(row, last, now, *f[1:3], storable(f.note)) for f, row, last, _ in new]
+    store.many("find", [(row, *f[1:3], settled) for f, row, _, settled, _ in new])
+    resolutions = [(row, last, now, *f[1:3], storable(f.note)) for f, row, last, *_ in new]
     store.many("keep_resolution", resolutions)
     derive_states(store, rows)
     store.many("withhold", [(row,) for f, row, *_ in new if f.verdict == "unknown"])

@@ -191,14 +191,25 @@ known AS (
     bool_or(a.result = 'started' AND a.repeated IS NULL) AS has_run,
     max(CASE WHEN a.result IS DISTINCT FROM 'unsent' THEN a.number END)
       <= (SELECT max(f.attempt) FROM resolution f WHERE f.row = s.row) AS is_resolved,
-    max(CASE WHEN coalesce(a.result, 'unknown') IN ('unknown', 'failed', 'retry') THEN a.sent_ms + n.timeout_ms ELSE 0 END) AS until_ms,
-    coalesce(max(a.finding), 'unknown') AS verdict,
-    lower(max(a.found_run)) AS run
-  FROM standing s
-  LEFT JOIN attempt a ON a.row = s.row
+    max(CASE WHEN a.said IS NOT NULL THEN a.sent_ms + n.timeout_ms ELSE 0 END) AS until_ms,
+    s.settled,
+    CASE count(DISTINCT a.said) FILTER (WHERE a.finding IS NULL OR a.number > s.settled)
+      WHEN 0 THEN 'unknown' WHEN 1 THEN max(a.said) FILTER (WHERE a.finding IS NULL OR a.number > s.settled)
+    END AS verdict,
+    lower(max(a.found_run) FILTER (WHERE a.number > s.settled)) AS run
+  FROM (
+    SELECT s.*, (
+      SELECT coalesce(max(f.attempt), 0) FROM resolution f
+      WHERE f.row = s.row AND f.finding <> 'unknown'
+        AND EXISTS (SELECT 1 FROM attempt a WHERE a.row = f.row AND a.number > f.attempt AND a.result IS DISTINCT FROM 'unsent')
+    ) AS settled
+    FROM standing s WHERE s.key IN (SELECT key FROM found)
+  ) s
+  LEFT JOIN (
+    SELECT *, CASE WHEN coalesce(a.result, 'unknown') IN ('unknown', 'failed', 'retry') THEN coalesce(a.finding, 'unknown') END AS said FROM attempt a
+  ) a ON a.row = s.row
   LEFT JOIN session n ON n.id = a.session
-  WHERE s.key IN (SELECT key FROM found)
-  GROUP BY s.key, s.row, s.state, s.duplicate
+  GROUP BY s.key, s.row, s.state, s.duplicate, s.settled
 ),
 owner AS (
   SELECT lower(coalesce(a.found_run, a.job_run_id)) AS run, r.key
@@ -208,8 +219,8 @@ owner AS (
   UNION SELECT lower(run), key FROM found WHERE run IS NOT NULL
 )
 SELECT
-  k.row, k.last, k.until_ms,
-  k.verdict = f.verdict AND k.run IS NOT DISTINCT FROM lower(f.run) OR f.verdict = 'started' AND EXISTS (
+  k.row, k.last, k.settled, k.until_ms,
+  CASE f.verdict WHEN 'started' THEN k.run = lower(f.run) ELSE k.verdict = f.verdict END OR f.verdict = 'started' AND EXISTS (
     SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND a.repeated IS NULL AND lower(a.job_run_id) = lower(f.run)
   ) AS is_same,
   CASE
