@@ -31,14 +31,20 @@ NOW: Final = 1_795_000_000.0
 
 
 class Hands:
-    """A clock that a test moves."""
+    """A clock that a test moves, and a wall clock beside it that a test may set."""
 
     def __init__(self) -> None:
         self.seconds = 100.0
-        self.clock = Clock(wall=lambda: NOW + self.seconds, elapsed=lambda: self.seconds)
+        self.stepped = 0.0
+        wall = lambda: NOW + self.stepped + self.seconds  # noqa: E731
+        self.clock = Clock(wall=wall, elapsed=lambda: self.seconds)
 
     def move(self, seconds: float) -> None:
         self.seconds += seconds
+
+    def step(self, seconds: float) -> None:
+        """Set the wall clock forward, or back."""
+        self.stepped += seconds
 
 
 def run_id(number: int) -> str:

@@ -270,6 +270,20 @@ class TestSessions:
             turn = await ledger.exchange([], {"default": 9})
             assert ([start.row for start in turn.starts], turn.due) == ([2], {"default": 40.0})
 
+    async def test_a_row_that_nobody_asked_to_wait_does_not_wait_for_a_clock_that_went_back(
+        self, place: str, hands: Hands
+    ) -> None:
+        await (await make(place, 1, hands)).aclose()
+
+        async with await begin(place, hands) as ledger:
+            await send(ledger, "failed")
+
+        async with await begin(place, hands):  # it may be sent now, and is not
+            hands.step(-3600)
+
+        async with await begin(place, hands) as ledger:
+            assert len((await ledger.exchange([], {"default": 1})).starts) == 1
+
     async def test_what_is_known_of_it_is_kept(self, place: str) -> None:
         async with await make(place) as ledger:
             await ledger.begin_session(session(kept={"rate": 2.0}, limit=5))

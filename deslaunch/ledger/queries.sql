@@ -97,7 +97,7 @@ UPDATE state SET retries = 0, due_ms = CASE
   WHEN state IN ('pending', 'failed')
     OR state = 'rejected' AND ?2
     OR state = 'unknown' AND ?3 AND NOT (SELECT auto FROM row WHERE number = state.row)
-  THEN CASE WHEN due_ms BETWEEN ?1 AND ?1 + 86400000 THEN due_ms ELSE ?1 END
+  THEN CASE WHEN due_ms BETWEEN ?1 AND ?1 + 86400000 THEN due_ms ELSE 0 END
 END
 WHERE state NOT IN ('invalid', 'withdrawn');
 
