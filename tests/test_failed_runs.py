@@ -92,12 +92,15 @@ async def test_the_run_that_failed_is_repeated_and_no_other(ledger: Ledger) -> N
     assert (await ledger.plan(RUNS)).ready == 0, "the new run has not failed"
 
 
-@pytest.mark.parametrize("result", ["rejected", "failed"])
+@pytest.mark.parametrize("results", [("rejected",), ("failed",), ("retry", "retry", "failed")])
 async def test_one_that_fails_changes_nothing_but_the_attempts(
-    ledger: Ledger, result: str, ended: str, hands: Hands
+    ledger: Ledger, results: tuple[str, ...], ended: str, hands: Hands
 ) -> None:
-    await end(ledger, await claim(ledger), result)
-    assert await row(ledger) == ("started", run_id(101), 2, 0)
+    for result in results:
+        await end(ledger, await claim(ledger), result)
+
+    last = 1 + len(results)
+    assert await row(ledger) == ("started", run_id(101), last, 0)
     assert (await ledger.exchange([], {"default": 9})).starts == []
     await crash(ledger)
 
@@ -105,7 +108,7 @@ async def test_one_that_fails_changes_nothing_but_the_attempts(
         assert (await again.exchange([], {"default": 9})).starts == []
 
     async with await begin(ended, hands, retry_failed_runs=True) as again:
-        assert (await claim(again)).attempt == 3
+        assert (await claim(again)).attempt == last + 1
 
 
 async def test_one_in_doubt_makes_it_unknown(ledger: Ledger) -> None:

@@ -378,7 +378,7 @@ BEGIN
     CASE WHEN d.rank > 1 THEN d.number ELSE (
       SELECT max(a.number) FROM attempt a WHERE a.row = d.row AND a.number > d.corrected AND a.result <> 'unsent'
     ) END,
-    CASE WHEN d.state = 'started' THEN (
+    CASE WHEN d.rank = 2 THEN d.copied WHEN d.state = 'started' THEN (
       SELECT (d.copied = 1 OR count(*) > 1)::int FROM attempt a
       WHERE a.row = d.row AND a.result IN ('started', 'failed', 'retry', 'unknown') AND a.finding IS DISTINCT FROM 'notStarted'
         AND a.repeated IS NULL

@@ -27,7 +27,7 @@ SELECT
   CASE WHEN rank > 1 THEN number ELSE (
     SELECT max(a.number) FROM attempt a WHERE a.row = d.row AND a.number > corrected AND a.result <> 'unsent'
   ) END,
-  CASE WHEN state = 'started' AND (copied OR attempts > 1) THEN (
+  CASE WHEN rank = 2 THEN copied WHEN state = 'started' AND (copied OR attempts > 1) THEN (
     SELECT copied OR count(*) > 1 FROM attempt a
     WHERE a.row = d.row AND a.result IN ('started', 'failed', 'retry', 'unknown') AND a.finding IS NOT 'notStarted'
       AND a.repeated IS NULL
