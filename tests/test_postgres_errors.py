@@ -406,16 +406,17 @@ class TestServer:
     def test_whose_settings_for_the_role_are_others(
         self, batch: str, postgres: Server, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        postgres.set(default_transaction_isolation="serializable")
+        postgres.set(default_transaction_isolation="serializable", synchronous_commit="off")
         monkeypatch.setenv("PGOPTIONS", "-c work_mem=5MB -c search_path=public")
         url = batch.replace("#", "?client_encoding=latin1#")
         names = ("transaction_isolation", "work_mem", "search_path", "client_encoding")
+        names += ("synchronous_commit",)
 
         with postgres_server.connect(url.partition("#")[0], url) as connection:
             found = [connection.execute(f"SHOW {name}".encode()).fetchone() for name in names]
 
         assert tell("status", url).code == 0
-        assert found == [("read committed",), ("5MB",), ("deslaunch",), ("UTF8",)]
+        assert found == [("read committed",), ("5MB",), ("deslaunch",), ("UTF8",), ("on",)]
 
     def refuses_to_write(self, batch: str, what: str, hint: str) -> None:
         database = batch.partition("#")[0]
