@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from itertools import count
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 from fakes import FakeRow
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 from sessions import Bench, keys
+from stage import QUICK, fault
 
 from deslaunch.errors import (
     DesError,
@@ -25,6 +27,9 @@ from deslaunch.events import Stop, StopReason, TargetPaused
 from deslaunch.launch.target import Gate, Health, Pacer, Throttle
 from deslaunch.model import DEFAULT_TARGET, Outcome, Result, RowState
 from deslaunch.settings import ErrorLimit
+
+if TYPE_CHECKING:
+    from stage import Script, Workplace
 
 
 def wait(pauses: int) -> float:
@@ -906,3 +911,39 @@ async def test_one_target_is_stopped_by_its_errors_and_the_other_goes_on() -> No
 
     assert bench.stops() == [(ERRORS, "acme")]
     assert bench.started() == {"acme/1", *keys("bistro/", 10)}
+
+
+# Whole launches.
+
+
+@pytest.mark.parametrize(
+    ("script", "seconds"),
+    [
+        pytest.param(
+            fault("status", 1, on="queryjobs", status=429, retryAfter=2), 2, id="429 to QueryJobs"
+        ),
+        pytest.param(fault("status", 1, on="queryjobs", status=503), 0, id="503 to QueryJobs"),
+        pytest.param(fault("status", 1, status=502, retryAfter=2), 2, id="502 to the first start"),
+        pytest.param(fault("status", 5, status=502, retryAfter=2), 2, id="502 to a later start"),
+        pytest.param(fault("status", 5, status=429, retryAfter=2), 2, id="429 to a start"),
+    ],
+)
+def test_no_wait_is_shorter_than_des_asks(script: Script, seconds: int, place: Workplace) -> None:
+    place.simulator.use(script)
+    place.manifest(8)
+    began = time.monotonic()
+    done = place.run("run", "night.jsonl", *QUICK)
+
+    assert (done.returncode, len(place.simulator.runs)) == (0, 8), done.stderr
+    assert time.monotonic() - began >= seconds
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_what_is_no_place_for_starts_gets_one(status: int, place: Workplace) -> None:
+    place.simulator.use(fault("status", status=status))
+    place.manifest(8)
+    done = place.run("run", "night.jsonl")
+
+    assert (done.returncode, place.simulator.requests) == (5, 1)
+    assert f"its first response was {status}" in done.stderr
+    assert "8 rows: 8 pending; 1 attempt" in done.stderr
