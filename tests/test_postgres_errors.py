@@ -409,8 +409,8 @@ class TestServer:
         postgres.set(default_transaction_isolation="serializable", synchronous_commit="off")
         monkeypatch.setenv("PGOPTIONS", "-c work_mem=5MB -c search_path=public")
         url = batch.replace("#", "?client_encoding=latin1#")
-        names = ("transaction_isolation", "work_mem", "search_path", "client_encoding")
-        names += ("synchronous_commit",)
+        names = ["transaction_isolation", "work_mem", "search_path", "client_encoding"]
+        names += ["synchronous_commit"]
 
         with postgres_server.connect(url.partition("#")[0], url) as connection:
             found = [connection.execute(f"SHOW {name}".encode()).fetchone() for name in names]
