@@ -181,10 +181,7 @@ async def find(given: Given) -> int:
 
 
 @options.command(
-    "export",
-    options.LEDGER,
-    click.Argument(["file"], metavar="FILE"),
-    *options.VOLUME,
+    "export", options.LEDGER, click.Argument(["file"], metavar="FILE"), *options.VOLUME
 )
 async def export(given: Given) -> int:
     """Copy the batch of LEDGER, as it is now, to the new FILE.

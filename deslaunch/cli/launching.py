@@ -18,15 +18,7 @@ from deslaunch.cli.ending import command_of, telling_end
 from deslaunch.cli.options import Given
 from deslaunch.cli.targets import config_of, open_clients
 from deslaunch.errors import ConfigurationError, InvalidManifest, LedgerExists, LedgerMissing
-from deslaunch.events import (
-    Event,
-    Noted,
-    Plan,
-    Planned,
-    Stop,
-    StopReason,
-    WatchSummary,
-)
+from deslaunch.events import Event, Noted, Plan, Planned, Stop, StopReason, WatchSummary
 from deslaunch.model import count, place_word, printed
 
 if TYPE_CHECKING:

@@ -103,11 +103,7 @@ def _read_place(context: click.Context, parameter: click.Parameter, place: str |
     return place
 
 
-PLACE: Final[dict[str, Any]] = {
-    "metavar": "LEDGER",
-    "envvar": VARIABLE,
-    "callback": _read_place,
-}
+PLACE: Final[dict[str, Any]] = {"metavar": "LEDGER", "envvar": VARIABLE, "callback": _read_place}
 LEDGER: Final = click.Argument(["ledger"], **PLACE)
 JOIN: Final = flag("--join", "Send rows beside other launchers; PostgreSQL only.")
 YES: Final = flag("--yes", "Never ask.")

@@ -57,11 +57,7 @@ REDRAW_EVERY: Final = 0.2
 
 _STATES: Final = "started failed rejected unknown invalid withdrawn pending in_flight"
 _RUNS: Final = "succeeded failed untold unfinished"
-_WORDS: Final = {
-    "in_flight": "in flight",
-    "sending": "in flight",
-    "unfinished": "not finished",
-}
+_WORDS: Final = {"in_flight": "in flight", "sending": "in flight", "unfinished": "not finished"}
 
 
 def _counts_text(counted: events.Counts | events.WatchSummary, names: str) -> str:

@@ -35,15 +35,7 @@ from typing import Any, Final, NamedTuple
 
 from deslaunch.des import wire
 from deslaunch.manifest import rows
-from deslaunch.model import (
-    AUTO,
-    Auto,
-    CheckedRow,
-    Job,
-    JobParameter,
-    Problem,
-    Row,
-)
+from deslaunch.model import AUTO, Auto, CheckedRow, Job, JobParameter, Problem, Row
 
 _LISTED: Final = 8  # names of parameters or jobs that one message lists
 _QUOTED: Final = 40
