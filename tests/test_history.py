@@ -102,10 +102,8 @@ def test_a_second_batch_of_an_unfinished_manifest_is_refused(place: Workplace) -
 
     again = place.run("run", "night.jsonl", "--ledger", "other.ledger.db", "--again", "--yes")
     assert again.returncode == 0
-    left = (
-        f"warning: {place.ledger} is given up: 4 pending rows of it stay unsent, unless you go on"
-    )
-    assert f"{left} with it: deslaunch resume {place.ledger}\n" in again.stderr
+    left = f"warning: {place.ledger} is given up: its 4 pending rows will not be sent, unless you"
+    assert f"{left} go on with it: deslaunch resume {place.ledger}\n" in again.stderr
     third = place.run("run", "night.jsonl", "--ledger", "third.ledger.db", "--yes")
     assert third.returncode == 0, "the first was given up, and the second is finished"
     assert "given up" not in third.stderr

@@ -81,6 +81,7 @@ def test_what_was_not_sent_is_withdrawn(place: Workplace) -> None:
     assert "no run was started" in done.stderr
     assert done.stderr.endswith("it was withdrawn: once that is fixed, start it again\n")
     assert place.json("status", "one.ledger.db")["withdrawn"] == 1
+    assert place.run("history", "one", "--unfinished").stdout == ""
 
     taken = place.run("start", POS_USAGE, "DBGenFrom=2", "--ledger", "one.ledger.db")
     assert taken.returncode == 7

@@ -75,7 +75,7 @@ def command_of(given: "Given") -> Sequence[str]:
         name = "on_end" if typed is None else "--on-end"
         raise ConfigurationError(
             f"{name}: there is no program {words[0]} that you may run; nothing was sent",
-            hint="write its path, and give it leave to be run: chmod +x",
+            hint="check its name, or write its path; a script needs chmod +x",
         )
 
     return words

@@ -9,7 +9,6 @@ import io
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -19,7 +18,7 @@ from deslaunch.cli import options, render
 from deslaunch.cli.batches import list_batches
 from deslaunch.cli.options import Given
 from deslaunch.events import Control, Summary, WatchSummary
-from deslaunch.ledger.place import is_shared, noted_place, parse_place
+from deslaunch.ledger.place import is_shared, parse_place
 from deslaunch.model import RowState, count, place_word, printed, utc
 from deslaunch.settings import OPTIONS
 
@@ -305,12 +304,11 @@ async def resolve(given: Given) -> int:
 
 async def _tell_batch(given: Given, ledger: "Ledger", summary: Summary) -> None:
     """Tell how a batch stands after a change, its history too, and what to do next."""
-    from deslaunch.ledger.history import History  # noqa: PLC0415  # not needed for --help
+    from deslaunch.launch.witness import note_change  # noqa: PLC0415  # not needed for --help
+    from deslaunch.ledger.history import History  # noqa: PLC0415
 
-    known, uid = History.of_user(given.printer.warn), ledger.batch.uid
-    place, counts = noted_place(ledger.place), summary.counts.as_dict()
     code = int(str(_as_status(summary)["exitCode"]))
-    await asyncio.to_thread(partial(known.note, uid, place, counts=counts, exit_code=code))
+    await note_change(History.of_user(given.printer.warn), ledger, summary, code)
 
     if given["as_json"]:
         given.printer.outcome_json(_as_status(summary))

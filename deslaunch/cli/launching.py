@@ -192,6 +192,8 @@ async def start(given: Given) -> int:
     from anyio import to_thread  # noqa: PLC0415
 
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
+    from deslaunch.launch.witness import note_change  # noqa: PLC0415
+    from deslaunch.ledger.history import History  # noqa: PLC0415
     from deslaunch.manifest.files import Manifest  # noqa: PLC0415
 
     values = list(map(_value_of, given["said"]))
@@ -232,6 +234,8 @@ async def start(given: Given) -> int:
 
         if summary.counts.pending:
             await opened.ledger.withdraw(None)
+            history = History.of_user(lambda _: None)
+            await note_change(history, opened.ledger, await opened.summary())
             given.printer.insist("it was withdrawn: once that is fixed, start it again")
         elif row_now.job_run_id is None:
             commands = render.next_commands(summary, given.repeated)

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -190,6 +191,15 @@ async def _look_into(place: str, digest: str | None = None) -> Other | None:
         return None
 
 
+async def note_change(
+    history: History, ledger: Ledger, summary: Summary, code: int | None = None
+) -> None:
+    """Note how a batch stands once a person changed it."""
+    known = (ledger.batch.uid, noted_place(ledger.place))
+    counts = summary.counts.as_dict()
+    await run_sync(partial(history.note, *known, counts=counts, exit_code=code))
+
+
 def refuse(others: Collection[Other], name: str) -> None:
     """Refuse a new batch while another of the same rows is unfinished.
 
@@ -218,11 +228,9 @@ def refuse(others: Collection[Other], name: str) -> None:
 
 def tell_given_up(other: Other) -> str:
     """Return what a second batch leaves behind of an unfinished one."""
-    left = count(other.counts["pending"], "pending row") if other.counts else "what is pending"
+    left = f"its {count(other.counts['pending'], 'pending row')}" if other.counts else "its rest"
     resume = printed("resume", place_word(other.place))
-    return (
-        f"{other.place} is given up: {left} of it stay unsent, unless you go on with it: {resume}"
-    )
+    return f"{other.place} is given up: {left} will not be sent, unless you go on with it: {resume}"
 
 
 def tell_before(history: History, digest: str, place: str) -> str:
