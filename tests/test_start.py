@@ -240,13 +240,13 @@ def test_a_configuration_file_may_name_it(place: Workplace, teller: str) -> None
 def test_the_slots_fit_the_files_that_may_be_opened(place: Workplace) -> None:
     place.manifest(30)
     slots = ("--concurrency", "512", "--yes")
-    raised = place.run("run", "night.jsonl", *slots, wrap=("prlimit", "--nofile=100:600"))
+    raised = place.run("run", "night.jsonl", *slots, wrap=("prlimit", "--nofile=100:900"))
     assert (raised.returncode, "slots:" in raised.stderr) == (0, False)
 
     place.manifest(30, "more.jsonl", first=31)
     few = place.run("run", "more.jsonl", *slots, wrap=("prlimit", "--nofile=100:100"))
     assert few.returncode == 0
-    assert "warning: 52 slots: this process may open 100 files (ulimit -n)" in few.stderr
+    assert "warning: 27 slots: this process may open 100 files (ulimit -n)" in few.stderr
 
 
 def test_slots_that_control_tells_fit_them_too(tmp_path: Path) -> None:
@@ -259,5 +259,28 @@ def test_slots_that_control_tells_fit_them_too(tmp_path: Path) -> None:
         _, err = launch.communicate(timeout=30)
 
         assert launch.returncode == 0
-        assert "warning: 52 slots: this process may open 100 files (ulimit -n)" in err
+        assert "warning: 27 slots: this process may open 100 files (ulimit -n)" in err
         assert (len(place.simulator.runs), "all rows wait" in err) == (400, False)
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        pytest.param("256:4096", "", id="may be raised"),
+        pytest.param(
+            "256:256", "warning: 144 slots: this process may open 256 files", id="may not"
+        ),
+    ],
+)
+def test_as_many_slots_as_files_leave_room_for_all_else(
+    files: str, told: str, place: Workplace
+) -> None:
+    """Connections that rest take files too, and the history is opened while all are in use."""
+    place.simulator.use({"latency": 0.05})
+    place.manifest(1500)
+    slots = ("--concurrency", "256", "--watch")
+    done = place.run("run", "night.jsonl", *slots, wrap=("prlimit", f"--nofile={files}"))
+    warnings = [line for line in done.stderr.splitlines() if "warning" in line]
+
+    assert (done.returncode, len(place.simulator.runs)) == (0, 1500), done.stderr
+    assert [warning.partition(" (")[0] for warning in warnings] == [told] * bool(told)

@@ -86,6 +86,11 @@ def is_known(parts: Mapping[str, str] = PARTS) -> bool:
 IS_KNOWN: Final = is_known()
 
 
+def count_spare() -> int:
+    """Return how many connections may rest, by the files that this process may open now."""
+    return min(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+
 class _Link(asyncio.Protocol):
     """A connection; it stands before aiohttp's protocol and sees what comes before that does.
 
@@ -240,7 +245,7 @@ class QuickWay:
         self._loop = asyncio.get_running_loop()
         self._connector = connector(ssl)
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
-        self._spare = min(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+        self._spare = count_spare()
         self._on_doubt = on_doubt
         self._reuses = True
         self._idle: deque[_Link] = deque()

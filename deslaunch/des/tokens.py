@@ -476,12 +476,9 @@ class TokenKeeper:
             try:
                 token = await self._fetch()
             except (errors.CredentialsRefused, errors.NotSent) as exc:
-                asked = None
-
-                if isinstance(exc, errors.NotSent):
-                    self.in_use = None  # refused once, it is not to be sent again
-                    asked = exc.retry_after
-
+                asked = exc.retry_after if isinstance(exc, errors.NotSent) else None
+                # Refused once, it is not to be sent again while a newer one may come.
+                self.in_use = None if isinstance(exc, errors.NotSent) else self.in_use
                 self._failure = copy(exc)  # as who gets it may add to it
                 self._failure.__cause__ = exc.__cause__
                 self._silent_until = self._clock() + max(asked or 0.0, _SILENCE)

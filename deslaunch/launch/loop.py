@@ -14,6 +14,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from deslaunch.des.client import DesClient
+from deslaunch.des.quick import SPARE, count_spare
 from deslaunch.events import (
     Event,
     Noted,
@@ -32,7 +33,7 @@ from deslaunch.settings import Settings
 SHORTEST_SLEEP = 0.001  # uvloop's timers know milliseconds; a shorter one would spin
 LONGEST_SLEEP = 3600.0  # no timer rings at infinity
 
-_OTHER_FILES = 48  # beside sockets: the ledger, its log, modules that are imported late
+_OTHER_FILES = 48  # beside sockets: the ledger, its log, the history, modules imported late
 
 
 class Clock:
@@ -159,7 +160,7 @@ def fit_slots(slots: int) -> tuple[int, str]:
         The slots that fit, at least 1, and a sentence where they are fewer, else ``""``.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = slots + _OTHER_FILES
+    needed = slots + SPARE + _OTHER_FILES
 
     if soft == resource.RLIM_INFINITY or soft >= needed:
         return slots, ""
@@ -170,7 +171,7 @@ def fit_slots(slots: int) -> tuple[int, str]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         soft = most
 
-    fitting = max(1, min(slots, soft - _OTHER_FILES))
+    fitting = max(1, min(slots, soft - count_spare() - _OTHER_FILES))
     told = f"{count(fitting, 'slot')}: this process may open {soft} files (ulimit -n)"
     return fitting, told if fitting < slots else ""
 
