@@ -206,6 +206,8 @@ def test_a_command_that_can_not_be_run_is_noticed_before_the_night(
 
     assert place.run("start", POS_USAGE, "DBGenFrom=1", *words).returncode == 2
     assert not read_log(place.log)
+    place.run("run", "night.jsonl", "--yes")
+    assert place.run("watch", "night.ledger.db", *words).returncode == 2
 
 
 def test_it_is_told_where_nobody_reads_stderr(place: Workplace, teller: str) -> None:

@@ -350,12 +350,15 @@ async def watch(given: Given) -> int:
         deslaunch watch night.ledger.db
         deslaunch watch night.ledger.db --interval 60 --watch-timeout 14400
     """
+    from anyio import to_thread  # noqa: PLC0415  # not needed for --help
+
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     ledger, interrupts = given["ledger"], given.interrupts
 
     async with telling_end(given) as told:
         given.before.update(await _kept_of(ledger))
+        await to_thread.run_sync(command_of, given)
 
         async with (
             open_clients(given) as clients,
