@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from deslaunch.__main__ import take_signals
 from deslaunch.cli import render
 from deslaunch.cli.options import Given, kept_words
 from deslaunch.cli.render import Progress, cause_lines, count_cause
@@ -27,7 +28,6 @@ from deslaunch.cli.terminal import (
     heeded_signals,
     run_work,
     signal_of,
-    take_signals,
 )
 from deslaunch.errors import ConfigurationError, Interrupted
 from deslaunch.events import (
@@ -887,12 +887,15 @@ def test_signals_are_taken_before_there_is_a_loop() -> None:
     assert heeded_signals() == [SIGINT, SIGTERM]
 
 
-def test_a_signal_during_the_imports_has_its_exit_code() -> None:
+@pytest.mark.parametrize("module", ["deslaunch.cli.terminal", "click"])
+def test_a_signal_during_the_imports_has_its_exit_code(module: str) -> None:
     code = (
         "import os, signal, sys, threading\n"
         "class Finder:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'click': os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"        if name == '{module}':\n"
+        "            sys.meta_path.remove(self)\n"
+        "            os.kill(os.getpid(), signal.SIGTERM)\n"
         "sys.meta_path.insert(0, Finder())\n"
         "from deslaunch.__main__ import run\n"
         "run()\n"

@@ -262,19 +262,6 @@ def encode_json(value: Any, *, encoding: str | None = "utf-8") -> str:
     return text if is_utf8 else "".join(c if c.isascii() else json.dumps(c)[1:-1] for c in text)
 
 
-def take_signals() -> None:
-    """Let a signal end what goes on, until an event loop takes it; an ignored one stays ignored.
-
-    It comes as a KeyboardInterrupt with the signal's number.
-    """
-
-    def on_signal(number: int, _: object) -> None:
-        raise KeyboardInterrupt(number)
-
-    for number in heeded_signals():
-        signal.signal(number, on_signal)
-
-
 def signal_of(interrupt: BaseException | None) -> int:
     """Return the number of the signal that a KeyboardInterrupt came of."""
     return int(*interrupt.args) if interrupt and interrupt.args else signal.SIGINT

@@ -366,9 +366,8 @@ class DesClient:
 
         self._was_reached = True
         headers = exchange.headers
-        date = headers.get("Date")
 
-        if date is not None and date != self._dated[0]:
+        if (date := headers.get("Date")) and date != self._dated[0]:
             self._dated = date, self._now()
 
         if "Content-Encoding" in headers:
