@@ -15,12 +15,13 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import pytest
 from judge import read_log
-from stage import DESLAUNCH, TOKEN, clean_environment, workplace
+from stage import DESLAUNCH, POS_USAGE, TOKEN, clean_environment, workplace
 
 from deslaunch.errors import DeslaunchError
 from deslaunch.model import RowState
@@ -218,6 +219,40 @@ def test_the_programs_run(program: str, tmp_path: Path) -> None:
         logged = {run["jobRunId"] for run in read_log(place.log)}
         assert {line.split()[-1] for line in lines[1:]} < logged
         assert len(logged) == 2011
+
+
+def test_the_crontab_does_what_it_says_as_cron_runs_it(tmp_path: Path) -> None:
+    """Cron takes what stands behind a bare % as the command's stdin, and has no environment."""
+    [line] = "".join(blocks("crontab")).splitlines()
+    command = re.split(r"(?<!\\)%", line.split(maxsplit=5)[5])[0].replace(r"\%", "%")
+
+    with workplace(tmp_path) as place:
+        known = place.environment | {"DES_TOKEN": TOKEN}
+        names = [name for name in known if name.startswith(("DES", "XDG"))]
+        (tmp_path / "des.env").write_text("".join(f"export {n}={known[n]}\n" for n in names))
+        (tmp_path / ".venv").mkdir()
+        (tmp_path / ".venv/bin").symlink_to(Path(DESLAUNCH).parent)
+        rows = "".join(f"{POS_USAGE},{number}\n" for number in range(3))
+
+        today = datetime.now().astimezone()
+
+        for when in (today, today + timedelta(days=1)):  # at midnight, too
+            (tmp_path / f"{when:%F}.csv").write_text(f"jobId,DBGenFrom\n{rows}")
+
+        nights = [
+            subprocess.run(
+                ["/bin/sh", "-c", command.replace("/srv/exports", str(tmp_path))],
+                env={"PATH": os.defpath, "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+                check=False,
+                capture_output=True,
+                text=True,
+            )
+            for _ in range(2)
+        ]
+
+        assert [night.returncode for night in nights] == [0, 0], nights
+        assert (nights[0].stderr, len(place.simulator.runs)) == ("", 3)
+        assert nights[1].stderr.startswith("nothing to start: ")
 
 
 def test_the_manifests_are_valid_and_say_the_same(tmp_path: Path) -> None:
