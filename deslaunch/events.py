@@ -308,6 +308,7 @@ class Summary(NamedTuple):
         ledger: the ledger's place.
         stops: why the session ended early, if it did.
         unrecorded: (key, jobRunId) that could not be written to the ledger.
+        left_to_repeat: rows whose failed run this session was to repeat, and did not.
     """
 
     counts: Counts
@@ -317,18 +318,24 @@ class Summary(NamedTuple):
     seconds: float = 0.0
     stops: tuple[Stop, ...] = ()
     unrecorded: tuple[tuple[str, str], ...] = ()
+    left_to_repeat: int = 0
+
+    @property
+    def left(self) -> int:
+        """Rows that are still to be sent, or whose response is awaited."""
+        return self.counts.pending + self.counts.in_flight + self.left_to_repeat
 
     @property
     def exit_code(self) -> int:
         """The exit code of the batch. The first match applies.
 
-        7 (ledger), then, only where rows are pending: 6 (credentials), 5 (stopped), 129, 130 or
+        7 (ledger), then, only where rows are left: 6 (credentials), 5 (stopped), 129, 130 or
         143 (interrupted), 5 (pending for any other reason); then 4 (unknown rows), 3 (rows
         failed, were rejected or are invalid), 0.
         """
         rows = self.counts
         bad = rows.failed + rows.rejected + rows.invalid
-        code = _exit_code(self.stops, rows.pending + rows.in_flight, rows.unknown, bad)
+        code = _exit_code(self.stops, self.left, rows.unknown, bad)
         return 7 if self.unrecorded else code
 
     def as_dict(self) -> dict[str, object]:

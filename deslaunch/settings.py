@@ -269,7 +269,8 @@ class Settings:
         "Start another run for each row whose run failed, as far as a watch has told."
     )
     accept_copy: bool = _consent(
-        "Go on with a ledger that is an older copy; what it starts may be started already."
+        "Go on with an older copy of a ledger, or a batch that was given up: what it starts is "
+        "marked as possible duplicates."
     )
     again: bool = _consent("Begin a batch although an earlier one of its rows is unfinished.")
     skip_invalid: bool = _consent("Launch the valid rows; record the others as invalid.")

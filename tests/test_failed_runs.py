@@ -223,6 +223,21 @@ def test_the_command_repeats_what_the_watch_has_told(tmp_path: Path) -> None:
         assert (again.returncode, len(place.simulator.runs)) == (0, 4)
 
 
+def test_repeats_that_a_launch_leaves_are_told_and_stand_in_its_exit_code(tmp_path: Path) -> None:
+    with workplace(tmp_path, {"finishAfter": 0.05, **fault("fail-run", 1, 2, 3)}) as place:
+        place.manifest(3)
+        assert place.run("run", "night.jsonl", "--watch", "--interval", "0.05").returncode == 3
+        some = place.run("resume", "night.ledger.db", "--retry-failed-runs", "--limit", "1")
+
+        assert (some.returncode, len(place.simulator.runs)) == (5, 4)
+        assert "2 failed runs not repeated yet" in some.stderr
+        command = "deslaunch resume night.ledger.db --retry-failed-runs"
+        assert some.stderr.endswith(f"repeat the other failed runs: {command}\n")
+        assert place.json("status", "night.ledger.db")["exitCode"] == 0, "each row is started"
+        assert place.run("resume", "night.ledger.db", "--retry-failed-runs").returncode == 0
+        assert len(place.simulator.runs) == 6
+
+
 def test_a_watch_tells_of_runs_that_failed_and_of_rows_that_are_pending(tmp_path: Path) -> None:
     with workplace(tmp_path, {"finishAfter": 0.05, **fault("fail-run", 1)}) as place:
         place.manifest(3)

@@ -103,11 +103,29 @@ def test_a_second_batch_of_an_unfinished_manifest_is_refused(place: Workplace) -
     again = place.run("run", "night.jsonl", "--ledger", "other.ledger.db", "--again", "--yes")
     assert again.returncode == 0
     left = f"warning: {place.ledger} is given up: its 4 pending rows will not be sent, unless you"
-    assert f"{left} go on with it: deslaunch resume {place.ledger}\n" in again.stderr
+    assert f"{left} go on with it: deslaunch resume {place.ledger} --accept-copy\n" in again.stderr
     third = place.run("run", "night.jsonl", "--ledger", "third.ledger.db", "--yes")
     assert third.returncode == 0, "the first was given up, and the second is finished"
     assert "given up" not in third.stderr
     assert sent(place) == sorted([1, 2, *range(1, 7), *range(1, 7)])
+
+
+def test_a_batch_that_was_given_up_is_not_gone_on_with_silently(place: Workplace) -> None:
+    begun(place)
+    second = ("run", "night.jsonl", "--ledger", "other.ledger.db", "--again", "--yes")
+    assert place.run(*second).returncode == 0
+    why = f"was given up: a second batch of its rows, {place.folder / 'other.ledger.db'}, was begun"
+
+    status = place.run("status", "night.ledger.db")
+    assert (why in status.stderr, "resume night" in status.stdout + status.stderr) == (True, False)
+    refused = place.run("resume", "night.ledger.db", "--yes")
+    assert (refused.returncode, why in refused.stderr) == (7, True)
+    assert place.run("run", "night.jsonl", "--resume", "--yes").returncode == 7
+    assert len(sent(place)) == 2 + 6
+
+    accepted = place.run("resume", "night.ledger.db", "--accept-copy", "--yes")
+    assert (accepted.returncode, "4 possible duplicates" in accepted.stderr) == (0, True)
+    assert "given up" not in place.run("history").stdout
 
 
 def test_a_ledger_that_is_gone_is_asked_for(place: Workplace) -> None:

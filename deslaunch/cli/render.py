@@ -95,6 +95,9 @@ def warning_lines(summary: events.Summary) -> Iterator[str]:
     if unknown := summary.counts.unknown:
         yield f"{unknown:,} unknown: each may have started a run, and none is sent again"
 
+    if left := summary.left_to_repeat:
+        yield f"{count(left, 'failed run')} not repeated yet"
+
     if duplicates := summary.counts.possible_duplicates:
         told = "started, and another attempt may have started a run too"
         yield f"{count(duplicates, 'possible duplicate')}: {told}"
@@ -185,6 +188,9 @@ def next_commands(
         yield f"go on{' with a new token' if refused else ''}", resume
     elif counts.failed:
         yield "try the failed rows again", resume
+
+    if summary.left_to_repeat:
+        yield "repeat the other failed runs", f"{resume} --retry-failed-runs"
 
     if counts.unknown:
         findings = place_word(f"{stem}.findings.csv")

@@ -212,14 +212,14 @@ class Batch:
     def _raise_if_unfinished(self, summary: Summary) -> None:
         """Raise what a launch raises that left rows behind."""
         kinds = {5: errors.Stopped, 6: errors.CredentialsRefused, 7: errors.LedgerWriteFailed}
-        code, left = summary.exit_code, summary.counts.pending + summary.counts.in_flight
+        code, left = summary.exit_code, summary.left
 
         if self.ledger is None or code in {0, 3, 4}:
             return
 
         why = "; ".join(stop.message for stop in summary.stops)
         why = why or "they are left from an earlier session"
-        message = f"{count(left, 'row')} pending: {why}" if left else why
+        message = f"{count(left, 'row')} left: {why}" if left else why
         hint = f"go on with: {resume_command(summary.ledger, self.ledger.batch.options)}"
 
         if code in kinds:
@@ -331,6 +331,11 @@ class Batch:
             await session.note_clocks()
             counts, targets = await ledger.counts()
             summary = summary._replace(counts=counts, targets=targets)
+
+            if self._setup.settings.retry_failed_runs:
+                [(left,)] = await ledger.query("left_to_repeat")
+                summary = summary._replace(left_to_repeat=left)
+
             await ledger.end_session(summary.exit_code, stops)
         except errors.LedgerError as exc:
             if not any(stop.reason is StopReason.LEDGER for stop in stops):

@@ -78,7 +78,9 @@ async def check_copy(ledger: Ledger, history: History, *, accepts: bool) -> str:
 
 
 async def find_copy(ledger: Ledger, history: History) -> tuple[str, str] | None:
-    """Return why a ledger is a copy that lacks what another one may have, and what to do.
+    """Return why another ledger may have sent the rows that are pending in one, and what to do.
+
+    It is a copy that lacks attempts, or a second batch of its rows was begun.
 
     Args:
         ledger: of a batch that is looked at, or is to be gone on with.
@@ -103,6 +105,11 @@ async def find_copy(ledger: Ledger, history: History) -> tuple[str, str] | None:
     elif known.place != noted_place(ledger.place) and await _is_at(known, ledger.place):
         why = f"is a copy of {known.place}, which was last used and is still there"
         hint = f"go on with that one: {printed('resume', place_word(known.place))}"
+    elif known.is_given_up:
+        others = await run_sync(lambda: history.like(known.digest, known.place, but=known.uid))
+        begun = f", {others[-1].place}," if others else ""
+        why = f"was given up: a second batch of its rows{begun} was begun with --again"
+        hint = "go on with that one"
     else:
         return None
 
@@ -230,7 +237,10 @@ def tell_given_up(other: Other) -> str:
     """Return what a second batch leaves behind of an unfinished one."""
     left = f"its {count(other.counts['pending'], 'pending row')}" if other.counts else "its rest"
     resume = printed("resume", place_word(other.place))
-    return f"{other.place} is given up: {left} will not be sent, unless you go on with it: {resume}"
+    return (
+        f"{other.place} is given up: {left} will not be sent, unless you go on with it: {resume} "
+        "--accept-copy"
+    )
 
 
 def tell_before(history: History, digest: str, place: str) -> str:

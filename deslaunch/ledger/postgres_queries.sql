@@ -68,6 +68,9 @@ INSERT INTO states (row, target, state, due_ms, attempts, shown)
 SELECT row, target, 'started', ?2, attempts, shown FROM standing WHERE row = ANY (ARRAY(SELECT numbers(?1)))
 ON CONFLICT (batch, row) DO UPDATE SET due_ms = excluded.due_ms;
 
+-- name: left_to_repeat
+SELECT count(*) FROM states WHERE batch = this_batch() AND state = 'started' AND due_ms IS NOT NULL;
+
 -- name: lose_attempts
 UPDATE attempt SET result = 'unknown', error = 'its launcher ended before a response was recorded'
 WHERE result IS NULL AND row = ANY (ARRAY(SELECT numbers(?)));

@@ -116,6 +116,9 @@ INSERT INTO state (row, target, state, due_ms, attempts, shown)
 SELECT row, target, 'started', ?2, attempts, shown FROM standing WHERE row IN (SELECT value FROM json_each(?1))
 ON CONFLICT (row) DO UPDATE SET due_ms = excluded.due_ms;
 
+-- name: left_to_repeat
+SELECT count(*) FROM state WHERE state = 'started' AND due_ms IS NOT NULL;
+
 -- name: set_target
 UPDATE target SET base_url = ?2, org_id = ?3 WHERE name = ?1;
 
