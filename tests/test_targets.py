@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from stage import TOKEN, ended
 
 from deslaunch.cli.options import Given
 from deslaunch.cli.targets import (
@@ -22,6 +24,8 @@ from deslaunch.errors import ConfigurationError, CredentialsRefused
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    from stage import Workplace
 
     from deslaunch.cli.targets import Target
 
@@ -602,3 +606,36 @@ def test_the_environments_proxy(
     monkeypatch.setenv("NO_PROXY", no_proxy)
 
     assert proxy_of(url) == (None if is_direct else "http://proxy:3128")
+
+
+@pytest.mark.parametrize(
+    ("environment", "host"),
+    [
+        pytest.param({"DES_TOKEN": TOKEN}, "des.example", id="DES"),
+        pytest.param(
+            {**LOGIN, "DES_AUTH_URL": "https://auth.example"}, "auth.example", id="auth server"
+        ),
+    ],
+)
+def test_a_command_goes_through_the_environments_proxy(
+    environment: dict[str, str], host: str, place: Workplace
+) -> None:
+    place.manifest(1)
+
+    for name in ("https_proxy", "no_proxy", "NO_PROXY"):
+        place.environment.pop(name, None)
+
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        proxy.settimeout(20)
+        url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+        reached = {"DES_BASE_URL": "https://des.example", "HTTPS_PROXY": url}
+        place.environment.update(environment | reached)
+        command = place.start("check", "night.jsonl", token=None)
+
+        with proxy.accept()[0] as connection:
+            asked = connection.recv(65_536)
+            connection.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+            done = ended(command)
+
+    assert asked.startswith(f"CONNECT {host}:443 HTTP/1.1\r\n".encode())
+    assert (done.returncode, "the proxy refused to connect" in done.stderr) == (5, True)
