@@ -238,6 +238,17 @@ def test_repeats_that_a_launch_leaves_are_told_and_stand_in_its_exit_code(tmp_pa
         assert len(place.simulator.runs) == 6
 
 
+def test_a_watch_is_not_held_to_the_rate_of_the_launch(tmp_path: Path) -> None:
+    with workplace(tmp_path, {"finishAfter": 0.05}) as place:
+        place.manifest(3)
+        assert place.run("run", "night.jsonl", "--yes").returncode == 0
+        assert place.run("resume", "night.ledger.db", "--rate", "0.01").returncode == 0
+        watch = ("watch", "night.ledger.db", "--interval", "0.05")
+
+        assert place.run(*watch, "--watch-timeout", "20").returncode == 0
+        assert place.run(*watch, "--rate", "0.01").returncode == 0, "all have ended"
+
+
 def test_a_watch_tells_of_runs_that_failed_and_of_rows_that_are_pending(tmp_path: Path) -> None:
     with workplace(tmp_path, {"finishAfter": 0.05, **fault("fail-run", 1)}) as place:
         place.manifest(3)

@@ -128,6 +128,15 @@ def test_a_batch_that_was_given_up_is_not_gone_on_with_silently(place: Workplace
     assert "given up" not in place.run("history").stdout
 
 
+def test_a_copy_that_is_changed_is_called_one(place: Workplace) -> None:
+    begun(place)
+    shutil.copy(place.ledger, place.folder / "copy.ledger.db")
+    done = place.run("withdraw", "copy.ledger.db", "row-6")
+
+    assert f"is a copy of {place.ledger}" in done.stderr
+    assert "resume copy" not in done.stderr
+
+
 def test_a_ledger_that_is_gone_is_asked_for(place: Workplace) -> None:
     begun(place)
     place.ledger.unlink()

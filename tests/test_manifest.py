@@ -313,6 +313,10 @@ def test_a_long_old_mac_file_is_still_named() -> None:
     assert "bare \\r" in only_problem("csv", "jobId,a\r" + "x,y\r" * MAX_RECORD).message
 
 
+def test_a_carriage_return_inside_a_line_is_named() -> None:
+    assert "(\\r) stands in the middle" in only_problem("csv", "jobId,a\nx,1\r,2\n").message
+
+
 def test_no_more_than_a_line_and_a_block_is_held() -> None:
     def content() -> Iterator[bytes]:
         for _ in range(40):

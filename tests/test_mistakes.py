@@ -166,7 +166,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_blocking_calls: B
         pytest.param(
             "jobs --config gone.toml",
             "error: the configuration file gone.toml can't be read: No such file or directory\n"
-            "  check its path and permissions, or leave --config out",
+            "  check its path and permissions, or name another with --config",
             id="no-config",
         ),
     ],

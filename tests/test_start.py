@@ -202,12 +202,25 @@ def test_a_command_that_can_not_be_run_is_noticed_before_the_night(
     for words in (("--on-end", f"{program} x"), ("--config", "deslaunch.toml")):
         done = place.run("run", "night.jsonl", "--yes", *words)
         assert (done.returncode, place.ledger.exists()) == (2, False)
-        assert f": there is no program {program} that you may run; nothing was sent" in done.stderr
+        shown = str(place.folder / program) if "/" in program and "--config" in words else program
+        assert f": there is no program {shown} that you may run; nothing was sent" in done.stderr
 
     assert place.run("start", POS_USAGE, "DBGenFrom=1", *words).returncode == 2
     assert not read_log(place.log)
     place.run("run", "night.jsonl", "--yes")
     assert place.run("watch", "night.ledger.db", *words).returncode == 2
+
+
+def test_a_program_of_a_file_is_found_from_the_files_folder(place: Workplace) -> None:
+    script = place.folder / "own" / "tell"
+    script.parent.mkdir()
+    script.write_text("#!/bin/sh\ncat > told.json\n")
+    script.chmod(0o700)
+    (script.parent / "deslaunch.toml").write_text('on_end = ["./tell"]\n')
+    place.manifest(1)
+
+    assert place.run("run", "night.jsonl", "--config", "own/deslaunch.toml").returncode == 0
+    assert told(place)["exitCode"] == 0
 
 
 def test_it_is_told_where_nobody_reads_stderr(place: Workplace, teller: str) -> None:

@@ -296,9 +296,10 @@ async def resolve(given: Given) -> int:
 
         summary = (await ledger.summary())._replace(ledger=given["ledger"])
 
-    same = f", {resolved.same:,} known already" if resolved.same else ""
-    printer.say(f"recorded: {count(resolved.changed, 'finding')}{same}")
-    await _tell_batch(given, ledger, summary)
+        same = f", {resolved.same:,} known already" if resolved.same else ""
+        printer.say(f"recorded: {count(resolved.changed, 'finding')}{same}")
+        await _tell_batch(given, ledger, summary)
+
     return 0
 
 
@@ -309,11 +310,13 @@ async def _tell_batch(given: Given, ledger: "Ledger", summary: Summary) -> None:
 
     code = int(str(_as_status(summary)["exitCode"]))
     await note_change(History.of_user(given.printer.warn), ledger, summary, code)
+    is_copy = await _tell_copy(given, ledger)
 
     if given["as_json"]:
         given.printer.outcome_json(_as_status(summary))
     else:
-        commands = render.next_commands(summary, options.kept_words(ledger.batch.options))
+        kept = options.kept_words(ledger.batch.options)
+        commands = [] if is_copy else render.next_commands(summary, kept)
         given.printer.say(*render.summary_lines(summary), *render.command_lines(commands))
 
 
@@ -402,10 +405,11 @@ async def withdraw(given: Given) -> int:
         done = await ledger.withdraw(None if given["all_pending"] else keys, undo=undo)
         summary = (await ledger.summary())._replace(ledger=given["ledger"])
 
-    same = f", {done.same:,} stood so already" if done.same else ""
-    word = "no longer withdrawn" if undo else "withdrawn"
-    given.printer.say(f"{word}: {count(done.changed, 'row')}{same}")
-    await _tell_batch(given, ledger, summary)
+        same = f", {done.same:,} were already" if done.same else ""
+        word = "no longer withdrawn" if undo else "withdrawn"
+        given.printer.say(f"{word}: {count(done.changed, 'row')}{same}")
+        await _tell_batch(given, ledger, summary)
+
     return 0
 
 

@@ -336,7 +336,11 @@ def _new_place() -> str:
     "watch",
     options.LEDGER,
     *options.CONNECTION,
-    *options.tuning("concurrency", "rate", "max_wait", "give_up_after", "drain_timeout"),
+    *options.tuning(
+        *("max_wait", "give_up_after", "drain_timeout"),
+        concurrency="Questions in flight at most.",
+        rate="Questions a second at most; that of a launch is not kept for it.",
+    ),
     *options.WATCH,
     options.ON_END,
     *options.OUTPUT,
@@ -357,7 +361,9 @@ async def watch(given: Given) -> int:
     ledger, interrupts = given["ledger"], given.interrupts
 
     async with telling_end(given) as told:
-        given.before.update(await _kept_of(ledger))
+        kept = await _kept_of(ledger)
+        kept.pop("rate", None)  # of starts
+        given.before.update(kept)
         await to_thread.run_sync(command_of, given)
 
         async with (

@@ -30,9 +30,16 @@ _METAVARS: Final = {
 }
 
 
-def tuning(*names: str) -> list[click.Parameter]:
-    """Return options of :mod:`deslaunch.settings`, by their names."""
-    return [_tuning(OPTIONS[name]) for name in names]
+def tuning(*names: str, **texts: str) -> list[click.Parameter]:
+    """Return options of :mod:`deslaunch.settings`, by their names.
+
+    Args:
+        names: of options with their usual help.
+        **texts: more names, with the help that fits the command.
+    """
+    options = [OPTIONS[name] for name in names]
+    options += [OPTIONS[name]._replace(help=text) for name, text in texts.items()]
+    return [_tuning(option) for option in options]
 
 
 def _tuning(option: Option) -> click.Parameter:

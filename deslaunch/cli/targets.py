@@ -125,7 +125,7 @@ def read_config(path: Path) -> Config:
         content = tomllib.loads(path.read_bytes().decode())
     except OSError as exc:
         why = f"can't be read: {exc.strerror}"
-        hint = "check its path and permissions, or leave --config out"
+        hint = "check its path and permissions, or name another with --config"
     except UnicodeDecodeError as exc:
         why, hint = f"is not in UTF-8: byte {exc.start} is wrong", "save it as UTF-8"
     except tomllib.TOMLDecodeError as exc:
@@ -137,7 +137,7 @@ def read_config(path: Path) -> Config:
 
         targets = _locate(content.get("targets", {}), path.parent)
         jobs = {job: JobLimit(**limit) for job, limit in content.get("jobs", {}).items()}
-        return Config(targets, content.get("on_end", ()), jobs)
+        return Config(targets, _located(content.get("on_end", ()), path.parent), jobs)
 
     # Not chained: the errors hold the whole file.
     raise ConfigurationError(f"the configuration file {path} {why}", hint=hint)
@@ -152,6 +152,11 @@ def _locate(targets: dict[str, Target], folder: Path) -> dict[str, Target]:
                 table[key] = str(folder / os.path.expanduser(table[key]))  # noqa: PTH111
 
     return targets
+
+
+def _located(words: Sequence[str], folder: Path) -> Sequence[str]:
+    """Make a program's path absolute; a bare name is looked for in PATH."""
+    return [str(folder.absolute() / words[0]), *words[1:]] if words and "/" in words[0] else words
 
 
 def _mistakes(table: Mapping[str, Any], keys: _Keys, *names: str) -> Iterator[str]:

@@ -221,6 +221,7 @@ async def watch_batch(
     opening = take_ledger(os.fspath(ledger), launches=False)
 
     async with _held(opening, options.get("on_event")) as taken:
+        options.setdefault("settings", replace(settings_of(taken), rate=None))  # that of starts
         setup = await _set_up(des, taken, **options)
         used = set(await taken.targets())
         await importing.check_origins(taken, setup.clients, setup.settings, used)

@@ -379,7 +379,11 @@ class CsvReader(RowReader):
             message = "a quote opened in this row is never closed; close it"
             return rows.Fault("", "a closing quote", "the end of the file", message)
 
-        message = f"the CSV can't be read from this row on ({why}); fix its quotes and line ends"
+        if "new-line" in why:
+            message = "a carriage return (\\r) stands in the middle of this line; remove it"
+            return rows.Fault("", "lines that end in \\n or \\r\\n", "\\r", message)
+
+        message = f"the CSV can't be read from this row on ({why}); fix its quotes"
         return self._find_damage() or rows.Fault("", "RFC 4180", why, message)
 
     def _read_header(self, names: list[str], fault: rows.Fault | None) -> None:
