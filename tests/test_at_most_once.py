@@ -12,14 +12,20 @@ import pytest
 from fakes import settle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ledgers import ask
+from openings import TOKEN, Place, rows, service
 from sessions import INTERRUPTED, Bench, final, keys
 
+from deslaunch.des.client import DesClient
 from deslaunch.errors import OutcomeUnknown
 from deslaunch.events import Noted, StopReason
 from deslaunch.model import DEFAULT_TARGET, RowState
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
+
+    from deslaunch.model import Sent, Start, StartedRun
 
 
 async def test_nothing_to_do_ends_at_once() -> None:
@@ -39,6 +45,25 @@ async def test_nothing_is_sent_before_its_intent_is_durable() -> None:
 
     assert waiting == (1, [])
     assert [(sent.key, sent.durable) for sent in bench.des.sent] == [("a", True)]
+
+
+async def test_other_programs_see_an_intent_before_its_start_leaves(
+    tmp_path: Path, batch_place: str
+) -> None:
+    seen = []
+
+    class Looks(DesClient):
+        async def start(self, start: Start, sent: Sent | None = None) -> StartedRun:
+            select = f"SELECT result FROM attempt WHERE row = {start.row}"
+            seen.append(await asyncio.to_thread(ask, batch_place, select))
+            return await super().start(start, sent)
+
+    place = Place(tmp_path, batch_place)
+
+    async with service(place) as (simulator, _), Looks(simulator.base_url, token=TOKEN) as des:
+        await place.launch(des, rows(12), concurrency=3)
+
+    assert seen == [[(None,)]] * 12
 
 
 async def test_an_outcome_goes_with_the_next_intent_of_its_slot() -> None:

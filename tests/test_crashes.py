@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from torture.__main__ import ATTACKS, attack
+from torture.breaks import BREAKS, ROOT, Break
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,3 +48,9 @@ def test_no_row_is_started_twice_and_none_is_lost(
 def test_every_attack_has_a_small_version_here() -> None:
     (mark,) = test_no_row_is_started_twice_and_none_is_lost.pytestmark  # type: ignore[attr-defined]
     assert {param.values[0] for param in mark.args[1]} == set(ATTACKS)
+
+
+@pytest.mark.parametrize("broken", [pytest.param(one, id=one.name) for one in BREAKS])
+def test_what_is_broken_on_purpose_is_still_there(broken: Break) -> None:
+    for file, words, _ in broken.edits:
+        assert words in (ROOT / "deslaunch" / file).read_text("utf-8")

@@ -9,7 +9,9 @@ disks   full and failing disks, and a ledger that is deleted under a launch
 order   no start leaves before its intent is synced, read from system calls
 signals interrupts
 shared  several launchers on one batch in PostgreSQL, and its server
+breaks  builds that are broken on purpose, which tests must notice
 ======= =====================================================================
 
-``make torture`` runs the large version of each, the tests a small one.
+``make torture`` runs the large version of each, the tests a small one; ``make torture
+TORTURE=--breaks`` tries the broken builds.
 """

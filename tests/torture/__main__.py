@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from . import disks, kills, order, shared, signals
+from . import breaks, disks, kills, order, shared, signals
 from .tally import Tally, table
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="torture", description=__doc__)
     parser.add_argument("--only", action="append", choices=ATTACKS, metavar="NAME", default=[])
     parser.add_argument("--fast", action="store_true", help="a small version of each")
+    parser.add_argument("--breaks", action="store_true", help="do tests notice broken builds?")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave all files here")
     chosen = parser.parse_args(argv)
@@ -55,6 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"seed {chosen.seed}", flush=True)
 
     with tempfile.TemporaryDirectory(prefix="torture-") as scratch:
+        if chosen.breaks:
+            tried = []
+
+            for name, noticed in breaks.attempts(Path(scratch)):
+                tried.append(noticed)
+                print(f"| {name} | {noticed or 'NOT NOTICED'} |", flush=True)
+
+            return int(not all(tried))
+
         for name in chosen.only or ATTACKS:
             folder = chosen.keep or Path(scratch)
             tally = attack(name, folder, fast=chosen.fast, seed=chosen.seed)
