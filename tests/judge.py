@@ -107,6 +107,21 @@ class Judge:
 
         return dict(found)
 
+    def twice(self, *, unless_marked: bool = False) -> dict[int, list[str]]:
+        """Return the rows with a second run; ``unless_marked``: of which nobody is told."""
+        excused = self.marked if unless_marked else set()
+        found = {row: ids for row, ids in self.starts_by_row.items() if len(ids) > 1}
+        return {row: ids for row, ids in found.items() if row not in excused}
+
+    @property
+    def lost(self) -> dict[int, list[str]]:
+        """Rows whose runs no result tells of, though none of them is told as unknown."""
+        return {
+            row: ids
+            for row, ids in self.starts_by_row.items()
+            if self.runs.get(row) not in ids and row not in self.unknown
+        }
+
     def assert_whole(self) -> None:
         """Each row stands in the results once, and the status counts the same."""
         numbers = [line["row"] for line in self.lines]
@@ -118,22 +133,15 @@ class Judge:
 
     def assert_none_twice(self, *, unless_marked: bool = False) -> None:
         """No row has a second run; ``unless_marked``: none that nobody is told of."""
-        excused = self.marked if unless_marked else set()
-        twice = {row: ids for row, ids in self.starts_by_row.items() if len(ids) > 1}
-        silent = {row: ids for row, ids in twice.items() if row not in excused}
-        assert not silent, f"started twice: {silent}"
+        twice = self.twice(unless_marked=unless_marked)
+        assert not twice, f"started twice: {twice}"
 
     def assert_none_lost(self) -> None:
         """Every run of the server is accounted for, and no other run is told."""
-        lost = {
-            row: ids
-            for row, ids in self.starts_by_row.items()
-            if self.runs.get(row) not in ids and row not in self.unknown
-        }
         invented = {
             row: run for row, run in self.runs.items() if run not in self.starts_by_row.get(row, ())
         }
-        assert not lost, f"runs that no result tells of: {lost}, {self.counts}"
+        assert not self.lost, f"runs that no result tells of: {self.lost}, {self.counts}"
         assert not invented, f"runs that the server never started: {invented}"
 
     def assert_promises(self, *, most_unknown: int, unless_marked: bool = False) -> None:

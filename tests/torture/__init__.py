@@ -7,6 +7,7 @@ tally   one line of the table: what an attack did, and what did not hold
 kills   killed at random, at every write and sync, and during an import
 disks   full and failing disks, and a ledger that is deleted under a launch
 order   no start leaves before its intent is synced, read from system calls
+power   power cuts, and a -wal that is cut at any byte
 signals interrupts
 shared  several launchers on one batch in PostgreSQL, and its server
 breaks  builds that are broken on purpose, which tests must notice

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from . import breaks, disks, kills, order, shared, signals
+from . import breaks, disks, kills, order, power, shared, signals
 from .tally import Tally, table
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ ATTACKS: Final[dict[str, Attack]] = {
     "calls": kills.at_every_call,
     "import": kills.during_import,
     "order": order.of_calls,
+    "power": power.between_syncs,
+    "wal": power.in_the_wal,
     "disks": disks.failing,
     "deleted": disks.deleted,
     "signals": signals.interrupts,

@@ -163,11 +163,9 @@ def during_import(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             done = place.run(*next_command(place, "--limit", "1", "--json"))
             assert done.returncode == 5, shown(done)
             judge = place.judge()
+            tally.count(place, judge)
             judge.assert_promises(most_unknown=1)
             assert len(judge.lines) == rows
-            tally.batches += 1
-            tally.starts += place.simulator.requests
-            tally.unknown += len(judge.unknown)
 
     cases = [("pwrite64", rng.randrange(1, rows // 12)) for _ in range(moments)]
 

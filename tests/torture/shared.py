@@ -126,9 +126,7 @@ class Crowd:
 
         self._place.at_rest()
         judge = self._place.judge(self._ledger)
-        tally.batches += 1
-        tally.starts += self._place.simulator.requests
-        tally.unknown += len(judge.unknown)
+        tally.count(self._place, judge)
         judge.assert_promises(most_unknown=SLOTS * self.done["kill"])
         started = rows - len(judge.unknown)
         assert judge.counts.get("started") == started, f"{judge.counts} of {rows:,} rows"

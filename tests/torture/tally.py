@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-HEAD: Final = ("attack", "batches", "kills", "starts", "unknown", "verdict")
+    from judge import Judge
+
+HEAD: Final = ("attack", "cases", "kills", "starts", "twice", "lost", "unknown", "verdict")
 WIDTH: Final = 2
 """Batches at the same time."""
 
@@ -27,9 +29,11 @@ class Tally:
 
     Attributes:
         attack: what is done, a few words.
-        batches: that were judged.
+        cases: batches that were judged.
         kills: processes that were killed.
         starts: start requests that the servers saw.
+        twice: rows with a second run, of which nobody is told.
+        lost: rows with a run, of which nobody is told.
         unknown: rows that ended unknown.
         broken: what did not hold, a sentence each.
         notes: what the table has no column for.
@@ -37,9 +41,11 @@ class Tally:
     """
 
     attack: str
-    batches: int = 0
+    cases: int = 0
     kills: int = 0
     starts: int = 0
+    twice: int = 0
+    lost: int = 0
     unknown: int = 0
     broken: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -55,11 +61,22 @@ class Tally:
 
     @property
     def cells(self) -> tuple[str, ...]:
-        counts = (self.batches, self.kills, self.starts, self.unknown)
+        found = (self.twice, self.lost, self.unknown)
+        counts = (self.cases, self.kills, self.starts, *found)
         verdict = f"BROKEN ({len(self.broken)})" if self.broken else "held"
         return (self.attack, *(f"{count:,}" for count in counts), verdict)
 
-    def conclude(self, place: Workplace, *, most_unknown: int, rows: int) -> None:
+    def count(self, place: Workplace, judge: Judge) -> None:
+        """Add what came of a batch."""
+        self.cases += 1
+        self.starts += place.simulator.requests
+        self.twice += len(judge.twice(unless_marked=True))
+        self.lost += len(judge.lost)
+        self.unknown += len(judge.unknown)
+
+    def conclude(
+        self, place: Workplace, *, most_unknown: int, rows: int, unless_marked: bool = False
+    ) -> None:
         """Bring a batch to its end, and judge it.
 
         Raises:
@@ -68,10 +85,8 @@ class Tally:
         finish(place)
         place.at_rest()
         judge = place.judge()
-        self.batches += 1
-        self.starts += place.simulator.requests
-        self.unknown += len(judge.unknown)
-        judge.assert_promises(most_unknown=most_unknown)
+        self.count(place, judge)
+        judge.assert_promises(most_unknown=most_unknown, unless_marked=unless_marked)
         assert len(judge.lines) == rows, f"{len(judge.lines)} rows of {rows}"
         assert not judge.status["pending"], f"{judge.status['pending']} rows are pending"
 
