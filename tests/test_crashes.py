@@ -32,6 +32,7 @@ needs_strace = pytest.mark.skipif(
         pytest.param("power", id="a-power-cut", marks=needs_strace),
         pytest.param("wal", id="a-log-that-is-cut"),
         pytest.param("disks", id="full-and-failing-disks", marks=needs_strace),
+        pytest.param("full", id="small-and-filled-disks"),
         pytest.param("deleted", id="a-deleted-ledger"),
         pytest.param("signals", id="interrupted"),
         pytest.param("shared", id="shared-by-several-launchers"),

@@ -31,6 +31,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     "power": power.between_syncs,
     "wal": power.in_the_wal,
     "disks": disks.failing,
+    "full": disks.full,
     "deleted": disks.deleted,
     "signals": signals.interrupts,
     "shared": shared.launchers,

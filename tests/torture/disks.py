@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from judge import Judge, read_log
-from stage import ended, workplace
+from stage import QUICK, ended, workplace
 
-from .kills import LONG, ROWS, SHORT, SLOTS
+from .kills import LONG, MANY_SLOTS, ROWS, SHORT, SLOTS
 from .tally import Tally, next_command, shown, side_by_side, strace
 
 if TYPE_CHECKING:
     import random
-    from pathlib import Path
+
+    from stage import Workplace
 
 FAULTS: Final = (
     ("pwrite64", "ENOSPC"),
@@ -20,6 +25,17 @@ FAULTS: Final = (
     ("fdatasync", "EIO"),
     ("fsync", "EIO"),
 )
+
+# The disk goes with the process: what is on it is kept.
+SMALL_DISK: Final = """
+size=$1
+shift
+mount -t tmpfs -o "size=$size" none disk || exit 99
+"$@"
+code=$?
+cp -a disk/. kept/
+exit "$code"
+"""
 
 
 def failing(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
@@ -40,14 +56,7 @@ def failing(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             refused.extend([name] * (done.returncode == 7))
             place.at_rest()
 
-            if not place.ledger.exists():
-                assert not place.simulator.requests, "something was sent without a ledger"
-            else:
-                recorded = set(place.judge().runs.values())
-                ids = {run["jobRunId"] for run in read_log(place.log)}
-                silent = {run for run in ids - recorded if run not in done.stderr}
-                assert not silent, f"neither recorded nor told: {silent}; {shown(done)}"
-
+            _assert_told(place, done)
             tally.conclude(place, most_unknown=SLOTS, rows=ROWS)
 
     cases = [(n, *fault) for n in range(1, 200, 5) for fault in FAULTS[:2]]
@@ -59,6 +68,87 @@ def failing(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     side_by_side(one, cases)
     tally.notes.append(f"{len(refused)} of {len(cases)} launches ended with exit 7")
     return tally
+
+
+def _assert_told(place: Workplace, done: subprocess.CompletedProcess[str]) -> None:
+    """Each run is in the ledger, or its jobRunId was printed."""
+    if not place.ledger.exists():
+        assert not place.simulator.requests, "something was sent without a ledger"
+        return
+
+    recorded = set(place.judge().runs.values())
+    ids = {run["jobRunId"] for run in read_log(place.log)}
+    silent = {run for run in ids - recorded if run not in done.stderr}
+    assert not silent, f"neither recorded nor told: {silent}; {shown(done)}"
+
+
+def full(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
+    """Launch on a disk that is too small, or that another program fills up."""
+    tally = Tally("a disk that is full, of any size")
+    rows = 300
+
+    if reason := _no_small_disk():
+        tally.notes.append(f"not done: {reason}")
+        return tally
+
+    def one(name: str, size: int, moment: int, fate: str) -> None:
+        with workplace(folder / name, LONG) as place, tally.case(name):
+            place.manifest(rows)
+
+            for made in ("disk", "kept"):
+                (place.folder / made).mkdir()
+
+            command = ("run", "night.jsonl", "--ledger", "disk/night.ledger.db", *QUICK)
+            wrap = ("unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", f"{size}k")
+            process = place.start(*command, "--concurrency", str(MANY_SLOTS), wrap=wrap)
+
+            if fate and place.wait_for_runs(process, moment):
+                _fill(process, place.folder / "disk" / "filler", fate)
+
+            done = ended(process)
+            assert done.returncode in ({0, 3, 4, 7} if fate == "freed" else {7}), shown(done)
+            assert "Traceback" not in done.stderr, shown(done)
+            place.at_rest()
+
+            for path in (place.folder / "kept").glob("night.ledger.db*"):
+                path.rename(place.folder / path.name)
+
+            _assert_told(place, done)
+            tally.conclude(place, most_unknown=MANY_SLOTS, rows=rows)
+
+    # The ledger takes 176 KiB, the shared memory of its readers 32, and then comes its log.
+    small = [(f"{size} KiB", size, 0, "") for size in (*range(180, 240, 8), 260, 300, 340)]
+    moments = [(rng.randrange(1, rows * 2 // 3), ("stays", "freed")[n % 2]) for n in range(12)]
+    filled = [(f"filled {n}", 20_000, *moment) for n, moment in enumerate(moments)]
+    cases = [small[4], filled[1]] if fast else [*small, *filled]
+    side_by_side(one, cases, width=8)  # most of them wait for room
+    return tally
+
+
+def _no_small_disk() -> str:
+    """Return why no file system can be mounted for one process alone, or ``""``."""
+    if not (unshare := shutil.which("unshare")):
+        return "there is no unshare"
+
+    mount = ("mount", "-t", "tmpfs", "none", "/mnt")
+    tried = subprocess.run([unshare, "-rm", *mount], capture_output=True, text=True, check=False)
+    return tried.stderr.strip()
+
+
+def _fill(process: subprocess.Popen[str], path: Path, fate: str) -> None:
+    """Fill the disk of a process; where it is to be freed, once the launcher had to wait."""
+    filler = Path(f"/proc/{process.pid}/root{path}")
+
+    with suppress(OSError), filler.open("wb") as file:
+        while True:
+            file.write(bytes(65_536))
+
+    if fate == "freed":
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+
+        with suppress(FileNotFoundError):
+            filler.unlink()
 
 
 def deleted(folder: Path, *, fast: bool, rng: random.Random) -> Tally:

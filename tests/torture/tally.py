@@ -129,9 +129,11 @@ def kill(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     return ended(process)
 
 
-def side_by_side(work: Callable[..., None], cases: Iterable[Sequence[Any]]) -> None:
+def side_by_side(
+    work: Callable[..., None], cases: Iterable[Sequence[Any]], width: int = WIDTH
+) -> None:
     """Do the same with many cases, some at the same time, in the order in which they come."""
-    with ThreadPoolExecutor(WIDTH) as pool:
+    with ThreadPoolExecutor(width) as pool:
         for _ in pool.map(lambda case: work(*case), cases):
             pass
 
