@@ -8,8 +8,10 @@ import os
 import re
 import shlex
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -105,6 +107,26 @@ def command_after(text: str, why: str) -> str:
     """Return the command that is printed behind a reason."""
     (line,) = [line for line in text.splitlines() if line.startswith(f"{why}: ")]
     return line.removeprefix(f"{why}: ")
+
+
+def test_damage_that_only_shows_in_use_is_no_bug(here: Here) -> None:
+    here.place.manifest(3)
+    here.call("run", "night.jsonl")
+
+    with closing(sqlite3.connect(here.place.ledger)) as connection:
+        roots = dict(connection.execute("SELECT name, rootpage FROM sqlite_master"))
+
+    data = here.place.ledger.read_bytes()
+    pages = [data[at : at + 4096] for at in range(0, len(data), 4096)]
+    one, other = roots["session"] - 1, roots["row"] - 1
+    pages[one], pages[other] = pages[other], pages[one]
+    here.place.ledger.write_bytes(b"".join(pages))
+
+    ended = here.call("status", here.place.ledger)
+
+    assert (ended.code, ended.out) == (7, "")
+    assert ended.err.startswith(f"error: {here.place.ledger}: the database is damaged: ")
+    assert "integrity_check" in ended.err
 
 
 class TestRun:

@@ -423,6 +423,29 @@ class TestWhatIsRefused:
 
         assert find_holder(str(place)) is None
 
+    async def test_one_with_a_lost_page_is_not_sent_from(self, place: Path) -> None:
+        await (await make(place, 500)).aclose()
+
+        with closing(sqlite3.connect(place)) as connection:
+            find = "SELECT rootpage FROM sqlite_master WHERE name = 'resolution'"
+            [(page,)] = connection.execute(find)
+
+        held = bytearray(place.read_bytes())
+        held[(page - 1) * 4096 : page * 4096] = bytes(4096)
+        place.write_bytes(held)
+
+        with pytest.raises(LedgerDamaged, match="damaged"):
+            await take_ledger(str(place))
+
+        assert find_holder(str(place)) is None
+
+    async def test_one_whose_text_is_none(self, place: Path) -> None:
+        await (await make(place)).aclose()
+        place.write_bytes(place.read_bytes().replace(b"default", b"d\xff\xfeault"))
+
+        with pytest.raises(LedgerDamaged, match="UTF-8"):
+            await open_ledger(str(place))
+
     async def test_an_sqlite_that_is_too_old(
         self, place: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

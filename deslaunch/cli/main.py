@@ -96,6 +96,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.Abort as exc:  # click's word for a KeyboardInterrupt
         return 128 + signal_of(exc.__cause__)
     except Exception:  # noqa: BLE001  # the last stop of a bug
+        from deslaunch.ledger.sqlite import find_damage  # noqa: PLC0415  # nobody needs it else
+
+        if damage := find_damage(words):
+            return refuse(damage, printer, words)
+
         what = "error: this is a bug in deslaunch; please report it with the lines above"
         printer.insist(traceback.format_exc().rstrip(), what)
         return 1
