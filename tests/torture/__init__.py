@@ -6,6 +6,10 @@ module  role
 tally   one line of the table: what an attack did, and what did not hold
 kills   killed at random, at every write and sync, and during an import
 disks   full and failing disks, and a ledger that is deleted under a launch
+copies  older copies of the ledger, put back or at another place
+damage  spoiled bytes, and files that are no ledgers
+clocks  clocks that jump by days in mid-launch, and that differ
+outage  servers that are away for a while
 order   no start leaves before its intent is synced, read from system calls
 power   power cuts, and a -wal that is cut at any byte
 signals interrupts

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from . import breaks, disks, kills, order, power, shared, signals
+from . import breaks, clocks, copies, damage, disks, kills, order, outage, power, shared, signals
 from .tally import Tally, table
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ ATTACKS: Final[dict[str, Attack]] = {
     "disks": disks.failing,
     "full": disks.full,
     "deleted": disks.deleted,
+    "copies": copies.restored,
+    "damage": damage.spoiled,
+    "foreign": damage.foreign,
+    "clocks": clocks.wrong,
+    "outage": outage.away,
     "signals": signals.interrupts,
     "shared": shared.launchers,
 }

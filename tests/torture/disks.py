@@ -118,10 +118,10 @@ def full(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
 
     # The ledger takes 176 KiB, the shared memory of its readers 32, and then comes its log.
     small = [(f"{size} KiB", size, 0, "") for size in (*range(180, 240, 8), 260, 300, 340)]
-    moments = [(rng.randrange(1, rows * 2 // 3), ("stays", "freed")[n % 2]) for n in range(12)]
+    moments = [(rng.randrange(1, rows * 2 // 3), ("stays", "freed")[n % 2]) for n in range(8)]
     filled = [(f"filled {n}", 20_000, *moment) for n, moment in enumerate(moments)]
-    cases = [small[4], filled[1]] if fast else [*small, *filled]
-    side_by_side(one, cases, width=8)  # most of them wait for room
+    cases = [small[1], filled[1]] if fast else [*filled, *small]
+    side_by_side(one, cases, width=12)  # most of them wait for room
     return tally
 
 

@@ -10,7 +10,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from postgres import Server, missing, wait_until
-from stage import QUICK, Workplace, ended, workplace
+from stage import QUICK, TOKEN, Workplace, ended, workplace
 
 from .tally import SESSIONS, Tally, shown, side_by_side
 
@@ -131,10 +131,14 @@ class Crowd:
         started = rows - len(judge.unknown)
         assert judge.counts.get("started") == started, f"{judge.counts} of {rows:,} rows"
 
+    def surroundings(self) -> dict[str, str]:
+        """Return the environment of the next launcher."""
+        return self._place.environment | {"DES_TOKEN": TOKEN}
+
     def _begin(self) -> None:
         words = ("--ledger", self._ledger, "--resume", "--join", *QUICK)
-        slots = ("--concurrency", str(SLOTS))
-        self._launchers.append(self._place.start("run", "night.jsonl", *words, *slots))
+        command = ("run", "night.jsonl", *words, "--concurrency", str(SLOTS))
+        self._launchers.append(self._place.start(*command, env=self.surroundings()))
 
     def _wait_for(self, moment: int) -> bool:
         """Return True once so many runs were started, False where nobody is at work."""
