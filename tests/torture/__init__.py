@@ -10,6 +10,7 @@ copies  older copies of the ledger, put back or at another place
 damage  spoiled bytes, and files that are no ledgers
 clocks  clocks that jump by days in mid-launch, and that differ
 outage  servers that are away for a while
+hell    all of it at once, and people at work
 order   no start leaves before its intent is synced, read from system calls
 power   power cuts, and a -wal that is cut at any byte
 signals interrupts

@@ -10,7 +10,20 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from . import breaks, clocks, copies, damage, disks, kills, order, outage, power, shared, signals
+from . import (
+    breaks,
+    clocks,
+    copies,
+    damage,
+    disks,
+    hell,
+    kills,
+    order,
+    outage,
+    power,
+    shared,
+    signals,
+)
 from .tally import Tally, table
 
 if TYPE_CHECKING:
@@ -38,6 +51,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     "foreign": damage.foreign,
     "clocks": clocks.wrong,
     "outage": outage.away,
+    "hell": hell.everything,
     "signals": signals.interrupts,
     "shared": shared.launchers,
 }

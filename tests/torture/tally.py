@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -125,7 +127,9 @@ def strace(calls: str, deed: str, when: str) -> tuple[str, ...]:
 
 
 def kill(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    process.kill()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # what strace runs is its child
+
     return ended(process)
 
 
