@@ -14,6 +14,7 @@ hell    all of it at once, and people at work
 order   no start leaves before its intent is synced, read from system calls
 power   power cuts, and a -wal that is cut at any byte
 signals interrupts
+streams streams that are closed, full or unread, and terminals that hang up
 shared  several launchers on one batch in PostgreSQL, and its server
 breaks  builds that are broken on purpose, which tests must notice
 ======= =====================================================================

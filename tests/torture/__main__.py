@@ -23,6 +23,7 @@ from . import (
     power,
     shared,
     signals,
+    streams,
 )
 from .tally import Tally, table
 
@@ -52,6 +53,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     "clocks": clocks.wrong,
     "outage": outage.away,
     "hell": hell.everything,
+    "streams": streams.lost,
     "signals": signals.interrupts,
     "shared": shared.launchers,
 }
