@@ -22,13 +22,7 @@ _NOTHING: Final = 3
 
 _COUNTED: Final = (("started",), ("failed", "rejected", "invalid"), ("unknown",), ("pending",))
 _TITLES: Final = (
-    "last begun",
-    "exit code",
-    "started",
-    "not started",
-    "unknown",
-    "pending",
-    "ledger",
+    *("last begun", "exit code", "started", "not started", "unknown", "pending", "ledger"),
 )
 
 
@@ -42,20 +36,17 @@ async def list_batches(given: Given) -> None:
         names = ("batch", "rows", "importedUtc", "launchers", "lastExitCode")
         told = [(*one[:2], utc(one.imported_ms), *one[3:]) for one in found]
         printer.json({"batches": [dict(zip(names, one, strict=True)) for one in told]})
-        return
+    elif found:
+        rows = [("batch", "rows", "imported", "at work", "last exit code")]
 
-    if not found:
+        for one in found:
+            code = "-" if one.exit_code is None else str(one.exit_code)
+            at_work = str(one.launchers or "-")
+            rows.append((one.name, f"{one.rows:,}", utc(one.imported_ms), at_work, code))
+
+        printer.data(*render.columns(rows))
+    else:
         printer.say("there are no batches")
-        return
-
-    rows: list[tuple[str, ...]] = [("batch", "rows", "imported", "at work", "last exit code")]
-
-    for one in found:
-        code = "-" if one.exit_code is None else str(one.exit_code)
-        at_work = str(one.launchers or "-")
-        rows.append((one.name, f"{one.rows:,}", utc(one.imported_ms), at_work, code))
-
-    printer.data(*render.columns(rows))
 
 
 @options.command(
