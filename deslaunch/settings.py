@@ -82,7 +82,7 @@ class Option(NamedTuple):
         if not (value in self.choices if self.choices else self.fits(value)):
             raise ConfigurationError(
                 f"{self.flag} takes {self.range}, got {value}",
-                hint="see the options with their ranges: deslaunch run --help",
+                hint="see the options with their ranges: deslaunch help options",
             )
 
     def fits(self, value: float) -> bool:
@@ -278,7 +278,7 @@ class Settings:
         "Start each of several rows that name no key and say exactly the same."
     )
     allow_repeated_auto: bool = _consent("Start several rows of one job that use an auto value.")
-    allow_new_origin: bool = _consent("Send the rest of a batch to another base URL than before.")
+    allow_new_origin: bool = False  # on a command line --base-url says so
     format: Format | None = _option(  # noqa: RUF009  # a field, as the others
         None, "The manifest's form, where its name does not tell.", choices=("jsonl", "csv")
     )
@@ -356,5 +356,6 @@ class Settings:
 OPTIONS: Final[Mapping[str, Option]] = {
     one.name: one.metadata["option"]._replace(name=one.name, default=one.default)
     for one in fields(Settings)
+    if one.metadata
 }
 """All options by name, in the order in which they are listed."""

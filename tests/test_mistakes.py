@@ -6,17 +6,17 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import pytest
 from commands import call
 
-import deslaunch
 from deslaunch.cli.main import HOMES, command_line
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from blockbuster import BlockBuster
 
 ROWS = "key,jobId,DBGenFrom\na,43f87799-62c6-4001-92f9-6b3df816a6d6,1\n"
@@ -51,12 +51,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_blocking_calls: B
             id="no-such-command",
         ),
         pytest.param(
-            "help postgers",
-            "error: there is no topic 'postgers'; did you mean postgres? (of a command: deslaunch "
-            "COMMAND --help)\n  see: deslaunch help --help",
-            id="topic",
-        ),
-        pytest.param(
             "run night.csv --concurency 3",
             "error: No such option '--concurency'. (Did you mean one of: '--concurrency', "
             "'--on-end'?)\n"
@@ -77,13 +71,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_blocking_calls: B
         pytest.param(
             "run night.csv --concurrency 0",
             "error: --concurrency takes a whole number of slots from 1 to 1,024, got 0\n"
-            "  see the options with their ranges: deslaunch run --help",
+            "  see the options with their ranges: deslaunch help options",
             id="out-of-range",
         ),
         pytest.param(
             "run night.csv --rate nan",
             "error: --rate takes a number of starts a second above 0, got nan\n"
-            "  see the options with their ranges: deslaunch run --help",
+            "  see the options with their ranges: deslaunch help options",
             id="nan",
         ),
         pytest.param(
@@ -270,19 +264,6 @@ class TestHelp:
         assert {
             word for example in examples for word in example if word.startswith("-") and word != "-"
         } <= names
-
-    def test_a_topic_is_shown_as_it_is_written(self) -> None:
-        topics = call("help").out.splitlines()
-        texts = sorted((Path(deslaunch.__file__).parent / "help").iterdir())
-
-        assert [line.split()[0] for line in topics] == [text.stem for text in texts]
-
-        for text, line in zip(texts, topics, strict=True):
-            shown = call("help", text.stem)
-            written = text.read_text("utf-8")
-
-            assert (shown.code, shown.out, shown.err) == (0, written, "")
-            assert written.startswith(f"# {line.split(maxsplit=1)[1]}\n\n")
 
     def test_all_commands_are_listed(self) -> None:
         ended = call("--help")

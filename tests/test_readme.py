@@ -1,10 +1,4 @@
-"""The README is true: its commands and programs run, and what it lists is what there is.
-
-A ``console`` block is a terminal's text: each line that begins with ``$`` is run by a shell, in
-one folder and with one environment for the whole page, and the lines below it are compared with
-what it prints. There, ``…`` stands for any text, and on a line of its own for any lines. A ``$
-deslaunch simulate`` goes on beside what follows. ``sh`` blocks are not run.
-"""
+"""The README is true: its commands and programs run, and what it lists is what there is."""
 
 from __future__ import annotations
 
@@ -14,162 +8,23 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final
 
 import pytest
 from judge import read_log
-from stage import DESLAUNCH, POS_USAGE, TOKEN, clean_environment, workplace
+from pages import ROOT, Step, blocks, first_cells, pattern, play, shell
+from stage import DESLAUNCH, POS_USAGE, TOKEN, workplace
 
 from deslaunch.errors import DeslaunchError
 from deslaunch.model import RowState
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-ROOT: Final = Path(__file__).parent.parent
 README: Final = (ROOT / "README.md").read_text(encoding="utf-8")
-FENCE: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SHOWN_URL: Final = "http://127.0.0.1:8080"
-SHOWN_PORT: Final = "--port 8080 "
-ELLIPSIS: Final = "…"
-TOOLS: Final = ("sqlite3",)
-"""What a machine may lack: steps that begin with one are left out there."""
-
-
-class Step(NamedTuple):
-    """One command of a console block.
-
-    Attributes:
-        command: what stands behind the ``$``.
-        expected: the lines that are shown below it.
-    """
-
-    command: str
-    expected: list[str]
-
-
-def blocks(language: str) -> list[str]:
-    """Return the README's fenced blocks of one language."""
-    return [text for name, text in FENCE.findall(README) if name == language]
-
-
-def steps(block: str) -> list[Step]:
-    found: list[Step] = []
-
-    for line in block.splitlines():
-        if line.startswith("$ "):
-            found.append(Step(line[2:], []))
-        else:
-            found[-1].expected.append(line)
-
-    return found
-
-
-def pattern(expected: list[str]) -> re.Pattern[str]:
-    """Return what an output must match as a whole."""
-    lines = (
-        r"(?:[^\n]*\n)*?"
-        if line == ELLIPSIS
-        else re.escape(line).replace(re.escape(ELLIPSIS), r"[^\n]*") + r"\n"
-        for line in expected
-    )
-    return re.compile("".join(lines))
-
-
-class Shell:
-    """Runs commands one after the other, as one terminal would."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._exported = folder / ".exported"
-        self._exported.touch()
-        self._code = 0
-        self._url = SHOWN_URL
-        self._simulators: list[subprocess.Popen[str]] = []
-        self._environment = clean_environment(folder) | {
-            "PATH": f"{Path(DESLAUNCH).parent}{os.pathsep}{os.environ['PATH']}",
-        }
-
-    def do(self, step: Step) -> None:
-        """Run a step, and hold what it prints against what the page shows."""
-        if step.command.startswith("deslaunch simulate"):
-            said = self._simulate(step.command.replace(SHOWN_PORT, "")).replace(
-                self._url, SHOWN_URL
-            )
-        else:
-            said = self._run(step.command.replace(SHOWN_URL, self._url))
-
-        if step.expected and not pattern(step.expected).fullmatch(said):
-            raise AssertionError(f"$ {step.command}\n{said}")
-
-    def end(self) -> None:
-        """End the simulators."""
-        for process in self._simulators:
-            process.terminate()
-            process.communicate(timeout=10)
-
-    def _simulate(self, command: str) -> str:
-        process = subprocess.Popen(
-            ["/bin/sh", "-c", f"exec {command}"],
-            cwd=self._folder,
-            env=self._environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self._simulators.append(process)
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        self._url = line.strip()
-        return line
-
-    def _run(self, command: str) -> str:
-        script = (
-            f". ./{self._exported.name}; (exit {self._code})\n{command}\n"
-            f"code=$?; export -p > {self._exported.name}; exit $code"
-        )
-        ended = subprocess.run(
-            ["/bin/bash", "-c", script],
-            cwd=self._folder,
-            env=self._environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=100,
-            check=False,
-        )
-        self._code = ended.returncode
-        return ended.stdout
-
-
-@contextmanager
-def shell(folder: Path) -> Iterator[Shell]:
-    made = Shell(folder)
-
-    try:
-        yield made
-    finally:
-        made.end()
-
-
-def needs_absent_tool(step: Step) -> bool:
-    tool = step.command.split()[0]
-    return tool in TOOLS and shutil.which(tool) is None
 
 
 def test_the_commands_do_what_the_page_shows(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "samples", tmp_path / "samples")
-    found = [step for block in blocks("console") for step in steps(block)]
-
-    with shell(tmp_path) as terminal:
-        for step in found:
-            if not needs_absent_tool(step):
-                terminal.do(step)
-
-    assert len(found) > 10
+    assert play(README, tmp_path) > 10
 
 
 @pytest.mark.parametrize(
@@ -197,7 +52,7 @@ def test_the_shell_sees_a_wrong_output(tmp_path: Path) -> None:
             terminal.do(Step("echo 2", ["3"]))
 
 
-@pytest.mark.parametrize("program", blocks("python"))
+@pytest.mark.parametrize("program", blocks(README, "python"))
 def test_the_programs_run(program: str, tmp_path: Path) -> None:
     shutil.copyfile(ROOT / "samples/night.csv", tmp_path / "night.csv")
 
@@ -223,7 +78,7 @@ def test_the_programs_run(program: str, tmp_path: Path) -> None:
 
 def test_the_crontab_does_what_it_says_as_cron_runs_it(tmp_path: Path) -> None:
     """Cron takes what stands behind a bare % as the command's stdin, and has no environment."""
-    [line] = "".join(blocks("crontab")).splitlines()
+    [line] = "".join(blocks(README, "crontab")).splitlines()
     command = re.split(r"(?<!\\)%", line.split(maxsplit=5)[5])[0].replace(r"\%", "%")
 
     with workplace(tmp_path) as place:
@@ -257,7 +112,7 @@ def test_the_crontab_does_what_it_says_as_cron_runs_it(tmp_path: Path) -> None:
 
 def test_the_manifests_are_valid_and_say_the_same(tmp_path: Path) -> None:
     for name in ("csv", "jsonl"):
-        (block,) = blocks(name)
+        (block,) = blocks(README, name)
         (tmp_path / f"shown.{name}").write_text(block, encoding="utf-8")
 
     with workplace(tmp_path) as place:
@@ -270,7 +125,7 @@ def test_the_manifests_are_valid_and_say_the_same(tmp_path: Path) -> None:
 
 
 def test_the_targets_file_is_one_whose_targets_work(tmp_path: Path) -> None:
-    (block,) = blocks("toml")
+    (block,) = blocks(README, "toml")
 
     with workplace(tmp_path) as place:
         url = place.environment["DES_BASE_URL"]
@@ -297,17 +152,6 @@ def section(title: str) -> str:
     return README.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
-def first_cells(text: str) -> list[str]:
-    """Return the first cell of each row of the tables in a text, without their headers."""
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    heads = {index - 1 for index, line in enumerate(lines) if line.startswith("|---")}
-    return [
-        line.split("|")[1].strip()
-        for index, line in enumerate(lines)
-        if index not in heads and not line.startswith("|---")
-    ]
-
-
 def help_of(*command: str) -> str:
     return subprocess.run(
         [DESLAUNCH, *command, "--help"], capture_output=True, text=True, timeout=30, check=True
@@ -332,7 +176,7 @@ def test_every_option_that_the_page_names_is_one() -> None:
 def test_the_page_names_every_state() -> None:
     shown = {str(state) for state in RowState if state is not RowState.SENDING}
 
-    assert {cell.strip("`") for cell in first_cells(section("States"))} == shown
+    assert set(first_cells(section("States"))) == shown
 
 
 def test_the_page_and_the_help_name_the_same_exit_codes() -> None:

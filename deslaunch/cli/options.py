@@ -47,7 +47,7 @@ def _tuning(option: Option) -> click.Parameter:
         return flag(option.flag, option.help)
 
     choices = [choice for choice in option.choices if choice.isprintable()]
-    default = option.default if option.kind is str else option.default and f"{option.default:g}"
+    default = shown_default(option)
     return value(
         f"{option.flag} {option.name}",
         f"{option.help}  [default: {default}]" if default else option.help,
@@ -56,6 +56,12 @@ def _tuning(option: Option) -> click.Parameter:
         show_envvar=True,
         metavar=_METAVARS.get(option.name, option.unit.split(" ")[0].upper() or None),
     )
+
+
+def shown_default(option: Option) -> str:
+    """Return an option's default as a person writes it; an empty text where it has none."""
+    default = option.default
+    return default if isinstance(default, str) else f"{default:g}" if default else ""
 
 
 def value(names: str, text: str, **more: Any) -> click.Option:

@@ -7,6 +7,7 @@ and ``help`` explains.
 import asyncio
 import contextlib
 import os
+import textwrap
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,14 +17,23 @@ import click
 
 from deslaunch import errors
 from deslaunch.cli import options, render
+from deslaunch.cli.main import HOMES, command_line
 from deslaunch.cli.options import Given
 from deslaunch.cli.targets import LOGIN, open_clients
 from deslaunch.model import DEFAULT_TARGET, Job, place_word, printed
+from deslaunch.settings import OPTIONS, Option
 
 if TYPE_CHECKING:
     from deslaunch.des.client import DesClient
 
-_TOPICS: Final = Path(__file__).parent.parent / "help"
+_PAGES: Final = Path(__file__).parent.parent / "help"
+
+TOPICS: Final = (
+    *("manifest", "targets", "options", "states", "exit-codes", "resume", "unknown"),
+    *("corrections", "watch", "results", "json", "ledger", "postgres", "operating", "library"),
+    *("simulator", "limits", "reliability", "performance", "glossary"),
+)
+"""What there is a page about, in the order in which it is listed."""
 
 _TARGET: Final = options.value(
     "--target", "Whose jobs, where there are several targets.", metavar="NAME"
@@ -186,8 +196,7 @@ async def template(given: Given) -> int:
         printer.say(*making.explanation(job, form))
 
     if output is not None:
-        checked = printed("check", place_word(output))
-        printer.say(f"{output}: check it with: {checked}")
+        printer.say(f"{output}: check it with: {printed('check', place_word(output))}")
 
     return 0
 
@@ -270,27 +279,42 @@ async def simulate(given: Given) -> int:
 async def help(given: Given) -> int:  # noqa: A001  # named as the command is
     """Explain a TOPIC, or list what topics there are.
 
-    What a command does and takes is told by the command itself: deslaunch COMMAND --help.
+    The name of a command shows what the command does and takes, as its --help does. The page is
+    Markdown, which a terminal shows laid out.
 
     Examples:
         deslaunch help
-        deslaunch help postgres | less
+        deslaunch help manifest
+        deslaunch help options | less
     """
-    topic, texts = given["topic"], await asyncio.to_thread(_read_topics)
+    topic, pages = given["topic"], await asyncio.to_thread(_read_pages)
 
     if topic is None:
-        titles = [(name, text.partition("\n")[0][2:]) for name, text in texts.items()]
-        given.printer.data(*render.columns(titles))
-    elif topic in texts:
-        given.printer.data(texts[topic].rstrip("\n"))
+        given.printer.data(*render.columns([(it, pages[it].split("\n")[0][2:]) for it in pages]))
+    elif topic in pages:
+        entries = map(_describe, OPTIONS.values()) if topic == "options" else ()
+        given.printer.page(pages[topic] + "".join(entries))
+    elif topic in HOMES:
+        command_line.main([topic, "--help"], "deslaunch", standalone_mode=False)
     else:
-        near = get_close_matches(topic, texts, n=1)
-        advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(texts)}"
-        told = f"there is no topic {topic!r}; {advice} (of a command: deslaunch COMMAND --help)"
-        raise click.UsageError(told, click.get_current_context())
+        meant = [f"did you mean {it}?" for it in get_close_matches(topic, [*pages, *HOMES], n=1)]
+        told = "; ".join([f"there is no topic {topic!r}", *meant])
+        raise errors.ConfigurationError(told, hint="see the topics: deslaunch help")
 
     return 0
 
 
-def _read_topics() -> dict[str, str]:
-    return {file.stem: file.read_text("utf-8") for file in sorted(_TOPICS.glob("*.md"))}
+def _read_pages() -> dict[str, str]:
+    pages = {file.stem: file.read_text("utf-8") for file in _PAGES.glob("*.md")}
+    return {topic: pages[topic] for topic in TOPICS if topic in pages}
+
+
+def _describe(option: Option) -> str:
+    """Return an option's entry on the page of all options."""
+    is_number, default = option.kind in {int, float}, options.shown_default(option)
+    text = f"- `{option.flag}`: {option.help}"
+    text += f" Takes {option.range}." if is_number or option.choices else ""
+    text += f" Default: `{default}`." if default else ""
+    text += f" Variable: `{option.variable}`." if option.variable else ""
+    text += " Kept in the ledger." if option.kept else ""
+    return textwrap.fill(text, 100, subsequent_indent="  ", break_on_hyphens=False) + "\n"

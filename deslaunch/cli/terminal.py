@@ -74,6 +74,18 @@ class Printer:
         with self.binary():
             _write(self.out, "".join(f"{_escaped(text)}\n" for text in texts))
 
+    def page(self, markdown: str) -> None:
+        """Print a page on stdout, laid out on a terminal; it raises what :meth:`data` does."""
+        if not _is_terminal(self.out):
+            self.data(markdown.rstrip("\n"))
+            return
+
+        from rich.console import Console  # noqa: PLC0415  # only a terminal needs rich
+        from rich.markdown import Markdown  # noqa: PLC0415
+
+        with self.binary():
+            Console(file=self.out).print(Markdown(markdown, "ansi_dark"), width=100)  # at most
+
     def json(self, value: Mapping[str, Any]) -> None:
         """Print one JSON object on stdout; it raises what :meth:`data` does."""
         with self.binary():

@@ -1,0 +1,252 @@
+"""The pages of `deslaunch help` are true: what they show runs, and what they name exists."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import click
+import pytest
+from commands import Terminal, call
+from pages import ROOT, blocks, first_cells, play
+from stage import TOKEN, fault, workplace
+
+import deslaunch
+from deslaunch.cli.main import HOMES, command_line
+from deslaunch.cli.preparing import TOPICS
+from deslaunch.cli.targets import read_config
+from deslaunch.settings import OPTIONS
+
+if TYPE_CHECKING:
+    from blockbuster import BlockBuster
+    from stage import Workplace
+
+FOLDER: Final = Path(deslaunch.__file__).parent / "help"
+PAGES: Final = {path.stem: path.read_text("utf-8") for path in sorted(FOLDER.iterdir())}
+JOBS: Final = ROOT / "samples/jobs.json"
+SOURCES: Final = (ROOT / "README.md", *FOLDER.parent.rglob("*.py"), *FOLDER.iterdir())
+
+COMMAND: Final = re.compile(r"\bdeslaunch ([a-z]+)\b([^|;&#`\n]*)")
+FLAG: Final = re.compile(r"(?<![\w-])--[a-z][\w-]*")
+
+TABLES: Final[dict[tuple[str, str], set[str]]] = {}
+"""What a page's tables list, by the topic and the head of their first column."""
+
+
+def shown(language: str, *, but: str = "") -> pytest.MarkDecorator:
+    """Run a test with each block of a language, on all pages but one."""
+    found = [
+        pytest.param(block, id=f"{topic}-{number}")
+        for topic, page in PAGES.items()
+        for number, block in enumerate(blocks(page, language), 1)
+        if topic != but
+    ]
+    return pytest.mark.parametrize("block", found)
+
+
+@cache
+def options_of(command: str) -> set[str]:
+    found = command_line.get_command(click.Context(command_line), command)
+    assert found is not None
+    return {"--help", *(flag for one in found.params for flag in one.opts)}
+
+
+def all_options() -> set[str]:
+    return {flag for command in HOMES for flag in options_of(command)}
+
+
+@pytest.fixture(autouse=True)
+def may_import(no_blocking_calls: BlockBuster) -> None:
+    no_blocking_calls.deactivate()  # a command imports while it runs
+
+
+# The command.
+
+
+def test_all_topics_are_listed_by_their_titles() -> None:
+    listed = [line.split(maxsplit=1) for line in call("help").out.splitlines()]
+    titles = [[topic, PAGES[topic].partition("\n")[0][2:]] for topic in TOPICS if topic in PAGES]
+
+    assert PAGES.keys() <= set(TOPICS)
+    assert listed == titles
+
+
+@pytest.mark.parametrize("topic", [topic for topic in PAGES if topic != "options"])
+def test_a_page_is_shown_as_it_is_written(topic: str) -> None:
+    assert call("help", topic) == (0, PAGES[topic], "")
+
+
+def test_the_page_of_the_options_has_all_that_a_command_takes() -> None:
+    said = call("help", "options").out
+    entries = {
+        match[1]: " ".join(match[0].split())
+        for match in re.finditer(r"^- `(--[\w-]+)`: .*\n(?:  .*\n)*", said, re.MULTILINE)
+    }
+
+    assert said.startswith(PAGES["options"])
+    assert [*entries] == [option.flag for option in OPTIONS.values()]
+    assert entries.keys() <= all_options()
+
+    for option in OPTIONS.values():
+        entry = entries[option.flag]
+        assert option.help in entry
+        assert option.kind not in {int, float} or f"Takes {option.range}." in entry
+        assert (f"`{option.variable}`" in entry) == (option.variable is not None)
+        assert ("Kept in the ledger." in entry) == option.kept
+
+
+def test_the_range_and_the_default_of_an_option_are_shown() -> None:
+    assert (
+        "- `--concurrency`: Starts in flight at most (slots). Takes a whole number of slots from 1 "
+        "to 1,024.\n  Default: `16`. Variable: `DESLAUNCH_CONCURRENCY`. Kept in the ledger.\n"
+    ) in call("help", "options").out
+
+
+def test_a_terminal_shows_a_page_laid_out(place: Workplace) -> None:
+    with Terminal(place, "help", "postgres") as terminal:
+        terminal.expect(PAGES["postgres"].partition("\n")[0][2:])
+        code = terminal.code
+
+    assert code == 0
+    assert "```" not in terminal.text
+    assert "# " not in terminal.text.partition("\n")[0]
+
+
+@pytest.mark.parametrize("command", [name for name in HOMES if name not in TOPICS])
+def test_a_command_is_a_topic_too(command: str) -> None:
+    assert call("help", command) == call(command, "--help")
+
+
+def test_an_unknown_topic_is_told_with_the_nearest() -> None:
+    ended = call("help", "optoins")
+
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == (
+        "error: there is no topic 'optoins'; did you mean options?\n"
+        "  see the topics: deslaunch help\n"
+    )
+
+
+# What the pages show.
+
+
+@pytest.mark.parametrize("topic", [topic for topic in PAGES if blocks(PAGES[topic], "console")])
+def test_the_commands_do_what_the_page_shows(topic: str, tmp_path: Path) -> None:
+    assert play(PAGES[topic], tmp_path)
+
+
+@shown("csv")
+def test_a_csv_manifest_is_valid(block: str, tmp_path: Path) -> None:
+    assert check(tmp_path / "shown.csv", block) == 0
+
+
+@shown("jsonl")
+def test_a_jsonl_manifest_is_valid(block: str, tmp_path: Path) -> None:
+    assert check(tmp_path / "shown.jsonl", block) == 0
+
+
+def check(manifest: Path, text: str) -> int:
+    manifest.write_text(text, encoding="utf-8")
+    return call("check", manifest, "--schema", JOBS).code
+
+
+@shown("json")
+def test_json_is_json(block: str) -> None:
+    assert json.loads(block)
+
+
+@shown("toml")
+def test_a_configuration_file_holds_no_mistake(block: str, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(block, encoding="utf-8")
+
+    assert read_config(tmp_path / "config.toml")
+
+
+@pytest.fixture(scope="module")
+def ended_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger of a batch that has ended, with a row that failed."""
+    with workplace(tmp_path_factory.mktemp("ended"), fault("error", 3, status=400)) as place:
+        place.manifest(10)
+        assert place.run("run", "night.jsonl", "--yes").returncode == 3
+        return place.ledger
+
+
+@shown("sql", but="postgres")  # whose SQL is that of another database
+def test_sql_can_be_asked(block: str, ended_ledger: Path) -> None:
+    with closing(sqlite3.connect(f"file:{ended_ledger}?mode=ro", uri=True)) as connection:
+        for statement in filter(str.strip, block.split(";")):
+            connection.execute(statement).fetchall()
+
+
+@shown("python")
+def test_a_program_runs(block: str, tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "samples/night.csv", tmp_path / "night.csv")
+
+    with workplace(tmp_path) as place:
+        ended = subprocess.run(
+            [sys.executable, "-c", block],
+            cwd=tmp_path,
+            env=place.environment | {"DES_TOKEN": TOKEN},
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# What the pages name.
+
+
+@pytest.mark.parametrize("topic", PAGES)
+def test_a_page_has_a_title_and_fits_a_terminal(topic: str) -> None:
+    lines = PAGES[topic].splitlines()
+
+    assert re.fullmatch(r"# \S.*", lines[0])
+    assert lines[1] == ""
+    assert [line for line in lines if len(line) > 100] == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_every_topic_that_is_named_exists(path: Path) -> None:
+    named = set(re.findall(r"deslaunch help ([a-z][\w-]*)", path.read_text("utf-8")))
+
+    assert named - {*TOPICS} - {*HOMES} == set()
+
+
+@pytest.mark.parametrize("topic", PAGES)
+def test_every_command_and_option_that_is_shown_exists(topic: str) -> None:
+    commands = COMMAND.findall(PAGES[topic])
+    unknown = {command for command, _ in commands} - {*HOMES}
+    wrong = {
+        (command, flag)
+        for command, rest in commands
+        if command not in unknown
+        for flag in FLAG.findall(rest)
+        if flag not in options_of(command)
+    }
+    words = FLAG.findall(" ".join(re.findall(r"(?<!`)`(--[^`]+)`", PAGES[topic])))
+
+    assert (unknown, wrong) == (set(), set())
+    assert set(words) - all_options() == set()
+
+
+@pytest.mark.parametrize(("topic", "head"), TABLES)
+def test_a_table_lists_what_there_is(topic: str, head: str) -> None:
+    assert set(first_cells(PAGES[topic], head)) == TABLES[topic, head]
+
+
+def test_the_tables_of_a_page_are_told_apart_by_their_heads() -> None:
+    page = "| a | b |\n|---|---|\n| `x` | 1 |\n\n| c |\n|---|\n| y |\n"
+
+    assert first_cells(page, "a") == ["x"]
+    assert first_cells(page) == ["x", "y"]
