@@ -2,9 +2,10 @@
 
 A ``console`` block is a terminal's text: each line that begins with ``$`` is run by a shell, in
 one folder and with one environment for the whole page, and the lines below it are compared with
-what it prints. There, ``…`` stands for any text, and on a line of its own for any lines. A ``$
-deslaunch simulate`` goes on beside what follows; the page's URL of it stands for the one that a
-free port gives. ``sh`` blocks are not run.
+what it prints. There, ``…`` stands for any text, and on a line of its own for any lines. Lines
+that begin with ``>``, right below a command, belong to it. A ``$ deslaunch simulate`` goes on
+beside what follows, and the URL of its port stands for that of a free one. ``sh`` blocks are not
+run.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).parent.parent
 FENCE: Final = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SIMULATE: Final = re.compile(r"(?:\w+=\S+ )*(?=deslaunch simulate\b)")
 SHOWN_PORT: Final = re.compile(r"--port (\d+) ?")
 ELLIPSIS: Final = "…"
 TOOLS: Final = ("sqlite3",)
@@ -75,6 +77,8 @@ def steps(block: str) -> list[Step]:
     for line in block.splitlines():
         if line.startswith("$ "):
             found.append(Step(line[2:], []))
+        elif line.startswith("> ") and not found[-1].expected:
+            found[-1] = Step(f"{found[-1].command}\n{line[2:]}", [])
         else:
             found[-1].expected.append(line)
 
@@ -108,7 +112,7 @@ class Shell:
 
     def do(self, step: Step) -> None:
         """Run a step, and hold what it prints against what the page shows."""
-        if step.command.startswith("deslaunch simulate"):
+        if SIMULATE.match(step.command):
             said = self._simulate(step.command.removesuffix(" &"))
         else:
             said = self._run(_replace(step.command, self._urls))
@@ -126,8 +130,9 @@ class Shell:
 
     def _simulate(self, command: str) -> str:
         port = SHOWN_PORT.search(command)
+        started = SHOWN_PORT.sub("", command).replace("deslaunch", "exec deslaunch", 1)
         process = subprocess.Popen(
-            ["/bin/sh", "-c", f"exec {SHOWN_PORT.sub('', command)}"],
+            ["/bin/sh", "-c", started],
             cwd=self._folder,
             env=self._environment,
             stdout=subprocess.PIPE,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 import click
 import pytest
 from commands import Terminal, call
-from pages import ROOT, blocks, first_cells, play
-from stage import TOKEN, fault, workplace
+from pages import ROOT, Step, blocks, first_cells, play, steps
+from stage import POS_USAGE, TOKEN, fault, workplace
 
 import deslaunch
 from deslaunch.cli.main import HOMES, command_line
@@ -155,7 +155,7 @@ def test_a_jsonl_manifest_is_valid(block: str, tmp_path: Path) -> None:
 
 def check(manifest: Path, text: str) -> int:
     manifest.write_text(text, encoding="utf-8")
-    return call("check", manifest, "--schema", JOBS).code
+    return call("check", manifest, "--schema", JOBS, "--job-id", POS_USAGE).code
 
 
 @shown("json")
@@ -243,6 +243,12 @@ def test_every_command_and_option_that_is_shown_exists(topic: str) -> None:
 @pytest.mark.parametrize(("topic", "head"), TABLES)
 def test_a_table_lists_what_there_is(topic: str, head: str) -> None:
     assert set(first_cells(PAGES[topic], head)) == TABLES[topic, head]
+
+
+def test_a_command_of_several_lines_is_one_step() -> None:
+    block = "$ cat > a <<'END'\n> b\n> END\n$ cat a\nb\n> c\n"
+
+    assert steps(block) == [Step("cat > a <<'END'\nb\nEND", []), Step("cat a", ["b", "> c"])]
 
 
 def test_the_tables_of_a_page_are_told_apart_by_their_heads() -> None:
