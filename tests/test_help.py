@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Final
 import click
 import pytest
 from commands import Terminal, call
-from pages import ROOT, Step, blocks, first_cells, play, steps
-from stage import POS_USAGE, TOKEN, fault, workplace
+from pages import FENCE, ROOT, Step, blocks, first_cells, play, steps
+from stage import POS_USAGE, TOKEN, fault, row, workplace
 
 import deslaunch
+from deslaunch.cli import targets
 from deslaunch.cli.main import HOMES, command_line
 from deslaunch.cli.preparing import TOPICS
-from deslaunch.cli.targets import read_config
+from deslaunch.des import wire
+from deslaunch.manifest import readers, rows
+from deslaunch.model import RowState
 from deslaunch.settings import OPTIONS
 
 if TYPE_CHECKING:
@@ -37,7 +40,16 @@ SOURCES: Final = (ROOT / "README.md", *FOLDER.parent.rglob("*.py"), *FOLDER.iter
 COMMAND: Final = re.compile(r"\bdeslaunch ([a-z]+)\b([^|;&#`\n]*)")
 FLAG: Final = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
-TABLES: Final[dict[tuple[str, str], set[str]]] = {}
+TABLES: Final[dict[tuple[str, str], set[str]]] = {
+    ("manifest", "cell"): {"empty", *readers._ESCAPES, "\\\\text"},
+    ("manifest", "column"): {*rows.RESERVED, "parameters.NAME", "deslaunch.NAME"},
+    ("manifest", "type"): {*wire.TYPE_NAMES.values()},
+    ("states", "state"): {str(state) for state in RowState if state is not RowState.SENDING},
+    ("targets", "key of `[targets.NAME]`"): {*targets._TARGET},
+    ("targets", "variable"): {
+        f"DES_{name.upper()}" for name in ("base_url", *targets._TOKENS, *targets.LOGIN, "auth_url")
+    },
+}
 """What a page's tables list, by the topic and the head of their first column."""
 
 
@@ -167,7 +179,7 @@ def test_json_is_json(block: str) -> None:
 def test_a_configuration_file_holds_no_mistake(block: str, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(block, encoding="utf-8")
 
-    assert read_config(tmp_path / "config.toml")
+    assert targets.read_config(tmp_path / "config.toml")
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +237,10 @@ def test_every_topic_that_is_named_exists(path: Path) -> None:
 
 @pytest.mark.parametrize("topic", PAGES)
 def test_every_command_and_option_that_is_shown_exists(topic: str) -> None:
-    commands = COMMAND.findall(PAGES[topic])
+    inline = re.findall(r"(?<!`)`([^`\n]+)`", PAGES[topic])
+    commands = COMMAND.findall(
+        "\n".join([*inline, *(text for _, text in FENCE.findall(PAGES[topic]))])
+    )
     unknown = {command for command, _ in commands} - {*HOMES}
     wrong = {
         (command, flag)
@@ -234,7 +249,7 @@ def test_every_command_and_option_that_is_shown_exists(topic: str) -> None:
         for flag in FLAG.findall(rest)
         if flag not in options_of(command)
     }
-    words = FLAG.findall(" ".join(re.findall(r"(?<!`)`(--[^`]+)`", PAGES[topic])))
+    words = FLAG.findall(" ".join(text for text in inline if text.startswith("--")))
 
     assert (unknown, wrong) == (set(), set())
     assert set(words) - all_options() == set()
@@ -249,6 +264,39 @@ def test_a_command_of_several_lines_is_one_step() -> None:
     block = "$ cat > a <<'END'\n> b\n> END\n$ cat a\nb\n> c\n"
 
     assert steps(block) == [Step("cat > a <<'END'\nb\nEND", []), Step("cat a", ["b", "> c"])]
+
+
+def test_each_status_makes_of_a_row_what_the_page_says(tmp_path: Path) -> None:
+    table = [
+        (re.findall(r"\b\d{3}\b", response), state.strip(" `"))
+        for line in PAGES["states"].split("| response |")[1].splitlines()
+        if line.count("|") == 4
+        for _, response, state, *_ in [line.split("|")]
+    ]
+    wanted = {
+        int(status): state
+        for statuses, state in table
+        if state in {"failed", "rejected", "unknown"}
+        for status in statuses
+        if status != "200"
+    }
+    # Each between two rows that start: a few in a row would stop the target.
+    manifest = [row(0), *(row(n) for status in wanted for n in (status, status + 1000))]
+    faults = [{"fault": "status", "status": n, "match": f'"{n}"'} for n in wanted]
+    told = ("--max-attempts", "1", "--max-errors", "100%", "--concurrency", "1", "--yes")
+
+    with workplace(tmp_path, {"faults": faults}) as place:
+        place.write(manifest)
+        place.run("run", "night.jsonl", *told)
+        found = [
+            json.loads(line)
+            for line in place.run(
+                "results", "night.ledger.db", "--format", "jsonl"
+            ).stdout.splitlines()
+        ]
+
+    assert len(wanted) > 15
+    assert {one["status"]: one["state"] for one in found} == {200: "started", **wanted}
 
 
 def test_the_tables_of_a_page_are_told_apart_by_their_heads() -> None:
