@@ -556,7 +556,7 @@ def test_unknown_rows_are_listed_filled_in_and_resumed(tmp_path: Path) -> None:
         rows = [*csv.DictReader(path.read_text().splitlines())]
         empty = here.printed(command_after(done.err, "then record it"))
         assert empty.code == 2
-        assert "no row says in the column as" in empty.err
+        assert 'the column "as" is empty in every row' in empty.err
 
         run = made.simulator.runs[1].job_run_id
         rows[0] |= {"as": "started", "jobRunId": run}

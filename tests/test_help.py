@@ -24,6 +24,8 @@ from deslaunch.cli import targets
 from deslaunch.cli.main import HOMES, command_line
 from deslaunch.cli.preparing import TOPICS
 from deslaunch.des import wire
+from deslaunch.events import StopReason
+from deslaunch.ledger import changes
 from deslaunch.manifest import readers, rows
 from deslaunch.model import RowState
 from deslaunch.settings import OPTIONS
@@ -44,8 +46,10 @@ TABLES: Final[dict[tuple[str, str], set[str]]] = {
     ("manifest", "cell"): {"empty", *readers._ESCAPES, "\\\\text"},
     ("manifest", "column"): {*rows.RESERVED, "parameters.NAME", "deslaunch.NAME"},
     ("manifest", "type"): {*wire.TYPE_NAMES.values()},
+    ("resume", "reason"): {str(reason) for reason in StopReason},
     ("states", "state"): {str(state) for state in RowState if state is not RowState.SENDING},
     ("targets", "key of `[targets.NAME]`"): {*targets._TARGET},
+    ("unknown", "column"): {*changes._COLUMNS},
     ("targets", "variable"): {
         f"DES_{name.upper()}" for name in ("base_url", *targets._TOKENS, *targets.LOGIN, "auth_url")
     },

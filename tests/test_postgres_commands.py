@@ -71,7 +71,7 @@ def test_what_is_printed_after_a_launch_works(ledger: list[str], place: Workplac
 
     for command in dict.fromkeys(commands):
         done = place.shell(command)
-        untold = "no row says in the column as" in done.stderr  # of the file of findings
+        untold = 'the column "as" is empty in every row' in done.stderr  # of the file of findings
         assert done.returncode in {0, 4} or untold, (command, done)
 
     assert place.json("status", *ledger)["started"] == 2

@@ -158,7 +158,7 @@ async def _write_unknown(given: Given, ledger: "Ledger") -> None:
         printer.say(f"{count(len(rows), 'unknown row')}: {output}")
 
         if rows:
-            printer.say("fill in its column as: started, with the run's jobRunId, or not-started")
+            printer.say('fill in the column "as": started, with its jobRunId, or not-started')
 
 
 @options.command(
@@ -336,7 +336,7 @@ def _findings_of(given: Given) -> Sequence["Finding"]:
 
         if not found:
             raise errors.ManifestError(
-                f"{given['findings']}: no row says in the column as what was found",
+                f'{given["findings"]}: the column "as" is empty in every row',
                 hint="fill in started, with the run's jobRunId, or not-started",
             )
 
