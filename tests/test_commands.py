@@ -465,7 +465,7 @@ class TestAnEndedBatch:
         done = night.call("results", "night.ledger.db", *options)
 
         assert [line["key"] for line in csv.DictReader(done.out.splitlines())] == keys
-        assert done.err == ("" if keys else "no row of the batch is such a row\n")
+        assert done.err == ("" if keys else "no row of the batch matches\n")
 
     def test_results_follow_the_umask_and_replace_results_only(self, night: Here) -> None:
         folder = night.place.folder

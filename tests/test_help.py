@@ -20,7 +20,7 @@ from pages import FENCE, ROOT, Step, blocks, first_cells, play, steps
 from stage import POS_USAGE, TOKEN, fault, row, workplace
 
 import deslaunch
-from deslaunch.cli import targets
+from deslaunch.cli import main, targets
 from deslaunch.cli.main import HOMES, command_line
 from deslaunch.cli.preparing import TOPICS
 from deslaunch.des import wire
@@ -43,9 +43,11 @@ COMMAND: Final = re.compile(r"\bdeslaunch ([a-z]+)\b([^|;&#`\n]*)")
 FLAG: Final = re.compile(r"(?<![\w-])--[a-z][\w-]*")
 
 TABLES: Final[dict[tuple[str, str], set[str]]] = {
+    ("exit-codes", "exit"): {*re.findall(r"^  (\d[\d, ]*?)  \w", main.__doc__ or "", re.MULTILINE)},
     ("manifest", "cell"): {"empty", *readers._ESCAPES, "\\\\text"},
     ("manifest", "column"): {*rows.RESERVED, "parameters.NAME", "deslaunch.NAME"},
     ("manifest", "type"): {*wire.TYPE_NAMES.values()},
+    ("results", "column"): {*rows.RESULT_COLUMNS},
     ("resume", "reason"): {str(reason) for reason in StopReason},
     ("states", "state"): {str(state) for state in RowState if state is not RowState.SENDING},
     ("targets", "key of `[targets.NAME]`"): {*targets._TARGET},

@@ -213,7 +213,7 @@ async def results(given: Given) -> int:
             written = await writing.write_results(ledger, stream, **more)
 
     if not written:
-        printer.say("no row of the batch is such a row")
+        printer.say("no row of the batch matches")
 
     return 0
 
