@@ -69,7 +69,8 @@ def command_line() -> None:
     The base URL comes from DES_BASE_URL; the token from DES_TOKEN, DES_TOKEN_FILE or
     DES_TOKEN_COMMAND, never from the command line. With DES_ORG_ID, DES_CLIENT_ID,
     DES_CLIENT_SECRET, DES_USERNAME and DES_PASSWORD set instead, the auth server gives tokens
-    and tells the base URL. For many organisations, name targets in a file: see --config.
+    and tells the base URL. For many organisations, name targets in a file: deslaunch help targets.
+    All pages about topics are listed by: deslaunch help.
     """
 
 
