@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
@@ -425,6 +426,11 @@ def test_history_lists_and_find_finds(place: Workplace) -> None:
 
     assert place.run("find", "row-17").stdout.startswith(f"row-17: started, run {run}, sent ")
     assert place.run("find", "471").returncode == 3
+    place.run("watch", "other.ledger.db")
+    [line] = place.run("results", "other.ledger.db", "--format", "jsonl").stdout.splitlines()
+    [found] = place.run("find", "row-17", "--json").stdout.splitlines()
+    assert json.loads(found).items() > json.loads(line).items()
+    assert json.loads(found)["outputFiles"] == [{"fileName": f"{run}.csv"}]
     nothing = place.run("find", "")
     assert (nothing.returncode, "TEXT is empty" in nothing.stderr) == (2, True)
 

@@ -160,14 +160,12 @@ def json_results(rows: Collection[ResultRow], *, with_manifest: bool = False) ->
 
 def as_result(row: ResultRow) -> dict[str, Any]:
     """Return a row as a line of ``results --format jsonl`` has it."""
-    return dict(zip(COLUMNS, _values(row, {None: None, 0: False, 1: True}), strict=True))
+    values = dict(zip(COLUMNS, _values(row, {None: None, 0: False, 1: True}), strict=True))
+    return values | {"outputFiles": row.output_files and orjson.loads(row.output_files)}
 
 
 def _json_result(row: ResultRow, *, with_manifest: bool) -> bytes:
     found = as_result(row)
-
-    if row.output_files is not None:
-        found["outputFiles"] = orjson.Fragment(row.output_files)
 
     if with_manifest:
         said = readers.json_object(row.says or "{}", row.key or None)
