@@ -250,6 +250,7 @@ class TestRun:
             "unfinished": 0,
         }
         assert done.json["batch"]["started"] == 3
+        assert [each.json["batch"]["startedNow"] for each in (done, again)] == [3, 0]
         assert "  1 run failed: no sales (key row-1)" in done.err.splitlines()
         assert [line["key"] for line in csv.DictReader(failed.out.splitlines())] == ["row-1"]
 

@@ -3,7 +3,7 @@
 import io
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from deslaunch.cli.ending import command_of, telling_end
 from deslaunch.cli.options import Given
 from deslaunch.cli.targets import config_of, open_clients
 from deslaunch.errors import ConfigurationError, InvalidManifest, LedgerExists, LedgerMissing
-from deslaunch.events import Event, Noted, Plan, Planned, Stop, StopReason, WatchSummary
+from deslaunch.events import Event, Noted, Plan, Planned, StopReason, Summary, WatchSummary
 from deslaunch.model import count, place_word, printed
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ async def start(given: Given) -> int:
             given.printer.data(row_now.job_run_id)
 
         watches = given["watch"] and row_now.job_run_id is not None
-        ended = await _watch(opened, ledger, given) if watches else summary
+        ended = await _watch(opened, ledger, given, summary) if watches else summary
         told.update(ended.as_dict(), jobRunId=row_now.job_run_id)
 
     if given["as_json"]:
@@ -325,8 +325,7 @@ def _new_place() -> str:
     try:
         (folder / "starts").mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as exc:
-        message = f"{folder}: can't be written: {exc.strerror}"
-        raise ConfigurationError(message, hint=hint) from exc
+        raise ConfigurationError(f"{folder}: can't be written: {exc.strerror}", hint=hint) from exc
 
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}.ledger.db"
     return str(folder / "starts" / name)
@@ -453,7 +452,7 @@ async def _launch(
         if not watches:
             printer.insist(*render.command_lines(render.next_commands(summary, repeated)))
 
-        ended = await _watch(batch, ledger, given, summary.stops) if watches else summary
+        ended = await _watch(batch, ledger, given, summary) if watches else summary
         told.update(ended.as_dict())
 
     if given["as_json"]:
@@ -486,7 +485,7 @@ async def _preview(given: Given, manifest: str | None, ledger: str) -> int:
 
 
 async def _watch(
-    batch: "Batch", ledger: str, given: Given, stops: Sequence[Stop] = ()
+    batch: "Batch", ledger: str, given: Given, launched: Summary | None = None
 ) -> WatchSummary:
     """Follow a batch's runs, tell how they get on, how they ended, and what to do next.
 
@@ -494,7 +493,7 @@ async def _watch(
         batch: its ledger is open.
         ledger: as it was named.
         given: what is to be said, and how often.
-        stops: why the launch before it ended early: a limit alone makes it a trial.
+        launched: how the launch before it ended: stopped by a limit alone it was a trial.
     """
     assert batch.ledger is not None
     printer, repeated = given.printer, given.repeated
@@ -503,8 +502,10 @@ async def _watch(
     progress = render.Progress(printer, "run", unfinished + untold)
     summary = await batch.watch(progress).run(allow_partial=True)
     printer.end_block()
+    stops, started = (launched.stops, launched.started_now) if launched else ((), 0)
+    rows = summary.batch._replace(ledger=ledger, started_now=started)
     is_trial = {stop.reason for stop in stops} == {StopReason.LIMIT}
-    summary = summary._replace(batch=summary.batch._replace(ledger=ledger), is_trial=is_trial)
+    summary = summary._replace(batch=rows, is_trial=is_trial)
     printer.say(*render.watch_lines(summary))
     printer.insist(*render.left_lines(summary))
     printer.insist(*render.command_lines(render.watch_commands(summary, repeated)))
