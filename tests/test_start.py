@@ -176,6 +176,16 @@ def test_a_night_that_does_not_begin_is_told_too(place: Workplace, teller: str) 
     assert "1 of 1 row can't be started" in str(told(place)["error"])
 
 
+@pytest.mark.slow
+def test_it_can_ask_about_a_batch_in_a_database(database: str, place: Workplace) -> None:
+    place.environment["DESLAUNCH_LEDGER"] = database
+    place.manifest(2)
+    (place.folder / "ask.sh").write_text('deslaunch status; deslaunch status "$DESLAUNCH_LEDGER"\n')
+    command = "deslaunch run night.jsonl --ledger '#night' --yes --quiet --on-end 'sh ask.sh'"
+
+    assert place.shell(command).stderr.splitlines() == ["2 rows: 2 started; 2 attempts"] * 2
+
+
 def test_a_command_that_fails_is_a_warning(place: Workplace, teller: str) -> None:
     place.manifest(1)
     place.environment["END"] = "3"

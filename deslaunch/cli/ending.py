@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from deslaunch.cli.targets import config_of
 from deslaunch.cli.terminal import encode_json
 from deslaunch.errors import ConfigurationError, DeslaunchError
+from deslaunch.ledger.place import noted_place
 
 if TYPE_CHECKING:
     from deslaunch.cli.options import Given
@@ -105,6 +106,8 @@ async def _run(words: Sequence[str], told: Mapping[str, Any]) -> str:
 
     counts = told.get("batch", told)  # of a watch
     given = {**counts, **{name: told[name] for name in ("exitCode", "seconds") if name in told}}
+    # "#night" would take the place of the database that it needs.
+    given |= {"ledger": noted_place(counts["ledger"])} if "ledger" in counts else {}
     variables = {
         f"DESLAUNCH_{_CAPITAL.sub('_', name).upper()}": str(value)
         for name, value in given.items()
