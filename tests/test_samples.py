@@ -7,6 +7,8 @@ import http.server
 import importlib.util
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from deslaunch.model import Row
 from deslaunch.simulator import DEFAULT_JOBS
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     from postgres import Server
@@ -197,6 +200,112 @@ def test_the_mapped_tasks_run_the_command_that_the_page_shows() -> None:
     ]
 
     assert command.replace("/srv/exports/{{ ds }}", "night").replace("-{{ ds }}", "") in PAGE
+
+
+# How a machine starts deslaunch every night.
+
+
+def command_of_cron() -> str:
+    """Return the crontab's command as cron hands it to the shell."""
+    *_, line = (SAMPLES / "crontab").read_text("utf-8").splitlines()
+    command = line.split(maxsplit=5)[5]
+    assert re.search(r"(?<!\\)%", command) is None, "cron takes % for a line break"
+    return command.replace(r"\%", "%").replace("/srv/exports", ".")
+
+
+def unit(name: str) -> dict[str, list[str]]:
+    """Return the settings of a unit for systemd."""
+    text = (SAMPLES / "systemd" / name).read_text("utf-8").replace("\\\n", " ")
+    found: dict[str, list[str]] = {}
+
+    for key, value in re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE):
+        found.setdefault(key, []).append(value)
+
+    return found
+
+
+def command_of_systemd() -> str:
+    [command] = unit("deslaunch.service")["ExecStart"]
+    _shell, _option, script = shlex.split(command.replace("%%", "%"))
+    return f". ./des.env; {script.replace('/opt/deslaunch', '.venv')}"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the samples are for Linux")
+@pytest.mark.parametrize(
+    ("command_of", "night"),
+    [
+        pytest.param(command_of_cron, "now", id="crontab"),
+        pytest.param(command_of_systemd, "12 hours ago", id="systemd"),
+    ],
+)
+def test_what_is_run_every_night_starts_each_row_once(
+    command_of: Callable[[], str], night: str, place: Workplace
+) -> None:
+    date = subprocess.check_output(["date", "-d", night, "+%F"], text=True, timeout=10).strip()
+    rows = (SAMPLES / "night.csv").read_text("utf-8").splitlines(keepends=True)[:4]
+    (place.folder / f"{date}.csv").write_text("".join(rows))
+    (place.folder / ".venv/bin").mkdir(parents=True)
+    (place.folder / ".venv/bin/deslaunch").symlink_to(DESLAUNCH)
+    variables = {n: v for n, v in place.environment.items() if n.startswith(("DES", "XDG"))}
+    lines = [f"export {name}='{value}'\n" for name, value in variables.items()]
+    (place.folder / "des.env").write_text(f"{''.join(lines)}export DES_TOKEN='{TOKEN}'\n")
+
+    done = [
+        subprocess.run(
+            ["/bin/sh", "-c", command_of()],
+            cwd=place.folder,
+            env={"HOME": str(place.folder), "PATH": os.defpath},  # cron's
+            capture_output=True,
+            text=True,
+            timeout=100,
+            check=False,
+        )
+        for _ in range(2)
+    ]
+    assert [each.returncode for each in done] == [0, 0], done
+    assert "nothing to start" in done[1].stderr
+    assert len(read_log(place.log)) == 3
+
+
+def test_systemd_tries_again_what_may_pass_and_lets_a_launch_drain() -> None:
+    [command], [codes], [stop] = (
+        unit("deslaunch.service")[name]
+        for name in ("ExecStart", "RestartPreventExitStatus", "TimeoutStopSec")
+    )
+    drain = re.search(r"--drain-timeout (\d+)", command)
+
+    assert set(map(int, codes.split())) == {1, 2, 3, 4, 6, 8}
+    assert drain is not None
+    assert int(stop) > int(drain[1])
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd")
+def test_systemd_takes_its_units() -> None:
+    units = [str(SAMPLES / "systemd" / f"deslaunch.{kind}") for kind in ("service", "timer")]
+    said = subprocess.run(
+        ["systemd-analyze", "verify", *units],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (said.returncode, "deslaunch" in said.stderr) == (0, False), said.stderr
+
+
+def test_the_image_has_what_a_container_needs() -> None:
+    text = (SAMPLES / "Dockerfile").read_text("utf-8")
+    steps = re.findall(r"^([A-Z]+) (.*)$", text, re.MULTILINE)
+    [user], [entry] = (
+        [rest for word, rest in steps if word == name] for name in ("USER", "ENTRYPOINT")
+    )
+    bases = {rest.split()[0] for word, rest in steps if word == "FROM"}
+    copied = [rest.split()[:-1] for word, rest in steps if word == "COPY" and "--from" not in rest]
+
+    assert user == "65532:65532"
+    assert json.loads(entry) == ["deslaunch"]  # no shell in between, which would keep signals
+    assert bases == {"python:3.12-slim"}
+    assert all((SAMPLES.parent / name).exists() for names in copied for name in names)
 
 
 # The demo's proof must be able to fail.
