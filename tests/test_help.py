@@ -191,7 +191,7 @@ def test_a_configuration_file_holds_no_mistake(block: str, tmp_path: Path) -> No
 @pytest.fixture(scope="module")
 def ended_ledger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A ledger of a batch that has ended, with a row that failed."""
-    with workplace(tmp_path_factory.mktemp("ended"), fault("error", 3, status=400)) as place:
+    with workplace(tmp_path_factory.mktemp("ended"), fault("status", 3, status=400)) as place:
         place.manifest(10)
         assert place.run("run", "night.jsonl", "--yes").returncode == 3
         return place.ledger
