@@ -55,6 +55,7 @@ _HINTS_OF_START: Final[Mapping[type[errors.DesError], str]] = {
     errors.Throttled: "nothing was started: wait as long as retry_after says, then send it again",
     errors.ServerError: "it may be sent again, but the run may exist: a success may be the second",
     errors.Rejected: "fix what DES names, in the request or the job: it will refuse the same again",
+    errors.Unauthorized: "nothing was started: get a new token, then send it again",
 }
 
 
