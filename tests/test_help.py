@@ -24,11 +24,13 @@ from deslaunch.cli import main, targets
 from deslaunch.cli.main import HOMES, command_line
 from deslaunch.cli.preparing import TOPICS
 from deslaunch.des import wire
+from deslaunch.errors import DeslaunchError
 from deslaunch.events import StopReason
 from deslaunch.ledger import changes
 from deslaunch.manifest import readers, rows
 from deslaunch.model import RowState
 from deslaunch.settings import OPTIONS
+from deslaunch.simulator.faults import _FAULT_KEYS, _SCRIPT_KEYS, KINDS
 
 if TYPE_CHECKING:
     from blockbuster import BlockBuster
@@ -310,3 +312,100 @@ def test_the_tables_of_a_page_are_told_apart_by_their_heads() -> None:
 
     assert first_cells(page, "a") == ["x"]
     assert first_cells(page) == ["x", "y"]
+
+
+# What single pages list.
+
+
+def words_of(topic: str, *heads: str) -> set[str]:
+    """Return the names in the first column of a page's tables; a cell may hold several."""
+    cells = [cell for head in heads for cell in first_cells(PAGES[topic], head)]
+    return set(re.findall(r"[\w-]+", " ".join(cells)))
+
+
+def test_the_page_of_the_ledger_has_the_columns_of_the_view(ended_ledger: Path) -> None:
+    with closing(sqlite3.connect(f"file:{ended_ledger}?mode=ro", uri=True)) as connection:
+        columns = [name for _, name, *_ in connection.execute("PRAGMA table_info(results)")]
+        tables = connection.execute(
+            "SELECT name FROM sqlite_schema WHERE type = 'table'"
+        ).fetchall()
+
+    assert words_of("ledger", "column") == {*columns}
+    assert words_of("ledger", "table") == {name for (name,) in tables if name[:7] != "sqlite_"}
+
+
+def test_the_page_of_the_simulator_has_all_options_and_faults() -> None:
+    assert words_of("simulator", "option") == options_of("simulate") - {"-h", "--help"}
+    assert words_of("simulator", "fault") == {*KINDS}
+    assert words_of("simulator", "key of the file") == {*_SCRIPT_KEYS}
+    named = words_of("simulator", "condition") | {"start", "seconds", "after", "then"}
+    assert named == {*_FAULT_KEYS}
+
+
+def test_the_page_of_the_library_names_what_there_is() -> None:
+    functions = {cell.partition("(")[0] for cell in first_cells(PAGES["library"], "function")}
+    raised = words_of("library", "it raises") - {"errors"}
+
+    assert functions <= {*deslaunch.__all__}
+    assert all(issubclass(getattr(deslaunch.errors, name), DeslaunchError) for name in raised)
+
+
+def keys_in(value: object) -> set[str]:
+    """Return the keys of objects in a JSON value, but those that are somebody's own names."""
+    if isinstance(value, list):
+        return set().union(*map(keys_in, value))
+
+    if not isinstance(value, dict):
+        return set()
+
+    own = {"body", "options", "said"}
+    inside = {
+        name: list(part.values()) if name == "targets" and isinstance(part, dict) else part
+        for name, part in value.items()
+        if name not in own
+    }
+    return {*value}.union(*map(keys_in, inside.values()))
+
+
+def test_the_page_of_json_has_every_key_that_is_printed(tmp_path: Path) -> None:
+    script = {
+        "faults": [
+            {"fault": "status", "status": 400, "at": [2]},
+            {"fault": "reset-after-start", "at": [3]},
+        ]
+    }
+
+    with workplace(tmp_path, script) as place:
+        place.manifest(4)
+        place.write([{"key": "bad"}], "bad.jsonl")
+        place.write([row(2), row(9)], "fix.jsonl")
+        ledger = "night.ledger.db"
+        said = [
+            place.run("check", "bad.jsonl", "--json"),
+            place.run("run", "night.jsonl", "--dry-run"),
+            place.run("run", "night.jsonl", "--yes", "--json", "--limit", "3"),
+            place.run("resolve", ledger, "row-3", "--not-started", "--early", "--json"),
+            place.run("withdraw", ledger, "row-4", "--json"),
+            place.run(
+                "resume", ledger, "--corrections", "fix.jsonl", "--add-rows", "--watch", "--json"
+            ),
+            place.run("start", POS_USAGE, "DBGenFrom=1", "--json"),
+            place.run("watch", ledger, "--json"),
+            place.run("status", ledger, "--json"),
+            place.run("results", ledger, "--format", "jsonl"),
+            place.run("log", ledger),
+            place.run("history", "--json"),
+            place.run("find", "row-1", "--json"),
+            place.run("jobs", "--json"),
+            place.run("targets", "--json"),
+        ]
+
+    lines = [json.loads(line) for each in said for line in each.stdout.splitlines()]
+    printed = set().union(*map(keys_in, lines))
+    of_des = {"fileName", "name", "type", "required", "nullable", "description"}
+    texts = re.findall(r"`[^`]+`", FENCE.sub("", PAGES["json"]))
+    named = set(re.findall(r"\b[a-z]\w*", " ".join(texts)))
+
+    assert [each.args for each in said if not each.stdout] == []
+    assert printed - of_des - {"supportsAutoValue"} - named == set()
+    assert words_of("json", "key") - printed - {"file", "problems"} == set()
