@@ -178,16 +178,31 @@ def check(manifest: Path, text: str) -> int:
     return call("check", manifest, "--schema", JOBS, "--job-id", POS_USAGE).code
 
 
-@shown("json")
-def test_json_is_json(block: str) -> None:
-    assert json.loads(block)
-
-
 @shown("toml")
 def test_a_configuration_file_holds_no_mistake(block: str, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text(block, encoding="utf-8")
 
     assert targets.read_config(tmp_path / "config.toml")
+
+
+def test_the_targets_that_are_shown_work(tmp_path: Path) -> None:
+    [block] = blocks(PAGES["targets"], "toml")
+
+    with workplace(tmp_path) as place:
+        url = place.environment.pop("DES_BASE_URL")
+        text = block.replace("https://des.example", url)
+        text = text.replace("[targets.bistro.oauth]", f'[targets.bistro.oauth]\nauth_url = "{url}"')
+        command = re.search(r"token_command = (\[.*?\])", text)
+        assert command is not None
+        (tmp_path / "targets.toml").write_text(
+            text.replace(command[1], json.dumps(["echo", TOKEN])), encoding="utf-8"
+        )
+        (tmp_path / "bistro.password").write_text("p")
+        place.environment.update(BISTRO_SECRET="s", BISTRO_USER="u")
+        shown = place.json("targets", "--config", "targets.toml")
+
+    found = [(one["target"], one["orgId"], one["jobs"]) for one in shown["targets"]]
+    assert found == [("acme", None, 2), ("bistro", "BISTRO", 2)]
 
 
 @pytest.fixture(scope="module")
