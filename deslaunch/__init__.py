@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from deslaunch.model import AUTO, JobRunParameterValue, Outcome, Row, RowState, RunStatus
     from deslaunch.settings import Settings
 
-__version__: Final = "0.2.0.dev0"
+__version__: Final = "0.2.0"
 
 __all__ = ["AUTO", "Batch", "CommandToken", "CredentialsRefused", "DesClient", "DesError"]
 __all__ += ["DeslaunchError", "EnvToken", "FileToken", "InvalidManifest", "JobRunParameterValue"]
