@@ -1,259 +1,490 @@
-"""Whatever happens to it, a ledger says what a plain list of attempts says."""
+"""Whatever happens to it, a ledger says what a plain list of attempts says.
+
+A walk lets something happen to a batch again and again, and compares it with a model after each
+step. What happens is drawn from a seeded luck among what can happen to the batch as it stands.
+(Steps that Hypothesis draws repeat each other, and seldom lead far.)
+"""
 
 from __future__ import annotations
 
 import asyncio
-import tempfile
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from random import Random
+from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 import pytest
-from hypothesis import HealthCheck, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from ledgers import Hands, checked, crash, invalid, make, outcome, read, run_id, session
+from ledger_model import FIXED, Attempt, ModelRow
+from ledgers import NOW, Hands, ask, checked, crash, invalid, make, outcome, read, run_id, session
+from postgres import wait_until
 
-from deslaunch.errors import ManifestError
+from deslaunch.errors import ConfigurationError, LedgerLocked, LedgerMissing, ManifestError
+from deslaunch.events import Control, Counts
+from deslaunch.ledger import postgres
 from deslaunch.ledger.changes import Finding, derive_states
-from deslaunch.ledger.ledger import Ledger, take_ledger
+from deslaunch.ledger.ledger import Ledger, NewBatch, begin_import, open_ledger, take_ledger
+from deslaunch.ledger.place import is_shared
 from deslaunch.ledger.reading import Consents, run_in
-from deslaunch.settings import Settings
+from deslaunch.model import RunStatus
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
+    from pathlib import Path
 
     from postgres import Server
 
-KEYS: Final = ("a", "b", "c", "auto")
-RESULTS: Final = (
-    "started",
-    "rejected",
-    "failed",
-    "unknown",
-    "retry",
-    "throttled",
-    "unsent",
-    "lost",
-)
-"""What becomes of an attempt; ``lost``: no outcome comes before the launcher ends."""
+    from deslaunch.model import Outcome, Start
 
-INTERESTING: Final = st.sampled_from(RESULTS)
+    Sent = tuple[Start, Attempt]
+    """What a launcher sent, and the model's attempt of it."""
+
+KEYS: Final = ("a", "b", "auto", "wrong", "c")
+ADDED: Final = ("d", "e")
+RESULTS: Final = ("started", "rejected", "failed", "unknown", "retry", "throttled", "unsent")
+VERDICTS: Final = ("started", "notStarted", "unknown")
+STEPS: Final = 40
+AGAIN: Final = {"retry", "throttled", "unsent"}
 
 
-@dataclass
-class Model:
-    """A row, as a list of what became of its attempts.
+@dataclass(eq=False)
+class Launcher:
+    """A launcher at work.
 
     Attributes:
-        attempts: result and finding of each.
-        corrected: attempts that sent an earlier form.
-        resolved: attempts that there were at the last finding.
-        due: this session may send it.
-        says: what it says.
+        zero: what it takes the wall clock to be at second 0 of the other one, ms.
+        in_flight: what it awaits.
+        in_doubt: what has ended, and may turn out otherwise.
+        has_lock: the database knows that it lives.
+        is_lost: another has taken it for dead; its next turn begins under a new number.
     """
 
-    key: str
-    attempts: list[list[Any]] = field(default_factory=list)
-    corrected: int = 0
-    resolved: int | None = None
-    due: bool = True
-    says: int = 0
-
-    @property
-    def state(self) -> str:
-        if any(result == "started" or found == "started" for result, found in self.attempts):
-            return "started"
-
-        if any(result == "lost" for result, _ in self.attempts):
-            return "sending"
-
-        if any(result == "unknown" and found is None for result, found in self.attempts):
-            return "unknown"
-
-        for result, found in reversed(self.attempts[self.corrected :]):
-            if found == "notStarted":
-                return "pending"
-
-            if result in {"rejected", "failed"}:
-                return str(result)
-
-        return "pending"
-
-    @property
-    def left(self) -> int:
-        return sum(result != "unsent" for result, _ in self.attempts)
-
-    @property
-    def is_duplicate(self) -> bool:
-        runs = sum(
-            result in {"started", "failed", "retry", "unknown"} and found != "notStarted"
-            for result, found in self.attempts
-        )
-        return self.state == "started" and runs > 1
-
-    def may_be_due(self, consents: dict[str, bool]) -> bool:
-        by_consent = {
-            "rejected": consents["retry_rejected"],
-            "unknown": consents["retry_unknown"] and self.key != "auto",
-        }
-        return self.state in {"pending", "failed"} or by_consent.get(self.state, False)
-
-    def may_be_resolved(self, verdict: str) -> bool:
-        last = max((n for n, (r, _) in enumerate(self.attempts, 1) if r != "unsent"), default=0)
-
-        if self.state == "sending" or (
-            verdict == "started" and any(result == "started" for result, _ in self.attempts)
-        ):
-            return False
-
-        return (
-            self.state in {"unknown", "failed"}
-            or (self.resolved is not None and 0 < last <= self.resolved)
-            or (self.is_duplicate and verdict == "notStarted")
-        )
-
-    def resolve(self, verdict: str) -> None:
-        doubtful = [
-            n for n, (r, _) in enumerate(self.attempts) if r in {"unknown", "failed", "retry"}
-        ]
-
-        for attempt in self.attempts:
-            attempt[1] = None
-
-        if verdict == "notStarted":
-            for n in doubtful:
-                self.attempts[n][1] = verdict
-        elif verdict == "started":
-            self.attempts[max(doubtful)][1] = verdict
-
-        self.resolved = len(self.attempts)
+    ledger: Ledger
+    zero: int
+    in_flight: list[Sent] = field(default_factory=list)
+    in_doubt: list[Sent] = field(default_factory=list)
+    has_lock: bool = True
+    is_lost: bool = False
 
 
-class LedgerMachine(RuleBasedStateMachine):
-    """A ledger and a model of it, and what may happen to both."""
+class Walk:
+    """A ledger and a model of it, and what happens to both.
 
-    database = ""
-    """URL of a database; without one, ledgers are files."""
+    Attributes:
+        trail: what happened.
+        age: how many times launchers began that no others were at work beside.
+    """
 
-    @initialize()
-    def begin(self) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        name = Path(self.folder.name)
-        self.place = f"{self.database}#{name.name}" if self.database else f"{name}/night.ledger.db"
+    weights: ClassVar = {
+        "take_turns": 7,
+        "let_time_pass": 3,
+        "go_on_in_the_next_session": 4,
+        "have_another_launcher": 1,
+        "add": 1,
+        "correct": 2,
+        "resolve": 4,
+        "withdraw": 2,
+        "watch": 3,
+        "control": 1,
+    }
+    """How often each thing happens."""
+
+    def __init__(self, place: str, seed: int) -> None:
+        self.place = place
+        self.is_shared = is_shared(place)
+        self.luck = Random(seed)
+        self.trail: list[str] = []
         self.hands = Hands()
         self.runner = asyncio.Runner()
-        self.rows = {key: Model(key) for key in KEYS}
-        self.runs = 0
-        rows: list[Any] = [
-            *(checked(n, key, auto=key == "auto") for n, key in enumerate(KEYS, 1)),
-            invalid(len(KEYS) + 1),
-        ]
-        self.ledger: Ledger = self.run(make(self.place, rows, self.hands))
-        self.run(self.ledger.begin_session(session()))
+        self.launchers: list[Launcher] = []
+        self.killed: list[Launcher] = []  # that nobody has found dead yet
+        self.reader: Ledger | None = None
+        self.rows = {key: ModelRow.of(key, number) for number, key in enumerate(KEYS, 1)}
+        self.age = self.runs = 0
+        self.told = Control()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(work)
 
-    @rule(results=st.lists(INTERESTING, min_size=1, max_size=4))
-    def turn(self, results: list[str]) -> None:
-        """Rows are claimed, sent, and end; the last ones of them are those that are lost."""
-        starts = self.run(self.ledger.exchange([], {"default": len(results)})).starts
-        due = [row for row in self.rows.values() if row.due and row.state != "sending"]
-        assert len(starts) == min(len(results), len(due))
-        assert {start.key for start in starts} <= {row.key for row in due}
-        came = []
+    def go(self, steps: int) -> None:
+        try:
+            self.import_it()
 
-        for start, result in zip(starts, results, strict=False):
-            row = self.rows[start.key]
-            row.attempts.append([result, None])
-            assert (start.attempt, start.body) == (len(row.attempts), self.form(row).body)
-            # What is not final may be sent again at once; else this session is done with it.
-            row.due = result in {"retry", "throttled", "unsent"} and row.state != "started"
+            for _ in range(steps):
+                [name] = self.luck.choices([*self.weights], [*self.weights.values()])
+                self.note(name.replace("_", " "))
+                getattr(self, name)()
+                self.compare()
+                self.derive_anew()
+        except BaseException as exc:
+            exc.add_note("\n".join(self.trail))
+            raise
+        finally:
+            self.leave()
 
-            if result != "lost":
-                self.runs += 1
-                run = {"job_run_id": run_id(self.runs)} if result == "started" else {}
-                came.append(outcome(start, result, **run))
+            for one in self.launchers:
+                self.run(one.ledger.aclose())
 
-        for told in self.run(self.ledger.exchange(came, {})).outcomes:
+            self.runner.close()
+
+    def note(self, text: str) -> None:
+        self.trail.append(text)
+
+    def chance(self, share: float) -> bool:
+        return self.luck.random() < share
+
+    # The batch.
+
+    def import_it(self) -> None:
+        """Of an import that is killed nothing stays, and the next one is none the worse for it."""
+        rows = [form(row) for row in self.rows.values()]
+
+        if self.chance(0.5):
+            batch = self.run(begin_import(self.place, NewBatch("night.csv", {})))
+            self.run(batch.add(rows))
+            self.kill(batch)
+
+            with pytest.raises(LedgerMissing):
+                self.run(open_ledger(self.place))
+
+        self.begin(self.run(make(self.place, rows, self.hands)), Consents())
+
+    def add(self) -> None:
+        """Take a program's row; one that the batch has is skipped."""
+        key = self.luck.choice(KEYS + ADDED)
+        row = self.rows.get(key) or ModelRow.of(key, len(self.rows) + 1)
+
+        if row.is_valid:  # of an invalid one it is not known what it says
+            added = self.run(self.luck.choice(self.launchers).ledger.add([form(row)]))
+            assert (added.numbers, added.same) == ([row.number], int(key in self.rows))
+            self.rows[key] = row
+
+    def correct(self) -> None:
+        key, adds = self.pick(lambda row: row.state not in FIXED), self.chance(0.5)
+        row = self.rows.get(key) or ModelRow.of(key, len(self.rows) + 1)
+        says = row.says + self.luck.randrange(2)
+        fixed = form(row, says)
+        self.note(f"correct {key}: {says}")
+        at = self.luck.choice(self.launchers)
+        done = self.run(at.ledger.correct([fixed], file="fix.csv", add=adds))
+        told = (done.replaced, done.added, done.same, len(done.problems))
+
+        if key not in self.rows:
+            assert told == (0, 1, 0, 0 if adds else 1)
+
+            if adds:
+                row.says, self.rows[key] = says, row
+        elif row.is_valid and says == row.says:
+            assert told == (0, 0, 1, 0)
+        elif row.state in FIXED:
+            assert told == (1, 0, 0, 1)
+        else:
+            assert told == (1, 0, 0, 0)
+            row.correct(says)
+            row.derive(self.age)
+
+    def pick(self, may_be: Callable[[ModelRow], bool]) -> str:
+        """Return the key of a row to which something can be done, or now and then of any."""
+        keys = [row.key for row in self.rows.values() if may_be(row)]
+        keys = keys if keys and self.chance(0.8) else [*KEYS, *ADDED]
+        return keys[int(len(keys) * self.luck.random() ** 2)]  # the first ones get long stories
+
+    # Turns.
+
+    def take_turns(self) -> None:
+        for _ in range(self.luck.randrange(1, 4)):
+            self.turn(self.luck.choice(self.launchers))
+
+    def turn(self, at: Launcher) -> None:
+        """Some of what was sent ends, some of what has ended otherwise; others are claimed."""
+        self.renew(at)
+        wait, count = self.luck.choice((0, 0, 30)), self.luck.randrange(4)
+        ended = [(sent, self.luck.choice(RESULTS)) for sent in at.in_flight if self.chance(0.7)]
+
+        if self.chance(0.3):
+            ended += [(sent, self.luck.choice(RESULTS)) for sent in at.in_doubt]
+            at.in_doubt = []
+
+        for sent, result in ended:
+            at.in_flight = [other for other in at.in_flight if other is not sent]
+            at.in_doubt += [sent] * (result in {"rejected", "unknown"})
+
+        self.note(f"turn: {[(start.key, result) for (start, _), result in ended]}, {count} more")
+        came = [self.end(at, *sent, result, wait) for sent, result in ended]
+        turn = self.run(at.ledger.exchange(came, {"default": count}))
+
+        for told in turn.outcomes:
             row = self.rows[told.key]
             assert (told.state, told.attempts) == (row.state, row.left)
             assert told.possible_duplicate == row.is_duplicate
 
-    @rule(key=st.sampled_from(KEYS), verdict=st.sampled_from(("started", "notStarted", "unknown")))
-    def resolve(self, key: str, verdict: Any) -> None:
-        self.runs += 1
-        finding = Finding(key, verdict, run_id(self.runs) if verdict == "started" else None)
-        row = self.rows[key]
+        starts, due = turn.starts, turn.due["default"]
 
-        if not row.may_be_resolved(verdict):
+        if self.is_shared and len(starts) < count and due is not None and due < 0.1:
+            # Rows that another launcher added are seen by the turn after that.
+            more = self.run(at.ledger.exchange([], {"default": count - len(starts)}))
+            starts, due = starts + more.starts, more.due["default"]
+
+        self.claim(at, starts, count)
+
+        if len(starts) < count:
+            self.check_due(at, due)
+
+    def end(self, at: Launcher, start: Start, attempt: Attempt, result: str, wait: int) -> Outcome:
+        more: dict[str, Any] = {}
+        again = None
+
+        if result == "started":
+            self.runs += 1
+            more["job_run_id"] = run_id(self.runs)
+        elif result in AGAIN:
+            again, more["not_before"] = self.now(at) + 1000 * wait, float(wait)
+
+        attempt.end(result, more.get("job_run_id"), again)
+        self.rows[start.key].derive(self.age)
+        return outcome(start, result, **more)
+
+    def claim(self, at: Launcher, starts: list[Start], count: int) -> None:
+        now = self.now(at)
+        due = {row.key for row in self.rows.values() if row.due is not None and row.due <= now}
+        assert len(starts) == min(count, len(due))
+        assert {start.key for start in starts} <= due
+
+        for start in starts:
+            row = self.rows[start.key]
+            assert start.retries == row.retries(self.age)
+            row.attempts.append(Attempt(len(row.attempts) + 1, self.age))
+            assert (start.attempt, start.body) == (len(row.attempts), form(row).body)
+            row.derive(self.age)
+            at.in_flight.append((start, row.attempts[-1]))
+
+    def check_due(self, at: Launcher, due: float | None) -> None:
+        """When is there more to claim, as far as is known?"""
+        others = [one for one in self.launchers + self.killed if one is not at and not one.is_lost]
+        waits = [row.due for row in self.rows.values() if row.due is not None]
+        expected = (min(waits) - self.now(at)) / 1000 if waits else None
+
+        if self.is_shared and any(one.in_flight for one in others):
+            assert due is not None
+            assert due <= 1
+        else:
+            assert due == expected
+
+    def zero(self) -> int:
+        return round(1000 * (NOW + self.hands.stepped))
+
+    def now(self, at: Launcher) -> int:
+        return at.zero + round(1000 * self.hands.seconds)
+
+    def let_time_pass(self) -> None:
+        """Or set the clock back: the next session must not wait for what was its time then."""
+        if self.chance(0.5):
+            self.hands.move(self.luck.choice((20, 40)))
+        else:
+            self.hands.step(self.luck.choice((-60, -100_000)))
+
+    # Launchers.
+
+    def begin(self, ledger: Ledger, consents: Consents) -> None:
+        wanted: dict[str, Any] = {f"retry_{name}": on for name, on in consents._asdict().items()}
+        self.run(ledger.begin_session(session(**wanted)))
+        at = Launcher(ledger, self.zero())
+        self.find_dead()
+        is_alone = all(one.is_lost for one in self.launchers)
+        self.launchers.append(at)
+
+        if is_alone:
+            self.age += 1
+            self.told = Control()
+
+            for row in self.rows.values():
+                row.begin(consents, self.now(at))
+
+    def find_dead(self) -> None:
+        """What launchers without a lock had in flight is unknown."""
+        for one in [*self.killed, *self.launchers]:
+            if one in self.killed or not one.has_lock:
+                one.is_lost = True
+                self.lose(one)
+
+        self.killed = []
+
+    def lose(self, one: Launcher) -> None:
+        for start, attempt in one.in_flight:
+            if attempt.result is None:
+                attempt.end("unknown")
+                self.rows[start.key].derive(self.age)
+
+    def renew(self, at: Launcher) -> None:
+        """One that was taken for dead goes on under a new number."""
+        if at.is_lost:
+            others = [one for one in self.launchers + self.killed if one is not at]
+            self.age += all(one.is_lost for one in others)
+            at.is_lost, at.has_lock = False, True
+
+    def kill(self, ledger: Any) -> None:
+        """The server, too, has noticed it when this returns."""
+        connection = ledger._store._connection
+        pid = connection.info.backend_pid if self.is_shared else 0
+        self.run(crash(ledger))
+
+        if pid:
+            look = f"SELECT 1 FROM pg_stat_activity WHERE pid = {pid}"
+            wait_until(lambda: not ask(self.place, look))
+
+    def go_on_in_the_next_session(self) -> None:
+        """All end or are killed; it may be an older copy that the next one goes on with."""
+        self.leave()
+
+        for one in self.launchers:
+            if self.chance(0.5):
+                self.kill(one.ledger)
+            else:
+                self.run(one.ledger.end_session(0, []))
+                self.run(one.ledger.aclose())
+
+        for one in self.launchers + self.killed:
+            self.lose(one)
+
+        self.launchers, self.killed = [], []
+
+        with pytest.raises(ConfigurationError, match="no launcher"):
+            self.run(self.aside().tell_launchers({"is_paused": True}))
+
+        ledger = self.run(take_ledger(self.place, clock=self.hands.clock))
+
+        if self.chance(0.2):
+            self.note("an older copy")
+            self.run(ledger.accept_copy())
+
+            for row in self.rows.values():
+                row.is_copied |= row.state not in {"started", "unknown"} or row.has_failed_run
+
+        consents = Consents(*(self.chance(0.5) for _ in Consents()))
+        self.note(f"the next session: {consents}")
+        plan = self.run(ledger.plan(consents))
+        assert plan.ready == sum(row.may_be_sent(consents) for row in self.rows.values())
+        self.begin(ledger, consents)
+
+    def have_another_launcher(self) -> None:
+        """A file has one; several must say that they join each other."""
+        joins = self.chance(0.8)
+
+        if not self.is_shared or not joins:
+            with pytest.raises(ConfigurationError if joins else LedgerLocked):
+                self.run(take_ledger(self.place, joins=joins))
+        elif len(self.launchers) == 1:
+            self.note("another launcher")
+            ledger = self.run(take_ledger(self.place, joins=True, clock=self.hands.clock))
+            self.begin(ledger, Consents())
+
+    # What a person does beside them.
+
+    def aside(self) -> Ledger:
+        """Return a reader's ledger."""
+        if self.reader is None:
+            self.reader = self.run(open_ledger(self.place, clock=self.hands.clock))
+
+        return cast("Ledger", self.reader)
+
+    def leave(self) -> None:
+        """Read it no more: a launcher that ends would wait for that."""
+        if self.reader is not None:
+            self.run(self.reader.aclose())
+            self.reader = None
+
+    def control(self) -> None:
+        told = self.luck.choice(({"is_paused": True}, {"is_paused": False}, {"concurrency": 3}))
+        self.told = self.told._replace(**told)
+        assert self.run(self.aside().tell_launchers(told)) == self.told
+
+    def resolve(self) -> None:
+        verdict: Any = self.luck.choice(VERDICTS)
+        key = self.pick(lambda row: row.may_be_resolved(verdict))
+        self.runs += 1
+        run = run_id(self.runs) if verdict == "started" else None
+        row = self.rows.get(key)
+        work = self.aside().resolve([Finding(key, verdict, run)], early=True)
+
+        if row is None or not row.may_be_resolved(verdict):
             with pytest.raises(ManifestError):
-                self.run(self.ledger.resolve([finding], early=True))
+                self.run(work)
 
             return
 
-        before = row.state, [found for _, found in row.attempts]
-        done = self.run(self.ledger.resolve([finding], early=True))
+        self.note(f"resolve {key}: {verdict}")
+        changed = row.resolve(verdict, run)
+        done = self.run(work)
+        assert (done.changed, done.same) == (int(changed), int(not changed))
 
-        if done.changed:
-            row.resolve(verdict)
-            row.due = row.state == "pending" or (row.due and before[0] == row.state != "started")
+        if changed:
+            row.derive(self.age)
 
-    @rule(key=st.sampled_from(KEYS))
-    def correct(self, key: str) -> None:
-        row = self.rows[key]
-        row.says += 1
-        done = self.run(
-            self.ledger.correct([self.form(row)], file="fix.csv", add=False, dry_run=False)
-        )
+            if row.state == verdict == "unknown":
+                row.due = None  # it waits for a consent
 
-        if row.state in {"started", "unknown", "sending"}:
-            assert len(done.problems) == 1
-            row.says -= 1
-        else:
-            assert done.replaced == 1
-            row.corrected, row.due = len(row.attempts), True
+    def withdraw(self) -> None:
+        undo = self.chance(0.5)
+        key = self.pick(lambda row: row.state not in FIXED and row.is_withdrawn == undo)
+        row = self.rows.get(key)
+        work = self.aside().withdraw([key], undo=undo)
 
-    @rule(is_killed=st.booleans(), rejected=st.booleans(), unknown=st.booleans())
-    def next_session(self, *, is_killed: bool, rejected: bool, unknown: bool) -> None:
-        self.run(crash(self.ledger) if is_killed else self.ledger.aclose())
-        self.ledger = self.run(take_ledger(self.place, clock=self.hands.clock))
-        consents: dict[str, Any] = {"retry_rejected": rejected, "retry_unknown": unknown}
+        if row is None or row.state in FIXED or (undo and row.state != "withdrawn"):
+            with pytest.raises(ManifestError):
+                self.run(work)
+
+            return
+
+        self.note(f"{'give back' if undo else 'withdraw'} {key}")
+        done = self.run(work)
+        changed = undo or row.state != "withdrawn"
+        assert (done.changed, done.same) == (int(changed), int(not changed))
+
+        if changed:
+            row.is_withdrawn = not undo
+            row.derive(self.age)
+
+    def watch(self) -> None:
+        """Runs of which nobody has told end."""
+        ended = []
 
         for row in self.rows.values():
-            for attempt in row.attempts:
-                attempt[0] = "unknown" if attempt[0] == "lost" else attempt[0]
+            shown = row.shown
 
-            row.due = row.may_be_due(consents)
+            if row.state == "started" and shown is not None and shown.run_failed is None:
+                shown.run_failed = self.chance(0.7)
+                is_fine = not shown.run_failed
+                run = RunStatus("", str(shown.run), finished=True, success=is_fine, status="done")
+                ended.append((row.number, shown.number, run))
 
-        plan = self.run(self.ledger.plan(Consents.of(Settings(**consents))))
-        assert plan.ready == sum(row.due for row in self.rows.values())
-        self.run(self.ledger.begin_session(session(**consents)))
+        self.note(f"watch: {[(row, run.success) for row, _, run in ended]}")
+        self.run(self.luck.choice(self.launchers).ledger.record_runs(ended))
 
-    def form(self, row: Model) -> Any:
-        number = KEYS.index(row.key) + 1
-        says = number if not row.says else f"{row.key} {row.says}"
-        return checked(number, row.key, auto=row.key == "auto", says=says)
+    # What it says.
 
-    @invariant()
-    def both_say_the_same(self) -> None:
-        if not hasattr(self, "ledger"):
-            return
+    def compare(self) -> None:
+        ledger, rows = self.launchers[-1].ledger, self.rows.values()
+        told = {
+            row.key: (row.state, row.attempts, bool(row.possible_duplicate), row.job_run_id)
+            for row in self.run(read(ledger))
+        }
+        assert told == {row.key: (row.state, row.left, row.is_duplicate, row.run) for row in rows}
 
-        told = {row.key: row for row in self.run(read(self.ledger))}
-        for key, row in self.rows.items():
-            assert (told[key].state, told[key].attempts) == (row.state, row.left)
-            assert bool(told[key].possible_duplicate) == row.is_duplicate
-            assert (told[key].job_run_id is not None) == (row.state == "started")
+        states = [row.state for row in rows]
+        expected = {name: states.count(name) for name in Counts._fields}
+        expected["in_flight"] = states.count("sending")
+        expected["possible_duplicates"] = sum(row.is_duplicate for row in rows)
+        expected["attempts"] = sum(row.left for row in rows)
+        assert self.run(ledger.summary()).counts._asdict() == expected
 
-    @invariant()
-    def derived_anew_it_says_the_same(self) -> None:
+        consents = Consents(rejected=True, unknown=True, failed_runs=True)
+        sendable = [row.key for row in rows if row.may_be_sent(consents)]
+        assert self.run(ledger.plan(consents)).ready == len(sendable)
+        assert self.run(keys_of(ledger, consents)) == sendable
+        assert self.run(ledger.control()) == self.told
+
+    def derive_anew(self) -> None:
         """What is kept of a row's state is what follows from its attempts, and what is not too."""
-        if not hasattr(self, "ledger"):
-            return
-
-        store = cast("Any", self.ledger)._store
+        ledger = self.launchers[-1].ledger
+        store = cast("Any", ledger)._store
 
         def look() -> tuple[list[Any], list[Any]]:
             results = store._connection.execute("SELECT * FROM results ORDER BY batch, row")
@@ -263,33 +494,72 @@ class LedgerMachine(RuleBasedStateMachine):
             before = look()
 
             with store.transaction(is_kept=False):
-                derive_states(store, range(1, len(KEYS) + 2))
+                derive_states(store, range(1, len(self.rows) + 1))
                 assert look() == before
 
-        self.run(run_in(self.ledger.thread, look_and_derive))
-
-    def teardown(self) -> None:
-        if hasattr(self, "ledger"):
-            self.run(self.ledger.aclose())
-            self.runner.close()
-            self.folder.cleanup()
+        self.run(run_in(ledger.thread, look_and_derive))
 
 
-class SharedLedgerMachine(LedgerMachine):
-    """The same of a batch in PostgreSQL."""
+class SharedWalk(Walk):
+    """The same of a batch in PostgreSQL, where one may be lost beside another."""
+
+    weights = Walk.weights | {"have_another_launcher": 4, "lose_one": 4}
+
+    def lose_one(self) -> None:
+        """One is killed, or lost its connection and is stopped before it has another."""
+        if len(self.launchers) < 2:
+            return
+
+        one, other = self.luck.sample(self.launchers, 2)
+
+        if not other.has_lock:
+            return  # nobody would seem to be at work
+
+        if self.chance(0.5):
+            self.note("one is killed")
+            self.kill(one.ledger)
+            self.launchers.remove(one)
+            self.killed += [] if one.is_lost else [one]
+        else:
+            self.note("one is taken for dead")
+            store = cast("Any", one.ledger)._store
+            self.run(run_in(one.ledger.thread, store._ask, "SELECT pg_advisory_unlock_all()"))
+            one.has_lock = False
+
+        if self.chance(0.7):
+            self.renew(other)
+            self.run(other.ledger.lose_dead())
+            other.zero = self.zero()  # it has looked at the server's clock
+            self.find_dead()
 
 
-@pytest.fixture(scope="class")
-def shared_database(postgres: Server) -> None:
-    """One database for all batches of a machine."""
-    SharedLedgerMachine.database = postgres.new_database()
+def form(row: ModelRow, says: int | None = None) -> Any:
+    """Return what the batch has of a row; or a valid one that says something."""
+    if not row.is_valid and says is None:
+        return invalid(row.number, row.key)
+
+    text = f"{row.key} {row.says if says is None else says}"
+    return checked(row.number, row.key, auto=row.is_auto, says=text)
 
 
-TestLedgerMachine = LedgerMachine.TestCase
-TestSharedLedgerMachine = pytest.mark.usefixtures("shared_database")(SharedLedgerMachine.TestCase)
-TestLedgerMachine.settings = TestSharedLedgerMachine.settings = settings(
-    max_examples=12,
-    stateful_step_count=20,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+async def keys_of(ledger: Ledger, consents: Consents) -> list[str]:
+    return [start.key async for portion in ledger.sendable(consents) for start in portion]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 5, 27, 32, 37])
+def test_a_ledger_and_its_model_say_the_same(tmp_path: Path, seed: int) -> None:
+    Walk(str(tmp_path / "night.ledger.db"), seed).go(STEPS)
+
+
+@pytest.fixture(scope="module")
+def shared_database(postgres: Server) -> str:
+    return postgres.new_database()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_shared_ledger_and_its_model_say_the_same(
+    shared_database: str, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    monkeypatch.setattr(postgres, "BELIEVE_AFTER", 0.0)
+    monkeypatch.setattr(postgres, "FREE_AFTER", 0.01)
+    SharedWalk(f"{shared_database}#{seed}", seed).go(STEPS)
