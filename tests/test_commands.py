@@ -604,6 +604,15 @@ class TestCheck:
         assert (done.code, done.out, here.started) == (0, "", [])
         assert done.err.splitlines()[-1] == "3 rows: 3 valid, 0 invalid"
 
+    def test_it_says_that_it_waits_for_a_busy_des(self, here: Here) -> None:
+        here.place.manifest(1)
+        here.place.simulator.use(fault("status", 1, status=503, on="queryjobs"))
+
+        done = here.call("check", "night.jsonl")
+
+        assert done.code == 0
+        assert "scripted 503: asked for the jobs again in" in done.err.splitlines()[0]
+
     def test_the_json_names_every_problem(self, here: Here) -> None:
         (here.place.folder / "bad.csv").write_text(f"jobId,DBGenFrom,Nonsense\n{POS_USAGE},a,1\n")
 

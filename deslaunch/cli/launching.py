@@ -44,8 +44,13 @@ async def check(given: Given) -> int:
 
     manifest, printer, schema = given["manifest"], given.printer, given["schema"]
 
+    def tell(event: Event) -> None:
+        if isinstance(event, Noted) and not event.is_warning:  # a busy DES is waited for
+            printer.say(event.message)
+
     async with open_clients(given, needed=schema is None, needs_token=False) as clients:
-        report = await batch.check(manifest, clients, settings=given.settings, schema=schema)
+        more = batch.Options(settings=given.settings, schema=schema, on_event=tell)
+        report = await batch.check(manifest, clients, **more)
 
     printer.say(*report.notes)
     printer.warn(*report.warnings)
