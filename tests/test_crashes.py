@@ -40,6 +40,8 @@ needs_strace = pytest.mark.skipif(
         pytest.param("clocks", id="clocks-that-jump"),
         pytest.param("outage", id="servers-away"),
         pytest.param("hell", id="all-at-once", marks=needs_strace),
+        pytest.param("servers", id="hostile-servers"),
+        pytest.param("manifests", id="hostile-manifests"),
         pytest.param("streams", id="streams-lost"),
         pytest.param("signals", id="interrupted"),
         pytest.param("shared", id="shared-by-several-launchers"),

@@ -13,6 +13,7 @@ outage  servers that are away for a while
 hell    all of it at once, and people at work
 order   no start leaves before its intent is synced, read from system calls
 power   power cuts, and a -wal that is cut at any byte
+hostile servers and manifests that mean harm
 signals interrupts
 streams streams that are closed, full or unread, and terminals that hang up
 shared  several launchers on one batch in PostgreSQL, and its server
