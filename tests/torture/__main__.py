@@ -59,6 +59,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     "streams": streams.lost,
     "signals": signals.interrupts,
     "shared": shared.launchers,
+    "server": shared.full,
 }
 SHOWN: Final = 10
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
+import tempfile
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from postgres import Server, missing, wait_until
+from proxy import Proxy
 from stage import QUICK, TOKEN, Workplace, ended, workplace
 
 from .tally import SESSIONS, Tally, shown, side_by_side
 
 if TYPE_CHECKING:
     import random
-    from pathlib import Path
+    from collections.abc import Iterator
 
 LAUNCHERS: Final = 3
 SLOTS: Final = 16
@@ -28,7 +32,7 @@ SCRIPT: Final[dict[str, Any]] = {
     ],
 }
 
-FAULTS: Final = {"kill": 9, "terminate": 9, "fast": 4, "immediate": 4, "stop": 4}
+FAULTS: Final = {"kill": 9, "terminate": 9, "cut": 6, "fast": 4, "immediate": 4, "stop": 4}
 """How often each is drawn. One that is stopped has lost its connection when it goes on."""
 
 ENDS: Final = {0, 4}
@@ -50,9 +54,10 @@ def launchers(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
         try:
             with (
                 workplace(folder / f"{number}", SCRIPT | {"seed": number}) as place,
+                Proxy(server.port) as proxy,
                 tally.case(f"batch {number}: {', '.join(faults)}"),
             ):
-                crowd = Crowd(place, server, rng)
+                crowd = Crowd(place, server, rng, proxy)
                 place.manifest(rows)
                 crowd.work(faults, rows)
                 done.update(crowd.done)
@@ -63,7 +68,7 @@ def launchers(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
 
     for number in count(1, 2):
         if fast:
-            one(number, ["terminate", "immediate", "kill"])
+            one(number, ["terminate", "immediate", "cut", "kill"])
         else:
             draw = [rng.choices([*FAULTS], [*FAULTS.values()], k=6) for _ in range(2)]
             side_by_side(one, [(number, draw[0]), (number + 1, draw[1])])
@@ -75,6 +80,51 @@ def launchers(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     return tally
 
 
+def full(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
+    """Fill the disk of the server for a while: each run is recorded, or its jobRunId is printed."""
+    tally = Tally("a full disk at the server")
+    rows = 300
+    done: Counter[str] = Counter()
+
+    if reason := missing() or ("" if os.geteuid() == 0 else "only root may mount a small disk"):
+        tally.notes.append(f"not done: {reason}")
+        return tally
+
+    for number in range(1 if fast else 5):
+        with _small_server() as server:
+            for again in range(1 if fast else 2):
+                name = f"{number}.{again}"
+
+                with (
+                    workplace(folder / name, SCRIPT | {"seed": number}) as place,
+                    tally.case(name),
+                ):
+                    place.manifest(rows)
+                    crowd = Crowd(place, server, rng)
+                    crowd.fill(server.folder / "filler", rng.randrange(1, rows // 2))
+                    done.update(crowd.done)
+                    crowd.conclude(tally, rows, most_unknown=LAUNCHERS * SLOTS)
+
+    tally.notes.append(", ".join(f"{number} {end}" for end, number in sorted(done.items())))
+    return tally
+
+
+@contextmanager
+def _small_server() -> Iterator[Server]:
+    """Run a server on a disk of its own, of 128 MiB."""
+    place = Path(tempfile.mkdtemp(prefix="deslaunch-disk-"))
+    mount = ("mount", "-t", "tmpfs", "-o", "size=128m", "none", str(place))
+    subprocess.run(mount, check=True)
+
+    try:
+        server = Server(place / "server")
+        yield server
+        server.close()
+    finally:
+        subprocess.run(("umount", "--lazy", str(place)), check=True)
+        place.rmdir()
+
+
 class Crowd:
     """The launchers of one batch, and who was killed, stopped or replaced of them.
 
@@ -82,12 +132,19 @@ class Crowd:
         done: faults by kind.
     """
 
-    def __init__(self, place: Workplace, server: Server, rng: random.Random) -> None:
+    def __init__(
+        self, place: Workplace, server: Server, rng: random.Random, proxy: Proxy | None = None
+    ) -> None:
         self.done: Counter[str] = Counter()
         self._place = place
         self._server = server
         self._rng = rng
+        self._proxy = proxy
         self._url = server.new_database()
+
+        if proxy is not None:
+            self._url = self._url.replace(f":{server.port}/", f":{proxy.port}/")
+
         self._ledger = f"{self._url}#night"
         self._stopped: list[subprocess.Popen[str]] = []
         self._launchers: list[subprocess.Popen[str]] = []
@@ -114,7 +171,38 @@ class Crowd:
             assert ending.returncode in ENDS or not is_opened, shown(ending)
             self.done["not opened"] += not is_opened
 
-    def conclude(self, tally: Tally, rows: int) -> None:
+    def fill(self, filler: Path, moment: int) -> None:
+        """Let launchers work while the server's disk becomes full, and has room again."""
+        for _ in range(LAUNCHERS):
+            self._begin()
+
+        self._wait_for(moment)
+
+        with suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(bytes(65_536))
+
+        with suppress(subprocess.TimeoutExpired):
+            self._launchers[0].wait(self._rng.uniform(0.5, 4))
+
+        filler.unlink()
+        told = ""
+
+        for launcher in self._launchers:
+            ending = ended(launcher)
+            assert ending.returncode in ENDS | {7}, shown(ending)
+            assert "Traceback" not in ending.stderr, shown(ending)
+            self.done[f"exit {ending.returncode}"] += 1
+            told += ending.stderr
+
+        self._server.start()  # one that could not write its log has ended
+        self._place.at_rest()
+        judge = self._place.judge(self._ledger)
+        ids = {run.job_run_id for run in self._place.simulator.runs}
+        silent = {run for run in ids - set(judge.runs.values()) if run not in told}
+        assert not silent, f"neither recorded nor told: {silent}"
+
+    def conclude(self, tally: Tally, rows: int, most_unknown: int | None = None) -> None:
         """Bring the batch to its end, and judge it."""
         for _ in range(SESSIONS):
             command = ("resume", self._ledger, "--join", "--quiet", *QUICK)
@@ -127,7 +215,8 @@ class Crowd:
         self._place.at_rest()
         judge = self._place.judge(self._ledger)
         tally.count(self._place, judge)
-        judge.assert_promises(most_unknown=SLOTS * self.done["kill"])
+        kills = SLOTS * self.done["kill"]
+        judge.assert_promises(most_unknown=kills if most_unknown is None else most_unknown)
         started = rows - len(judge.unknown)
         assert judge.counts.get("started") == started, f"{judge.counts} of {rows:,} rows"
 
@@ -165,6 +254,8 @@ class Crowd:
             self._begin()
         elif fault == "terminate":
             return self._terminate(victim)
+        elif fault == "cut" and self._proxy is not None:
+            self._proxy.cut()
         elif fault == "stop":
             if len(self._alive()) < 2 or not self._has_session(victim):
                 return False
