@@ -57,13 +57,14 @@ SCRIPT: Final[dict[str, Any]] = LONG | {"faults": [*PAUSES, *LONG["faults"]]}
 def wrong(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     """Set the clock in mid-launch and between sessions, kill, and go on; then on PostgreSQL."""
     tally = Tally("clocks that jump, and that differ")
+    rows = 200 if fast else ROWS
 
     def one(number: int, jumps: list[tuple[int, int]]) -> None:
         with (
             workplace(folder / f"{number}", SCRIPT | {"seed": number}) as place,
             tally.case(f"batch {number}: {jumps}"),
         ):
-            place.manifest(ROWS)
+            place.manifest(rows)
             place.environment.update(_surroundings(place, "clock"))
             process = place.start(*next_command(place, "--concurrency", str(MANY_SLOTS)))
 
@@ -75,12 +76,12 @@ def wrong(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             tally.kills += 1
             place.at_rest()
             _set(place, "clock", rng.choice(JUMPS))
-            tally.conclude(place, most_unknown=MANY_SLOTS, rows=ROWS)
+            tally.conclude(place, most_unknown=MANY_SLOTS, rows=rows)
 
     cases = []
 
     for number in range(1 if fast else 10):
-        moments = sorted(rng.sample(range(1, ROWS * 3 // 4), 4))
+        moments = sorted(rng.sample(range(1, rows * 3 // 4), 4))
         cases.append((number, [(moment, rng.choice(JUMPS)) for moment in moments]))
 
     side_by_side(one, cases)

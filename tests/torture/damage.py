@@ -62,7 +62,7 @@ def spoiled(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             assert not twice, f"started twice: {twice}"
 
     kinds = ("flip", "zeroed page", "cut", "overwritten", "flip in a page's head", "swapped pages")
-    cases = [(n, kinds[n % len(kinds)], rng.randrange(1 << 32)) for n in range(120)]
+    cases = [(n, kinds[n % len(kinds)], rng.randrange(1 << 32)) for n in range(84)]
     side_by_side(one, cases[1:3] if fast else cases)
     tally.notes.append(", ".join(f"exit {code}: {number}" for code, number in sorted(ends.items())))
     return tally

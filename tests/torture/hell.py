@@ -81,7 +81,7 @@ def everything(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             place.write(row(n) if n % REJECTED else rejected_row(n) for n in numbers)
             hell = Hell(place, random.Random(seed))
 
-            for _ in range(3 if fast else 8):
+            for _ in range(2 if fast else 6):
                 hell.session()
                 hell.correct()
                 hell.resolve()

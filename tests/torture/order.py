@@ -22,7 +22,7 @@ def of_calls(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     """With one slot, a sync lies between any two starts, and one before the first."""
     tally = Tally("sync before each start, by strace")
 
-    for number in range(1 if fast else 5):
+    for number in range(1 if fast else 3):
         with workplace(folder / f"{number}", SHORT) as place, tally.case(f"batch {number}"):
             place.manifest(ROWS)
             trace = place.folder / "trace"
