@@ -171,10 +171,8 @@ class SqliteStore(Store):
 
     def fetch(self, query: str, parameters: Any = ()) -> list[Any]:
         """Return all rows of a named query."""
-        try:
+        with _translated(self.place):
             return self._connection.execute(self.statements[query], parameters).fetchall()
-        except sqlite3.Error as exc:
-            raise _error_of(self.place, exc) from exc
 
     def run(self, query: str, parameters: Any = ()) -> int:
         """Run a named query; return how many rows it changed."""
@@ -359,10 +357,8 @@ class SqliteStore(Store):
                     return
 
     def _execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
-        try:
+        with _translated(self.place):
             return self._connection.execute(sql, parameters)
-        except sqlite3.Error as exc:
-            raise _error_of(self.place, exc) from exc
 
 
 def _connect(
@@ -403,10 +399,9 @@ def find_damage(paths: Iterable[str]) -> errors.LedgerDamaged | None:
     for path in filter(os.path.isfile, paths):
         try:
             _connect(path, "ro", _CHECK).close()
-        except errors.LedgerDamaged as exc:
-            return exc
-        except errors.LedgerError:  # it is none of ours
-            continue
+        except errors.LedgerError as exc:
+            if isinstance(exc, errors.LedgerDamaged):  # else it is none of ours
+                return exc
 
     return None
 
