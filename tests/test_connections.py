@@ -9,7 +9,7 @@ import os
 import runpy
 import socket
 import ssl
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import UUID
 
@@ -679,6 +679,30 @@ async def test_where_no_other_connection_can_be_made_one_that_rests_is_used() ->
         runs = [await client.start(start_of()) for _ in range(3)]
 
     assert (len(runs), peer.connections) == (3, 1)
+
+
+@pytest.mark.usefixtures("quickly")
+async def test_many_targets_share_the_connections_that_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quick, "REST", 30.0)
+    monkeypatch.setattr(quick, "SPARE", 4)
+    peers = [Peer([[OK]]) for _ in range(3)]
+
+    async with AsyncExitStack() as stack:
+        clients: list[DesClient] = []
+
+        for peer in peers:
+            await stack.enter_async_context(peer.listening())
+            clients.append(await stack.enter_async_context(client_of(peer)))
+
+            for _ in range(4):
+                await clients[-1].start(start_of())
+
+        ways = [repr(client._way) for client in clients]
+
+    assert ways == [f"<QuickWay: {idle} idle, reusing>" for idle in (2, 1, 1)]
+    assert [len(peer.heads) for peer in peers] == [4, 4, 4]
 
 
 @pytest.mark.usefixtures("without_rest")

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, Final
+from weakref import WeakKeyDictionary, WeakSet
 
 import aiohttp
 
@@ -36,8 +37,8 @@ REST: Final = 0.05
 """Seconds for which a connection is left alone after a response."""
 
 SPARE: Final = 256
-"""Connections that rest at most, and no more than a quarter of the files that this process may
-open; with more of them the oldest is used at once."""
+"""Idle connections that all clients of an event loop keep together, at most, and no more than a
+quarter of the files that this process may open. At the limit the oldest is used without a rest."""
 
 KEPT: Final = 65_536
 """Bytes of what came back that are kept for a fault."""
@@ -86,8 +87,14 @@ def is_known(parts: Mapping[str, str] = PARTS) -> bool:
 IS_KNOWN: Final = is_known()
 
 
+_WAYS: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, WeakSet["QuickWay"]]] = (
+    WeakKeyDictionary()
+)
+"""Of each event loop, as many targets share the files that their process may open."""
+
+
 def count_spare() -> int:
-    """Return how many connections may rest, by the files that this process may open now."""
+    """Return how many connections may be idle, by the files that this process may open now."""
     return min(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
 
@@ -246,11 +253,14 @@ class QuickWay:
         self._connector = connector(ssl)
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
         self._spare = count_spare()
+        self._rests = True
         self._on_doubt = on_doubt
         self._reuses = True
         self._idle: deque[_Link] = deque()
         self._heads: dict[tuple[bytes, int], Any] = {}
         self._sweeper: asyncio.TimerHandle | None = None
+        self._ways = _WAYS.setdefault(self._loop, WeakSet())
+        self._ways.add(self)
 
     def __repr__(self) -> str:
         state = "reusing" if self._reuses else "not reusing"
@@ -266,7 +276,7 @@ class QuickWay:
             Unasked: more than one response came.
             Exception: where ``exchange.status`` is known, the body is not whole.
         """
-        link = self._take(route.origin) or await self._connect(route)
+        link = self._take(route.origin, rested=self._rests) or await self._connect(route)
 
         try:
             await link.ask(route.head, exchange)
@@ -292,12 +302,17 @@ class QuickWay:
 
         await self._connector.close()
 
-    def _take(self, origin: str, *, rested: bool = True) -> _Link | None:
-        """Return a connection that has rested, or None where a new one is to be made."""
+    def _count_idle(self) -> int:
+        return sum(len(way._idle) for way in self._ways)
+
+    def _take(self, origin: str, *, rested: bool) -> _Link | None:
+        """Return a kept connection that is usable, or None where a new one is to be made."""
         now = self._loop.time()
 
         while self._idle:
-            if rested and now < self._idle[0].rests_until and len(self._idle) < self._spare:
+            is_resting = rested and now < self._idle[0].rests_until
+
+            if is_resting and self._count_idle() < self._spare:
                 return None
 
             link = self._idle.popleft()
@@ -322,7 +337,7 @@ class QuickWay:
             connection = await self._connector.connect(request, [], self._timeout)
         except OSError:
             if (link := self._take(route.origin, rested=False)) is not None:
-                self._spare = 0  # the server, or this process, has no room for those that rest
+                self._rests = False  # the server, or this process, has no room for more
                 return link
 
             raise
@@ -339,6 +354,9 @@ class QuickWay:
 
         link.rests_until, link.expires = now + REST, now + seconds
         self._idle.append(link)
+
+        if self._count_idle() > self._spare:
+            max(self._ways, key=lambda way: len(way._idle))._idle.popleft().close()
 
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(KEEPALIVE, self._sweep)
