@@ -531,6 +531,23 @@ async def test_a_token_that_is_cut_off_by_the_texts_end(text: str, scrubbed: str
     assert keeper.scrub(text) == scrubbed
 
 
+@pytest.mark.parametrize(
+    ("token", "text", "scrubbed"),
+    [
+        pytest.param("t", "https://host can't start", "https://host can't start", id="letters"),
+        pytest.param("t", "token 't', t=t", "token '[token]', [token]=[token]", id="words"),
+        pytest.param("a/b-c", "xa/b-c a%2fb-c", "xa/b-c [token]", id="escaped"),
+        pytest.param("7letter", "7letters", "7letters", id="seven characters"),
+        pytest.param("8letters", "18lettersX", "1[token]X", id="eight characters"),
+    ],
+)
+async def test_a_short_token_is_cut_out_as_a_whole_word(
+    token: str, text: str, scrubbed: str
+) -> None:
+    keeper = await keeper_of(token)
+    assert keeper.scrub(text) == scrubbed
+
+
 async def test_a_keeper_without_a_token_yet_scrubs_nothing() -> None:
     assert TokenKeeper(Queue()).scrub(TOKEN) == TOKEN
 

@@ -34,7 +34,7 @@ SCRUBBED: Final = "[token]"
 
 _VISIBLE: Final = re.compile(r"[!-~]+")
 _SECRET_LIKE: Final = re.compile(r"\S{20,}")
-_SHORTEST_CUT: Final = 8
+_SHORT: Final = 8  # characters of a token below which it may be a part of any word
 _LINE_LIMIT: Final = 200
 _OUTPUT_LIMIT: Final = 65_536  # bytes of a command's output that are read
 _LAST_WORDS: Final = 1.0  # seconds that a command's output may take to close after its end
@@ -492,7 +492,8 @@ class TokenKeeper:
         """Return ``text`` without any token that was ever in use, however it is escaped.
 
         JSON escapes, percent-encoding and HTML entities are seen through, and so is a token
-        whose end was cut off together with the text's.
+        whose end was cut off together with the text's. One of fewer than 8 characters is
+        replaced where it is a whole word.
         """
         for token, spellings in self._seen.items():
             text = _without_cut_token(spellings.sub(SCRUBBED, text), token)
@@ -530,12 +531,14 @@ def _spellings(token: str) -> re.Pattern[str]:
         escapes = rf"(?i:\\u00{code}|&#0*{ord(character)};|&#x0*{code};|%{code}|\\?{plain})"
         spellings.append(character if character.isalnum() else escapes)
 
-    return re.compile("".join(spellings))
+    pattern = "".join(spellings)
+    is_short = len(token) < _SHORT
+    return re.compile(rf"(?<!\w)(?<!\w'){pattern}(?!\w)" if is_short else pattern)
 
 
 def _without_cut_token(text: str, token: str) -> str:
     """Cut off the end of ``text`` where it is the beginning of ``token``."""
-    for length in range(len(token) - 1, _SHORTEST_CUT - 1, -1):
+    for length in range(len(token) - 1, _SHORT - 1, -1):
         if text.endswith(token[:length]):
             return text[:-length] + SCRUBBED
 
