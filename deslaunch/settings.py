@@ -7,7 +7,7 @@ command line said, for those that are kept), environment, default.
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple, Self
@@ -207,6 +207,24 @@ class JobLimit(NamedTuple):
     rate: float | None = None
 
 
+class Deadline(NamedTuple):
+    """When a launch stops sending.
+
+    Attributes:
+        option: the option that sets it, as on the command line.
+        clock: returns seconds.
+        at: seconds of ``clock``.
+    """
+
+    option: str
+    clock: Callable[[], float]
+    at: float
+
+    def left(self) -> float:
+        """Return the seconds until then, 0 or less once it has passed."""
+        return self.at - self.clock()
+
+
 _KEPT: Final[Any] = {"tunes": True, "kept": True}
 
 
@@ -326,21 +344,26 @@ class Settings:
         """What ``max_errors`` means."""
         return ErrorLimit.parse(self.max_errors)
 
-    def ends_at(self, now: float) -> tuple[float, str] | None:
-        """Return when a launch that begins now is to send nothing new, and by which option.
+    def deadlines(
+        self, wall: Callable[[], float], elapsed: Callable[[], float]
+    ) -> tuple[Deadline, ...]:
+        """Return when a launch that begins now must stop sending.
 
         Args:
-            now: seconds since 1970, as is the time that is returned.
+            wall: returns seconds since 1970; ``stop_at`` follows it when it is set anew.
+            elapsed: returns seconds of a clock that only goes forward, for ``stop_after``.
         """
-        ends = []
+        found = []
 
         if self.stop_at is not None:
-            ends.append((next_such(self.stop_at, now), f"--stop-at {self.stop_at}"))
+            at = next_such(self.stop_at, wall())
+            found.append(Deadline(f"--stop-at {self.stop_at}", wall, at))
 
         if self.stop_after is not None:
-            ends.append((now + parse_duration(self.stop_after), f"--stop-after {self.stop_after}"))
+            at = elapsed() + parse_duration(self.stop_after)
+            found.append(Deadline(f"--stop-after {self.stop_after}", elapsed, at))
 
-        return min(ends, default=None)
+        return tuple(found)
 
     @property
     def drain_seconds(self) -> float:

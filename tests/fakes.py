@@ -88,6 +88,7 @@ class VirtualClock(Clock):
 
     def __init__(self, *, early: float = 0.0, is_calm: Callable[[], bool] = lambda: True) -> None:
         self.time = 1_000.0
+        self.jump = 0.0  # of the wall clock
         self.early = early
         self.is_calm = is_calm
         self._numbers = count()
@@ -97,7 +98,7 @@ class VirtualClock(Clock):
         return self.time
 
     def wall(self) -> float:
-        return self.time
+        return self.time + self.jump
 
     async def sleep(self, seconds: float) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()

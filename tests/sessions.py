@@ -68,7 +68,7 @@ class Bench:
             cast("Any", self.clients),
             settings,
             self.ledger.due(),
-            ends=settings.ends_at(self.clock.wall()),
+            deadlines=settings.deadlines(self.clock.wall, self.clock.now),
             emit=self._emit,
             clock=self.clock,
             rng=rng or MostJitter(),

@@ -18,7 +18,7 @@ from deslaunch.cli.render import local_time
 from deslaunch.errors import ConfigurationError
 from deslaunch.events import Control, Noted, StopReason
 from deslaunch.ledger.ledger import open_ledger
-from deslaunch.settings import Settings, next_such, parse_duration
+from deslaunch.settings import Deadline, Settings, next_such, parse_duration
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,10 +118,31 @@ async def test_a_launch_stops_at_a_time_of_day() -> None:
 
 async def test_a_launch_whose_time_has_come_sends_nothing() -> None:
     bench = slow(9)
-    bench.session.ends = (bench.clock.wall(), "--stop-at 06:00")
+    passed = Deadline("--stop-at 06:00", bench.clock.wall, bench.clock.wall())
+    bench.session.deadlines = (passed,)
     await bench.finish()
 
     assert (bench.des.keys(), len(bench.session.stops)) == ([], 1)
+
+
+@pytest.mark.parametrize("jump", [-86_400.0, 86_400.0], ids=["a day back", "a day ahead"])
+async def test_a_wall_clock_that_jumps_changes_no_duration(jump: float) -> None:
+    bench = slow(9, stop_after="25s")
+    await bench.begin()
+    bench.clock.jump = jump
+    await bench.finish()
+
+    assert len(bench.started()) == 5, "as many as without the jump"
+
+
+async def test_a_time_of_day_is_the_wall_clock_s() -> None:
+    at = datetime.fromtimestamp(VirtualClock().wall()) + timedelta(hours=2)  # noqa: DTZ006
+    bench = slow(9, stop_at=f"{at:%H:%M}")
+    await bench.begin()
+    bench.clock.jump = 7200.0
+    await bench.finish()
+
+    assert [stop.reason for stop in bench.session.stops] == [StopReason.OUT_OF_TIME]
 
 
 def test_the_time_counts_from_the_begin_of_the_command(place: Workplace) -> None:

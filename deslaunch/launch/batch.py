@@ -31,6 +31,7 @@ from platformdirs import user_cache_path
 
 from deslaunch import errors
 from deslaunch.des.client import DesClient
+from deslaunch.des.http import boottime
 from deslaunch.events import Noted, Plan, Planned, ProblemGroup, Summary
 from deslaunch.launch import importing
 from deslaunch.launch.importing import ROWS, Rows, Source, StrPath, open_manifest
@@ -434,7 +435,7 @@ async def _set_up(
         ConfigurationError: there is neither a client nor a schema file.
     """
     settings = settings or (settings_of(ledger) if ledger else Settings())
-    ends = settings.ends_at(time.time())
+    deadlines = settings.deadlines(time.time, boottime)
     clients = {settings.target: des} if isinstance(des, DesClient) else dict(des or {})
 
     if options_kept is None:
@@ -468,7 +469,7 @@ async def _set_up(
         settings = replace(settings, concurrency=slots)
         emit(Noted(lack, is_warning=True))
 
-    told = (schemas, emit, confirm, options_kept, history, limits, ends, join)
+    told = (schemas, emit, confirm, options_kept, history, limits, deadlines, join)
     return Setup(settings, clients, *told)
 
 
@@ -499,7 +500,8 @@ async def _agree(setup: Setup, plan: Plan, warnings: Iterable[str]) -> Plan:
         Declined: the response is no.
     """
     pace = {name: getattr(setup.settings, name) for name in ("concurrency", "rate", "limit")}
-    stops_at = setup.ends and setup.ends[0]
+    left = min((deadline.left() for deadline in setup.deadlines), default=None)
+    stops_at = None if left is None else time.time() + left
     plan = plan._replace(**pace, stops_at=stops_at, warnings=tuple(filter(None, warnings)))
     setup.emit(Planned(plan))
 

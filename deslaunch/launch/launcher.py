@@ -34,7 +34,7 @@ from deslaunch.ledger.place import user_folder
 from deslaunch.ledger.reading import ResultRow, TargetInfo
 from deslaunch.manifest.files import Manifest
 from deslaunch.model import Outcome, RowState, count, place_word, printed
-from deslaunch.settings import JobLimit, Settings
+from deslaunch.settings import Deadline, JobLimit, Settings
 
 OnEvent = Callable[[Event], object]
 Confirm = Callable[[Plan], Awaitable[bool] | bool]
@@ -54,7 +54,7 @@ class Setup:
         kept: what the ledger is to keep of the options, beside what it keeps.
         history: of this machine's batches.
         limits: of single jobs, by their jobIds in lower case.
-        ends: see :meth:`Settings.ends_at`; counted from here, not from when the plan is agreed to.
+        deadlines: see :meth:`Settings.deadlines`; counted from here, not from the agreement.
         joins: other launchers may be at work on the batch.
     """
 
@@ -66,7 +66,7 @@ class Setup:
     kept: Mapping[str, Any]
     history: History
     limits: Mapping[str, JobLimit]
-    ends: tuple[float, str] | None
+    deadlines: tuple[Deadline, ...]
     joins: bool = False
 
 
@@ -243,7 +243,7 @@ class Batch:
         began = time.monotonic()
         setup, most = self._setup, UNREAD_PER_SLOT * self._setup.settings.concurrency
         due = await self.ledger.begin_session(await self._new_session())
-        given = (self.ledger, setup.clients, setup.settings, due, setup.limits, setup.ends)
+        given = (self.ledger, setup.clients, setup.settings, due, setup.limits, setup.deadlines)
         session = Session(*given, emit=self._emit)
         noting = Noting(setup.history, self.ledger)
         session.is_held_back = lambda: self._unread.qsize() >= most

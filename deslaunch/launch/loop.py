@@ -6,9 +6,8 @@ A clock that is passed in, workers that share a queue, and what both loops do al
 import asyncio
 import random
 import resource
-import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -42,10 +41,6 @@ class Clock:
     def now(self) -> float:
         """Return seconds of a clock that only goes forward."""
         return asyncio.get_running_loop().time()
-
-    def wall(self) -> float:
-        """Return seconds since 1970, UTC."""
-        return time.time()
 
     async def sleep(self, seconds: float) -> None:
         """Return after ``seconds``."""
@@ -125,6 +120,11 @@ class Loop:
     async def _after(self, seconds: float, act: Callable[[], None]) -> None:
         await self.clock.sleep(seconds)
         act()
+
+    async def _every(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            await self.clock.sleep(seconds)
+            await act()
 
     def _act(self, decided: TargetPaused | Stop | None) -> None:
         """Tell what follows for a target; its end is told once."""

@@ -30,15 +30,18 @@ from deslaunch.launch.retry import broken_off, ended, verdict, wait_after
 from deslaunch.launch.target import Health, Pacer, Throttle
 from deslaunch.ledger.ledger import JobLane, Lane
 from deslaunch.model import END_STATES, Outcome, Result, RowState, Sent, Start, count
-from deslaunch.settings import JobLimit
+from deslaunch.settings import Deadline, JobLimit
 
 RECORD_FOR: Final = 60.0
 """Seconds that outcomes are offered to a ledger that fails, once none is awaited any more."""
 
 PULSE_EVERY: Final = 1.0
-"""Seconds between two events that say how a session is getting on."""
+"""Seconds between two events that report progress."""
 
-LOOK_EVERY: Final = 10.0
+LOOK_EVERY: Final = 1.0
+"""Seconds between two looks at ``deslaunch control``, and at the ledger's file."""
+
+LOSE_DEAD_EVERY: Final = 10.0
 """Seconds between two looks at whether other launchers of a shared batch are alive."""
 
 QUIET_PASSES: Final = 4
@@ -101,7 +104,7 @@ class Session(Loop):
     Attributes:
         due: seconds until each lane's first row may be claimed; None: it has none.
         limits: of single jobs, by their jobIds.
-        ends: when nothing new is to be sent, seconds since 1970, and by which option.
+        deadlines: when to send nothing new any more.
         unrecorded: (key, jobRunId) of runs whose outcome could not be written.
         started_now: rows that were started.
         claimed: rows whose intent became durable, each time counted.
@@ -110,7 +113,7 @@ class Session(Loop):
 
     due: Mapping[Lane, float | None]
     limits: Mapping[str, JobLimit] = field(default_factory=dict)
-    ends: tuple[float, str] | None = None
+    deadlines: tuple[Deadline, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,15 +156,16 @@ class Session(Loop):
                 ended and are recorded.
         """
         self.ledger.on_wait = self._tell_wait
-        self._workers.help(self._beat())
-        self._workers.help(self._heed_control())
+        self._workers.help(self._every(PULSE_EVERY, self._pulse))
+        self._workers.help(self._every(LOOK_EVERY, self._follow_control))
+        self._workers.help(self._every(LOOK_EVERY, self._check_place))
 
         if self.ledger.is_shared:
-            self._workers.help(self._look_after_others())
+            self._workers.help(self._every(LOSE_DEAD_EVERY, self._lose_dead))
 
         try:
-            self._heed_time()
-            await self._look_at_control()
+            self._check_deadlines()  # the plan may have been agreed to late
+            await self._follow_control()
 
             while not self._is_over():
                 await self._gather()
@@ -603,44 +607,38 @@ class Session(Loop):
             target.is_resting = False
             self._news.set()
 
-    async def _beat(self) -> None:
-        """Once a second, tell how it goes, and look whether the ledger is still in its place."""
-        while True:
-            await self.clock.sleep(PULSE_EVERY)
-            slots = sum(target.throttle.open_slots for target in self._targets.values())
-            ends = self._drain_ends
-            left = None if ends is None else max(0.0, ends - self.clock.now())
-            is_paused = self._control.is_paused
-            most = 0 if is_paused else min(slots, self._slots)
-            self._tell(events.Pulse(self._workers.busy, most, left, is_paused))
-            await self.note_clocks()
+    async def _pulse(self) -> None:
+        """Report progress; this waits for no ledger."""
+        slots = sum(target.throttle.open_slots for target in self._targets.values())
+        ends, is_paused = self._drain_ends, self._control.is_paused
+        left = None if ends is None else max(0.0, ends - self.clock.now())
+        most = 0 if is_paused else min(slots, self._slots)
+        self._tell(events.Pulse(self._workers.busy, most, left, is_paused))
+        self._check_deadlines()
 
-            self._heed_time()
+    def _check_deadlines(self) -> None:
+        passed = [deadline.option for deadline in self.deadlines if deadline.left() <= 0]
 
-            if not self._is_draining and not await self.ledger.is_in_place():
-                message = "the ledger's file was removed or replaced while it was in use"
-                self.drain(Stop(StopReason.LEDGER, message))
+        if passed and not self._is_draining:
+            self.drain(Stop(StopReason.OUT_OF_TIME, f"the time of {passed[0]} has come"))
 
-    def _heed_time(self) -> None:
-        """Drain once the time has come; before the first row too: a plan may be agreed to late."""
-        if self.ends and self.clock.wall() >= self.ends[0] and not self._is_draining:
-            self.drain(Stop(StopReason.OUT_OF_TIME, f"the time of {self.ends[1]} has come"))
+    async def _check_place(self) -> None:
+        """Drain if the ledger's file was removed or replaced; else note the targets' clocks."""
+        if not self._is_draining and not await self.ledger.is_in_place():
+            message = "the ledger's file was removed or replaced while it was in use"
+            self.drain(Stop(StopReason.LEDGER, message))
 
-    async def _heed_control(self) -> None:
-        """Once a second, do what a person tells; not in the pulse, which waits for no ledger."""
-        while True:
-            await self.clock.sleep(PULSE_EVERY)
-            await self._look_at_control()
+        await self.note_clocks()
 
-    async def _look_at_control(self) -> None:
-        """Do what a person tells the launchers of the batch, where that is new."""
+    async def _follow_control(self) -> None:
+        """Do what ``deslaunch control`` asks for, where that is new."""
         with suppress(errors.LedgerError):  # a turn will fail too, and end the launch
             control = await self.ledger.control()
 
             if control != self._control:
-                self._obey(control)
+                self._apply(control)
 
-    def _obey(self, control: Control) -> None:
+    def _apply(self, control: Control) -> None:
         before, self._control = self._control, control
         self._slots, lack = fit_slots(control.concurrency or self.settings.concurrency)
 
@@ -660,13 +658,10 @@ class Session(Loop):
 
         self._news.set()
 
-    async def _look_after_others(self) -> None:
-        """Now and then, let what dead launchers of the batch had in flight be unknown."""
-        while True:
-            await self.clock.sleep(LOOK_EVERY)
-
-            with suppress(errors.LedgerError):  # a turn will fail too, and end the launch
-                await self.ledger.lose_dead()
+    async def _lose_dead(self) -> None:
+        """Let rows that dead launchers of the batch had in flight become unknown."""
+        with suppress(errors.LedgerError):  # a turn will fail too, and end the launch
+            await self.ledger.lose_dead()
 
     def _tell_wait(self, text: str) -> None:
         self._is_kept_waiting = True
