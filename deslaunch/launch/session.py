@@ -13,7 +13,6 @@ target may be sent to; the ledger keeps the rows that wait, so that none holds a
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,8 +26,8 @@ from deslaunch.des.client import DesClient
 from deslaunch.events import Control, Event, Stop, StopReason, TargetPaused
 from deslaunch.launch.loop import SHORTEST_SLEEP, Loop, fit_slots, note_of
 from deslaunch.launch.retry import broken_off, ended, verdict, wait_after
-from deslaunch.launch.target import Health, Pacer, Throttle
-from deslaunch.ledger.ledger import JobLane, Lane
+from deslaunch.launch.target import Health, Lanes, Pacer, Throttle
+from deslaunch.ledger.ledger import Lane
 from deslaunch.model import END_STATES, Outcome, Result, RowState, Sent, Start, count
 from deslaunch.settings import Deadline, JobLimit
 
@@ -74,29 +73,6 @@ class _Target:
     generation: int = 0
 
 
-@dataclass(slots=True)
-class _Lane:
-    """What rows are claimed from: a target, or a job of it that has limits of its own.
-
-    Attributes:
-        due: when its next row may be claimed, by the session's clock; infinity: there is none.
-        slots: its starts in flight at most; None: as many as the target's.
-        pacer: its starts a second.
-        in_flight: rows of it that were claimed and have not come back.
-    """
-
-    target: _Target
-    slots: int | None
-    pacer: Pacer
-    due: float = math.inf
-    in_flight: int = 0
-
-    def room(self, now: float) -> float:
-        """Return how many more rows of it may be claimed now."""
-        free = math.inf if self.slots is None else self.slots - self.in_flight
-        return min(free, self.pacer.allowed(now))
-
-
 @dataclass(eq=False, repr=False)
 class Session(Loop):
     """One session of a batch; its ledger has begun it.
@@ -125,8 +101,8 @@ class Session(Loop):
             name: _Target(client, self._throttle(name), Health(self.settings.error_limit))
             for name, client in self.clients.items()
         }
-        self._lanes: dict[Lane, _Lane] = {}
-        self._rotation: deque[Lane] = deque()
+        throttles = {name: target.throttle for name, target in self._targets.items()}
+        self._lanes = Lanes(throttles, self.limits)
         self._outcomes: list[Outcome] = []  # of rows that came back since the last turn began
         self._turn_took = 0.0
         self._open = 0  # rows whose intent is on disk and whose outcome is not
@@ -141,7 +117,7 @@ class Session(Loop):
         self._clocks: dict[str, float] = {}
         self._control = Control()
         self._slots = self.settings.concurrency
-        self._set_due(self.due)
+        self._lanes.set_due(self.due, self.clock.now())
 
     # What the batch calls.
 
@@ -239,7 +215,7 @@ class Session(Loop):
         self._is_feeding = goes_on
 
         for name in targets:
-            self._set_due({name: 0.0} | {JobLane(name, job): 0.0 for job in self.limits})
+            self._lanes.add_rows(name, self.clock.now())
 
         self._news.set()
 
@@ -267,14 +243,10 @@ class Session(Loop):
         if self._is_draining:
             return True
 
-        lanes = self._lanes.values()
-        is_left = any(one.due < math.inf and not one.target.throttle.is_stopped for one in lanes)
-        limit = self.settings.limit
-
-        if not is_left and not self._is_feeding:
+        if not self._lanes.has_rows() and not self._is_feeding:
             return True
 
-        if limit is not None and self._ended >= limit:
+        if (limit := self.settings.limit) is not None and self._ended >= limit:
             self._is_draining = True
             text = f"the limit of {count(limit, 'row')} is reached"
             self._note_stop(Stop(StopReason.LIMIT, text))
@@ -314,49 +286,23 @@ class Session(Loop):
         # A row whose outcome goes into this very turn gives its slot back.
         slots = max(0, self._slots - self._open + len(self._outcomes))
         free = min(slots, self._pacer.allowed(now))
-        claims: dict[Lane, int] = {}
-        rooms = {name: target.throttle.room(now) for name, target in self._targets.items()}
-
         if (limit := self.settings.limit) is not None:
             while self._again and self._again[0] <= now:
                 heappop(self._again)
 
             free = min(free, limit - self._ended - self._open - len(self._again))
 
-        for name in self._rotation:
-            lane = self._lanes[name]
-            target = lane.target.throttle.target
-            wanted = int(min(free, rooms[target], lane.room(now))) if lane.due <= now else 0
-
-            if wanted > 0:
-                claims[name] = wanted
-                free -= wanted
-                rooms[target] -= wanted
-
-        if claims:
-            self._rotation.rotate(-1)
-
-        return claims
+        return self._lanes.claims(free, now)
 
     def _next_time(self, now: float) -> float:
         """Return when time alone lets a row be claimed; infinity where only news can."""
-        times = [time for time in self._again[:1] if time > now]
-
-        for lane in self._lanes.values():
-            throttle = lane.target.throttle
-            is_full = lane.slots is not None and lane.in_flight >= lane.slots
-
-            if throttle.open_slots > throttle.in_flight and not is_full:
-                opens = max(self._pacer.opens_at(now), lane.pacer.opens_at(now))
-                times.append(max(lane.due, throttle.opens_at(now), opens))
-
-        return min((time for time in times if time > now), default=math.inf)
+        lanes = self._lanes.next_time(now, self._pacer.opens_at(now))
+        return min([lanes, *(time for time in self._again[:1] if time > now)])
 
     async def _turn(self, claims: Mapping[Lane, int]) -> None:
         """Record what came in, and send what the ledger lets have."""
         outcomes, self._outcomes = self._outcomes, []
-        targets = {self._lanes[name].target.throttle for name in claims}
-        epochs = {throttle.target: throttle.epoch for throttle in targets}
+        epochs = {name: target.throttle.epoch for name, target in self._targets.items()}
         began = self.clock.now()
 
         try:
@@ -373,40 +319,15 @@ class Session(Loop):
         now = self.clock.now()
         self._turn_took = now - began
 
-        self._set_due(exchange.due)
+        self._lanes.set_due(exchange.due, now)
 
         for sent, settled in zip(outcomes, exchange.outcomes, strict=True):
             self._settle(sent, settled, now)
 
         for start in exchange.starts:
-            self._targets[start.target].throttle.in_flight += 1
-
-            if lane := self._limited_lane(start):
-                lane.in_flight += 1
-                lane.pacer.take(1)
-
+            self._lanes.take(start)
             mark = Sent()
             self._workers.put(self._work_on(start, epochs[start.target], mark), mark)
-
-    def _set_due(self, due: Mapping[Lane, float | None]) -> None:
-        now = self.clock.now()
-
-        for name, seconds in due.items():
-            target = self._targets.get(name if isinstance(name, str) else name.target)
-
-            if target is None:
-                continue
-
-            if name not in self._lanes:
-                limit = JobLimit() if isinstance(name, str) else self.limits[name.job_id]
-                self._lanes[name] = _Lane(target, limit.concurrency, Pacer(limit.rate))
-                self._rotation.append(name)
-
-            self._lanes[name].due = math.inf if seconds is None else now + seconds
-
-    def _limited_lane(self, start: Start) -> _Lane | None:
-        is_limited = start.job_id in self.limits
-        return self._lanes.get(JobLane(start.target, start.job_id)) if is_limited else None
 
     def _settle(self, sent: Outcome, settled: Outcome, now: float) -> None:
         """Tell of an outcome that is durable, and draw the conclusions for its target."""
@@ -511,11 +432,7 @@ class Session(Loop):
             self._fail(exc)
             outcome = broken_off(start, sent, f"failed with {type(exc).__name__}: {exc}")
 
-        target.throttle.in_flight -= 1
-
-        if lane := self._limited_lane(start):
-            lane.in_flight -= 1
-
+        self._lanes.give_back(start)
         self._outcomes.append(outcome)
         self._news.set()
 

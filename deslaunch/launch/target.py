@@ -12,7 +12,8 @@ storm.
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
 from typing import Final
@@ -20,8 +21,9 @@ from typing import Final
 from deslaunch import errors
 from deslaunch.errors import CredentialsRefused, DesError
 from deslaunch.events import Stop, StopReason, TargetPaused
-from deslaunch.model import Outcome, Result
-from deslaunch.settings import ErrorLimit
+from deslaunch.ledger.ledger import JobLane, Lane
+from deslaunch.model import Outcome, Result, Start
+from deslaunch.settings import ErrorLimit, JobLimit
 
 TRIES_TO_REACH: Final = 3
 """Tries after which a target that was never reached is given up."""
@@ -387,3 +389,118 @@ class Pacer:
     def opens_at(self, now: float) -> float:
         """Return when the next one may start, at least ``now``."""
         return max(now, self._next) if self._interval else now
+
+
+@dataclass(slots=True)
+class _Lane:
+    """Rows of one target, or of one job of it that has limits of its own.
+
+    Attributes:
+        throttle: of its target.
+        slots: starts in flight at most; infinity: as many as the target has.
+        pacer: starts a second.
+        due: when its next row may be claimed; infinity: it has none.
+        in_flight: rows that were claimed and have not come back.
+    """
+
+    throttle: Throttle
+    slots: float
+    pacer: Pacer
+    due: float = math.inf
+    in_flight: int = 0
+
+
+class Lanes:
+    """How many rows may be claimed now, of which target and which job; they take turns.
+
+    Args:
+        throttles: by target.
+        limits: of single jobs, by their jobIds.
+    """
+
+    def __init__(self, throttles: Mapping[str, Throttle], limits: Mapping[str, JobLimit]) -> None:
+        self._throttles = throttles
+        self._limits = limits
+        self._lanes: dict[Lane, _Lane] = {}  # the first one's turn is next
+
+    def set_due(self, due: Mapping[Lane, float | None], now: float) -> None:
+        """Note in how many seconds each lane's next row may be claimed; None: it has none."""
+        for name, seconds in due.items():
+            if isinstance(name, str):
+                target, limit = name, JobLimit()
+            else:
+                target, limit = name.target, self._limits[name.job_id]
+
+            if target not in self._throttles:
+                continue
+
+            if name not in self._lanes:
+                slots = limit.concurrency or math.inf
+                self._lanes[name] = _Lane(self._throttles[target], slots, Pacer(limit.rate))
+
+            self._lanes[name].due = math.inf if seconds is None else now + seconds
+
+    def add_rows(self, target: str, now: float) -> None:
+        """Note that a target has new rows; of which jobs is not known."""
+        self.set_due({target: 0.0} | {JobLane(target, job): 0.0 for job in self._limits}, now)
+
+    def has_rows(self) -> bool:
+        """Return True if rows are left of a target that has not stopped."""
+        lanes = self._lanes.values()
+        return any(lane.due < math.inf and not lane.throttle.is_stopped for lane in lanes)
+
+    def claims(self, free: float, now: float) -> dict[Lane, int]:
+        """Return how many rows to claim, by lane.
+
+        Args:
+            free: rows at most.
+            now: the time, seconds.
+        """
+        claims: dict[Lane, int] = {}
+        rooms = {target: throttle.room(now) for target, throttle in self._throttles.items()}
+
+        for name, lane in self._lanes.items():
+            target, open_slots = lane.throttle.target, lane.slots - lane.in_flight
+            wanted = int(min(free, rooms[target], open_slots, lane.pacer.allowed(now)))
+
+            if lane.due <= now and wanted > 0:
+                claims[name] = wanted
+                free -= wanted
+                rooms[target] -= wanted
+
+        if claims:
+            first = next(iter(self._lanes))
+            self._lanes[first] = self._lanes.pop(first)
+
+        return claims
+
+    def next_time(self, now: float, opens: float) -> float:
+        """Return when time alone lets a row be claimed; infinity where it does not.
+
+        Args:
+            now: the time, seconds.
+            opens: when the rate of the whole launch allows a start.
+        """
+        times = [
+            max(lane.due, opens, lane.pacer.opens_at(now), lane.throttle.opens_at(now))
+            for lane in self._lanes.values()
+            if lane.throttle.open_slots > lane.throttle.in_flight and lane.in_flight < lane.slots
+        ]
+        return min((time for time in times if time > now), default=math.inf)
+
+    def take(self, start: Start) -> None:
+        """Note that a row was claimed."""
+        lane = self._lane_of(start)
+        lane.in_flight += 1
+        lane.pacer.take(1)
+        lane.throttle.in_flight += 1
+
+    def give_back(self, start: Start) -> None:
+        """Note that a claimed row has come back."""
+        lane = self._lane_of(start)
+        lane.in_flight -= 1
+        lane.throttle.in_flight -= 1
+
+    def _lane_of(self, start: Start) -> _Lane:
+        name = JobLane(start.target, start.job_id)
+        return self._lanes[name if name in self._lanes else start.target]
