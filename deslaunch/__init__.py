@@ -30,7 +30,8 @@ if TYPE_CHECKING:
         Throttled,
     )
     from deslaunch.events import Plan, Summary
-    from deslaunch.launch.batch import check, launch, open_batch, resume_batch
+    from deslaunch.launch.batch import launch, open_batch, resume_batch
+    from deslaunch.launch.importing import check
     from deslaunch.launch.launcher import Batch
     from deslaunch.ledger.ledger import open_ledger
     from deslaunch.manifest.files import Manifest
@@ -46,7 +47,10 @@ __all__ += ["Plan", "Rejected", "Row", "RowState", "RunStatus", "ServerError", "
 __all__ += ["Stopped", "Summary", "Throttled", "check", "errors", "events", "launch", "open_batch"]
 __all__ += ["open_ledger", "resume_batch"]
 
-_MODULES: Final = "model errors events settings des.client des.tokens manifest.files launch.batch"
+_MODULES: Final = (
+    "model errors events settings des.client des.tokens manifest.files launch.batch "
+    "launch.importing"
+)
 """Where the names are, the quickest to import first."""
 
 

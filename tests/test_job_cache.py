@@ -30,6 +30,7 @@ from deslaunch.errors import (
 from deslaunch.launch.schemas import Schemas, read_schema_file
 from deslaunch.ledger.place import user_folder
 from deslaunch.model import Job, JobParameter
+from deslaunch.settings import Settings
 
 JOB_ID: Final = "11111111-1111-4111-8111-111111111111"
 NOW: Final = datetime(2026, 1, 31, 6, 16, 47, 123_000, tzinfo=UTC)
@@ -152,7 +153,7 @@ async def test_a_schema_file_stands_for_every_target(cached: Place) -> None:
 
 
 async def test_a_schema_file_needs_no_des() -> None:
-    schemas = Schemas({}, None, OLD, target="acme")
+    schemas = Schemas({}, None, OLD, Settings(target="acme"))
     new = await schemas.load(["default", "acme"])
 
     assert (new, list(schemas.by_target)) == ({"acme"}, ["acme"])

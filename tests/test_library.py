@@ -38,7 +38,8 @@ from deslaunch.errors import (
 from deslaunch.events import Draining, Event, Planned, RowEnded, StopReason, TargetStopped
 from deslaunch.launch import batch as batches
 from deslaunch.launch import launcher, session
-from deslaunch.launch.batch import check, default_ledger, preview
+from deslaunch.launch.batch import default_ledger, preview
+from deslaunch.launch.importing import check
 from deslaunch.launch.launcher import resume_command
 from deslaunch.launch.schemas import Schemas
 from deslaunch.ledger import history, ledger

@@ -40,7 +40,7 @@ async def check(given: Given) -> int:
         deslaunch check night.csv
         deslaunch check night.csv --schema jobs.json --json
     """
-    from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
+    from deslaunch.launch import importing  # noqa: PLC0415  # aiohttp is slow to import
 
     manifest, printer, schema = given["manifest"], given.printer, given["schema"]
 
@@ -49,8 +49,8 @@ async def check(given: Given) -> int:
             printer.say(event.message)
 
     async with open_clients(given, needed=schema is None, needs_token=False) as clients:
-        more = batch.Options(settings=given.settings, schema=schema, on_event=tell)
-        report = await batch.check(manifest, clients, **more)
+        more: dict[str, Any] = {"settings": given.settings, "schema": schema, "on_event": tell}
+        report = await importing.check(manifest, clients, **more)
 
     printer.say(*report.notes)
     printer.warn(*report.warnings)

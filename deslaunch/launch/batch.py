@@ -19,35 +19,30 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, TypedDict, Unpack
 
 import anyio
 from anyio.to_thread import run_sync
-from platformdirs import user_cache_path
 
 from deslaunch import errors
-from deslaunch.des.client import DesClient
 from deslaunch.des.http import boottime
-from deslaunch.events import Noted, Plan, Planned, ProblemGroup, Summary
+from deslaunch.events import Noted, Plan, Planned, Summary
 from deslaunch.launch import importing
-from deslaunch.launch.importing import ROWS, Rows, Source, StrPath, open_manifest
-from deslaunch.launch.launcher import Batch, Confirm, OnEvent, Setup, resume_command
+from deslaunch.launch.importing import ROWS, Rows, Source, open_manifest
+from deslaunch.launch.launcher import Batch, Confirm, Setup, resume_command
 from deslaunch.launch.loop import fit_slots
-from deslaunch.launch.schemas import Schemas, read_schema_file
+from deslaunch.launch.schemas import Clients, OnEvent, StrPath, open_schemas
 from deslaunch.launch.witness import check_copy, find_others, refuse, tell_before, tell_given_up
 from deslaunch.ledger.history import History
 from deslaunch.ledger.ledger import Import, Ledger, NewBatch, begin_import, open_ledger, take_ledger
-from deslaunch.ledger.place import is_shared, user_folder
+from deslaunch.ledger.place import is_shared
 from deslaunch.ledger.reading import Consents
 from deslaunch.manifest.files import Manifest
-from deslaunch.model import CheckedRow, Problem, Start, count, printable
+from deslaunch.model import CheckedRow, Start, count, printable
 from deslaunch.settings import OPTIONS, JobLimit, Settings
-
-Clients = DesClient | Mapping[str, DesClient]
 
 SHOWN_KEYS: Final = 10
 """Keys that a warning names."""
@@ -262,86 +257,6 @@ async def launch(
         return await batch.run(allow_partial=allow_partial)
 
 
-@dataclass(frozen=True, slots=True)
-class CheckReport:
-    """What :func:`check` found.
-
-    Attributes:
-        rows: data rows.
-        invalid: rows that could not be started.
-        problems: the first 1,000 problems in manifest order.
-        count: how many problems there are in all.
-        groups: the first 1,000 different problems, each with the number of its rows.
-        notes: how old cached JobRunParameters are, one sentence for each target.
-        warnings: what may be a mistake, one sentence each.
-        unconfirmed: why a fresher schema could not be had, where a cached one found rows
-            invalid; else None.
-    """
-
-    rows: int
-    invalid: int
-    problems: tuple[Problem, ...]
-    count: int
-    groups: tuple[ProblemGroup, ...]
-    notes: tuple[str, ...]
-    warnings: tuple[str, ...]
-    unconfirmed: Exception | None = None
-
-    @property
-    def valid(self) -> int:
-        """Rows that could be started."""
-        return self.rows - self.invalid
-
-    @property
-    def exit_code(self) -> int:
-        """0 valid, 2 invalid; 5 or 6 where only an old schema says so: DES must be asked."""
-        if self.unconfirmed is not None:
-            return 6 if isinstance(self.unconfirmed, errors.CredentialsRefused) else 5
-
-        return 2 if self.count else 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the report in the documented form of ``check --json``."""
-        return {
-            "rows": self.rows,
-            "valid": self.valid,
-            "invalid": self.invalid,
-            "problems": [problem._asdict() for problem in self.problems],
-            "warnings": list(self.warnings),
-            "exitCode": self.exit_code,
-        }
-
-
-async def check(
-    manifest: StrPath | Manifest, des: Clients | None = None, **options: Unpack[Options]
-) -> CheckReport:
-    """Check every row of a manifest; send nothing.
-
-    Args:
-        manifest: a path, a stream, or a manifest with options of its own.
-        des: the client, or one for each target; None where ``schema`` is given.
-        **options: see :class:`Options`.
-
-    Raises:
-        ConfigurationError: there is neither ``des`` nor ``schema``.
-        ManifestError: the file can't be opened.
-        DesError: DES could not be asked, and no cached response serves.
-        CredentialsRefused: no token that DES accepts, and no cached response serves.
-        SchemaError: DES's response, or the schema file, can't be read.
-    """
-    setup = await _set_up(des, **options)
-    schemas, file = setup.schemas, open_manifest(manifest, setup.settings)
-    schemas.is_offline = True
-
-    with await schemas.checks(setup.settings, file.name) as found:
-        async for _ in importing.read_rows(file, found, schemas):
-            pass
-
-    told = (tuple(schemas.notes.values()), importing.warnings_of(file, found, schemas))
-    problems = (tuple(found.problems), found.count, tuple(found.groups))
-    return CheckReport(found.rows, found.invalid, *problems, *told, schemas.unconfirmed)
-
-
 async def preview(
     rows: StrPath | Manifest | None,
     des: Clients | None = None,
@@ -436,31 +351,17 @@ async def _set_up(
     """
     settings = settings or (settings_of(ledger) if ledger else Settings())
     deadlines = settings.deadlines(time.time, boottime)
-    clients = {settings.target: des} if isinstance(des, DesClient) else dict(des or {})
+    emit = on_event or (lambda _: None)
+    schemas = await open_schemas(des, settings, schema, emit)
 
     if options_kept is None:
         options_kept = {} if ledger else settings.kept()
 
-    if not clients and schema is None:
-        raise errors.ConfigurationError(
-            "there is neither a DES to ask nor a schema file",
-            hint="set DES_BASE_URL and DES_TOKEN, or pass --schema FILE",
-        )
-
-    schemas = Schemas(
-        clients,
-        user_folder("DESLAUNCH_CACHE_DIR", user_cache_path),
-        file=None if schema is None else await run_sync(read_schema_file, Path(schema)),
-        max_age=timedelta(hours=settings.schema_max_age),
-        target=settings.target,
-        settings=settings,
-    )
-    emit, loop = on_event or (lambda _: None), asyncio.get_running_loop()
+    loop = asyncio.get_running_loop()
 
     def warn(text: str) -> None:  # in a thread
         loop.call_soon_threadsafe(emit, Noted(text, is_warning=True))
 
-    schemas.tell = lambda text: emit(Noted(text))
     history = await run_sync(History.of_user, warn)
     limits = {job.lower(): limit for job, limit in (job_limits or {}).items()}
     slots, lack = fit_slots(settings.concurrency)
@@ -470,7 +371,7 @@ async def _set_up(
         emit(Noted(lack, is_warning=True))
 
     told = (schemas, emit, confirm, options_kept, history, limits, deadlines, join)
-    return Setup(settings, clients, *told)
+    return Setup(settings, schemas.clients, *told)
 
 
 def _open_source(rows: Any, settings: Settings) -> Source:
@@ -543,8 +444,7 @@ async def _import(stack: AsyncExitStack, source: Source, place: str, setup: Setu
         warnings = [made.warning]
 
         if isinstance(source, Manifest):
-            given = (source, setup.schemas, setup.settings)
-            warnings += await importing.import_manifest(*given, made)
+            warnings += await importing.import_manifest(source, setup.schemas, made)
             known = {"digest": source.digest, "columns": source.columns}
 
         for note in setup.schemas.notes.values():
@@ -661,9 +561,7 @@ async def _go_on(
         _, plan = await asyncio.gather(telling, ledger.plan(consents))
     else:
         await telling
-        checked, told = await importing.read_corrections(
-            corrections, setup.schemas, setup.settings, ledger
-        )
+        checked, told = await importing.read_corrections(corrections, setup.schemas, ledger)
         warnings += told
         plan = await correct(corrections, dry_run=True)
 

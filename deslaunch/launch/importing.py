@@ -6,10 +6,10 @@ Reading and checking block, so they run in worker threads, some hundred rows at 
 import asyncio
 import gzip
 import hashlib
-import os
 import zlib
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -18,8 +18,8 @@ from anyio.to_thread import run_sync
 
 from deslaunch import errors
 from deslaunch.des.client import DesClient
-from deslaunch.events import Event, RowEnded
-from deslaunch.launch.schemas import Schemas
+from deslaunch.events import Event, ProblemGroup, RowEnded
+from deslaunch.launch.schemas import Clients, OnEvent, Schemas, StrPath, open_schemas
 from deslaunch.launch.session import Session
 from deslaunch.ledger.ledger import Import, Ledger
 from deslaunch.ledger.reading import PORTION, KnownJob
@@ -27,10 +27,9 @@ from deslaunch.manifest.check import Check
 from deslaunch.manifest.files import Manifest
 from deslaunch.manifest.rows import RowRules, load_row, row_from_object
 from deslaunch.manifest.schema import Schema
-from deslaunch.model import CheckedRow, InvalidRow, Outcome, Row, RowState, count
+from deslaunch.model import CheckedRow, InvalidRow, Outcome, Problem, Row, RowState, count
 from deslaunch.settings import Settings
 
-StrPath = str | os.PathLike[str]
 Rows = Iterable[Mapping[str, Any] | Row] | AsyncIterable[Mapping[str, Any] | Row]
 Source = Manifest | Rows
 
@@ -67,9 +66,101 @@ async def read_rows(
         raise next(iter(schemas.left_out.values()))
 
 
-async def import_manifest(
-    manifest: Manifest, schemas: Schemas, settings: Settings, made: Import
-) -> tuple[str, ...]:
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """What :func:`check` found.
+
+    Attributes:
+        rows: data rows.
+        invalid: rows that could not be started.
+        problems: the first 1,000 problems in manifest order.
+        count: how many problems there are in all.
+        groups: the first 1,000 different problems, each with the number of its rows.
+        notes: how old cached JobRunParameters are, one sentence for each target.
+        warnings: what may be a mistake, one sentence each.
+        unconfirmed: why a fresher schema could not be had, where a cached one found rows
+            invalid; else None.
+    """
+
+    rows: int
+    invalid: int
+    problems: tuple[Problem, ...]
+    count: int
+    groups: tuple[ProblemGroup, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+    unconfirmed: Exception | None = None
+
+    @property
+    def valid(self) -> int:
+        """Rows that could be started."""
+        return self.rows - self.invalid
+
+    @property
+    def exit_code(self) -> int:
+        """0 valid, 2 invalid; 5 or 6 where only an old schema says so: DES must be asked."""
+        if self.unconfirmed is not None:
+            return 6 if isinstance(self.unconfirmed, errors.CredentialsRefused) else 5
+
+        return 2 if self.count else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the report in the documented form of ``check --json``."""
+        return {
+            "rows": self.rows,
+            "valid": self.valid,
+            "invalid": self.invalid,
+            "problems": [problem._asdict() for problem in self.problems],
+            "warnings": list(self.warnings),
+            "exitCode": self.exit_code,
+        }
+
+
+async def check(
+    manifest: StrPath | Manifest,
+    des: Clients | None = None,
+    *,
+    settings: Settings | None = None,
+    schema: StrPath | None = None,
+    on_event: OnEvent = lambda _: None,
+) -> CheckReport:
+    """Check every row of a manifest; send nothing.
+
+    Args:
+        manifest: a path, a stream, or a manifest with options of its own.
+        des: the client, or one for each target; None if ``schema`` is given.
+        settings: the options of the manifest, and the age limit of cached jobs.
+        schema: a file of jobs in QueryJobs' form; then DES is not asked for them.
+        on_event: called with a note about each wait for a busy DES.
+
+    Raises:
+        ConfigurationError: there is neither ``des`` nor ``schema``.
+        ManifestError: the file can't be opened.
+        DesError: DES could not be asked, and no cached response serves.
+        CredentialsRefused: no token that DES accepts, and no cached response serves.
+        SchemaError: DES's response, or the schema file, can't be read.
+    """
+    schemas = await open_schemas(des, settings or Settings(), schema, on_event)
+    schemas.is_offline = True
+    file = open_manifest(manifest, schemas.settings)
+
+    with await schemas.checks(file.name) as found:
+        async for _ in read_rows(file, found, schemas):
+            pass
+
+    return CheckReport(
+        found.rows,
+        found.invalid,
+        tuple(found.problems),
+        found.count,
+        tuple(found.groups),
+        notes=tuple(schemas.notes.values()),
+        warnings=warnings_of(file, found, schemas),
+        unconfirmed=schemas.unconfirmed,
+    )
+
+
+async def import_manifest(manifest: Manifest, schemas: Schemas, made: Import) -> tuple[str, ...]:
     """Take a whole manifest into a new batch.
 
     Returns:
@@ -80,11 +171,11 @@ async def import_manifest(
         ManifestError: it can't be opened.
         DesError: DES could not be asked for the jobs; likewise CredentialsRefused, SchemaError.
     """
-    with await schemas.checks(settings, manifest.name) as check:
+    with await schemas.checks(manifest.name) as check:
         async for rows in read_rows(manifest, check, schemas):
             await made.add(rows)
 
-    _raise_if_invalid(manifest, check, schemas, skip=settings.skip_invalid)
+    _raise_if_invalid(manifest, check, schemas, skip=schemas.settings.skip_invalid)
 
     for target in schemas.by_target:
         await schemas.add_to(made, target)
@@ -119,7 +210,7 @@ def _raise_if_invalid(manifest: Manifest, check: Check, schemas: Schemas, *, ski
 
 
 async def read_corrections(
-    manifest: Manifest, schemas: Schemas, settings: Settings, ledger: Ledger
+    manifest: Manifest, schemas: Schemas, ledger: Ledger
 ) -> tuple[list[CheckedRow], tuple[str, ...]]:
     """Return the rows of a file of corrections, all of them valid, and what may be a mistake.
 
@@ -131,7 +222,7 @@ async def read_corrections(
     """
     rows: list[CheckedRow] = []
 
-    with await schemas.checks(settings, manifest.name, ledger) as check:
+    with await schemas.checks(manifest.name, ledger) as check:
         async for portion in read_rows(manifest, check, schemas):
             rows += [row for row in portion if isinstance(row, CheckedRow)]
 
@@ -239,7 +330,7 @@ class Feed:
         number = 1
 
         try:
-            with await self.schemas.checks(settings, ROWS, ledger) as check:
+            with await self.schemas.checks(ROWS, ledger) as check:
                 while said := await _next_rows(source, await self._room()):
                     read = [row_from_object(one, n, rules) for n, one in enumerate(said, number)]
                     number += len(read)

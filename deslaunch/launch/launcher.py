@@ -23,7 +23,7 @@ from deslaunch import errors
 from deslaunch.des.client import DesClient
 from deslaunch.events import Counts, Event, Noted, Plan, RowEnded, Stop, StopReason, Summary
 from deslaunch.launch.importing import UNREAD_PER_SLOT, Feed, Source, recheck
-from deslaunch.launch.schemas import Schemas
+from deslaunch.launch.schemas import OnEvent, Schemas
 from deslaunch.launch.session import Session
 from deslaunch.launch.watch import Watch
 from deslaunch.launch.witness import Noting
@@ -36,7 +36,6 @@ from deslaunch.manifest.files import Manifest
 from deslaunch.model import Outcome, RowState, count, place_word, printed
 from deslaunch.settings import Deadline, JobLimit, Settings
 
-OnEvent = Callable[[Event], object]
 Confirm = Callable[[Plan], Awaitable[bool] | bool]
 """Asked before a session begins; False leaves it at that."""
 

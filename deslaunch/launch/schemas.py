@@ -9,6 +9,7 @@ another kind, or was kept for another target or base URL counts as absent.
 """
 
 import asyncio
+import os
 import random
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -21,16 +22,23 @@ from typing import Final
 import orjson
 from anyio.from_thread import run as run_in_loop
 from anyio.to_thread import run_sync
+from platformdirs import user_cache_path
 
 from deslaunch import errors
 from deslaunch.des import wire
 from deslaunch.des.client import DesClient
+from deslaunch.events import Event, Noted
 from deslaunch.launch.retry import wait_after
 from deslaunch.ledger.ledger import Import, Ledger
+from deslaunch.ledger.place import user_folder
 from deslaunch.manifest.check import Check
 from deslaunch.manifest.schema import Schema, compile_jobs
 from deslaunch.model import DEFAULT_TARGET, Job, count, utc
 from deslaunch.settings import Settings
+
+Clients = DesClient | Mapping[str, DesClient]
+OnEvent = Callable[[Event], object]
+StrPath = str | os.PathLike[str]
 
 KIND: Final = "deslaunch-schema/1"
 
@@ -71,11 +79,10 @@ class Schemas:
         clients: by target.
         cache: folder of the cache files, made with mode 0700 by the first; None for nowhere.
         file: jobs that stand for every target's; then DES is never asked.
-        max_age: how old a cached response may be.
+        settings: how old a cached response may be, how long a busy DES is asked again, and what
+            rows may be.
         is_offline: an older one serves where DES can't be asked; for a check, never for a launch.
-        target: what rows may name where there is no client.
         now: the time, with a time zone.
-        settings: how long DES is asked again where it responds that it is busy.
         tell: called with a sentence about such a wait.
         sleep: waits.
         by_target: what was loaded so far: by target, its schemas by jobId.
@@ -88,11 +95,9 @@ class Schemas:
     clients: Mapping[str, DesClient]
     cache: Path | None
     file: Sequence[Job] | None = None
-    max_age: timedelta = timedelta(hours=24)
-    is_offline: bool = False
-    target: str = DEFAULT_TARGET
-    now: Callable[[], datetime] = lambda: datetime.now(UTC)
     settings: Settings = field(default_factory=Settings)
+    is_offline: bool = False
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
     tell: Callable[[str], object] = lambda _: None
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
 
@@ -102,7 +107,7 @@ class Schemas:
         self.left_out: dict[str, errors.DeslaunchError] = {}
         self.warnings: list[str] = []
         self.unconfirmed: errors.DeslaunchError | None = None
-        self._targets = set(self.clients) or {self.target}
+        self._targets = set(self.clients) or {self.settings.target}
 
     async def load(self, targets: Iterable[str]) -> set[str]:
         """Load the jobs of targets that rows name; known ones cost nothing.
@@ -156,7 +161,7 @@ class Schemas:
         jobs, age = kept
         old = _in_words(age)
 
-        if not timedelta(0) <= age <= self.max_age:
+        if not timedelta(0) <= age <= timedelta(hours=self.settings.schema_max_age):
             try:
                 await self.fetch(target, waits=not self.is_offline)
             except _UNHAD as exc:
@@ -258,7 +263,7 @@ class Schemas:
         jobs = [schema.job for name, schema in known if job_id in {"", name}]
         await batch.add_jobs(target, jobs, from_des=self.file is None)
 
-    async def checks(self, settings: Settings, file: str, ledger: Ledger | None = None) -> Check:
+    async def checks(self, file: str, ledger: Ledger | None = None) -> Check:
         """Return a check by these schemas, of rows for a new batch or a ledger's; to be closed."""
         known_auto = {} if ledger is None else await ledger.auto_rows()
         return await run_sync(
@@ -267,8 +272,8 @@ class Schemas:
                 file=file,
                 targets=self._targets,
                 unchecked=self.left_out,
-                allow_duplicates=settings.allow_duplicates,
-                allow_repeated_auto=settings.allow_repeated_auto,
+                allow_duplicates=self.settings.allow_duplicates,
+                allow_repeated_auto=self.settings.allow_repeated_auto,
                 known_auto=known_auto,
                 renew=lambda target: run_in_loop(self.confirm, target),
             )
@@ -324,6 +329,34 @@ class Schemas:
         name = re.sub(r"[^A-Za-z0-9-]+", "_", target)[:40]
         digest = sha256(f"{self.clients[target].home}\n{target}".encode()).hexdigest()[:12]
         return self.cache and self.cache / f"{name}-{digest}.json"
+
+
+async def open_schemas(
+    des: Clients | None, settings: Settings, file: StrPath | None, on_event: OnEvent
+) -> Schemas:
+    """Return the schemas of a batch or a check; DES is asked for nothing yet.
+
+    Args:
+        des: the client, or one for each target; None if there is a file.
+        settings: see :class:`Schemas`.
+        file: a file of jobs in QueryJobs' form, for all targets.
+        on_event: called with a note about each wait for a busy DES.
+
+    Raises:
+        ConfigurationError: there is neither a client nor a file.
+        SchemaError: the file can't be read.
+    """
+    clients = {settings.target: des} if isinstance(des, DesClient) else dict(des or {})
+
+    if not clients and file is None:
+        raise errors.ConfigurationError(
+            "there is neither a DES nor a schema file to take the jobs from",
+            hint="set DES_BASE_URL and DES_TOKEN, or pass --schema FILE",
+        )
+
+    jobs = None if file is None else await run_sync(read_schema_file, Path(file))
+    cache = user_folder("DESLAUNCH_CACHE_DIR", user_cache_path)
+    return Schemas(clients, cache, jobs, settings, tell=lambda text: on_event(Noted(text)))
 
 
 def _in_words(age: timedelta) -> str:

@@ -286,6 +286,7 @@ class Session(Loop):
         # A row whose outcome goes into this very turn gives its slot back.
         slots = max(0, self._slots - self._open + len(self._outcomes))
         free = min(slots, self._pacer.allowed(now))
+
         if (limit := self.settings.limit) is not None:
             while self._again and self._again[0] <= now:
                 heappop(self._again)
