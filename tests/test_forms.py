@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from manifests import JOB, OTHER_JOB, open_manifest
 
-from deslaunch.manifest import readers, rows, schema
+from deslaunch.manifest import rows, schema
 from deslaunch.manifest.check import Check
 from deslaunch.manifest.schema import KINDS, Schema, compile_jobs
 from deslaunch.model import Job, JobParameter, Row
@@ -353,46 +353,6 @@ def test_a_line_that_is_only_nearly_like_the_one_before(layout: str, name: str, 
 
     quick, careful = (everything("jsonl", content, quick=quick) for quick in (True, False))
     assert quick == careful
-
-
-@pytest.mark.parametrize(
-    ("said", "parsed"),
-    [
-        pytest.param([{"Count": 1, "Text": "x"}], 1, id="alike"),
-        pytest.param([{"Count": 1}, {"Count": "1"}], 201, id="written otherwise"),
-        pytest.param([{"Count": 1}] * 50 + [{"Text": "x"}] * 50, 8, id="in blocks"),
-    ],
-)
-def test_lines_that_are_written_alike_are_parsed_once(
-    monkeypatch: pytest.MonkeyPatch, said: list[dict[str, Any]], parsed: int
-) -> None:
-    content = "".join(line_with(said[n % len(said)], n, key=f"k{n}") for n in range(400))
-    lines = []
-    parse = readers.JsonlReader._read_plain
-
-    def count(reader: readers.JsonlReader, line: bytes) -> Row | None:
-        lines.append(line)
-        return parse(reader, line)
-
-    monkeypatch.setattr(readers.JsonlReader, "_read_plain", count)
-    taken, *_ = everything("jsonl", content, quick=True)
-
-    assert (len(taken), len(lines)) == (400, parsed)
-
-
-def test_few_layouts_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = []
-    compile_layout = readers._layout_of
-
-    def count(line: str, row: Row) -> Any:
-        compiled.append(line)
-        return compile_layout(line, row)
-
-    monkeypatch.setattr(readers, "_layout_of", count)
-    content = "".join(line_with({f"n{n % 90}": 1}, n) for n in range(900))
-    taken, *_ = everything("jsonl", content, quick=True)
-
-    assert (len(taken), len(compiled)) == (900, readers._MOST_LAYOUTS)
 
 
 @pytest.mark.parametrize("parameter", ["Legacy", "Strange"])

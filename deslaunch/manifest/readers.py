@@ -13,10 +13,10 @@ import io
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import orjson
 
@@ -44,13 +44,6 @@ _INTEGERS: Final = {int}
 _TYPES: Final = frozenset(wire.TYPE_NAMES)
 _RESERVED: Final = frozenset(rows.RESERVED)
 _type_and_text = itemgetter("type", "valueStringEncoded")
-_KEY: Final = ("key",)
-_TEXT: Final = ("valueStringEncoded",)
-_MOST_LAYOUTS: Final = 64
-_TOKENS: Final = re.compile(
-    r'(?P<name>"[^"]*"(?=\s*:))|(?P<string>"[^"]*")|(?P<integer>-?[0-9]+)|(?P<other>[^"0-9-]+)'
-)
-_VALUES: Final = {"string": r'"([^"\\\x00-\x1f]*)"', "integer": "(-?[1-9][0-9]{0,17}|0)"}
 _LONG: Final = 10  # digits of an integer that is kept as it was written; so is -0
 _OVERLONG: Final = "over MAX_RECORD"
 _MAX_HEADER_FAULTS: Final = 100  # a line of commas alone would have a million
@@ -110,30 +103,11 @@ class RowReader:
         return self._rules.invalid(faults, self.number, max(self.line, 1))
 
 
-class _Layout(NamedTuple):
-    """How lines are written whose rows differ from each other in their key and texts alone.
-
-    Attributes:
-        match: takes a line apart; a group for each of the texts, and for the key.
-        key_at: which group is the key's, or None.
-        row: the first row that was read of such a line.
-    """
-
-    match: Callable[[str], re.Match[str] | None]
-    key_at: int | None
-    row: Row
-
-
 class JsonlReader(RowReader):
-    """One JSON object a line; no digit and no name that is given twice is lost.
-
-    Most lines are written like the one before: what they say is then found at the same places.
-    """
+    """One JSON object a line. Numbers keep their digits; a name given twice is an error."""
 
     def __init__(self, rules: rows.RowRules) -> None:
         super().__init__(rules)
-        self._layout: _Layout | None = None  # that of the line before, as far as is known
-        self._layouts: dict[tuple[object, ...], _Layout] = {}
         self._repeated: list[rows.Fault] = []
         self._decode = json.JSONDecoder(
             object_pairs_hook=self._object,
@@ -169,7 +143,7 @@ class JsonlReader(RowReader):
         if len(line) > MAX_RECORD:
             return self.invalid(_too_long("line"))
 
-        if plain := self._read_alike(line) or self._read_plain(line):
+        if plain := self._read_plain(line):
             return plain
 
         self._repeated.clear()
@@ -192,38 +166,6 @@ class JsonlReader(RowReader):
 
         is_key_known = all(fault.column != "key" for fault in self._repeated)
         return row._replace(key=row.key if is_key_known else None, says=rows.UNREAD)
-
-    def _read_alike(self, line: bytes) -> Row | None:
-        """Return the row of a line that is written like the one before, or None."""
-        if self._layout is None:
-            return None
-
-        match, key_at, like = self._layout
-
-        try:
-            found = match(line.decode())
-        except UnicodeDecodeError:
-            return None
-
-        if found is None:
-            return None
-
-        key, texts = None, found.groups()
-
-        if key_at is not None:
-            key, texts = texts[key_at], texts[:key_at] + texts[key_at + 1 :]
-
-        parameters = dict(zip(like.parameters, texts))  # noqa: B905  # one for each
-        where = self.number, self.line, key, like.target, like.job_id
-        return Row(*where, parameters, {}, like.types)
-
-    def _learn(self, line: bytes, row: Row) -> None:
-        """Note how a line is written that was read, unless rows of its form were met before."""
-        form = (row.target, row.job_id, row.key is None, tuple(row.parameters), row.types)
-        self._layout = self._layouts.get(form)
-
-        if self._layout is None and len(self._layouts) < _MOST_LAYOUTS:
-            self._layout = self._layouts[form] = _layout_of(line.decode(), row)
 
     def _read_plain(self, line: bytes) -> Row | None:
         """Return the row of a line of which orjson is sure to lose nothing, or None.
@@ -261,40 +203,9 @@ class JsonlReader(RowReader):
                 return None
 
             where = (self.number, self._rules, self.line)
-            row = rows.plain_row(said, parameters, *where, types)
+            return rows.plain_row(said, parameters, *where, types)
         except (AttributeError, KeyError, TypeError, ValueError):  # not of this form at all
             return None
-
-        if row is not None:
-            self._learn(line, row)
-
-        return row
-
-
-def _layout_of(line: str, row: Row) -> _Layout:
-    """Return how a plain line is written: one without an escape, in which each name comes once."""
-    pattern, key_at, groups, depth = "", None, 0, 0
-    path: list[str] = []
-    places = {("parameters", name, *_TEXT[: len(row.types)]) for name in row.parameters}
-
-    for token in _TOKENS.finditer(line.rstrip()):
-        kind, text, at = token.lastgroup, token[0], tuple(path[:depth])
-
-        if kind in _VALUES and (at == _KEY or at in places):
-            key_at = groups if at == _KEY else key_at
-            pattern += f'"({rows.PLAIN_NAME})"' if at == _KEY else _VALUES[kind]
-            groups += 1
-            continue
-
-        if kind == "name":
-            path[depth - 1 :] = [text[1:-1]]
-        elif kind == "other":
-            depth += text.count("{") - text.count("}")
-
-        pattern += re.escape(text)
-
-    match = re.compile(rf"{pattern}[ \t\r\n]*").fullmatch
-    return _Layout(match, key_at, row)
 
 
 class CsvReader(RowReader):

@@ -67,14 +67,13 @@ UNCLEAN: Final = (
 UNREAD: Final = '{"jobId":"?"}'
 """What is kept of a row that could not be read: refused until somebody fills it in."""
 
-PLAIN_NAME: Final = r"[!#-\[\]-}](?:[ !#-\[\]-}]{0,126}[!#-\[\]-}])?"
-"""A pattern of keys and targets: printable ASCII without a quote, a backslash, and ~."""
-
 _OBJECTS: Final = (dict, Mapping)  # dict first: what an ABC is asked takes long
 _MAX_DIGITS: Final = 1000  # a Decimal of a few bytes can stand for gigabytes of zeros
 _ROW_NAMES: Final = (*RESERVED, "parameters", NOTES)
 _VALUE_NAMES: Final = frozenset({"type", "valueStringEncoded", "useAutoValue"})
-_is_plain_name: Final = re.compile(PLAIN_NAME).fullmatch
+_is_plain_name: Final = re.compile(  # printable ASCII without a quote, a backslash, and ~
+    r"[!#-\[\]-}](?:[ !#-\[\]-}]{0,126}[!#-\[\]-}])?"
+).fullmatch
 _FORMS: Final = '{"auto": true} or {"type", "valueStringEncoded", "useAutoValue"}'
 _INVISIBLE: Final = re.compile(  # what isprintable() lets pass, and no eye sees
     "[\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0\ufe00-\ufe0f\U000e0100-\U000e01ef]"
