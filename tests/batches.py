@@ -56,7 +56,7 @@ class Said(NamedTuple):
         parameters: what it says.
         attempts: result, status and error of each attempt, in order; none: it is never sent, and
             neither are the rows behind it.
-        run: finished, success, status text and time of its end.
+        run: finished, success, status text and time of its end; or why DES refused its status.
         problem: why it is invalid, or ``""``.
         notes: that are kept with it.
         target: its target.
@@ -65,7 +65,7 @@ class Said(NamedTuple):
     key: str
     parameters: Mapping[str, Any] = {"DBGenFrom": "1"}
     attempts: Sequence[tuple[str, int | None, str]] = ()
-    run: tuple[bool, bool, str | None, str | None] | None = None
+    run: tuple[bool, bool, str | None, str | None] | str | None = None
     problem: str = ""
     notes: Mapping[str, str] = {}
     target: str = "default"
@@ -154,7 +154,10 @@ def _outcome(start: Start, said: Said) -> Outcome:
     )
 
 
-def _status(number: int, run: tuple[bool, bool, str | None, str | None]) -> RunStatus:
+def _status(number: int, run: tuple[bool, bool, str | None, str | None] | str) -> RunStatus | str:
+    if isinstance(run, str):
+        return run
+
     finished, success, text, ended = run
     created = "2026-11-24T01:00:10.000Z"
     files = ({"name": "out.csv"},) if finished else ()

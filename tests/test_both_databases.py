@@ -16,7 +16,7 @@ from deslaunch.cli.render import log_line
 from deslaunch.errors import ManifestError
 from deslaunch.ledger.changes import Finding
 from deslaunch.ledger.ledger import open_ledger
-from deslaunch.ledger.reading import Consents
+from deslaunch.ledger.reading import Clock, Consents
 from deslaunch.model import utc
 from deslaunch.report.page import write_report
 from deslaunch.report.results import Choice, write_results
@@ -70,6 +70,8 @@ def both(tmp_path_factory: pytest.TempPathFactory, postgres: Server) -> Both:
     folder = tmp_path_factory.mktemp("both")
     made = Both(str(folder / "night.ledger.db"), f"{postgres.new_database()}#night")
 
+    clock = Clock(wall=lambda: BEGAN + 3600, elapsed=lambda: 0.0)
+
     async def write() -> None:
         for place in (made.file, made.shared):
             await write_batch(
@@ -79,7 +81,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, postgres: Server) -> Both:
                 pauses=["HTTP 503, 8 s"],
             )
 
-            async with await open_ledger(place) as ledger:
+            async with await open_ledger(place, clock=clock) as ledger:
                 finding = Finding("resolved", "notStarted", note="looked at 8:40")
                 await ledger.resolve([finding], early=True)
 

@@ -13,12 +13,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 import pytest
-from batches import JOB, RUN, STARTED, Said, write_batch
+from batches import BEGAN, JOB, RUN, STARTED, Said, write_batch
 
 from deslaunch.errors import ConfigurationError
 from deslaunch.events import Counts
-from deslaunch.ledger.ledger import open_ledger
-from deslaunch.ledger.reading import ResultRow, UnknownRow
+from deslaunch.ledger.changes import Finding
+from deslaunch.ledger.ledger import open_ledger, take_ledger
+from deslaunch.ledger.reading import Clock, ResultRow, UnknownRow
 from deslaunch.manifest.rows import dump_row
 from deslaunch.model import AUTO, Row, add_cause
 from deslaunch.report.charts import (
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 VOID: Final = {"meta", "img", "br", "hr", "input", "link"}
 NO_ROWS: Final = (True, False, "no rows in the range", "2026-11-24T01:05:00.000Z")
+LOST: Final = (("unknown", None, "reset"),)
 HOSTILE: Final = (
     "<script>alert(1)</script>",
     "<img src=x onerror=alert(2)>",
@@ -218,6 +220,34 @@ class TestPage:
         assert "2 rows are still to be sent." in page.text
         assert "What happened when" not in page.text
 
+    async def test_runs_whose_status_des_refused_are_in_the_headline(self, tmp_path: Path) -> None:
+        rows = [Said("a", attempts=STARTED, run=NO_ROWS)]
+        rows += [Said(key, attempts=STARTED, run="HTTP 403") for key in "bc"]
+        await write_batch(tmp_path / "a.ledger.db", rows)
+        page = Page(await report_of(tmp_path / "a.ledger.db"))
+
+        verdict = "All 3 rows are started, and 1 run failed. DES refused the status of 2 runs."
+        assert page.text.count(verdict) == 2  # the title, too
+        assert "failed 1 status refused 2" in page.text
+
+    @pytest.mark.parametrize("change", ["watch", "resolve", "event"])
+    async def test_it_is_as_of_the_last_change(self, tmp_path: Path, change: str) -> None:
+        place = tmp_path / "a.ledger.db"
+        await write_batch(place, [Said("a", attempts=STARTED), Said("b", attempts=LOST)])
+        later = BEGAN + 3600
+        clock = Clock(wall=lambda: later, elapsed=lambda: 0.0)
+
+        async with await take_ledger(str(place), clock=clock) as ledger:
+            if change == "watch":
+                await ledger.record_runs([(1, 1, "HTTP 403")])
+            elif change == "resolve":
+                await ledger.resolve([Finding("b", "notStarted")], early=True)
+            else:
+                await ledger.note("pause", "default", "HTTP 503")
+
+        page = Page(await report_of(place))
+        assert "As of 2026-11-24 02:00:00 , the last change in the ledger." in page.text
+
     async def test_two_targets_are_told_apart(self, tmp_path: Path) -> None:
         rows = [Said("a", attempts=STARTED), Said("b", attempts=STARTED, target="acme")]
         await write_batch(tmp_path / "a.ledger.db", rows)
@@ -239,8 +269,8 @@ class TestPage:
         assert re.search(r"All of them: <code \S+>deslaunch results \S+a.ledger.db</code>", html)
 
     async def test_what_is_too_much_to_list_is_counted(self, tmp_path: Path) -> None:
-        lost, again = (("unknown", None, "reset"),), (("retry", 500, "busy"), *STARTED)
-        rows = [Said(f"{n}", attempts=lost if n % 2 else again) for n in range(24)]
+        again = (("retry", 500, "busy"), *STARTED)
+        rows = [Said(f"{n}", attempts=LOST if n % 2 else again) for n in range(24)]
         await write_batch(tmp_path / "a.ledger.db", rows)
         page = Page(await report_of(tmp_path / "a.ledger.db"))
 

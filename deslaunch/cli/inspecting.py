@@ -481,7 +481,7 @@ def _told_by(word: str) -> Iterable[tuple[str, Any]]:
 @options.command(
     "report",
     options.LEDGER,
-    options.file("--output -o", "The page, an .html file.", required=True),
+    options.file("--output -o", "The HTML file to write.", required=True),
     options.FORCE,
     *options.VOLUME,
 )

@@ -616,6 +616,16 @@ SELECT min(sent_ms), max(coalesce(answered_ms, sent_ms)), count(DISTINCT coalesc
 FROM attempt
 WHERE result IS NOT NULL;
 
+-- name: report_last_change
+SELECT max(ms)
+FROM (
+  SELECT max(coalesce(answered_ms, sent_ms)) AS ms FROM attempt
+  UNION ALL SELECT max(asked_ms) FROM run
+  UNION ALL SELECT max(at_ms) FROM event
+  UNION ALL SELECT max(at_ms) FROM resolution
+  UNION ALL SELECT max(at_ms) FROM correction
+) changes;
+
 -- name: report_timeline
 SELECT
   coalesce(answered_ms, sent_ms) / :width * :width AS begin,

@@ -247,7 +247,8 @@ async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
     """Return what the template shows, but for the table; the ledger adds up what attempts say."""
     runs = await ledger.watch_summary()
     unknown: list[UnknownRow] = await anext(ledger.unknown_rows(), [])
-    ((first, last, minutes),) = await ledger.query("report_span")
+    [(first, last, minutes)] = await ledger.query("report_span")
+    [(last_change,)] = await ledger.query("report_last_change")
     width = 0 if first is None else charts.bucket_width(minutes, last - first)
     again: model.Causes = {}
 
@@ -259,7 +260,7 @@ async def _context(ledger: Reader, rows: PageRows) -> dict[str, Any]:
         "batch": ledger.batch,
         "sessions": await ledger.sessions(),
         "launchers": await ledger.launchers(),
-        "last_ms": last,
+        "last_change": last_change,
         "shares": charts.shares(runs.batch.counts),
         "jobs": sorted(rows.jobs.items(), key=lambda job: -job[1].total()),
         "unknown": [doubt_of(row, ledger.place) for row in unknown[:LISTED]],
