@@ -29,6 +29,7 @@ class Option(NamedTuple):
         unit: what a number counts, for messages: ``"seconds"``.
         tunes: it has an environment variable, and where ``kept`` is set the ledger keeps it.
         kept: a resume goes on with what an earlier command line said.
+        usual: ``--help`` lists it; all others are listed by ``--help-all``.
         name: as in :class:`Settings`.
         default: as in :class:`Settings`.
     """
@@ -42,6 +43,7 @@ class Option(NamedTuple):
     unit: str = ""
     tunes: bool = False
     kept: bool = False
+    usual: bool = False
     name: str = ""
     default: Any = None
 
@@ -102,8 +104,8 @@ def _seconds(default: float | None, help: str, **known: Any) -> Any:  # noqa: A0
     return _option(default, help, float, **known)
 
 
-def _consent(help: str) -> Any:  # noqa: A002  # as click's
-    return _option(default=False, help=help, kind=bool)
+def _consent(help: str, **known: Any) -> Any:  # noqa: A002  # as click's
+    return _option(default=False, help=help, kind=bool, **known)
 
 
 ROWS_FOR_A_SHARE: Final = 200
@@ -237,17 +239,28 @@ class Settings:
     """
 
     concurrency: int = _option(
-        16, "Starts in flight at most (slots).", int, low=1, high=1024, unit="slots", **_KEPT
+        16,
+        "Concurrent starts at most (slots).",
+        int,
+        low=1,
+        high=1024,
+        unit="slots",
+        usual=True,
+        **_KEPT,
     )
     rate: float | None = _seconds(
-        None, "Starts a second at most; default: as slots allow.", unit="starts a second", kept=True
+        None,
+        "Starts a second at most; default: as slots allow.",
+        unit="starts a second",
+        kept=True,
+        usual=True,
     )
     timeout: float = _seconds(60.0, "Seconds for one attempt in all.", high=86_400, kept=True)
     connect_timeout: float = _seconds(
-        10.0, "Seconds to resolve, connect and shake hands.", high=86_400, kept=True
+        10.0, "Seconds for name lookup, connection and TLS handshake.", high=86_400, kept=True
     )
     max_attempts: int = _option(
-        5, "Attempts at 5XX in a session; then a row fails.", int, low=1, unit="attempts", **_KEPT
+        5, "Attempts with 5XX per session before a row fails.", int, low=1, unit="attempts", **_KEPT
     )
     max_wait: float = _seconds(
         60.0, "Longest computed wait before a retry; Retry-After is never shortened.", kept=True
@@ -256,14 +269,18 @@ class Settings:
         900.0, "Seconds that a target may stay paused before it stops.", kept=True
     )
     drain_timeout: float | None = _seconds(
-        None, "Seconds for starts in flight once a launch is to end; default: --timeout.", kept=True
+        None,
+        "Seconds to wait for starts in flight when a launch ends; default: --timeout.",
+        kept=True,
     )
     max_errors: str = _option(
-        "50%", "Rows of a target that may end without a run: N, or N% once 200 have ended.", **_KEPT
+        "50%",
+        "Stop a target when more than N rows end without a run; N% applies from 200 rows on.",
+        **_KEPT,
     )
     retry_5xx: Literal["all", "none"] | None = _option(
         None,
-        "all: also retry 504 and 524, after which a run may exist; none: 5XX makes rows unknown.",
+        "all: retry 504 and 524 too, although a run may exist; none: a 5XX makes the row unknown.",
         choices=("all", "none"),
         **_KEPT,
     )
@@ -271,48 +288,52 @@ class Settings:
         24.0, "Hours that cached JobRunParameters are used.", above=False, high=1e6, unit="hours"
     )
     limit: int | None = _option(
-        None, "Rows to start at most; the rest stays pending (exit 5).", int, low=1, unit="rows"
+        None,
+        "Start at most this many rows; the others stay pending (exit 5).",
+        int,
+        low=1,
+        unit="rows",
+        usual=True,
     )
     stop_at: str | None = _option(
-        None, "Send nothing new from this local time on, HH:MM, and drain (exit 5)."
+        None, "Send nothing new from this local time on, then drain (exit 5).", usual=True
     )
     stop_after: str | None = _option(
-        None, "Send nothing new after this long, such as 4h, 90m or 1h30m, and drain (exit 5)."
+        None, "Send nothing new after this long (4h, 90m, 1h30m), then drain (exit 5)."
     )
-    retry_rejected: bool = _consent("Send rows again, unchanged, that DES rejected before.")
-    retry_unknown: bool = _consent(
-        "Send again the rows whose outcome is unknown: those that have a run get a second one."
-    )
+    retry_rejected: bool = _consent("Send rejected rows again, unchanged.", usual=True)
+    retry_unknown: bool = _consent("Send unknown rows again: one that has a run gets a second one.")
     retry_failed_runs: bool = _consent(
-        "Start another run for each row whose run failed, as far as a watch has told."
+        "Start another run for each row whose run is recorded as failed.", usual=True
     )
     accept_copy: bool = _consent(
-        "Go on with an older copy of a ledger, or a batch that was given up: what it starts is "
+        "Resume an older copy of a ledger, or a batch that was given up; runs that it starts are "
         "marked as possible duplicates."
     )
     again: bool = _consent("Begin a batch although an earlier one of its rows is unfinished.")
-    skip_invalid: bool = _consent("Launch the valid rows; record the others as invalid.")
-    allow_duplicates: bool = _consent(
-        "Start each of several rows that name no key and say exactly the same."
-    )
+    skip_invalid: bool = _consent("Start the valid rows; record the others as invalid.", usual=True)
+    allow_duplicates: bool = _consent("Start each of several identical rows that have no key.")
     allow_repeated_auto: bool = _consent("Start several rows of one job that use an auto value.")
     allow_new_origin: bool = False  # on a command line --base-url says so
     format: Format | None = _option(  # noqa: RUF009  # a field, as the others
-        None, "The manifest's form, where its name does not tell.", choices=("jsonl", "csv")
+        None,
+        "Format of the manifest; default: by its name.",
+        choices=("jsonl", "csv"),
+        usual=True,
     )
     delimiter: str = _option(
-        ",", "Stands between cells of a CSV manifest: , ; | or tab.", choices=(*",;|", "tab", "\t")
+        ",", "Cell delimiter of a CSV manifest: , ; | or tab.", choices=(*",;|", "tab", "\t")
     )
-    job_id: str | None = _option(None, "Job (GUID) of the rows that name none.")
-    target: str = _option(DEFAULT_TARGET, "Target of the rows that name none.")
+    job_id: str | None = _option(None, "Job of the rows that name none.", usual=True)
+    target: str = _option(DEFAULT_TARGET, "Target of the rows that name none.", usual=True)
     interval: float = _seconds(
-        5.0, "A watch asks about a run again after this long, then half as long again, and so on."
+        5.0, "Seconds before a run is queried again; each later wait is half as long again."
     )
     max_interval: float = _seconds(
-        300.0, "Longest time between two questions about a run; at least --interval is meant."
+        300.0, "Longest wait between two queries of a run; never shorter than --interval."
     )
     watch_timeout: float | None = _seconds(
-        None, "End the watch after this long; without it, with the last run."
+        None, "Stop watching after this long; default: when the last run ends."
     )
 
     def __post_init__(self) -> None:

@@ -52,18 +52,17 @@ async def list_batches(given: Given) -> None:
 @options.command(
     "history",
     click.Argument(["text"], metavar="[TEXT]", required=False),
-    options.flag("--unfinished", "Only those that have rows left, and were not given up."),
+    options.flag("--unfinished", "Only batches with rows left that were not given up."),
     *options.OUTPUT,
 )
 async def history(given: Given) -> int:
     """List the batches of this machine, the latest last.
 
-    With TEXT, those that have it in the path of their ledger or manifest. They are told as they
-    stood when last noted; "not started" are the rows that failed, were rejected or are invalid.
-    Every launch keeps the list, in your state folder of deslaunch.
+    TEXT selects those with it in the path of ledger or manifest. Every launch adds its batch to
+    the list, in your state folder of deslaunch, with the counts at its end; "not started" are the
+    rows that failed, were rejected or are invalid.
 
     Examples:
-        deslaunch history
         deslaunch history night --unfinished
         deslaunch history --json | jq -r '.batches[] | select(.exitCode == 5) | .ledger'
     """
@@ -120,11 +119,10 @@ def _as_dict(noted: "Noted") -> dict[str, Any]:
 
 @options.command("find", click.Argument(["text"], metavar="TEXT"), *options.OUTPUT)
 async def find(given: Given) -> int:
-    """Find the rows and runs of TEXT in all batches of this machine.
+    """Find rows by TEXT in all batches of this machine.
 
-    TEXT is a key, a jobRunId or a parameter's value, the whole of it. Ledgers that are gone, or
-    can't be read, are passed over and told; an older copy of a ledger is told as such.
-    Exits with 3 where nothing is found.
+    TEXT is a whole key, jobRunId or parameter value. A warning names each ledger that is gone,
+    can't be read, or is an older copy. Exits with 3 if no row is found.
 
     Examples:
         deslaunch find store-17
@@ -178,7 +176,7 @@ async def export(given: Given) -> int:
     """Copy the batch of LEDGER, as it is now, to the new FILE.
 
     A launcher may be at work; its rows in flight are unknown in the copy. FILE is written whole or
-    not at all, for you alone to read, and replaces nothing. Of a batch in PostgreSQL: pg_dump.
+    not at all, readable by you alone, and replaces nothing. For PostgreSQL use pg_dump.
 
     Examples:
         deslaunch export night.ledger.db /backup/night.ledger.db
@@ -198,13 +196,13 @@ async def export(given: Given) -> int:
 @options.command(
     "upgrade",
     click.Argument(["ledger"], required=False, **options.PLACE),
-    options.flag("--sql", "Print the SQL that makes the schema; do nothing."),
+    options.flag("--sql", "Print the SQL that makes the schema, and change nothing."),
     *options.VOLUME,
 )
 async def upgrade(given: Given) -> int:
-    """Make the schema of LEDGER's database, or bring it up to date.
+    """Make or upgrade the schema of LEDGER's database.
 
-    LEDGER is a libpq URL, with or without #NAME. A ledger that is a file is of one version.
+    LEDGER is a libpq URL, with or without #NAME. A ledger that is a file needs no upgrade.
 
     Examples:
         deslaunch upgrade postgresql://admin@host/exports

@@ -46,21 +46,20 @@ async def _open(given: Given) -> "Ledger":
 @options.command(
     "status",
     options.LEDGER,
-    options.flag("--unknown", "Write the unknown rows as a file to fill in, for resolve --from."),
+    options.flag("--unknown", "Write the unknown rows as a CSV file for resolve --from."),
     options.file("--output -o", "With --unknown: a CSV file. Default: stdout."),
     options.FORCE,
     *options.OUTPUT,
 )
 async def status(given: Given) -> int:
-    """Say how the batch of LEDGER stands, and what to do next.
+    """Show the state of the batch of LEDGER, and what to do next.
 
-    It says why it stopped, lists its unknown rows, and prints the commands to go on with. Of
-    a database, a URL without #NAME, it lists the batches.
+    It shows why the batch stopped, its unknown rows, and the next commands. For a database (a URL
+    without #NAME) it lists the batches.
 
     Examples:
-        deslaunch status night.ledger.db --json
+        deslaunch status night.ledger.db
         deslaunch status night.ledger.db --unknown -o findings.csv
-        deslaunch status postgresql://user@host/exports
     """
     if given["output"] is not None and not given["unknown"]:
         raise click.UsageError("-o goes with --unknown")
@@ -166,24 +165,23 @@ async def _write_unknown(given: Given, ledger: "Ledger") -> None:
     options.LEDGER,
     *options.WRITTEN,
     options.value("--state", "Only rows in this state.", type=click.Choice(_STATES)),
-    options.value("--run", "Only rows with such a run.", type=click.Choice(_RUNS)),
+    options.value("--run", "Only rows whose run ended so.", type=click.Choice(_RUNS)),
     options.value("--key keys", "Only this row; repeatable.", multiple=True, metavar="KEY"),
-    options.flag("--with-manifest", "Also what each row says; ours: deslaunch.*"),
-    options.file("--split", "Write DIR/failed.csv and so on instead.", metavar="DIR"),
+    options.flag(
+        "--with-manifest", "Keep the manifest's columns; results are deslaunch.* columns."
+    ),
+    options.file("--split", "Write DIR/failed.csv, DIR/rejected.csv …", metavar="DIR"),
     *options.VOLUME,
 )
 async def results(given: Given) -> int:
-    """Write what became of every row, in manifest order.
+    """Write the outcome of every row, in manifest order.
 
-    What --with-manifest and --split write is no new batch: run refuses it. Fix rows there, and
-    take them into this batch: deslaunch resume LEDGER --corrections FILE.
+    Files of --with-manifest and --split are for corrections, and run refuses them: fix the rows
+    there, then deslaunch resume LEDGER --corrections FILE.
 
     Examples:
         deslaunch results night.ledger.db -o night.results.csv
-        deslaunch results night.ledger.db --format jsonl | jq -r .jobRunId
         deslaunch results night.ledger.db --state rejected --with-manifest -o fix.csv
-        deslaunch results night.ledger.db --run failed
-        deslaunch results night.ledger.db --split night.results
     """
     from deslaunch.report import results as writing  # noqa: PLC0415  # not needed for --help
 
@@ -221,14 +219,12 @@ async def results(given: Given) -> int:
 @options.command(
     "log",
     options.LEDGER,
-    options.flag("--follow", "Go on while the ledger grows, until a signal."),
-    options.value("--key", "Only this row's.", metavar="KEY"),
+    options.flag("--follow", "Print new entries as they come, until a signal."),
+    options.value("--key", "Only this row.", metavar="KEY"),
     *options.VOLUME,
 )
 async def log(given: Given) -> int:
-    """Print every attempt and event of LEDGER, a JSON line each.
-
-    They come in the order of time.
+    """Print every attempt and event of LEDGER as JSON lines.
 
     Examples:
         deslaunch log night.ledger.db --key store-17
@@ -265,25 +261,25 @@ async def log(given: Given) -> int:
     options.LEDGER,
     click.Argument(["keys"], metavar="[KEY]...", nargs=-1),
     options.value("--started", "The row started this run.", metavar="JOBRUNID"),
-    options.flag("--not-started", "The rows started nothing: resume may send them."),
-    options.flag("--unknown", "Take an earlier finding back."),
-    options.file("--from findings", "What status --unknown wrote, filled in."),
-    options.value("--note", "Kept with each finding.", default=""),
-    options.flag("--early", "Take --not-started although DES may list a run later than now."),
+    options.flag("--not-started", "No attempt in doubt started a run; resume may send the row."),
+    options.flag("--unknown", "Remove an earlier finding."),
+    options.file("--from findings", "The file of status --unknown, filled in."),
+    options.value("--note", "A text to keep with each finding.", default=""),
+    options.flag("--early", "Accept --not-started although DES may still list a run."),
     options.YES,
     *options.OUTPUT,
 )
 async def resolve(given: Given) -> int:
     """Record what you found out about unknown rows of LEDGER.
 
-    Rows that failed are taken too; all findings are recorded, or none. A finding can be changed
-    as long as its row was not sent again. Before DES surely lists a row's run, --not-started asks
+    Failed rows are accepted too. All findings are recorded, or none. A finding can be changed until
+    its row is sent again. For a started row, --not-started says that its other attempts started no
+    run: it is no possible duplicate any more. While DES may still list a run, --not-started asks
     on a terminal, and needs --early elsewhere.
 
     Examples:
         deslaunch resolve night.ledger.db KEY --not-started --note 'not in DES, 8:40'
         deslaunch resolve night.ledger.db KEY --started JOBRUNID
-        deslaunch resolve night.ledger.db --from findings.csv
     """
     printer, found = given.printer, await asyncio.to_thread(_findings_of, given)
 
@@ -381,20 +377,19 @@ async def _agree_to_early(early: Sequence[tuple[str, int]], given: Given) -> Non
     "withdraw",
     options.LEDGER,
     click.Argument(["keys"], metavar="[KEY]...", nargs=-1),
-    options.flag("--all-pending", "All rows that are pending."),
-    options.flag("--undo", "Give rows that were withdrawn the state that they had."),
+    options.flag("--all-pending", "All pending rows; with --undo, all withdrawn rows."),
+    options.flag("--undo", "Give withdrawn rows their earlier state again."),
     *options.OUTPUT,
 )
 async def withdraw(given: Given) -> int:
-    """Take rows of LEDGER back: they are not sent.
+    """Withdraw rows of LEDGER: they are not sent.
 
-    Only rows that have no run and none in doubt: all that are named are taken back, or none. A
-    launcher may be at work. With --undo, --all-pending stands for all rows that were withdrawn.
+    Rows that have a run or may have one are refused. All rows that you name are withdrawn, or none.
+    A launcher may be at work.
 
     Examples:
         deslaunch withdraw night.ledger.db store-17 store-18
         deslaunch withdraw night.ledger.db --all-pending
-        deslaunch withdraw night.ledger.db store-17 --undo
     """
     keys, undo = given["keys"], given["undo"]
 
@@ -422,13 +417,12 @@ async def withdraw(given: Given) -> int:
 async def control(given: Given) -> int:
     """Pause, stop or slow down the launchers at work on LEDGER.
 
-    They look once a second. WORD is pause (send nothing new), go (on), stop (drain and end, exit
-    5), concurrency=N or rate=R. What is told holds for each launcher at work, and for those that
-    join, until the last of them ends. Exits with 2 where none is at work.
+    WORD is pause (send nothing new), go (send again), stop (drain and end with exit 5),
+    concurrency=N or rate=R. Each launcher obeys within a second, and so do launchers that join,
+    until the last one ends. Exits with 2 if no launcher is at work.
 
     Examples:
         deslaunch control night.ledger.db pause
-        deslaunch control night.ledger.db go
         deslaunch control night.ledger.db concurrency=4 rate=2.5
     """
     pairs = [pair for word in given["words"] for pair in _told_by(word)]
@@ -486,9 +480,9 @@ def _told_by(word: str) -> Iterable[tuple[str, Any]]:
     *options.VOLUME,
 )
 async def report(given: Given) -> int:
-    """Write a page for a browser: causes, times, and every row.
+    """Write an HTML page: causes, times and every row.
 
-    One file that loads nothing from anywhere. Needs Jinja2, which the extra "report" brings.
+    The file loads nothing else. It needs Jinja2: pip install 'deslaunch[report]'.
 
     Examples:
         deslaunch report night.ledger.db -o night.report.html

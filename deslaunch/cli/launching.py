@@ -32,9 +32,9 @@ _MANIFEST: Final = click.Argument(["manifest"], metavar="MANIFEST")
 
 @options.command("check", _MANIFEST, *_ROWS, *options.DES, *options.OUTPUT)
 async def check(given: Given) -> int:
-    """Check every row of MANIFEST, and send nothing. "-" reads stdin.
+    """Check every row of MANIFEST and send nothing. "-" reads stdin.
 
-    Exits with 2 where a row is invalid; with 5 or 6 where DES must be asked, and can't be.
+    Exits with 2 if a row is invalid, with 5 or 6 if the jobs can't be had from DES.
 
     Examples:
         deslaunch check night.csv
@@ -73,11 +73,11 @@ async def check(given: Given) -> int:
     _MANIFEST,
     options.value(
         "--ledger",
-        "A file, or postgresql://…#NAME. Default: MANIFEST's name without its suffix + .ledger.db.",
+        "A file, or postgresql://…#NAME. Default: MANIFEST with its suffix replaced by .ledger.db.",
         show_envvar=True,
         **options.PLACE,
     ),
-    options.flag("--resume", "Go on where this very manifest was begun: for cron and containers."),
+    options.flag("--resume", "Resume the batch if this manifest was begun: for cron, containers."),
     options.JOIN,
     *_ROWS,
     *options.tuning("skip_invalid"),
@@ -86,18 +86,12 @@ async def check(given: Given) -> int:
 async def run(given: Given) -> int:
     """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required.
 
-    It says what it is about to do and, on a terminal, asks before anything is sent. With --limit
-    and --watch it is a trial: it exits with 0 where all that it started succeeded.
+    It prints a plan and, on a terminal, asks before it sends anything. --limit with --watch is a
+    trial: it exits with 0 if all runs that it started succeeded.
 
     Examples:
         deslaunch run night.csv
-        deslaunch run night.csv --watch
-        deslaunch run night.csv --ledger /var/lib/exports/night.ledger.db --concurrency 64
-        deslaunch run night.csv --dry-run --schema jobs.json | head -n 1
         deslaunch run night.csv --limit 10 --watch --yes && deslaunch resume night.ledger.db
-        deslaunch run night.csv --yes --resume --quiet
-        deslaunch run night.csv --ledger 'postgresql://user@host/exports#night' --resume --join
-        generate | deslaunch run - --format jsonl --ledger night.ledger.db
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
@@ -125,25 +119,23 @@ async def run(given: Given) -> int:
 @options.command(
     "resume",
     options.LEDGER,
-    options.value("--corrections", "Take the rows of FILE into it, by key.", metavar="FILE"),
-    options.flag("--add-rows", "FILE may hold rows that the batch lacks, with keys of their own."),
+    options.value("--corrections", "Replace rows by those of FILE, by key.", metavar="FILE"),
+    options.flag("--add-rows", "Add the rows of FILE whose keys are new.", usual=False),
     options.JOIN,
     *options.tuning("retry_failed_runs"),
     *options.FORM,
     *options.LAUNCH,
 )
 async def resume(given: Given) -> int:
-    """Send what is left of the batch of LEDGER, never what is unknown.
+    """Send the pending and failed rows of LEDGER.
 
-    It needs the ledger and DES, no manifest and no options: what earlier command lines gave is
-    kept in the ledger. It says what it is about to do and, on a terminal, asks before anything
-    is sent.
+    Unknown rows are not sent. It needs no manifest and no options: the ledger keeps the rows and
+    the options of earlier command lines. It prints a plan and, on a terminal, asks before it sends
+    anything.
 
     Examples:
         deslaunch resume night.ledger.db
         deslaunch resume night.ledger.db --corrections fix.csv
-        deslaunch resume night.ledger.db --retry-rejected --yes
-        deslaunch watch night.ledger.db; deslaunch resume night.ledger.db --retry-failed-runs
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
@@ -170,24 +162,24 @@ async def resume(given: Given) -> int:
     click.Argument(["said"], metavar="[NAME=VALUE]...", nargs=-1),
     options.value(
         "--ledger",
-        "Default: a new one in your state folder of deslaunch.",
+        "Default: a new file in your state folder of deslaunch.",
         metavar="LEDGER",
         callback=options.PLACE["callback"],
     ),
     *options.tuning("target"),
     *options.DES,
     *options.tuning("max_attempts", "max_wait", "give_up_after", "drain_timeout", "retry_5xx"),
-    options.flag("--watch", "Then follow the run to its end."),
+    options.flag("--watch", "Then watch the run until it ends."),
     *options.WATCH,
     options.ON_END,
     *options.OUTPUT,
 )
 async def start(given: Given) -> int:
-    """Start one run of the job JOBID, and print its jobRunId.
+    """Start one run of the job JOBID and print its jobRunId.
 
-    It has a ledger of its own, and the rules are those of a batch. NAME=TEXT is a parameter's
-    value, NAME=@FILE what stands in a file, NAME:=JSON any value of JSONL: a number, null, or auto
-    for the auto value. What could not be sent is withdrawn.
+    It is a batch of one row, with a ledger of its own. NAME=TEXT gives a parameter a text,
+    NAME=@FILE the text of a file, NAME:=JSON a JSON value (number, null), NAME:=auto the auto
+    value. A row that could not be sent is withdrawn.
 
     Examples:
         deslaunch start 43f87799-62c6-4001-92f9-6b3df816a6d6 DBGenFrom=1200 DBGenTo=1299
@@ -342,17 +334,18 @@ def _new_place() -> str:
     *options.CONNECTION,
     *options.tuning(
         *("max_wait", "give_up_after", "drain_timeout"),
-        concurrency="Questions in flight at most.",
-        rate="Questions a second at most; that of a launch is not kept for it.",
+        concurrency="Concurrent queries at most.",
+        rate="Queries a second at most; a launch's --rate does not apply.",
     ),
     *options.WATCH,
     options.ON_END,
     *options.OUTPUT,
 )
 async def watch(given: Given) -> int:
-    """Follow the runs of LEDGER to their end, and record it.
+    """Watch the runs of LEDGER until they end.
 
-    Ended early, it goes on where it was: a run whose end is recorded is not asked about again.
+    The ledger records how they ended. A watch that ended early can be started again: it queries
+    only runs with no recorded end.
 
     Examples:
         deslaunch watch night.ledger.db

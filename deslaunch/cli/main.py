@@ -1,16 +1,16 @@
 """argv → command → exit code: the one place where an error becomes an exit code.
 
 Exit codes:
-  0  done; of a launch: every row is started or withdrawn; of a watch: every run succeeded, too
+  0  done; launch: every row is started or withdrawn; watch: every run succeeded
   1  a bug in deslaunch
-  2  usage, configuration, or an invalid manifest: nothing was sent
-  3  finished, some rows failed, were rejected or invalid; or, watching, runs failed
-  4  finished, some rows are unknown; or, watching, DES refuses to tell of runs
-  5  DES gives no usable response; or stopped before the end: resume, or watch, goes on
+  2  usage, configuration or an invalid manifest: nothing was sent
+  3  finished; some rows failed, were rejected or are invalid; watch: some runs failed
+  4  finished; some rows are unknown; watch: DES refused some queries
+  5  no usable response, or stopped before the end: resume (or watch) continues
   6  credentials refused; the remaining rows are pending
-  7  the ledger exists, is missing, damaged, foreign, or can't be written
-  8  another launcher is at work on it
-  129, 130, 143  interrupted; drained; resume goes on
+  7  the ledger exists already, is missing, damaged or foreign, or can't be written
+  8  another launcher is at work on the ledger
+  129, 130, 143  interrupted and drained: resume continues
 """
 
 import signal
@@ -60,17 +60,16 @@ class _Group(click.Group):
 @click.group(
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="\b\n" + (__doc__ or "").partition("\n\n")[2],
+    epilog="Exit codes: deslaunch help exit-codes",
 )
 @click.version_option(__version__, prog_name="deslaunch")
 def command_line() -> None:
-    """Start thousands of DES job runs from one manifest, and know what became of every row.
+    """Start thousands of DES job runs from one manifest, and record the outcome of every row.
 
-    The base URL comes from DES_BASE_URL; the token from DES_TOKEN, DES_TOKEN_FILE or
-    DES_TOKEN_COMMAND, never from the command line. With DES_ORG_ID, DES_CLIENT_ID,
-    DES_CLIENT_SECRET, DES_USERNAME and DES_PASSWORD set instead, the auth server gives tokens
-    and tells the base URL. For many organisations, name targets in a file: deslaunch help targets.
-    All pages about topics are listed by: deslaunch help.
+    Set the base URL in DES_BASE_URL and the token in DES_TOKEN, DES_TOKEN_FILE or
+    DES_TOKEN_COMMAND, never on the command line. Or set a login in DES_ORG_ID, DES_CLIENT_ID,
+    DES_CLIENT_SECRET, DES_USERNAME and DES_PASSWORD: the auth server then gives tokens and the base
+    URL. For several organisations see deslaunch help targets; for all topics, deslaunch help.
     """
 
 

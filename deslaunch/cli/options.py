@@ -5,7 +5,7 @@ options, and what was given of it becomes :class:`~deslaunch.settings.Settings` 
 """
 
 import os
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from inspect import cleandoc
@@ -24,6 +24,7 @@ _KEPT: Final = frozenset(name for name, option in OPTIONS.items() if option.kept
 _METAVARS: Final = {
     "max_errors": "N|N%",
     "job_id": "GUID",
+    "target": "NAME",
     "delimiter": "CHAR",
     "stop_at": "HH:MM",
     "stop_after": "DURATION",
@@ -44,7 +45,7 @@ def tuning(*names: str, **texts: str) -> list[click.Parameter]:
 
 def _tuning(option: Option) -> click.Parameter:
     if option.kind is bool:
-        return flag(option.flag, option.help)
+        return flag(option.flag, option.help, usual=option.usual)
 
     choices = [choice for choice in option.choices if choice.isprintable()]
     default = shown_default(option)
@@ -55,6 +56,7 @@ def _tuning(option: Option) -> click.Parameter:
         envvar=option.variable,
         show_envvar=True,
         metavar=_METAVARS.get(option.name, option.unit.split(" ")[0].upper() or None),
+        usual=option.usual,
     )
 
 
@@ -64,20 +66,51 @@ def shown_default(option: Option) -> str:
     return default if isinstance(default, str) else f"{default:g}" if default else ""
 
 
-def value(names: str, text: str, **more: Any) -> click.Option:
-    """Return an option with a value; of type text, where no other is named.
+class _Option(click.Option):
+    """An option that ``--help`` lists only if it is usual; ``--help-all`` lists every option."""
+
+    def __init__(self, names: Sequence[str], *, usual: bool = True, **more: Any) -> None:
+        super().__init__(names, **more)
+        self.is_usual = usual
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        is_listed = self.is_usual or _LISTS_ALL in ctx.meta
+        return super().get_help_record(ctx) if is_listed else None
+
+
+_LISTS_ALL: Final = f"{__name__}.lists_all"
+
+
+def value(names: str, text: str, **more: Any) -> _Option:
+    """Return an option with a value, a text unless ``type`` is given.
 
     Args:
-        names: how it is written, and its name where that is another, with blanks between them.
-        text: for the command's page.
-        **more: see click's.
+        names: its spellings, and its parameter's name where that differs, separated by spaces.
+        text: for the command's help.
+        **more: ``usual=False`` keeps it out of ``--help``; all others are click's.
     """
-    return click.Option(names.split(" "), help=text, **more)
+    return _Option(names.split(" "), help=text, **more)
 
 
-def flag(names: str, text: str) -> click.Option:
+def flag(names: str, text: str, **more: Any) -> _Option:
     """Return an option without a value."""
-    return value(names, text, is_flag=True)
+    return value(names, text, is_flag=True, **more)
+
+
+def _list_all(context: click.Context, _: click.Parameter, is_given: bool) -> None:  # noqa: FBT001  # as click calls it
+    if is_given:
+        context.meta[_LISTS_ALL] = True
+        click.echo(context.get_help())
+        context.exit()
+
+
+_HELP_ALL: Final = flag(
+    "--help-all",
+    "Show every option and exit.",
+    is_eager=True,
+    expose_value=False,
+    callback=_list_all,
+)
 
 
 def file(names: str, text: str, **more: Any) -> click.Option:
@@ -118,36 +151,39 @@ def _read_place(context: click.Context, parameter: click.Parameter, place: str |
 
 PLACE: Final[dict[str, Any]] = {"metavar": "LEDGER", "envvar": VARIABLE, "callback": _read_place}
 LEDGER: Final = click.Argument(["ledger"], **PLACE)
-JOIN: Final = flag("--join", "Send rows beside other launchers; PostgreSQL only.")
+JOIN: Final = flag("--join", "Send rows beside other launchers; PostgreSQL only.", usual=False)
 YES: Final = flag("--yes", "Never ask.")
 ON_END: Final = value(
     "--on-end",
-    "Run this program, without a shell, once at the end: the JSON object is on its stdin.",
+    "Run this program once at the end, without a shell, with the JSON object on its stdin.",
     metavar="COMMAND",
+    usual=False,
 )
 VOLUME: Final = (
-    flag("--quiet", "Say only what must not be missed."),
-    flag("--verbose", "Say what becomes of every row."),
+    flag("--quiet", "Print only warnings, errors and next commands."),
+    flag("--verbose", "Print the outcome of every row.", usual=False),
 )
 OUTPUT: Final = (flag("--json as_json", "Print one JSON object on stdout."), *VOLUME)
-FORCE: Final = flag("--force", "Replace another file that exists; never a ledger or the manifest.")
+FORCE: Final = flag("--force", "Replace an existing file; never a ledger or the manifest.")
 WRITTEN: Final = (
     file("--output -o", "Default: stdout."),
-    value("--format", "Default: by its name, else csv.", type=click.Choice(["jsonl", "csv"])),
+    value(
+        "--format", "Default: by the output's name, else csv.", type=click.Choice(["jsonl", "csv"])
+    ),
     FORCE,
 )
 CONNECTION: Final = (
     file(
         "--config",
-        "TOML file of targets. Default: config.toml in your configuration folder of deslaunch.",
+        "TOML file of targets; default: config.toml in your configuration folder of deslaunch.",
         envvar="DESLAUNCH_CONFIG",
         show_envvar=True,
     ),
-    value("--base-url", "DES's base URL. Default: the variable DES_BASE_URL.", metavar="URL"),
-    flag("--allow-http", "Allow http:// for hosts other than loopback."),
+    value("--base-url", "Base URL of DES; default: DES_BASE_URL.", metavar="URL"),
+    flag("--allow-http", "Allow http:// for hosts other than loopback.", usual=False),
     *tuning("timeout", "connect_timeout"),
 )
-JOBS: Final = file("--schema", "Jobs in QueryJobs' form; DES is not asked for them.")
+JOBS: Final = file("--schema", "Read the jobs from this file (as jobs --json prints them).")
 DES: Final = (*CONNECTION, JOBS, *tuning("schema_max_age"))
 FORM: Final = tuning("format", "delimiter", "job_id", "target")
 WATCH: Final = tuning("interval", "max_interval", "watch_timeout")
@@ -157,9 +193,9 @@ LAUNCH: Final = (
     *tuning("max_attempts", "max_wait", "give_up_after"),
     *tuning("drain_timeout", "max_errors", "retry_5xx", "retry_rejected", "retry_unknown"),
     *tuning("accept_copy", "again"),
-    flag("--dry-run", "Print what would be sent, a JSON line each; send nothing, make no ledger."),
+    flag("--dry-run", "Print each request as a JSON line; send nothing, make no ledger."),
     YES,
-    flag("--watch", "Then follow the runs to their end."),
+    flag("--watch", "Then watch the runs until they end."),
     *WATCH,
     ON_END,
     *OUTPUT,
@@ -265,7 +301,12 @@ def command(name: str, *parameters: click.Parameter) -> Callable[[Command], clic
             return run_work(function(given), given.interrupts)
 
         text, _, examples = cleandoc(function.__doc__ or "").partition("\n\nExamples:\n")
-        epilog = f"\b\nExamples:\n{examples}\n\nExit codes: see deslaunch --help"
-        return click.Command(name, params=[*parameters], callback=call, help=text, epilog=epilog)
+        epilog = f"\b\nExamples:\n{examples}\n\nExit codes: deslaunch help exit-codes"
+        params = [*parameters]
+
+        if not all(one.is_usual for one in params if isinstance(one, _Option)):
+            params.append(_HELP_ALL)
+
+        return click.Command(name, params=params, callback=call, help=text, epilog=epilog)
 
     return decorate

@@ -36,7 +36,7 @@ TOPICS: Final = (
 """What there is a page about, in the order in which it is listed."""
 
 _TARGET: Final = options.value(
-    "--target", "Whose jobs, where there are several targets.", metavar="NAME"
+    "--target", "Target whose jobs are meant, if there are several.", metavar="NAME"
 )
 
 
@@ -44,7 +44,7 @@ _TARGET: Final = options.value(
 async def jobs(given: Given) -> int:
     """List the organisation's jobs and their JobRunParameters.
 
-    What --json prints is what --schema reads.
+    With --json, it prints what --schema of other commands reads.
 
     Examples:
         deslaunch jobs
@@ -77,10 +77,10 @@ async def _query(given: Given) -> Sequence[Job]:
 
 @options.command("targets", *options.CONNECTION, *options.OUTPUT)
 async def targets(given: Given) -> int:
-    """Ask each target for a token and its jobs: which of them work?
+    """Test each target: get a token and query its jobs.
 
-    Exits with 6 where a login or a token is refused, else with 5 where there is no usable
-    response, else with 2 where one can't be read.
+    Exits with 6 if a login or token is refused, else with 5 if a response is not usable, else with
+    2 if a token can't be read.
 
     Examples:
         deslaunch targets
@@ -136,7 +136,7 @@ async def _tell_of(name: str, client: "DesClient") -> dict[str, Any]:
     click.Argument(["job"], metavar="JOBID"),
     options.value(
         "--each",
-        "A row for each: NAME=a,b, NAME=1..20, NAME=2026-01-01..2026-01-31 or NAME=@FILE.",
+        "A row per value: NAME=a,b, NAME=1..20, NAME=2026-01-01..2026-01-31 or NAME=@FILE.",
         metavar="NAME=VALUES",
         multiple=True,
     ),
@@ -147,15 +147,13 @@ async def _tell_of(name: str, client: "DesClient") -> dict[str, Any]:
     *options.VOLUME,
 )
 async def template(given: Given) -> int:
-    """Write a manifest to begin with, of one row for the job JOBID.
+    """Write a manifest with one row for the job JOBID.
 
-    What each parameter takes is told on stderr. The row passes the check as it is; give it
-    values of your own before you launch it. With --each there is a row for every combination of
-    the values, and its key is made of them.
+    It explains each parameter on stderr. The row passes check; replace its values before you launch
+    it. --each writes a row for every combination of the values, with a key made of them.
 
     Examples:
         deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 -o night.csv
-        deslaunch template 43f87799-62c6-4001-92f9-6b3df816a6d6 --format jsonl
         deslaunch template JOBID --each DBGenFrom=1..20 --each TradingDateFrom=@days.txt -o all.csv
     """
     from deslaunch.launch.schemas import read_schema_file  # noqa: PLC0415  # not needed for --help
@@ -218,14 +216,14 @@ def _job(known: Sequence[Job], job_id: str) -> Job:
 @options.command(
     "simulate",
     options.value("--host", "Address to listen on.", default="127.0.0.1", show_default=True),
-    options.value("--port", "Default: a free one.", type=click.IntRange(0, 65535), default=0),
-    options.file("--jobs", "Jobs in QueryJobs' form. Default: two real templates."),
+    options.value("--port", "Default: a free port.", type=click.IntRange(0, 65535), default=0),
+    options.file("--jobs", "Jobs as jobs --json prints them. Default: two real templates."),
     options.file("--faults", 'A fault script: {"faults": [{"fault": "hang", "at": [3]}]}.'),
-    options.file("--log", "Every run is appended here before it is responded to."),
+    options.file("--log", "Append every run to this file before its response is sent."),
     options.flag("--oauth", "Accept only tokens of its own token endpoint."),
     options.value(
         "--token-seconds",
-        "How long a token of the token endpoint is good.  [default: 28800]",
+        "Lifetime of a token of the token endpoint.  [default: 28800]",
         type=click.FloatRange(0, min_open=True),
         default=28_800,
         metavar="SECONDS",
@@ -234,13 +232,12 @@ def _job(known: Sequence[Job], job_id: str) -> Job:
 async def simulate(given: Given) -> int:
     """Run a local DES that starts nothing, and print its base URL.
 
-    It accepts the tokens that DESLAUNCH_SIMULATE_TOKENS lists (default: simulated). It is an
-    auth server too, which takes any login; but where DES_ORG_ID, DES_CLIENT_ID,
-    DES_CLIENT_SECRET, DES_USERNAME or DES_PASSWORD is set for it, only that one.
+    It accepts the tokens in DESLAUNCH_SIMULATE_TOKENS (default: simulated). It is an auth server
+    too, and accepts any login, or only the one set in DES_ORG_ID, DES_CLIENT_ID,
+    DES_CLIENT_SECRET, DES_USERNAME and DES_PASSWORD.
 
     Examples:
         deslaunch simulate --port 8080 --log runs.jsonl
-        DESLAUNCH_SIMULATE_TOKENS='one two' deslaunch simulate --faults faults.json
         DES_ORG_ID=BISTRO DES_PASSWORD=secret deslaunch simulate --oauth --token-seconds 60
     """
     from deslaunch import simulator  # noqa: PLC0415  # not needed for --help
@@ -277,14 +274,12 @@ async def simulate(given: Given) -> int:
 
 @options.command("help", click.Argument(["topic"], metavar="[TOPIC]", required=False))
 async def help(given: Given) -> int:  # noqa: A001  # named as the command is
-    """Explain a TOPIC, or list what topics there are.
+    """Explain a TOPIC, or list the topics.
 
-    The name of a command shows what the command does and takes, as its --help does. The page is
-    Markdown, which a terminal shows laid out.
+    The name of a command shows its --help. Pages are Markdown, formatted on a terminal.
 
     Examples:
         deslaunch help
-        deslaunch help manifest
         deslaunch help options | less
     """
     topic, pages = given["topic"], await asyncio.to_thread(_read_pages)
