@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 
 FOLDER: Final = Path(deslaunch.__file__).parent / "help"
 PAGES: Final = {path.stem: path.read_text("utf-8") for path in sorted(FOLDER.iterdir())}
+README: Final = (ROOT / "README.md").read_text("utf-8")
 JOBS: Final = ROOT / "samples/jobs.json"
 SOURCES: Final = (ROOT / "README.md", *FOLDER.parent.rglob("*.py"), *FOLDER.iterdir())
 
@@ -258,12 +259,10 @@ def test_every_topic_that_is_named_exists(path: Path) -> None:
     assert named - {*TOPICS} - {*HOMES} == set()
 
 
-@pytest.mark.parametrize("topic", PAGES)
-def test_every_command_and_option_that_is_shown_exists(topic: str) -> None:
-    inline = re.findall(r"(?<!`)`([^`\n]+)`", PAGES[topic])
-    commands = COMMAND.findall(
-        "\n".join([*inline, *(text for _, text in FENCE.findall(PAGES[topic]))])
-    )
+@pytest.mark.parametrize("page", [*PAGES.values(), README], ids=[*PAGES, "README"])
+def test_every_command_and_option_that_is_shown_exists(page: str) -> None:
+    inline = re.findall(r"(?<!`)`([^`\n]+)`", page)
+    commands = COMMAND.findall("\n".join([*inline, *(text for _, text in FENCE.findall(page))]))
     unknown = {command for command, _ in commands} - {*HOMES}
     wrong = {
         (command, flag)
