@@ -546,7 +546,7 @@ async def keys_of(ledger: Ledger, consents: Consents) -> list[str]:
     return [start.key async for portion in ledger.sendable(consents) for start in portion]
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4, 5, 27, 32, 37])
+@pytest.mark.parametrize("seed", [*range(8), 27, 32, 37])
 def test_a_ledger_and_its_model_say_the_same(tmp_path: Path, seed: int) -> None:
     Walk(str(tmp_path / "night.ledger.db"), seed).go(STEPS)
 
