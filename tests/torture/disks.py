@@ -154,7 +154,7 @@ def _fill(process: subprocess.Popen[str], path: Path, fate: str) -> None:
 def deleted(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     """Delete the ledger under a launch: what it knew is rescued, and goes on."""
     tally = Tally("a ledger that is deleted")
-    rows = 600 if fast else 2_000
+    rows = 2_000
 
     def one(number: int) -> None:
         with workplace(folder / f"{number}", LONG) as place, tally.case(f"batch {number}"):
