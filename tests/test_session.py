@@ -512,7 +512,7 @@ async def test_a_listener_may_raise_at_any_event(kind: type, script: list[str]) 
         if isinstance(event, kind):
             raise ListenerError
 
-    bench = Bench(["first", "a", "b"], slots=1, script={"a": script})
+    bench = Bench(["first", "a", "b"], slots=1, script={"a": [*script]})
     bench.on_event = complain
 
     with pytest.raises(ListenerError):
