@@ -569,8 +569,8 @@ async def test_heads_that_differ_take_little_memory(monkeypatch: pytest.MonkeyPa
         for _ in range(7):
             await client.start(start_of())
 
-        way = client._way
-        assert isinstance(way, quick.QuickWay)
+        way = client._sender
+        assert isinstance(way, quick.QuickSender)
         assert 0 < len(way._heads) <= 2
 
 
@@ -699,9 +699,9 @@ async def test_many_targets_share_the_connections_that_rest(
             for _ in range(4):
                 await clients[-1].start(start_of())
 
-        ways = [repr(client._way) for client in clients]
+        ways = [repr(client._sender) for client in clients]
 
-    assert ways == [f"<QuickWay: {idle} idle, reusing>" for idle in (2, 1, 1)]
+    assert ways == [f"<QuickSender: {idle} idle, reusing>" for idle in (2, 1, 1)]
     assert [len(peer.heads) for peer in peers] == [4, 4, 4]
 
 
@@ -739,7 +739,7 @@ async def test_one_loss_on_a_kept_connection_ends_the_reuse() -> None:
     assert (type(error), sent, len(peer.heads)) == (OutcomeUnknown, True, 5)
     assert (before, peer.connections, len(runs)) == (1, 4, 3)
     assert [note.partition(":")[0] for note in notes] == [
-        "a kept connection was lost as a request was sent on it"
+        "a kept connection was lost while a request was sent"
     ]
 
 
@@ -788,7 +788,7 @@ async def test_a_second_response_later_is_not_taken_for_the_next_row_s() -> None
     assert {run.job_run_id for run in (first, second, third)} == {RUN}
     assert (peer.connections, len(notes)) == (3, 1)
     assert notes[0].startswith(
-        f"a response came that nobody asked for (it names the run {OTHER_RUN}): "
+        f"a response was received without a request (it names the run {OTHER_RUN}): "
     )
 
 
@@ -828,9 +828,7 @@ async def test_whoever_stops_the_reuse_is_told_once() -> None:
         await client.start(start_of())
 
     assert peer.connections == 2
-    assert notes == [
-        f"two rows got one run: the connections to {client.home} are not reused any more"
-    ]
+    assert notes == [f"two rows got one run: connections to {client.home} are no longer reused"]
 
 
 @pytest.mark.usefixtures("quickly")
@@ -839,13 +837,13 @@ async def test_an_idle_connection_is_closed_in_time(monkeypatch: pytest.MonkeyPa
 
     async with Peer([[OK]]).listening() as peer, client_of(peer) as client:
         await client.start(start_of())
-        idle = repr(client._way)
+        idle = repr(client._sender)
 
         async with asyncio.timeout(10):
-            while repr(client._way) == idle:  # noqa: ASYNC110  # the way tells nobody
+            while repr(client._sender) == idle:  # noqa: ASYNC110  # there is no callback
                 await asyncio.sleep(0.01)
 
-        assert repr(client._way) == "<QuickWay: 0 idle, reusing>"
+        assert repr(client._sender) == "<QuickSender: 0 idle, reusing>"
 
 
 LONG_BODY: Final = b" " * 30_000_000

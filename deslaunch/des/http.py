@@ -1,12 +1,8 @@
-"""HTTP as a start needs it: whether a byte may have left, time limits, and URLs fit for secrets.
+"""HTTP for starts: whether a byte may have left, time limits, and URLs fit for secrets.
 
-A request goes one of two ways: the quick one (``quick``), or :class:`PlainWay`, which needs
-nothing of aiohttp but what it documents and is there where ``quick`` does not know the aiohttp at
-hand. Both note in an :class:`Exchange` when the first byte may leave; nothing here sends twice.
-
-All time limits of a client are equally long, so they run out in the order in which they began,
-and one timer, set for the oldest, serves them all: a timer for each request would cost a tenth
-of the time that aiohttp needs for it.
+A request is sent by :class:`~deslaunch.des.quick.QuickSender`, or by :class:`PlainSender`, which
+needs only the documented API of aiohttp and serves where ``quick`` does not know the installed
+version. Both note in an :class:`Exchange` when the first byte may leave. Nothing is sent twice.
 """
 
 import asyncio
@@ -38,7 +34,7 @@ from deslaunch.errors import ConfigurationError, Misconfigured, NotSent, TooLate
 from deslaunch.model import Sent
 
 GRACE: Final = 0.05
-"""Seconds between the end of a limit and its being enforced."""
+"""Seconds between the end of a time limit and the cancellation of its task."""
 
 LINE: Final = 65_536
 """Bytes of one header that are read."""
@@ -47,15 +43,14 @@ HEADERS: Final = 500
 """Headers of a response that are read."""
 
 UNPACKED: Final = 1024 * 1024
-"""Bytes that a compressed response is unpacked to, at most."""
-
+"""The most bytes that a compressed response is unpacked to."""
 
 _BOOTTIME: Final = time.CLOCK_MONOTONIC if sys.platform == "darwin" else time.CLOCK_BOOTTIME
 
 boottime: Final[Callable[[], float]] = partial(time.clock_gettime, _BOOTTIME)
-"""Seconds of a clock that never goes back and counts suspension.
+"""Return seconds of a monotonic clock that counts suspension.
 
-On macOS ``CLOCK_MONOTONIC`` does; on Linux only ``CLOCK_BOOTTIME``.
+``CLOCK_MONOTONIC`` does on macOS; on Linux only ``CLOCK_BOOTTIME`` does.
 """
 
 
@@ -67,27 +62,27 @@ def safe_url(text: str, what: str = "base URL", *, allow_http: bool = False) -> 
 
     Args:
         text: ``https://…``; ``http://`` only for loopback addresses.
-        what: what the URL is, for messages.
+        what: the name of the URL in messages.
         allow_http: also allow ``http://`` for other hosts.
 
     Raises:
-        ConfigurationError: it is not; the message shows no password and no query.
+        ConfigurationError: the URL is not fit; the message shows no password and no query.
     """
     text = text.strip()
     url = _parse(text)
 
     if "@" in text:  # whatever it parses to: a password may hold a slash
         why = "holds a user name or password"
-        hint = "remove what stands before the '@': DES takes nothing but a token"
+        hint = "remove everything up to the '@': DES accepts only a token"
     elif "?" in text or "#" in text:
-        why, hint = "holds a query or fragment", "cut it off at the '?' or '#'"
+        why, hint = "holds a query or fragment", "remove the '?' or '#' and everything after it"
     elif url is None:
-        why, hint = f"{text!r} can't be used", "write https:// and the host's name"
+        why, hint = f"can't be used: expected https://HOST, got {text!r}", "write https://HOST"
     elif url.scheme == "http" and not (allow_http or is_loopback(url.host or "")):
         why = f"{text!r} would send the token in the clear"
         hint = (
-            f"write {str(url.with_scheme('https')).rstrip('/')}; "
-            "or, where nobody can listen on the way, allow http with --allow-http"
+            f"use {str(url.with_scheme('https')).rstrip('/')}; "
+            "if nobody can listen on this network, pass --allow-http"
         )
     else:
         return url
@@ -96,7 +91,7 @@ def safe_url(text: str, what: str = "base URL", *, allow_http: bool = False) -> 
 
 
 def is_loopback(host: str) -> bool:
-    """Return True if a host is this machine's own, by its address or as ``localhost``."""
+    """Return True if a host is a loopback address or ``localhost``."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -104,7 +99,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _parse(text: str) -> URL | None:
-    """Return an http or https URL with a host, or None. No error: its text may quote a password."""
+    """Return an http or https URL with a host, or None: an exception might quote a password."""
     try:
         url = URL(text)
     except ValueError:
@@ -116,10 +111,10 @@ def _parse(text: str) -> URL | None:
 def split_proxy(text: str | None) -> tuple[URL | None, dict[str, str] | None]:
     """Return a proxy's URL without credentials, and the header that carries them.
 
-    aiohttp would take both in the URL, and quote it in its errors.
+    aiohttp accepts credentials in the URL, but quotes it in its errors.
 
     Raises:
-        ConfigurationError: it can't be used; the message shows nothing of it.
+        ConfigurationError: the URL can't be used; the message does not show it.
     """
     if text is None:
         return None, None
@@ -128,7 +123,8 @@ def split_proxy(text: str | None) -> tuple[URL | None, dict[str, str] | None]:
 
     if url is None:
         raise ConfigurationError(
-            "the proxy's URL can't be used", hint="write http://host:port or http://user:password@…"
+            "the proxy's URL can't be used: expected http://HOST:PORT",
+            hint="write http://HOST:PORT or http://USER:PASSWORD@HOST:PORT",
         )
 
     if url.user is None:
@@ -139,22 +135,22 @@ def split_proxy(text: str | None) -> tuple[URL | None, dict[str, str] | None]:
 
 
 def proxy_of(url: str) -> str | None:
-    """Return the proxy that HTTPS_PROXY, HTTP_PROXY and NO_PROXY name for a URL, or None.
+    """Return the proxy for a URL by HTTPS_PROXY, HTTP_PROXY and NO_PROXY, or None.
 
-    None for this machine's own addresses: what is sent to them in the clear must not leave it.
+    Loopback addresses never have one: their requests, without TLS, must not leave the machine.
     """
     parts = URL(url)
     proxies = getproxies_environment()
     host = parts.host or ""
-    is_direct = is_loopback(host) or _needs_no_proxy(host, parts.port, proxies.get("no", ""))
+    is_direct = is_loopback(host) or _matches_no_proxy(host, parts.port, proxies.get("no", ""))
     return None if is_direct else proxies.get(parts.scheme)
 
 
-def _needs_no_proxy(host: str, port: int | None, rules: str) -> bool:
-    """Return True if one of the rules of NO_PROXY fits.
+def _matches_no_proxy(host: str, port: int | None, rules: str) -> bool:
+    """Return True if a rule of NO_PROXY matches.
 
-    A rule is ``*``, a name (which stands for what is below it too, with ``*.`` or ``.`` before
-    it or not), an address, a network (CIDR), each with ``:port`` or not, ``[v6]:port``.
+    A rule is ``*``, a domain (which includes its subdomains, with or without ``*.`` or ``.`` in
+    front), an address, or a network (CIDR), each with an optional ``:port``; ``[v6]:port``.
     """
     for rule in rules.lower().replace(",", " ").split():
         name, _, wanted = rule.partition(":") if rule.count(":") == 1 else (rule, "", "")
@@ -181,15 +177,17 @@ def _needs_no_proxy(host: str, port: int | None, rules: str) -> bool:
 
 
 class Deadlines:
-    """A time limit for blocks of tasks, ``with deadlines:``, the same for all, one a task.
+    """One time limit for many tasks: ``with deadlines:``, at most one block a task.
 
-    The block raises ``TimeoutError`` once it has run out, a moment later than it did. A loop that
-    stood still, because its machine was asleep or its disk slow, finds timers and responses
-    waiting at the same time: the responses are read first, so that none is lost to a limit that
-    only the standstill exceeded.
+    A block raises ``TimeoutError`` when its time is over, after :data:`GRACE`. If the machine
+    was suspended or its disk slow, timers and responses are due at the same time: the grace lets
+    the responses be read first, so that none is lost only because this process stood still.
+
+    All limits are equally long, so they end in the order in which they began, and one timer, set
+    for the oldest, serves them all. A timer for each request takes a tenth of aiohttp's own time.
 
     Args:
-        seconds: the length, above 0.
+        seconds: the length, more than 0.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -206,13 +204,13 @@ class Deadlines:
         self._running[task] = due, task.cancelling()
 
         if self._timer is None:
-            self._timer = self._loop.call_at(due, self._ring, due)
+            self._timer = self._loop.call_at(due, self._on_timer, due)
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> None:
-        """Tell the limit's own cancellation from another's.
+        """Turn this limit's cancellation into a TimeoutError.
 
         Raises:
-            TimeoutError: the limit ran out, and nobody else cancelled the task.
+            TimeoutError: the time is over, and nobody else cancelled the task.
         """
         task = asyncio.current_task(self._loop)
         assert task is not None
@@ -223,17 +221,17 @@ class Deadlines:
             if is_ours and kind is asyncio.CancelledError:
                 raise TimeoutError from error
 
-    def _ring(self, due: float) -> None:
-        now = max(due, self._loop.time())  # a timer may ring a little early
+    def _on_timer(self, due: float) -> None:
+        now = max(due, self._loop.time())  # a timer may fire a little early
         self._timer = self._loop.call_later(GRACE, self._enforce, now)
 
     def _enforce(self, now: float) -> None:
-        """End what was overdue when the timer rang, and set it for the next."""
+        """Cancel the tasks that were due when the timer fired, and set it for the next one."""
         self._timer = None
 
         for task, (due, cancelling) in list(self._running.items()):
             if due > now:
-                self._timer = self._loop.call_at(due, self._ring, due)
+                self._timer = self._loop.call_at(due, self._on_timer, due)
                 break
 
             del self._running[task]
@@ -245,10 +243,10 @@ class Deadlines:
 
 
 class Resolver(AbstractResolver):
-    """Looks each name up in a thread of its own, for which nobody waits at the end.
+    """Resolves each name in a daemon thread.
 
-    A lookup takes half a minute where no name server responds, and nothing can end it.
-    ``asyncio.run``, the interpreter and uvloop wait at their end for the threads that they have.
+    A lookup can take half a minute if no name server responds, and can't be cancelled.
+    ``asyncio.run`` and the interpreter would wait for a thread of the default executor.
     """
 
     async def resolve(
@@ -257,35 +255,35 @@ class Resolver(AbstractResolver):
         """Return a host's addresses.
 
         Raises:
-            OSError: it has none, or no name server responded.
+            OSError: the host has none, or no name server responded.
         """
-        found = Future[list[ResolveResult]]()
-        found.set_running_or_notify_cancel()  # from here on nobody can cancel it
-        threading.Thread(target=_look_up, args=(found, host, port, family), daemon=True).start()
-        return await asyncio.wrap_future(found)
+        addresses = Future[list[ResolveResult]]()
+        addresses.set_running_or_notify_cancel()  # a cancelled future would refuse its result
+        threading.Thread(target=_look_up, args=(addresses, host, port, family), daemon=True).start()
+        return await asyncio.wrap_future(addresses)
 
     async def close(self) -> None:
-        """Do nothing: a lookup ends by itself."""
+        """Do nothing: a lookup ends on its own."""
 
 
-def _look_up(found: Future[list[ResolveResult]], host: str, port: int, family: int) -> None:
+def _look_up(addresses: Future[list[ResolveResult]], host: str, port: int, family: int) -> None:
     flags, numeric = socket.AI_ADDRCONFIG, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV
     known = ResolveResult(hostname=host, host="", port=port, family=0, proto=0, flags=0)
 
     try:
         infos = socket.getaddrinfo(host, port, family, socket.SOCK_STREAM, flags=flags)
-        # Only getnameinfo tells the zone of an address that is good on one link alone.
+        # Only getnameinfo returns the zone of a link-local address.
         results = [
             known | {"host": socket.getnameinfo(at, numeric)[0], "family": kind, "proto": proto}
             for kind, _, proto, _, at in infos
         ]
-        found.set_result(results)
-    except Exception as exc:  # noqa: BLE001  # whatever it is, somebody waits for it
-        found.set_exception(exc)
+        addresses.set_result(results)
+    except Exception as exc:  # noqa: BLE001  # resolve() waits for it
+        addresses.set_exception(exc)
 
 
 def connector(ssl: SSLContext | None) -> aiohttp.TCPConnector:
-    """Return a maker of connections that keeps none, as many as are asked for."""
+    """Return a connector without a pool and without a limit of connections."""
     return aiohttp.TCPConnector(limit=0, force_close=True, ssl=ssl or True, resolver=Resolver())
 
 
@@ -294,23 +292,23 @@ def connector(ssl: SSLContext | None) -> aiohttp.TCPConnector:
 
 _HEADERS: Final = {
     "Accept": "application/json",
-    "Accept-Encoding": "identity",  # a small gzip can unpack to more than memory holds
+    "Accept-Encoding": "identity",  # a small gzip may unpack to more than the memory
     "User-Agent": f"deslaunch/{__version__}",
 }
 
 
 @dataclass(slots=True)
 class Route:
-    """Where requests go that differ in their bodies alone.
+    """The part of a request that is the same for each of its endpoint: all but the body.
 
     Attributes:
         url: http or https, without user and password.
-        headers: all but Host and Content-Length; those that are always the same need not be
-            passed, and none holds a line break.
+        headers: without Host and Content-Length; those of every request are added. None holds a
+            line break.
         proxy: http or https, without credentials, or None.
-        proxy_headers: for the proxy that makes a tunnel, or None.
-        head: the first bytes of every request, up to the number of the body's bytes.
-        origin: what a connection belongs to.
+        proxy_headers: for the CONNECT request of a tunnel, or None.
+        head: the bytes of every request up to the value of Content-Length.
+        origin: scheme, host and port, by which connections are reused.
     """
 
     url: URL
@@ -321,9 +319,9 @@ class Route:
     origin: str = field(init=False)
 
     def __post_init__(self) -> None:
-        relayed = self.proxy is not None and self.url.scheme == "http"  # told in the request itself
-        told = (self.proxy_headers or {}) if relayed else {}
-        self.headers = {**_HEADERS, **self.headers, **told}
+        relayed = self.proxy is not None and self.url.scheme == "http"  # there is no tunnel
+        credentials = (self.proxy_headers or {}) if relayed else {}
+        self.headers = {**_HEADERS, **self.headers, **credentials}
         lines = [
             f"POST {self.url if relayed else self.url.raw_path_qs} HTTP/1.1",
             f"Host: {self.url.host_port_subcomponent}",
@@ -336,86 +334,86 @@ class Route:
 
 @dataclass(slots=True)
 class Exchange:
-    """One request on its way, what is known of it, and what came back.
+    """One request and its response.
 
     Attributes:
         request: the body that is sent.
         sent: whether a byte may have left.
-        most: bytes of the response's body that are read.
+        limit: bytes of the response's body that are read.
         latest: when the first byte may leave at the latest, by ``clock``.
         clock: seconds of a clock that counts suspension.
-        status: of the response; 0 while its headers were not read.
-        headers: the response's, case-insensitive; set together with ``status``.
-        body: what came of the response's body, as it came.
-        flaw: why that is not all of it, or can't be relied on; else None.
-        came: the first bytes that came back, head and all, as far as they are known.
-        has_left: a byte may have left over some connection.
+        status: of the response; 0 until its headers are read.
+        headers: of the response, case-insensitive; set together with ``status``.
+        body: of the response, as far as it was received.
+        error: why ``body`` is incomplete or unreliable, or None.
+        received: the first bytes of the response including its head, as far as they are known.
+        was_sent: a byte may have left over some connection.
     """
 
     request: bytes
     sent: Sent
-    most: int
+    limit: int
     latest: float = math.inf
     clock: Callable[[], float] = boottime
     status: int = 0
     headers: CIMultiDictProxy[str] = field(init=False)
     body: bytes = b""
-    flaw: Exception | None = None
-    came: bytes = b""
-    has_left: bool = False
+    error: Exception | None = None
+    received: bytes = b""
+    was_sent: bool = False
 
-    def connect(self) -> None:
-        """Note that a connection is looked for, and that no byte has left.
+    def before_connect(self) -> None:
+        """Record that no byte has left, as a connection is about to be made.
 
         Raises:
-            RuntimeError: one had left before: it must not be sent a second time.
+            RuntimeError: the request was sent already. It must not be sent a second time.
         """
-        if self.has_left:
+        if self.was_sent:
             raise RuntimeError("this request was sent already")
 
         self.sent.clear()
 
-    def leave(self) -> None:
-        """Note that the next call lets the first byte leave.
+    def before_send(self) -> None:
+        """Record that bytes may have left, as the first is about to leave.
 
         Raises:
-            TooLate: it may not any more.
+            TooLate: ``latest`` is over.
         """
         if self.clock() > self.latest:
             self.sent.clear()
             raise TooLate(
-                "it could not be sent soon enough after its intent was recorded",
-                hint="nothing was started: it may be sent again",
+                "the request was not sent: too much time had passed since it was recorded",
+                hint="send it again; nothing was started",
             )
 
-        self.has_left = True
+        self.was_sent = True
         self.sent.set()
 
     async def read(self, content: aiohttp.StreamReader) -> None:
-        """Read the response's body; what came of it stays where that fails.
+        """Read the response's body; if that fails, ``body`` holds what was received.
 
         Raises:
-            aiohttp.ClientPayloadError: it is cut short, or what is more than ``most`` was cut off.
+            aiohttp.ClientPayloadError: it is incomplete, or longer than ``limit`` and cut off.
         """
         self.body = content.read_nowait()
 
-        while not content.at_eof() and len(self.body) <= self.most:
+        while not content.at_eof() and len(self.body) <= self.limit:
             self.body += await content.readany()
 
-        if len(self.body) > self.most:
-            self.body = self.body[: self.most]
-            raise aiohttp.ClientPayloadError(f"the response is over {self.most} bytes long")
+        if len(self.body) > self.limit:
+            self.body = self.body[: self.limit]
+            raise aiohttp.ClientPayloadError(f"the response is over {self.limit} bytes long")
 
 
-class Unasked(Exception):
-    """More came than the one response that was asked for."""
+class ExtraResponse(Exception):
+    """A second response was received for one request."""
 
 
-class PlainWay:
+class PlainSender:
     """Sends by ``ClientSession.post``, each request over a connection of its own.
 
-    A kept connection can't be looked at from outside of aiohttp: a response that nobody asked for
-    would be taken for the next one's. What is not seen to be unsent counts as sent.
+    It keeps no connection, because it can't see whether an extra response was received on it
+    between two requests. A request counts as sent unless aiohttp reports that it was not.
 
     Args:
         ssl: TLS settings, or None for the system's.
@@ -424,9 +422,9 @@ class PlainWay:
 
     def __init__(self, ssl: SSLContext | None, connect_timeout: float, _: object = None) -> None:
         trace = aiohttp.TraceConfig()
-        trace.on_connection_create_start.append(_calling(Exchange.connect))
+        trace.on_connection_create_start.append(_calling(Exchange.before_connect))
         trace.on_connection_create_end.append(_calling(lambda exchange: exchange.sent.set()))
-        trace.on_request_headers_sent.append(_calling(Exchange.leave))
+        trace.on_request_headers_sent.append(_calling(Exchange.before_send))
         self._session = aiohttp.ClientSession(
             connector=connector(ssl),
             timeout=aiohttp.ClientTimeout(total=None, connect=connect_timeout),
@@ -438,14 +436,14 @@ class PlainWay:
         )
 
     async def post(self, route: Route, exchange: Exchange) -> None:
-        """Send a request once and take in its response; no redirect is followed.
+        """Send a request once and read its response; no redirect is followed.
 
         Raises:
             TooLate: no byte left.
             aiohttp.ClientError: as ``ClientSession.post`` raises it.
-            Exception: where ``exchange.status`` is known, the body is not whole.
+            Exception: if ``exchange.status`` is set, the body is incomplete.
         """
-        exchange.sent.set()  # as far as is known from here on
+        exchange.sent.set()  # until aiohttp reports that no byte has left
 
         try:
             response = await self._session.post(
@@ -458,7 +456,7 @@ class PlainWay:
                 trace_request_ctx=exchange,
             )
         except aiohttp.ClientResponseError as exc:
-            exchange.came = exc.message.encode()
+            exchange.received = exc.message.encode()
             raise
 
         exchange.status, exchange.headers = response.status, response.headers
@@ -466,7 +464,7 @@ class PlainWay:
         try:
             await exchange.read(response.content)
         finally:
-            response.close()  # where it came before the upload ended, aiohttp would wait for ever
+            response.close()  # aiohttp waits without end for an upload that the server ignores
 
     def stop_reusing(self) -> None:
         """Do nothing: no connection is reused."""
@@ -477,7 +475,7 @@ class PlainWay:
 
 
 def _calling(note: Callable[[Exchange], None]) -> Callable[..., Awaitable[None]]:
-    """Return a trace hook that calls ``note`` with the exchange that is traced."""
+    """Return a trace hook that calls ``note`` with its exchange."""
 
     async def hook(_: object, context: SimpleNamespace, __: object) -> None:
         note(context.trace_request_ctx)
@@ -486,10 +484,10 @@ def _calling(note: Callable[[Exchange], None]) -> Callable[..., Awaitable[None]]
 
 
 def unpacked(body: bytes, encoding: str) -> bytes:
-    """Return a body without its Content-Encoding; as it is where that can't be undone.
+    """Return a decompressed body; the body itself if that fails or the encoding is unknown.
 
-    We ask for none, as a small gzip can unpack to more than memory holds; some send it all the
-    same. What is cut off is unpacked as far as it goes, at most to 1 MiB.
+    Every request asks for no encoding, but some gateways compress all the same. An incomplete body
+    is decompressed as far as possible, and none beyond 1 MiB.
     """
     windows = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
 
@@ -502,49 +500,47 @@ def unpacked(body: bytes, encoding: str) -> bytes:
     return body
 
 
-# -- What aiohttp raises before anything is sent ----------------------------------------------
+# -- Exceptions of aiohttp, as verdicts and texts ----------------------------------------------
 
 _Kinds: TypeAlias = type[Exception] | tuple[type[Exception], ...]
 _CUT_OFF: Final = SSLEOFError, SSLZeroReturnError
 _UNTRUSTED: Final = aiohttp.ClientConnectorCertificateError, aiohttp.ServerFingerprintMismatch
 _BAD_URL: Final = aiohttp.InvalidURL, aiohttp.NonHttpUrlClientError
 
-_FAULTS: Final[Sequence[tuple[_Kinds, type[NotSent], str]]] = (
-    (_CUT_OFF, NotSent, "the connection broke off during the TLS handshake"),
+_UNSENT: Final[Sequence[tuple[_Kinds, type[NotSent], str]]] = (
+    (_CUT_OFF, NotSent, "the server closed the connection during the TLS handshake"),
     (_UNTRUSTED, Misconfigured, "the server's certificate is not trusted"),
-    (aiohttp.ClientConnectorSSLError, Misconfigured, "server and client agree on no TLS"),
-    (_BAD_URL, Misconfigured, "the URL can't be used"),
-    (aiohttp.ClientConnectorDNSError, NotSent, "the host's name can't be looked up"),
-    (aiohttp.ClientProxyConnectionError, NotSent, "the proxy can't be connected to"),
+    (aiohttp.ClientConnectorSSLError, Misconfigured, "the TLS handshake failed"),
+    (_BAD_URL, Misconfigured, "the URL is invalid"),
+    (aiohttp.ClientConnectorDNSError, NotSent, "the host name can't be resolved"),
+    (aiohttp.ClientProxyConnectionError, NotSent, "can't connect to the proxy"),
     (aiohttp.ClientHttpProxyError, NotSent, "the proxy refused to connect"),
-    (TimeoutError, NotSent, "no connection was made in time"),
-    (aiohttp.ClientConnectorError, NotSent, "no connection can be made"),
+    (TimeoutError, NotSent, "connecting timed out"),
+    (aiohttp.ClientConnectorError, NotSent, "can't connect"),
     (Exception, NotSent, "nothing was sent"),
 )
-"""The first that applies, to an exception or to the system's error within it."""
+"""The first that matches an exception, or the system's error within it, applies."""
 
-_LOST: Final[Sequence[tuple[_Kinds, type[NotSent], str]]] = (
-    (TimeoutError, NotSent, "no whole response came in time"),
-    ((aiohttp.ClientResponseError, HttpProcessingError), NotSent, "what came back is no HTTP"),
-    (Exception, NotSent, "the connection broke off before a response came"),
+_NO_RESPONSE: Final[Sequence[tuple[_Kinds, type[NotSent], str]]] = (
+    (TimeoutError, NotSent, "the response timed out"),
+    ((aiohttp.ClientResponseError, HttpProcessingError), NotSent, "the response is not HTTP"),
+    (Exception, NotSent, "the connection was lost before a response"),
 )
 
 
-def fault_of(exc: Exception, sent: Sent) -> tuple[type[NotSent], str]:
-    """Return what it means that no response came.
+def failure_of(exc: Exception, sent: Sent) -> tuple[type[NotSent], str]:
+    """Return the verdict on a request without a response, and a text.
 
     Args:
         exc: what aiohttp raised.
         sent: whether a byte may have left.
 
     Returns:
-        What to raise where none had left, and what happened, in words, with what the system or
-        the proxy said of it.
+        The exception to raise if no byte had left, and the reason in words, with the message of
+        the system or the proxy.
     """
-    faults, within = _LOST if sent else _FAULTS, getattr(exc, "os_error", None)
-    verdict, text = next(
-        (v, t) for k, v, t in faults if isinstance(exc, k) or isinstance(within, k)
-    )
+    rules, within = _NO_RESPONSE if sent else _UNSENT, getattr(exc, "os_error", None)
+    verdict, text = next((v, t) for k, v, t in rules if isinstance(exc, k) or isinstance(within, k))
     why = exc.strerror if isinstance(exc, OSError) else None
 
     if isinstance(exc, aiohttp.ClientHttpProxyError):

@@ -1,14 +1,14 @@
-"""The quick way over aiohttp's connections; everything works without it.
+"""A faster sender over aiohttp's connections; everything works without it.
 
-A connection from aiohttp's connector, one write, one response by aiohttp's parser. What a session
-would prepare for redirects, cookies, middlewares and traces, a start has none of, and a route
-knows its headers ahead: that takes half the time. The parts that are called are no documented
-API. Where the aiohttp at hand does not have them as they are known here, ``IS_KNOWN`` is false.
+It takes a connection from aiohttp's connector, writes the request at once, and reads the response
+with aiohttp's parser. It skips redirects, cookies, middlewares and traces, which a start does not
+need, and so takes half the time of a session. The parts of aiohttp that it calls are not
+documented: if the installed version differs in them, ``IS_KNOWN`` is false.
 
-Connections are kept here, not in aiohttp's pool, so that what happens to them between two requests
-is seen. A server may close one a few milliseconds after a good response, or send it a second
-response: either would cost the next start its own. So a kept connection rests before it is used
-again, while there are not too many that rest; both faults show themselves meanwhile.
+It keeps connections itself, instead of in aiohttp's pool, to see what happens to them between two
+requests. A server may close one a few milliseconds after a response, or send a second response;
+either would make the next start unknown. So a connection rests before it is reused, unless too
+many do, and both faults show in the meantime.
 """
 
 import asyncio
@@ -24,32 +24,32 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import aiohttp
 
-from deslaunch.des.http import HEADERS, LINE, Exchange, Route, Unasked, connector
+from deslaunch.des.http import HEADERS, LINE, Exchange, ExtraResponse, Route, connector
 
-if TYPE_CHECKING:  # another aiohttp may have none
+if TYPE_CHECKING:  # the installed aiohttp may have none
     from aiohttp.connector import Connection
 
 KEEPALIVE: Final = 2.0
-"""Seconds that an idle connection is kept: shorter than any server's own limit, because a
-start on a connection that the server closed meanwhile ends unknown."""
+"""Seconds for which an idle connection is kept. Shorter than the limit of any server, because a
+start on a connection that the server is closing becomes unknown."""
 
 REST: Final = 0.05
-"""Seconds for which a connection is left alone after a response."""
+"""Seconds for which a connection is not used after a response."""
 
 SPARE: Final = 256
-"""Idle connections that all clients of an event loop keep together, at most, and no more than a
-quarter of the files that this process may open. At the limit the oldest is used without a rest."""
+"""The most idle connections of all clients of an event loop together, but at most a quarter of the
+files that this process may open. At the limit the oldest is used without a rest."""
 
 KEPT: Final = 65_536
-"""Bytes of what came back that are kept for a fault."""
+"""Bytes of a response that are kept for error messages."""
 
 KNOWN_HEADS: Final = 64
-"""Heads of whole responses that are kept with what aiohttp's parser made of them: the same bytes
-before a body of the same length mean the same, and many responses of a second differ in their
-bodies alone. A start costs a sixth less then."""
+"""Heads of complete responses that are kept together with their parsed form. Many responses within
+a second differ only in their bodies: the same head before a body of the same length is not parsed
+again, which saves a sixth of a start's time."""
 
 _END: Final = b"\r\n\r\n"
-_ANNOUNCING: Final = {*range(100, 200)} - {101}  # responses that come before the one that counts
+_INTERIM: Final = {*range(100, 200)} - {101}  # responses that precede the final one
 _SECONDS: Final = re.compile(r"timeout\s*=\s*([0-9]{1,9})", re.IGNORECASE)
 _TIMED_OUT: Final = (b"HTTP/1.1 408 ", b"HTTP/1.0 408 ")
 _READS: Final[Mapping[str, Any]] = {
@@ -70,11 +70,11 @@ PARTS: Final[Mapping[str, str]] = {
     "aiohttp.client_proto:ResponseHandler.data_received": "self data",
     "aiohttp.client_proto:ResponseHandler.feed_data": "self data",
 }
-"""The parts of aiohttp that are called here, with the names of the parameters they are given."""
+"""The parts of aiohttp that are called here, with the parameters that are passed."""
 
 
 def is_known(parts: Mapping[str, str] = PARTS) -> bool:
-    """Return True if aiohttp's parts are there and take what the quick way gives them."""
+    """Return True if the parts of aiohttp exist and accept these parameters."""
     try:
         for part, names in parts.items():
             inspect.signature(pkgutil.resolve_name(part)).bind(**dict.fromkeys(names.split()))
@@ -87,30 +87,33 @@ def is_known(parts: Mapping[str, str] = PARTS) -> bool:
 IS_KNOWN: Final = is_known()
 
 
-_WAYS: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, WeakSet["QuickWay"]]] = (
+_SENDERS: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, WeakSet["QuickSender"]]] = (
     WeakKeyDictionary()
 )
-"""Of each event loop, as many targets share the files that their process may open."""
+"""The senders of each event loop: they share the limit of idle connections."""
 
 
 def count_spare() -> int:
-    """Return how many connections may be idle, by the files that this process may open now."""
+    """Return the limit of idle connections, by the files that this process may open now."""
     return min(SPARE, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
 
-class _Link(asyncio.Protocol):
-    """A connection; it stands before aiohttp's protocol and sees what comes before that does.
+class _Connection(asyncio.Protocol):
+    """A connection: a protocol in front of aiohttp's, which sees every byte first.
 
-    That one need not know when writing pauses, as it writes nothing, nor of an EOF before the
-    connection is lost.
+    It need not pass on that writing is paused, or that an EOF was received: aiohttp's protocol
+    writes nothing here, and learns when the connection is lost.
 
     Args:
-        heads: of whole responses by their length, shared by all connections of a client.
+        connection: a new one of aiohttp's connector.
+        origin: scheme, host and port of its server.
+        heads: the known heads, shared by all connections of a sender.
+        on_unreliable: called with the reason not to reuse connections, and the bytes received.
 
     Attributes:
-        origin: what it leads to.
-        rests_until: when it may be used again, by the loop's clock; 0 while it was not kept.
-        expires: when it may not be used any more.
+        origin: scheme, host and port of its server.
+        rests_until: when it may be used again, by the loop's clock; 0 before the first request.
+        expires: when it must no longer be used.
     """
 
     def __init__(
@@ -118,7 +121,7 @@ class _Link(asyncio.Protocol):
         connection: "Connection",
         origin: str,
         heads: dict[tuple[bytes, int], Any],
-        on_doubt: Callable[[str, bytes], None],
+        on_unreliable: Callable[[str, bytes], None],
     ) -> None:
         handler, transport = connection.protocol, connection.transport
 
@@ -129,7 +132,7 @@ class _Link(asyncio.Protocol):
         self.origin = origin
         self.rests_until = self.expires = 0.0
         self._heads = heads
-        self._on_doubt = on_doubt
+        self._on_unreliable = on_unreliable
         self._exchange: Exchange | None = None
         self._connection = connection
         self._handler, self._transport = handler, transport
@@ -143,22 +146,22 @@ class _Link(asyncio.Protocol):
         if exchange is None:
             self.expires = 0.0
 
-            if not data.startswith(_TIMED_OUT):  # which is only how some servers close
-                self._on_doubt("a response came that nobody asked for", data)
+            if not data.startswith(_TIMED_OUT):  # some servers send a 408 when they close
+                self._on_unreliable("a response was received without a request", data)
 
             return
 
-        if not exchange.came:
+        if not exchange.received:
             head, _, body = data.partition(_END)
             message = self._heads.get((head, len(body)))
 
             if message is not None:
-                exchange.came, exchange.body = data, body
+                exchange.received, exchange.body = data, body
                 self._handler.feed_data((message, aiohttp.EMPTY_PAYLOAD))
                 return
 
-        if len(exchange.came) < KEPT:
-            exchange.came += data
+        if len(exchange.received) < KEPT:
+            exchange.received += data
 
         self._feed(data)
 
@@ -166,45 +169,47 @@ class _Link(asyncio.Protocol):
         self.expires = 0.0
         self._handler.connection_lost(exc)
 
-    async def ask(self, head: bytes, exchange: Exchange) -> None:
-        """Send a request and take in its response."""
+    async def send(self, head: bytes, exchange: Exchange) -> None:
+        """Send a request and read its response."""
         handler = self._handler
         self._exchange = exchange
-        exchange.leave()
+        exchange.before_send()
         request = exchange.request
         self._transport.write(b"%b%d\r\n\r\n%b" % (head, len(request), request))
 
         try:
             message, content = await handler.read()
 
-            while message.code in _ANNOUNCING:
+            while message.code in _INTERIM:
                 message, content = await handler.read()
         except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError):
             if self.rests_until:  # it was kept
-                why = "a kept connection was lost as a request was sent on it"
-                self._on_doubt(why, exchange.came)
+                reason = "a kept connection was lost while a request was sent"
+                self._on_unreliable(reason, exchange.received)
 
             raise
 
         exchange.status, exchange.headers = message.code, message.headers
 
-        if content is not aiohttp.EMPTY_PAYLOAD:  # else there is no body, or it was taken already
+        if (
+            content is not aiohttp.EMPTY_PAYLOAD
+        ):  # else there is no body, or data_received() has set it
             await self._read_body(exchange, message, content)
 
         if len(handler):
-            exchange.body = exchange.came
-            why = "two responses came to one request"
-            self._on_doubt(why, exchange.came)
-            raise Unasked(why)
+            exchange.body = exchange.received
+            reason = "a request got two responses"
+            self._on_unreliable(reason, exchange.received)
+            raise ExtraResponse(reason)
 
         self._exchange = None
 
     async def _read_body(
         self, exchange: Exchange, message: Any, content: aiohttp.StreamReader
     ) -> None:
-        head, _, body = exchange.came.partition(_END)
+        head, _, body = exchange.received.partition(_END)
 
-        # Most come in one piece: then this is the body, and aiohttp's stream need not be asked.
+        # Most arrive in one piece: then this is the body, and aiohttp's stream need not be read.
         if not content.is_eof() or message.headers.get("Content-Length") != str(len(body)):
             await exchange.read(content)
             return
@@ -218,76 +223,76 @@ class _Link(asyncio.Protocol):
             self._heads[head, len(body)] = message
 
     def is_clean(self) -> bool:
-        """Return True if nothing of a request and its response is left on the way."""
+        """Return True if the request and its response are complete."""
         is_over = self._exchange is None and not self._handler.should_close
         return is_over and not self._transport.get_write_buffer_size()
 
     def is_usable(self, now: float) -> bool:
-        """Return True if a request may go over it."""
+        """Return True if a request may be sent over it."""
         return now < self.expires and not self._transport.is_closing()
 
     def close(self) -> None:
-        """Close the connection, also where an upload has not ended."""
+        """Close the connection, even during an upload."""
         if self._transport.get_write_buffer_size():
             self._transport.abort()
 
         self._connection.close()
 
 
-class QuickWay:
-    """Sends requests over connections that it keeps. It promises what ``PlainWay`` does.
+class QuickSender:
+    """Sends requests over kept connections, with the promises of ``PlainSender``.
 
     Args:
         ssl: TLS settings, or None for the system's.
         connect_timeout: seconds to resolve, connect and shake hands.
-        on_doubt: told why connections should not be reused any more, and what came.
+        on_unreliable: called with the reason not to reuse connections, and the bytes received.
     """
 
     def __init__(
         self,
         ssl: SSLContext | None,
         connect_timeout: float,
-        on_doubt: Callable[[str, bytes], None],
+        on_unreliable: Callable[[str, bytes], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connector = connector(ssl)
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_timeout)
         self._spare = count_spare()
         self._rests = True
-        self._on_doubt = on_doubt
+        self._on_unreliable = on_unreliable
         self._reuses = True
-        self._idle: deque[_Link] = deque()
+        self._idle: deque[_Connection] = deque()
         self._heads: dict[tuple[bytes, int], Any] = {}
         self._sweeper: asyncio.TimerHandle | None = None
-        self._ways = _WAYS.setdefault(self._loop, WeakSet())
-        self._ways.add(self)
+        self._senders = _SENDERS.setdefault(self._loop, WeakSet())
+        self._senders.add(self)
 
     def __repr__(self) -> str:
         state = "reusing" if self._reuses else "not reusing"
-        return f"<QuickWay: {len(self._idle)} idle, {state}>"
+        return f"<QuickSender: {len(self._idle)} idle, {state}>"
 
     async def post(self, route: Route, exchange: Exchange) -> None:
-        """Send a request once and take in its response; no redirect is followed.
+        """Send a request once and read its response; no redirect is followed.
 
         Raises:
             TooLate: no byte left.
             aiohttp.ClientError: as ``ClientSession.post`` raises it.
-            aiohttp.http.HttpProcessingError: what came back is no HTTP.
-            Unasked: more than one response came.
-            Exception: where ``exchange.status`` is known, the body is not whole.
+            aiohttp.http.HttpProcessingError: the response is not HTTP.
+            ExtraResponse: there was more than one response.
+            Exception: if ``exchange.status`` is set, the body is incomplete.
         """
-        link = self._take(route.origin, rested=self._rests) or await self._connect(route)
+        connection = self._take(route.origin, rested=self._rests) or await self._connect(route)
 
         try:
-            await link.ask(route.head, exchange)
+            await connection.send(route.head, exchange)
         finally:
-            if self._reuses and link.is_clean():
-                self._keep(link, exchange.headers.get("Keep-Alive"))
+            if self._reuses and connection.is_clean():
+                self._keep(connection, exchange.headers.get("Keep-Alive"))
             else:
-                link.close()
+                connection.close()
 
     def stop_reusing(self) -> None:
-        """Let each connection serve one request only, from now on."""
+        """Use each connection for one request only from now on."""
         self._reuses = False
 
         while self._idle:
@@ -303,10 +308,10 @@ class QuickWay:
         await self._connector.close()
 
     def _count_idle(self) -> int:
-        return sum(len(way._idle) for way in self._ways)
+        return sum(len(sender._idle) for sender in self._senders)
 
-    def _take(self, origin: str, *, rested: bool) -> _Link | None:
-        """Return a kept connection that is usable, or None where a new one is to be made."""
+    def _take(self, origin: str, *, rested: bool) -> _Connection | None:
+        """Return a kept connection that may be used, or None if a new one must be made."""
         now = self._loop.time()
 
         while self._idle:
@@ -315,16 +320,16 @@ class QuickWay:
             if is_resting and self._count_idle() < self._spare:
                 return None
 
-            link = self._idle.popleft()
+            connection = self._idle.popleft()
 
-            if link.origin == origin and link.is_usable(now):
-                return link
+            if connection.origin == origin and connection.is_usable(now):
+                return connection
 
-            link.close()
+            connection.close()
 
         return None
 
-    async def _connect(self, route: Route) -> _Link:
+    async def _connect(self, route: Route) -> _Connection:
         request = aiohttp.ClientRequest(
             "POST",
             route.url,
@@ -334,35 +339,35 @@ class QuickWay:
         )
 
         try:
-            connection = await self._connector.connect(request, [], self._timeout)
+            made = await self._connector.connect(request, [], self._timeout)
         except OSError:
-            if (link := self._take(route.origin, rested=False)) is not None:
-                self._rests = False  # the server, or this process, has no room for more
-                return link
+            if (kept := self._take(route.origin, rested=False)) is not None:
+                self._rests = False  # the server, or this process, can't open more
+                return kept
 
             raise
 
-        return _Link(connection, route.origin, self._heads, self._on_doubt)
+        return _Connection(made, route.origin, self._heads, self._on_unreliable)
 
-    def _keep(self, link: _Link, header: str | None) -> None:
-        """Keep a connection for the next request; its server may have said how long it waits."""
+    def _keep(self, connection: _Connection, header: str | None) -> None:
+        """Keep a connection for the next request, for half of its server's limit at most."""
         now = self._loop.time()
         seconds = KEEPALIVE
 
         if header and (found := _SECONDS.search(header)):
             seconds = min(seconds, int(found[1]) / 2)
 
-        link.rests_until, link.expires = now + REST, now + seconds
-        self._idle.append(link)
+        connection.rests_until, connection.expires = now + REST, now + seconds
+        self._idle.append(connection)
 
         if self._count_idle() > self._spare:
-            max(self._ways, key=lambda way: len(way._idle))._idle.popleft().close()
+            max(self._senders, key=lambda sender: len(sender._idle))._idle.popleft().close()
 
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(KEEPALIVE, self._sweep)
 
     def _sweep(self) -> None:
-        """Close what was idle for too long."""
+        """Close the connections that were idle for too long."""
         self._sweeper = None
         now = self._loop.time()
 

@@ -1,10 +1,10 @@
-"""Where tokens come from, and how one that DES refused is replaced.
+"""Where tokens come from, and how a refused one is replaced.
 
-A source only fetches: from the environment, a file, a command, or the auth server, where a
-password buys the first token and refresh tokens buy the next. :class:`TokenKeeper` decides when,
-so that many requests which were refused together ask the source once. A token's text is in no
-``repr``, no message and no exception, and :meth:`TokenKeeper.scrub` cuts it out of what others say.
-Nothing of the auth server's response is repeated but one of the error codes of RFC 6749.
+A source fetches a token: from the environment, a file, a command, or the auth server, with a
+password at first and then with refresh tokens. :class:`TokenKeeper` decides when, so that many
+requests that were refused together fetch once. No ``repr``, message or exception holds a token,
+and :meth:`TokenKeeper.scrub` replaces tokens in what others write. Of the auth server's response
+only the error codes of RFC 6749 are shown.
 """
 
 import asyncio
@@ -30,36 +30,36 @@ from deslaunch.des import http, wire
 from deslaunch.model import Sent
 
 SCRUBBED: Final = "[token]"
-"""What stands where a token was cut out."""
+"""The replacement of a token."""
 
 _VISIBLE: Final = re.compile(r"[!-~]+")
 _SECRET_LIKE: Final = re.compile(r"\S{20,}")
-_SHORT: Final = 8  # characters of a token below which it may be a part of any word
+_SHORT: Final = 8  # characters: a token below that may be a part of any word
 _LINE_LIMIT: Final = 200
 _OUTPUT_LIMIT: Final = 65_536  # bytes of a command's output that are read
-_LAST_WORDS: Final = 1.0  # seconds that a command's output may take to close after its end
+_CLOSE_TIMEOUT: Final = 1.0  # seconds after a command's end in which its output must close
 _GRANT_LIMIT: Final = 65_536  # bytes of the auth server's response that are read
-_SILENCE: Final = 1.0
-"""Seconds for which a source that failed is left alone, where it did not ask for more."""
-
+_RETRY_PAUSE: Final = 1.0
+"""Seconds after which a source that failed may be tried again, unless it asked for more."""
 
 Secret = str | Callable[[], str]
-"""A text that must not be shown, or a function that gives it, called in a worker thread."""
+"""A secret string, or a function that returns it and is called in a worker thread."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A bearer token that is fit for a header; its text is not shown by ``repr`` or ``str``.
+    """A bearer token; neither ``repr`` nor ``str`` shows its text.
 
-    It is a source, too, of a token that never changes.
+    It is also a :class:`TokenSource`, of this one token: once DES refuses it, there is no newer
+    one.
 
     Attributes:
-        text: visible ASCII, at least one character; surrounding white space was stripped.
-        svc: base URL of the DES that takes it, where the source tells.
+        text: one or more visible ASCII characters; white space around it is stripped.
+        svc: base URL of the DES that accepts it, or None if the source does not name it.
 
     Raises:
-        CredentialsRefused: the text is empty, or holds a blank, a line break or another
-            character that a header can't carry.
+        CredentialsRefused: the text is empty, or holds white space or a character that is not
+            ASCII. The message does not show it.
     """
 
     text: str = field(repr=False)
@@ -72,7 +72,7 @@ class Token:
             odd = "holds a blank, a line break or a character that is not ASCII"
             raise errors.CredentialsRefused(
                 f"the token {odd if stripped else 'is empty'}",
-                hint="give the bare token alone, without 'Bearer' and on one line",
+                hint="pass the bare token on one line, without 'Bearer'",
             )
 
         object.__setattr__(self, "text", stripped)
@@ -83,28 +83,34 @@ class Token:
 
 
 class TokenSource(Protocol):
-    """Anything that can fetch the token which is valid now.
+    """An object that fetches the current token. Any class with this method is one.
 
-    One that has an attribute ``org_id`` gives this organisation's tokens, each of which names its
-    DES in ``svc``.
+    Its ``fetch`` is called before the first request, and again after DES refused the token with
+    401: never twice at the same time, and not within a second of a failure.
+
+    A source may have an attribute ``org_id``. It then promises that its tokens are for this
+    organisation and name their DES in ``svc``, so that a client needs no base URL.
     """
 
     async def fetch(self) -> Token | str:
-        """Return the current token; called again after DES refused the one before.
+        """Return the current token.
+
+        Returning a token that DES has refused stops the launch (CredentialsRefused), as does any
+        exception but ``NotSent``.
 
         Raises:
-            CredentialsRefused: there is none.
-            NotSent: there may be one later.
+            CredentialsRefused: there is no token.
+            NotSent: a token may be available later; ``retry_after`` says when, in seconds.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class EnvToken:
-    """A token in an environment variable, read on each fetch.
+    """A token in an environment variable, read at each fetch.
 
     Attributes:
-        variable: the variable's name.
+        variable: name of the variable.
     """
 
     variable: str = "DES_TOKEN"
@@ -113,14 +119,14 @@ class EnvToken:
         """Return the variable's value.
 
         Raises:
-            CredentialsRefused: the variable is unset, or its value can't be a token.
+            CredentialsRefused: the variable is not set, or its value can't be a token.
         """
         text = os.environ.get(self.variable)
 
         if text is None:
             raise errors.CredentialsRefused(
                 f"the environment variable {self.variable} is not set",
-                hint=f"set {self.variable} to a DES token",
+                hint=f"set {self.variable} to a token of DES",
             )
 
         return Token(text)
@@ -128,16 +134,16 @@ class EnvToken:
 
 @dataclass(frozen=True, slots=True)
 class FileToken:
-    """A token alone in a file, read anew on each fetch so that others may replace it.
+    """A token in a file, read at each fetch, so that another program may replace it.
 
     Attributes:
-        path: the file.
+        path: a file with the token and nothing else, in ASCII.
     """
 
     path: Path | str
 
     async def fetch(self) -> Token:
-        """Return the file's content, read in a worker thread.
+        """Return the file's content.
 
         Raises:
             CredentialsRefused: the file can't be read, or its content can't be a token.
@@ -147,27 +153,32 @@ class FileToken:
         except OSError as exc:
             raise errors.CredentialsRefused(
                 f"the token file {str(self.path)!r} can't be read: {exc.strerror}",
-                hint="check the file's path and permissions",
+                hint="check its path and permissions",
             ) from exc
 
         return Token(content.decode("utf-8", "replace"))
 
 
 class CommandToken:
-    """A token that a command prints on its standard output. There is no shell.
+    """A token that a command prints to its standard output; it is run at each fetch.
+
+    There is no shell, and standard input is empty. After its end, or after ``timeout``, every
+    process of its session is killed. Arguments can be seen by every user of the machine: don't
+    pass a secret in them.
 
     Args:
         argv: the command and its arguments.
-        timeout: seconds, more than 0; then the command is killed with all that it started.
+        timeout: seconds for one run, more than 0.
 
     Raises:
-        ConfigurationError: ``argv`` is empty, one string instead of a list, or holds a NUL.
+        ConfigurationError: ``argv`` is a string, is empty, or holds a NUL.
     """
 
     def __init__(self, argv: Sequence[str], timeout: float = 30) -> None:
         if isinstance(argv, str) or not argv or any("\0" in word for word in argv):
             raise errors.ConfigurationError(
-                "the token command must be a list of strings",
+                f"the token command: expected a list of strings, got {type(argv).__name__}"
+                f"{' with a NUL' if argv and not isinstance(argv, str) else ''}",
                 hint='write ["vault", "read", "-field=token", "secret/des"]; there is no shell',
             )
 
@@ -181,8 +192,9 @@ class CommandToken:
         """Run the command and return what it printed.
 
         Raises:
-            CredentialsRefused: the command can't be run, failed, took too long, or printed
-                something that can't be a token.
+            CredentialsRefused: the command can't be run, failed, timed out, or printed something
+                that can't be a token, or over 64 KiB. The message shows the last line of its
+                standard error, at most 200 characters, without words of 20 characters or more.
         """
         try:
             transport, output = await asyncio.get_running_loop().subprocess_exec(
@@ -193,20 +205,20 @@ class CommandToken:
             )
         except OSError as exc:
             why = f"can't be run: {exc.strerror}"
-            raise self._refused(why, "check the command's name and PATH") from exc
+            raise self._refused(why, "check its name and PATH") from exc
 
         try:
             async with asyncio.timeout(self._timeout):
                 await output.ended.wait()
         except TimeoutError as exc:
-            why = f"did not end within {self._timeout:g} s"
-            raise self._refused(why, "run it by hand; it must not ask anything") from exc
+            why = f"timed out after {self._timeout:g} s"
+            raise self._refused(why, "run it by hand: it must not wait for input") from exc
         finally:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(transport.get_pid(), signal.SIGKILL)
 
-            with suppress(TimeoutError):  # what it printed is read to its end
-                async with asyncio.timeout(_LAST_WORDS):
+            with suppress(TimeoutError):  # read the rest of its output
+                async with asyncio.timeout(_CLOSE_TIMEOUT):
                     await output.closed.wait()
 
             transport.close()
@@ -221,25 +233,23 @@ class CommandToken:
         else:
             return Token(stdout)
 
-        if stderr:  # its last line, with all that may be a secret taken out
-            said = (stderr.replace(stdout, "…") if stdout else stderr).splitlines()[-1]
-            end += f": {_SECRET_LIKE.sub('…', said)[:_LINE_LIMIT]}"
+        if stderr:  # its last line, without anything that may be a secret
+            line = (stderr.replace(stdout, "…") if stdout else stderr).splitlines()[-1]
+            end += f": {_SECRET_LIKE.sub('…', line)[:_LINE_LIMIT]}"
 
-        raise self._refused(
-            f"failed with {end}", "run it by hand; it must print the token and nothing else"
-        )
+        raise self._refused(f"failed with {end}", "run it by hand: it must print only the token")
 
     def _refused(self, why: str, hint: str) -> errors.CredentialsRefused:
         return errors.CredentialsRefused(f"the token command {self._argv[0]!r} {why}", hint=hint)
 
 
 class _Output(asyncio.SubprocessProtocol):
-    """What a command printed, at most :data:`_OUTPUT_LIMIT` bytes of each stream.
+    """The output of a command, at most :data:`_OUTPUT_LIMIT` bytes of each stream.
 
     Attributes:
-        printed: by file descriptor.
-        ended: it has ended, or printed too much; what it started may go on.
-        closed: nothing more will be printed.
+        printed: bytes by file descriptor.
+        ended: the command has ended or printed too much; processes it started may still run.
+        closed: its output is complete.
     """
 
     def __init__(self) -> None:
@@ -261,37 +271,42 @@ class _Output(asyncio.SubprocessProtocol):
 
 
 _GRANT_HINT: Final = "check the organisation, the client, the user name and the password"
-# Only the codes of RFC 6749 are told: what else stands there may quote a secret.
+# Only the codes of RFC 6749 are shown: any other text may quote a secret.
 _GRANT_HINTS: Final = {
     "invalid_client": "check the client id and the client secret",
     "invalid_grant": "check the user name, the password and the organisation",
     "invalid_request": _GRANT_HINT,
-    "invalid_scope": "ask that this client may use DES, and may refresh its tokens",
-    "unauthorized_client": "ask that this client may use the password grant",
+    "invalid_scope": f"ask the operator of the auth server for the scopes {wire.SCOPE!r}",
+    "unauthorized_client": "ask the operator of the auth server for the password grant",
     "unsupported_grant_type": "check the auth server's URL",
 }
-_UNREACHED: Final = "check the auth server's URL and the way to it; nothing was started"
+_UNREACHED: Final = "check the auth server's URL and the network; nothing was started"
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class OAuthToken:
-    """One organisation's tokens from the auth server, by the password and refresh grants.
+    """Tokens for one organisation from the auth server (OAuth2, password and refresh grants).
 
-    Each token names its DES (``svc``), so a :class:`~deslaunch.DesClient` needs no base URL.
+    The first token is requested with the password, each later one with the refresh token that
+    came with it, and with the password again if that is refused. Each token names its DES
+    (``svc``), so a :class:`~deslaunch.DesClient` needs no base URL.
+
+    ``client_secret``, ``username`` and ``password`` may be functions, which are called in a worker
+    thread before each request that needs them; so a changed secret is used without a restart.
 
     Attributes:
-        org_id: the organisation.
-        client_id: of the program that asks.
-        client_secret: its secret; this, the user name and the password may be functions, which
-            are asked at each grant.
-        username: who asks.
-        password: theirs.
+        org_id: the organisation; a token for another one is refused.
+        client_id: the client id of your program.
+        client_secret: its secret.
+        username: name of the user on whose behalf it starts runs.
+        password: the user's password.
         auth_url: the auth server's base URL; ``http://`` only for loopback addresses.
-        timeout: seconds for one grant in all, more than 0.
-        allow_http: also allow ``http://`` for other hosts, where anyone on the way can read
+        timeout: seconds for one request in all, more than 0.
+        allow_http: also allow ``http://`` for other hosts. Anyone on the network can then read
             the password.
-        ssl: TLS settings, a private CA's for example; default: the system's CAs.
-        proxy: ``http://[user:password@]host:port``. The environment's proxies are not used.
+        ssl: TLS settings, for example with a private CA; None for the system's CAs.
+        proxy: ``http://[user:password@]host:port``. The proxy variables of the environment are
+            ignored.
 
     Raises:
         ConfigurationError: a URL can't be used; the message shows no password.
@@ -319,17 +334,19 @@ class OAuthToken:
         return f"<OAuthToken of {self.org_id} from {self.auth_url}>"
 
     async def fetch(self) -> Token:
-        """Return a new token, bought with the last refresh token or else with the password.
+        """Return a new token.
 
         Raises:
-            CredentialsRefused: the auth server refused the login, or a secret can't be had.
-            NotSent: it could not be reached, or gave no usable response; ``Misconfigured`` where
-                asking again is of no use.
+            CredentialsRefused: the auth server refused the login (400, 401 or 403), or the token is
+                for another organisation.
+            NotSent: the auth server could not be reached, asked to wait, or failed;
+                ``Misconfigured`` if trying again is no use.
+            Exception: what a function for a secret raises.
         """
-        refresh, self._refresh = self._refresh, None  # good once, whatever becomes of it
+        refresh, self._refresh = self._refresh, None  # it may be used once, even if that fails
 
         if refresh is not None:
-            with suppress(errors.CredentialsRefused):  # it was spent or revoked
+            with suppress(errors.CredentialsRefused):  # it was used or revoked
                 return await self._ask("refresh_token", refresh_token=refresh)
 
         username, password = await _reveal(self.username), await _reveal(self.password)
@@ -344,66 +361,66 @@ class OAuthToken:
 
         if grant.get("org_id", self.org_id) != self.org_id:
             raise errors.CredentialsRefused(
-                f"{self.auth_url} gave a token for another organisation than {self.org_id}",
+                f"the auth server {self.auth_url}: expected a token for organisation "
+                f"{self.org_id}, got one for another",
                 hint="check the organisation's id",
             )
 
-        # RFC 6749: a refresh token that brings no new one stays good.
+        # RFC 6749, section 6: without a new refresh token the old one stays valid.
         self._refresh = grant.get("refresh_token", fields.get("refresh_token"))
         return Token(grant["access_token"], grant.get("svc"))
 
     async def _post(self, form: bytes) -> http.Exchange:
-        """Send one grant over a connection of its own, as there are few.
+        """Send one request over a connection of its own, as there are few.
 
         Raises:
-            NotSent: no whole response came. The grant may have been sent; the start, for whose
-                sake it was, was not.
+            NotSent: there was no response. This request may have been sent, but no start was.
         """
-        way = http.PlainWay(self.ssl, self.timeout)
+        sender = http.PlainSender(self.ssl, self.timeout)
         exchange = http.Exchange(form, Sent(), _GRANT_LIMIT)
 
         try:
             async with asyncio.timeout(self.timeout):
-                await way.post(self._route, exchange)
+                await sender.post(self._route, exchange)
         except Exception as exc:
             if not exchange.status:
-                kind, text = http.fault_of(exc, exchange.sent)
+                kind, text = http.failure_of(exc, exchange.sent)
                 raise kind(f"the auth server {self.auth_url}: {text}", hint=_UNREACHED) from exc
 
-            exchange.body = b""  # the status says enough; half a body says nothing
+            exchange.body = b""  # the status is enough
         finally:
-            await way.aclose()
+            await sender.aclose()
 
         exchange.body = http.unpacked(exchange.body, exchange.headers.get("Content-Encoding", ""))
         return exchange
 
     def _granted(self, response: http.Exchange) -> dict[str, str]:
-        """Return what a response grants, a token at least.
+        """Return the fields of a response with a token.
 
         Raises:
-            CredentialsRefused: nothing, with 400, 401 or 403.
-            Misconfigured: nothing, with a redirect or another 4XX.
-            NotSent: nothing, and it may later; with the status where it asks to wait or failed.
+            CredentialsRefused: its status is 400, 401 or 403.
+            NotSent: the server asks to wait or failed, or the response has no token.
+            Misconfigured: it has any other status but 200.
         """
         status, grant = response.status, wire.decode_grant(response.body)
-        said = f"the auth server {self.auth_url} answered {status}"
+        text = f"the auth server {self.auth_url} responded {status}"
 
         if status in {400, 401, 403}:
             code = grant.get("error", "")
             hint = _GRANT_HINTS.get(code, _GRANT_HINT)
-            said += f" {code}" if code in _GRANT_HINTS else ""
-            raise errors.CredentialsRefused(said, hint=hint)
+            text += f" {code}" if code in _GRANT_HINTS else ""
+            raise errors.CredentialsRefused(text, hint=hint)
 
         if status in {408, 425, 429} or status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             waits = response.headers.getall("Retry-After", [])
             after = wire.retry_after(waits, now=datetime.now(UTC))
-            raise errors.NotSent(said, hint=_UNREACHED, status=status, retry_after=after)
+            raise errors.NotSent(text, hint=_UNREACHED, status=status, retry_after=after)
 
         if status != HTTPStatus.OK:
-            raise errors.Misconfigured(said, hint="check the auth server's URL")
+            raise errors.Misconfigured(text, hint="check the auth server's URL")
 
         if "access_token" not in grant:
-            text = f"{said}, and its response is no token's"
+            text += ", but without an access_token"
             raise errors.NotSent(text, hint="check the auth server's URL")
 
         return grant
@@ -414,21 +431,20 @@ async def _reveal(secret: Secret) -> str:
 
 
 class TokenKeeper:
-    """The token in use, its generation, and every token that was in use before.
+    """The token in use, its generation, and every earlier token.
 
-    Generations are counted from 1, which is the first token that the source gave. A request
-    remembers the generation it was sent with, so that a late 401 for an old token costs no
-    second renewal.
+    Generations are counted from 1, the first token of the source. A request remembers the
+    generation it was sent with, so a late 401 for an old token causes no second renewal.
 
-    A source that failed is left alone for a second, or for as long as it asked: who asks meanwhile
-    gets the same failure.
+    After a failure the source is not called for a second, or for as long as it asked: until then
+    every caller gets the same failure.
 
     Args:
         source: where tokens come from.
-        clock: seconds of a clock that only goes forward.
+        clock: a monotonic clock, in seconds.
 
     Attributes:
-        in_use: a token and its generation; None while there is none.
+        in_use: the token and its generation, or None.
     """
 
     def __init__(self, source: TokenSource, clock: Callable[[], float] = time.monotonic) -> None:
@@ -439,7 +455,7 @@ class TokenKeeper:
         self._generation = 0
         self._seen: dict[str, re.Pattern[str]] = {}
         self._failure: errors.CredentialsRefused | errors.NotSent | None = None
-        self._silent_until = -math.inf
+        self._retry_at = -math.inf
 
     def __repr__(self) -> str:
         return f"<TokenKeeper of {type(self._source).__name__}, generation {self._generation}>"
@@ -459,29 +475,29 @@ class TokenKeeper:
     async def renew(self, refused_generation: int) -> None:
         """Replace the token of ``refused_generation``, unless it was replaced already.
 
-        All who wait share one fetch. Where the one who fetches is cancelled, the next who waits
+        Concurrent callers share one fetch. If the caller that fetches is cancelled, the next one
         fetches.
 
         Raises:
-            CredentialsRefused: the source failed, or has no token but refused ones.
-            NotSent: the source could not be reached; :meth:`current` asks it again.
+            CredentialsRefused: the source failed, or has only tokens that DES refused.
+            NotSent: the source could not be reached; :meth:`current` tries it again.
         """
         async with self._lock:
             if self._generation != refused_generation:
                 return
 
-            if self._failure is not None and self._clock() < self._silent_until:
+            if self._failure is not None and self._clock() < self._retry_at:
                 raise copy(self._failure) from self._failure
 
             try:
                 token = await self._fetch()
             except (errors.CredentialsRefused, errors.NotSent) as exc:
-                asked = exc.retry_after if isinstance(exc, errors.NotSent) else None
-                # Refused once, it is not to be sent again while a newer one may come.
+                wait = exc.retry_after if isinstance(exc, errors.NotSent) else None
+                # Don't send the refused token again while a newer one may become available.
                 self.in_use = None if isinstance(exc, errors.NotSent) else self.in_use
-                self._failure = copy(exc)  # as who gets it may add to it
+                self._failure = copy(exc)  # its receiver may change it
                 self._failure.__cause__ = exc.__cause__
-                self._silent_until = self._clock() + max(asked or 0.0, _SILENCE)
+                self._retry_at = self._clock() + max(wait or 0.0, _RETRY_PAUSE)
                 raise
 
             self._seen[token.text] = _spellings(token.text)
@@ -489,11 +505,10 @@ class TokenKeeper:
             self.in_use = token, self._generation
 
     def scrub(self, text: str) -> str:
-        """Return ``text`` without any token that was ever in use, however it is escaped.
+        """Return ``text`` with every token that was ever in use replaced.
 
-        JSON escapes, percent-encoding and HTML entities are seen through, and so is a token
-        whose end was cut off together with the text's. One of fewer than 8 characters is
-        replaced where it is a whole word.
+        A token is also found in JSON escapes, percent-encoding or HTML entities, and at the end of
+        a text that cuts it off. One of fewer than 8 characters is replaced only as a whole word.
         """
         for token, spellings in self._seen.items():
             text = _without_cut_token(spellings.sub(SCRUBBED, text), token)
@@ -514,15 +529,15 @@ class TokenKeeper:
 
         if token.text in self._seen:
             raise errors.CredentialsRefused(
-                "DES refused the token, and its source has no newer one",
-                hint="get a new token, put it where the old one was, and resume",
+                "DES refused the token, and the token source has no newer one",
+                hint="replace the token by a new one, and resume",
             )
 
         return token
 
 
 def _spellings(token: str) -> re.Pattern[str]:
-    """Return a pattern that finds ``token`` as it is, or as an encoder may have written it."""
+    """Return a pattern that finds ``token`` as it is or encoded."""
     spellings = []
 
     for character in token:
@@ -537,7 +552,7 @@ def _spellings(token: str) -> re.Pattern[str]:
 
 
 def _without_cut_token(text: str, token: str) -> str:
-    """Cut off the end of ``text`` where it is the beginning of ``token``."""
+    """Replace the end of ``text`` if it is the beginning of ``token``."""
     for length in range(len(token) - 1, _SHORT - 1, -1):
         if text.endswith(token[:length]):
             return text[:-length] + SCRUBBED
