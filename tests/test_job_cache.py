@@ -610,7 +610,7 @@ def test_a_schema_file_that_cant_be_understood_shows_what_came(tmp_path: Path) -
     path = tmp_path / "schema.json"
     path.write_bytes(b'{"parameters": {}}')
 
-    with pytest.raises(SchemaError, match='no list under "jobs"; it begins: ') as caught:
+    with pytest.raises(SchemaError, match='expected a list under "jobs", got ') as caught:
         read_schema_file(path)
 
     assert str(caught.value).startswith(f"the schema file {path} can't be read")

@@ -321,31 +321,31 @@ def test_a_flag_that_is_no_boolean_is_not_set(odd: object) -> None:
 @pytest.mark.parametrize(
     ("body", "why"),
     [
-        pytest.param(b"", "no JSON", id="empty"),
-        pytest.param(b"<html>", "no JSON", id="html"),
-        pytest.param(b"7", 'no list under "jobs"', id="number"),
-        pytest.param(b"{}", 'no list under "jobs"', id="empty-object"),
-        pytest.param(b'{"jobs":{}}', 'no list under "jobs"', id="jobs-as-an-object"),
-        pytest.param(b"[7]", "a job without a GUID as jobId", id="a-job-that-is-a-number"),
-        pytest.param(b'[{"jobId":"7"}]', "a job without a GUID", id="a-job-without-guid"),
+        pytest.param(b"", "expected JSON", id="empty"),
+        pytest.param(b"<html>", "expected JSON", id="html"),
+        pytest.param(b"7", 'expected a list under "jobs", got ', id="number"),
+        pytest.param(b"{}", 'expected a list under "jobs", got ', id="empty-object"),
+        pytest.param(b'{"jobs":{}}', 'expected a list under "jobs", got ', id="jobs-as-an-object"),
+        pytest.param(b"[7]", "a job with a GUID as jobId", id="a-job-that-is-a-number"),
+        pytest.param(b'[{"jobId":"7"}]', "a job with a GUID", id="a-job-without-guid"),
         pytest.param(
             orjson.dumps([job_answer(jobRunParameters="P")]),
-            "parameters neither list nor object",
+            "parameters as a list or an object",
             id="parameters-as-a-text",
         ),
         pytest.param(
             orjson.dumps([job_answer(jobRunParameters=["P"])]),
-            "a parameter without a name",
+            "expected a parameter with a name",
             id="a-parameter-that-is-a-text",
         ),
         pytest.param(
             orjson.dumps([job_answer(jobRunParameters=[{"name": ""}])]),
-            "a parameter without a name",
+            "expected a parameter with a name",
             id="a-parameter-with-an-empty-name",
         ),
-        pytest.param(b"[" * 5_000, "no JSON", id="deeper-than-the-parser-goes"),
+        pytest.param(b"[" * 5_000, "expected JSON", id="deeper-than-the-parser-goes"),
         pytest.param(
-            b"[" * 500 + b"]" * 500, "a job without a GUID", id="deeper-than-the-encoder-goes"
+            b"[" * 500 + b"]" * 500, "a job with a GUID", id="deeper-than-the-encoder-goes"
         ),
     ],
 )

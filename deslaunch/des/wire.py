@@ -1,9 +1,9 @@
-"""DES's JSON and headers, encoded and decoded: the one home of every assumed spelling.
+"""DES's JSON and headers, encoded and decoded, with every assumed spelling.
 
-Documented by the vendor: ``startjob`` and ``queryrunstatus`` (paths, responses), the shape of
+The vendor documents ``startjob`` and ``queryrunstatus`` (paths, responses), the shapes of
 ``StartJobBody`` and ``JobRunParameterValue``, the type numbers 2, 3 and 4, and the word
-``required``. Marked ASSUMED below: what no public page says. A wrong guess about QueryJobs is
-bypassed with a schema file, which is read by the same tolerant reader.
+``required``. Everything marked ASSUMED below is on no public page. If an assumption about QueryJobs
+is wrong, a schema file replaces the query; the same tolerant decoder reads it.
 """
 
 import base64
@@ -34,7 +34,7 @@ from deslaunch.model import (
 )
 
 Value = str | int | Decimal | datetime | JobRunParameterValue | Auto | None
-"""What ``DesClient.start_job`` takes as a parameter's value; ``bool`` is an ``int``."""
+"""A parameter's value for ``DesClient.start_job``; ``bool`` is an ``int``."""
 
 START_JOB: Final = "api/v1/startjob"
 QUERY_RUN_STATUS: Final = "api/v1/queryrunstatus"
@@ -72,9 +72,9 @@ KEPT: Final = 4096
 """Characters of a response that are kept."""
 
 FILES_LIMIT: Final = 65_536
-"""Bytes of a run's output files' metadata that are kept, as JSON."""
+"""Bytes of the metadata of a run's output files that are kept, as JSON."""
 
-_RETRY_AFTER_LIMIT: Final = 1e9  # seconds: 31 years, and no infinity from 400 digits
+_RETRY_AFTER_LIMIT: Final = 1e9  # seconds: 31 years; 400 digits would be infinity
 
 _BOM: Final = b"\xef\xbb\xbf"
 _BINARY: Final = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
@@ -84,7 +84,7 @@ _JOB_RUN_ID: Final = re.compile(rb'"jobRunId"\s*:\s*"(%s)"' % GUID.encode(), re.
 
 
 def type_name(number: int | None) -> str:
-    """Return what a JobRunParameterType is called; DES takes none for a string."""
+    """Return the name of a JobRunParameterType; None is a string, as in DES."""
     return "string" if number is None else TYPE_NAMES.get(number, f"type {number}")
 
 
@@ -92,7 +92,7 @@ def parameter_value(type_number: int | None, value: str | Auto | None) -> dict[s
     """Return the JobRunParameterValue of one value.
 
     Args:
-        type_number: JobRunParameterType, or None to leave it to DES (a string).
+        type_number: JobRunParameterType, or None to leave it out (DES: a string).
         value: the text, None for null, or ``AUTO``.
     """
     declared = {} if type_number is None else {"type": type_number}
@@ -107,8 +107,8 @@ def encode_value(name: str, value: Value) -> dict[str, Any]:
     """Return the JobRunParameterValue of a Python value.
 
     Raises:
-        TypeError: it is a float, or of another type that has no encoding.
-        ValueError: it is a Decimal that is no finite number.
+        TypeError: the value is a float, or of another type that has no encoding.
+        ValueError: the value is a Decimal that is not finite.
     """
     match value:
         case None | Auto() | str():
@@ -122,41 +122,44 @@ def encode_value(name: str, value: Value) -> dict[str, Any]:
         case Decimal() if value.is_finite():
             return parameter_value(DECIMAL, f"{value:f}")
         case Decimal():
-            raise ValueError(f"{name}: {value} is no finite number")
+            raise ValueError(f"{name}: expected a finite number, got {value}")
         case datetime():
             text = re.sub(r"\+00:00$", "Z", value.isoformat())
             return parameter_value(DATETIME, text)
         case _:
-            raise TypeError(f"{name}: a value can't be of type {type(value).__name__}")
+            raise TypeError(
+                f"{name}: expected str, int, Decimal, datetime, bool, None, AUTO or "
+                f"JobRunParameterValue, got {type(value).__name__}"
+            )
 
 
 def start_job_body(job_id: str, parameters: Mapping[str, Any]) -> bytes:
-    """Return the StartJobBody of encoded parameter values, as JSON in UTF-8."""
+    """Return a StartJobBody with encoded parameter values, as JSON in UTF-8."""
     return orjson.dumps({"jobId": job_id, "parameters": parameters})
 
 
 def run_status_body(job_run_id: str) -> bytes:
-    """Return the body that queryrunstatus takes. ASSUMED."""
+    """Return the body of a request to queryrunstatus. ASSUMED."""
     return orjson.dumps({"jobRunId": job_run_id})
 
 
 def decode_grant(body: bytes) -> dict[str, str]:
-    """Read the auth server's response to a grant, whatever it is.
+    """Decode any response of the auth server to a grant.
 
     Returns:
-        The texts in it that are not empty: ``access_token``, ``refresh_token`` (which buys the
-        next one), ``svc`` (base URL of the DES that takes it), ``org_id``, and ``error`` (only a
-        known code is fit to be shown).
+        Its keys with a string that is not empty: ``access_token``, ``refresh_token``, ``svc``
+        (base URL of the DES that accepts the token), ``org_id``, and ``error`` (show only a known
+        code).
     """
     return {name: v for name, v in _fields_of(body).items() if isinstance(v, str) and v}
 
 
 def decode_started(body: bytes) -> StartedRun | None:
-    """Read a StartJobResponse.
+    """Decode a StartJobResponse.
 
     Returns:
-        The run, its jobId a text in lower case, to be compared; None where the body is no JSON
-        object with it and with a GUID as ``jobRunId``.
+        The run, with its jobId in lower case; None if the body is no JSON object with a string as
+        ``jobId`` and a GUID as ``jobRunId``.
     """
     response = _fields_of(body)
     job_id, job_run_id = response.get("jobId"), response.get("jobRunId")
@@ -168,12 +171,12 @@ def decode_started(body: bytes) -> StartedRun | None:
 
 
 def job_run_ids_in(body: bytes) -> list[str]:
-    """Return the jobRunIds in a response that is unusable, even no whole JSON."""
-    return [found.decode() for found in _JOB_RUN_ID.findall(body)]
+    """Return the jobRunIds in an unusable response, even if it is incomplete JSON."""
+    return [job_run_id.decode() for job_run_id in _JOB_RUN_ID.findall(body)]
 
 
 def decode_run_status(body: bytes) -> RunStatus | None:
-    """Read a QueryJobRunStatusResponse; None where it lacks ``jobRunId`` or ``finished``."""
+    """Decode a QueryJobRunStatusResponse; None if it lacks ``jobRunId`` or ``finished``."""
     response = _fields_of(body)
 
     if not (isinstance(response.get("finished"), bool) and is_guid(response.get("jobRunId"))):
@@ -193,46 +196,46 @@ def decode_run_status(body: bytes) -> RunStatus | None:
 
 
 def _kept_files(files: list[object]) -> tuple[object, ...]:
-    """Return the first files' metadata, as far as it can be written, and not beyond the limit."""
+    """Return the metadata of the first files, up to the limit, that can be encoded."""
     sizes = [len(_json(file)) for file in files]
     totals = zip(files, sizes, accumulate(sizes), strict=True)
     return tuple(file for file, size, total in totals if size and total <= FILES_LIMIT)
 
 
 def decode_jobs(body: bytes, *, source: str) -> list[Job]:
-    """Read the jobs of a QueryJobs response, or of a schema file in the same form.
+    """Decode the jobs of a QueryJobs response, or of a schema file in the same form.
 
-    Keys are compared without regard to case, unknown keys are ignored, and the parameters may
-    be a list or an object keyed by name.
+    The case of keys does not matter, unknown keys are ignored, and the parameters may be a list,
+    or an object keyed by name.
 
     Args:
         body: JSON, UTF-8.
-        source: what the bytes are, for the error's text.
+        source: name of the bytes in messages.
 
     Raises:
-        SchemaError: the shape can't be read; the message shows what came.
+        SchemaError: the bytes have another shape; the message shows the first 200.
     """
     try:
         response = orjson.loads(body.removeprefix(_BOM))
     except orjson.JSONDecodeError as exc:
-        raise _unreadable(source, f"no JSON ({exc})", body) from exc
+        raise _unreadable(source, f"JSON ({exc})", body) from exc
 
     jobs = response if isinstance(response, list) else _first(response, "jobs", "items", "results")
 
     if not isinstance(jobs, list):
-        raise _unreadable(source, 'no list under "jobs"', body)
+        raise _unreadable(source, 'a list under "jobs"', body)
 
     return [_decode_job(job, source) for job in jobs]
 
 
-# ASSUMED: all spellings below but "required", compared without regard to case.
+# ASSUMED: all spellings below but "required"; their case does not matter.
 
 
 def _decode_job(job: Any, source: str) -> Job:
     job_id = _first(job, "jobid", "id")
 
     if not is_guid(job_id):
-        raise _unreadable(source, "a job without a GUID as jobId", _json(job))
+        raise _unreadable(source, "a job with a GUID as jobId", _json(job))
 
     name = _text_or_none(_first(job, "name", "jobname")) or ""
     declared = _first(job, "jobrunparameters", "parameters")
@@ -244,13 +247,13 @@ def _decode_parameters(declared: Any, source: str) -> Iterator[JobParameter]:
         declared = [{"name": name, **_object(spec)} for name, spec in declared.items()]
 
     if not isinstance(declared, list | None):
-        raise _unreadable(source, "parameters neither list nor object", _json(declared))
+        raise _unreadable(source, "parameters as a list or an object", _json(declared))
 
     for spec in declared or ():
         name = _first(spec, "name", "parametername")
 
         if not isinstance(name, str) or not name:
-            raise _unreadable(source, "a parameter without a name", _json(spec))
+            raise _unreadable(source, "a parameter with a name", _json(spec))
 
         kind = _first(spec, "type", "datatype", "jobrunparametertype")
         yield JobParameter(
@@ -264,7 +267,7 @@ def _decode_parameters(declared: Any, source: str) -> Iterator[JobParameter]:
 
 
 def encode_jobs(jobs: Iterable[Job]) -> list[dict[str, Any]]:
-    """Return jobs in QueryJobs' own form, so that what is cached can be read back."""
+    """Return jobs in the form of a QueryJobs response, which :func:`decode_jobs` reads."""
     names = "name", "type", "required", "nullable", "supportsAutoValue", "description"
     return [
         {
@@ -279,12 +282,11 @@ def encode_jobs(jobs: Iterable[Job]) -> list[dict[str, Any]]:
 def retry_after(headers: Sequence[str], *, now: datetime) -> float | None:
     """Return the whole seconds that Retry-After headers ask for, at least 0; None if unreadable.
 
-    The longest of all that is asked for counts, and a fraction is rounded up: a wait is never
-    shortened.
+    The longest counts, and fractions are rounded up, so that no wait is shortened.
 
     Args:
-        headers: the texts of all Retry-After headers: seconds, or an HTTP date.
-        now: the time, with a time zone, from which a date is counted.
+        headers: values of all Retry-After headers: seconds, or an HTTP date.
+        now: the time to subtract from a date, with a time zone.
     """
     waits: list[float] = []
 
@@ -300,7 +302,7 @@ def retry_after(headers: Sequence[str], *, now: datetime) -> float | None:
 
 
 def http_date(header: str | None) -> datetime | None:
-    """Return the time that an HTTP date names, with a time zone; None if unreadable."""
+    """Return an HTTP date with a time zone; None if unreadable."""
     with suppress(ValueError, OverflowError):
         date = parsedate_to_datetime(header or "")
         return date if date.tzinfo is not None else date.replace(tzinfo=UTC)
@@ -309,10 +311,10 @@ def http_date(header: str | None) -> datetime | None:
 
 
 def text_of(body: bytes) -> str:
-    """Return the text of a response, whole; bytes that are no text as ``base64:…``.
+    """Return all of a response as text; binary bytes as ``base64:…``.
 
-    Text is UTF-8, but for a character that was cut off at the end, or else a page in an 8-bit
-    character set, read as Latin-1, which loses no byte.
+    Text is UTF-8, without an incomplete character at the end. Anything else without control
+    characters is decoded as Latin-1, which loses no byte.
     """
     with suppress(UnicodeDecodeError):
         return codecs.getincrementaldecoder("utf-8")().decode(body)
@@ -324,17 +326,17 @@ def text_of(body: bytes) -> str:
 
 
 def error_text(body: str) -> str:
-    """Return one readable line of an ErrorResponse, whose fields are not documented."""
+    """Return the message of an ErrorResponse, whose fields are not documented, as one line."""
     response = _fields_of(body.encode("utf-8", "replace"))
     message = _first(response, "message", "error", "detail", "title")
     page = _PAGE.match(body)
     title = " ".join(page[1].split()) if page else ""
-    said = f"a web page, {title!r}" if title else body
-    return " ".join((message if isinstance(message, str) else said).split())[:500]
+    text = f"a web page, {title!r}" if title else body
+    return " ".join((message if isinstance(message, str) else text).split())[:500]
 
 
 def _first(response: Any, *spellings: str) -> Any:
-    """Return the value of the first spelling that an object has, whatever its case."""
+    """Return the value of the first of these keys in an object, in any case of letters."""
     folded = {str(key).lower(): value for key, value in _object(response).items()}
     return next((folded[spelling] for spelling in spellings if spelling in folded), None)
 
@@ -344,7 +346,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _fields_of(body: bytes) -> dict[str, Any]:
-    """Return the keys of a JSON object; none where the bytes are no such thing."""
+    """Return a JSON object; an empty one if the bytes are none."""
     try:
         return _object(orjson.loads(body.removeprefix(_BOM)))
     except orjson.JSONDecodeError:
@@ -356,15 +358,15 @@ def _text_or_none(value: Any) -> str | None:
 
 
 def _json(part: Any) -> bytes:
-    """Return a part of a response as JSON, or nothing: orjson reads deeper than it writes."""
+    """Return a part of a response as JSON, or ``b""``: orjson decodes deeper than it encodes."""
     try:
         return orjson.dumps(part)
     except orjson.JSONEncodeError:
         return b""
 
 
-def _unreadable(source: str, why: str, body: bytes) -> SchemaError:
+def _unreadable(source: str, expected: str, body: bytes) -> SchemaError:
     return SchemaError(
-        f"{source} can't be read: {why}; it begins: {text_of(body[:200])!r}",
+        f"{source} can't be read: expected {expected}, got {text_of(body[:200])!r}",
         hint='write the parameters to a file {"jobs": [...]} and pass it with --schema FILE',
     )
