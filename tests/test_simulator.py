@@ -539,14 +539,18 @@ def test_the_simulator_takes_what_check_takes(kind: int, text: str) -> None:
 DAY = {"type": 4, "valueStringEncoded": "2026-01-31"}
 
 BAD_BODIES = [
-    pytest.param(b"{", "no JSON", id="no-json"),
-    pytest.param(b"", "no JSON", id="empty"),
-    pytest.param([], "no JSON object", id="list"),
-    pytest.param({}, "jobId is no GUID", id="no-job"),
-    pytest.param(start_body("POSUsageExport"), "jobId is no GUID", id="job-by-name"),
-    pytest.param(start_body(7), "jobId is no GUID", id="job-by-number"),
-    pytest.param(start_body(OTHER_JOB), "no job", id="unknown-job"),
-    pytest.param(start_body(parameters=[]), "parameters is no", id="list-of-parameters"),
+    pytest.param(b"{", "expected JSON", id="no-json"),
+    pytest.param(b"", "expected JSON", id="empty"),
+    pytest.param([], "expected a JSON object", id="list"),
+    pytest.param({}, "jobId: expected a GUID, got", id="no-job"),
+    pytest.param(start_body("POSUsageExport"), "jobId: expected a GUID, got", id="job-by-name"),
+    pytest.param(start_body(7), "jobId: expected a GUID, got", id="job-by-number"),
+    pytest.param(start_body(OTHER_JOB), "there is no job", id="unknown-job"),
+    pytest.param(
+        start_body(parameters=[]),
+        "parameters: expected a JSON object, got []",
+        id="list-of-parameters",
+    ),
     pytest.param(start_body(parameters={}), "'DBGenFrom' is required", id="required-left-out"),
     pytest.param({"jobId": POS_USAGE_EXPORT}, "'DBGenFrom' is required", id="parameters-left-out"),
     pytest.param(
@@ -709,24 +713,30 @@ def test_parser_takes_single_bytes() -> None:
 
 
 BAD = [
-    pytest.param(b"nonsense\r\n\r\n", "no request line", id="no-request-line"),
-    pytest.param(b"POST / HTTP/2\r\n\r\n", "no request line", id="other-version"),
-    pytest.param(b"POST / HTTP/1.1\r\nnoColon\r\n\r\n", "no header", id="no-colon"),
-    pytest.param(b"POST / HTTP/1.1\r\n A: b\r\n\r\n", "no header", id="folded-header"),
     pytest.param(
-        b"POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\nx", "no Content-Length", id="signed-length"
+        b"nonsense\r\n\r\n", "expected an HTTP/1.1 request line, got", id="no-request-line"
     ),
     pytest.param(
-        b"POST / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", "a body over", id="long-body"
+        b"POST / HTTP/2\r\n\r\n", "expected an HTTP/1.1 request line, got", id="other-version"
+    ),
+    pytest.param(b"POST / HTTP/1.1\r\nnoColon\r\n\r\n", "expected a header, got", id="no-colon"),
+    pytest.param(b"POST / HTTP/1.1\r\n A: b\r\n\r\n", "expected a header, got", id="folded-header"),
+    pytest.param(
+        b"POST / HTTP/1.1\r\nContent-Length: +1\r\n\r\nx",
+        "expected a Content-Length, got",
+        id="signed-length",
+    ),
+    pytest.param(
+        b"POST / HTTP/1.1\r\nContent-Length: 99999999\r\n\r\n", "the body is over", id="long-body"
     ),
     pytest.param(
         b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n",
-        "a body in chunks is not taken",
+        "expected a body with Content-Length, got",
         id="chunks",
     ),
-    pytest.param(b"POST / HTTP/1.1\r\nA: " + b"x" * 70_000, "a head over", id="endless-head"),
+    pytest.param(b"POST / HTTP/1.1\r\nA: " + b"x" * 70_000, "the head is over", id="endless-head"),
     pytest.param(
-        b"POST / HTTP/1.1\r\nA: " + b"x" * 70_000 + b"\r\n\r\n", "a head over", id="long-head"
+        b"POST / HTTP/1.1\r\nA: " + b"x" * 70_000 + b"\r\n\r\n", "the head is over", id="long-head"
     ),
 ]
 
@@ -749,7 +759,7 @@ def test_parser_takes_a_head_of_exactly_64_kib() -> None:
         requests, error = parse([data[: len(data) - cut], data[len(data) - cut :]])
         assert (len(requests), error) == (1, None)
 
-    assert parse([data.replace(b"x", b"xx", 1)]) == ([], "a head over 65536 bytes")
+    assert parse([data.replace(b"x", b"xx", 1)]) == ([], "the head is over 65536 bytes long")
 
 
 async def test_bad_bytes_get_400_and_the_connection_is_closed() -> None:

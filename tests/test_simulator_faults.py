@@ -727,7 +727,7 @@ BAD_SCRIPTS = [
     pytest.param(
         {"faults": [{"fault": "close", "from": 9, "to": 8}]},
         "faults[0].to",
-        "a number from 9, where the fault begins",
+        "a number from 9, the fault's from",
         id="from-after-to",
     ),
     pytest.param(

@@ -1,4 +1,4 @@
-"""A local DES on real sockets, with scripted faults: the judge of every end-to-end test.
+"""A local DES on real sockets, with scripted faults.
 
 ::
 
@@ -10,33 +10,33 @@
         with portal.wrap_async_context_manager(Simulator(log="runs.jsonl")) as simulator:
             ...  # run a command against simulator.base_url
 
-It imports no other module of deslaunch, so that both sides can't be wrong together: paths,
-parameter rules, token rules and the HTTP parser are written a second time, from the service's
-description alone. It speaks HTTP/1.1 by hand, because a fault such as half a status line is
-exact to the byte, and no HTTP framework can send one.
+Its log says which runs a client has really made. It imports no other module of deslaunch, so that
+no mistake can be on both sides: paths, rules for parameters and tokens, and the HTTP parser are
+written a second time, from the description of the service. It writes HTTP/1.1 byte by byte, as no
+HTTP framework can send half a status line.
 
 ======= ========================================================================
 module  role
 ======= ========================================================================
 service the four endpoints without sockets and faults: jobs, tokens, the log of runs
-faults  HTTP by hand; which request meets which fault, and what it makes of a response
+faults  HTTP; which request gets which fault, and how it changes a response
 ======= ========================================================================
 
-Here is :class:`Simulator`, which leads each request through all of them.
+:class:`Simulator`, in this module, listens and passes each request through both.
 
 The log
 -------
 
-Every run is appended to a JSONL file before its response is made, and before any latency: a
-client that gives up has made a run all the same. A request that was read whole is served even
-if its client hangs up. The log is not synced: it survives a killed process, not a power cut.
-A line says ``jobRunId``, ``jobId``, ``parameters``, ``request`` (the number of the start request,
-from 1), ``utc`` and ``body`` (the request's, as it was sent).
+A run is appended to a JSONL file before its response is made and before any latency, so the run of
+a client that times out is in it too. A complete request is served even if its client hangs up. The
+log is not synced: it survives a killed process, but not a power failure. A line has ``jobRunId``,
+``jobId``, ``parameters``, ``request`` (number of the start request, from 1), ``utc`` and ``body``
+(of the request, as it was sent).
 
 Fault scripts
 -------------
 
-JSON; every key may be left out::
+JSON; every key is optional::
 
     {"seed": 7, "latency": 0.02,
      "tokens": {"expireAfter": 700, "which": "first"},
@@ -46,20 +46,20 @@ JSON; every key may be left out::
 ================== ============================================================
 key                meaning
 ================== ============================================================
-seed               a whole number that moves every ``share``; default 0
-latency            seconds that every response waits; default 0
-finishAfter        seconds from a run's start to its end; default 0
-tokens.expireAfter started runs that a token is good for; then it gets 401
+seed               a whole number that changes every ``share``; default 0
+latency            seconds by which every response is delayed; default 0
+finishAfter        seconds from the start of a run to its end; default 0
+tokens.expireAfter number of starts after which a token gets 401
 tokens.which       ``first`` (default): only the first token; ``all``: every one
-faults             the first whose selectors all hold is applied, and no other
+faults             a request gets the first whose selectors all match
 ================== ============================================================
 
-Requests are numbered from 1 in the order in which they are read, each endpoint on its own.
-Nothing depends on time or interleaving: ``share`` is a hash of the seed, the fault's place in
-the list and the request's number.
+The requests of each endpoint are numbered from 1, in the order in which they are read. Nothing
+depends on time: ``share`` is a hash of the seed, the position of the fault in the list, and the
+number of the request.
 
 ============ ==================================================================
-selector     holds for
+selector     matches
 ============ ==================================================================
 on           ``startjob`` (default), ``queryjobs``, ``queryrunstatus``,
              ``token``; ``connection``: a new client, before a byte is read
@@ -68,7 +68,7 @@ at           these request numbers, a list
 every        every n-th request
 share        this share of the requests, 0 to 1
 from, to     this range of request numbers, both inclusive
-match        requests whose body has these characters in it
+match        requests whose body contains this text
 ============ ==================================================================
 
 Kinds that make no run:
@@ -78,13 +78,13 @@ fault        what the client gets
 ============ ==================================================================
 status       the ``status``, with ``retryAfter`` (seconds or any text),
              ``retryAfterDate`` (seconds from now, sent as a date), ``body``,
-             ``headers`` (name to text, or to a list: a header each)
+             ``headers`` (name to text, or to a list for several headers)
 close        FIN
 reset        RST
 hang         nothing, on an open connection
 ============ ==================================================================
 
-Kinds that serve the request, log its run, and then spoil the response:
+Kinds that serve the request and log its run, and then change the response:
 
 ==================== ==========================================================
 fault                what the client gets
@@ -92,29 +92,29 @@ fault                what the client gets
 close-after-start    FIN
 reset-after-start    RST
 hang-after-start     nothing, on an open connection
-close-after-response a good response, and FIN
+close-after-response a good response, then FIN
 second-response      a good response, and ``after`` seconds (default 0.02) later
-                     another one, whose jobRunId no run has
+                     another one, whose jobRunId belongs to no run
 cut-head             ``bytes`` of the head (default half, never all), then FIN
 cut-body             the head, ``bytes`` of the body, then FIN
 stall-body           the same, on a connection that stays open
-garbage              no HTTP, then FIN
-raw                  ``body``, a byte a character (U+0000 to U+00FF), with
+garbage              bytes that are not HTTP, then FIN
+raw                  ``body``, one byte for each character (U+0000 to U+00FF), with
                      ``{jobId}`` and ``{jobRunId}`` filled in
 not-json             200 and an HTML page, or ``body``
 leave-out            200 without these ``keys`` (default: without its jobRunId)
 other-job            200 with another jobId
-other-run            200 with the jobRunId of the first run that was ever made
-huge-body            a valid response, ``bytes`` long (default 2 MiB)
-gzip                 a valid response, packed: ``encoding`` is ``gzip`` (default),
-                     ``deflate``, or ``none`` for gzip that no header names;
-                     ``bytes`` long when it is unpacked
+other-run            200 with the jobRunId of the first run of all
+huge-body            a valid response of ``bytes`` bytes (default 2 MiB)
+gzip                 a valid response, compressed: ``encoding`` is ``gzip`` (default),
+                     ``deflate``, or ``none`` for gzip without the header;
+                     ``bytes``: its size when decompressed
 bom                  U+FEFF before the JSON
 headers              a good response with more ``headers``
 latency              a good response, after ``seconds`` more
 hold                 a good response, after :meth:`Simulator.release`
-fail-run             a good response; the run's status becomes failed, with
-                     ``error``
+fail-run             a good response; the run then fails, with ``error`` as its
+                     status
 ==================== ==========================================================
 
 Keys of every fault:
@@ -122,15 +122,15 @@ Keys of every fault:
 ======= =======================================================================
 key     meaning
 ======= =======================================================================
-start   true: the request is served, and its run made, first; false: it is not
+start   true: the request is served and its run made; false: it is not
 seconds by which the response is delayed further
 after   seconds between the response and what follows it; the connection serves
-        nothing meanwhile
+        nothing in between
 then    what follows: ``keep`` (the next request), ``close``, ``reset`` or
         ``hang``
 ======= =======================================================================
 
-A request that is refused with 400 or 401 gets its refusal, whatever a serving kind would do.
+A request that is refused with 400 or 401 gets that response, whatever kind would serve it.
 """
 
 import asyncio
@@ -155,37 +155,32 @@ __all__ += ["Simulator", "SimulatorError", "load_json"]
 
 
 class Simulator:
-    """A DES that listens while its ``async with`` block runs.
-
-    ::
-
-        async with Simulator(script={"faults": [{"fault": "reset", "at": [3]}]}) as simulator:
-            ...  # POST to simulator.base_url
-            assert len(simulator.runs) == 2
-
-    Attributes:
-        runs: every run that is in the log, in its order.
-        in_flight: start requests that were read and whose response is not made yet.
-        peak: the most that ``in_flight`` ever was.
+    """A local DES, which listens inside its ``async with`` block.
 
     Args:
-        jobs: a jobs file's JSON.
-        script: a fault script's JSON, as the package's docstring tells; None for no faults.
-        log: path of the JSONL file to which runs are appended (mode 0600), or None.
-        tokens: access tokens that are good from the start, the first one first.
-        login: form fields that a password grant must hold with these values, such as
-            ``{"username": "night", "password": "…"}``; others may hold anything.
-        token_seconds: for which a token of the token endpoint is good, more than 0.
+        jobs: JSON of a jobs file.
+        script: JSON of a fault script, see the module's docstring; None for no faults.
+        log: path of the JSONL file to which runs are appended (created with mode 0600), or None.
+        tokens: access tokens that are valid from the start; the first is first in the script's
+            sense.
+        login: form fields that a password grant must contain with these values, such as
+            ``{"username": "night", "password": "…"}``; other fields may have any value.
+        token_seconds: seconds for which a token of the token endpoint is valid, more than 0.
         host: address to listen on.
         port: 0 for any free one.
         ssl: server-side TLS context, or None for plain HTTP.
-        sleep: waits so many seconds.
-        clock: Unix time in seconds, as DES has it.
+        sleep: waits that many seconds.
+        clock: returns the Unix time of this DES, in seconds.
+
+    Attributes:
+        runs: all runs in the log, in its order.
+        in_flight: start requests that were read and have no response yet.
+        peak: the highest value of ``in_flight`` so far.
 
     Raises:
-        SimulatorError: the script is malformed, or the jobs are.
-        OSError: on entering, the address is not free or the log can't be opened; on leaving,
-            a run could not be logged (its client got FIN and no response).
+        SimulatorError: the script or the jobs are malformed.
+        OSError: on entering, the address is in use or the log can't be opened; on leaving, a run
+            could not be logged (its client got FIN and no response).
     """
 
     def __init__(
@@ -233,52 +228,52 @@ class Simulator:
 
     @property
     def base_url(self) -> str:
-        """Scheme, host and port, without a slash at the end; the port is known once it listens."""
+        """Scheme, host and port, without a trailing slash; the port is known inside the block."""
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'http' if self._ssl is None else 'https'}://{host}:{self._port}"
 
     @property
     def requests(self) -> int:
-        """Start requests read, refused and spoiled ones too."""
+        """Number of start requests that were read, whatever response they got."""
         return self.count("startjob")
 
     def count(self, endpoint: str) -> int:
-        """Return how many requests an endpoint has seen, or how many clients ``connection``."""
+        """Return how many requests an endpoint has read, or how many clients (``connection``)."""
         return self._numbers[endpoint]
 
     def use(self, script: Mapping[str, Any] | None) -> None:
-        """Follow another fault script from now on, or none.
+        """Use another fault script from now on, or none.
 
-        Requests are numbered on. Tokens, and when runs finish, stay as the first script said.
+        The numbers of requests continue. ``tokens`` and ``finishAfter`` of the first script stay.
 
         Raises:
-            SimulatorError: it is malformed.
+            SimulatorError: the script is malformed.
         """
         self._script = faults.read_script({} if script is None else script)
 
     def revoke(self, token: str) -> None:
-        """Answer 401 to this access token from now on."""
+        """Respond 401 to this access token from now on."""
         self._auth.revoke(token)
 
     def release(self) -> None:
-        """Let go every response that a ``hold`` fault holds back, now and later.
+        """Send all responses that a ``hold`` fault has held back, and hold no more.
 
-        It may be called from any thread, as may ``use``, and the attributes be read.
+        Like :meth:`use` and the attributes, it may be used from any thread.
         """
         self._loop.call_soon_threadsafe(self._released.set)
 
     async def until(self, reached: Callable[[], bool]) -> None:
-        """Wait until a condition on this simulator holds.
+        """Wait until a condition is true.
 
         Args:
-            reached: looked at now, after each request is read, after each run is logged, and
-                after each response is made.
+            reached: called at once, and whenever a request was read, a run was logged, or a
+                response was made.
         """
         event = asyncio.Event()
         self._waiting[event] = reached
 
         try:
-            self._look()
+            self._notify()
             await event.wait()
         finally:
             del self._waiting[event]
@@ -287,7 +282,7 @@ class Simulator:
         """Listen again on the same port, after :meth:`refuse`.
 
         Raises:
-            OSError: the address is not free.
+            OSError: the address is in use.
         """
         self._loop = asyncio.get_running_loop()
         self._server = await asyncio.start_server(
@@ -297,11 +292,11 @@ class Simulator:
         self._auth.svc = self.base_url
 
     async def refuse(self) -> None:
-        """Stop listening and drop every client: connections are refused until :meth:`listen`."""
+        """Stop listening and disconnect all clients; :meth:`listen` undoes it."""
         if self._server is not None:
             self._server.close()
 
-        for _ in range(5):  # turns of the loop until an accepted client has its connection
+        for _ in range(5):  # iterations of the loop after which an accepted client has its task
             await asyncio.sleep(0)
 
         clients = dict(self._clients)
@@ -332,7 +327,7 @@ class Simulator:
         if self._failures:
             raise self._failures[0]
 
-    # One client: its requests are served one after the other.
+    # One client: its requests are served in order.
 
     def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve_client(reader, writer))
@@ -348,12 +343,12 @@ class Simulator:
     async def _serve_client(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
     ) -> None:
-        """Serve what was read whole, also of a client that has hung up."""
+        """Serve complete requests, even of a client that has hung up."""
         self._numbers["connection"] += 1
         fault = faults.pick(self._script, "connection", self._numbers["connection"])
         end = faults.KINDS[fault["fault"]].end
 
-        with suppress(OSError):  # of reading: the client is gone
+        with suppress(OSError):  # while reading: the client is gone
             try:
                 while end == "keep" and (request := await faults.read_request(reader)):
                     end = await self._respond(request, writer)
@@ -361,7 +356,7 @@ class Simulator:
                 _send(writer, faults.encode(refused.status, refused.body, self._clock()))
 
             if end == "reset":
-                # A socket that may not linger throws its connection away: RST.
+                # Closing a socket with a linger time of 0 sends RST.
                 sock = writer.get_extra_info("socket")
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 writer.transport.abort()
@@ -373,19 +368,19 @@ class Simulator:
             await writer.wait_closed()
 
     async def _respond(self, request: faults.Request, writer: asyncio.StreamWriter) -> faults.End:
-        """Send what a request gets, and return what becomes of the connection."""
+        """Send the response to a request, and return what follows on the connection."""
         endpoint = faults.ENDPOINTS.get(request.path, "")
         is_start = endpoint == "startjob"
         self._numbers[endpoint] += 1
         self.in_flight += is_start
         self.peak = max(self.peak, self.in_flight)
-        self._look()
+        self._notify()
 
         try:
             delivery = await self._serve(request, endpoint, self._numbers[endpoint])
         finally:
             self.in_flight -= is_start
-            self._look()
+            self._notify()
 
         _send(writer, delivery.data)
 
@@ -396,7 +391,7 @@ class Simulator:
         return "close" if request.is_last and delivery.end == "keep" else delivery.end
 
     async def _serve(self, request: faults.Request, endpoint: str, number: int) -> faults.Delivery:
-        """Serve a request; the run that it makes is in the log before anything is waited for."""
+        """Serve a request; its run is in the log before any wait."""
         fault = faults.pick(self._script, endpoint, number, request.body)
         answer: faults.Json = {}  # of a request that is not served
 
@@ -409,7 +404,7 @@ class Simulator:
             self._failures.append(exc)
             return faults.Delivery(b"", "close")
 
-        self._look()
+        self._notify()
         seconds: float = self._script.get("latency", 0) + fault.get("seconds", 0)
 
         if seconds > 0:
@@ -420,7 +415,7 @@ class Simulator:
 
         return faults.spoil(fault, answer, self._clock())
 
-    def _look(self) -> None:
+    def _notify(self) -> None:
         for event, reached in self._waiting.items():
             if reached():
                 event.set()

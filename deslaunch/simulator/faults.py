@@ -1,6 +1,6 @@
-"""HTTP by hand; the rules of the simulator's files; what each fault makes of a response.
+"""HTTP requests and responses; the rules of the simulator's files; the faults.
 
-The package's docstring says what every key and kind means.
+The docstring of the package explains every key and kind.
 """
 
 import asyncio
@@ -43,11 +43,11 @@ _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 Headers = tuple[tuple[str, str], ...]
 
 End = Literal["keep", "close", "reset", "hang"]
-"""What becomes of a connection after the bytes of a response: it serves the next request; FIN; RST;
-nothing more is sent, and it stays open until the client hangs up."""
+"""What follows on a connection after a response: the next request; FIN; RST; or nothing, until the
+client hangs up."""
 
 
-# HTTP/1.1: requests out of bytes, responses into bytes.
+# HTTP/1.1: decoding requests, encoding responses.
 
 
 class Request(NamedTuple):
@@ -56,9 +56,9 @@ class Request(NamedTuple):
     Attributes:
         method: as sent.
         path: as sent, without the query.
-        headers: names in lower case; of a name given twice, the last.
+        headers: names in lower case; of repeated names the last one.
         body: as sent.
-        is_last: the client wants the connection closed after the response.
+        is_last: the client asks to close the connection after the response.
     """
 
     method: str
@@ -71,13 +71,13 @@ class Request(NamedTuple):
 def encode(
     status: int, body: bytes, now: float, headers: Headers = (), kind: str = "application/json"
 ) -> bytes:
-    """Return a whole response as it goes over the wire.
+    """Return the bytes of a whole response.
 
     Args:
         status: 200 to 599.
         body: any bytes.
         now: Unix time in seconds, for the ``Date`` header.
-        headers: sent after the content's own, in this order.
+        headers: sent in this order after those of the content.
         kind: media type of the body.
     """
     more = "".join([f"{name}: {value}\r\n" for name, value in headers])
@@ -90,12 +90,12 @@ def encode(
 
 
 def respond(value: Json, now: float, headers: Headers = ()) -> bytes:
-    """Return the response that says a value and has no fault."""
+    """Return a response with a JSON value and without a fault."""
     return encode(200, orjson.dumps(value), now, headers)
 
 
 class Refused(Exception):
-    """A request is refused.
+    """The service refuses a request.
 
     Attributes:
         status: 400, 401, 404 or 405.
@@ -108,13 +108,13 @@ class Refused(Exception):
 
 
 class Delivery(NamedTuple):
-    """What one request gets.
+    """The response to one request.
 
     Attributes:
-        data: the exact bytes of the response, perhaps none.
-        end: what follows them.
-        after: seconds between the bytes and ``more`` and ``end``; no request is served meanwhile.
-        more: bytes that nobody asked for.
+        data: its exact bytes, perhaps none.
+        end: what follows on the connection.
+        after: seconds between ``data`` and ``more`` and ``end``; no request is served meanwhile.
+        more: extra bytes.
     """
 
     data: bytes
@@ -124,12 +124,12 @@ class Delivery(NamedTuple):
 
 
 async def read_request(reader: asyncio.StreamReader) -> Request | None:
-    """Return the next whole request, or None where the client has hung up before its end.
+    """Return the next complete request, or None if the client hung up before its end.
 
     Raises:
-        Refused: 400, the bytes are no HTTP/1.1 request; a head is over 64 KiB, a body over
-            16 MiB or without a Content-Length. Nothing after them can be read.
-        OSError: the connection broke off.
+        Refused: 400, the bytes are no HTTP/1.1 request, its head is over 64 KiB, or its body is
+            over 16 MiB or without a Content-Length. Nothing after it can be read.
+        OSError: the connection was lost.
     """
     try:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -138,17 +138,17 @@ async def read_request(reader: asyncio.StreamReader) -> Request | None:
     except asyncio.IncompleteReadError:
         return None
     except asyncio.LimitOverrunError as exc:
-        raise Refused(400, f"a head over {HEAD_LIMIT} bytes") from exc
+        raise Refused(400, f"the head is over {HEAD_LIMIT} bytes long") from exc
 
 
-@lru_cache(maxsize=256)  # one client's heads differ in little but their Content-Length
+@lru_cache(maxsize=256)  # the heads of a client differ only in their Content-Length
 def _parse_head(data: bytes) -> tuple[Request, int]:
     """Return a request without its body, and the body's length."""
     request_line, *fields = data.decode("latin-1").split("\r\n")
     words = request_line.split(" ")
 
     if len(words) != 3 or words[2] not in ("HTTP/1.0", "HTTP/1.1"):  # noqa: PLR2004
-        raise Refused(400, f"no request line: {shorten(request_line)}")
+        raise Refused(400, f"expected an HTTP/1.1 request line, got {shorten(request_line)}")
 
     headers = {}
 
@@ -156,7 +156,7 @@ def _parse_head(data: bytes) -> tuple[Request, int]:
         name, colon, value = line.partition(":")
 
         if not colon or not name or name != name.strip():
-            raise Refused(400, f"no header: {shorten(line)}")
+            raise Refused(400, f"expected a header, got {shorten(line)}")
 
         headers[name.lower()] = value.strip()
 
@@ -166,30 +166,30 @@ def _parse_head(data: bytes) -> tuple[Request, int]:
     text = headers.get("content-length", "0")
 
     if "transfer-encoding" in headers:
-        raise Refused(400, "a body in chunks is not taken: send its Content-Length")
+        raise Refused(400, "expected a body with Content-Length, got Transfer-Encoding")
 
     if not (text.isascii() and text.isdigit() and len(text) <= 19):  # noqa: PLR2004  # 64 bits
-        raise Refused(400, f"no Content-Length: {shorten(text)}")
+        raise Refused(400, f"expected a Content-Length, got {shorten(text)}")
 
     if int(text) > _BODY_LIMIT:
-        raise Refused(400, f"a body over {_BODY_LIMIT} bytes")
+        raise Refused(400, f"the body is over {_BODY_LIMIT} bytes long")
 
     return Request(words[0], path, headers, b"", is_last), int(text)
 
 
-# What may stand in a JSON file.
+# The rules of jobs files and fault scripts.
 
 
 class SimulatorError(Exception):
     """A file of the simulator can't be used.
 
     Attributes:
-        where: the value's place, like ``faults[2].share``.
-        expected: what may stand there.
+        where: place of the value, like ``faults[2].share``, or ``""`` for the whole file.
+        expected: what is allowed there.
     """
 
     def __init__(self, where: str, *, expected: str, got: object) -> None:
-        super().__init__(f"{where}: expected {expected}, got {shorten(got)}")
+        super().__init__(f"{where or 'the file'}: expected {expected}, got {shorten(got)}")
         self.where = where
         self.expected = expected
 
@@ -198,8 +198,8 @@ def load_json(path: str | os.PathLike[str]) -> Any:
     """Return the JSON of a jobs file or a fault script, which :class:`Simulator` checks.
 
     Raises:
-        SimulatorError: it is no JSON; names the line.
-        OSError: it can't be read.
+        SimulatorError: the file is no JSON; the message has the line.
+        OSError: the file can't be read.
     """
     try:
         return orjson.loads(Path(path).read_bytes())
@@ -208,7 +208,7 @@ def load_json(path: str | os.PathLike[str]) -> Any:
 
 
 def shorten(value: object) -> str:
-    """Return the value as Python writes it, at most 80 characters."""
+    """Return the ``repr`` of a value, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:79]}…"  # noqa: PLR2004  # a line of a terminal
 
@@ -221,7 +221,7 @@ def _is(kind: type) -> _Test:
 
 
 def _number(*kinds: type, least: float = -math.inf, most: float = math.inf) -> _Test:
-    """Return a test for a number in a range; a truth value is none."""
+    """Return a test for a number in a range; true and false are none."""
     return lambda value: type(value) in kinds and least <= value <= most
 
 
@@ -237,7 +237,7 @@ _is_text: Final = _is(str)
 
 
 def is_guid(value: Any) -> bool:
-    """Return True if it is a GUID, in either case of letters."""
+    """Return True for a GUID in any case of letters."""
     return isinstance(value, str) and _GUID.fullmatch(value) is not None
 
 
@@ -268,7 +268,7 @@ def _is_parameter(value: Any) -> bool:
 
 
 def _one_of(words: Iterable[str]) -> tuple[str, _Test]:
-    """Return the rule that nothing but one of these words may stand somewhere."""
+    """Return the rule that a value is one of these words."""
     known = sorted(words)
     return f"one of {', '.join(known)}", known.__contains__
 
@@ -276,14 +276,14 @@ def _one_of(words: Iterable[str]) -> tuple[str, _Test]:
 def check_object(
     value: Any, where: str, needs: Sequence[str], takes: Sequence[str], *, is_closed: bool = True
 ) -> None:
-    """Check that a value is an object whose values keep the rules of their keys.
+    """Check that a value is an object with the right keys and values.
 
     Args:
         value: any JSON.
-        where: its place in the file, ``""`` for the file's own value.
-        needs: keys that must be there, all of :data:`RULES`.
-        takes: keys that may be there, likewise.
-        is_closed: keys that are neither are refused.
+        where: its place in the file, ``""`` for the whole file.
+        needs: required keys, all of :data:`RULES`.
+        takes: optional keys, likewise.
+        is_closed: refuse other keys.
 
     Raises:
         SimulatorError: for the first key that breaks a rule.
@@ -305,7 +305,7 @@ def check_object(
                 raise SimulatorError(inside + key, expected=expected, got=value.get(key))
 
 
-# What a fault makes of the service's answer: the bytes that are sent.
+# The faults: each turns the answer of the service into the bytes to send.
 
 
 def _good(entry: Entry, answer: Json, now: float) -> bytes:
@@ -348,7 +348,7 @@ def _raw(entry: Entry, answer: Json, _now: float) -> bytes:
 
 
 def _cut(entry: Entry, answer: Json, now: float) -> bytes:
-    """Return a part of the head, or the head and a part of the body, but never all of it."""
+    """Return a part of the head, or the head and a part of the body; never the whole response."""
     head, end, body = respond(answer, now).partition(b"\r\n\r\n")
     whole, part = (b"", head + end) if entry["fault"] == "cut-head" else (head + end, body)
     return whole + part[: min(entry.get("bytes", len(part) // 2), len(part) - 1)]
@@ -377,7 +377,7 @@ def _huge_body(entry: Entry, answer: Json, now: float) -> bytes:
 
 
 def _pad(answer: Json, size: int) -> Json:
-    """Return the answer with padding up to so many bytes."""
+    """Return the answer padded to ``size`` bytes, as JSON."""
     missing = size - len(orjson.dumps(answer | {"padding": ""}))
     return answer if missing < 0 else answer | {"padding": "x" * missing}
 
@@ -386,11 +386,11 @@ class Kind(NamedTuple):
     """One kind of fault.
 
     Attributes:
-        make: (what the script says, the service's answer, Unix time) to the bytes that are sent.
-        end: what follows it.
-        is_served: the request is served, and its run made, before the response is spoiled.
-        needs: keys that the script must give.
-        takes: keys that it may give, besides those of every fault.
+        make: from (entry of the script, answer of the service, Unix time) to the bytes to send.
+        end: what follows on the connection.
+        is_served: the request is served, and its run made.
+        needs: required keys of the entry.
+        takes: its optional keys, besides those of every fault.
     """
 
     make: Callable[[Entry, Json, float], bytes]
@@ -420,18 +420,18 @@ KINDS: Final[Mapping[str, Kind]] = {
     "not-json": Kind(_not_json, takes=("body",)),
     "leave-out": Kind(_leave_out, takes=("keys",)),
     "other-job": Kind(lambda _, answer, now: respond(answer | {"jobId": OTHER_JOB}, now)),
-    "other-run": Kind(_good),  # the service knows the runs
+    "other-run": Kind(_good),  # see service
     "huge-body": Kind(_huge_body, takes=("bytes",)),
     "gzip": Kind(_gzip, takes=("encoding", "bytes")),
     "bom": Kind(lambda _, answer, now: encode(200, b"\xef\xbb\xbf" + orjson.dumps(answer), now)),
     "headers": Kind(_good, needs=("headers",)),
     "latency": Kind(_good, needs=("seconds",)),
     "hold": Kind(_good),
-    "fail-run": Kind(_good, takes=("error",)),  # the service, too
+    "fail-run": Kind(_good, takes=("error",)),  # see service
 }
 
 GOOD: Final[Entry] = {"fault": "latency"}
-"""The fault of a request that meets none."""
+"""The fault of a request without one."""
 
 
 # The script.
@@ -467,7 +467,7 @@ RULES: Final[Mapping[str, tuple[str, _Test]]] = {
     )
     for key in keys.split()
 }
-"""What may stand at each key of the simulator's files: in words, and as a test."""
+"""The rule of each key in the simulator's files: in words, and as a test."""
 
 _SCRIPT_KEYS: Final = "seed", "latency", "finishAfter", "tokens", "faults"
 _FAULT_KEYS: Final = (
@@ -477,10 +477,10 @@ _FAULT_KEYS: Final = (
 
 
 def read_script(script: Script) -> Script:
-    """Return a fault script's JSON, checked.
+    """Check the JSON of a fault script, and return it.
 
     Raises:
-        SimulatorError: it is malformed.
+        SimulatorError: the script is malformed.
     """
     check_object(script, "", (), _SCRIPT_KEYS)
 
@@ -504,8 +504,8 @@ def _check_fault(entry: Entry, where: str) -> None:
     is_bytes = name != "raw" or max(entry["body"], default="") <= "\xff"
     rules = {
         "fault": (is_silent, f"{_one_of(silent)[0]} on a connection"),
-        "to": (first <= entry.get("to", first), f"a number from {first}, where the fault begins"),
-        "body": (is_bytes, "characters up to U+00FF, each of which is sent as one byte"),
+        "to": (first <= entry.get("to", first), f"a number from {first}, the fault's from"),
+        "body": (is_bytes, "characters up to U+00FF, as each is sent as one byte"),
     }
 
     for key, (holds, expected) in rules.items():
@@ -514,7 +514,7 @@ def _check_fault(entry: Entry, where: str) -> None:
 
 
 def pick(script: Script, on: str, number: int, body: bytes = b"") -> Entry:
-    """Return the first fault whose selectors all hold for a request, or :data:`GOOD`.
+    """Return the first fault whose selectors all match a request, or :data:`GOOD`.
 
     Args:
         script: the faults.
@@ -540,17 +540,17 @@ def pick(script: Script, on: str, number: int, body: bytes = b"") -> Entry:
 
 
 def _fraction(seed: int, place: int, number: int) -> float:
-    """Return a number from 0 to below 1 that depends on nothing but the arguments."""
+    """Return a number from 0 to below 1 that depends only on the arguments."""
     digest = hashlib.blake2b(f"{seed}:{place}:{number}".encode(), digest_size=6).digest()
     return int.from_bytes(digest) / (1 << 48)
 
 
 def spoil(entry: Entry, answer: Json, now: float) -> Delivery:
-    """Return what a request gets.
+    """Return the response to a request.
 
     Args:
-        entry: the fault that it meets.
-        answer: the service's; of a request that was not served, any.
+        entry: its fault.
+        answer: of the service; any if the request was not served.
         now: Unix time in seconds.
     """
     kind = KINDS[entry["fault"]]
@@ -561,7 +561,7 @@ def spoil(entry: Entry, answer: Json, now: float) -> Delivery:
         second = respond(answer | {"jobRunId": str(uuid.uuid4())}, now)
         return Delivery(data, end, entry.get("after", 0.02), second)
 
-    if not data and end == "keep":  # nothing at all would be silence for ever
+    if not data and end == "keep":  # else the client would wait without end
         end = "close"
 
     return Delivery(data, end, entry.get("after", 0))

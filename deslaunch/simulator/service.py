@@ -1,4 +1,4 @@
-"""The service without its sockets and without faults: jobs, tokens, runs and endpoints."""
+"""The service without sockets and faults: jobs, tokens, runs, and the four endpoints."""
 
 import math
 import os
@@ -22,20 +22,20 @@ POS_USAGE_EXPORT: Final = "43f87799-62c6-4001-92f9-6b3df816a6d6"
 CSV_SALES_EXPORT: Final = "8d0c3c7e-5b0f-4d5e-9a51-0f6a2f1c9e04"
 
 DEFAULT_JOBS: Final[Mapping[str, Any]] = faults.load_json(Path(__file__).with_name("jobs.json"))
-"""Two real templates as jobs. ``exclusive`` and ``template`` are private to the simulator."""
+"""Two real templates as jobs. Only the simulator has the keys ``exclusive`` and ``template``."""
 
 Job = Mapping[str, Any]
 """One job of a jobs file, checked."""
 
 
 def read_jobs(jobs: Any) -> dict[str, Job]:
-    """Return what a jobs file's JSON says, by jobId in lower case.
+    """Check the JSON of a jobs file, and return its jobs by jobId in lower case.
 
-    It is a QueryJobs response with two more keys: ``exclusive`` lists groups of parameter names; a
-    start that uses more than one group is refused. ``template`` is for the reader.
+    A jobs file is a QueryJobs response. A job may have two more keys: ``exclusive``, a list of
+    groups of parameter names (a start may use only one of the groups), and ``template``, a comment.
 
     Raises:
-        SimulatorError: it is malformed.
+        SimulatorError: the file is malformed.
     """
     faults.check_object(jobs, "", ["jobs"], (), is_closed=False)
 
@@ -53,7 +53,7 @@ def check_parameters(job: Job, parameters: Mapping[str, Any]) -> None:
     """Check the parameters of one start.
 
     Raises:
-        Refused: 400, the job's template does not take them.
+        Refused: 400, the job does not accept them.
     """
     declared = {parameter["name"]: parameter for parameter in job["jobRunParameters"]}
 
@@ -74,11 +74,11 @@ def check_parameters(job: Job, parameters: Mapping[str, Any]) -> None:
     groups = [", ".join(sorted(used.intersection(group))) for group in job.get("exclusive", [])]
 
     if sum(map(bool, groups)) > 1:
-        raise Refused(400, f"either {' or '.join(filter(None, groups))}")
+        raise Refused(400, f"expected either {' or '.join(filter(None, groups))}, got both")
 
 
 def _problem_of(declared: Mapping[str, Any], value: Any) -> str:
-    """Return why a parameter does not take a value, or ``""``."""
+    """Return what is wrong with a parameter's value, or ``""``."""
     given = {} if value is None else value
 
     if not isinstance(given, dict):
@@ -113,7 +113,7 @@ _TEXTS: Final = {
 
 
 def is_text_of(type_number: int | None, text: str) -> bool:
-    """Return True if a parameter of this type takes the text; an unknown type takes any."""
+    """Return True if a parameter of this type accepts the text; an unknown type accepts any."""
     if type_number not in _TEXTS:
         return True
 
@@ -136,14 +136,14 @@ def is_text_of(type_number: int | None, text: str) -> bool:
 
 @dataclass(repr=False)
 class AuthServer:
-    """Who may call the service: access tokens, each with the number of starts left to it.
+    """Issues and checks access tokens; each may be limited to a number of starts.
 
     Attributes:
-        limit: a script's ``tokens``: after how many starts a token expires, and which.
-        seconds: for which an issued token is good.
-        login: what a password grant must say; what it does not name may be anything.
-        clock: Unix time in seconds.
-        svc: base URL that a token's response names; set once the simulator listens.
+        limit: ``tokens`` of the script: after how many starts a token expires, and which ones do.
+        seconds: for which an issued token is valid.
+        login: form fields that a password grant must contain, with their values.
+        clock: returns the Unix time in seconds.
+        svc: base URL in the response to a grant; set when the simulator listens.
     """
 
     limit: Mapping[str, Any]
@@ -153,23 +153,23 @@ class AuthServer:
     svc: str = ""
     _left: dict[str, float] = field(default_factory=dict)
     _ends: dict[str, float] = field(default_factory=dict)
-    _organisations: dict[str, str] = field(default_factory=dict)  # of refresh tokens, good once
+    _organisations: dict[str, str] = field(default_factory=dict)  # by refresh token, valid once
 
     def add(self, token: str, end: float = math.inf) -> None:
-        """Accept a token up to a time."""
-        is_limited = self.limit.get("which") == "all" or not self._ends  # else the first one only
+        """Accept a token until a Unix time."""
+        is_limited = self.limit.get("which") == "all" or not self._ends  # else only the first
         self._left[token] = self.limit.get("expireAfter", math.inf) if is_limited else math.inf
         self._ends[token] = end
 
     def revoke(self, token: str) -> None:
-        """Accept a token no more."""
+        """Refuse a token from now on."""
         self._left.pop(token, None)
 
     def check(self, request: Request) -> str:
         """Return the token of a request.
 
         Raises:
-            Refused: 401, it is missing, unknown, revoked or expired.
+            Refused: 401, the token is missing, unknown, revoked or expired.
         """
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         is_good = self._left.get(token, 0) > 0 and self.clock() < self._ends[token]
@@ -187,12 +187,12 @@ class AuthServer:
         """Return a new access token and a new refresh token.
 
         Raises:
-            Refused: 400 or 401, with OAuth's word for what is wrong.
+            Refused: 400 or 401, with an error code of RFC 6749.
         """
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
         if content_type != "application/x-www-form-urlencoded":
-            raise Refused(400, "the body is not form-encoded")
+            raise Refused(400, "the body: expected application/x-www-form-urlencoded")
 
         form = dict(parse_qsl(request.body.decode("latin-1")))
         kind, spent = form.get("grant_type"), form.get("refresh_token", "")
@@ -231,7 +231,7 @@ class AuthServer:
 
 
 class Run(NamedTuple):
-    """One run that was made.
+    """One run.
 
     Attributes:
         job_run_id: GUID, unique.
@@ -239,7 +239,7 @@ class Run(NamedTuple):
         body: of the start, as it was sent.
         request: number of the start request, from 1.
         created: Unix time, seconds.
-        failure: status text of a run that will fail, or None.
+        failure: status text of a run that fails, or None.
     """
 
     job_run_id: str
@@ -251,22 +251,22 @@ class Run(NamedTuple):
 
     @property
     def parameters(self) -> Mapping[str, Any]:
-        """As they were sent."""
+        """The parameters as they were sent."""
         parameters: dict[str, Any] = orjson.loads(self.body).get("parameters") or {}
         return parameters
 
 
 def _utc(seconds: float) -> str:
-    """Return a Unix time as RFC 3339 writes it, in milliseconds."""
+    """Return a Unix time in RFC 3339, with milliseconds."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
 
 
 @dataclass(repr=False)
 class RunLog:
-    """Runs, first in the file and then in memory, in the same order.
+    """All runs, written to the file and then kept in memory, in the same order.
 
-    After a kill the file holds every run that was told to a client, and perhaps some that were
-    not. It is not synced: a power cut may lose lines.
+    After a kill the file holds every run that a client has got a response for, and perhaps more.
+    It is not synced: a power failure may lose lines.
     """
 
     path: str | os.PathLike[str] | None
@@ -275,13 +275,13 @@ class RunLog:
     _file: int = -1
 
     def open(self) -> None:
-        """Open the file for appending, with mode 0600 where it is new.
+        """Open the file for appending; a new one gets mode 0600.
 
         Raises:
-            OSError: it can't be opened.
+            OSError: the file can't be opened.
         """
         if self.path is not None:
-            # A pipe that nobody empties fails at once (O_NONBLOCK): the loop is never held up.
+            # O_NONBLOCK: writing to a full pipe fails at once instead of blocking the loop.
             flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK
             self._file = os.open(self.path, flags, 0o600)
 
@@ -292,10 +292,10 @@ class RunLog:
             self._file = -1
 
     def append(self, run: Run) -> None:
-        """Put a run into the file and into memory.
+        """Write a run to the file, then keep it in memory.
 
         Raises:
-            OSError: it could not be written; the run is not in memory.
+            OSError: the run could not be written; it is not in memory.
         """
         if self._file >= 0:
             record = {
@@ -324,10 +324,10 @@ class Des:
 
     Attributes:
         jobs: by jobId in lower case.
-        auth: who may call.
-        log: where runs are kept.
-        clock: Unix time in seconds.
-        finish_after: seconds from a run's start to its end.
+        auth: checks the tokens.
+        log: keeps the runs.
+        clock: returns the Unix time in seconds.
+        finish_after: seconds from the start of a run to its end.
     """
 
     jobs: Mapping[str, Job]
@@ -337,23 +337,23 @@ class Des:
     finish_after: float
 
     def serve(self, endpoint: str, request: Request, number: int, entry: Entry) -> Json:
-        """Return the answer that no fault has spoiled yet.
+        """Return the answer to a request, without its fault.
 
         Args:
-            endpoint: its name, ``""`` for a path that is none.
-            request: to it.
+            endpoint: its name, ``""`` for an unknown path.
+            request: the request.
             number: of the request at this endpoint, from 1.
-            entry: the fault that will spoil the answer.
+            entry: its fault; two kinds change what is served.
 
         Raises:
             Refused: the request breaks a rule.
-            OSError: the log can't be written.
+            OSError: the run could not be logged.
         """
         if not endpoint:
-            raise Refused(404, f"no {request.path}")
+            raise Refused(404, f"there is no {request.path}")
 
         if request.method != "POST":
-            raise Refused(405, "only POST")
+            raise Refused(405, f"expected POST, got {shorten(request.method)}")
 
         if endpoint == "token":
             return self.auth.grant(request)
@@ -368,10 +368,10 @@ class Des:
         try:
             body = orjson.loads(request.body)
         except orjson.JSONDecodeError as exc:
-            raise Refused(400, f"the body is no JSON: {exc.msg}") from exc
+            raise Refused(400, f"the body: expected JSON, got {exc.msg}") from exc
 
         if not isinstance(body, dict):
-            raise Refused(400, "the body is no JSON object")
+            raise Refused(400, "the body: expected a JSON object")
 
         if endpoint == "queryrunstatus":
             return self._run_status(body)
@@ -379,22 +379,22 @@ class Des:
         run = self._start(body, request.body, number, entry)
         self.auth.spend(token)
         self.log.append(run)
-        told = self.log.runs[0] if entry["fault"] == "other-run" else run
-        return {"jobId": run.job_id, "jobRunId": told.job_run_id}
+        named = self.log.runs[0] if entry["fault"] == "other-run" else run
+        return {"jobId": run.job_id, "jobRunId": named.job_run_id}
 
     def _start(self, body: Json, sent: bytes, number: int, entry: Entry) -> Run:
         job_id, parameters = body.get("jobId"), body.get("parameters")
 
         if not faults.is_guid(job_id):
-            raise Refused(400, "jobId is no GUID")
+            raise Refused(400, f"jobId: expected a GUID, got {shorten(job_id)}")
 
         job_id = str(job_id).lower()
 
         if job_id not in self.jobs:
-            raise Refused(400, f"no job {job_id}")
+            raise Refused(400, f"there is no job {job_id}")
 
         if not isinstance(parameters, dict | None):
-            raise Refused(400, "parameters is no JSON object")
+            raise Refused(400, f"parameters: expected a JSON object, got {shorten(parameters)}")
 
         check_parameters(self.jobs[job_id], parameters or {})
         is_failing = entry["fault"] == "fail-run"
@@ -405,7 +405,7 @@ class Des:
         run = self.log.by_id.get(str(body.get("jobRunId")).lower())
 
         if run is None:
-            raise Refused(400, f"no run {shorten(body.get('jobRunId'))}")
+            raise Refused(400, f"there is no run {shorten(body.get('jobRunId'))}")
 
         end = run.created + self.finish_after
         is_finished = self.clock() >= end
