@@ -229,7 +229,7 @@ class TestSilence:
             proxy.frozen = True
             launch.hear(TOLD)
             launch.process.send_signal(signal.SIGINT)
-            launch.hear("a second signal ends that")
+            launch.hear("a second signal ends the wait")
             launch.process.send_signal(signal.SIGINT)
             summary = launch.end()
 
@@ -315,7 +315,7 @@ class TestWait:
         self, waiting: Launch, postgres: Server
     ) -> None:
         waiting.process.send_signal(signal.SIGTERM)
-        waiting.hear("a second signal ends that")
+        waiting.hear("a second signal ends the wait")
         postgres.start()
 
         summary = waiting.end()
@@ -327,7 +327,7 @@ class TestWait:
         self, waiting: Launch, place: Workplace, postgres: Server
     ) -> None:
         waiting.process.send_signal(signal.SIGINT)
-        waiting.hear("a second signal ends that")
+        waiting.hear("a second signal ends the wait")
         waiting.process.send_signal(signal.SIGINT)
         summary = waiting.end()
 

@@ -650,13 +650,13 @@ def test_the_limit(limit: str, rows: str, stopped: tuple[int, StopReason] | None
 @pytest.mark.parametrize(
     ("rows", "limit", "message"),
     [
-        pytest.param("uuuuu", NO_LIMIT, "5 rows became unknown with none started", id="unknown"),
-        pytest.param("f" * 25, NO_LIMIT, "25 rows became failed with none started", id="failed"),
-        pytest.param("s33334", NO_LIMIT, "all refused with 403", id="403"),
+        pytest.param("uuuuu", NO_LIMIT, "5 rows became unknown, with none started", id="unknown"),
+        pytest.param("f" * 25, NO_LIMIT, "25 rows became failed, with none started", id="failed"),
+        pytest.param("s33334", NO_LIMIT, "of several jobs, got 403", id="403"),
         pytest.param(
             "rf",
             ErrorLimit.parse("1"),
-            "2 of 2 rows ended without a run, and --max-errors is 1",
+            "2 of 2 rows ended without a run; --max-errors is 1",
             id="limit",
         ),
     ],
@@ -945,5 +945,5 @@ def test_what_is_no_place_for_starts_gets_one(status: int, place: Workplace) -> 
     done = place.run("run", "night.jsonl")
 
     assert (done.returncode, place.simulator.requests) == (5, 1)
-    assert f"its first response was {status}" in done.stderr
+    assert f"the first response was {status}" in done.stderr
     assert "8 rows: 8 pending; 1 attempt" in done.stderr

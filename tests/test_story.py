@@ -74,7 +74,7 @@ def test_a_month_of_all_stores(month: Workplace) -> None:
     # The time of the window is over before the month is.
     window = place.run("resume", "month.ledger.db", "--stop-after", "1s", "--rate", "100", "--yes")
     assert window.returncode == 5
-    assert "the time of --stop-after 1s has come" in window.stderr
+    assert "--stop-after 1s was reached" in window.stderr
     [batch] = told(place, "history")["batches"]
     assert batch["exitCode"] == 5
     assert 2 < batch["counts"]["started"] < ROWS

@@ -116,7 +116,7 @@ async def _print_status(given: Given, ledger: "Ledger", *, is_copy: bool) -> Non
         commands = []
 
         if (control := await ledger.control()) != Control():
-            printer.data(f"told by deslaunch control: {control}")
+            printer.data(f"deslaunch control: {control}")
 
         if control.is_paused:
             commands = [("let it go on", printed("control", place_word(summary.ledger), "go"))]

@@ -1,7 +1,4 @@
-"""What a session and a watch stand on.
-
-A clock that is passed in, workers that share a queue, and what both loops do alike.
-"""
+"""The base of the two loops, Session and Watch: clock, throttles, events, worker tasks."""
 
 import asyncio
 import random
@@ -29,8 +26,8 @@ from deslaunch.ledger.ledger import Ledger
 from deslaunch.model import Sent, count
 from deslaunch.settings import Settings
 
-SHORTEST_SLEEP = 0.001  # uvloop's timers know milliseconds; a shorter one would spin
-LONGEST_SLEEP = 3600.0  # no timer rings at infinity
+SHORTEST_SLEEP = 0.001  # uvloop's timers count milliseconds; a shorter one would spin
+LONGEST_SLEEP = 3600.0  # timers take no infinity
 
 _OTHER_FILES = 48  # beside sockets: the ledger, its log, the history, modules imported late
 
@@ -53,16 +50,16 @@ class Clock:
 
 @dataclass(eq=False, repr=False)
 class Loop:
-    """What a session and a watch do alike: throttle targets, tell events, end after an error.
+    """The base of Session and Watch: throttles targets, emits events, ends after an error.
 
     Attributes:
-        ledger: the batch's.
+        ledger: of the batch.
         clients: by target.
         settings: slots, rate, waits and limits.
-        emit: called with each event, after what it tells of is on disk.
-        clock: time; it need not be the ledger's.
+        emit: called with each event, in the event loop, once what it reports is on disk.
+        clock: need not be the ledger's.
         rng: the source of jitter.
-        stops: why targets, or all of it, ended early, in the order of happening.
+        stops: why targets, or the whole loop, ended early; in order of time.
     """
 
     ledger: Ledger
@@ -90,12 +87,12 @@ class Loop:
         raise NotImplementedError
 
     def abandon(self) -> None:
-        """Give up what is in flight: rows of which a byte may have left become unknown."""
+        """Give up the rows in flight; those of which a byte may have left become unknown."""
         self.drain()
         self._workers.cancel_busy()
 
     def _slots_of(self, name: str, slots: int) -> int:
-        """Return how many of so many slots a target may have."""
+        """Return how many of ``slots`` a target may use."""
         return min(slots, self.clients[name].concurrency or slots)
 
     def _throttle(self, name: str) -> Throttle:
@@ -108,7 +105,7 @@ class Loop:
         )
 
     async def _wait_for_news(self, until: float) -> None:
-        """Return once there is news; at ``until``, or after an hour, at the latest."""
+        """Return once ``_news`` is set, at ``until``, or after an hour."""
         seconds = min(max(until - self.clock.now(), SHORTEST_SLEEP), LONGEST_SLEEP)
         alarm = self.clock.call_later(seconds, self._news.set)
 
@@ -127,7 +124,7 @@ class Loop:
             await act()
 
     def _act(self, decided: TargetPaused | Stop | None) -> None:
-        """Tell what follows for a target; its end is told once."""
+        """Report a target's pause or stop; its stop once."""
         if isinstance(decided, TargetPaused):
             self._announce(decided)
         elif decided is not None and all(known.target != decided.target for known in self.stops):
@@ -138,11 +135,11 @@ class Loop:
         self._announce(TargetStopped(stop))
 
     def _announce(self, event: Event) -> None:
-        """Tell of something that a session notes in the ledger."""
-        self._tell(event)
+        """Emit an event; a session notes it in the ledger first."""
+        self._emit(event)
 
-    def _tell(self, event: Event) -> None:
-        """Call the listener; its error ends the loop, not the record that it missed."""
+    def _emit(self, event: Event) -> None:
+        """Call the listener. If it raises, the loop drains; outcomes are still recorded."""
         try:
             self.emit(event)
         except Exception as exc:  # noqa: BLE001  # a listener may raise anything
@@ -154,10 +151,10 @@ class Loop:
 
 
 def fit_slots(slots: int) -> tuple[int, str]:
-    """Let this process open as many files as so many slots need.
+    """Raise this process's limit of open files (RLIMIT_NOFILE) to what the slots need.
 
     Returns:
-        The slots that fit, at least 1, and a sentence where they are fewer, else ``""``.
+        The slots that the limit allows, at least 1; and a warning if they are fewer, else ``""``.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = slots + SPARE + _OTHER_FILES
@@ -167,17 +164,17 @@ def fit_slots(slots: int) -> tuple[int, str]:
 
     most = needed if hard == resource.RLIM_INFINITY else min(hard, needed)
 
-    with suppress(ValueError, OSError):  # a system may know another limit
+    with suppress(ValueError, OSError):  # the system may have another limit
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
         soft = most
 
     fitting = max(1, min(slots, soft - count_spare() - _OTHER_FILES))
-    told = f"{count(fitting, 'slot')}: this process may open {soft} files (ulimit -n)"
-    return fitting, told if fitting < slots else ""
+    warning = f"{count(fitting, 'slot')}: this process may open {soft} files (ulimit -n)"
+    return fitting, warning if fitting < slots else ""
 
 
 class Workers:
-    """Tasks that do one work after the other: a task for each would cost a third more."""
+    """Tasks that are used again: one new task for each request would cost a third more."""
 
     def __init__(self) -> None:
         self._queue: deque[tuple[Coroutine[Any, Any, None], Sent]] = deque()
@@ -187,15 +184,15 @@ class Workers:
 
     @property
     def busy(self) -> int:
-        """Works that are being done."""
+        """Requests in flight."""
         return len(self._busy)
 
     def put(self, work: Coroutine[Any, Any, None], sent: Sent) -> None:
-        """Let a worker do this: an idle one, else a new one. It must not raise.
+        """Run a request in an idle worker, else in a new one.
 
         Args:
-            work: sends one request.
-            sent: whether a byte of it may have left.
+            work: sends one request; must not raise.
+            sent: becomes true when a byte of it may have left.
         """
         self._queue.append((work, sent))
 
@@ -209,19 +206,19 @@ class Workers:
         self.help(self._serve())
 
     def help(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run something beside the workers that ends with them."""
+        """Run a background task until :meth:`aclose`."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def cancel_busy(self, *, unsent_only: bool = False) -> int:
-        """Cancel what is being done, but the work that calls; each decides what that means for it.
+        """Cancel the requests in flight, but not the one that calls this.
 
         Args:
-            unsent_only: only that of which no byte has left.
+            unsent_only: only requests of which no byte has left.
 
         Returns:
-            The works that go on.
+            How many requests remain.
         """
         works = [(t, sent) for t, sent in self._busy.items() if t is not asyncio.current_task()]
         cancelled = [task for task, sent in works if not (unsent_only and sent)]
@@ -232,7 +229,7 @@ class Workers:
         return len(works) - len(cancelled)
 
     async def aclose(self) -> None:
-        """End all tasks, and return once they have ended."""
+        """Cancel all tasks, and wait for them."""
         tasks = list(self._tasks)
 
         for task in tasks:
@@ -262,11 +259,11 @@ class Workers:
 
 
 def note_of(event: Event) -> tuple[str, str | None, str] | None:
-    """Return kind, target and text of an event that the ledger keeps."""
+    """Return (kind, target, text) of an event that the ledger keeps; None for others."""
     match event:
         case TargetPaused(target, cause, seconds):
             return "pause", target, f"{seconds:.3f} s: {cause}"
-        case TargetStopped(stop) if stop.reason is not StopReason.LEDGER:  # it can't be written to
+        case TargetStopped(stop) if stop.reason is not StopReason.LEDGER:  # which can't be written
             return "stop", stop.target, f"{stop.reason}: {stop.message}"
         case TokenRenewed(target):
             return "token", target, "a new token is in use"

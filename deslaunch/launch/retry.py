@@ -1,8 +1,8 @@
-"""What an attempt that started no run means, and how long to wait before the next one.
+"""What a failed attempt means, and how long to wait before the next one.
 
-Pure: an error and a few numbers in, an :class:`~deslaunch.model.Outcome` or seconds out; the
-session acts on it. Only the wait generator of ``backoff`` is used: its decorators would sleep
-while a row keeps its slot, and shrink a Retry-After.
+Pure: an error and a few numbers in, an :class:`~deslaunch.model.Outcome` or seconds out. Only the
+wait generator of ``backoff`` is used: its decorators would sleep while a row keeps its slot, and
+shorten a Retry-After.
 """
 
 from http import HTTPStatus
@@ -18,20 +18,20 @@ from deslaunch.model import END_STATES, Outcome, Result, RowState, Sent, Start
 from deslaunch.settings import Settings
 
 ERROR_LIMIT: Final = 4096
-"""Characters that are kept of what was wrong."""
+"""Characters of an error that the ledger keeps."""
 
 GATEWAY_GAVE_UP: Final = frozenset({504, 524})
-"""A gateway that gave up waiting says nothing of DES."""
+"""Statuses of a gateway that timed out: DES may have started the run."""
 
-_MOST_DOUBLINGS: Final = 62  # without a cap the doubling would outgrow a float
+_MOST_DOUBLINGS: Final = 62  # 2 to a higher power would overflow a float
 
 
 def verdict(error: DesError | CredentialsRefused, start: Start, settings: Settings) -> Result:
-    """Return what an error makes of its attempt; the first line that applies.
+    """Return the result of a failed attempt, by the verdict table; the first match applies.
 
     Args:
-        error: what the client raised.
-        start: what was sent.
+        error: raised by the client.
+        start: the attempt.
         settings: ``max_attempts``, ``retry_5xx`` and ``give_up_after``.
     """
     match error:
@@ -53,7 +53,7 @@ def verdict(error: DesError | CredentialsRefused, start: Start, settings: Settin
 
 
 def _may_repeat(error: DesError, settings: Settings) -> bool:
-    """Return True if DES's contract, or a person, allows the same start after this response."""
+    """Return True if DES's contract, or ``--retry-5xx``, allows a retry after this response."""
     if error.status in GATEWAY_GAVE_UP:
         return settings.retry_5xx == "all"
 
@@ -70,26 +70,27 @@ def ended(
     """Return the outcome of an attempt.
 
     Args:
-        start: what was sent.
-        result: the verdict.
+        start: the attempt.
+        result: its verdict.
         error: why it started no run.
-        not_before: seconds until the row may be sent again; means nothing for a final result.
+        not_before: seconds until the row may be sent again; ignored for a final result.
         job_run_id: of the run that it started.
     """
     text = str(error)
-    status: int | None = HTTPStatus.OK if result is Result.STARTED else None  # no other starts one
+    status: int | None = HTTPStatus.OK if result is Result.STARTED else None  # of a run
 
     if isinstance(error, DesError) and result is not Result.UNSENT:
         status, job_run_id = error.status, error.job_run_id
 
-        # What can't be relied on is kept whole, for whoever looks for the run.
+        # The response is kept: a person may find the run by it.
         if result is Result.UNKNOWN and error.response and error.response not in text:
             text = f"{text}\n{error.response}"
 
     state = END_STATES.get(result)
     again = not_before if state is None else None
-    said = (state or RowState.PENDING, job_run_id, status, text[:ERROR_LIMIT], again)
-    return Outcome(*start[:5], result, *said, start.attempt)
+    state = state or RowState.PENDING
+    known = (state, job_run_id, status, text[:ERROR_LIMIT], again)
+    return Outcome(*start[:5], result, *known, start.attempt)
 
 
 def broken_off(start: Start, sent: Sent, why: str = "") -> Outcome:
@@ -102,13 +103,13 @@ def wait_after(failures: int, max_wait: float, rng: Random, asked: float | None 
     """Return the seconds to wait before the next attempt.
 
     Between half and all of 1 s, doubled for each failure, at most ``max_wait``; never shorter than
-    DES asked for. What failed together does not come back together.
+    ``asked``. The jitter spreads requests that failed together.
 
     Args:
-        failures: 5XX responses that a row got, or pauses of a target before this one; at least 0.
-        max_wait: cap of the computed wait, seconds, above 0.
+        failures: earlier 5XX responses of the row, or earlier pauses of the target; at least 0.
+        max_wait: limit of the computed wait, seconds, above 0.
         rng: the source of jitter.
-        asked: Retry-After, seconds, or None.
+        asked: seconds of Retry-After, or None.
     """
     number = 1 + min(failures, _MOST_DOUBLINGS)  # backoff's generators first yield None
     ceiling = float(next(islice(backoff.expo(2, 1.0, max_wait), number, None)))

@@ -1,14 +1,13 @@
-"""One launcher at work: rows are claimed, sent, and given back with what became of them.
+"""The loop of a launch: claim rows, send them, record their outcomes.
 
-One loop. A turn of it hands over the outcomes that came in and takes the rows that may be sent
-next, by ``await ledger.exchange(outcomes, claims)``: one durable transaction, which returns only
-what it committed. So by construction an intent is on disk before the first byte of its POST
-leaves, an outcome before anybody is told, and a kill leaves at most *slots* rows in doubt,
-because a turn never claims more than the free slots. While one turn commits, responses come in
-for the next.
+Each turn of the loop is one durable transaction, ``await ledger.exchange(outcomes, claims)``: it
+writes the outcomes that came in, claims rows for the free slots, and returns only what it
+committed. So an intent is on disk before the first byte of its POST leaves, an outcome is on disk
+before its event, and a kill leaves at most *slots* rows in doubt. While one turn commits,
+responses come in for the next.
 
-:mod:`~deslaunch.launch.retry` says what a response means, :mod:`~deslaunch.launch.target` when a
-target may be sent to; the ledger keeps the rows that wait, so that none holds a slot or memory.
+:mod:`~deslaunch.launch.retry` decides what a response means, :mod:`~deslaunch.launch.target` when
+a target may be sent to. Rows that wait for a retry are in the ledger: they hold no slot.
 """
 
 import asyncio
@@ -32,7 +31,7 @@ from deslaunch.model import END_STATES, Outcome, Result, RowState, Sent, Start, 
 from deslaunch.settings import Deadline, JobLimit
 
 RECORD_FOR: Final = 60.0
-"""Seconds that outcomes are offered to a ledger that fails, once none is awaited any more."""
+"""Seconds for which outcomes are retried at a failed ledger, once no row is in flight."""
 
 PULSE_EVERY: Final = 1.0
 """Seconds between two events that report progress."""
@@ -44,25 +43,25 @@ LOSE_DEAD_EVERY: Final = 10.0
 """Seconds between two looks at whether other launchers of a shared batch are alive."""
 
 QUIET_PASSES: Final = 4
-"""Passes of the event loop that bring no outcome, after which a turn begins."""
+"""Passes of the event loop without a new outcome, after which a turn begins."""
 
 LONGEST_GATHERING: Final = 3
-"""How many times as long as the last turn took outcomes are gathered for the next one."""
+"""Longest time to gather outcomes for a turn, in durations of the turn before."""
 
 TIME_OF_A_ROW: Final = 50e-6
-"""Seconds that the loop takes to send a row and to take its response, about."""
+"""About the seconds that the loop needs to send a row and to take its response."""
 
 _ROUNDING: Final = 0.002  # the ledger's times are whole milliseconds
 
 
 @dataclass(slots=True)
 class _Target:
-    """What a session knows of one target.
+    """The state of one target in a session.
 
     Attributes:
-        refused: rows whose last attempt met a refused token.
-        is_resting: a pause is being sat out.
-        generation: of the newest token that a renewal was told for.
+        refused: rows whose last attempt was refused with 401.
+        is_resting: a task waits for the end of its pause.
+        generation: of the newest token whose renewal was reported.
     """
 
     client: DesClient
@@ -75,16 +74,16 @@ class _Target:
 
 @dataclass(eq=False, repr=False)
 class Session(Loop):
-    """One session of a batch; its ledger has begun it.
+    """One session of a batch, from ``Ledger.begin_session`` on.
 
     Attributes:
-        due: seconds until each lane's first row may be claimed; None: it has none.
-        limits: of single jobs, by their jobIds.
-        deadlines: when to send nothing new any more.
+        due: seconds until each lane's first row may be claimed; None: it has no rows.
+        limits: of single jobs, by jobId.
+        deadlines: when to stop sending.
         unrecorded: (key, jobRunId) of runs whose outcome could not be written.
-        started_now: rows that were started.
-        claimed: rows whose intent became durable, each time counted.
-        is_held_back: returns True while nothing is to be claimed; :meth:`wake` when that ends.
+        started_now: rows started in this session.
+        claimed: intents written in this session.
+        is_held_back: returns True while no row may be claimed; call :meth:`wake` when that ends.
     """
 
     due: Mapping[Lane, float | None]
@@ -103,35 +102,35 @@ class Session(Loop):
         }
         throttles = {name: target.throttle for name, target in self._targets.items()}
         self._lanes = Lanes(throttles, self.limits)
-        self._outcomes: list[Outcome] = []  # of rows that came back since the last turn began
+        self._outcomes: list[Outcome] = []  # for the next turn
         self._turn_took = 0.0
-        self._open = 0  # rows whose intent is on disk and whose outcome is not
-        self._announcements: list[Event] = []  # to be noted in the ledger, and told then
+        self._open = 0  # rows with an intent on disk and no outcome
+        self._announcements: list[Event] = []  # events to note in the ledger, then to emit
         self._is_feeding = False
         self._drain_ends: float | None = None
         self._ended = 0
-        self._again: list[float] = []  # when rows that wait for a retry are due; with a limit
+        self._again: list[float] = []  # due times of retries; kept only with --limit
         self._failing_since: float | None = None
-        self._is_kept_waiting = False  # by the ledger, and that was told
+        self._is_kept_waiting = False  # by the ledger; that was reported
         self._is_abandoned = False
         self._clocks: dict[str, float] = {}
         self._control = Control()
         self._slots = self.settings.concurrency
         self._lanes.set_due(self.due, self.clock.now())
 
-    # What the batch calls.
+    # Called by the batch.
 
     async def run(self) -> None:
         """Send all rows that may be sent; return when the last outcome is durable.
 
-        Returns early after :meth:`drain`, :meth:`abandon`, or when every target stopped:
-        ``stops`` says why, and what was not sent is pending. Don't cancel it; drain it.
+        Returns early after :meth:`drain`, :meth:`abandon`, or when every target stopped: see
+        ``stops``; the rows that were not sent are pending. To end it, call drain, not cancel.
 
         Raises:
-            Exception: whatever a listener or a faulty client raised, once all rows in flight have
-                ended and are recorded.
+            Exception: raised by a listener or a faulty client, once all rows in flight have ended
+                and are recorded.
         """
-        self.ledger.on_wait = self._tell_wait
+        self.ledger.on_wait = self._report_wait
         self._workers.help(self._every(PULSE_EVERY, self._pulse))
         self._workers.help(self._every(LOOK_EVERY, self._follow_control))
         self._workers.help(self._every(LOOK_EVERY, self._check_place))
@@ -140,7 +139,7 @@ class Session(Loop):
             self._workers.help(self._every(LOSE_DEAD_EVERY, self._lose_dead))
 
         try:
-            self._check_deadlines()  # the plan may have been agreed to late
+            self._check_deadlines()  # a person may have confirmed the plan late
             await self._follow_control()
 
             while not self._is_over():
@@ -150,7 +149,7 @@ class Session(Loop):
                 claims = self._claims(now)
 
                 if self._announcements:
-                    await self._tell_announced()
+                    await self._emit_announced()
                 elif claims or self._outcomes:
                     await self._turn(claims)
                 else:
@@ -162,9 +161,9 @@ class Session(Loop):
             raise self._error
 
     def drain(self, stop: Stop | None = None) -> None:
-        """Send nothing new; rows that were sent get ``drain_seconds`` for their responses.
+        """Send nothing new; wait ``drain_seconds`` for responses, then abandon.
 
-        Those that still look for a token, a name or a connection are handed back.
+        Rows that still wait for a token, a name or a connection are pending again.
         """
         if stop is not None:
             self._note_stop(stop)
@@ -172,9 +171,9 @@ class Session(Loop):
         if self._is_draining:
             return
 
-        if self._is_kept_waiting and stop is not None and stop.signal:  # what is announced waits
-            text = "what came in is recorded once the ledger can be written"
-            self._tell(events.Noted(f"{text}; a second signal ends that"))
+        if self._is_kept_waiting and stop is not None and stop.signal:  # announcements wait, too
+            text = "outcomes are recorded as soon as the ledger can be written"
+            self._emit(events.Noted(f"{text}; a second signal ends the wait"))
 
         seconds = self.settings.drain_seconds
         self._is_draining = True
@@ -184,17 +183,17 @@ class Session(Loop):
         self._workers.help(self._after(seconds, partial(self.abandon, at_once=False)))
 
     def abandon(self, *, at_once: bool = True) -> None:
-        """Give up what is in flight, and what a ledger that can't be written is waited for.
+        """Give up the rows in flight, and the wait for a ledger that can't be written.
 
         Args:
-            at_once: what came in has no minute more in which it may be recorded.
+            at_once: don't retry for a minute to record the outcomes that came in.
         """
         self._is_abandoned = at_once
         super().abandon()
         self.ledger.give_up(at_once=at_once)
 
     def stop_unchecked(self, target: str, error: errors.DeslaunchError) -> None:
-        """End a target whose rows can't be checked, as its jobs can't be had; they stay pending."""
+        """Stop a target whose jobs could not be fetched; its unchecked rows stay pending."""
         match error:
             case errors.CredentialsRefused():
                 reason = StopReason.CREDENTIALS
@@ -206,11 +205,11 @@ class Session(Loop):
         self._act(self._targets[target].throttle.stop(reason, str(error)))
 
     def feed(self, *, goes_on: bool, targets: Collection[str] = ()) -> None:
-        """Tell that a program adds rows while the session is at work.
+        """Note that a program adds rows while the session runs.
 
         Args:
             goes_on: more may come, so that the session does not end.
-            targets: those that have new rows.
+            targets: targets with new rows.
         """
         self._is_feeding = goes_on
 
@@ -220,18 +219,18 @@ class Session(Loop):
         self._news.set()
 
     def wake(self) -> None:
-        """Look again whether rows may be claimed."""
+        """Check again whether rows may be claimed."""
         self._news.set()
 
     async def note_clocks(self) -> None:
-        """Write by how much each target's clock is ahead, where that is new."""
+        """Write each target's clock offset to the ledger, if one changed by more than 1 s."""
         clients = self.clients.items()
         offsets = {name: s for name, c in clients if (s := c.clock_offset) is not None}
 
         if any(abs(s - self._clocks.get(name, math.inf)) > 1 for name, s in offsets.items()):
             self._clocks = offsets
 
-            with suppress(errors.LedgerError):  # a turn will fail too, and end the launch
+            with suppress(errors.LedgerError):  # the next turn fails, too
                 await self.ledger.set_clocks(offsets)
 
     # The loop.
@@ -254,13 +253,13 @@ class Session(Loop):
         return False
 
     async def _gather(self) -> None:
-        """Let outcomes come in that are about to, for one turn instead of several.
+        """Wait for outcomes that are about to come in: one turn instead of several.
 
-        Where responses are instant a turn has all slots' outcomes then: a sync serves more rows,
-        and the loop and the ledger's thread do not interrupt each other, which costs a launch a
-        sixth of its processor time. Where they take long, a slot must not wait for the others.
-        Where the disk is slow, and the loop takes less time for all slots than a sync takes, all
-        are waited for: a turn of a few rows would let the many wait for its sync.
+        If responses are instant, one turn gets the outcomes of all slots: a sync serves more rows,
+        and the loop and the ledger's thread do not interrupt each other, which would cost a launch
+        a sixth of its processor time. If responses are slow, no slot waits for the others. If the
+        disk is slower than the loop needs for all slots, wait for all: otherwise many rows would
+        wait for the sync of a turn of few.
         """
         quiet, now = 0, self.clock.now
         began, took = now(), self._turn_took
@@ -279,11 +278,11 @@ class Session(Loop):
             quiet = quiet + 1 if len(self._outcomes) == before else 0
 
     def _claims(self, now: float) -> dict[Lane, int]:
-        """Return how many rows may be claimed now, by lane; the lanes take turns."""
+        """Return how many rows may be claimed now, by lane."""
         if self._is_draining or self._control.is_paused or self.is_held_back():
             return {}
 
-        # A row whose outcome goes into this very turn gives its slot back.
+        # The rows whose outcomes this turn writes give their slots back.
         slots = max(0, self._slots - self._open + len(self._outcomes))
         free = min(slots, self._pacer.allowed(now))
 
@@ -296,21 +295,21 @@ class Session(Loop):
         return self._lanes.claims(free, now)
 
     def _next_time(self, now: float) -> float:
-        """Return when time alone lets a row be claimed; infinity where only news can."""
+        """Return when the next row may be claimed without news; infinity: only after news."""
         lanes = self._lanes.next_time(now, self._pacer.opens_at(now))
         return min([lanes, *(time for time in self._again[:1] if time > now)])
 
     async def _turn(self, claims: Mapping[Lane, int]) -> None:
-        """Record what came in, and send what the ledger lets have."""
+        """Record the outcomes that came in, claim rows, and send them."""
         outcomes, self._outcomes = self._outcomes, []
         epochs = {name: target.throttle.epoch for name, target in self._targets.items()}
         began = self.clock.now()
 
         try:
             exchange = await self.ledger.exchange(outcomes, claims)
-        except Exception as exc:  # noqa: BLE001  # whatever it is, the outcomes must not be lost
+        except Exception as exc:  # noqa: BLE001  # the outcomes must not be lost
             self._outcomes[:0] = outcomes
-            await self._offer_again(exc)
+            await self._survive(exc)
             return
 
         self._is_kept_waiting = False
@@ -328,15 +327,15 @@ class Session(Loop):
         for start in exchange.starts:
             self._lanes.take(start)
             mark = Sent()
-            self._workers.put(self._work_on(start, epochs[start.target], mark), mark)
+            self._workers.put(self._attempt(start, epochs[start.target], mark), mark)
 
     def _settle(self, sent: Outcome, settled: Outcome, now: float) -> None:
-        """Tell of an outcome that is durable, and draw the conclusions for its target."""
+        """Report an outcome that is durable; stop its target if its health demands it."""
         target = self._targets[settled.target]
         result = settled.result or Result.UNKNOWN
 
         if result not in END_STATES:
-            self._expect(target, settled, now)
+            self._plan_retry(target, settled, now)
             return
 
         self._ended += 1
@@ -344,13 +343,13 @@ class Session(Loop):
 
         if sent.result is Result.STARTED and result is Result.UNKNOWN:
             text = (
-                f"DES gave row {settled.key!r} the jobRunId {settled.job_run_id}, which another "
-                "row has already: the row is unknown"
+                f"row {settled.key!r}: DES returned jobRunId {settled.job_run_id}, which another "
+                "row has already; the row is unknown"
             )
             target.client.stop_reusing(text)
             self._announce(events.Noted(text, is_warning=True))
 
-        self._tell(events.RowEnded(settled))
+        self._emit(events.RowEnded(settled))
         why = target.health.ended(settled, result)
 
         if why is None or target.throttle.is_stopped or self._is_draining:
@@ -359,7 +358,7 @@ class Session(Loop):
         reason, message = why
         status: int | None = None
 
-        if reason is StopReason.CONFIGURATION:  # the rows whose refusals stop it are pending again
+        if reason is StopReason.CONFIGURATION:  # the rows that were refused are pending again
             self._outcomes += [
                 refused._replace(result=Result.THROTTLED, state=RowState.PENDING, not_before=0.0)
                 for refused in target.health.forbidden
@@ -369,8 +368,8 @@ class Session(Loop):
 
         self._act(target.throttle.stop(reason, message, status=status))
 
-    def _expect(self, target: _Target, outcome: Outcome, now: float) -> None:
-        """Take in that a row is to be sent again."""
+    def _plan_retry(self, target: _Target, outcome: Outcome, now: float) -> None:
+        """Note when a row may be sent again."""
         seconds = outcome.not_before or 0.0
         target.throttle.expect(now + seconds + _ROUNDING)
 
@@ -380,12 +379,12 @@ class Session(Loop):
         goes_on = not (self._is_draining or target.throttle.is_stopped)
 
         if outcome.result is Result.RETRY and goes_on:
-            self._tell(events.RetryPlanned(outcome, seconds))
+            self._emit(events.RetryPlanned(outcome, seconds))
 
-    # The ledger's failures.
+    # Failures of the ledger.
 
-    async def _offer_again(self, error: Exception) -> None:
-        """Wait before a turn that failed is tried again; once that is of no use, drop it."""
+    async def _survive(self, error: Exception) -> None:
+        """Drain, and wait 1 s before the failed turn is retried; give it up after a minute."""
         now = self.clock.now()
 
         if not isinstance(error, errors.LedgerError):
@@ -397,7 +396,7 @@ class Session(Loop):
         if self._failing_since is None or self._workers.busy:
             self._failing_since = now
 
-        # To a database that lost commits nothing is written any more: only a person can tell.
+        # A database that lost commits must not be written to: a person has to decide.
         is_over = isinstance(error.__cause__, errors.LedgerDamaged | errors.LedgerForeign)
         is_over |= self._is_abandoned or now - self._failing_since >= RECORD_FOR
 
@@ -406,13 +405,13 @@ class Session(Loop):
             self._outcomes.clear()
             self._open = 0
         else:
-            await self._tell_announced()
+            await self._emit_announced()
             await self.clock.sleep(1.0)
 
     # One attempt.
 
-    async def _work_on(self, start: Start, epoch: int, sent: Sent) -> None:
-        """Send a row whose intent is on disk, unless its target was told to wait meanwhile."""
+    async def _attempt(self, start: Start, epoch: int, sent: Sent) -> None:
+        """Send a row whose intent is on disk, unless its target was paused or stopped meanwhile."""
         target = self._targets[start.target]
 
         try:
@@ -429,7 +428,7 @@ class Session(Loop):
                     outcome = ended(start, Result.STARTED, job_run_id=run.job_run_id)
         except asyncio.CancelledError:
             outcome = broken_off(start, sent)
-        except Exception as exc:  # noqa: BLE001  # a bug must not lose its row
+        except Exception as exc:  # noqa: BLE001  # a bug must not lose the row
             self._fail(exc)
             outcome = broken_off(start, sent, f"failed with {type(exc).__name__}: {exc}")
 
@@ -440,7 +439,7 @@ class Session(Loop):
     def _judge(
         self, target: _Target, start: Start, error: errors.DesError | errors.CredentialsRefused
     ) -> Outcome:
-        """Return the outcome of an attempt without a run, and let its target know."""
+        """Return the outcome of an attempt that started no run; update its target's throttle."""
         if isinstance(error, errors.Unauthorized):
             return self._refuse_token(target, start, error)
 
@@ -457,7 +456,7 @@ class Session(Loop):
         return ended(start, result, error, wait)
 
     def _refuse_token(self, target: _Target, start: Start, error: errors.Unauthorized) -> Outcome:
-        """Hold the target for a new token; where that one was refused too, it stops."""
+        """Hold the target until the token is renewed; stop it if the new one was refused, too."""
         throttle = target.throttle
         throttle.responded(final=False)
 
@@ -472,24 +471,24 @@ class Session(Loop):
         return ended(start, Result.THROTTLED, error)
 
     async def _renew(self, target: _Target, refused: errors.Unauthorized) -> None:
-        """Let rows be sent with a new token; without one the target stops."""
+        """Renew a target's token; stop the target if that is refused."""
         try:
             await target.client.renew(refused)
         except errors.CredentialsRefused as exc:
             self._act(target.throttle.stop(StopReason.CREDENTIALS, str(exc)))
         except errors.NotSent:
-            pass  # the next row meets it again, and pauses the target
+            pass  # the next row fails likewise, and pauses the target
         except Exception as exc:  # noqa: BLE001  # a fault of the client ends the session
             self._fail(exc)
         else:
-            if refused.generation > target.generation:  # told once, however many rows waited
+            if refused.generation > target.generation:  # reported once, however many rows waited
                 target.generation = refused.generation
                 self._announce(events.TokenRenewed(target.throttle.target))
         finally:
             target.throttle.release()
             self._news.set()
 
-    # Waiting.
+    # Pauses.
 
     def _act(self, decided: TargetPaused | Stop | None) -> None:
         super()._act(decided)
@@ -504,12 +503,12 @@ class Session(Loop):
             self.drain()
 
     async def _rest(self, target: _Target) -> None:
-        """Wait until a pause is over and a probe got a response, however often it is prolonged."""
+        """Wait until a pause is over, however often prolonged, and a probe gets a response."""
         throttle = target.throttle
 
         try:
             while (rest := throttle.rest(self.clock.now())) is not None:
-                if rest:  # a timer may ring a little early, and a pause may grow meanwhile
+                if rest:  # a timer may fire early, and the pause may grow meanwhile
                     await self.clock.sleep(max(rest, SHORTEST_SLEEP))
                     continue
 
@@ -526,31 +525,31 @@ class Session(Loop):
             self._news.set()
 
     async def _pulse(self) -> None:
-        """Report progress; this waits for no ledger."""
+        """Report progress, and check the deadlines; never waits for the ledger."""
         slots = sum(target.throttle.open_slots for target in self._targets.values())
         ends, is_paused = self._drain_ends, self._control.is_paused
         left = None if ends is None else max(0.0, ends - self.clock.now())
         most = 0 if is_paused else min(slots, self._slots)
-        self._tell(events.Pulse(self._workers.busy, most, left, is_paused))
+        self._emit(events.Pulse(self._workers.busy, most, left, is_paused))
         self._check_deadlines()
 
     def _check_deadlines(self) -> None:
         passed = [deadline.option for deadline in self.deadlines if deadline.left() <= 0]
 
         if passed and not self._is_draining:
-            self.drain(Stop(StopReason.OUT_OF_TIME, f"the time of {passed[0]} has come"))
+            self.drain(Stop(StopReason.OUT_OF_TIME, f"{passed[0]} was reached"))
 
     async def _check_place(self) -> None:
-        """Drain if the ledger's file was removed or replaced; else note the targets' clocks."""
+        """Drain if the ledger's file was removed or replaced."""
         if not self._is_draining and not await self.ledger.is_in_place():
-            message = "the ledger's file was removed or replaced while it was in use"
+            message = "the ledger's file was removed or replaced during the launch"
             self.drain(Stop(StopReason.LEDGER, message))
 
         await self.note_clocks()
 
     async def _follow_control(self) -> None:
-        """Do what ``deslaunch control`` asks for, where that is new."""
-        with suppress(errors.LedgerError):  # a turn will fail too, and end the launch
+        """Apply what ``deslaunch control`` asks for, if it changed."""
+        with suppress(errors.LedgerError):  # the next turn fails, too
             control = await self.ledger.control()
 
             if control != self._control:
@@ -561,7 +560,7 @@ class Session(Loop):
         self._slots, lack = fit_slots(control.concurrency or self.settings.concurrency)
 
         if lack:
-            self._tell(events.Noted(lack, is_warning=True))
+            self._emit(events.Noted(lack, is_warning=True))
 
         if control.rate != before.rate:
             self._pacer = Pacer(control.rate or self.settings.rate)
@@ -570,34 +569,34 @@ class Session(Loop):
             target.throttle.resize(self._slots_of(name, self._slots))
 
         if control.is_stopped and not self._is_draining:
-            self.drain(Stop(StopReason.CONTROL, "a person stopped it by deslaunch control"))
+            self.drain(Stop(StopReason.CONTROL, "stopped by deslaunch control"))
         else:
-            self._tell(events.Noted(f"told by deslaunch control: {str(control) or 'go on'}"))
+            self._emit(events.Noted(f"deslaunch control: {str(control) or 'go on'}"))
 
         self._news.set()
 
     async def _lose_dead(self) -> None:
-        """Let rows that dead launchers of the batch had in flight become unknown."""
-        with suppress(errors.LedgerError):  # a turn will fail too, and end the launch
+        """Set rows that dead launchers of the batch had in flight to unknown."""
+        with suppress(errors.LedgerError):  # the next turn fails, too
             await self.ledger.lose_dead()
 
-    def _tell_wait(self, text: str) -> None:
+    def _report_wait(self, text: str) -> None:
         self._is_kept_waiting = True
-        self._tell(events.Noted(text, is_warning=True))
+        self._emit(events.Noted(text, is_warning=True))
 
-    # What is told.
+    # Events.
 
     def _announce(self, event: Event) -> None:
-        """Tell of something once it is noted in the ledger."""
+        """Emit an event once it is noted in the ledger."""
         self._announcements.append(event)
         self._news.set()
 
-    async def _tell_announced(self) -> None:
+    async def _emit_announced(self) -> None:
         announcements, self._announcements = self._announcements, []
 
         for event in announcements:
             if note := note_of(event):
-                with suppress(errors.LedgerError):  # a turn will fail too, and end the launch
+                with suppress(errors.LedgerError):  # the next turn fails, too
                     await self.ledger.note(*note)
 
-            self._tell(event)
+            self._emit(event)

@@ -1,13 +1,12 @@
 """When a target may be sent to: first contact, pauses, probes, pace, and the reasons to stop.
 
-Pure: times are passed in (seconds of any clock that only goes forward), decisions come out, and
+Pure: times are passed in (seconds of a clock that only goes forward), decisions are returned, and
 the session acts on them. Each target has one :class:`Throttle` and one :class:`Health`, shared by
-all its rows.
+all its rows; :class:`Lanes` shares the free slots between targets and jobs.
 
-A target begins *alone*: one start, until the service has shown what it is. After a pause it is
-probed by a query, which starts nothing, and then alone again: one start at a time, and the rest
-follow once one gets a response. So neither a dead service nor one that comes back is met by a
-storm.
+A target begins *alone*: one start in flight until DES has responded to it. After a pause it is
+probed by a query, which starts nothing, and is alone again until a start gets a response. So a
+service that is down, or comes back, never gets many requests at once.
 """
 
 import math
@@ -26,19 +25,19 @@ from deslaunch.model import Outcome, Result, Start
 from deslaunch.settings import ErrorLimit, JobLimit
 
 TRIES_TO_REACH: Final = 3
-"""Tries after which a target that was never reached is given up."""
+"""Failed tries after which a target stops that was never reached."""
 
 MISPLACED: Final = frozenset({403, 404, 405, 407, 415, 421, 426})
-"""Statuses that, as a target's first verdict, say that it is no place for these starts."""
+"""Statuses that stop a target as its first response: probably not a DES, or not its token."""
 
 FORBIDDEN_IN_A_ROW: Final = 5
-"""403 responses in a row, over more than one job, that stop a target."""
+"""403 responses in a row, for more than one job, that stop a target."""
 
 IN_A_ROW: Final = {Result.UNKNOWN: 5, Result.FAILED: 25}
-"""Rows, with none started between them, that stop a target."""
+"""Rows of this result, with none started in between, that stop a target."""
 
 LONGEST_CREDIT: Final = 0.05
-"""Seconds of the rate that may be made up for at once, where the loop came late."""
+"""Seconds of the rate that may be caught up at once, if the loop was late."""
 
 
 class Gate(Enum):
@@ -51,19 +50,19 @@ class Gate(Enum):
 
 
 class Throttle:
-    """Whether one target may be sent to, and how much.
+    """Whether one target may be sent to, and with how many starts in flight.
 
     Args:
         target: its name.
-        slots: starts in flight at most, at least 1. Each pause halves them; each start that
-            succeeds gives a part of one back.
-        wait: seconds of a pause for which DES names none, by the number of pauses in a row.
-        give_up_after: seconds that it may stay paused, above 0.
+        slots: starts in flight at most, at least 1. Each pause halves them; each successful start
+            gives a part of one back.
+        wait: returns the seconds of a pause without Retry-After, by the number of pauses in a row.
+        give_up_after: seconds that the target may stay paused, above 0.
 
     Attributes:
-        epoch: grows with each pause, hold and stop: what was claimed in an earlier one must not
-            leave.
-        in_flight: rows that were claimed and have not come back.
+        epoch: grows with each pause, hold and stop; rows claimed in an earlier epoch must not be
+            sent.
+        in_flight: rows that were claimed and have no outcome yet.
         stop_status: HTTP status that stopped the target, or None.
     """
 
@@ -92,12 +91,12 @@ class Throttle:
 
     @property
     def slots(self) -> int:
-        """Starts that may be in flight once it is open, at least 1."""
+        """Starts that may be in flight while it is open, at least 1."""
         return int(self._slots)
 
     @property
     def open_slots(self) -> int:
-        """Slots that rows may have now: 1 for a first contact, 0 in a pause or after a stop."""
+        """Slots for rows now: 1 for a first contact, 0 in a pause or after a stop."""
         if self._holds or self.gate in {Gate.PAUSED, Gate.STOPPED}:
             return 0
 
@@ -105,22 +104,22 @@ class Throttle:
 
     @property
     def is_stopped(self) -> bool:
-        """The target has ended for this session."""
+        """The target has stopped for this session."""
         return self.gate is Gate.STOPPED
 
     def room(self, now: float) -> int:
         """Return how many more rows may be claimed now."""
         if self.gate is Gate.ALONE and now < self._contact_due:
-            return 0  # the row of the first contact is sent again before any other
+            return 0  # the first row is retried before any other is sent
 
         return max(0, self.open_slots - self.in_flight)
 
     def opens_at(self, now: float) -> float:
-        """Return when there may be room that only time brings; ``now`` where it is none."""
+        """Return when the first contact may be retried; else ``now``."""
         return max(now, self._contact_due) if self.gate is Gate.ALONE else now
 
     def hold(self) -> None:
-        """Claim nothing until :meth:`release` was called as often: a token is renewed."""
+        """Claim nothing until :meth:`release` was called as often; for a token renewal."""
         self._holds += 1
         self.epoch += 1
 
@@ -129,24 +128,24 @@ class Throttle:
         self._holds = max(0, self._holds - 1)
 
     def resize(self, slots: int) -> None:
-        """Take another number of slots; while DES is spared they grow as after a pause."""
+        """Set the number of slots; if a pause has reduced them, they grow as after a pause."""
         is_spared = self._slots < self._most
         self._most = slots
         self._slots = min(self._slots, slots) if is_spared else float(slots)
 
     def started(self) -> None:
-        """Take in a run that DES started."""
+        """Note that DES started a run."""
         if self._slots < self._most:
             self._slots = min(self._most, self._slots + 1 / self._slots)
 
         self.responded()
 
     def responded(self, *, final: bool = True) -> None:
-        """Take in a response of the service about a row.
+        """Note a response of DES about a row.
 
         Args:
-            final: the row ended: started, rejected or failed. Only then do the others follow a
-                first contact; else they wait until :meth:`expect` tells when it is sent again.
+            final: the row has ended: started, rejected or failed. This ends the first contact;
+                otherwise the other rows wait until that row is retried, see :meth:`expect`.
         """
         self._reached = True
 
@@ -162,23 +161,23 @@ class Throttle:
             self._pauses = 0
 
     def expect(self, due: float) -> None:
-        """Let the row of a first contact be sent again from ``due`` on, and no other before."""
+        """Retry the row of a first contact from ``due`` on; no other row is sent before it."""
         if not self._introduced:
             self._contact_due = due
 
     def take(
         self, error: DesError | CredentialsRefused, result: Result, now: float
     ) -> tuple[Result, TargetPaused | Stop | None]:
-        """Take in an attempt that started no run; a refused token is another matter.
+        """Note an attempt that started no run, except one whose token was refused.
 
         Args:
             error: why.
-            result: what the verdict table makes of it.
+            result: its verdict.
             now: the time, seconds.
 
         Returns:
-            What it makes of the row after all, since a refusal may be the target's rather than
-            the row's; and the pause or the end that follows for the target, if any.
+            The result for the row: throttled where a rejection has stopped its target; and the
+            target's pause or stop, if any.
         """
         if isinstance(error, CredentialsRefused):
             return result, self.stop(StopReason.CREDENTIALS, str(error))
@@ -188,15 +187,17 @@ class Throttle:
 
         match result:
             case Result.UNSENT | Result.THROTTLED:
-                if not isinstance(error, errors.TooLate):  # which is no fault of the target's
+                if not isinstance(error, errors.TooLate):  # not the target's fault
                     decided = self.held_back(error, now)
             case Result.UNKNOWN if is_first:
                 text = f"the first start got no usable response: {error}"
                 decided = self.stop(StopReason.FIRST_CONTACT, text)
             case Result.REJECTED if is_first and error.status in MISPLACED:
-                text = f"its first response was {error.status}, is it a DES and the token for it?"
+                text = f"{error}; check the base URL and the token"
                 reason = StopReason.CONFIGURATION
-                decided = self.stop(reason, f"{text} {error}", status=error.status)
+                decided = self.stop(
+                    reason, f"the first response was {error.status}: {text}", status=error.status
+                )
             case Result.REJECTED | Result.RETRY | Result.FAILED:
                 self.responded(final=result is not Result.RETRY)
 
@@ -208,7 +209,7 @@ class Throttle:
     def held_back(
         self, error: DesError, now: float, *, is_probe: bool = False
     ) -> TargetPaused | Stop | None:
-        """Take in a start that never left or was told to wait, or a response not from DES.
+        """Note a request that was not sent, was throttled, or got no response from DES.
 
         Args:
             error: why.
@@ -216,8 +217,8 @@ class Throttle:
             is_probe: it was the query at the end of a pause.
 
         Returns:
-            The pause that begins, or its next part, or the end of the target; None where the
-            pause that goes on covers it.
+            The pause that begins or is prolonged, or the target's stop; None if the current pause
+            is long enough.
         """
         if self.is_stopped or (is_probe and self.gate is not Gate.PAUSED):
             return None
@@ -225,7 +226,7 @@ class Throttle:
         if isinstance(error, errors.Throttled):
             self._reached = True
 
-        # Where DES was reached before, a node of the auth server may have a bad certificate.
+        # If DES was reached before, one node of the auth server may have a bad certificate.
         is_misconfigured = isinstance(error, errors.Misconfigured) and not self._reached
 
         if is_misconfigured or isinstance(error, errors.Redirected):
@@ -233,7 +234,7 @@ class Throttle:
 
         asked = error.retry_after
 
-        if self.gate is Gate.PAUSED and not is_probe:  # longer only where this row was told so
+        if self.gate is Gate.PAUSED and not is_probe:  # prolonged only by a later Retry-After
             if asked is None or now + asked <= self._reopens:
                 return None
 
@@ -248,7 +249,7 @@ class Throttle:
         seconds = self._wait(self._pauses)
         self._pauses += 1
 
-        if asked is not None:  # never shortened, and not all at the same moment
+        if asked is not None:  # never shortened; the jitter spreads the targets
             seconds = asked + min(1.0, seconds)
 
         return self._pause(error, seconds, now)
@@ -258,7 +259,7 @@ class Throttle:
         return max(0.0, self._reopens - now) if self.gate is Gate.PAUSED else None
 
     def reopen(self, now: float) -> None:
-        """End a pause that is over: one row at a time may be sent, until DES responds to one."""
+        """End a pause that is over: one start at a time, until DES responds to one."""
         if self.rest(now) == 0.0:
             self.gate = Gate.ALONE
 
@@ -270,14 +271,14 @@ class Throttle:
         status: int | None = None,
         resume_after: float | None = None,
     ) -> Stop:
-        """End the target for this session."""
+        """Stop the target for this session."""
         self.gate = Gate.STOPPED
         self.epoch += 1
         self.stop_status = self.stop_status or status
         return Stop(reason, message, self.target, resume_after=resume_after)
 
     def _pause(self, error: DesError, seconds: float, now: float) -> TargetPaused | Stop:
-        """Pause for so long, or as long as a pause that goes on; or give the target up."""
+        """Pause for ``seconds``, never shorter than the current pause; or stop the target."""
         is_unsent = isinstance(error, errors.NotSent)
 
         if is_unsent and not self._reached and self._pauses >= TRIES_TO_REACH:
@@ -289,19 +290,19 @@ class Throttle:
             text = f"would stay paused for more than {self._give_up_after:g} s: {error}"
             return self.stop(reason, text, resume_after=seconds)
 
-        self._reopens = max(now + seconds, self._reopens)  # one that goes on is never shortened
+        self._reopens = max(now + seconds, self._reopens)  # a pause is never shortened
         self.gate = Gate.PAUSED
         self.epoch += 1
         return TargetPaused(self.target, str(error), self._reopens - now)
 
 
 class Health:
-    """Whether a target's responses are so bad that going on would only do harm.
+    """Whether a target must stop because too many rows end without a run.
 
-    It takes in the rows that ended, in the order in which their outcomes became durable.
+    It counts rows in the order in which their outcomes became durable.
 
     Args:
-        limit: how many rows may end without a run.
+        limit: rows that may end without a run.
 
     Attributes:
         forbidden: the last 403 outcomes in a row, at most five.
@@ -318,14 +319,14 @@ class Health:
         return f"<Health: {self._errors} of {self._ended} rows ended without a run>"
 
     def ended(self, outcome: Outcome, result: Result) -> tuple[StopReason, str] | None:
-        """Take in a row that ended.
+        """Count a row that ended.
 
         Args:
             outcome: as it is on disk.
             result: started, failed, rejected or unknown.
 
         Returns:
-            Why the target stops, where this row is one too many.
+            Why the target must stop; None if it need not.
         """
         self._ended += 1
         is_forbidden = outcome.status == HTTPStatus.FORBIDDEN
@@ -346,22 +347,22 @@ class Health:
             is_over_jobs = len({row.job_id for row in self.forbidden}) > 1
 
             if len(self.forbidden) == FORBIDDEN_IN_A_ROW and is_over_jobs:
-                text = "the last rows were all refused with 403 (forbidden), over several jobs"
+                text = f"the last {FORBIDDEN_IN_A_ROW} rows, of several jobs, got 403 (forbidden)"
                 return StopReason.CONFIGURATION, text
 
         if self._in_a_row[result] >= limit:
-            text = f"{limit} rows became {result} with none started between them"
+            text = f"{limit} rows became {result}, with none started in between"
             return StopReason.TOO_MANY_ERRORS, text
 
         if self._limit.is_passed(self._errors, self._ended):
             share = f"{self._errors:,} of {self._ended:,} rows ended without a run"
-            return StopReason.TOO_MANY_ERRORS, f"{share}, and --max-errors is {self._limit}"
+            return StopReason.TOO_MANY_ERRORS, f"{share}; --max-errors is {self._limit}"
 
         return None
 
 
 class Pacer:
-    """Starts a second, at most.
+    """Limits the starts a second.
 
     Args:
         rate: starts a second, above 0; None for no limit.
@@ -376,18 +377,18 @@ class Pacer:
         if not self._interval:
             return math.inf
 
-        # A loop that came a little late makes up for it; one that was idle does not.
+        # A loop that was a little late catches up; one that was idle does not.
         if now - self._next > LONGEST_CREDIT:
             self._next = now
 
         return max(0, math.floor((now - self._next) / self._interval + 1e-6) + 1)
 
     def take(self, starts: int) -> None:
-        """Note that so many of those allowed are starting."""
+        """Count starts."""
         self._next += starts * self._interval
 
     def opens_at(self, now: float) -> float:
-        """Return when the next one may start, at least ``now``."""
+        """Return when the next start is allowed, at least ``now``."""
         return max(now, self._next) if self._interval else now
 
 

@@ -79,7 +79,7 @@ class Watch(Loop):
             Exception: whatever a listener or a faulty client raised.
         """
         began = self.clock.now()
-        self.ledger.on_wait = lambda text: self._tell(events.Noted(text, is_warning=True))
+        self.ledger.on_wait = lambda text: self._emit(events.Noted(text, is_warning=True))
         self.ledger.wait_up_to(self.settings.give_up_after)
 
         if (seconds := self.settings.watch_timeout) is not None:
@@ -218,7 +218,7 @@ class Watch(Loop):
             )
 
         for _, status in told:
-            self._tell(events.RunEnded(status))
+            self._emit(events.RunEnded(status))
 
             if self._unread is not None:
                 self._unread.put_nowait(status)

@@ -181,7 +181,7 @@ BREAKS: Final = (
             (
                 "launch/session.py",
                 "self._outcomes.append(outcome)",
-                "self._tell(events.RowEnded(outcome)); self._outcomes.append(outcome)",
+                "self._emit(events.RowEnded(outcome)); self._outcomes.append(outcome)",
             ),
         ],
         "tests/test_at_most_once.py -k told_once_its_end_is_durable",
