@@ -206,7 +206,7 @@ BREAKS: Final = (
     ),
     Break(
         "takes a 302 for a start that did not take place",
-        [("des/client.py", "kind = errors.Redirected if is_moved else lost", "pass")],
+        [("des/client.py", "kind = errors.Redirected if is_moved else unknown", "pass")],
         "tests/test_responses.py -k verdict_on_a_reply",
     ),
 )
