@@ -35,6 +35,7 @@ events {
 
 http {
     access_log off;
+    log_format starts '$status $row';
     default_type application/json;
     keepalive_timeout 75s;
     keepalive_requests 1000000000;
@@ -79,6 +80,21 @@ http {
         location ~ "^/slow/([0-9]+)/api/v1/startjob$" {
             content_by_lua_block { start_job(tonumber(ngx.var[1]) / 1000) }
         }
+        location = /soak/api/v1/startjob {
+            access_log starts.log starts buffer=64k;
+            set $row "";
+            content_by_lua_block {
+                ngx.req.read_body()
+                local body = ngx.req.get_body_data() or ""
+                ngx.var.row = string.match(body, '"valueStringEncoded" *: *"(%%d+)"')
+
+                if ngx.shared.counters:incr("soak", 1, 0) %% 100 == 0 then
+                    return ngx.exit(503)
+                end
+
+                start_job(0.02)
+            }
+        }
         location ~ /api/v1/queryjobs$ { return 200 '%(jobs)s'; }
         location = /starts {
             content_by_lua_block { ngx.print(ngx.shared.counters:get("starts") or 0) }
@@ -92,7 +108,9 @@ class Server:
     """A service that is at work.
 
     Attributes:
-        url: its base URL; with ``/slow/20`` behind it, that of the same service, 20 ms slower.
+        url: its base URL; with ``/slow/20`` behind it, that of the same service, 20 ms slower; with
+            ``/soak``, one that takes 20 ms, responds 503 to each hundredth start, and logs all of
+            them in ``starts.log``: status, and the first number that the row says.
     """
 
     def __init__(self, port: int) -> None:

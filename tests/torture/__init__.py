@@ -17,9 +17,10 @@ hostile servers and manifests that mean harm
 signals interrupts
 streams streams that are closed, full or unread, and terminals that hang up
 shared  several launchers on one batch in PostgreSQL, and its server
+soak    a million rows, and a kill a minute, against nginx
 breaks  builds that are broken on purpose, which tests must notice
 ======= =====================================================================
 
-``make torture`` runs the large version of each, the tests a small one; ``make torture
-TORTURE=--breaks`` tries the broken builds.
+``make torture`` runs the large version of each but the soak, the tests a small one; ``make torture
+TORTURE='--only soak'`` runs that, and ``make torture TORTURE=--breaks`` tries the broken builds.
 """

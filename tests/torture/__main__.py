@@ -24,6 +24,7 @@ from . import (
     power,
     shared,
     signals,
+    soak,
     streams,
 )
 from .tally import Tally, table
@@ -61,20 +62,25 @@ ATTACKS: Final[dict[str, Attack]] = {
     "shared": shared.launchers,
     "server": shared.full,
 }
+LONG: Final[dict[str, Attack]] = {"soak": soak.launch}
+"""Attacks that are run only where they are named."""
+
 SHOWN: Final = 10
 
 
 def attack(name: str, folder: Path, *, fast: bool, seed: int) -> Tally:
     """Run one attack."""
     began = time.monotonic()
-    tally = ATTACKS[name](folder / name, fast=fast, rng=random.Random(f"{seed} {name}"))
+    tally = (ATTACKS | LONG)[name](folder / name, fast=fast, rng=random.Random(f"{seed} {name}"))
     tally.seconds = time.monotonic() - began
     return tally
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="torture", description=__doc__)
-    parser.add_argument("--only", action="append", choices=ATTACKS, metavar="NAME", default=[])
+    parser.add_argument(
+        "--only", action="append", choices=ATTACKS | LONG, metavar="NAME", default=[]
+    )
     parser.add_argument("--fast", action="store_true", help="a small version of each")
     parser.add_argument("--breaks", action="store_true", help="do tests notice broken builds?")
     parser.add_argument("--seed", type=int, default=1)
