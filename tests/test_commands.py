@@ -142,7 +142,10 @@ class TestRun:
         assert summary["targets"]["default"]["started"] == 3
         assert summary["targets"]["default"]["stop"] is None
         assert done.err.splitlines()[0] == "night.jsonl: 3 rows to start"
-        assert done.err.splitlines()[-1] == "3 rows: 3 started; 3 attempts"
+        assert done.err.splitlines()[-2:] == [
+            "3 rows: 3 started; 3 attempts",
+            "follow the runs: deslaunch watch night.ledger.db",
+        ]
 
         status = here.call("status", "night.ledger.db", "--json").json
 
@@ -165,7 +168,7 @@ class TestRun:
         here.call("run", "night.jsonl", "--limit", "1")
 
         again = here.call("run", "night.jsonl")
-        command = re.findall(r"go on with that batch: (.*?);", again.err)
+        command = re.findall(r"resume that batch: (.*?);", again.err)
 
         assert (again.code, again.out, len(here.started)) == (7, "", 1)
         assert command == ["deslaunch resume night.ledger.db"]
@@ -238,7 +241,7 @@ class TestRun:
             here = Here(made)
             done = here.call("run", "night.jsonl", "--watch", "--interval", "0.05", "--json")
             again = here.call("watch", "night.ledger.db", "--json")
-            failed = here.printed(command_after(done.err, "see which runs failed"))
+            failed = here.printed(command_after(done.err, "see the failed runs"))
 
         assert (done.code, again.code) == (3, 3)
         assert {
@@ -275,7 +278,7 @@ class TestRun:
 
         assert (done.code, done.out) == (5, "")
         assert done.err.splitlines()[-1] == (
-            "nothing was sent; go on with: deslaunch run night.jsonl --base-url "
+            "nothing was sent; run it again: deslaunch run night.jsonl --base-url "
             "http://127.0.0.1:9 --quiet"
         )
 
@@ -520,7 +523,7 @@ class TestAnEndedBatch:
         done = night.call("resolve", "night.ledger.db", "row-2", "--not-started", "--yes")
 
         assert (done.code, done.out) == (2, "")
-        assert "it is too early to say that nothing was started for row-2: " in done.err
+        assert "too early to record that no run was started for row-2: " in done.err
         assert "--early" in done.err
 
     @pytest.mark.parametrize(
@@ -1146,7 +1149,7 @@ def test_a_finding_before_its_time_takes_a_yes(tmp_path: Path) -> None:
         place.run("run", "night.jsonl", "--concurrency", "1")
 
         with Terminal(place, "resolve", "night.ledger.db", "row-2", "--not-started") as terminal:
-            terminal.expect("Record all the same that nothing was started? [y/N] ")
+            terminal.expect("Record it all the same? [y/N] ")
             terminal.type("y\n")
 
             assert terminal.code == 0

@@ -252,11 +252,11 @@ def test_a_launch_is_paused_and_stopped_from_another_terminal(tmp_path: Path) ->
         place.wait_for_runs(launch, 8)
 
         done = place.run("control", "night.ledger.db", "pause", "concurrency=8")
-        assert (done.returncode, done.stderr) == (0, "told: paused, 8 slots\n")
+        assert (done.returncode, done.stderr) == (0, "set: paused, 8 slots\n")
         before = wait_until_calm(place)
         told = place.run("status", "night.ledger.db")
-        assert "deslaunch control: paused, 8 slots" in told.stdout
-        go = told.stderr.strip().removeprefix("let it go on: ")
+        assert "set by deslaunch control: paused, 8 slots" in told.stdout
+        go = told.stderr.strip().removeprefix("end the pause: ")
         assert go == "deslaunch control night.ledger.db go"
 
         assert place.shell(go).returncode == 0
@@ -289,12 +289,12 @@ def wait_until_calm(place: Workplace) -> int:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["halt"], "there is no word 'halt': there are pause, go, stop"),
-        (["puase"], "there is no word 'puase': did you mean pause?"),
+        (["halt"], "expected pause, go, stop, concurrency=N or rate=R, got 'halt'"),
+        (["puase"], "got 'puase'; did you mean pause?"),
         (["pause", "go"], "the words contradict each other"),
-        (["concurrency=0"], "concurrency=N takes a whole number of slots from 1 to 1,024, got '0'"),
-        (["rate=fast"], "rate=N takes a number of starts a second above 0, got 'fast'"),
-        (["rate=0"], "rate=N takes a number of starts a second above 0, got '0'"),
+        (["concurrency=0"], "concurrency takes a whole number of slots from 1 to 1,024, got '0'"),
+        (["rate=fast"], "rate takes a number of starts a second above 0, got 'fast'"),
+        (["rate=0"], "rate takes a number of starts a second above 0, got '0'"),
         ([], "Missing argument 'WORD...'"),
     ],
 )

@@ -106,41 +106,41 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_blocking_calls: B
         ),
         pytest.param(
             "resume l.db --add-rows",
-            "error: --add-rows goes with --corrections FILE\n  see: deslaunch resume --help",
+            "error: --add-rows needs --corrections FILE\n  see: deslaunch resume --help",
             id="add-rows-of-nothing",
         ),
         pytest.param(
             "status l.db -o f.csv",
-            "error: -o goes with --unknown\n  see: deslaunch status --help",
+            "error: -o needs --unknown\n  see: deslaunch status --help",
             id="output-of-status",
         ),
         pytest.param(
             "results l.db --split d -o f.csv",
-            "error: --split names its files itself, all of them CSV\n"
+            "error: --split takes no --output and no --format: it writes CSV files\n"
             "  see: deslaunch results --help",
             id="split-and-output",
         ),
         pytest.param(
             "resolve l.db",
-            "error: name at least one KEY, and --started JOBRUNID, --not-started or --unknown\n"
+            "error: expected at least one KEY, and --started JOBRUNID, --not-started or --unknown\n"
             "  see: deslaunch resolve --help",
             id="resolve-nothing",
         ),
         pytest.param(
             "resolve l.db a --not-started --unknown",
-            "error: name at least one KEY, and --started JOBRUNID, --not-started or --unknown\n"
+            "error: expected at least one KEY, and --started JOBRUNID, --not-started or --unknown\n"
             "  see: deslaunch resolve --help",
             id="resolve-both",
         ),
         pytest.param(
             "resolve l.db a b --started x",
-            "error: --started takes one KEY: two rows never share a run\n"
+            "error: --started takes one KEY: a run belongs to one row\n"
             "  see: deslaunch resolve --help",
             id="resolve-two-with-one-run",
         ),
         pytest.param(
             "resolve l.db a --from f.csv",
-            "error: --from stands alone: the file names keys and findings\n"
+            "error: --from takes no KEY and no finding: the file has them\n"
             "  see: deslaunch resolve --help",
             id="resolve-from-and-key",
         ),

@@ -54,8 +54,8 @@ def test_the_auto_value_may_be_asked_for(place: Workplace) -> None:
     ("words", "why"),
     [
         (["DBGenFrom=many"], "DBGenFrom takes an integer, not 'many'"),
-        (["DBGenFrom"], "a value is NAME=TEXT, NAME=@FILE or NAME:=JSON, got 'DBGenFrom'"),
-        (["DBGenFrom:=1,"], "after := stands JSON, or auto"),
+        (["DBGenFrom"], "expected NAME=TEXT, NAME=@FILE or NAME:=JSON, got 'DBGenFrom'"),
+        (["DBGenFrom:=1,"], "expected JSON or auto after :="),
         (["DBGenFrom=@none"], "none can't be read: No such file or directory"),
         (["DBGenFrom=1", "DBGenFrom=2"], "DBGenFrom is given twice"),
         ([], "DBGenFrom is required and missing"),
@@ -79,7 +79,7 @@ def test_what_was_not_sent_is_withdrawn(place: Workplace) -> None:
 
     assert (done.returncode, done.stdout) == (6, "")
     assert "no run was started" in done.stderr
-    assert done.stderr.endswith("it was withdrawn: once that is fixed, start it again\n")
+    assert done.stderr.endswith("the row was withdrawn: fix the cause, then start the run again\n")
     assert place.json("status", "one.ledger.db")["withdrawn"] == 1
     assert place.run("history", "one", "--unfinished").stdout == ""
 

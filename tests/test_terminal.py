@@ -241,10 +241,11 @@ def test_the_runs_of_a_batch() -> None:
         "  1 run failed: DES gave no reason (key m)",
         "1 untold: DES refuses to tell of them; the next watch asks again",
     ]
-    assert [command for _, command in render.watch_commands(runs, ["--config", "t"])] == [
-        f"deslaunch watch {LEDGER} --config t",
+    repeated = ["--config", "t", "--schema", "jobs.json", "--allow-http"]
+    assert [command for _, command in render.watch_commands(runs, repeated)] == [
+        f"deslaunch watch {LEDGER} --config t --allow-http",  # it takes no --schema
         f"deslaunch results {LEDGER} --run failed",
-        f"deslaunch resume {LEDGER} --retry-failed-runs --config t",
+        f"deslaunch resume {LEDGER} --retry-failed-runs {' '.join(repeated)}",
     ]
 
 
@@ -301,7 +302,7 @@ def plan(**more: Any) -> Plan:
                 "night.csv: 2 of 4 rows to start",
                 "corrections: 1 row replaced, 0 added",
                 "so far: 2 started, 2 pending",
-                "now: the first 1; the others stay pending",
+                "limit: the first 1; the others stay pending",
                 "pace: up to 1 concurrent start, 0.5 a second: 2 s or longer",
                 f"ledger: {LEDGER}",
             ],
@@ -324,7 +325,7 @@ def plan(**more: Any) -> Plan:
         ),
         pytest.param(
             {"jobs": (), "ready": 0, "states": {RowState.INVALID: 4}},
-            ["night.csv: 0 of 4 rows to start", "left out: 4 invalid rows"],
+            ["night.csv: 0 of 4 rows to start", "skipped: 4 invalid rows"],
             id="nothing",
         ),
         pytest.param(
@@ -495,7 +496,7 @@ def test_how_a_session_is_getting_on() -> None:
 
     lines = [
         "4 of 8 rows ended, 50%",
-        "3 started, 1 unknown, 1 sent again",
+        "3 started, 1 unknown, 1 retried",
         "4 in flight, 16 slots now, 3 rows/s, about 30 s left",
     ]
     progress = session.progress
@@ -552,7 +553,7 @@ STOPPED = "target acme stopped: too long; resume after 90 s"
                 "rejected: HTTP 400: no (first: row 2, key row-2)",
                 "target acme: all rows wait 30.0 s: HTTP 429",
                 "waiting up to 60 s for the responses to 2 starts;",
-                "  a second signal gives them up as unknown",
+                "  a second signal ends the wait and leaves them unknown",
                 STOPPED,
             ],
             id="plain",
@@ -566,10 +567,10 @@ STOPPED = "target acme stopped: too long; resume after 90 s"
                 "target acme: the token was renewed",
                 "row 1 key row-1: started ",
                 "row 2 key row-2: rejected no",
-                "row 3 key row-3: HTTP 503, again in 1.5 s",
+                "row 3 key row-3: HTTP 503, retry in 1.5 s",
                 "target acme: all rows wait 30.0 s: HTTP 429",
                 "waiting up to 60 s for the responses to 2 starts;",
-                "  a second signal gives them up as unknown",
+                "  a second signal ends the wait and leaves them unknown",
                 "key k: run run-1 failed: no sales",
                 STOPPED,
             ],

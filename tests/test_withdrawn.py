@@ -182,7 +182,7 @@ def test_the_command_takes_back_and_gives_back(place: Workplace) -> None:
 
     refused = place.run("withdraw", "night.ledger.db", "row-1")
     assert (refused.returncode, "'row-1' is started" in refused.stderr) == (2, True)
-    assert "name at least one KEY" in place.run("withdraw", "night.ledger.db").stderr
+    assert "expected at least one KEY" in place.run("withdraw", "night.ledger.db").stderr
     place.run("withdraw", "night.ledger.db", "--all-pending")
     nothing = place.run("resume", "night.ledger.db", "--yes")
     assert (nothing.returncode, "nothing to start" in nothing.stderr) == (0, True)

@@ -1,7 +1,7 @@
-"""The commands that are about one batch, and send nothing.
+"""The commands for one batch that need no DES.
 
-``status``, ``results``, ``log`` and ``report`` read a ledger; ``resolve``, ``withdraw`` and
-``control`` write what a person knows or wants, also beside a launcher.
+``status``, ``results``, ``log`` and ``report`` read a ledger. ``resolve``, ``withdraw`` and
+``control`` write to it, also while a launcher is at work.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ SHOWN_ROWS: Final = 20
 _EXIT_PENDING: Final = 5
 _FOLLOW_EVERY: Final = 1.0  # seconds
 _OVERLAP_MS: Final = 10_000
-"""A turn is committed after what it tells of happened: so much is read again, and told once."""
+"""A turn commits entries of earlier times: ``--follow`` reads so far back, and skips repeats."""
 
 _RUNS: Final = ["failed", "succeeded", "unfinished"]
 _STATES: Final = [*(str(state) for state in RowState if state is not RowState.SENDING), "inFlight"]
 
 
 async def _open(given: Given) -> "Ledger":
-    """Open the ledger, which may be at work, to read it."""
+    """Open the ledger for reading; a launcher may be at work."""
     from deslaunch.ledger.ledger import open_ledger  # noqa: PLC0415
 
     return await open_ledger(given["ledger"])
@@ -62,44 +62,44 @@ async def status(given: Given) -> int:
         deslaunch status night.ledger.db --unknown -o findings.csv
     """
     if given["output"] is not None and not given["unknown"]:
-        raise click.UsageError("-o goes with --unknown")
+        raise click.UsageError("-o needs --unknown")
 
     if is_shared(given["ledger"]) and not parse_place(given["ledger"]).batch:
         await list_batches(given)
         return 0
 
     async with await _open(given) as ledger:
-        copied = await _tell_copy(given, ledger)
+        is_copy = await _warn_of_copy(given, ledger)
 
         if given["unknown"]:
             await _write_unknown(given, ledger)
         elif given["as_json"]:
             given.printer.json(_as_status((await _runs_of(ledger, given)).batch))
         else:
-            await _print_status(given, ledger, is_copy=copied)
+            await _print_status(given, ledger, is_copy=is_copy)
 
     return 0
 
 
-async def _tell_copy(given: Given, ledger: "Ledger") -> bool:
-    """Tell, and return True, where a ledger is one with which ``resume`` would not go on."""
+async def _warn_of_copy(given: Given, ledger: "Ledger") -> bool:
+    """Warn, and return True, if a ledger is an older copy, which ``resume`` refuses."""
     from deslaunch.launch.witness import find_copy  # noqa: PLC0415  # not needed for --help
     from deslaunch.ledger.history import History  # noqa: PLC0415
 
-    if copied := await find_copy(ledger, History.of_user(lambda _: None)):
-        given.printer.warn("; ".join(copied))
+    if reasons := await find_copy(ledger, History.of_user(lambda _: None)):
+        given.printer.warn("; ".join(reasons))
 
-    return copied is not None
+    return reasons is not None
 
 
 def _as_status(summary: Summary) -> dict[str, object]:
-    """Return a summary whose exit code is 5 where rows are pending, whatever stopped them."""
+    """Return a summary for ``--json``; its exit code is 5 if rows are left, whatever the cause."""
     left = summary.counts.pending or summary.counts.in_flight
     return summary.as_dict() | ({"exitCode": _EXIT_PENDING} if left else {})
 
 
 async def _runs_of(ledger: "Ledger", given: Given) -> WatchSummary:
-    """Return how a batch and its runs stand; the ledger is called as it was on the command line."""
+    """Return the counts of a batch and its runs, with the ledger as it was typed."""
     runs = await ledger.watch_summary()
     return runs._replace(batch=runs.batch._replace(ledger=given["ledger"]))
 
@@ -116,10 +116,10 @@ async def _print_status(given: Given, ledger: "Ledger", *, is_copy: bool) -> Non
         commands = []
 
         if (control := await ledger.control()) != Control():
-            printer.data(f"deslaunch control: {control}")
+            printer.data(f"set by deslaunch control: {control}")
 
         if control.is_paused:
-            commands = [("let it go on", printed("control", place_word(summary.ledger), "go"))]
+            commands = [("end the pause", printed("control", place_word(summary.ledger), "go"))]
     elif summary.counts.pending:
         printer.data(*map(render.stop_line, summary.stops))
 
@@ -133,7 +133,7 @@ async def _print_status(given: Given, ledger: "Ledger", *, is_copy: bool) -> Non
 
 
 def _commands(ledger: "Ledger", runs: WatchSummary) -> list[tuple[str, str]]:
-    """Return what to do next, as the ledger knows how it was begun."""
+    """Return what to do next, with the options that the ledger keeps."""
     repeated = options.kept_words(ledger.batch.options)
     watched = render.watch_commands(runs, repeated) if runs.unfinished < runs.runs else ()
     return [*watched, *render.next_commands(runs.batch, repeated, is_listed=True)]
@@ -186,7 +186,7 @@ async def results(given: Given) -> int:
     from deslaunch.report import results as writing  # noqa: PLC0415  # not needed for --help
 
     if given["split"] is not None and (given["output"] or given["format"]):
-        raise click.UsageError("--split names its files itself, all of them CSV")
+        raise click.UsageError("--split takes no --output and no --format: it writes CSV files")
 
     printer, output, folder = given.printer, given["output"], given["split"]
     choice = writing.Choice(given["state"], given["run"], given["keys"] or None)
@@ -253,7 +253,7 @@ async def log(given: Given) -> int:
         if not follows:
             raise
 
-        return 128 + given.interrupts.signum  # its one way to end: nothing to tell
+        return 128 + given.interrupts.signum  # the normal end: no message
 
 
 @options.command(
@@ -281,32 +281,32 @@ async def resolve(given: Given) -> int:
         deslaunch resolve night.ledger.db KEY --not-started --note 'not in DES, 8:40'
         deslaunch resolve night.ledger.db KEY --started JOBRUNID
     """
-    printer, found = given.printer, await asyncio.to_thread(_findings_of, given)
+    printer, findings = given.printer, await asyncio.to_thread(_read_findings, given)
 
     async with await _open(given) as ledger:
-        resolved = await ledger.resolve(found, early=given["early"])
+        resolved = await ledger.resolve(findings, early=given["early"])
 
         if resolved.early:
-            await _agree_to_early(resolved.early, given)
-            resolved = await ledger.resolve(found, early=True)
+            await _confirm_early(resolved.early, given)
+            resolved = await ledger.resolve(findings, early=True)
 
         summary = (await ledger.summary())._replace(ledger=given["ledger"])
 
-        same = f", {resolved.same:,} known already" if resolved.same else ""
+        same = f", {resolved.same:,} unchanged" if resolved.same else ""
         printer.say(f"recorded: {count(resolved.changed, 'finding')}{same}")
-        await _tell_batch(given, ledger, summary)
+        await _print_change(given, ledger, summary)
 
     return 0
 
 
-async def _tell_batch(given: Given, ledger: "Ledger", summary: Summary) -> None:
-    """Tell how a batch stands after a change, its history too, and what to do next."""
+async def _print_change(given: Given, ledger: "Ledger", summary: Summary) -> None:
+    """Note a changed batch in the history, and print its counts and the next commands."""
     from deslaunch.launch.witness import note_change  # noqa: PLC0415  # not needed for --help
     from deslaunch.ledger.history import History  # noqa: PLC0415
 
     code = int(str(_as_status(summary)["exitCode"]))
     await note_change(History.of_user(given.printer.warn), ledger, summary, code)
-    is_copy = await _tell_copy(given, ledger)
+    is_copy = await _warn_of_copy(given, ledger)
 
     if given["as_json"]:
         given.printer.outcome_json(_as_status(summary))
@@ -316,7 +316,7 @@ async def _tell_batch(given: Given, ledger: "Ledger", summary: Summary) -> None:
         given.printer.say(*render.summary_lines(summary), *render.command_lines(commands))
 
 
-def _findings_of(given: Given) -> Sequence["Finding"]:
+def _read_findings(given: Given) -> Sequence["Finding"]:
     from deslaunch.ledger.changes import Finding, read_findings  # noqa: PLC0415  # not for --help
 
     keys, started = given["keys"], given["started"]
@@ -326,31 +326,29 @@ def _findings_of(given: Given) -> Sequence["Finding"]:
 
     if given["findings"] is not None:
         if keys or chosen:
-            raise click.UsageError("--from stands alone: the file names keys and findings")
+            raise click.UsageError("--from takes no KEY and no finding: the file has them")
 
-        found = read_findings(given["findings"], note=given["note"])
-
-        if not found:
+        if not (findings := read_findings(given["findings"], note=given["note"])):
             raise errors.ManifestError(
                 f'{given["findings"]}: the column "as" is empty in every row',
                 hint="fill in started, with the run's jobRunId, or not-started",
             )
 
-        return found
+        return findings
 
     if not keys or len(chosen) != 1:
         raise click.UsageError(
-            "name at least one KEY, and --started JOBRUNID, --not-started or --unknown"
+            "expected at least one KEY, and --started JOBRUNID, --not-started or --unknown"
         )
 
     if started is not None and len(keys) > 1:
-        raise click.UsageError("--started takes one KEY: two rows never share a run")
+        raise click.UsageError("--started takes one KEY: a run belongs to one row")
 
     return [Finding(key, chosen[0], started, given["note"]) for key in keys]
 
 
-async def _agree_to_early(early: Sequence[tuple[str, int]], given: Given) -> None:
-    """Ask whether to record all the same what nobody can be sure of yet.
+async def _confirm_early(early: Sequence[tuple[str, int]], given: Given) -> None:
+    """Ask whether to record ``--not-started`` while DES may still list a run.
 
     Raises:
         ConfigurationError: nobody can be asked.
@@ -359,17 +357,17 @@ async def _agree_to_early(early: Sequence[tuple[str, int]], given: Given) -> Non
     keys = ", ".join(key for key, _ in early[:SHOWN_ROWS])
     more = " …" if len(early) > SHOWN_ROWS else ""
     until = utc(max(ms for _, ms in early))
-    told = f"it is too early to say that nothing was started for {keys}{more}: DES may list a run "
-    told += f"until {until}; if it does, resume starts a second one"
+    why = f"too early to record that no run was started for {keys}{more}: DES may still list a run "
+    why += f"until {until}, and resume would start a second one"
 
     printer = given.printer
 
     if given["yes"] or not printer.can_ask():
-        raise errors.ConfigurationError(told, hint="wait until then, or pass --early")
+        raise errors.ConfigurationError(why, hint="wait until then, or pass --early")
 
-    printer.warn(told)
+    printer.warn(why)
 
-    if not await printer.ask("Record all the same that nothing was started?"):
+    if not await printer.ask("Record it all the same?"):
         raise errors.Declined("nothing was recorded")
 
 
@@ -394,16 +392,16 @@ async def withdraw(given: Given) -> int:
     keys, undo = given["keys"], given["undo"]
 
     if bool(keys) == given["all_pending"]:
-        raise click.UsageError("name at least one KEY, or pass --all-pending")
+        raise click.UsageError("expected at least one KEY, or --all-pending")
 
     async with await _open(given) as ledger:
         done = await ledger.withdraw(None if given["all_pending"] else keys, undo=undo)
         summary = (await ledger.summary())._replace(ledger=given["ledger"])
 
-        same = f", {done.same:,} were already" if done.same else ""
+        same = f", {done.same:,} already" if done.same else ""
         word = "no longer withdrawn" if undo else "withdrawn"
         given.printer.say(f"{word}: {count(done.changed, 'row')}{same}")
-        await _tell_batch(given, ledger, summary)
+        await _print_change(given, ledger, summary)
 
     return 0
 
@@ -425,42 +423,44 @@ async def control(given: Given) -> int:
         deslaunch control night.ledger.db pause
         deslaunch control night.ledger.db concurrency=4 rate=2.5
     """
-    pairs = [pair for word in given["words"] for pair in _told_by(word)]
-    told = dict(pairs)
+    pairs = [pair for word in given["words"] for pair in _parse_control(word)]
+    changes = dict(pairs)
 
-    if len(told) < len(pairs):
-        raise click.UsageError("the words contradict each other: tell one thing of each kind")
+    if len(changes) < len(pairs):
+        raise click.UsageError("the words contradict each other: give each setting once")
 
     async with await _open(given) as ledger:
-        now = await ledger.tell_launchers(told)
+        now = await ledger.tell_launchers(changes)
 
-    given.printer.say(f"told: {str(now) or 'go on'}")
+    given.printer.say(f"set: {str(now) or 'go'}")
     return 0
 
 
-_TOLD: Final[dict[str, dict[str, Any]]] = {
+_CONTROLS: Final[dict[str, dict[str, Any]]] = {
     "pause": {"is_paused": True},
     "go": {"is_paused": False},
     "stop": {"is_stopped": True},
 }
 
 
-def _told_by(word: str) -> Iterable[tuple[str, Any]]:
+def _parse_control(word: str) -> Iterable[tuple[str, Any]]:
     """Return the fields of Control that a word sets.
 
     Raises:
-        UsageError: it is none of those that are known, or says no number in its range.
+        UsageError: the word is unknown, or its number is out of range.
     """
-    if word in _TOLD:
-        return _TOLD[word].items()
+    if word in _CONTROLS:
+        return _CONTROLS[word].items()
 
     name, _, text = word.partition("=")
 
     if name not in {"concurrency", "rate"}:
-        near = get_close_matches(name, [*_TOLD, "concurrency", "rate"], n=1)
-        meant = f"did you mean {near[0]}? There are " if near else "there are "
-        told = f"there is no word {word!r}: {meant}pause, go, stop, concurrency=N and rate=R"
-        raise click.UsageError(told, click.get_current_context())
+        near = get_close_matches(name, [*_CONTROLS, "concurrency", "rate"], n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise click.UsageError(
+            f"expected pause, go, stop, concurrency=N or rate=R, got {word!r}{meant}",
+            click.get_current_context(),
+        )
 
     option = OPTIONS[name]
 
@@ -468,8 +468,8 @@ def _told_by(word: str) -> Iterable[tuple[str, Any]]:
         if option.fits(number := option.kind(text)):
             return {name: number}.items()
 
-    told = f"{name}=N takes {option.range}, got {text!r}"
-    raise click.UsageError(told, click.get_current_context())
+    message = f"{name} takes {option.range}, got {text!r}"
+    raise click.UsageError(message, click.get_current_context())
 
 
 @options.command(

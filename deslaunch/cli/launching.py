@@ -1,4 +1,4 @@
-"""``check``, ``run``, ``resume`` and ``watch``: what speaks to DES about a batch."""
+"""``check``, ``run``, ``resume``, ``start`` and ``watch``: the commands that need DES."""
 
 import io
 import json
@@ -24,7 +24,8 @@ from deslaunch.model import count, place_word, printed
 if TYPE_CHECKING:
     from deslaunch.launch.launcher import Batch
 
-_WATCHED_AFTER: Final = frozenset({0, 3, 4, 5})  # exit codes; not after a signal, for one
+_WATCHED_AFTER: Final = frozenset({0, 3, 4, 5})
+"""Exit codes of a launch after which ``--watch`` watches; not after a signal, for example."""
 
 _ROWS: Final = (*options.FORM, *options.tuning("allow_duplicates", "allow_repeated_auto"))
 _MANIFEST: Final = click.Argument(["manifest"], metavar="MANIFEST")
@@ -96,10 +97,10 @@ async def run(given: Given) -> int:
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     source, ledger = given["manifest"], given["ledger"]
-    is_piped = source == "-" or source.startswith("/dev/")  # as the shell names <(command)
+    is_piped = source == "-" or source.startswith("/dev/")  # what <(command) expands to
 
     if given["join"] and not given["resume"]:
-        raise click.UsageError("--join goes with --resume")
+        raise click.UsageError("--join needs --resume")
 
     if is_piped and (ledger is None or given["format"] is None):
         raise click.UsageError("a manifest from a pipe needs --ledger LEDGER and --format")
@@ -112,7 +113,7 @@ async def run(given: Given) -> int:
             return await _launch(given, ledger, opening, told, source)
     except LedgerExists as exc:
         again = printed("resume", place_word(ledger), *given.repeated)
-        exc.hint = f"go on with that batch: {again}; a new batch needs another --ledger"
+        exc.hint = f"resume that batch: {again}; or name another --ledger for a new batch"
         raise
 
 
@@ -140,13 +141,10 @@ async def resume(given: Given) -> int:
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     if given["add_rows"] and given["corrections"] is None:
-        raise click.UsageError("--add-rows goes with --corrections FILE")
+        raise click.UsageError("--add-rows needs --corrections FILE")
 
     if given["dry_run"] and given["corrections"] is not None:
-        message = (
-            "--dry-run does not show corrections: without it the plan is told, and asked about"
-        )
-        raise click.UsageError(message)
+        raise click.UsageError("--dry-run can't show corrections: resume shows the plan and asks")
 
     ledger, corrections = given["ledger"], given["corrections"]
     file = {"corrections": corrections, "add_rows": given["add_rows"]}
@@ -159,7 +157,7 @@ async def resume(given: Given) -> int:
 @options.command(
     "start",
     click.Argument(["job"], metavar="JOBID"),
-    click.Argument(["said"], metavar="[NAME=VALUE]...", nargs=-1),
+    click.Argument(["values"], metavar="[NAME=VALUE]...", nargs=-1),
     options.value(
         "--ledger",
         "Default: a new file in your state folder of deslaunch.",
@@ -193,14 +191,14 @@ async def start(given: Given) -> int:
     from deslaunch.ledger.history import History  # noqa: PLC0415
     from deslaunch.manifest.files import Manifest  # noqa: PLC0415
 
-    values = list(map(_value_of, given["said"]))
+    values = list(map(_parse_value, given["values"]))
     row = {"key": "start", "jobId": given["job"], "parameters": dict(values)}
     names = [name for name, _ in values]
 
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise click.UsageError(f"{twice} is given twice")
 
-    settings = replace(given.settings, again=True)  # each run that is asked for is wanted
+    settings = replace(given.settings, again=True)  # the same run may be started again
     form: dict[str, Any] = {"format": "jsonl", "target": settings.target}
     source = Manifest(io.BytesIO(orjson.dumps(row)), **form, name="command line")
     await to_thread.run_sync(command_of, given)
@@ -208,15 +206,15 @@ async def start(given: Given) -> int:
     progress = render.Progress(given.printer)
     more: dict[str, Any] = {"settings": settings, "schema": given["schema"]}
 
-    def tell(event: Event) -> None:
+    def on_event(event: Event) -> None:
         if not isinstance(event, Planned):
             progress(event)
 
     async with (
         telling_end(given) as told,
         open_clients(given) as clients,
-        _in_words_of_start(),
-        batch.open_batch(source, clients, ledger=ledger, on_event=tell, **more) as opened,
+        _errors_of_start(),
+        batch.open_batch(source, clients, ledger=ledger, on_event=on_event, **more) as opened,
     ):
         given.interrupts.batch = opened
         assert opened.ledger is not None
@@ -233,7 +231,7 @@ async def start(given: Given) -> int:
             await opened.ledger.withdraw(None)
             history = History.of_user(lambda _: None)
             await note_change(history, opened.ledger, await opened.summary())
-            given.printer.insist("it was withdrawn: once that is fixed, start it again")
+            given.printer.insist("the row was withdrawn: fix the cause, then start the run again")
         elif row_now.job_run_id is None:
             commands = render.next_commands(summary, given.repeated)
             given.printer.insist(*render.command_lines(commands))
@@ -251,34 +249,35 @@ async def start(given: Given) -> int:
 
 
 @asynccontextmanager
-async def _in_words_of_start() -> AsyncIterator[None]:
-    """Tell what is wrong as of one run: it has no rows, and none of the options of ``run``."""
+async def _errors_of_start() -> AsyncIterator[None]:
+    """Rewrite errors about manifests and batches: ``start`` has no rows and no ``--resume``."""
     try:
         yield
     except InvalidManifest as exc:
-        told = "; ".join(problem.message for problem in exc.problems)
-        hint = "see the jobs, and what they take: deslaunch jobs"
-        raise ConfigurationError(f"no run was started: {told}", hint=hint) from exc
+        problems = "; ".join(problem.message for problem in exc.problems)
+        hint = "see the jobs and their parameters: deslaunch jobs"
+        raise ConfigurationError(f"no run was started: {problems}", hint=hint) from exc
     except LedgerExists as exc:
-        exc.hint = "each run has a ledger of its own: name a new file by --ledger, or leave it out"
+        exc.hint = "each run needs a ledger of its own: omit --ledger, or name a new file"
         raise
 
 
-def _value_of(said: str) -> tuple[str, Any]:
-    """Return a parameter's name, and its value as a row of JSONL has it.
+def _parse_value(argument: str) -> tuple[str, Any]:
+    """Return a parameter's name, and its value as in a row of JSONL.
 
     Raises:
-        UsageError: it is neither ``NAME=TEXT`` nor ``NAME:=JSON``.
-        ConfigurationError: a file can't be read.
+        UsageError: the argument is not ``NAME=TEXT``, ``NAME=@FILE`` or ``NAME:=JSON``.
+        ConfigurationError: the file can't be read.
     """
     import orjson  # noqa: PLC0415  # not needed for --help
 
-    name, sign, text = said.partition("=")
+    name, sign, text = argument.partition("=")
     is_json = name.endswith(":")
     name = name.removesuffix(":")
 
     if not (name and sign):
-        raise click.UsageError(f"a value is NAME=TEXT, NAME=@FILE or NAME:=JSON, got {said!r}")
+        expected = "NAME=TEXT, NAME=@FILE or NAME:=JSON"
+        raise click.UsageError(f"expected {expected}, got {argument!r}")
 
     if is_json and text == "auto":
         return name, {"auto": True}
@@ -287,7 +286,7 @@ def _value_of(said: str) -> tuple[str, Any]:
         try:
             json.loads(text)
         except ValueError:
-            raise click.UsageError(f"{said}: after := stands JSON, or auto") from None
+            raise click.UsageError(f"{argument}: expected JSON or auto after :=") from None
 
         return name, orjson.Fragment(text)
 
@@ -297,27 +296,26 @@ def _value_of(said: str) -> tuple[str, Any]:
     try:
         return name, Path(text[1:]).read_text("utf-8").removesuffix("\n")
     except (OSError, UnicodeDecodeError) as exc:
-        why = exc.strerror if isinstance(exc, OSError) else "it is not in UTF-8"
-        raise ConfigurationError(
-            f"{said}: {text[1:]} can't be read: {why}", hint=f"a text that begins with @: {name}:=…"
-        ) from exc
+        why = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
+        hint = f"""check the file; for a text that begins with @ write {name}:='"@…"'"""
+        raise ConfigurationError(f"{argument}: {text[1:]} can't be read: {why}", hint=hint) from exc
 
 
 def _new_place() -> str:
-    """Return where the ledger of a single start is made.
+    """Return the path of a new ledger for ``start``, in the state folder.
 
     Raises:
-        ConfigurationError: there is no folder that can be written.
+        ConfigurationError: there is no state folder, or it can't be written.
     """
     from platformdirs import user_state_path  # noqa: PLC0415  # not needed for --help
 
     from deslaunch.ledger.place import user_folder  # noqa: PLC0415
 
     folder = user_folder("DESLAUNCH_STATE_DIR", user_state_path)
-    hint = "name a ledger by --ledger, or a folder by DESLAUNCH_STATE_DIR"
+    hint = "pass --ledger, or set DESLAUNCH_STATE_DIR to a folder"
 
     if folder is None:
-        raise ConfigurationError("there is no state folder: the user has no home", hint=hint)
+        raise ConfigurationError("no state folder: the user has no home folder", hint=hint)
 
     try:
         (folder / "starts").mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -359,7 +357,7 @@ async def watch(given: Given) -> int:
 
     async with telling_end(given) as told:
         kept = await _kept_of(ledger)
-        kept.pop("rate", None)  # of starts
+        kept.pop("rate", None)  # it limits starts, not queries
         given.before.update(kept)
         await to_thread.run_sync(command_of, given)
 
@@ -378,11 +376,11 @@ async def watch(given: Given) -> int:
 
 
 async def _kept_of(ledger: str) -> dict[str, Any]:
-    """Return what the ledger keeps of earlier command lines."""
+    """Return the options of earlier command lines that the ledger keeps."""
     from deslaunch.ledger.ledger import open_ledger  # noqa: PLC0415
 
-    async with await open_ledger(ledger) as found:
-        return dict(found.batch.options)
+    async with await open_ledger(ledger) as opened:
+        return dict(opened.batch.options)
 
 
 async def _launch(
@@ -392,14 +390,14 @@ async def _launch(
     told: dict[str, Any],
     manifest: str | None = None,
 ) -> int:
-    """Launch, and tell the plan, what goes on, the summary and the next commands.
+    """Launch a batch, and print the plan, progress, the summary and the next commands.
 
     Args:
-        given: by ``run`` or ``resume``.
-        ledger: the batch's.
-        opening: opens the batch, or makes it, once clients and all else is known.
-        told: gets what ``--json`` prints.
-        manifest: that of ``run``.
+        given: of ``run`` or ``resume``.
+        ledger: as it was named.
+        opening: opens or creates the batch.
+        told: is filled with what ``--json`` prints.
+        manifest: of ``run``; None for ``resume``.
     """
     if manifest is None or given["resume"]:
         try:
@@ -430,14 +428,14 @@ async def _launch(
         given.interrupts.batch = batch
 
         if batch.plan is not None and not batch.plan.send:
-            # Even the quiet are told that a night starts nothing: it looks like a full one else.
-            none = f"{batch.plan.manifest} holds no rows; no ledger was made"
+            # Also with --quiet: a night that starts nothing would look like a full one.
+            none = f"{'stdin' if manifest == '-' else manifest} holds no rows; no ledger was made"
             left = f"no row of {ledger} is pending or failed"
             printer.insist(f"nothing to start: {left if batch.plan.rows else none}")
 
         summary = await batch.run(allow_partial=True)
 
-        if batch.ledger is None or summary.ledger == batch.ledger.place:  # else a rescued one
+        if batch.ledger is None or summary.ledger == batch.ledger.place:  # else the rescued copy
             summary = summary._replace(ledger=ledger)
 
         printer.end_block()
@@ -450,6 +448,9 @@ async def _launch(
         if not watches:
             printer.insist(*render.command_lines(render.next_commands(summary, repeated)))
 
+            if summary.started_now and not summary.left:
+                printer.say(f"follow the runs: {render.watch_command(ledger, repeated)}")
+
         ended = await _watch(batch, ledger, given, summary) if watches else summary
         told.update(ended.as_dict())
 
@@ -460,23 +461,23 @@ async def _launch(
 
 
 async def _preview(given: Given, manifest: str | None, ledger: str) -> int:
-    """Print what would be sent, a line each: of a manifest, or else of a ledger.
+    """Print the requests that a launch of a manifest, or else a ledger, would send.
 
-    Where a schema is given, and for a ledger, DES is not needed.
+    DES is needed only for a manifest without ``--schema``.
     """
     from deslaunch.launch import batch  # noqa: PLC0415  # aiohttp is slow to import
 
     printer, schema = given.printer, given["schema"]
     more: dict[str, Any] = {"ledger": ledger, "settings": given.settings, "schema": schema}
 
-    def tell(event: Event) -> None:
-        if isinstance(event, Noted):  # the plan is the JSON lines
+    def on_event(event: Event) -> None:
+        if isinstance(event, Noted):  # the JSON lines replace the plan
             (printer.warn if event.is_warning else printer.say)(event.message)
 
     async with open_clients(given, needed=manifest is not None and schema is None) as clients:
-        async for start in batch.preview(manifest, clients, on_event=tell, **more):
-            told = {"key": start.key, "row": start.row, "target": start.target}
-            printer.json({**told, "jobId": start.job_id, "body": json.loads(start.body)})
+        async for start in batch.preview(manifest, clients, on_event=on_event, **more):
+            line = {"key": start.key, "row": start.row, "target": start.target}
+            printer.json({**line, "jobId": start.job_id, "body": json.loads(start.body)})
 
     printer.say("nothing was sent: this is a dry run")
     return 0
@@ -485,7 +486,7 @@ async def _preview(given: Given, manifest: str | None, ledger: str) -> int:
 async def _watch(
     batch: "Batch", ledger: str, given: Given, launched: Summary | None = None
 ) -> WatchSummary:
-    """Follow a batch's runs, tell how they get on, how they ended, and what to do next.
+    """Watch a batch's runs, and print progress, how they ended and the next commands.
 
     Args:
         batch: its ledger is open.

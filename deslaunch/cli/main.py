@@ -1,4 +1,4 @@
-"""argv → command → exit code: the one place where an error becomes an exit code.
+"""Run the command that argv names, print its error, and return its exit code.
 
 Exit codes:
   0  done; launch: every row is started or withdrawn; watch: every run succeeded
@@ -34,14 +34,14 @@ _COMMANDS: Final = {
     "preparing": "jobs targets template simulate help",
 }
 HOMES: Final = {name: home for home, names in _COMMANDS.items() for name in names.split()}
-"""The module of this package that has each command, under its name."""
+"""Command name to the module of this package that defines it."""
 
 
 class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except BrokenPipeError:  # nobody reads stdout any more: end as a pipe's writer ends
+        except BrokenPipeError:  # the reader of stdout has ended
             return 128 + signal.SIGPIPE
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command:
@@ -50,7 +50,7 @@ class _Group(click.Group):
             advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(HOMES)}"
             raise click.UsageError(f"there is no command {cmd_name!r}; {advice}", ctx)
 
-        home = import_module(f"{__package__}.{HOMES[cmd_name]}")  # imported now, and no sooner
+        home = import_module(f"{__package__}.{HOMES[cmd_name]}")  # only now: imports are slow
         return cast("click.Command", getattr(home, cmd_name))
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002  # click's protocol
@@ -87,16 +87,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     except click.ClickException as exc:
         context: click.Context | None = getattr(exc, "ctx", None)
         command = f" {context.info_name}" if context and context.parent else ""
-        told = (f"error: {exc.format_message()}", f"  see: deslaunch{command} --help")
-        # Of deslaunch alone click's message is the page.
-        printer.insist(*told if words else [exc.format_message()])
+        lines = (f"error: {exc.format_message()}", f"  see: deslaunch{command} --help")
+        # Without a command click's message is the help.
+        printer.insist(*lines if words else [exc.format_message()])
         return 2
     except errors.DeslaunchError as exc:
         return refuse(exc, printer, words)
     except click.Abort as exc:  # click's word for a KeyboardInterrupt
         return 128 + signal_of(exc.__cause__)
-    except Exception:  # noqa: BLE001  # the last stop of a bug
-        from deslaunch.ledger.sqlite import find_damage  # noqa: PLC0415  # nobody needs it else
+    except Exception:  # noqa: BLE001  # a bug, or a damaged ledger
+        from deslaunch.ledger.sqlite import find_damage  # noqa: PLC0415  # rarely needed
 
         if damage := find_damage(words):
             return refuse(damage, printer, words)
@@ -107,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def refuse(error: errors.DeslaunchError, printer: Printer, words: Sequence[str]) -> int:
-    """Print an error that ended a command, and what to do next; return the exit code."""
+    """Print an error that ended a command, and its hint; return the exit code."""
     from deslaunch.cli import render  # noqa: PLC0415  # not needed for --help
 
     if isinstance(error, errors.InvalidManifest):
@@ -120,7 +120,7 @@ def refuse(error: errors.DeslaunchError, printer: Printer, words: Sequence[str])
 
     if isinstance(error, (errors.DesError, errors.CredentialsRefused, errors.Interrupted)):
         again = printed(words[0], *words[1:])
-        printer.insist(f"nothing was sent; go on with: {again}")
+        printer.insist(f"nothing was sent; run it again: {again}")
 
     if isinstance(error, errors.Interrupted):
         return 128 + (error.signum or signal.SIGINT)

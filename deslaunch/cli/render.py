@@ -1,7 +1,7 @@
-"""Every sentence that a person reads: values and events in, lines out.
+"""Turn values and events into the lines that commands print.
 
-What comes from elsewhere (names, keys, what DES says) is escaped where it is printed. Errors are
-grouped by their cause: the first row of each gets a line, the others are counted.
+Text from elsewhere (names, keys, responses) is escaped by the printer, not here. Rows without a run
+are grouped by cause: the first row of each cause gets a line, the others are counted.
 """
 
 import json
@@ -36,23 +36,23 @@ if TYPE_CHECKING:
     from deslaunch.ledger.store import Launcher
 
 SHOWN_PROBLEMS: Final = 100
-TOLD_EACH: Final = 20
-"""Problems up to which each is told: a person fixes them one by one."""
+MOST_UNGROUPED: Final = 20
+"""Up to this many problems are listed one by one, more are grouped."""
 
 SHOWN: Final = 10
-"""Jobs, and causes, that are told; of the others, how many there are."""
+"""Jobs, or causes, that are listed; the others are counted."""
 
 RATE_WINDOW: Final = 30
-"""Seconds, and pulses, over which the rate is taken: an hour ago says nothing of the rest."""
+"""Seconds, and pulses, over which the rate is measured."""
 
 REPORT_EVERY: Final = 10.0
-"""Seconds between two lines of progress where nobody sees a terminal."""
+"""Seconds between two progress lines if stderr is no terminal."""
 
 REDRAW_EVERY: Final = 0.2
-"""Seconds between two pictures of the block on a terminal."""
+"""Seconds between two updates of the progress block on a terminal."""
 
 
-# What a batch, a session and a watch are.
+# The state of a batch, a session and a watch.
 
 
 _STATES: Final = "started failed rejected unknown invalid withdrawn pending in_flight"
@@ -61,21 +61,21 @@ _WORDS: Final = {"in_flight": "in flight", "sending": "in flight", "unfinished":
 
 
 def _counts_text(counted: events.Counts | events.WatchSummary, names: str) -> str:
-    """Return the numbers that are not 0, in one line, each with its name."""
+    """Return the counts above 0, each with its name, in one line."""
     numbers = ((getattr(counted, name), _WORDS.get(name, name)) for name in names.split())
     return ", ".join(f"{number:,} {word}" for number, word in numbers if number)
 
 
 def summary_lines(summary: events.Summary) -> Iterator[str]:
-    """Yield how a batch stands, its targets where there are several."""
+    """Yield the counts of a batch, and of its targets if there are several."""
     counts = summary.counts
 
     if _is_unread(summary):
-        yield "the ledger can't be read: how the batch stands is not known"
+        yield "the ledger can't be read: the state of the batch is not known"
         return
 
-    told = _counts_text(counts, _STATES) or "no rows"
-    yield f"{count(counts.rows, 'row')}: {told}; {count(counts.attempts, 'attempt')}"
+    states = _counts_text(counts, _STATES) or "no rows"
+    yield f"{count(counts.rows, 'row')}: {states}; {count(counts.attempts, 'attempt')}"
 
     if len(summary.targets) > 1:
         for name, own in summary.targets.items():
@@ -85,13 +85,13 @@ def summary_lines(summary: events.Summary) -> Iterator[str]:
 
 
 def _is_unread(summary: events.Summary) -> bool:
-    """Return True if the ledger could not be asked any more how the batch stands."""
+    """Return True if the counts could not be read from the ledger."""
     reasons = {stop.reason for stop in summary.stops}
     return events.StopReason.LEDGER in reasons and not summary.counts.rows
 
 
 def warning_lines(summary: events.Summary) -> Iterator[str]:
-    """Yield what must be told even where quiet was asked for."""
+    """Yield what is printed even with ``--quiet``."""
     if unknown := summary.counts.unknown:
         yield f"{unknown:,} unknown: each may have started a run, and none is sent again"
 
@@ -99,12 +99,12 @@ def warning_lines(summary: events.Summary) -> Iterator[str]:
         yield f"{count(left, 'failed run')} not repeated yet"
 
     if duplicates := summary.counts.possible_duplicates:
-        told = "started, and another attempt may have started a run too"
-        yield f"{count(duplicates, 'possible duplicate')}: {told}"
+        why = "started, and another attempt may have started a run too"
+        yield f"{count(duplicates, 'possible duplicate')}: {why}"
 
 
 def unrecorded_lines(summary: events.Summary) -> Iterator[str]:
-    """Yield the runs that the ledger may lack, a line each."""
+    """Yield a line for each run that is perhaps not recorded in the ledger."""
     if summary.unrecorded:
         yield "DES started these runs, and the ledger may not have them (key, jobRunId):"
 
@@ -113,7 +113,7 @@ def unrecorded_lines(summary: events.Summary) -> Iterator[str]:
 
 
 def watch_lines(summary: events.WatchSummary) -> Iterator[str]:
-    """Yield how the runs of a batch stand."""
+    """Yield the counts of the runs of a batch, and the most frequent failures."""
     yield f"{count(summary.runs, 'run')}: {_counts_text(summary, _RUNS) or 'nothing to watch'}"
 
     for text, runs, key in summary.failures:
@@ -125,20 +125,20 @@ def watch_lines(summary: events.WatchSummary) -> Iterator[str]:
 
 
 def left_lines(summary: events.WatchSummary) -> Iterator[str]:
-    """Yield what one exit code can't tell at once: rows are pending, and runs failed."""
+    """Yield that rows are pending, and runs failed too: the exit code shows only one."""
     if (left := summary.batch.counts.pending) and not summary.is_trial:
         failed = f", and {count(summary.failed, 'run')} failed" if summary.failed else ""
         yield f"{count(left, 'row')} not sent yet (pending){failed}"
 
 
 def one_line(text: str, limit: int = 200) -> str:
-    """Return a text without its line breaks, cut."""
+    """Return a text with its white space collapsed, cut to ``limit`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def stop_line(stop: events.Stop) -> str:
-    """Return why a target, or the session, ended early."""
+    """Return why a target or the session stopped."""
     whose = f"target {stop.target} stopped" if stop.target else "stopped"
     after = "" if stop.resume_after is None else f"; resume after {stop.resume_after:,.0f} s"
     return f"{whose}: {stop.message}{after}"
@@ -151,12 +151,12 @@ def launcher_line(launcher: "Launcher") -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it: ``45 s``, ``3 h 5 min``."""
+    """Return a duration of at least 1 s: ``45 s``, ``3 h 5 min``."""
     return charts.duration(1_000 * max(1, round(seconds)))
 
 
 def local_time(seconds: float) -> str:
-    """Return a time by this machine's clock: ``06:00 tomorrow, 2026-11-30``."""
+    """Return seconds since 1970 as local time: ``06:00 tomorrow, 2026-11-30``."""
     then, now = datetime.fromtimestamp(seconds), datetime.now()  # noqa: DTZ005, DTZ006  # local
     day = {0: " today", 1: " tomorrow"}.get((then.date() - now.date()).days, "")
     return f"{then:%H:%M}{day}, {then:%Y-%m-%d}"
@@ -166,13 +166,13 @@ def local_time(seconds: float) -> str:
 
 
 Commands = Iterator[tuple[str, str]]
-"""Why, and the exact command."""
+"""Reasons, each with a command that works as it is printed."""
 
 
 def next_commands(
     summary: events.Summary, repeated: Sequence[str] = (), *, is_listed: bool = False
 ) -> Commands:
-    """Yield the commands with which a batch goes on; none where all is done.
+    """Yield what to do next about the rows of a batch; nothing if all are started.
 
     Args:
         summary: of the batch.
@@ -216,32 +216,39 @@ def next_commands(
             yield "then send them", corrections
 
 
+def watch_command(ledger: str, repeated: Sequence[str]) -> str:
+    """Return the command that watches a batch; ``watch`` takes no ``--schema``."""
+    at = repeated.index("--schema") if "--schema" in repeated else len(repeated)
+    return printed("watch", place_word(ledger), *repeated[:at], *repeated[at + 2 :])
+
+
 def watch_commands(summary: events.WatchSummary, repeated: Sequence[str] = ()) -> Commands:
-    """Yield the commands with which the runs of a batch are followed, and those of its rows."""
+    """Yield what to do next about the runs of a batch."""
     ledger = place_word(summary.batch.ledger)
 
     if summary.unfinished or summary.untold:
-        yield "go on watching", printed("watch", ledger, *repeated)
+        yield "watch the other runs", watch_command(summary.batch.ledger, repeated)
 
     if summary.failed:
-        yield "see which runs failed", printed("results", ledger, "--run", "failed")
+        yield "see the failed runs", printed("results", ledger, "--run", "failed")
         again = (ledger, "--retry-failed-runs", *repeated)
         yield "start another run for each of them", printed("resume", *again)
 
 
 def command_lines(commands: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Yield commands with their reasons, a line each."""
+    """Yield a line for each command, with its reason."""
     for why, command in commands:
         yield f"{why}: {command}"
 
 
-# What a session is about to do.
+# The plan.
 
 
 def plan_lines(plan: events.Plan) -> Iterator[str]:
-    """Yield what a session is about to do."""
+    """Yield what a session is about to start, how fast, and the state of its batch."""
     part = "" if plan.ready == plan.rows else f"{plan.ready:,} of "
-    yield f"{plan.manifest}: {part}{count(plan.rows, 'row')} to start"
+    manifest = "stdin" if plan.manifest == "-" else plan.manifest
+    yield f"{manifest}: {part}{count(plan.rows, 'row')} to start"
 
     for job in plan.jobs[:SHOWN]:
         target = "" if job.target == DEFAULT_TARGET else f"target {job.target}, "
@@ -259,13 +266,13 @@ def plan_lines(plan: events.Plan) -> Iterator[str]:
         states = ((number, _WORDS.get(state, state)) for state, number in plan.states.items())
         yield f"so far: {', '.join(f'{number:,} {word}' for number, word in states if number)}"
     elif invalid := plan.states.get(RowState.INVALID):
-        yield f"left out: {count(invalid, 'invalid row')}"
+        yield f"skipped: {count(invalid, 'invalid row')}"
 
     if plan.before:
         yield plan.before
 
     if plan.send < plan.ready:
-        yield f"now: the first {plan.send:,}; the others stay pending"
+        yield f"limit: the first {plan.send:,}; the others stay pending"
 
     if plan.send:
         yield from _pace_lines(plan)
@@ -281,11 +288,11 @@ def _pace_lines(plan: events.Plan) -> Iterator[str]:
     yield f"pace: up to {count(plan.concurrency, 'concurrent start')}{pace}"
 
     if plan.stops_at is not None:
-        yield f"stops at {local_time(plan.stops_at)}: what is left then stays pending"
+        yield f"stops at {local_time(plan.stops_at)}; rows not sent by then stay pending"
 
 
 def found_line(place: str, row: "ResultRow", text: str) -> str:
-    """Return a row that was looked for by a text: where it is, its run, and how that stands."""
+    """Return a row that ``find`` found: its state, its run and its ledger."""
     known = f"{row.key} {row.job_run_id} {row.says}".lower()
     is_earlier = json.dumps(text, ensure_ascii=False)[1:-1].lower() not in known
     run = "" if row.job_run_id is None else f", run {row.job_run_id}"
@@ -301,21 +308,21 @@ def _job_text(name: str, job_id: str) -> str:
     return f"{name} ({job_id})" if name else job_id
 
 
-# What is wrong with a manifest.
+# Problems of a manifest.
 
 
 def problem_lines(
     problems: Sequence[Problem], groups: Sequence[events.ProblemGroup], problem_count: int
 ) -> Iterator[str]:
-    """Yield the problems of a manifest; where there are many, those that rows share once.
+    """Yield the problems of a manifest; if there are many, one line for all equal problems.
 
     Args:
         problems: the first ones, in manifest order.
-        groups: the first ones that differ, each with the number of its rows.
-        problem_count: how many problems there are in all, each row's counted by itself.
+        groups: the first different ones, each with the number of its rows.
+        problem_count: number of all problems, equal ones included.
     """
     each = [events.ProblemGroup(problem) for problem in problems]
-    selected = (each if problem_count <= TOLD_EACH else groups)[:SHOWN_PROBLEMS]
+    selected = (each if problem_count <= MOST_UNGROUPED else groups)[:SHOWN_PROBLEMS]
     rest = problem_count - sum(group.rows for group in selected)
     yield from map(str, selected)
 
@@ -323,7 +330,7 @@ def problem_lines(
         yield f"… and {count(rest, 'problem')} more"
 
     if problem_count > len(selected):
-        listed = min(problem_count, 1_000)  # by check
+        listed = min(problem_count, 1_000)  # check keeps no more
         yield f"see the first {listed:,} problems one by one: deslaunch check with --json"
 
 
@@ -331,7 +338,7 @@ def problem_lines(
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield rows as lines, each column as wide as its widest cell."""
+    """Yield the lines of a table; each column is as wide as its widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     for row in rows:
@@ -340,7 +347,7 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def job_lines(jobs: Iterable[Job]) -> Iterator[str]:
-    """Yield jobs, each with the parameters that its runs take: type, traits, description."""
+    """Yield jobs with their parameters: name, type, traits, description."""
     from deslaunch.des.wire import type_name  # noqa: PLC0415  # not needed for --help
 
     for job in jobs:
@@ -356,7 +363,7 @@ def job_lines(jobs: Iterable[Job]) -> Iterator[str]:
 
 
 def unknown_lines(row: "UnknownRow") -> Iterator[str]:
-    """Yield what a person needs to look an unknown row up in DES's web interface."""
+    """Yield what is needed to look up an unknown row in DES's web interface."""
     target = f" target {row.target}" if row.target != DEFAULT_TARGET else ""
     parameters = json.loads(row.says).get("parameters", {})
     yield f"unknown: key {row.key} row {row.row:,}{target}"
@@ -370,24 +377,24 @@ def unknown_lines(row: "UnknownRow") -> Iterator[str]:
 
 
 def log_line(entry: "LogEntry") -> dict[str, Any]:
-    """Return an entry of the log in the documented form; times, which end in ``Ms``, as text."""
-    told = {"utc": utc(entry.ms), "kind": entry.kind, "session": entry.session}
-    told |= {"key": entry.key, "target": entry.target}
+    """Return an entry of ``log`` as documented; names in ``Ms`` become times in ``Utc``."""
+    line = {"utc": utc(entry.ms), "kind": entry.kind, "session": entry.session}
+    line |= {"key": entry.key, "target": entry.target}
 
     for name, value in entry.details.items():
         if name.endswith("Ms"):
-            told[f"{name[:-2]}Utc"] = None if value is None else utc(value)
+            line[f"{name[:-2]}Utc"] = None if value is None else utc(value)
         else:
-            told[name] = value
+            line[name] = value
 
-    return told
+    return line
 
 
-# What goes on.
+# Progress.
 
 
 def count_cause(causes: Causes, row: Outcome) -> str | None:
-    """Count why a row has no run; return that in words where it is a new cause."""
+    """Count the cause of a row without a run; return its text if the cause is new."""
     if row.state is RowState.STARTED:
         return None
 
@@ -404,31 +411,31 @@ def _cause_text(cause: Mapping[str, Any]) -> str:
 
 
 def cause_lines(causes: Causes) -> Iterator[str]:
-    """Yield why rows have no run, the most frequent cause first, a line each."""
-    found = sorted(causes.values(), key=lambda cause: -cause["count"])
+    """Yield a line for each cause of rows without a run, the most frequent first."""
+    ordered = sorted(causes.values(), key=lambda cause: -cause["count"])
 
-    for cause in found[:SHOWN]:
+    for cause in ordered[:SHOWN]:
         yield f"{count(cause['count'], 'row')} {_cause_text(cause)}"
 
-    if rest := found[SHOWN:]:
+    if rest := ordered[SHOWN:]:
         rows = sum(cause["count"] for cause in rest)
         yield f"{count(rows, 'row')} for {len(rest):,} other causes: see results"
 
 
 @dataclass
 class Progress:
-    """Adds up what a launch, or a watch, does, and tells it meanwhile.
+    """Listener that counts the events of a launch or a watch and prints progress.
 
     Args:
-        printer: where to tell it.
-        noun: what ends: ``"row"`` or ``"run"``.
-        whole: how many are to end, or None where nobody knows yet.
-        clock: seconds of a clock that only goes forward.
+        printer: prints it.
+        noun: what is counted: ``"row"`` or ``"run"``.
+        whole: how many are to end; None: not known yet.
+        clock: monotonic, seconds.
 
     Attributes:
-        counts: what ended in this session, by how.
-        causes: why rows have no run.
-        is_over: what comes now is another's to tell.
+        counts: rows or runs that ended in this session, by state.
+        causes: of rows without a run.
+        is_over: the launch has ended; later events are not printed.
     """
 
     printer: Printer
@@ -448,7 +455,7 @@ class Progress:
         self._has_block = self.printer.has_block
 
     def __call__(self, event: events.Event) -> None:
-        """Take in an event, and tell what is to be told."""
+        """Count an event, and print it or the progress if that is due."""
         if self.is_over:
             return
 
@@ -481,7 +488,7 @@ class Progress:
                 printer.detail(f"key {run.key}: run {run.job_run_id} {how}{text}")
             case events.RetryPlanned(row, seconds):
                 self._retries += 1
-                what = f"HTTP {row.status}, again in {seconds:.1f} s"
+                what = f"HTTP {row.status}, retry in {seconds:.1f} s"
                 printer.detail(f"row {row.row:,} key {row.key}: {what}")
             case events.TargetPaused(target, why, seconds):
                 self._pauses[target] = (now + seconds, why)
@@ -498,12 +505,12 @@ class Progress:
             case events.Draining(in_flight, seconds) if in_flight:
                 starts = count(in_flight, "start")
                 printer.say(f"waiting up to {seconds:g} s for the responses to {starts};")
-                printer.say("  a second signal gives them up as unknown")
+                printer.say("  a second signal ends the wait and leaves them unknown")
             case events.TargetStopped(stop):
                 printer.insist(stop_line(stop))
 
     def _take_row(self, row: Outcome) -> None:
-        """Count a row; tell of it where that is asked for, else of its cause where it is new."""
+        """Count a row; print it with ``--verbose``, else its cause if that is new."""
         self.counts[str(row.state)] += 1
         cause = count_cause(self.causes, row)
 
@@ -515,12 +522,12 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """How many end a second, over the last 30 seconds; 0 before that is known."""
+        """Rows or runs that end per second, over the last 30 seconds; 0: not known yet."""
         (since, before), (until, total) = self._marks[0], self._marks[-1]
         return (total - before) / (until - since) if until > since else 0.0
 
     def seconds_left(self, now: float) -> float | None:
-        """Return about how long the rest takes, seconds; None where nothing tells."""
+        """Return an estimate of the seconds left; None: not known."""
         if self.whole is None or not self.rate:
             return None
 
@@ -529,16 +536,16 @@ class Progress:
         return left / self.rate + longest
 
     def lines(self, now: float) -> Iterator[str]:
-        """Yield how far it is, the counts, the pace and the waits."""
+        """Yield the share that ended, the counts, the pace and the pauses."""
         ended, whole, pulse = self.counts.total(), self.whole, self._pulse
         of = "" if whole is None else f" of {whole:,}"
         share = f", {ended / whole:.0%}" if whole else ""
         yield f"{ended:,}{of} {self.noun}{'s' * ((whole or ended) != 1)} ended{share}"
 
-        counts = [*self.counts.items(), ("sent again", self._retries)]
+        counts = [*self.counts.items(), ("retried", self._retries)]
 
-        if told := ", ".join(f"{number:,} {how}" for how, number in counts if number):
-            yield told
+        if counted := ", ".join(f"{number:,} {how}" for how, number in counts if number):
+            yield counted
 
         pace = [f"{self.rate:,.0f} {self.noun}s/s"]
 

@@ -203,7 +203,9 @@ class PostgresStore(Store):
                         told = ", ".join(map(str, others))
                         raise errors.LedgerLocked(
                             f"{self.place}: another launcher is at work on it: {told}",
-                            hint="wait until it ends, or send rows beside it with --join",
+                            hint=f"send rows beside it with --join, or wait until it ends; see its "
+                            f"progress: {printed('status', self.place)}; or stop it: "
+                            f"{printed('control', self.place, 'stop')}",
                         )
             except TryAgain as exc:
                 self.is_launcher = False

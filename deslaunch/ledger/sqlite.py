@@ -533,7 +533,8 @@ def _locked(place: str) -> Iterator[str]:
     if not _take_lock(place):
         raise errors.LedgerLocked(
             f"{place}: another launcher is at work on it: {_find_launcher(place)}",
-            hint="wait until it ends",
+            hint=f"wait until it ends; see its progress: {printed('status', place_word(place))}; "
+            f"or stop it: {printed('control', place_word(place), 'stop')}",
         )
 
     with ExitStack() as stack, _translated(place):
