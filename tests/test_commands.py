@@ -391,7 +391,7 @@ class TestResume:
         done = here.call(*("resume", "night.ledger.db", "--corrections", "x.csv", "--dry-run"))
 
         assert (done.code, here.started) == (2, [1])
-        assert "--dry-run does not show corrections" in done.err
+        assert "--dry-run can't show corrections" in done.err
 
     def test_a_target_that_was_named_by_an_option_is_remembered(self, here: Here) -> None:
         here.place.manifest(2)

@@ -85,7 +85,7 @@ def test_what_was_not_sent_is_withdrawn(place: Workplace) -> None:
 
     taken = place.run("start", POS_USAGE, "DBGenFrom=2", "--ledger", "one.ledger.db")
     assert taken.returncode == 7
-    assert taken.stderr.endswith("name a new file by --ledger, or leave it out\n")
+    assert taken.stderr.endswith("omit --ledger, or name a new file\n")
 
 
 def test_the_target_of_a_run_is_named(place: Workplace) -> None:

@@ -411,7 +411,7 @@ async def _launch(
 
     import asyncio  # noqa: PLC0415  # not needed for --help
 
-    printer, repeated = given.printer, given.repeated
+    printer = given.printer
     has_rows = "-" in {manifest, given["corrections"]}
     asks = not given["yes"] and printer.can_ask(has_rows=has_rows)
 
@@ -442,15 +442,7 @@ async def _launch(
         progress.is_over = True
         watches = given["watch"] and batch.ledger and summary.exit_code in _WATCHED_AFTER
         printer.say(*render.cause_lines(progress.causes))
-        printer.insist(*(render.warning_lines if printer.quiet else render.summary_lines)(summary))
-        printer.insist(*render.unrecorded_lines(summary))
-
-        if not watches:
-            printer.insist(*render.command_lines(render.next_commands(summary, repeated)))
-
-            if summary.started_now and not summary.left:
-                printer.say(f"follow the runs: {render.watch_command(ledger, repeated)}")
-
+        _print_summary(given, summary, is_watched=bool(watches))
         ended = await _watch(batch, ledger, given, summary) if watches else summary
         told.update(ended.as_dict())
 
@@ -458,6 +450,21 @@ async def _launch(
         printer.outcome_json(ended.as_dict())
 
     return ended.exit_code
+
+
+def _print_summary(given: Given, summary: Summary, *, is_watched: bool) -> None:
+    """Print how a launch ended, and the next commands unless its runs are watched now."""
+    printer, repeated = given.printer, given.repeated
+    printer.insist(*(render.warning_lines if printer.quiet else render.summary_lines)(summary))
+    printer.insist(*render.unrecorded_lines(summary))
+
+    if is_watched:
+        return
+
+    printer.insist(*render.command_lines(render.next_commands(summary, repeated)))
+
+    if summary.started_now and not summary.left:
+        printer.say(f"follow the runs: {render.watch_command(summary.ledger, repeated)}")
 
 
 async def _preview(given: Given, manifest: str | None, ledger: str) -> int:

@@ -64,6 +64,7 @@ def launch(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
+                start_new_session=True,
             )
             memory, log = _follow(process, ledger, kill_every)
             tally.notes.append(
