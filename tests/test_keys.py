@@ -150,7 +150,7 @@ def test_a_row_that_does_not_validate_keeps_what_it_says() -> None:
 def test_an_unknown_target_names_those_that_are_known() -> None:
     (invalid,), _ = take(row(1)._replace(target="acmee"), targets=["acme", "default"])
 
-    assert "name one of: acme, default" in invalid.problems[0].message
+    assert "use one of: acme, default" in invalid.problems[0].message
 
 
 def test_rows_of_a_target_that_cannot_be_asked_are_taken_unchecked() -> None:
@@ -170,7 +170,7 @@ def test_exact_repeats_are_refused_and_name_the_first() -> None:
     assert all(isinstance(checked, CheckedRow) for checked in taken[:2])
     assert [repeat[:3] for repeat in taken[2:]] == [(3, 4, None), (4, 5, None)]
     assert [repeat.says for repeat in taken[2:]] == [dump_row(row(3))] * 2
-    assert "the same as line 2" in check.problems[0].message
+    assert "repeats line 2" in check.problems[0].message
     assert "--allow-duplicates" in check.problems[0].message
     assert (check.rows - check.invalid, check.invalid, check.count) == (2, 2, 2)
 
@@ -192,7 +192,7 @@ def test_an_explicit_key_is_given_once(allow_duplicates: bool) -> None:
 
     assert refused(taken) == [3]
     assert (check.problems[0].column, check.problems[0].got) == ("key", "a")
-    assert "key 'a' is that of line 2" in check.problems[0].message
+    assert "line 2 has the key 'a' already" in check.problems[0].message
 
 
 def test_an_explicit_key_may_not_take_a_digest_that_is_taken() -> None:
@@ -242,7 +242,7 @@ def test_keys_that_only_look_alike_are_warned_of() -> None:  # M13
 
     assert (len(taken), refused(taken)) == (6, [])
     (warning,) = warnings
-    assert "key looks like another's" in warning
+    assert "key looks like an earlier one" in warning
     assert warning.startswith("night:3, column key (2 rows): ")
 
 
@@ -261,7 +261,7 @@ def test_two_auto_rows_of_one_job_would_race() -> None:
     taken, check = take(row(1, Count=AUTO), row(2), row(3, Count=JobRunParameterValue(2, AUTO)))
 
     assert [isinstance(checked, CheckedRow) for checked in taken] == [True, True, False]
-    assert "line 2 uses an auto value of this job too" in check.problems[0].message
+    assert "line 2 also uses an auto value of this job" in check.problems[0].message
 
 
 @pytest.mark.parametrize(

@@ -83,10 +83,10 @@ def test_another_kind_of_file_is_named(form: Format, content: bytes, says: str, 
         pytest.param("jsonl", json.dumps([json.loads(GOOD)], indent=2), "'.[]'", id="pretty array"),
         pytest.param("jsonl", json.dumps(json.loads(GOOD), indent=2), "jq -c .", id="pretty"),
         pytest.param("jsonl", GOOD.replace(", ", ",\n"), "jq -c .", id="an object in two lines"),
-        pytest.param("jsonl", f"{GOOD},\n{GOOD},\n{GOOD}\n", "ends in a comma", id="commas"),
+        pytest.param("jsonl", f"{GOOD},\n{GOOD},\n{GOOD}\n", "lines end in a comma", id="commas"),
         pytest.param("jsonl", f"key,jobId\nk,{JOB}\nl,{JOB}\n", "--format csv", id="CSV"),
         pytest.param("jsonl", f"key\tjobId\nk\t{JOB}\n", "--format csv", id="tabs"),
-        pytest.param("jsonl", "hello\nworld\n", "no JSONL", id="a text"),
+        pytest.param("jsonl", "hello\nworld\n", "not JSONL", id="a text"),
         pytest.param(
             "jsonl",
             '{"key":"a","row":1,"state":"failed","jobRunId":null,"attempts":1}\n' * 2,
@@ -97,13 +97,25 @@ def test_another_kind_of_file_is_named(form: Format, content: bytes, says: str, 
         pytest.param("csv", f"[{GOOD}]\n", "--format jsonl", id="an array as CSV"),
         pytest.param("csv", "key;jobId;a\nk;x;1\n", "--delimiter ';'", id="semicolons"),
         pytest.param("csv", "key\tjobId\na\tb\n", "--delimiter 'tab'", id="tabs as CSV"),
-        pytest.param("csv", f"# exported\nkey,jobId\nk,{JOB}\n", "no header", id="M10: comment"),
-        pytest.param("csv", f"Report of May\nkey,jobId\nk,{JOB}\n", "no header", id="M10: title"),
-        pytest.param("csv", f"Report, May\nkey,jobId,a\nk,{JOB},1\n", "no header", id="M10: comma"),
-        pytest.param("csv", f"Report,,\nkey,jobId,a\nk,{JOB},1\n", "no header", id="M10: padded"),
-        pytest.param("csv", f"k,{JOB},1\nl,{JOB},2\n", "no header", id="M10: data by a GUID"),
-        pytest.param("csv", "k,2026-01-31,x\nl,2026-02-01,y\n", "no header", id="M10: by a date"),
-        pytest.param("csv", "k,\\N\nl,\\N\n", "no header", id="M10: data by an escape"),
+        pytest.param(
+            "csv", f"# exported\nkey,jobId\nk,{JOB}\n", "without a header", id="M10: comment"
+        ),
+        pytest.param(
+            "csv", f"Report of May\nkey,jobId\nk,{JOB}\n", "without a header", id="M10: title"
+        ),
+        pytest.param(
+            "csv", f"Report, May\nkey,jobId,a\nk,{JOB},1\n", "without a header", id="M10: comma"
+        ),
+        pytest.param(
+            "csv", f"Report,,\nkey,jobId,a\nk,{JOB},1\n", "without a header", id="M10: padded"
+        ),
+        pytest.param(
+            "csv", f"k,{JOB},1\nl,{JOB},2\n", "without a header", id="M10: data by a GUID"
+        ),
+        pytest.param(
+            "csv", "k,2026-01-31,x\nl,2026-02-01,y\n", "without a header", id="M10: by a date"
+        ),
+        pytest.param("csv", "k,\\N\nl,\\N\n", "without a header", id="M10: data by an escape"),
         pytest.param(
             "csv",
             "key,row,state,jobRunId,attempts\na,1,failed,,1\n",
@@ -189,9 +201,9 @@ def test_no_rows_are_no_problem(form: Format, content: str) -> None:
         pytest.param("jobId,a\0", "", "NUL", id="nul"),
         pytest.param('jobId,"a', "", "never closed", id="open quote"),
         pytest.param('jobId,"a"b', "", "quote the whole cell", id="text after a quote"),
-        pytest.param("jobId,a\r1,2\r", "", "bare \\r", id="old Mac"),
-        pytest.param("", "", "no header", id="empty file"),
-        pytest.param("\n\r\n", "", "no header", id="blank lines only"),
+        pytest.param("jobId,a\r1,2\r", "", "\\r alone", id="old Mac"),
+        pytest.param("", "", "without a header", id="empty file"),
+        pytest.param("\n\r\n", "", "without a header", id="blank lines only"),
     ],
 )
 def test_a_bad_header_is_a_problem_of_the_file(header: str, column: str, says: str) -> None:
@@ -235,8 +247,8 @@ def test_an_open_quote_ends_the_reading_at_its_row() -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        pytest.param(lambda packed: packed[:-9], "too early", id="cut off"),
-        pytest.param(lambda packed: packed[:5], "too early", id="cut off in its header"),
+        pytest.param(lambda packed: packed[:-9], "cut off", id="cut off"),
+        pytest.param(lambda packed: packed[:5], "cut off", id="cut off in its header"),
         pytest.param(lambda packed: packed[:-8] + bytes(8), "incorrect", id="bad checksum"),
         pytest.param(lambda packed: packed + b"junk", "incorrect header", id="junk behind"),
     ],
@@ -310,11 +322,11 @@ def test_an_overlong_record_ends_the_reading(cell: str) -> None:
 
 
 def test_a_long_old_mac_file_is_still_named() -> None:
-    assert "bare \\r" in only_problem("csv", "jobId,a\r" + "x,y\r" * MAX_RECORD).message
+    assert "\\r alone" in only_problem("csv", "jobId,a\r" + "x,y\r" * MAX_RECORD).message
 
 
 def test_a_carriage_return_inside_a_line_is_named() -> None:
-    assert "(\\r) stands in the middle" in only_problem("csv", "jobId,a\nx,1\r,2\n").message
+    assert "(\\r) in the middle" in only_problem("csv", "jobId,a\nx,1\r,2\n").message
 
 
 def test_no_more_than_a_line_and_a_block_is_held() -> None:

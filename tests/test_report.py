@@ -164,7 +164,7 @@ class TestPage:
         assert re.search(
             rf"store-3 row 3 Job POS usage {JOB} Parameters DBGenFrom=7 "
             r"Look for a run created from 2026-11-24 \S+ to 2026-11-24 \S+ UTC "
-            r"Because the server disconnected If it started a run deslaunch resolve "
+            r"Error the server disconnected If it started a run deslaunch resolve "
             r"\S+night.ledger.db store-3 --started JOBRUNID If it started nothing "
             r"deslaunch resolve \S+night.ledger.db store-3 --not-started",
             page.text,
@@ -186,9 +186,9 @@ class TestPage:
         assert "run failed no rows in the range 1 store-5" in page.text
         assert "50 of 100 within" in page.text
         assert "succeeded 1 failed 1 not finished 114 " in page.text
-        assert "2 runs, from creation to end, as DES says." in page.text
+        assert "2 runs, from creation to end, as reported by DES." in page.text
         assert "Started 116, at most " in page.text
-        assert "119 responses, each timed" in page.text
+        assert "119 responses, each measured" in page.text
 
     def test_every_element_is_closed(self, page: Page) -> None:
         assert page.open == []
@@ -218,7 +218,7 @@ class TestPage:
 
         assert "0 of 2 rows are started. " in page.text
         assert "2 rows are still to be sent." in page.text
-        assert "What happened when" not in page.text
+        assert "Timeline" not in page.text
 
     async def test_runs_whose_status_des_refused_are_in_the_headline(self, tmp_path: Path) -> None:
         rows = [Said("a", attempts=STARTED, run=NO_ROWS)]
@@ -265,8 +265,10 @@ class TestPage:
         held = len(table_in(html)["row"])
 
         assert 250 < held < 400
-        assert f"The table holds {held} of 400 rows: those that need a look, and as" in html
-        assert re.search(r"All of them: <code \S+>deslaunch results \S+a.ledger.db</code>", html)
+        assert f"The table has {held} of 400 rows: those that need attention, and as" in html
+        assert re.search(
+            r"To get all rows: <code \S+>deslaunch results \S+a.ledger.db</code>", html
+        )
 
     async def test_what_is_too_much_to_list_is_counted(self, tmp_path: Path) -> None:
         again = (("retry", 500, "busy"), *STARTED)
@@ -283,7 +285,7 @@ class TestPage:
         await write_batch(place, [Said("a")])
 
         async with await open_ledger(str(place)) as ledger:
-            with pytest.raises(ConfigurationError, match="no output replaces a ledger"):
+            with pytest.raises(ConfigurationError, match="never replaced"):
                 await write_report(ledger, place, force=True)
 
 
@@ -333,7 +335,7 @@ class TestHostileText:
     def test_a_key_that_can_not_be_typed_gets_no_command(self, hostile_html: str) -> None:
         text = Page(hostile_html).text
 
-        assert text.count("The key holds characters that can't be typed") == len(INVISIBLE)
+        assert text.count("The key contains characters that can't be typed") == len(INVISIBLE)
         assert re.search(r"deslaunch resolve \S+ --not-started -- -rf", text)
 
 
@@ -379,7 +381,7 @@ class TestTable:
         assert table["key"][:3] == ["store-1", "store-2", "store-3"]
         assert table["job"][0] == f"POS usage\n{JOB}"
         assert table["state"][1:4] == ["rejected", "unknown", "started, maybe twice"]
-        assert table["said"][1] == "HTTP 400: DBGenFrom 2: out of range"
+        assert table["error"][1] == "HTTP 400: DBGenFrom 2: out of range"
         assert table["run"][4:6] == ["failed: no rows in the range", "not finished: running"]
         assert table["ended"][4] == ms_of("2026-11-24T01:05:00.000Z")
         assert table["run_id"][0] == RUN.format(1)

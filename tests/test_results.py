@@ -188,7 +188,7 @@ class TestReplaced:
     def test_never_what_belongs_to_the_ledger(self, ledger: Path, suffix: str) -> None:
         output = ledger.with_name(f"{ledger.name}{suffix}")
 
-        with pytest.raises(ConfigurationError, match="no output replaces a ledger"):
+        with pytest.raises(ConfigurationError, match="never replaced"):
             check_output(output, ledger=str(ledger), force=True)
 
     @pytest.mark.parametrize("link", [os.link, os.symlink])
@@ -199,7 +199,7 @@ class TestReplaced:
             output = path.with_name(f"other-{path.name}")
             link(path, output)
 
-            with pytest.raises(ConfigurationError, match="no output replaces"):
+            with pytest.raises(ConfigurationError, match="never replaced"):
                 check_output(output, ledger=str(ledger), manifest=str(manifest), force=True)
 
     def test_the_ledger_s_locks_are_left(self, ledger: Path) -> None:
@@ -542,7 +542,7 @@ class TestBatch:
         for output in (night, night.with_name("night.csv")):
             before = output.read_bytes()
 
-            with pytest.raises(ConfigurationError, match="no output replaces"):
+            with pytest.raises(ConfigurationError, match="never replaced"):
                 await self.write(night, output, force=True)
 
             assert output.read_bytes() == before

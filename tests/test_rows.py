@@ -224,21 +224,21 @@ def test_a_line_of_nothing_but_delimiters_is_blank() -> None:  # M1
     [
         pytest.param("[1]", "", "one object", id="a list"),
         pytest.param('"x"', "", "one object", id="a string"),
-        pytest.param("{", "", "no JSON", id="cut off"),
+        pytest.param("{", "", "not JSON", id="cut off"),
         pytest.param('{"key": "a', "", "Unterminated", id="open string"),
         pytest.param("{} {}", "", "Extra data", id="two objects in a line"),
         pytest.param("{}", "jobId", "--job-id", id="no job"),
         pytest.param('{"jobId": ""}', "jobId", "GUID", id="jobId empty"),
         pytest.param('{"jobId": null}', "jobId", "GUID", id="jobId null"),
         pytest.param(f'{{"jobId": "{JOB} "}}', "jobId", f"not '{JOB} ':", id="jobId and a blank"),
-        pytest.param('{"jobId": 7}', "jobId", "not '7':", id="jobId a number"),
-        pytest.param(jsonl_with('"key": ""'), "key", "not empty", id="key empty"),
+        pytest.param('{"jobId": 7}', "jobId", "not '7';", id="jobId a number"),
+        pytest.param(jsonl_with('"key": ""'), "key", "non-empty", id="key empty"),
         pytest.param(jsonl_with('"key": 5'), "key", "string", id="key a number"),
         pytest.param(jsonl_with('"key": "a~2"'), "key", "~", id="key with ~"),
         pytest.param(jsonl_with('"key": "a\\tb"'), "key", "U+0009", id="key with a tab"),
         pytest.param(jsonl_with('"key": "\\ud800"'), "key", "U+D800", id="key with a surrogate"),
         pytest.param(jsonl_with(f'"key": "{"k" * 257}"'), "key", "256", id="key too long"),
-        pytest.param(jsonl_with('"target": ""'), "target", "not empty", id="target empty"),
+        pytest.param(jsonl_with('"target": ""'), "target", "non-empty", id="target empty"),
         pytest.param(jsonl_with('"target": "a "'), "target", "U+0020 SPACE", id="target blank"),
         pytest.param(jsonl_with(f'"target": "{"t" * 129}"'), "target", "128", id="target too long"),
         pytest.param(jsonl_with('"parameters": null'), "parameters", "object", id="no parameters"),
@@ -246,7 +246,7 @@ def test_a_line_of_nothing_but_delimiters_is_blank() -> None:  # M1
         pytest.param(jsonl_with('"params": {}'), "params", "mean parameters", id="near miss"),
         pytest.param(jsonl_with('"DBGenTo": 5'), "DBGenTo", '"parameters"', id="parameter astray"),
         pytest.param(jsonl_with('"key": "a", "key": "b"'), "key", "twice", id="key twice"),
-        pytest.param(jsonl_with('"parameters": {"": 1}'), "", "not empty", id="parameter unnamed"),
+        pytest.param(jsonl_with('"parameters": {"": 1}'), "", "non-empty", id="parameter unnamed"),
         pytest.param(jsonl_with('"parameters": {"a": 1, "a": 1}'), "a", "twice", id="name twice"),
         pytest.param(
             jsonl_with('"parameters": {"a": {"auto": true, "auto": true}}'),
@@ -270,7 +270,7 @@ def test_a_bad_object_is_told_by_line_and_column(line: str, column: str, says: s
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        pytest.param("[1]", "no parameter value", id="list"),
+        pytest.param("[1]", "can't be a parameter's value", id="list"),
         pytest.param("NaN", "NaN", id="nan"),
         pytest.param("-Infinity", "Infinity", id="infinity"),
         pytest.param('"\\u0000"', "NUL", id="nul"),
@@ -281,9 +281,13 @@ def test_a_bad_object_is_told_by_line_and_column(line: str, column: str, says: s
         pytest.param('{"auto": true, "type": 2}', '{"auto": true}', id="auto and type"),
         pytest.param('{"value": "5"}', "valueStringEncoded", id="unknown member"),
         pytest.param('{"type": 2}', "is missing", id="no value"),
-        pytest.param('{"type": "2", "valueStringEncoded": "5"}', "type is", id="type a string"),
-        pytest.param('{"type": 2.0, "valueStringEncoded": "5"}', "type is", id="type a decimal"),
-        pytest.param('{"type": true, "valueStringEncoded": "5"}', "type is", id="type a bool"),
+        pytest.param(
+            '{"type": "2", "valueStringEncoded": "5"}', "type must be", id="type a string"
+        ),
+        pytest.param(
+            '{"type": 2.0, "valueStringEncoded": "5"}', "type must be", id="type a decimal"
+        ),
+        pytest.param('{"type": true, "valueStringEncoded": "5"}', "type must be", id="type a bool"),
         pytest.param('{"type": 2, "valueStringEncoded": 5}', "quote it", id="value a number"),
         pytest.param(
             '{"valueStringEncoded": null, "useAutoValue": 1}', "true or false", id="auto no bool"
@@ -322,10 +326,12 @@ def test_a_bad_value_is_told_and_is_bad_again_from_the_ledger(value: str, says: 
         pytest.param(f"{JOB},a~2,t,1", "key", "~", id="key with ~"),
         pytest.param(f'{JOB},"a\nb",t,1', "key", "U+000A", id="key with a newline"),
         pytest.param(f'{JOB},k,t,5" pipe', "", "quote the whole cell", id="bare quote"),
-        pytest.param(f'{JOB},k,t, "5"', "", "a blank stands before", id="M11: blank and quote"),
+        pytest.param(
+            f'{JOB},k,t, "5"', "", "a blank before an opening quote", id="M11: blank and quote"
+        ),
         pytest.param(f'{JOB},k,t,="00123"', "", "without =", id="M11: a formula"),
         pytest.param(f"{JOB},k,t,a\0b", "", "NUL", id="nul"),
-        pytest.param("jobId,key,target,a", "", "the header again", id="the header again"),
+        pytest.param("jobId,key,target,a", "", "repeats the header", id="the header again"),
     ],
 )
 def test_a_bad_record_is_told_by_line_and_column(cells: str, column: str, says: str) -> None:
@@ -395,7 +401,7 @@ def test_an_odd_character_of_a_guid_is_named() -> None:  # M14
 def test_a_column_like_job_id_is_a_parameter_but_suspected(name: str) -> None:
     table = f"key,{name}\nk,{JOB}\n"
 
-    assert f"did you mean jobId by the column {name}" in only_problem("csv", table).message
+    assert f"should the column {name} be jobId?" in only_problem("csv", table).message
     assert only_row(items_of("csv", table, job_id=JOB)).parameters == {name: JOB}
 
 
@@ -510,10 +516,10 @@ def test_a_program_gives_values_of_python(value: object, text: Any) -> None:
         pytest.param(Decimal("-Infinity"), "Infinity", id="decimal infinity"),
         pytest.param(Decimal("1E+999999"), "1,000 digits", id="decimal of a million digits"),
         pytest.param(10**5000, "too long", id="int that Python won't write"),
-        pytest.param(b"x", "no parameter value", id="bytes"),
-        pytest.param([1], "no parameter value", id="list"),
-        pytest.param(JobRunParameterValue("2", "x"), "type is", id="type is no int"),  # type: ignore[arg-type]
-        pytest.param(JobRunParameterValue(2, 5), "is a string", id="value is no str"),  # type: ignore[arg-type]
+        pytest.param(b"x", "can't be a parameter's value", id="bytes"),
+        pytest.param([1], "can't be a parameter's value", id="list"),
+        pytest.param(JobRunParameterValue("2", "x"), "type must be", id="type is no int"),  # type: ignore[arg-type]
+        pytest.param(JobRunParameterValue(2, 5), "must be a string", id="value is no str"),  # type: ignore[arg-type]
         pytest.param("a\0", "NUL", id="nul"),
         pytest.param("\udc80", "lone surrogate", id="surrogate"),
         pytest.param(JobRunParameterValue(1, "\udc80"), "lone surrogate", id="typed surrogate"),

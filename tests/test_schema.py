@@ -242,9 +242,9 @@ def test_a_text_of_the_type_passes(type_number: int, text: str) -> None:
     [
         pytest.param(wire.INTEGER, "", "digits only", id="empty"),
         pytest.param(wire.INTEGER, "+5", "without the +", id="M6: plus"),
-        pytest.param(wire.INTEGER, "9223372036854775808", "must lie between", id="over 64 bits"),
-        pytest.param(wire.INTEGER, "-9223372036854775809", "must lie between", id="under 64 bits"),
-        pytest.param(wire.INTEGER, "1" * 5_000, "must lie between", id="over 4300 digits"),
+        pytest.param(wire.INTEGER, "9223372036854775808", "must be between", id="over 64 bits"),
+        pytest.param(wire.INTEGER, "-9223372036854775809", "must be between", id="under 64 bits"),
+        pytest.param(wire.INTEGER, "1" * 5_000, "must be between", id="over 4300 digits"),
         pytest.param(wire.INTEGER, "12.0", "digits only", id="point"),
         pytest.param(wire.INTEGER, "1,200", "digits only", id="thousands separator"),
         pytest.param(wire.INTEGER, "1_200", "digits only", id="Python's separator"),
@@ -257,7 +257,7 @@ def test_a_text_of_the_type_passes(type_number: int, text: str) -> None:
         pytest.param(wire.INTEGER, "1\u00a0200", "U+00A0 NO-BREAK SPACE", id="no-break space"),
         pytest.param(wire.DECIMAL, "1,5", "with a point", id="decimal comma"),
         pytest.param(wire.DECIMAL, "+1.5", "without the +", id="M6: decimal plus"),
-        pytest.param(wire.DECIMAL, "1.5E3", "no exponent", id="decimal exponent"),
+        pytest.param(wire.DECIMAL, "1.5E3", "without exponent", id="decimal exponent"),
         pytest.param(wire.DECIMAL, ".5", "with a point", id="no leading digit"),
         pytest.param(wire.DECIMAL, "5.", "with a point", id="no trailing digit"),
         pytest.param(wire.DECIMAL, "NaN", "with a point", id="nan"),
@@ -278,16 +278,16 @@ def test_a_text_of_the_type_passes(type_number: int, text: str) -> None:
             wire.DATETIME, "2026-01-31T06:16:47-14:01", "-14:00 and +14:00", id="M15: by a minute"
         ),
         pytest.param(wire.DATETIME, "2026-01-31T06:16:47+01:60", "offset", id="60 minutes"),
-        pytest.param(wire.DATETIME, "2026-01-31T25:00:00", "no such time", id="hour 25"),
-        pytest.param(wire.DATETIME, "2026-01-31T23:60:00", "no such time", id="minute 60"),
+        pytest.param(wire.DATETIME, "2026-01-31T25:00:00", "time does not exist", id="hour 25"),
+        pytest.param(wire.DATETIME, "2026-01-31T23:60:00", "time does not exist", id="minute 60"),
         pytest.param(wire.DATETIME, "2026-01-31Z", "write 2026-01-31", id="zone on a date"),
         pytest.param(wire.DATETIME, "2026-01-31T06:16:47+0100", "write", id="offset, no colon"),
         pytest.param(wire.DATETIME, "2026-01-31T06:16:47.Z", "write", id="empty fraction"),
         pytest.param(wire.DATETIME, "2026-01-31T06:16:47.1234567890Z", "write", id="ten digits"),
-        pytest.param(wire.DATETIME, "2026-02-29", "no such day", id="no leap year"),
-        pytest.param(wire.DATETIME, "2026-04-31T00:00:00Z", "no such day", id="31 April"),
-        pytest.param(wire.DATETIME, "2026-13-01", "no such day", id="month 13"),
-        pytest.param(wire.DATETIME, "0000-01-01", "no such day", id="year 0"),
+        pytest.param(wire.DATETIME, "2026-02-29", "day does not exist", id="no leap year"),
+        pytest.param(wire.DATETIME, "2026-04-31T00:00:00Z", "day does not exist", id="31 April"),
+        pytest.param(wire.DATETIME, "2026-13-01", "day does not exist", id="month 13"),
+        pytest.param(wire.DATETIME, "0000-01-01", "day does not exist", id="year 0"),
     ],
 )
 def test_a_text_of_another_form_is_refused_with_advice(
@@ -296,7 +296,7 @@ def test_a_text_of_another_form_is_refused_with_advice(
     [problem] = refused({"P": text}, one(type_number))
 
     assert advice in problem.message
-    assert problem.message.startswith("P takes ")
+    assert problem.message.startswith("P must be ")
     assert problem.column == "P"
     assert str(problem).isprintable()
     orjson.dumps(problem._asdict())
@@ -385,7 +385,7 @@ def test_every_problem_of_a_row_is_reported() -> None:
         (FILE, 18, 17, "DBGenFrom", "an integer or the auto value", "nothing"),
         (FILE, 18, 17, "DBGenTo", "an integer", "x"),
         (FILE, 18, 17, "Price", "a decimal", "null"),
-        (FILE, 18, 17, "Shop", "a text", "auto value"),
+        (FILE, 18, 17, "Shop", "a string", "auto value"),
         (FILE, 18, 17, "shop2", names, "shop2"),
     ]
 
@@ -395,43 +395,43 @@ def test_every_problem_of_a_row_is_reported() -> None:
     [
         pytest.param(
             {},
-            "DBGenFrom is required and missing: give it an integer or the auto value",
+            "DBGenFrom is required and missing; set it to an integer or the auto value",
             id="missing",
         ),
         pytest.param(
             {"DBGenFrom": None},
-            "DBGenFrom takes no null: give it an integer or the auto value",
+            "DBGenFrom can't be null; set it to an integer or the auto value",
             id="null where required",
         ),
         pytest.param(
             {"DBGenFrom": "1", "DBGenTo": JobRunParameterValue(None, None)},
-            "DBGenTo takes no null: give it an integer, or leave it out",
+            "DBGenTo can't be null; set it to an integer, or leave it out",
             id="null where optional",
         ),
         pytest.param(
             {"DBGenFrom": "1", "TradingDate": AUTO},
-            "TradingDate takes no auto value: give it a datetime or null, or leave it out",
+            "TradingDate can't be the auto value; set it to a datetime or null, or leave it out",
             id="auto",
         ),
         pytest.param(
             {"DBGenFrom": JobRunParameterValue(3, "1")},
-            "DBGenFrom says type 3 (decimal) and the job takes type 2 (integer): "
+            "DBGenFrom declares type 3 (decimal), but the job takes type 2 (integer); "
             "leave the type out",
             id="another type",
         ),
         pytest.param(
             {"DBGenFrom": JobRunParameterValue(8, AUTO)},
-            "DBGenFrom says type 8 and the job takes type 2 (integer): leave the type out",
+            "DBGenFrom declares type 8, but the job takes type 2 (integer); leave the type out",
             id="another type on an auto value",
         ),
         pytest.param(
             {"DBGenFrom": "1", "Closed": JobRunParameterValue(1, "x")},
-            "Closed says type 1 (string) and the job takes type 7: leave the type out",
+            "Closed declares type 1 (string), but the job takes type 7; leave the type out",
             id="another type than an unknown one",
         ),
         pytest.param(
             {"DBGenFrom": JobRunParameterValue(2, "12x")},
-            "DBGenFrom takes an integer, not '12x': write digits only, such as 1200",
+            "DBGenFrom must be an integer, not '12x'; write digits only, such as 1200",
             id="wrong text in a typed value",
         ),
         pytest.param(
@@ -447,8 +447,8 @@ def test_every_problem_of_a_row_is_reported() -> None:
         pytest.param(
             {"DBGenFrom": "1", "zzz": "2"},
             "job 'Nightly sales' has no parameter 'zzz': its parameters are DBGenFrom, DBGenTo, "
-            "TradingDate, Price, Shop, Closed, Legacy; a column of notes is named "
-            "'deslaunch.zzz', or left out",
+            "TradingDate, Price, Shop, Closed, Legacy; to keep it as a note, name the "
+            "column 'deslaunch.zzz'",
             id="far miss",
         ),
     ],
@@ -487,7 +487,7 @@ def test_a_job_without_parameters_names_none() -> None:
     job = Job(JOB_ID, "", ())
     [problem] = refused({"P": "1"}, job)
 
-    assert "it takes none" in problem.message
+    assert "it has none" in problem.message
     assert problem.expected == "no parameters"
     assert orjson.loads(sent({}, job).body) == {"jobId": JOB_ID, "parameters": {}}
 
@@ -538,15 +538,15 @@ def test_ten_thousand_naive_datetimes_are_one_warning() -> None:
     (warning,) = warned("TradingDate", "2026-01-31T06:16:47", range(5, 10_005))
 
     assert warning == (
-        "night.csv:6, column TradingDate (10,000 rows): a datetime without a zone means what DES "
-        "takes it for; add Z or an offset"
+        "night.csv:6, column TradingDate (10,000 rows): the datetime has no time zone, so "
+        "DES chooses one; add Z or an offset"
     )
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        pytest.param("Closed", "x", "type 7 is not known; values are sent unchecked", id="number"),
+        pytest.param("Closed", "x", "type 7 is unknown; values are sent unchecked", id="number"),
         pytest.param(
             "Legacy", "x", "the job declares no type; values are sent unchecked", id="none"
         ),
@@ -556,7 +556,9 @@ def test_ten_thousand_naive_datetimes_are_one_warning() -> None:
             "the job declares no type; values are sent unchecked",
             id="none, but the row says one",
         ),
-        pytest.param("TradingDate", "2026-01-31T06:16:47.1234", "a datetime without", id="naive"),
+        pytest.param(
+            "TradingDate", "2026-01-31T06:16:47.1234", "the datetime has no time zone", id="naive"
+        ),
     ],
 )
 def test_a_doubtful_parameter_is_one_warning(name: str, value: Any, message: str) -> None:
@@ -600,7 +602,7 @@ def test_what_is_sure_is_not_warned_of(name: str, value: Any) -> None:
         pytest.param(
             JOB_ID[:-1] + "7",
             "empty",
-            "it has no jobs at all; is its token one of the right organisation?",
+            "it has no jobs; check that its token is for the right organisation",
             id="no jobs",
         ),
     ],
@@ -629,7 +631,7 @@ def test_a_parameter_of_another_job_tells_of_a_wrong_job() -> None:
         told.append(found[0].message.partition("'DBGenFrm': ")[2])
 
     assert told == [
-        "'Stock' has it; is the row's jobId (or --job-id) the right one?",
+        "'Stock' has it; check the row's jobId or --job-id",
         "did you mean DBGenFrom?",
     ]
 

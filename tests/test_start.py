@@ -53,7 +53,7 @@ def test_the_auto_value_may_be_asked_for(place: Workplace) -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        (["DBGenFrom=many"], "DBGenFrom takes an integer, not 'many'"),
+        (["DBGenFrom=many"], "DBGenFrom must be an integer, not 'many'"),
         (["DBGenFrom"], "expected NAME=TEXT, NAME=@FILE or NAME:=JSON, got 'DBGenFrom'"),
         (["DBGenFrom:=1,"], "expected JSON or auto after :="),
         (["DBGenFrom=@none"], "none can't be read: No such file or directory"),

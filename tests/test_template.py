@@ -103,11 +103,11 @@ def test_what_is_required_has_a_value() -> None:
             "csv",
             [
                 (
-                    r"  from: an integer such as 1, or \N for null, or \A for what follows from "
-                    "the job's earlier runs; required (the first)"
+                    r"  from: an integer such as 1, or \N for null, or \A for the auto value, "
+                    "which follows from the job's earlier runs; required (the first)"
                 ),
-                "  parameters.key: a text; left out: the job's default is used",
-                "  odd: a text that DES reads as its type 99; required",
+                "  parameters.key: a string; optional: the job's default is used",
+                "  odd: a string that DES reads as its type 99; required",
             ],
             id="csv",
         ),
@@ -115,11 +115,11 @@ def test_what_is_required_has_a_value() -> None:
             "jsonl",
             [
                 (
-                    '  from: an integer such as 1, or null, or {"auto": true} for what follows '
-                    "from the job's earlier runs; required (the first)"
+                    '  from: an integer such as 1, or null, or {"auto": true} for the auto value, '
+                    "which follows from the job's earlier runs; required (the first)"
                 ),
-                "  key: a text; left out: the job's default is used",
-                "  odd: a text that DES reads as its type 99; required",
+                "  key: a string; optional: the job's default is used",
+                "  odd: a string that DES reads as its type 99; required",
             ],
             id="jsonl",
         ),
@@ -135,11 +135,11 @@ def test_what_has_no_place_in_a_manifest_is_explained(form: Format, lines: list[
 
     assert said[0] == f"job {JOB}, Nightly: one row starts one run"
     assert said[2:] == lines
-    assert list(explanation(a_job(), form))[-1] == "  this job takes no parameters"
+    assert list(explanation(a_job(), form))[-1] == "  this job has no parameters"
 
 
 def test_several_that_are_left_out_may_exclude_each_other() -> None:
-    told = "  some may exclude each other, as a range and a date do: DES then refuses the row"
+    told = "  some may exclude each other, such as a range and a date; DES then rejects the row"
 
     assert list(explanation(a_job(JobParameter("a", 2), JobParameter("b", 4)), "csv"))[-1] == told
     assert told not in list(explanation(a_job(JobParameter("a", 2)), "csv"))
@@ -199,21 +199,21 @@ def test_null_and_the_auto_value_are_written_as_in_csv(form: Format) -> None:
     assert [said_in(one)["from"] for one in taken] == [None, None]
     assert each(job, r"from=\A", form=form)[0].auto
 
-    with pytest.raises(ConfigurationError, match="a leading backslash begins"):
+    with pytest.raises(ConfigurationError, match="may begin with a backslash"):
         each(job, r"from=\x")
 
 
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ("day", "--each takes NAME=VALUES, got 'day'"),
-        ("day=", "--each takes NAME=VALUES, got 'day='"),
-        ("day=a,,b", "a value is empty"),
-        ("day=2026-02-30..2026-03-01", "a range is of two days, or of two integers"),
-        ("day=1..2026-03-01", "a range is of two days, or of two integers"),
-        ("from=9..8", "it has to go up"),
-        ("from=1..9999999", "it has to go up, by fewer than 1,000,000"),
-        ("shop=@/none", "/none: can't be read"),
+        ("day", "--each: expected NAME=VALUES, got 'day'"),
+        ("day=", "--each: expected NAME=VALUES, got 'day='"),
+        ("day=a,,b", "there is no value, or an empty one"),
+        ("day=2026-02-30..2026-03-01", "a range needs two dates or two integers"),
+        ("day=1..2026-03-01", "a range needs two dates or two integers"),
+        ("from=9..8", "a range must ascend"),
+        ("from=1..9999999", "at most 1,000,000 values"),
+        ("shop=@/none", "/none can't be read"),
     ],
 )
 def test_what_gives_no_values_is_refused(text: str, why: str) -> None:
@@ -225,9 +225,9 @@ def test_what_gives_no_values_is_refused(text: str, why: str) -> None:
     ("texts", "why"),
     [
         (["day=2026-01-31"], "from is required and missing"),
-        (["from=1", "day=2026-01-01,today"], "day takes a datetime, not 'today'"),
+        (["from=1", "day=2026-01-01,today"], "day must be a datetime, not 'today'"),
         (["from=1", "shp=a"], "did you mean shop?"),
-        (["from=1..2000", "shop=@lines"], "4,000,000 rows: at most 1,000,000 are written"),
+        (["from=1..2000", "shop=@lines"], "at most 1,000,000 rows, got 4,000,000 combinations"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(

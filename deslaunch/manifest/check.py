@@ -110,7 +110,7 @@ class Check:
         except sqlite3.Error as exc:
             raise ManifestError(
                 f"the temporary table of keys can't be written: {exc}",
-                hint="make room in the temporary folder, or name another by TMPDIR",
+                hint="free space in the temporary folder, or set TMPDIR to another folder",
             ) from exc
 
         for item, row in zip(items, taken, strict=True):
@@ -166,8 +166,10 @@ class Check:
             return unknown_job(row, self.schemas, self.file)
 
         known = ", ".join(sorted({*self.targets, *self.schemas, *self.unchecked}))
-        message = f"there is no target {rows.show(row.target)!r}: drop it, or name one of: {known}"
-        fault = rows.Fault("target", f"a target that is known: {known}", row.target, message)
+        message = (
+            f"there is no target {rows.show(row.target)!r}; leave it out, or use one of: {known}"
+        )
+        fault = rows.Fault("target", f"one of: {known}", row.target, message)
         return rows.problems_of([fault], self.file, row.number, row.line)
 
     def _check_feed(self, row: Row, key: str) -> tuple[Problem, ...]:
@@ -179,11 +181,11 @@ class Check:
 
         first = f"line {line}" if line else f"the row {known} of the batch"
         message = (
-            f"{first} uses an auto value of this job too, and the two runs would race for the same "
-            "data: put them into separate batches, or pass --allow-repeated-auto"
+            f"{first} also uses an auto value of this job, and two such runs compete for the same "
+            "data; move one row to another batch, or pass --allow-repeated-auto"
         )
         got = f"a second one, after {first}"
-        fault = rows.Fault("", "one auto-value row for each job", got, message)
+        fault = rows.Fault("", "one auto-value row per job", got, message)
         return rows.problems_of([fault], self.file, row.number, row.line)
 
     def _has_repeats(
@@ -218,7 +220,9 @@ class Check:
         known, first, copies = self._table.execute(_FIND, (look,)).fetchone()
 
         if known != own:
-            message = "a key looks like another's and is spelled by other characters (NFC, NFD)"
+            message = (
+                "the key looks like an earlier one but has different characters (Unicode NFC, NFD)"
+            )
             self.warnings.warn("key", message, item.line)
             look = hash(f"\0{key}")
             self._table.execute(_STORE + _KEY, (look, own, item.line))
@@ -230,16 +234,18 @@ class Check:
         self._table.execute(_COUNT, (look,))
 
         if item.key is not None:
-            message = f"key {rows.show(key)!r} is that of line {first}: give this row another"
-            fault = rows.Fault("key", "a key of its own", key, message)
+            message = (
+                f"line {first} has the key {rows.show(key)!r} already; give this row another key"
+            )
+            fault = rows.Fault("key", "a unique key", key, message)
         elif self.allow_duplicates:
             return row._replace(key=f"{key}{rows.REPEAT_MARK}{copies + 1}")
         else:
             message = (
-                f"the row says the same as line {first}, and would start the run twice: remove it, "
-                "or pass --allow-duplicates"
+                f"the row repeats line {first} and would start the same run again; remove it, or "
+                "pass --allow-duplicates"
             )
-            fault = rows.Fault("", "a row that says something else", key, message)
+            fault = rows.Fault("", "a different row", key, message)
 
         problems = rows.problems_of([fault], self.file, item.number, item.line)
         others = row.problems if isinstance(row, InvalidRow) else ()

@@ -19,7 +19,16 @@ from typing import BinaryIO, Final
 from deslaunch.errors import ConfigurationError, ManifestError
 from deslaunch.manifest.readers import MAX_RECORD, CsvReader, JsonlReader, Unreadable
 from deslaunch.manifest.rows import RESERVED, Fault, RowRules, show
-from deslaunch.model import DEFAULT_TARGET, GUID, Format, InvalidRow, Row, printable
+from deslaunch.model import (
+    DEFAULT_TARGET,
+    GUID,
+    Format,
+    InvalidRow,
+    Row,
+    place_word,
+    printable,
+    printed,
+)
 
 _DATA: Final = re.compile(  # a number or a time, an escape, a GUID
     r"[-+]?[0-9][0-9.:/-]*(?:[T ][0-9:.]+Z?)?|\\[NAE]"
@@ -37,23 +46,23 @@ _SAVE_AS_CSV: Final = 'save it as "CSV UTF-8", with commas between the columns'
 _BOM: Final = b"\xef\xbb\xbf"
 _GZIP: Final = b"\x1f\x8b"
 _FOREIGN: Final[Mapping[str, str]] = {  # how a file begins that is plainly something else
-    r"SQLite format 3\0": "a database, as a ledger is: deslaunch resume and status take ledgers",
+    r"SQLite format 3\0": "a SQLite database; to resume a batch, use deslaunch resume",
     r"PK\x03\x04|\xd0\xcf\x11\xe0": f"an Excel workbook or a zip file; {_SAVE_AS_CSV}",
-    r"\xff\xfe|\xfe\xff|.?\0": "UTF-16, by its looks; convert: iconv -f UTF-16 -t UTF-8 OLD > NEW",
-    r"(?s)[^\r\n]*\r[^\n]+\Z": "text whose lines end in a bare \\r; save the file with \\n",
+    r"\xff\xfe|\xfe\xff|.?\0": "probably UTF-16; convert it: iconv -f UTF-16 -t UTF-8 OLD > NEW",
+    r"(?s)[^\r\n]*\r[^\n]+\Z": "text whose lines end in \\r alone; save it with \\n line ends",
 }
 _HEAD: Final = 1 << 16  # bytes of a file's beginning that tell it
 _RESULTS: Final = frozenset({"state", "jobRunId", "attempts"})
-_RESULTS_ALONE: Final = "results without their rows; write them by results --with-manifest"
-_HEADER: Final = "the first line names the columns: key, target, jobId and the parameters"
+_RESULTS_ALONE: Final = "results without their rows; write them with results --with-manifest"
+_HEADER: Final = "name the columns in the first line: key, target, jobId and the parameters"
 _NO_OBJECTS: Final = r"(?![{\[]|.*\n\s*\{)"  # neither the first line nor the second begins one
 _NO_JSONL: Final[Mapping[str, str]] = {
     r'\{(?=.*"state":)(?=.*"jobRunId":)(?=.*"attempts":)(?!.*"deslaunch":)': _RESULTS_ALONE,
-    r"\[(?!.*\]\s*\n)": "a JSON array; write one object a line: jq -c '.[]' OLD > NEW.jsonl",
-    r"\{.*\}\s*,\s*(?:\{|\Z)": "JSON, and a line ends in a comma: sed 's/,$//' OLD > NEW",
-    r"\{(?:.*[{\[,])?\s*\n": "JSON of several lines; write one a line: jq -c . OLD > NEW.jsonl",
-    rf"{_NO_OBJECTS}.*[,;\t|]": "CSV by its looks; pass --format csv, or name it .csv",
-    rf"{_NO_OBJECTS}.": "no JSONL; write one object a line, or pass --format csv for CSV",
+    r"\[(?!.*\]\s*\n)": "a JSON array; write one element per line: jq -c '.[]' OLD > NEW.jsonl",
+    r"\{.*\}\s*,\s*(?:\{|\Z)": "JSON whose lines end in a comma; remove it: sed 's/,$//' OLD > NEW",
+    r"\{(?:.*[{\[,])?\s*\n": "JSON over several lines; write one per line: jq -c . OLD > NEW.jsonl",
+    rf"{_NO_OBJECTS}.*[,;\t|]": "probably CSV; pass --format csv, or rename the file to .csv",
+    rf"{_NO_OBJECTS}.": "not JSONL; write one object per line, or pass --format csv for CSV",
 }
 
 
@@ -139,7 +148,7 @@ class Manifest:
         except OSError as exc:
             raise ManifestError(
                 f"{self.name} can't be read: {exc.strerror or exc}",
-                hint="check the path, and that you may read the file",
+                hint="check the path and your read permission",
             ) from exc
 
     def _open(self) -> AbstractContextManager[BinaryIO]:
@@ -196,16 +205,16 @@ class Manifest:
         odd = _no_column(names, following)
 
         if line[0] in "{[":
-            return "JSON by its looks; pass --format jsonl, or name the file .jsonl"
+            return "probably JSON; pass --format jsonl, or rename the file to .jsonl"
 
         if other and len(names) == 1 and line[0] != "#":
             word = "tab" if other == "\t" else other
-            return f"separated by {other!r}; pass --delimiter {word!r}"
+            return f"CSV with {other!r} between its columns; pass --delimiter {word!r}"
 
         if _RESULTS.issubset(names):
             return _RESULTS_ALONE
 
-        return "" if odd is None else f"no header line, for {show(odd)!r} is no column; {_HEADER}"
+        return "" if odd is None else f"CSV without a header line (found {show(odd)!r}); {_HEADER}"
 
 
 def _tell(looks: Mapping[str, str], text: str) -> str:
@@ -223,12 +232,12 @@ def detect_format(name: str, chosen: Format | None) -> Format:
     found = chosen or _SUFFIXES.get(PurePath(name.lower().removesuffix(".gz")).suffix)
 
     if found is None:
-        why, hint = "the name does not tell the format", "pass --format jsonl or --format csv"
-        hint += f"; of a spreadsheet: {_SAVE_AS_CSV}"
+        why, hint = "the name does not show the format", "pass --format jsonl or --format csv"
+        hint += f"; if it is a spreadsheet, {_SAVE_AS_CSV}"
 
         if name.lower().endswith(".db"):
-            why = "a manifest is a CSV or JSONL file, and this is a ledger by its name"
-            hint = "deslaunch resume goes on with its batch, deslaunch status says how it stands"
+            why = "expected a CSV or JSONL file, got what seems to be a ledger"
+            hint = f"resume its batch: {printed('resume', place_word(name))}"
 
         raise ConfigurationError(f"{name}: {why}", hint=hint)
 
@@ -275,8 +284,10 @@ def _unzip(blocks: Iterator[bytes]) -> Iterator[bytes]:
         member, why = None, str(exc)
 
     if member or why:
-        why = why or "it ends too early"
-        message = f"the gzip file is damaged ({why}); make it anew, no row behind here was read"
+        why = why or "it is cut off"
+        message = (
+            f"the gzip file is damaged here ({why}) and can't be read further; create it again"
+        )
         raise Unreadable(Fault("", "gzip", why, message))
 
 

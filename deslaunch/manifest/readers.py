@@ -56,16 +56,16 @@ _TWO_BACKSLASHES: Final = (
     r"for \\server\share write \\\server\share"
 )
 _NO_ESCAPE: Final = (
-    "a leading backslash begins \\N (null), \\A (auto value), \\E (empty string) or \\\\ "
-    "(a backslash); double it where it is meant as such"
+    "only \\N (null), \\A (auto value), \\E (empty string) and \\\\ (a backslash) may begin with a "
+    "backslash; double it to send a backslash"
 )
 _MISQUOTED: Final[Mapping[str, str]] = {  # how a cell begins that holds quotes and has none
-    '="[^"]*"': "a cell is a spreadsheet's formula; write the text alone, without =",
-    r'\s+"': "a blank stands before a quote; remove it, so that the quote begins the cell",
+    '="[^"]*"': "a cell is a spreadsheet formula; write its text only, without =",
+    r'\s+"': "there is a blank before an opening quote; remove it",
 }
 _SWALLOWED: Final = (
-    "a cell holds line breaks, and lines that look like rows of this file; is a quote missing or "
-    "too many?"
+    "a cell contains line breaks, and lines that look like rows; check for a missing or an extra "
+    "quote"
 )
 
 
@@ -121,7 +121,7 @@ class JsonlReader(RowReader):
 
         if len(members) < len(pairs):
             counts = Counter(name for name, _ in pairs)
-            message = "the name is given twice in one object; leave one of them out"
+            message = "the object has this name twice; remove one of them"
             self._repeated += [
                 rows.Fault(name, "each name once", members[name], message)
                 for name, times in counts.items()
@@ -154,7 +154,7 @@ class JsonlReader(RowReader):
             text = line.decode("utf-8", "replace")
             return self.invalid(_undecodable(text, exc.start, self.line))
         except (json.JSONDecodeError, RecursionError) as exc:
-            why = f"no JSON: {exc}" if isinstance(exc, ValueError) else "nested too deep"
+            why = f"not JSON: {exc}" if isinstance(exc, ValueError) else "nested too deeply"
             message = f"this is {why}; fix the line"
             return self.invalid(rows.Fault("", "one JSON object", line.decode().strip(), message))
 
@@ -247,7 +247,7 @@ class CsvReader(RowReader):
             raise Unreadable(self._fault_of_csv(str(exc))) from exc
 
         if self.columns is None:
-            message = "the CSV has no header line; write the names of its columns first"
+            message = "the CSV has no header line; name the columns in the first line"
             raise Unreadable(rows.Fault("", "a header line", "", message))
 
     def _texts(self, lines: Iterator[bytes]) -> Iterator[str]:
@@ -278,7 +278,7 @@ class CsvReader(RowReader):
         if '"' not in text or self._quoting.fullmatch(text):
             return None
 
-        other = "a quote stands inside a cell without quotes; quote the whole cell, double it"
+        other = "a cell without quotes contains a quote; quote the whole cell and double the quote"
         messages = (m for begin, m in _MISQUOTED.items() if re.search(self._begin + begin, text))
         return rows.Fault("", "RFC 4180 quoting", text, next(messages, other))
 
@@ -291,10 +291,10 @@ class CsvReader(RowReader):
             return rows.Fault("", "a closing quote", "the end of the file", message)
 
         if "new-line" in why:
-            message = "a carriage return (\\r) stands in the middle of this line; remove it"
+            message = "the line has a carriage return (\\r) in the middle; remove it"
             return rows.Fault("", "lines that end in \\n or \\r\\n", "\\r", message)
 
-        message = f"the CSV can't be read from this row on ({why}); fix its quotes"
+        message = f"the CSV can't be read further than this row ({why}); fix its quotes"
         return self._find_damage() or rows.Fault("", "RFC 4180", why, message)
 
     def _read_header(self, names: list[str], fault: rows.Fault | None) -> None:
@@ -310,10 +310,10 @@ class CsvReader(RowReader):
                 raise Unreadable(rows.fault_of_results(column))
 
             if not name:
-                message = f"column {index + 1} has no name; name it, or leave it out in every line"
+                message = f"column {index + 1} has no name; name it, or remove it from every line"
                 faults.append(rows.Fault("", "a column name", column, message))
             elif self._cells[kind].setdefault(name, index) != index:
-                message = "the column is there twice; leave one of them out"
+                message = "the header has this column twice; remove one of them"
                 faults.append(rows.Fault(column, "each column once", column, message))
 
         if faults:
@@ -327,15 +327,15 @@ class CsvReader(RowReader):
 
         if len(cells) != width:
             message = (
-                f"the row has {len(cells):,} cells and the header {width:,}; quote a cell that "
-                "holds the delimiter, and leave no cell out"
+                f"the row has {len(cells):,} cells and the header has {width:,}; quote cells that "
+                "contain the delimiter, and write every delimiter"
             )
             return self.invalid(
                 rows.Fault("", f"{width:,} cells", f"{len(cells):,} cells", message)
             )
 
         if cells[0] == columns[0] and tuple(cells) == columns:
-            message = "this is the header again; remove the line"
+            message = "the row repeats the header; remove it"
             return self.invalid(rows.Fault("", "a row", cells[0], message))
 
         said, parameters, notes = (
@@ -375,7 +375,7 @@ def _unescape(said: dict[str, str]) -> list[rows.Fault]:
             said[name] = cell[1:]
         elif cell.startswith("\\"):
             del said[name]
-            message = f"{name} takes no escape; leave the cell empty, or double the backslash"
+            message = f"{name} has no escapes; leave the cell empty, or double the backslash"
             faults.append(rows.Fault(name, "no leading backslash", cell, message))
 
     return faults
@@ -405,7 +405,9 @@ def _kind_and_name(column: str) -> tuple[str, str]:
 
 
 def _too_long(what: str) -> rows.Fault:
-    message = f"the {what} is longer than {MAX_RECORD:,} bytes; is a line break or a quote missing?"
+    message = (
+        f"the {what} is longer than {MAX_RECORD:,} bytes; check for a missing line break or quote"
+    )
     return rows.Fault("", f"at most {MAX_RECORD:,} bytes", f"over {MAX_RECORD:,} bytes", message)
 
 
@@ -466,8 +468,8 @@ def csv_cells(says: str, columns: Sequence[str], key: str | None) -> list[str]:
 
     if left:
         raise ManifestError(
-            f"the row {rows.show(key or '')} has {rows.show(left[0])}, and there is no such column",
-            hint="use results --format jsonl --with-manifest",
+            f"row {rows.show(key or '')!r} has {rows.show(left[0])!r}, but there is no such column",
+            hint="write JSONL: add --format jsonl",
         )
 
     return row

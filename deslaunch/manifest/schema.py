@@ -58,7 +58,7 @@ _PLAIN_DATETIME: Final = (  # with a zone or without a time, and no day that som
     r"(?:T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,9})?"
     "(?:Z|[+-](?:(?:0[0-9]|1[0-3]):[0-5][0-9]|14:00)))?"
 )
-_NAIVE: Final = "a datetime without a zone means what DES takes it for; add Z or an offset"
+_NAIVE: Final = "the datetime has no time zone, so DES chooses one; add Z or an offset"
 
 
 def body_digest(body: bytes) -> bytes:
@@ -82,14 +82,14 @@ def _judge_integer(text: str) -> str:
     if len(digits) <= _INT64_DIGITS and int(digits) <= _INT64_MAX + text.startswith("-"):
         return ""
 
-    return f"it must lie between {-_INT64_MAX - 1} and {_INT64_MAX}"
+    return f"it must be between {-_INT64_MAX - 1} and {_INT64_MAX}"
 
 
 def _judge_decimal(text: str) -> str:
     if re.fullmatch(_DECIMAL, text):
         return ""
 
-    return "write digits with a point, such as 12.50, no exponent and no thousands separators"
+    return "write digits with a point, such as 12.50, without exponent or thousands separators"
 
 
 def _judge_datetime(text: str) -> str:
@@ -101,16 +101,16 @@ def _judge_datetime(text: str) -> str:
     try:
         date.fromisoformat(text[:10])
     except ValueError:
-        return "there is no such day in the calendar"
+        return "this day does not exist"
 
     hour, minute, second, zone, hours, minutes = match.groups("")
     is_no_time = hour > "23" or minute > "59" or second > "59"
     findings = {
         "hours go to 23: write 24:00 as 00:00 of the next day": hour == "24",
         "seconds go to 59: a leap second can't be sent": second == "60",
-        "there is no such time: hours go to 23, minutes and seconds to 59": is_no_time,
+        "this time does not exist: hours go to 23, minutes and seconds to 59": is_no_time,
         f"write the offset with its minutes, such as {zone}:00": hours and not minutes,
-        "the offset must lie between -14:00 and +14:00": minutes > ":59"
+        "the offset must be between -14:00 and +14:00": minutes > ":59"
         or hours + minutes > "14:00",
     }
     return next((advice for advice, is_so in findings.items() if is_so), "")
@@ -133,12 +133,12 @@ class Kind(NamedTuple):
 
 
 KINDS: Final[Mapping[int | None, Kind]] = {
-    wire.STRING: Kind("a text", "text", lambda _: "", r'[^\0-\x1f"\\\ud800-\udfff]*'),
+    wire.STRING: Kind("a string", "text", lambda _: "", r'[^\0-\x1f"\\\ud800-\udfff]*'),
     wire.INTEGER: Kind("an integer", "1", _judge_integer, "-?[0-9]{1,18}"),
     wire.DECIMAL: Kind("a decimal", "1.50", _judge_decimal, _DECIMAL),
     wire.DATETIME: Kind("a datetime", "2026-01-31T00:00:00Z", _judge_datetime, _PLAIN_DATETIME),
 }
-UNKNOWN_KIND: Final = Kind("a text", "text", lambda _: "")
+UNKNOWN_KIND: Final = Kind("a string", "text", lambda _: "")
 
 
 class _Form(NamedTuple):
@@ -266,18 +266,18 @@ class Schema:
         known = tuple(self._parameters)
         folded = {other.strip().casefold(): other for other in known}
         near = get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.6)
-        note = f"a column of notes is named {_quoted(f'{rows.NOTES}.{name}')}, or left out"
+        note = f"to keep it as a note, name the column {_quoted(f'{rows.NOTES}.{name}')}"
 
         if meant := rows.meant_member(name):
-            advice = f"did you mean {meant}? Write that column's name exactly so"
+            advice = f"did you mean {meant}? Write the column name exactly like that"
         elif others:
-            advice = f"{_listed(others)} has it; is the row's jobId (or --job-id) the right one?"
+            advice = f"{_listed(others)} has it; check the row's jobId or --job-id"
         elif near:
             advice = f"did you mean {folded[near[0]]}?"
         elif known:
             advice = f"its parameters are {_listed(known)}; {note}"
         else:
-            advice = f"it takes none; {note}"
+            advice = f"it has none; {note}"
 
         expected = f"one of {_listed(known)}" if known else "no parameters"
         message = f"job {_label(self.job)} has no parameter {_quoted(name)}: {advice}"
@@ -310,7 +310,7 @@ def unknown_job(
     elif other is not None:
         advice = f"target {other} has it; name that target in the row"
     elif not labels:
-        advice = "it has no jobs at all; is its token one of the right organisation?"
+        advice = "it has no jobs; check that its token is for the right organisation"
     else:
         advice = f"its jobs are {_listed(labels)}"
 
@@ -325,13 +325,19 @@ def _fault_of_value(
 ) -> rows.Fault | None:
     if declared is not None and parameter.type not in (None, declared):
         expected, got = _type_label(parameter.type), _type_label(declared)
-        message = f"{parameter.name} says {got} and the job takes {expected}: leave the type out"
+        message = (
+            f"{parameter.name} declares {got}, but the job takes {expected}; leave the type out"
+        )
         return rows.Fault(parameter.name, expected, got, message)
 
     if not isinstance(text, str):
         is_right = parameter.nullable if text is None else parameter.supports_auto
         got = "null" if text is None else "auto value"
-        return None if is_right else _refuse(parameter, got, f"takes no {got}")
+        return (
+            None
+            if is_right
+            else _refuse(parameter, got, f"can't be {'null' if text is None else 'the auto value'}")
+        )
 
     kind = KINDS.get(parameter.type, UNKNOWN_KIND)
 
@@ -345,14 +351,14 @@ def _fault_of_value(
     elif odd := rows.odd_character(text):
         advice = odd
 
-    message = f"{parameter.name} takes {kind.noun}, not {_quoted(text)}: {advice}"
+    message = f"{parameter.name} must be {kind.noun}, not {_quoted(text)}; {advice}"
     return rows.Fault(parameter.name, _expected(parameter), text or '""', message)
 
 
 def _refuse(parameter: JobParameter, got: str, why: str) -> rows.Fault:
     expected = _expected(parameter)
     leave_out = "" if parameter.required else ", or leave it out"
-    message = f"{parameter.name} {why}: give it {expected}{leave_out}"
+    message = f"{parameter.name} {why}; set it to {expected}{leave_out}"
     return rows.Fault(parameter.name, expected, got, message)
 
 
@@ -364,7 +370,7 @@ def _doubt(number: int | None, text: str) -> str:
     if number in KINDS:
         return ""
 
-    what = "the job declares no type" if number is None else f"type {number} is not known"
+    what = "the job declares no type" if number is None else f"type {number} is unknown"
     return f"{what}; values are sent unchecked"
 
 

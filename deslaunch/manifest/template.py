@@ -26,7 +26,6 @@ from deslaunch.model import (
     JobParameter,
     ParameterValue,
     Row,
-    count,
 )
 
 MOST_VALUES: Final = 1_000_000
@@ -79,24 +78,26 @@ def explanation(job: Job, form: Format) -> Iterator[str]:
     yield from (f"  {_explained(parameter, form)}" for parameter in job.parameters)
 
     if not job.parameters:
-        yield "  this job takes no parameters"
+        yield "  this job has no parameters"
 
     if sum(not parameter.required for parameter in job.parameters) > 1:
-        yield "  some may exclude each other, as a range and a date do: DES then refuses the row"
+        yield "  some may exclude each other, such as a range and a date; DES then rejects the row"
 
 
 def _explained(parameter: JobParameter, form: Format) -> str:
     null, auto = (r"\N for null", r"\A") if form == "csv" else ("null", '{"auto": true}')
     kind = KINDS.get(parameter.type, UNKNOWN_KIND)
-    text = kind.noun if kind.noun == "a text" else f"{kind.noun} such as {kind.example}"
+    text = kind.noun if kind.noun == "a string" else f"{kind.noun} such as {kind.example}"
 
     if parameter.type not in (None, *KINDS):
-        text = f"a text that DES reads as its type {parameter.type}"
+        text = f"a string that DES reads as its type {parameter.type}"
 
     ways = [text, *[null] * parameter.nullable]
-    ways += [f"{auto} for what follows from the job's earlier runs"] * parameter.supports_auto
+    ways += [
+        f"{auto} for the auto value, which follows from the job's earlier runs"
+    ] * parameter.supports_auto
 
-    need = "required" if parameter.required else "left out: the job's default is used"
+    need = "required" if parameter.required else "optional: the job's default is used"
     told = f" ({parameter.description})" if parameter.description else ""
     name = column_of(parameter.name) if form == "csv" else parameter.name
     return f"{name}: {', or '.join(ways)}; {need}{told}"
@@ -119,7 +120,7 @@ def read_values(text: str) -> tuple[str, list[str]]:
     name, sign, said = text.partition("=")
 
     if not (name and sign and said):
-        raise ConfigurationError(f"--each takes NAME=VALUES, got {text!r}", hint=_EXAMPLE)
+        raise ConfigurationError(f"--each: expected NAME=VALUES, got {text!r}", hint=_EXAMPLE)
 
     if said.startswith("@"):
         values = _lines_of(Path(said[1:]))
@@ -131,7 +132,7 @@ def read_values(text: str) -> tuple[str, list[str]]:
     values = list(dict.fromkeys(values))
 
     if not values or "" in values:
-        message = f"--each {text}: a value is empty, or there is none"
+        message = f"--each {text}: there is no value, or an empty one"
         raise ConfigurationError(message, hint=_EXAMPLE)
 
     return name, values
@@ -141,9 +142,9 @@ def _lines_of(path: Path) -> list[str]:
     try:
         return [line for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as exc:
-        why = exc.strerror if isinstance(exc, OSError) else "it is not in UTF-8"
+        why = exc.strerror if isinstance(exc, OSError) else "it is not UTF-8"
         raise ConfigurationError(
-            f"{path}: can't be read: {why}", hint="after @ stands a file with a value a line"
+            f"{path} can't be read: {why}", hint="name a UTF-8 file with one value per line after @"
         ) from exc
 
 
@@ -160,12 +161,13 @@ def _range(text: str, first: str, last: str) -> list[str]:
             made = lambda n: day + timedelta(n)  # noqa: E731
     except ValueError as exc:
         raise ConfigurationError(
-            f"--each {text}: a range is of two days, or of two integers", hint=_EXAMPLE
+            f"--each {text}: a range needs two dates or two integers", hint=_EXAMPLE
         ) from exc
 
     if not 0 <= size < MOST_VALUES:
         raise ConfigurationError(
-            f"--each {text}: it has to go up, by fewer than {MOST_VALUES:,}", hint=_EXAMPLE
+            f"--each {text}: a range must ascend and have at most {MOST_VALUES:,} values",
+            hint=_EXAMPLE,
         )
 
     return [str(made(n)) for n in range(size + 1)]
@@ -190,8 +192,8 @@ def rows_of(job: Job, each: Mapping[str, Sequence[str]], target: str) -> Iterato
 
     if number > MOST_VALUES:
         raise ConfigurationError(
-            f"that would be {count(number, 'row')}: at most {MOST_VALUES:,} are written",
-            hint="write several manifests",
+            f"--each: expected at most {MOST_VALUES:,} rows, got {number:,} combinations",
+            hint="split the values over several manifests",
         )
 
     _check_values(job, each, target)
@@ -227,9 +229,7 @@ def _check_values(job: Job, each: Mapping[str, Sequence[str]], target: str) -> N
             found |= dict.fromkeys(problem.message for problem in checked)
 
     if found:
-        raise ConfigurationError(
-            "; ".join(islice(found, 5)), hint=f"give each parameter its values: {_EXAMPLE}"
-        )
+        raise ConfigurationError("; ".join(islice(found, 5)), hint=f"fix the values, {_EXAMPLE}")
 
 
 def write_rows(found: Iterable[Row], form: Format, *, names_target: bool) -> Iterator[bytes]:

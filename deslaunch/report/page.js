@@ -1,12 +1,12 @@
 "use strict";
 
-// The table's search. The page can be read without it.
+// Search, sorting and paging of the table. The page is readable without it.
 (() => {
   const PAGE = 100;
   const number = new Intl.NumberFormat("en-US");
 
   for (const time of document.querySelectorAll("time[datetime]")) {
-    sayLocalTime(time);
+    showLocalTime(time);
   }
 
   const data = document.getElementById("data");
@@ -15,8 +15,8 @@
     unpack(data.textContent).then(begin);
   }
 
-  function sayLocalTime(time) {
-    time.title = `${new Date(time.dateTime).toLocaleString()} where you are`;
+  function showLocalTime(time) {
+    time.title = `${new Date(time.dateTime).toLocaleString()} local time`;
   }
 
   // base 64 → gzip → the columns in JSON.
@@ -27,7 +27,7 @@
     return new Response(plain).json();
   }
 
-  // What stands in a cell.
+  // Cells.
 
   function duration(ms) {
     if (ms < 1000) return `${ms} ms`;
@@ -43,7 +43,7 @@
       const time = document.createElement("time");
       time.dateTime = new Date(value).toISOString();
       time.textContent = time.dateTime.slice(0, 19).replace("T", " ");
-      sayLocalTime(time);
+      showLocalTime(time);
       return time;
     }
 
@@ -168,7 +168,7 @@
       searched.map((column) => column.values[row] ?? "").join("\n").toLowerCase());
   }
 
-  // What is missing comes last, whichever way round.
+  // Missing values come last in either order.
   function sorted(values, rows, sign) {
     return Array.from({ length: rows }, (_, row) => row).sort((one, other) => {
       const [a, b] = [values[one], values[other]];

@@ -41,7 +41,7 @@ _CELL_LIMIT: Final = 200
 _COLUMNS: Final = (
     *(("row", "Row", "number"), ("key", "Key", "text"), ("target", "Target", "text")),
     *(("job", "Job", "text"), ("state", "State", "text"), ("run_id", "jobRunId", "text")),
-    *(("attempts", "Sent", "number"), ("said", "What was said", "text")),
+    *(("attempts", "Sent", "number"), ("error", "Message", "text")),
     *(("sent", "Last sent", "time"), ("took", "Response after", "duration")),
     *(("run", "Run", "text"), ("ended", "Run ended", "time")),
 )

@@ -281,16 +281,16 @@ def check_output(
     first, hint = b"", "name another file with -o"
 
     if any(_is_same(output, file) for file in beside):
-        why = "this file belongs to the batch's ledger, and no output replaces a ledger"
+        why = "this file belongs to the batch's ledger, which is never replaced"
     elif manifest is not None and _is_same(output, manifest):
-        why = "this is the batch's manifest, and no output replaces it"
+        why = "this is the batch's manifest, which is never replaced"
     elif output.is_dir():
         why = "this is a folder"
     elif output.is_file() and (first := _first_line(output)).startswith(b"SQLite format 3\0"):
-        why = "this is a SQLite database, and no output replaces a ledger"
+        why = "this is a SQLite database, which is never replaced"
     elif first and not force and not is_own(first):
-        why = "this file exists already, and may be somebody's work"
-        hint = f"{hint}; or replace this one: add --force"
+        why = "this file exists and was not written by deslaunch"
+        hint = f"{hint}, or add --force to replace this one"
     else:
         return
 
@@ -413,6 +413,6 @@ def _replacing(place: Path, sync: Callable[[int], None]) -> Iterator[BinaryIO]:
 
 def _unusable(place: Path, done: str, exc: OSError) -> ConfigurationError:
     return ConfigurationError(
-        f"{printable(str(place))}: can't be {done}: {exc.strerror or exc}",
-        hint="you need read and write permission for it and its folder; or name another place",
+        f"{printable(str(place))} can't be {done}: {exc.strerror or exc}",
+        hint="check the permissions of the file and its folder, or name another file",
     )
