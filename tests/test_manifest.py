@@ -202,8 +202,8 @@ def test_no_rows_are_no_problem(form: Format, content: str) -> None:
         pytest.param('jobId,"a', "", "never closed", id="open quote"),
         pytest.param('jobId,"a"b', "", "quote the whole cell", id="text after a quote"),
         pytest.param("jobId,a\r1,2\r", "", "\\r alone", id="old Mac"),
-        pytest.param("", "", "without a header", id="empty file"),
-        pytest.param("\n\r\n", "", "without a header", id="blank lines only"),
+        pytest.param("", "", "no header line", id="empty file"),
+        pytest.param("\n\r\n", "", "no header line", id="blank lines only"),
     ],
 )
 def test_a_bad_header_is_a_problem_of_the_file(header: str, column: str, says: str) -> None:

@@ -162,7 +162,7 @@ class TestOutput:
         with pytest.raises(ConfigurationError, match="can't be written: No such file") as caught:
             self.write(tmp_path / "none" / "out.csv")
 
-        assert "write permission" in caught.value.hint
+        assert "permissions" in caught.value.hint
 
 
 class TestReplaced:
@@ -226,7 +226,7 @@ class TestReplaced:
             check_output(tmp_path, force=True)
 
     def test_another_file_only_where_that_is_said(self, manifest: Path) -> None:
-        with pytest.raises(ConfigurationError, match=r"exists already[^-]*-o; or[^-]*--force"):
+        with pytest.raises(ConfigurationError, match=r"not written by deslaunch[^-]*-o, or[^-]*--force"):
             check_output(manifest)
 
         check_output(manifest, force=True)

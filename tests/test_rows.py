@@ -230,7 +230,7 @@ def test_a_line_of_nothing_but_delimiters_is_blank() -> None:  # M1
         pytest.param("{}", "jobId", "--job-id", id="no job"),
         pytest.param('{"jobId": ""}', "jobId", "GUID", id="jobId empty"),
         pytest.param('{"jobId": null}', "jobId", "GUID", id="jobId null"),
-        pytest.param(f'{{"jobId": "{JOB} "}}', "jobId", f"not '{JOB} ':", id="jobId and a blank"),
+        pytest.param(f'{{"jobId": "{JOB} "}}', "jobId", f"not '{JOB} ';", id="jobId and a blank"),
         pytest.param('{"jobId": 7}', "jobId", "not '7';", id="jobId a number"),
         pytest.param(jsonl_with('"key": ""'), "key", "non-empty", id="key empty"),
         pytest.param(jsonl_with('"key": 5'), "key", "string", id="key a number"),
