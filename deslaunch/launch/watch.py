@@ -1,10 +1,9 @@
-"""The runs of a batch, followed to their end: DES is asked about each until it has finished.
+"""The loop of a watch: query the status of each run until it has finished.
 
-A run waits in a heap of due times, not in a task of its own. Each wait is longer than the one
-before by half, so that the end of a run is noticed after about a third of the time that it took.
-A response that no run is to blame for (a 5XX, no connection, no usable response) pauses its
-target. What is told is in the ledger by then; what was not finished when the watch ended is asked
-about by the next one, and nothing else is.
+Runs wait in a heap of due times, without a task each. Each wait is half as long again as the one
+before, so that a run's end is noticed late by at most about half of its duration. A 5XX, a lost
+connection or an unusable response pauses the target. A status is in the ledger before its event.
+The next watch asks only about runs that have not finished.
 """
 
 import asyncio
@@ -24,14 +23,14 @@ from deslaunch.events import Stop, StopReason
 from deslaunch.launch.loop import Loop
 from deslaunch.launch.target import Throttle
 from deslaunch.ledger.reading import RunToAsk
-from deslaunch.model import RunStatus, Sent, count
+from deslaunch.model import RunStatus, Sent, count, place_word, printed
 
 GROWTH: Final = 1.5
-"""How much longer each wait for a run is than the one before."""
+"""Ratio of each wait for a run to the one before."""
 
 
 class _Waiting(NamedTuple):
-    """A run that is to be asked about: when, after which wait (0 at first), and itself."""
+    """A run to ask about: when it is due, the seconds waited before (0 at first), the run."""
 
     due: float
     wait: float
@@ -48,9 +47,9 @@ class _Target:
 
 
 class Watch(Loop):
-    """One watch of a batch's runs; an asynchronous iterator of how each ended.
+    """One watch of a batch's runs; iterate over it for the status of each run that ended.
 
-    Nothing else writes to its ledger, and each run's target has a client.
+    Each run's target must have a client.
     """
 
     def __post_init__(self) -> None:
@@ -59,31 +58,31 @@ class Watch(Loop):
         self._targets = {
             name: _Target(client, self._throttle(name)) for name, client in self.clients.items()
         }
-        self._after_row: int | None = 0  # the last row that was read; None: there are no more
-        self._told: list[tuple[RunToAsk, RunStatus]] = []  # to be recorded: ended, or refused
+        self._after_row: int | None = 0  # the last row read; None: all were read
+        self._to_record: list[tuple[RunToAsk, RunStatus]] = []  # finished, or refused by DES
         self._unread: asyncio.Queue[RunStatus | None] | None = None  # where somebody iterates
 
-    # What the batch calls.
+    # Called by the batch.
 
     async def run(self, *, allow_partial: bool = False) -> events.WatchSummary:
-        """Ask about all runs until they have ended, or until ``stops`` says why not.
+        """Ask about all runs until they have finished, or the watch stops early: see ``stops``.
 
-        Cancelled, it ends at once: to ask again costs nothing.
+        Cancelled, it ends at once: a query may be repeated.
 
         Args:
-            allow_partial: return the summary also where runs had not finished.
+            allow_partial: return the summary even if runs have not finished.
 
         Raises:
             Unfinished: runs had not finished when the watch ended.
             LedgerWriteFailed: a status could not be recorded.
-            Exception: whatever a listener or a faulty client raised.
+            Exception: raised by a listener or a faulty client.
         """
         began = self.clock.now()
         self.ledger.on_wait = lambda text: self._emit(events.Noted(text, is_warning=True))
         self.ledger.wait_up_to(self.settings.give_up_after)
 
         if (seconds := self.settings.watch_timeout) is not None:
-            stop = Stop(StopReason.OUT_OF_TIME, f"watched for {seconds:g} s")
+            stop = Stop(StopReason.OUT_OF_TIME, f"--watch-timeout {seconds:g} was reached")
             self._workers.help(self._after(seconds, partial(self.drain, stop)))
 
         try:
@@ -92,11 +91,11 @@ class Watch(Loop):
             while not self._is_over():
                 now = self.clock.now()
 
-                while self._take(now):
+                while self._ask_next(now):
                     await self._read_on()
 
                 await self._wait_for_news(self._next_time(now))
-                self._news.clear()  # before what came is taken: what comes meanwhile is news again
+                self._news.clear()  # first, so that a response during the record is news again
                 await self._record()
                 await self._read_on()
         finally:
@@ -114,13 +113,13 @@ class Watch(Loop):
                 f"{count(summary.unfinished, 'run')} had not finished when the watch ended: {why}",
                 runs=summary,
                 summary=summary.batch,
-                hint="watch the ledger again: only what is left is asked about",
+                hint=f"go on with: {printed('watch', place_word(self.ledger.place))}",
             )
 
         return summary
 
     async def __aiter__(self) -> AsyncIterator[RunStatus]:
-        """Watch, and yield how each run ended; a slow consumer holds back asking.
+        """Watch, and yield the status of each run that ended; a slow consumer slows the queries.
 
         Raises:
             Unfinished: as :meth:`run`.
@@ -142,7 +141,7 @@ class Watch(Loop):
                 await asyncio.wait([work])
 
     def drain(self, stop: Stop | None = None) -> None:
-        """End the watch. Questions in flight are given up: to ask again costs nothing."""
+        """End the watch, and give up the queries in flight: they may be repeated."""
         if stop is not None:
             self._note_stop(stop)
             self.ledger.give_up(at_once=True)
@@ -154,11 +153,11 @@ class Watch(Loop):
     # The loop.
 
     def _busy(self) -> int:
-        """Return how many runs are asked about, or have ended and are not recorded."""
-        return len(self._told) + sum(one.throttle.in_flight for one in self._targets.values())
+        """Return how many runs are being asked about, or have an unrecorded status."""
+        return len(self._to_record) + sum(one.throttle.in_flight for one in self._targets.values())
 
     def _waiting(self) -> list[_Target]:
-        """Return the targets that go on and have runs to ask about."""
+        """Return the targets that have runs to ask about, and have not stopped."""
         targets = self._targets.values()
         return [one for one in targets if one.due and not one.throttle.is_stopped]
 
@@ -167,7 +166,7 @@ class Watch(Loop):
         return not self._busy() and (self._is_draining or (is_read and not self._waiting()))
 
     async def _read_on(self) -> None:
-        """Read runs, unless there are some that were not asked about yet: those come first."""
+        """Read more runs, once each of those read was asked about."""
         while self._after_row is not None and all(one.due[0].wait for one in self._waiting()):
             runs = await self.ledger.runs_to_ask(self._after_row)
             self._after_row = runs[-1].row if runs else None
@@ -178,8 +177,8 @@ class Watch(Loop):
                 if not target.throttle.is_stopped:
                     heappush(target.due, _Waiting(-math.inf, 0.0, run))
 
-    def _take(self, now: float) -> bool:
-        """Ask about a run whose time has come, and return True; the targets take turns."""
+    def _ask_next(self, now: float) -> bool:
+        """Ask about a run that is due, and return True; the targets take turns."""
         busy = self._busy() + (self._unread.qsize() if self._unread else 0)
         has_room = busy < self.settings.concurrency and self._pacer.allowed(now) >= 1
 
@@ -189,18 +188,18 @@ class Watch(Loop):
         for _ in range(len(self._rotation)):
             self._rotation.rotate(-1)
             target = self._targets[self._rotation[0]]
-            target.throttle.reopen(now)  # the question is the probe
+            target.throttle.reopen(now)  # the query is the probe
 
             if target.due and target.due[0].due <= now and target.throttle.room(now) > 0:
                 target.throttle.in_flight += 1
                 self._pacer.take(1)
-                self._workers.put(self._work_on(target, heappop(target.due)), Sent())
+                self._workers.put(self._ask(target, heappop(target.due)), Sent())
                 return True
 
         return False
 
     def _next_time(self, now: float) -> float:
-        """Return when time alone lets a run be asked about; infinity where only news can."""
+        """Return when a run is due next; infinity: only news can tell."""
         opens = self._pacer.opens_at(now)
         times = [
             max(one.due[0].due, now + (one.throttle.rest(now) or 0.0), opens)
@@ -209,23 +208,23 @@ class Watch(Loop):
         return min((time for time in times if time > now), default=math.inf)
 
     async def _record(self) -> None:
-        """Write what was told, then tell it on."""
-        told, self._told = self._told, []
+        """Record the runs that ended, then report them."""
+        ended, self._to_record = self._to_record, []
 
-        if told:
+        if ended:
             await self.ledger.record_runs(
-                [(run.row, run.attempt, s if s.finished else s.status or "") for run, s in told]
+                [(run.row, run.attempt, s if s.finished else s.status or "") for run, s in ended]
             )
 
-        for _, status in told:
+        for _, status in ended:
             self._emit(events.RunEnded(status))
 
             if self._unread is not None:
                 self._unread.put_nowait(status)
 
-    # One question.
+    # One query.
 
-    async def _work_on(self, target: _Target, waiting: _Waiting) -> None:
+    async def _ask(self, target: _Target, waiting: _Waiting) -> None:
         throttle, run = target.throttle, waiting.run
 
         try:
@@ -235,22 +234,22 @@ class Watch(Loop):
         except (errors.NotSent, errors.Throttled, errors.Redirected) as exc:
             heappush(target.due, waiting)
             self._act(throttle.held_back(exc, self.clock.now()))
-        except errors.Rejected as exc:  # this watch asks about it no more
+        except errors.Rejected as exc:  # this watch does not ask again
             throttle.responded()
             refused = RunStatus(run.job_id, run.job_run_id, finished=False, success=False)
-            self._told.append((run, refused._replace(status=str(exc), key=run.key)))
-        except errors.DesError as exc:  # no run is to blame for it
+            self._to_record.append((run, refused._replace(status=str(exc), key=run.key)))
+        except errors.DesError as exc:  # not the run's fault
             self._ask_later(target, waiting)
             self._act(throttle.held_back(exc, self.clock.now()))
         except asyncio.CancelledError:
             pass  # the next watch asks about it
-        except Exception as exc:  # noqa: BLE001  # it ends the watch, once all slots ended
+        except Exception as exc:  # noqa: BLE001  # a faulty client ends the watch
             self._fail(exc)
         else:
             throttle.started()
 
             if status.finished:
-                self._told.append((run, status._replace(key=run.key)))
+                self._to_record.append((run, status._replace(key=run.key)))
             else:
                 self._ask_later(target, waiting)
         finally:
@@ -258,9 +257,9 @@ class Watch(Loop):
             self._news.set()
 
     def _ask_later(self, target: _Target, waiting: _Waiting) -> None:
-        """Let a run be asked about again, after a longer wait than before."""
+        """Ask about a run again, after a longer wait than before."""
         longer = min(GROWTH * waiting.wait, self.settings.max_interval)
         wait = max(self.settings.interval, longer)
-        # Runs that were started together would be asked about together for ever.
+        # Without jitter, runs started together would always be asked about together.
         due = self.clock.now() + self.rng.uniform(0.9 * wait, wait)
         heappush(target.due, waiting._replace(due=due, wait=wait))
