@@ -226,7 +226,9 @@ class TestReplaced:
             check_output(tmp_path, force=True)
 
     def test_another_file_only_where_that_is_said(self, manifest: Path) -> None:
-        with pytest.raises(ConfigurationError, match=r"not written by deslaunch[^-]*-o, or[^-]*--force"):
+        refused = r"not written by deslaunch[^-]*-o, or[^-]*--force"
+
+        with pytest.raises(ConfigurationError, match=refused):
             check_output(manifest)
 
         check_output(manifest, force=True)
