@@ -603,7 +603,7 @@ def test_a_schema_file_that_cant_be_opened_is_named(tmp_path: Path, name: str, w
         read_schema_file(path)
 
     assert str(caught.value) == f"the schema file {path} can't be read: {why}"
-    assert caught.value.hint == "see whether --schema names the right file"
+    assert caught.value.hint == "check the path that --schema names"
 
 
 def test_a_schema_file_that_cant_be_understood_shows_what_came(tmp_path: Path) -> None:

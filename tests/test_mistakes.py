@@ -213,7 +213,7 @@ def test_a_manifest_for_a_ledger_is_told_as_what_it_is() -> None:
     ended = call("status", "night.csv")
 
     assert (ended.code, ended.out) == (7, "")
-    assert "night.csv: is no ledger of deslaunch" in ended.err
+    assert "night.csv: is not a ledger of deslaunch" in ended.err
     assert "night.ledger.db" in ended.err
 
 

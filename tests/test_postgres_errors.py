@@ -168,26 +168,26 @@ def test_what_cannot_be_reached(
     [
         pytest.param(
             "#night",
-            "#night: names a batch, and no database: DESLAUNCH_LEDGER is not set to a URL",
+            "#night: names a batch without a database: DESLAUNCH_LEDGER is not set to a URL",
             "set DESLAUNCH_LEDGER to postgresql://user@host/database, or write URL#night",
             id="no database",
         ),
         pytest.param(
             "postgresql://u@h/d",
-            "postgresql://u@h/d: names a database, and no batch of it",
+            "postgresql://u@h/d: names a database without a batch",
             "add #NAME; its batches: deslaunch status with the URL alone",
             id="no batch",
         ),
         pytest.param(
             "postgresql://u@h/d#ni ght",
-            "'ni ght' is no name of a batch: expected 1 to 100 letters, digits, '.', '_' or '-'",
+            "'ni ght' is not a batch name: expected 1 to 100 letters, digits, '.', '_' or '-'",
             "write it behind the URL: postgresql://user@host/database#night; # in a password as "
             "%23",
             id="no name",
         ),
         pytest.param(
             f"postgresql://u@h/d#{'n' * 101}",
-            f"'{'n' * 101}' is no name of a batch: expected 1 to 100 letters, digits, '.', '_' or "
+            f"'{'n' * 101}' is not a batch name: expected 1 to 100 letters, digits, '.', '_' or "
             "'-'",
             "write it behind the URL: postgresql://user@host/database#night; # in a password as "
             "%23",
@@ -195,7 +195,7 @@ def test_what_cannot_be_reached(
         ),
         pytest.param(
             "postgresql://u@h/d?foo=1#night",
-            "postgresql://u@h/d?foo=1#night: is no URL that libpq takes",
+            "postgresql://u@h/d?foo=1#night: is not a URL that libpq accepts",
             "write postgresql://user@host:port/database#NAME, and % in a password as %25",
             id="no such parameter",
         ),
@@ -213,7 +213,7 @@ class TestDatabase:
         missing = told(
             f"{database}#night",
             "there is no such batch",
-            f"those that there are: deslaunch status {database}",
+            f"the database has: deslaunch status {database}",
         )
         none = told(
             database,
@@ -335,8 +335,8 @@ def refuses_options(text: str, hint: str) -> None:
 
 class TestPooler:
     WHAT: Final = (
-        "a pooler stands between deslaunch and PostgreSQL; locks and settings of a session are "
-        "lost there"
+        "a connection pooler is between deslaunch and PostgreSQL, and session locks don't work "
+        "through it"
     )
 
     def test_is_refused(self, database: str, postgres: Server) -> None:

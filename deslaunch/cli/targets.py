@@ -447,4 +447,4 @@ def read_secret(login: Mapping[str, str], name: str) -> str:
         why = "holds nothing"
 
     # Not chained: what could not be decoded is in its error.
-    raise CredentialsRefused(f"{place} {why}", hint="put it there, in UTF-8, for you to read")
+    raise CredentialsRefused(f"{place} {why}", hint="store it there, in UTF-8 and readable by you")

@@ -387,7 +387,7 @@ def _open_source(rows: Any, settings: Settings) -> Source:
 def _ledger_of(source: Source) -> str:
     if not isinstance(source, Manifest) or source.path is None:
         raise errors.ConfigurationError(
-            "rows that come from no file need a ledger's name",
+            "rows that are not from a file need a ledger",
             hint="pass --ledger FILE, or ledger=PATH",
         )
 
@@ -499,10 +499,10 @@ async def _check_same(ledger: Ledger, source: Source, settings: Settings) -> Non
 
     if digest != ledger.batch.digest:
         raise errors.LedgerForeign(
-            f"{ledger.place}: it is the ledger of other rows than {name}, or of these as they "
+            f"{ledger.place}: the ledger belongs to other rows than {name}, or of these as they "
             "were before they changed; nothing was sent",
-            hint=f"go on with it as it was imported: {command}; for changed rows add "
-            "--corrections FILE; a new batch needs a new --ledger",
+            hint=f"resume it as it was imported: {command}; for changed rows add "
+            "--corrections FILE; for a new batch pass another --ledger",
         )
 
     now = _row_options(settings)
@@ -549,7 +549,7 @@ async def _go_on(
                 f"{file.name}: the corrections don't fit the batch; nothing was changed or sent",
                 problems=done.problems,
                 count=len(done.problems),
-                hint="do what the lines above say, and pass the file again",
+                hint="fix the lines above, and pass the file again",
             )
 
         return done.plan._replace(corrections=(done.replaced, done.added))
@@ -570,7 +570,7 @@ async def _go_on(
         warnings += [_left_out(left)] if left else []
         failed = len(await ledger.query("failed_runs")) - len(left)
         known = "gets another run" if failed == 1 else "get another run each"
-        setup.emit(Noted(f"{count(failed, 'row')} whose run failed, as far as watch told, {known}"))
+        setup.emit(Noted(f"{count(failed, 'row')} whose run failed (as of the last watch) {known}"))
 
     used = {job.target for job in plan.jobs}
     await importing.check_origins(ledger, setup.clients, setup.settings, used)
@@ -607,7 +607,7 @@ async def _tell_if_changed(ledger: Ledger, setup: Setup) -> None:
             setup.emit(
                 Noted(
                     f"{printable(ledger.batch.manifest)} has changed since it was imported; "
-                    "its changed rows come in with --corrections FILE, not by themselves"
+                    "resume takes changed rows only with --corrections FILE"
                 )
             )
 

@@ -466,7 +466,7 @@ async def check_origins(
         if client is None:
             raise errors.ConfigurationError(
                 f"rows of the batch go to the target {name}, which is not configured",
-                hint=f"configure it; there is: {', '.join(clients)}",
+                hint=f"configure it; the configured targets are: {', '.join(clients)}",
             )
 
         if client.org_id is not None and known.org_id is not None:
@@ -474,7 +474,7 @@ async def check_origins(
                 raise errors.ConfigurationError(
                     f"target {name} was organisation {known.org_id} in the last session, and is "
                     f"{client.org_id} now",
-                    hint="give the target its organisation back, or begin a new batch",
+                    hint="set the target back to its organisation, or begin a new batch",
                 )
         elif known.base_url is not None and not settings.allow_new_origin:
             now = await client.locate()

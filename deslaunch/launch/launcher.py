@@ -358,7 +358,9 @@ class Batch:
             LedgerMissing: there is no ledger, since there was nothing to start.
         """
         if self.ledger is None:
-            raise errors.LedgerMissing("there are no runs: the batch has no rows")
+            raise errors.LedgerMissing(
+                "there are no runs: the batch has no rows", hint="launch a manifest that has rows"
+            )
 
         setup = self._setup
         watch = Watch(self.ledger, setup.clients, setup.settings, emit=_both(on_event, setup.emit))

@@ -63,7 +63,7 @@ def read_schema_file(path: Path) -> list[Job]:
     except OSError as exc:
         raise errors.SchemaError(
             f"the schema file {path} can't be read: {exc.strerror}",
-            hint="see whether --schema names the right file",
+            hint="check the path that --schema names",
         ) from exc
 
     return wire.decode_jobs(body, source=f"the schema file {path}")

@@ -71,7 +71,7 @@ async def check_copy(ledger: Ledger, history: History, *, accepts: bool) -> str:
         )
 
     raise errors.LedgerOutdated(
-        f"{why}, and nothing was sent now",
+        f"{why}; nothing was sent",
         hint=f"{hint}; to go on with this one, and mark what it starts as possible duplicates, "
         "pass --accept-copy",
     )
@@ -228,7 +228,7 @@ def refuse(others: Collection[Other], name: str) -> None:
 
         raise errors.UnfinishedBatch(
             f"{name}: a batch of these rows, {other.place}, is unfinished ({stands}); a second one "
-            "would send rows again, and nothing was sent",
+            "would send rows again; nothing was sent",
             hint=f"{hint}; to begin a second batch all the same, pass --again",
         )
 

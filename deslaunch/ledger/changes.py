@@ -228,9 +228,8 @@ def add_rows(store: Store, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
             new.append(row)
         elif match.form != fresh.form:
             raise ManifestError(
-                f"key {row.key!r}: the batch has it, as row {match.number}, which says something "
-                "else",
-                hint="give the row a key of its own, or let it say what it said",
+                f"key {row.key!r}: row {match.number} has it, with other values",
+                hint="give the row another key, or the values of that row",
             )
 
         numbers.append(match.number)
@@ -336,8 +335,8 @@ def tell_launchers(store: Store, told: Mapping[str, Any], now: int, *, is_at_wor
     """Tell launchers what to do; see :meth:`Ledger.tell_launchers`."""
     if not is_at_work:
         raise ConfigurationError(
-            f"{store.place}: no launcher is sending its rows; nothing was told",
-            hint="it is for launchers at work; begin one with such options: "
+            f"{store.place}: no launcher is at work on it; nothing was changed",
+            hint="control acts on launchers at work; to begin one: "
             f"{model.printed('resume', model.place_word(store.place), '--concurrency', '4')}",
         )
 
@@ -368,7 +367,7 @@ def withdraw(
             more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
             raise ManifestError(
                 f"no row was changed: {'; '.join(problems[:_SHOWN])}{more}",
-                hint="see how each row stands: "
+                hint="see the state of each row: "
                 + model.printed("results", model.place_word(store.place)),
             )
 
@@ -416,7 +415,7 @@ def resolve(
         more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
         listing = model.printed("status", model.place_word(store.place))
         raise ManifestError(
-            f"no finding was taken: {'; '.join(problems[:_SHOWN])}{more}",
+            f"no finding was recorded: {'; '.join(problems[:_SHOWN])}{more}",
             hint=f"{listing} lists the rows that are unknown",
         )
 
@@ -463,10 +462,10 @@ def read_findings(path: Path, *, note: str = "") -> list[Finding]:
             return [finding for finding in read if finding is not None]
     except OSError as exc:
         raise ManifestError(
-            f"{path}: can't be read: {exc.strerror or exc}", hint="check the path and its mode"
+            f"{path}: can't be read: {exc.strerror or exc}", hint="check its path and permissions"
         ) from exc
     except (UnicodeDecodeError, csv.Error) as exc:
-        raise ManifestError(f"{path}: is no file of findings: {exc}", hint=_FORM) from exc
+        raise ManifestError(f"{path}: is not a file of findings: {exc}", hint=_FORM) from exc
 
 
 def write_unknown(stream: TextIO, rows: Iterable[UnknownRow]) -> None:

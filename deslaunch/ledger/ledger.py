@@ -430,7 +430,8 @@ class Ledger(Reader):
             if not body or hashlib.sha256(body).digest()[:16] != digest:
                 resume = model.printed("resume", model.place_word(self.place))
                 raise LedgerDamaged(
-                    f"{self.place}: row {row} ({key}): its body does not fit its digest",
+                    f"{self.place}: row {row} ({key}): its request body is not the one that was "
+                    "checked",
                     hint=f"correct it: {resume} --corrections FILE",
                 )
 

@@ -65,7 +65,7 @@ def refuse_mistyped(place: str) -> None:
 
     if not (_PARTS.fullmatch(url) if _URL.match(place) else _MISTYPED.match(place) is None):
         raise errors.ConfigurationError(
-            f"the ledger, by LEDGER or {VARIABLE}, is neither a path nor a URL that libpq takes: "
+            f"the ledger, by LEDGER or {VARIABLE}, is neither a path nor a URL that libpq accepts: "
             "expected postgresql://user@host:port/database#NAME",
             hint="in a name or password write @ : / ? # % as %40 %3A %2F %3F %23 %25; "
             "a path with such signs: ./PATH",
@@ -83,7 +83,7 @@ def parse_place(place: str) -> SharedPlace:
 
     if not url and not _URL.match(known):
         raise errors.ConfigurationError(
-            f"{place}: names a batch, and no database: {VARIABLE} is not set to a URL",
+            f"{place}: names a batch without a database: {VARIABLE} is not set to a URL",
             hint=f"set {VARIABLE} to postgresql://user@host/database, or write URL{place}",
         )
 
@@ -94,7 +94,7 @@ def parse_place(place: str) -> SharedPlace:
             # With "#" in a password, its end would stand here.
             told = "what follows the URL's first #" if re.search("[@:/?]", name) else repr(name)
             raise errors.ConfigurationError(
-                f"{told} is no name of a batch: expected 1 to 100 letters, digits, '.', '_' or '-'",
+                f"{told} is not a batch name: expected 1 to 100 letters, digits, '.', '_' or '-'",
                 hint="write it behind the URL: postgresql://user@host/database#night; # in a "
                 "password as %23",
             )
@@ -113,7 +113,7 @@ def parse_batch(place: str) -> SharedPlace:
 
     if not found.batch:
         raise errors.ConfigurationError(
-            f"{found.database}: names a database, and no batch of it",
+            f"{found.database}: names a database without a batch",
             hint="add #NAME; its batches: deslaunch status with the URL alone",
         )
 

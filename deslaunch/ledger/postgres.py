@@ -175,7 +175,7 @@ class PostgresStore(Store):
         if not found:
             known = printed("status", self.place.partition("#")[0] or "#")
             raise errors.LedgerMissing(
-                f"{self.place}: there is no such batch", hint=f"those that there are: {known}"
+                f"{self.place}: there is no such batch", hint=f"the database has: {known}"
             )
 
         [(self._batch,)] = found

@@ -176,7 +176,7 @@ def connect(url: str, place: str) -> Connection:
 
     if known is None:
         raise errors.ConfigurationError(
-            f"{place}: is no URL that libpq takes",
+            f"{place}: is not a URL that libpq accepts",
             hint="write postgresql://user@host:port/database#NAME, and % in a password as %25",
         )
 
@@ -198,8 +198,8 @@ def connect(url: str, place: str) -> Connection:
     if pid != connection.info.backend_pid:
         connection.close()
         raise errors.LedgerError(
-            f"{place}: a pooler stands between deslaunch and PostgreSQL; locks and settings of a "
-            "session are lost there",
+            f"{place}: a connection pooler is between deslaunch and PostgreSQL, and session locks "
+            "don't work through it",
             hint=_NO_POOLER,
         )
 

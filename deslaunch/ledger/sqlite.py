@@ -126,7 +126,7 @@ class SqliteStore(Store):
         """Take the lock and open the ledger for writing, until :meth:`close`."""
         if joins:
             raise errors.ConfigurationError(
-                f"{place}: a file has one launcher at a time, so that --join is not for it",
+                f"{place}: --join needs a ledger in PostgreSQL; a file takes one launcher",
                 hint="for several launchers name a batch in PostgreSQL: postgresql://…#NAME",
             )
 
@@ -301,7 +301,7 @@ class SqliteStore(Store):
         names = [path, *(f"{path}{suffix}" for suffix in ("-wal", "-journal"))]
 
         if taken := next(filter(os.path.lexists, names), None):
-            message = f"{taken}: is there already, and a copy replaces nothing"
+            message = f"{taken}: exists already; export replaces no file"
             raise errors.ConfigurationError(message, hint="name another file")
 
         new = f"{path}.{os.urandom(4).hex()}.new"
@@ -385,7 +385,9 @@ def _connect(
             result = connection.execute(statement).fetchone()
 
             if statement == _WAL and result != ("wal",):
-                raise errors.LedgerError(f"{path}: can't have a WAL here", hint="use a local disk")
+                raise errors.LedgerError(
+                    f"{path}: SQLite can't use a write-ahead log here", hint="use a local disk"
+                )
 
             if statement == _CHECK and result != ("ok",):
                 raise _is_damaged(path, result[0].rpartition("\n")[2])
@@ -456,7 +458,7 @@ def _code_of(exc: BaseException | None) -> int:
 
 
 def _is_foreign(place: str) -> errors.LedgerForeign:
-    return errors.LedgerForeign(f"{place}: is no ledger of deslaunch", hint=_WHICH)
+    return errors.LedgerForeign(f"{place}: is not a ledger of deslaunch", hint=_WHICH)
 
 
 def _exists(place: str) -> errors.LedgerExists:
@@ -471,7 +473,7 @@ def _refuse_names_in_use(place: str) -> None:
     for name in (f"{place}-wal", f"{place}-journal"):
         if os.path.lexists(name):
             raise errors.LedgerForeign(
-                f"{name}: holds the end of an earlier batch, whose ledger is gone",
+                f"{name}: belongs to an earlier batch whose ledger is gone",
                 hint="move it to where its ledger is now, or name another ledger with --ledger",
             )
 
@@ -615,13 +617,13 @@ def check_file_system(place: str, mounts: str | None = None) -> str:
 
     if _UNFIT.fullmatch(kind):
         raise errors.LedgerError(
-            f"{place}: lies on {kind}, where a database loses data without an error",
+            f"{place}: is on {kind}, where SQLite can lose data without an error",
             hint="put the ledger on a local disk with --ledger",
         )
 
     if kind in {"overlay", "tmpfs", "ramfs"}:
         end = "the container" if kind == "overlay" else "the next restart"
-        return f"{place}: lies on {kind}: the ledger is lost with {end}"
+        return f"{place}: is on {kind}: the ledger is lost with {end}"
 
     return ""
 

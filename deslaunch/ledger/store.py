@@ -231,7 +231,9 @@ class Store(ABC):
 
     def rescue(self) -> str:
         """Copy what there is to another place; return that."""
-        raise errors.LedgerError(f"{self.place}: can't be copied from here")
+        raise errors.LedgerError(
+            f"{self.place}: this ledger can't be copied", hint="use the tools of its database"
+        )
 
     @abstractmethod
     def close(self) -> str:
