@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,11 @@ from ledgers import session as new_session
 from stage import POS_USAGE, row, workplace
 
 from deslaunch.cli.targets import read_config
-from deslaunch.errors import ConfigurationError
+from deslaunch.errors import ConfigurationError, Throttled
+from deslaunch.events import StopReason
+from deslaunch.launch.target import Lanes, Throttle
 from deslaunch.ledger.ledger import JobLane, take_ledger
+from deslaunch.model import Start
 from deslaunch.settings import JobLimit
 
 if TYPE_CHECKING:
@@ -48,6 +52,94 @@ async def claim(ledger: Ledger, **claims: int) -> tuple[list[int], dict[Any, flo
 
     turn = await ledger.exchange([], wanted)
     return [start.row for start in turn.starts], turn.due
+
+
+# How many rows may be claimed.
+
+
+def lanes(limit: JobLimit, *, slots: int = 8) -> tuple[Lanes, Throttle]:
+    """Return the lanes of one target, which is open, and of the job that is limited."""
+    throttle = Throttle("default", slots=slots, wait=lambda _: 1.0, give_up_after=900)
+    throttle.started()
+    made = Lanes({"default": throttle}, {SLOW: limit})
+    made.set_due({"default": 0.0, LANE: 0.0}, 0.0)
+    return made, throttle
+
+
+def start(job_id: str = SLOW) -> Start:
+    return Start(1, 1, "a", "default", job_id, b"")
+
+
+def test_lanes_take_turns_at_the_free_slots() -> None:
+    made, _ = lanes(JobLimit(concurrency=3))
+
+    assert made.claims(8, 0.0) == {"default": 8}
+    assert made.claims(8, 0.0) == {LANE: 3, "default": 5}
+    assert made.claims(8, 0.0) == {"default": 8}
+    assert made.claims(2, 0.0) == {LANE: 2}
+    assert made.claims(0, 0.0) == {}
+
+
+def test_a_limited_job_gets_no_more_than_its_slots_and_all_of_them_back() -> None:
+    made, throttle = lanes(JobLimit(concurrency=2))
+    made.set_due({"default": None}, 0.0)
+    made.take(start())
+    assert (made.claims(8, 0.0), throttle.in_flight) == ({LANE: 1}, 1)
+
+    made.take(start())
+    assert (made.claims(8, 0.0), made.next_time(0.0, 0.0)) == ({}, math.inf)
+    made.give_back(start())
+    assert (made.claims(8, 0.0), throttle.in_flight) == ({LANE: 1}, 1)
+
+
+def test_rows_of_other_jobs_take_no_slot_of_a_limited_one() -> None:
+    made, throttle = lanes(JobLimit(concurrency=1), slots=2)
+    made.take(start(SALES))
+
+    assert throttle.in_flight == 1
+    assert made.claims(8, 0.0) == {"default": 1}
+    assert made.claims(8, 0.0) == {LANE: 1}, "the target has one slot left"
+
+
+def test_the_rate_of_a_job_holds_its_rows_alone() -> None:
+    made, _ = lanes(JobLimit(rate=2.0))
+    made.set_due({"default": 7.0}, 0.0)
+    assert made.claims(8, 0.0) == {LANE: 1}
+    made.take(start())
+
+    assert (made.claims(8, 0.1), made.next_time(0.1, 0.0)) == ({}, 0.5)
+    assert made.claims(8, 0.5) == {LANE: 1}
+    made.take(start())
+    assert made.next_time(0.5, 3.0) == 3.0, "the whole launch has a rate too"
+    assert made.claims(8, 7.0) == {"default": 6}, "two of its eight slots are taken"
+
+
+def test_rows_that_are_added_are_due_at_once_in_every_lane() -> None:
+    made, throttle = lanes(JobLimit(concurrency=1))
+    made.set_due({"default": None, LANE: None, "elsewhere": 0.0}, 0.0)
+    assert (made.claims(8, 5.0), made.has_rows()) == ({}, False)
+
+    made.add_rows("default", 5.0)
+    assert made.has_rows()
+    assert made.claims(8, 5.0) == {"default": 8}
+    assert made.claims(8, 5.0) == {LANE: 1, "default": 7}
+    throttle.stop(StopReason.CONTROL, "stopped")
+    assert not made.has_rows()
+
+
+def test_a_number_of_slots_holds_at_once_but_while_des_is_spared() -> None:
+    _, throttle = lanes(JobLimit())
+    throttle.resize(16)
+    assert throttle.slots == 16
+
+    throttle.held_back(Throttled("wait", retry_after=1.0), 0.0)
+    throttle.resize(32)
+    assert throttle.slots == 8, "half of those before, until starts succeed"
+    throttle.resize(4)
+    assert throttle.slots == 4
+
+
+# What the ledger claims.
 
 
 async def test_its_rows_are_claimed_by_themselves(ledger: Ledger) -> None:

@@ -105,7 +105,7 @@ def _read(call: ast.Call, scope: Scope) -> Text | None:
 
     given = dict(zip(names, call.args, strict=False))
     given |= {word.arg: word.value for word in call.keywords if word.arg in _KEPT}
-    told = {name: _text(given[name], scope) for name in _KEPT if name in given}
+    told: dict[str, str] = {n: _text(given[n], scope) for n in _KEPT if n in given}
     message = told.pop("message", "")
     is_passed_on = message.startswith("{") and message.count("{") == 1 and message.endswith("}")
     return Text(call.lineno, name, kind, message, told) if message and not is_passed_on else None
