@@ -389,7 +389,7 @@ class Pacer:
 
     def opens_at(self, now: float) -> float:
         """Return when the next start is allowed, at least ``now``."""
-        return max(now, self._next) if self._interval else now
+        return max(now, self._next)
 
 
 @dataclass(slots=True)
