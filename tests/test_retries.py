@@ -21,7 +21,7 @@ from deslaunch.errors import (
 )
 from deslaunch.events import RetryPlanned
 from deslaunch.launch.retry import ERROR_LIMIT, ended, verdict, wait_after
-from deslaunch.model import Result, RowState, Start
+from deslaunch.model import Outcome, Result, RowState, Start
 from deslaunch.settings import Settings
 
 if TYPE_CHECKING:
@@ -50,6 +50,9 @@ def named(name: str) -> Any:
         pytest.param(named("400"), {}, Result.REJECTED, id="400"),
         pytest.param(named("503"), {}, Result.RETRY, id="503"),
         pytest.param(named("502 for 9"), {}, Result.RETRY, id="502-with-a-wait"),
+        pytest.param(
+            ServerError("500", status=500, retry_after=900.0), {}, Result.RETRY, id="longest-wait"
+        ),
         pytest.param(
             ServerError("500", status=500, retry_after=901.0), {}, Result.FAILED, id="wait-too-long"
         ),
@@ -90,6 +93,13 @@ def test_the_last_attempt_fails(most: int) -> None:
     settings = Settings(max_attempts=most)
     found = [verdict(named("500"), START._replace(retries=n), settings) for n in range(most)]
     assert found == [*[Result.RETRY] * (most - 1), Result.FAILED]
+
+
+def test_the_outcome_of_a_start_names_its_run() -> None:
+    found = ended(START, Result.STARTED, job_run_id="run")
+    assert found == Outcome(
+        7, 2, "k", "acme", "job", Result.STARTED, RowState.STARTED, "run", 200, attempts=2
+    )
 
 
 def test_an_outcome_says_what_came() -> None:

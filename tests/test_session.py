@@ -137,6 +137,7 @@ async def test_no_token_stops_the_target() -> None:
     await bench.finish()
 
     assert bench.stops() == [(StopReason.CREDENTIALS, "default")]
+    assert bench.session.stops[0].message == "there is no token"
     assert bench.des.keys() == []
     assert bench.ledger.results("a") == ["unsent"]
 
