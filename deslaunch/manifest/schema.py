@@ -265,7 +265,7 @@ class Schema:
         ]
         known = tuple(self._parameters)
         folded = {other.strip().casefold(): other for other in known}
-        near = get_close_matches(name.strip().casefold(), folded, n=1, cutoff=0.6)
+        near = get_close_matches(name.strip().casefold(), folded, n=1)
         note = f"to keep it as a note, name the column {_quoted(f'{rows.NOTES}.{name}')}"
 
         if meant := rows.meant_member(name):
@@ -323,7 +323,7 @@ def unknown_job(
 def _fault_of_value(
     parameter: JobParameter, declared: int | None, text: str | Auto | None
 ) -> rows.Fault | None:
-    if declared is not None and parameter.type not in (None, declared):
+    if declared is not None and parameter.type is not None and parameter.type != declared:
         expected, got = _type_label(parameter.type), _type_label(declared)
         message = (
             f"{parameter.name} declares {got}, but the job takes {expected}; leave the type out"
@@ -383,8 +383,8 @@ def _expected(parameter: JobParameter) -> str:
     return f"{', '.join(forms)} or {last}" if forms else last
 
 
-def _type_label(number: int | None) -> str:
-    name = wire.TYPE_NAMES.get(number) if number else None
+def _type_label(number: int) -> str:
+    name = wire.TYPE_NAMES.get(number)
     return f"type {number} ({name})" if name else f"type {number}"
 
 
