@@ -24,6 +24,7 @@ from deslaunch.model import (
     Job,
     JobParameter,
     JobRunParameterValue,
+    Problem,
     Row,
 )
 
@@ -170,8 +171,13 @@ def test_exact_repeats_are_refused_and_name_the_first() -> None:
     assert all(isinstance(checked, CheckedRow) for checked in taken[:2])
     assert [repeat[:3] for repeat in taken[2:]] == [(3, 4, None), (4, 5, None)]
     assert [repeat.says for repeat in taken[2:]] == [dump_row(row(3))] * 2
-    assert "repeats line 2" in check.problems[0].message
-    assert "--allow-duplicates" in check.problems[0].message
+    message = (
+        "the row repeats line 2 and would start the same run again; remove it, or pass "
+        "--allow-duplicates"
+    )
+    assert check.problems[0] == Problem(
+        FILE, 4, 3, "", "a different row", row_digest(row(3)), message
+    )
     assert (check.rows - check.invalid, check.invalid, check.count) == (2, 2, 2)
 
 
@@ -191,8 +197,8 @@ def test_an_explicit_key_is_given_once(allow_duplicates: bool) -> None:
     )
 
     assert refused(taken) == [3]
-    assert (check.problems[0].column, check.problems[0].got) == ("key", "a")
-    assert "line 2 has the key 'a' already" in check.problems[0].message
+    message = "line 2 has the key 'a' already; give this row another key"
+    assert check.problems == [Problem(FILE, 4, 3, "key", "a unique key", "a", message)]
 
 
 def test_an_explicit_key_may_not_take_a_digest_that_is_taken() -> None:
@@ -257,11 +263,22 @@ def test_keys_that_are_alike_in_neither_spelling_are_warned_of() -> None:  # M13
 # Auto rows
 
 
+def races(first: str, number: int) -> Problem:
+    """Return the problem of a row that moves on the feed that another one moves on."""
+    message = (
+        f"{first} also uses an auto value of this job, and two such runs compete for the same "
+        "data; move one row to another batch, or pass --allow-repeated-auto"
+    )
+    got = f"a second one, after {first}"
+    return Problem(FILE, number + 1, number, "", "one auto-value row per job", got, message)
+
+
 def test_two_auto_rows_of_one_job_would_race() -> None:
-    taken, check = take(row(1, Count=AUTO), row(2), row(3, Count=JobRunParameterValue(2, AUTO)))
+    typed = JobRunParameterValue(2, AUTO)
+    taken, check = take(row(1, "a", Count=AUTO), row(2, "b"), row(3, "c", Count=typed))
 
     assert [isinstance(checked, CheckedRow) for checked in taken] == [True, True, False]
-    assert "line 2 also uses an auto value of this job" in check.problems[0].message
+    assert check.problems == [races("line 2", 3)]
 
 
 @pytest.mark.parametrize(
@@ -290,13 +307,15 @@ def test_a_repeated_row_that_is_allowed_races_all_the_same() -> None:
     assert check.rows - check.invalid == 1
 
 
-@pytest.mark.parametrize(("key", "valid"), [("a", 1), ("b", 0)])
+@pytest.mark.parametrize(
+    ("key", "problems"), [("a", []), ("b", [races("the row a of the batch", 1)])]
+)
 def test_the_auto_row_of_the_batch_may_be_corrected_and_no_other_added(
-    key: str, valid: int
+    key: str, problems: list[Problem]
 ) -> None:
     _, check = take(row(1, key, Count=AUTO), known_auto={("default", JOB): "a"})
 
-    assert check.rows - check.invalid == valid
+    assert check.problems == problems
 
 
 # Schemas that may be old
@@ -373,10 +392,11 @@ def test_a_problem_of_many_rows_is_told_once() -> None:
         for chunk in manifest.chunks():
             check.take(chunk)
 
-    error = check.error("no", "see above")
+    error = check.error("no rows", "see above")
     assert (check.count, len(check.problems), check.invalid) == (2_000, 1_000, 2_000)
     assert [(group.first.line, group.rows) for group in check.groups] == [(2, 2_000)]
     assert isinstance(error, InvalidManifest)
+    assert (str(error), error.hint, check.error("no rows").hint) == ("no rows", "see above", "")
     assert (error.count, len(error.problems), len(error.groups)) == (2_000, 1_000, 1)
 
 

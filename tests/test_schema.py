@@ -487,17 +487,20 @@ def test_a_job_without_parameters_names_none() -> None:
     job = Job(JOB_ID, "", ())
     [problem] = refused({"P": "1"}, job)
 
-    assert "it has none" in problem.message
+    advice = "it has none; to keep it as a note, name the column 'deslaunch.P'"
+    assert problem.message == f"job {JOB_ID} has no parameter 'P': {advice}"
     assert problem.expected == "no parameters"
     assert orjson.loads(sent({}, job).body) == {"jobId": JOB_ID, "parameters": {}}
 
 
 def test_long_values_and_long_lists_are_cut() -> None:
-    many = Job(JOB_ID, "J", tuple(JobParameter(f"P{n}", wire.INTEGER) for n in range(20)))
-    long, unknown = refused({"P0": "x" * 5_000, "?": "1"}, many)
+    many = tuple(JobParameter(f"P{n}", wire.INTEGER) for n in range(20))
+    long, unknown = refused({"P0": "x" * 5_000, "?": "1"}, Job(JOB_ID, "J", many))
+    [few] = refused({"?": "1"}, Job(JOB_ID, "J", many[:8]))
 
     assert (len(long.got), len(long.message) < 200) == (120, True)
     assert "P5, P6, P7 and 12 more; " in unknown.message
+    assert "P5, P6, P7; " in few.message
 
 
 @pytest.mark.parametrize(
@@ -591,6 +594,9 @@ def test_what_is_sure_is_not_warned_of(name: str, value: Any) -> None:
             JOB_ID[:-1] + "7", "default", f"did you mean {JOB_ID}?", id="a digit mistyped"
         ),
         pytest.param(
+            "111" + JOB_ID[3:], "default", f"did you mean {JOB_ID}?", id="three digits mistyped"
+        ),
+        pytest.param(
             OTHER_ID, "default", "target acme has it; name that target in the row", id="elsewhere"
         ),
         pytest.param(
@@ -613,10 +619,13 @@ def test_an_unknown_job_is_explained(job_id: str, target: str, advice: str) -> N
         "acme": compile_jobs([Job(OTHER_ID, "Other", ())]),
         "empty": compile_jobs([]),
     }
-    (problem,) = unknown_job(row({}, job_id=job_id, target=target), targets, FILE)
+    jobs = {"default": f"{JOB_ID} (Nightly sales)", "empty": ""}[target]
+    expected = f"a job of target {target}: {jobs}"
+    message = f"target {target} has no job {job_id}: {advice}"
 
-    assert problem.message == f"target {target} has no job {job_id}: {advice}"
-    assert (problem.column, problem.line, problem.got) == ("jobId", 18, job_id)
+    assert unknown_job(row({}, job_id=job_id, target=target), targets, FILE) == (
+        Problem(FILE, 18, 17, "jobId", expected, job_id, message),
+    )
 
 
 def test_a_parameter_of_another_job_tells_of_a_wrong_job() -> None:
