@@ -215,7 +215,7 @@ async def test_nobody_is_told_where_nobody_is_at_work(batch_place: str) -> None:
         pass
 
     async with await open_ledger(batch_place) as reader:
-        with pytest.raises(ConfigurationError, match="no launcher is sending its rows"):
+        with pytest.raises(ConfigurationError, match="no launcher is at work on it"):
             await reader.tell_launchers({"is_paused": True})
 
 
@@ -268,8 +268,8 @@ def test_a_launch_is_paused_and_stopped_from_another_terminal(tmp_path: Path) ->
         assert launch.returncode == 5
         assert "stopped by deslaunch control" in err
         refused = place.run("control", "night.ledger.db", "go")
-        assert (refused.returncode, "no launcher is sending" in refused.stderr) == (2, True)
-        [_, command] = refused.stderr.strip().split("such options: ")
+        assert (refused.returncode, "no launcher is at work" in refused.stderr) == (2, True)
+        [_, command] = refused.stderr.strip().split("to begin one: ")
         assert place.shell(f"{command} --yes").returncode == 0
         assert len(place.simulator.runs) == 400
 

@@ -314,7 +314,7 @@ def test_an_export_replaces_nothing(place: Workplace, taken: str) -> None:
     done = place.run("export", "night.ledger.db", taken.removesuffix("-wal"))
 
     assert done.returncode == (7 if "gone" in taken else 2)
-    assert ("No such file" if "gone" in taken else f"{taken}: is there already") in done.stderr
+    assert ("No such file" if "gone" in taken else f"{taken}: exists already") in done.stderr
     assert {path.name: path.read_bytes() for path in place.folder.glob("n*.*")} == before
 
 

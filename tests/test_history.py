@@ -317,7 +317,7 @@ def test_a_batch_is_known_by_its_database_too(place: Workplace, postgres: Server
 
 async def test_a_launcher_that_has_not_begun_is_told_nothing(batch_place: str) -> None:
     async with await make(batch_place), await open_ledger(batch_place) as other:
-        with pytest.raises(ConfigurationError, match="no launcher is sending its rows"):
+        with pytest.raises(ConfigurationError, match="no launcher is at work on it"):
             await other.tell_launchers({"is_stopped": True})
 
 

@@ -368,7 +368,7 @@ class TestFailedCommits:
         other = "SELECT body FROM content WHERE row = 4"
         ask(place, f"UPDATE content SET body = ({other}) WHERE row = 3")
 
-        with pytest.raises(LedgerDamaged, match=r"row 3 \(k3\).*digest"):
+        with pytest.raises(LedgerDamaged, match=r"row 3 \(k3\).*not the one that was checked"):
             await ledger.exchange([outcome(start, "started")], {"default": 2})
 
         turn = await ledger.exchange([outcome(start, "started")], {"default": 1})

@@ -383,9 +383,9 @@ def _newer(path: Path) -> None:
 
 
 REFUSED: Final = [
-    pytest.param(_foreign, "is no ledger", id="a manifest"),
-    pytest.param(_other_application, "is no ledger", id="another application's"),
-    pytest.param(Path.touch, "is no ledger", id="an empty file"),
+    pytest.param(_foreign, "is not a ledger", id="a manifest"),
+    pytest.param(_other_application, "is not a ledger", id="another application's"),
+    pytest.param(Path.touch, "is not a ledger", id="an empty file"),
     pytest.param(_newer, "schema version 99, this deslaunch knows 1", id="a newer version's"),
 ]
 
@@ -488,7 +488,7 @@ MOUNTS: Final = [
 @pytest.mark.parametrize(("mounts", "told"), MOUNTS)
 def test_file_systems_are_known_by_their_types(mounts: str, told: str) -> None:
     if told and not told.startswith("~"):
-        with pytest.raises(LedgerError, match=f"lies on {told}"):
+        with pytest.raises(LedgerError, match=f"is on {told}"):
             check_file_system("/data/in/night.ledger.db", mounts)
     else:
         warning = check_file_system("/data/in/night.ledger.db", mounts)

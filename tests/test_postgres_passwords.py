@@ -133,7 +133,7 @@ def test_how_a_password_is_to_be_written_is_told(monkeypatch: pytest.MonkeyPatch
         2,
         "",
         "error: the ledger, by LEDGER or DESLAUNCH_LEDGER, is neither a path nor a URL that libpq "
-        "takes: expected postgresql://user@host:port/database#NAME\n"
+        "accepts: expected postgresql://user@host:port/database#NAME\n"
         "  in a name or password write @ : / ? # % as %40 %3A %2F %3F %23 %25; a path with such "
         "signs: ./PATH\n",
     )

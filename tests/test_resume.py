@@ -590,7 +590,7 @@ async def test_a_batch_that_has_an_auto_row_of_a_job_gets_no_second_one(place: P
         fix.write_text(json.dumps({**AUTO, "key": "feed"}))  # itself it may be
         summary = await place.go_on(des, corrections=fix)
 
-    assert "the row feed of the batch uses an auto value" in refused.value.problems[0].message
+    assert "the row feed of the batch also uses an auto value" in refused.value.problems[0].message
     assert (counts(summary), len(simulator.runs)) == ({"started": 2}, 2)
 
 

@@ -368,7 +368,7 @@ class TestFiles:
             pytest.param(
                 "f.csv", "key,as,why\na,unknown,x\n", "unknown field 'why'", id="a column"
             ),
-            pytest.param("f.csv", 'key,as\n"a', "no file of findings", id="a quote"),
+            pytest.param("f.csv", 'key,as\n"a', "not a file of findings", id="a quote"),
             pytest.param("f.csv", "key,as\n,unknown\n", ":2: a finding needs a key", id="no name"),
             pytest.param("f.csv", "key,as\na,,,x\n", "field 'beyond the", id="a cell too many"),
             pytest.param("none.csv", None, "can't be read", id="no file"),
