@@ -1,11 +1,11 @@
-"""What is written of rows beside a turn: they come, are corrected, withdrawn, resolved.
+"""Changes of rows outside a turn: rows are added, corrected, withdrawn and resolved.
 
-What writes runs in the ledger's thread, inside a transaction of its caller.
+Functions that write run in the ledger's thread, inside the caller's transaction.
 
 A file of findings, what a person found out about rows whose outcome is not known, is CSV with a
 header line. ``key`` names the row; ``as`` is ``started``, ``not-started`` or ``unknown`` (which
 takes an earlier finding back), in any letter case; ``jobRunId`` goes with ``started``; ``note``
-is kept. Lines without ``as`` say nothing, and other columns are for the reader: so the file that
+is kept. Lines without ``as`` are skipped, and other columns are for people: so the file that
 :func:`write_unknown` makes can be filled in.
 """
 
@@ -38,7 +38,7 @@ _FIXED: Final = frozenset({"started", "unknown", "sending"})
 
 
 class Added(NamedTuple):
-    """What became of rows that a program added.
+    """The result of adding rows of a program.
 
     Attributes:
         numbers: the number in the batch of each row, in the order given.
@@ -50,7 +50,7 @@ class Added(NamedTuple):
 
 
 class Corrections(NamedTuple):
-    """What a file of corrections does; nothing where there are problems.
+    """The effect of a file of corrections; nothing is changed if there are problems.
 
     Attributes:
         replaced: rows that say something else now and are pending.
@@ -85,7 +85,7 @@ class Finding(NamedTuple):
 
 
 class Resolved(NamedTuple):
-    """What findings did.
+    """The result of recording findings.
 
     Attributes:
         changed: rows with a new finding.
@@ -100,7 +100,7 @@ class Resolved(NamedTuple):
 
 
 class Withdrawn(NamedTuple):
-    """What became of rows that a person took back, or of which that was undone.
+    """The result of withdrawing rows, or of undoing that.
 
     Attributes:
         changed: rows that stand otherwise now.
@@ -121,7 +121,7 @@ class _Known(NamedTuple):
 
 
 def refuse_repeated(store: Store, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    """Turn outcomes unknown whose jobRunId another row has: a run can't be two rows'.
+    """Make outcomes unknown whose jobRunId another row has: a run belongs to one row.
 
     Outcomes whose turn failed may come once more.
     """
@@ -274,7 +274,7 @@ def correct_rows(
 
 
 def recheck_rows(store: Store, rows: Sequence[CheckedRow | InvalidRow]) -> None:
-    """Write the new bodies, or problems, of rows; those that were sent meanwhile are left."""
+    """Write new bodies or problems of rows; rows that were sent meanwhile are skipped."""
     valid = {row.row.number: row for row in rows if isinstance(row, CheckedRow)}
     invalid = {row.number: row for row in rows if isinstance(row, InvalidRow)}
     unsent = store.fetch("still_unsent", (as_json([*valid, *invalid]),))
@@ -293,7 +293,7 @@ def _find_by_key(store: Store, rows: Iterable[CheckedRow | InvalidRow]) -> dict[
 
 
 def _form_of(row: CheckedRow | InvalidRow) -> tuple[Any, ...]:
-    """Return what tells two rows of one key apart: the body's digest; without a body, ``says``."""
+    """Return what differs if a row was changed: the body's digest, or ``says`` without a body."""
     if isinstance(row, InvalidRow):
         return row.target, row.job_id, None, None
 
@@ -332,7 +332,7 @@ def _describe(row: InvalidRow) -> str:
 
 
 def tell_launchers(store: Store, told: Mapping[str, Any], now: int, *, is_at_work: bool) -> Control:
-    """Tell launchers what to do; see :meth:`Ledger.tell_launchers`."""
+    """Write settings for launchers at work; see :meth:`Ledger.tell_launchers`."""
     if not is_at_work:
         raise ConfigurationError(
             f"{store.place}: no launcher is at work on it; nothing was changed",
@@ -351,7 +351,7 @@ def tell_launchers(store: Store, told: Mapping[str, Any], now: int, *, is_at_wor
 def withdraw(
     store: Store, keys: Sequence[str] | None, now: int, *, open_state: str, undo: bool
 ) -> Withdrawn:
-    """Take rows back, or give them the state that they had; see :meth:`Ledger.withdraw`."""
+    """Withdraw rows, or undo that; see :meth:`Ledger.withdraw`."""
     if keys is None:
         rows = [row for (row,) in store.fetch("withdrawn_rows" if undo else "pending_rows")]
         given, told = len(rows), "all that were withdrawn" if undo else "all that were pending"
@@ -386,7 +386,7 @@ def withdraw(
 
 
 def _why_not(state: str, *, undo: bool) -> str:
-    """Return why a row in a state can't be taken back, or given back; ``""`` where it can."""
+    """Return why a row in this state can't be withdrawn, or restored; ``""`` if it can."""
     if not state:
         return "is no key of the batch"
 
@@ -403,7 +403,7 @@ def _why_not(state: str, *, undo: bool) -> str:
 def resolve(
     store: Store, findings: Sequence[Finding], now: int, *, open_state: str, early: bool
 ) -> Resolved:
-    """Take findings, all or none, inside a transaction; see :meth:`Ledger.resolve`."""
+    """Record findings, all or none, inside a transaction; see :meth:`Ledger.resolve`."""
     said = [
         (*(text and storable(text, None) for text in f[:3]), model.is_guid(f.job_run_id))
         for f in findings
@@ -487,7 +487,7 @@ def write_unrecorded(stream: TextIO, runs: Iterable[tuple[str, str]]) -> None:
 
 
 def _parse_finding(line: Mapping[str, Any], where: str, note: str) -> Finding | None:
-    """Return the finding of one line; None where it says nothing."""
+    """Return the finding of one line; None if its ``as`` is empty."""
     fields = {name: text for name, text in line.items() if text}
 
     if "key" not in fields:

@@ -1,11 +1,11 @@
-"""The batches of this machine: a memory, and a witness against copies and second batches.
+"""The batches of this machine: a list, and a check for older copies and second batches.
 
-One small SQLite file in the user's state folder. What it tells was in a ledger before: a session
-is noted once its ledger has it, and before its first intent; how many attempts there are, about
-once a second and at the end. So a ledger that knows less than history is an older copy.
+One small SQLite file in the user's state folder. It is written after the ledger: a session
+is noted once it is in its ledger, before its first intent; the number of attempts about once a
+second and at the end. So a ledger with fewer attempts than noted here is an older copy.
 
-Nothing needs it. Whatever keeps it from being found, made, read or written within a second is told
-once, as a warning, and then there is no history for that process.
+Nothing depends on it. If it can't be found, made, read or written within a second, there is one
+warning, and this process goes on without a history.
 """
 
 import json
@@ -81,7 +81,7 @@ class Noted(NamedTuple):
 
     @property
     def has_rows_left(self) -> bool:
-        """Rows are left, as far as is known, and nobody gave it up."""
+        """Rows are left, as far as is known, and it was not given up."""
         left = self.counts.get("pending", 0) + self.counts.get("inFlight", 0)
         # Without counts it is at work, or was killed, or could not be read at its end.
         return not self.is_given_up and (not self.counts or left > 0)
@@ -181,7 +181,7 @@ class History:
         exit_code: int | None = None,
         place: str | None = None,
     ) -> None:
-        """Note how a batch gets on, or how it stands, at the place where it was last sent from.
+        """Note a batch's progress or state, if its ledger is where it was last sent from.
 
         Of a batch that is not known, and of a copy at another place, nothing is noted.
         """
@@ -203,7 +203,7 @@ class History:
     def _do(
         self, work: Callable[[sqlite3.Connection], Any], default: Any = None, *, makes: bool = False
     ) -> Any:
-        """Do a work in one transaction; return the default where there is no history."""
+        """Run ``work`` in one transaction; return the default if there is no history."""
         if self._is_useless or self._file is None:
             return default
 

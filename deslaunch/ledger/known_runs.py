@@ -31,7 +31,7 @@ class KnownRuns:
         return {run for run in runs if not self._add(run)}
 
     def _load(self, more: int) -> None:
-        """Read them anew, with room for one of each row that there is now, and for ``more``."""
+        """Read them again, with room for one for each row, and for ``more``."""
         self._slots = array("I", [0]) * ((self._count() + more) * 4 // 3 + 4096)
         self._room = len(self._slots) * 3 // 4
 

@@ -1,9 +1,9 @@
-"""The ledger: what became of every row, and which rows may be sent next.
+"""The ledger: the state of every row, and which rows may be sent next.
 
 A batch is imported once (:func:`begin_import`); from then on the ledger is the batch. A session
-hands over what came in and takes what may be sent by one call, :meth:`Ledger.exchange`, which is
-one durable transaction. The rules are SQL, in ``queries.sql``: how a row's state follows from its
-attempts stands there, once, under ``derive``.
+writes outcomes and claims rows by one call, :meth:`Ledger.exchange`, which is one durable
+transaction. The rules are SQL, in ``queries.sql``: ``derive`` is the one place where a row's state
+follows from its attempts.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ class NewBatch(NamedTuple):
 
 
 class JobLane(NamedTuple):
-    """The rows of one job of a target, which are claimed by themselves: the job has a limit."""
+    """The rows of one job of a target; they are claimed separately, since the job has a limit."""
 
     target: str
     job_id: str
@@ -99,7 +99,7 @@ class NewSession(NamedTuple):
 
 
 class Exchange(NamedTuple):
-    """What one turn gave; all of it is on disk.
+    """The result of one turn; all of it is on disk.
 
     Attributes:
         outcomes: those that were handed over, in their order, with state, attempts and
@@ -116,7 +116,7 @@ class Exchange(NamedTuple):
 
 
 class Import(Reader):
-    """A batch on its way into its ledger; nobody sees it before :meth:`publish`."""
+    """A batch that is being imported; nobody sees it before :meth:`publish`."""
 
     @in_thread
     def add(self, rows: Sequence[CheckedRow | InvalidRow]) -> None:
@@ -200,7 +200,7 @@ class Ledger(Reader):
     def _durably(
         self, work: Callable[[], R], *, is_kept: bool = True, store: Store | None = None
     ) -> R:
-        """Do a work in one transaction; again, where its connection was lost."""
+        """Run ``work`` in one transaction, and again if the connection was lost."""
         store = store or self._store
 
         while True:
@@ -214,7 +214,7 @@ class Ledger(Reader):
 
     @in_transaction
     def begin_session(self, session: NewSession) -> Mapping[Lane, float | None]:
-        """Begin: what ended launchers had in flight is unknown; what is due is due.
+        """Begin a session: what dead launchers had in flight becomes unknown, other rows due.
 
         Beside others at work it takes over what is due as it stands.
 
@@ -267,12 +267,12 @@ class Ledger(Reader):
 
     @in_transaction
     def accept_copy(self) -> None:
-        """Go on although attempts are lacking: runs of rows pending now are possible duplicates."""
+        """Accept an older copy: runs of the rows that are pending now are possible duplicates."""
         self._store.run("mark_copied")
 
     @in_transaction
     def lose_dead(self) -> None:
-        """Let what launchers had in flight that died since be unknown, beside others at work.
+        """Make unknown what launchers that died since had in flight, while others are at work.
 
         It is believed when it has been seen for a while: after a restart of the database all
         launchers look dead until they have their connections again.
@@ -282,7 +282,7 @@ class Ledger(Reader):
         self._store.end_turn(len(self._in_flight))
 
     def _lose_attempts(self, dead: Sequence[int]) -> None:
-        """Let what is open of sessions that are dead be unknown; in a file, all that is open."""
+        """Make the open attempts of dead sessions unknown; in a file, all open attempts."""
         if self.is_shared and not dead:
             return
 
@@ -293,7 +293,7 @@ class Ledger(Reader):
             changes.derive_states(self._store, rows)
 
     async def exchange(self, outcomes: Sequence[Outcome], claims: Mapping[Any, int]) -> Exchange:
-        """Write what came in, and take what may be sent: one durable transaction.
+        """Write outcomes and claim rows, in one durable transaction.
 
         Where this is cancelled, what it took is handed back.
 
@@ -364,7 +364,7 @@ class Ledger(Reader):
         return turn
 
     def _settle(self, outcomes: Sequence[Outcome], now: int) -> list[Outcome]:
-        """End attempts; return the outcomes as they hold for their rows."""
+        """Write outcomes; return them as they apply to their rows."""
         if not outcomes:
             return []
 
@@ -402,7 +402,7 @@ class Ledger(Reader):
     def _claim(
         self, lane: Lane, count: int, positions: dict[Lane, int], meant: float, now: int
     ) -> list[Start]:
-        """Take rows whose time has come, then fresh ones in manifest order; write their intents."""
+        """Claim rows that are due, then fresh ones in manifest order; write their intents."""
         target = lane if isinstance(lane, str) else lane.target
         number = self._targets.get(target)
 
@@ -517,7 +517,7 @@ class Ledger(Reader):
         self._store.session = 0
 
     def wait_up_to(self, seconds: float) -> None:
-        """Wait for the database for so long; a session has its own setting for that."""
+        """Set how long to wait for the database, seconds; a session has a setting of its own."""
         self._store.give_up_after = seconds
         self._tell_waits()
 
@@ -526,7 +526,7 @@ class Ledger(Reader):
         self._store.on_wait = lambda text: loop.call_soon_threadsafe(self.on_wait, text)
 
     def give_up(self, *, at_once: bool = False) -> None:
-        """Wait for the database no longer, where a turn does; as :meth:`Store.give_up`."""
+        """Stop waiting for the database in a turn; as :meth:`Store.give_up`."""
         self._store.give_up(at_once=at_once)
 
     async def is_in_place(self) -> bool:
@@ -577,7 +577,7 @@ class Ledger(Reader):
         dry_run: bool = False,
         consents: Consents = Consents(),  # noqa: B008  # it can't be changed
     ) -> changes.Corrections:
-        """Take corrected rows by their keys, all or none, in one transaction.
+        """Replace rows by their keys, all or none, in one transaction.
 
         A row that has no run and none in doubt is replaced, and pending. One that says what the
         batch has stays as it is.
@@ -601,7 +601,7 @@ class Ledger(Reader):
 
     @in_transaction
     def recheck(self, rows: Sequence[CheckedRow | InvalidRow]) -> None:
-        """Take rows that were checked again: with new bodies, or invalid.
+        """Write rows that were checked again: new bodies, or problems.
 
         Rows that were sent since they were read stay as they are.
         """
@@ -609,7 +609,7 @@ class Ledger(Reader):
 
     @in_thread
     def resolve(self, found: Sequence[changes.Finding], *, early: bool = False) -> changes.Resolved:
-        """Take what a person found out, all or none; also beside a launcher at work.
+        """Record findings, all or none; a launcher may be at work.
 
         Args:
             found: at most one for each row.
@@ -628,7 +628,7 @@ class Ledger(Reader):
 
     @in_thread
     def tell_launchers(self, told: Mapping[str, Any]) -> Control:
-        """Tell the launchers at work, beside what they were told before; they look once a second.
+        """Change settings of the launchers at work; they read them once a second.
 
         Args:
             told: fields of :class:`~deslaunch.events.Control`.
@@ -647,7 +647,7 @@ class Ledger(Reader):
 
     @in_thread
     def withdraw(self, keys: Sequence[str] | None, *, undo: bool = False) -> changes.Withdrawn:
-        """Take rows back that have no run and none in doubt, all or none; also beside launchers.
+        """Withdraw rows without a run and without a doubt, all or none; launchers may be at work.
 
         They are never sent, unless a correction replaces them.
 
@@ -666,7 +666,7 @@ class Ledger(Reader):
         )
 
     def _beside(self, work: Callable[[Store, int], R]) -> R:
-        """Do what a person wants in one transaction, also beside launchers at work."""
+        """Run ``work`` in one transaction; launchers may be at work."""
         with self._store.writing() as store:
 
             def take() -> R:
@@ -677,7 +677,7 @@ class Ledger(Reader):
 
     @in_transaction
     def record_runs(self, runs: Sequence[tuple[int, int, RunStatus | str]]) -> None:
-        """Write (row, attempt, status) of runs; a text: why DES does not tell of it."""
+        """Write (row, attempt, status) of runs; a text instead of a status is DES's refusal."""
         told: list[tuple[Any, ...]] = []
 
         for row, attempt, said in runs:
@@ -760,7 +760,7 @@ def _wall(store: Store, clock: Clock) -> float:
 
 
 def _store_of(place: str) -> type[Store]:
-    """Return what speaks to the database of a place; an extra brings that of PostgreSQL."""
+    """Return the store class for a place; that of PostgreSQL needs an extra."""
     refuse_mistyped(place)
 
     if not is_shared(place):
@@ -776,7 +776,7 @@ async def _open(
     open_store: Callable[[], Store],
     make: Callable[[Store, ThreadPoolExecutor], T],
 ) -> T:
-    """Open a store in a thread of its own, and there make what works with it."""
+    """Open a store in a thread of its own, and make the object that uses it there."""
     thread = ThreadPoolExecutor(1, "ledger")
 
     def begin() -> T:

@@ -1,4 +1,4 @@
-"""How the place of a ledger is written: a path, or a libpq URL and ``#batch``; the user's folders.
+"""Places of ledgers: a path, or a libpq URL and ``#batch``; and the user's folders.
 
 ``#batch`` alone takes the URL from the variable ``DESLAUNCH_LEDGER``.
 """
@@ -56,7 +56,7 @@ def is_shared(place: str) -> bool:
 
 
 def refuse_mistyped(place: str) -> None:
-    """Refuse a place that is neither a path nor a URL as it must be; it is not repeated.
+    """Refuse a malformed place; the error does not repeat it, since it may hold a password.
 
     Raises:
         ConfigurationError: a password could stand in it, where nobody would look for one.
@@ -132,7 +132,7 @@ def has_password(url: str) -> bool:
 
 
 def _bare(url: str) -> str:
-    """Return a URL without what is secret."""
+    """Return a URL without its secrets."""
     found = _PARTS.fullmatch(url)
 
     if found is None:  # a batch's name alone
@@ -145,7 +145,7 @@ def _bare(url: str) -> str:
 
 
 def noted_place(place: str) -> str:
-    """Return a place so that it means the same in any environment; it holds no password."""
+    """Return a place in a form that does not depend on the environment, without a password."""
     if not is_shared(place):
         return place
 
@@ -154,14 +154,14 @@ def noted_place(place: str) -> str:
 
 
 def usable_place(noted: str) -> str:
-    """Return a place that :func:`noted_place` gave, so that a password of the variable is used."""
+    """Return a place of :func:`noted_place` in the form that uses the variable's password."""
     known = os.environ.get(VARIABLE, "").partition("#")[0]
     url, _, batch = noted.partition("#")
     return f"#{batch}" if is_shared(noted) and known and _bare(known) == url else noted
 
 
 def name_of(place: str) -> str:
-    """Return what files about a batch are named after: ``night`` for ``night.ledger.db``."""
+    """Return the stem for names of files about a batch: ``night`` for ``night.ledger.db``."""
     return place.partition("#")[2] if is_shared(place) else place.removesuffix(".ledger.db")
 
 

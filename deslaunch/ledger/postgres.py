@@ -1,4 +1,4 @@
-"""Batches in a PostgreSQL database, each of which several launchers may send.
+"""Batches in a PostgreSQL database; several launchers may send one batch.
 
 What may be relied on: a row is taken by the very transaction that writes its intent, so no two
 launchers take the same; and that transaction ends with a look whether its session was found dead,
@@ -188,7 +188,7 @@ class PostgresStore(Store):
         self._ask("SELECT set_config('deslaunch.batch', %s, false)", str(self._batch))
 
     def _take_turns(self, *, joins: bool) -> None:
-        """Be a launcher, unless others are at work."""
+        """Become a launcher; refuse if others are at work and this one does not join."""
         latest = time.monotonic() + FREE_AFTER
 
         while not self.is_launcher:
@@ -330,7 +330,7 @@ class PostgresStore(Store):
     # A launcher among others.
 
     def end_turn(self, in_flight: int) -> None:
-        """Note the turn, unless this session was found dead: then it takes a new number."""
+        """Note the turn; if this session was found dead, take a new number."""
         found = self.fetch("end_turn", (self._number, in_flight))
 
         if not found:
@@ -376,7 +376,7 @@ class PostgresStore(Store):
     # The connection.
 
     def recover(self, error: TryAgain) -> None:
-        """Have a connection, the lock and a living session again; wait for them if need be."""
+        """Get a connection, the lock and a live session again; wait for them if necessary."""
         self._failing_since = self._failing_since or time.monotonic()
         tries, was_closed = 0, self._connection.closed
 
@@ -414,7 +414,7 @@ class PostgresStore(Store):
                 raise errors.LedgerWriteFailed(str(error), hint=error.hint) from error
 
     def give_up(self, *, at_once: bool = False) -> None:
-        """Wait for the database no longer; may be called from any thread."""
+        """Stop waiting for the database; may be called from any thread."""
         super().give_up(at_once=at_once)
 
         if at_once:
@@ -452,7 +452,7 @@ class PostgresStore(Store):
 
     @contextmanager
     def _closed_if_it_fails(self) -> Iterator[None]:
-        """Leave no connection behind that is not what it must be."""
+        """Close the connection if the block fails."""
         with ExitStack() as stack:
             stack.callback(self._connection.close)
             yield
@@ -465,7 +465,7 @@ class PostgresStore(Store):
             self._take_up(server_now)
 
     def _take_up(self, server_now: server.Server) -> None:
-        """Make a new connection what the lost one was."""
+        """Restore a lost connection's state on a new one."""
         self._silent.clear()  # after a restart all look dead until they are connected again
 
         if server_now != self._server:
@@ -531,7 +531,7 @@ class PostgresStore(Store):
         return float(now)
 
     def close(self) -> str:
-        """Close the connection: its locks are free, and what was not committed is gone."""
+        """Close the connection: its locks are freed, and uncommitted changes are rolled back."""
         with suppress(psycopg.Error):  # the server frees them too, but only some ms later
             if self.is_launcher:
                 self._connection.execute("SELECT pg_advisory_unlock_all()")

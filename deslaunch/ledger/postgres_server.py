@@ -1,6 +1,6 @@
 """A connection to PostgreSQL itself, and the schema ``deslaunch`` of a database.
 
-What would lose a commit without a word is refused: a pooler, a server that does not sync.
+Whatever could lose a commit silently is refused: a pooler, a server that does not sync.
 """
 
 import logging
@@ -96,7 +96,7 @@ _IS_THERE: Final = (
 
 
 class Server(NamedTuple):
-    """What tells one server, and its history, from another.
+    """The identity of a server and of its history.
 
     Attributes:
         identifier: of its data.
@@ -108,7 +108,7 @@ class Server(NamedTuple):
 
 
 class Connection(psycopg.Connection[Any]):
-    """A connection that says for how long the server has been silent.
+    """A connection that measures how long the server has been silent.
 
     Where packets are dropped on the way, or the server is frozen, the system's own limits may never
     end a wait.
@@ -207,7 +207,7 @@ def connect(url: str, place: str) -> Connection:
 
 
 def _client_command(program: str, known: Mapping[str, Any], *words: Any) -> str:
-    """Return a command of PostgreSQL's own for a server, of whoever may."""
+    """Return a command line of a PostgreSQL client program for a server."""
     options = (("-h", known.get("host")), ("-p", known.get("port")))
     given = [word for option in options if option[1] for word in option]
     return " ".join(as_word(word) for word in (program, *given, *words) if word)
@@ -240,7 +240,7 @@ def identify(connection: psycopg.Connection[Any]) -> Server:
 
 
 def refuse_unsafe(connection: psycopg.Connection[Any], place: str) -> None:
-    """Refuse to write where that can't be, or would not last.
+    """Refuse a server that can't be written, or would not keep what is written.
 
     Raises:
         LedgerError: a standby, a session that only reads, a server that does not sync, or a
@@ -380,7 +380,7 @@ def upgrade(url: str, place: str) -> str:
 
 
 def _refuse_if_at_work(connection: psycopg.Connection[Any], place: str) -> None:
-    """Refuse where somebody holds the lock of a launcher, or of an import."""
+    """Refuse if a launcher or an import holds a lock."""
     query = load_statements("postgres_queries.sql")["at_work"]
     found = connection.execute(query.encode()).fetchall()
 

@@ -1,4 +1,4 @@
-"""What a ledger says: for status, results, the log, the report and the watch of runs.
+"""Reading a ledger: for status, results, log, report and watch.
 
 All is read in portions, never with an open cursor: one that stays open keeps SQLite's WAL from
 being used again. A row in flight is ``sending`` while its launcher lives, ``unknown`` after that.
@@ -84,7 +84,7 @@ class KnownJob(NamedTuple):
 
 
 class BatchInfo(NamedTuple):
-    """What the ledger says of its batch.
+    """A batch's properties, as its ledger keeps them.
 
     Attributes:
         name: of the batch: its file's name without ``.ledger.db``.
@@ -207,7 +207,7 @@ class UnknownRow(NamedTuple):
 
 
 class RunToAsk(NamedTuple):
-    """A run that has not ended as far as is known."""
+    """A run whose end is not recorded."""
 
     row: int
     attempt: int
@@ -240,7 +240,7 @@ class LogEntry(NamedTuple):
 def in_thread(
     method: Callable[Concatenate[Any, P], T],
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """Let a method run in the ledger's thread, ``self.thread``: whoever calls it awaits it.
+    """Run a method in the ledger's thread, ``self.thread``; callers await it.
 
     One that was cancelled runs to its end all the same.
     """
@@ -255,7 +255,7 @@ def in_thread(
 def in_transaction(
     method: Callable[Concatenate[Any, P], T],
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, T]]:
-    """Let a method run in the ledger's thread, in one transaction; whoever calls it awaits it.
+    """Run a method in the ledger's thread, in one transaction; callers await it.
 
     Where the connection to the database is lost it is run again, once there is a new one.
     """
@@ -301,7 +301,7 @@ def _end(waiter: asyncio.Future[None]) -> None:
 
 
 class Reader:
-    """One batch, as its ledger has it; everything that touches that runs in a thread of its own.
+    """One batch, read from its ledger, in a thread of its own.
 
     Attributes:
         place: path of the ledger's file.
@@ -483,7 +483,7 @@ class Reader:
         return [ResultRow._make(row) for row in await self.query("results", wanted)]
 
     async def control(self) -> Control:
-        """Return what a person told the launchers at work."""
+        """Return the settings of ``deslaunch control``."""
         [(told,)] = await self.query("control")
         return Control(**json.loads(told))
 
@@ -523,7 +523,7 @@ class Reader:
         return list(map(RunToAsk._make, await self.query("runs_to_ask", (after, limit))))
 
     async def summary(self) -> Summary:
-        """Return how the whole batch stands, and why its last session ended."""
+        """Return the counts of the batch, and why its last session ended."""
         counts, targets = await self.counts()
         summary = Summary(counts, self.place, targets)
 
@@ -540,7 +540,7 @@ class Reader:
     async def watch_summary(
         self, *, stops: Sequence[Stop] = (), seconds: float = 0.0
     ) -> WatchSummary:
-        """Return how the runs of the whole batch stand.
+        """Return the counts of the batch's runs.
 
         Args:
             stops: why a watch ended early, if one did.

@@ -1,4 +1,4 @@
-"""One batch in one SQLite file, and where that may lie.
+"""One batch in one SQLite file; its lock, and the file systems that are refused.
 
 What may be relied on: a ledger that has its name is whole, and what a transaction committed stays,
 whatever ends the process or the power. A commit that raised is in doubt. Nothing in this process
@@ -247,7 +247,7 @@ class SqliteStore(Store):
             yield SqliteStore(self.place, connection)
 
     def owners(self, told: Sequence[tuple[str, int]]) -> dict[str, tuple[int, str]]:
-        """Return whose runs are told now of another row; they are kept in mind, not indexed."""
+        """Return the rows that have these jobRunIds already; kept in memory, without an index."""
         met = self._runs.meet([run for run, _ in told])
         asked = [(run, row) for run, row in told if run in met]
         found = self.fetch("rows_of_runs", (as_json(asked),)) if asked else []
@@ -266,7 +266,7 @@ class SqliteStore(Store):
         [(self.session,)] = self.fetch("last_session")
 
     def launchers(self) -> list[Launcher]:
-        """Return who holds the lock, where that is another process."""
+        """Return the lock's holder, if it is another process."""
         pid = None if self.is_launcher else find_holder(self.place)
 
         if pid is None:
@@ -364,7 +364,7 @@ class SqliteStore(Store):
 def _connect(
     path: str, mode: str, *statements: str, busy: float = 5.0, is_new: bool = False
 ) -> sqlite3.Connection:
-    """Connect to a new file, or to what is a ledger of the version that is known."""
+    """Connect to a new file, or to a ledger of the known version."""
     if sqlite3.sqlite_version_info < (3, 34, 0):
         raise errors.LedgerError(
             f"SQLite {sqlite3.sqlite_version} is too old: expected 3.34 or newer",
@@ -424,7 +424,7 @@ def _check_version(place: str, connection: sqlite3.Connection) -> None:
 
 @contextmanager
 def _translated(place: str) -> Iterator[None]:
-    """Raise what SQLite and the system raise as errors of the ledger at ``place``."""
+    """Raise errors of SQLite and the system as errors of the ledger at ``place``."""
     try:
         yield
     except sqlite3.Error as exc:
@@ -479,7 +479,7 @@ def _refuse_names_in_use(place: str) -> None:
 
 
 def _require(place: str) -> str:
-    """Return the path of a ledger that there is, without symbolic links."""
+    """Return the path of an existing ledger, without symbolic links."""
     if not os.path.exists(place := os.path.realpath(place)):  # noqa: PTH110
         raise errors.LedgerMissing(f"{place}: there is no ledger", hint="check its path")
 
@@ -512,7 +512,7 @@ def _name(new: str, place: str) -> None:
 
 
 def _sync(path: str | Path) -> None:
-    """Return when the file, or the names in the folder, are on disk."""
+    """Sync a file, or a folder's names, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
 
     try:
@@ -546,7 +546,7 @@ def _locked(place: str) -> Iterator[str]:
 
 
 def _find_launcher(place: str) -> Launcher:
-    """Return who holds the lock; the ledger knows more than that, which a container may hide."""
+    """Return who holds the lock, as far as the ledger knows; a container may hide the pid."""
     found = [Launcher(find_holder(place) or 0, socket.gethostname(), None)]
 
     with suppress(errors.LedgerError), closing(_connect(place, "ro")) as connection:
@@ -580,7 +580,7 @@ def free_lock(place: str) -> None:
 
 
 def find_holder(place: str) -> int | None:
-    """Return the pid of who holds the lock, 0 where it can't be told, None where nobody does.
+    """Return the pid of the lock's holder; 0 if it is not known, None if nobody holds it.
 
     It is looked up, never tried: a try would make a launcher fail that starts meanwhile.
     """

@@ -1,7 +1,6 @@
-"""What a ledger asks of the database that it is in.
+"""The interface of a ledger to its database.
 
-A store speaks in named statements: those of ``queries.sql`` serve every database, but for the ones
-that another needs in a form of its own.
+A store runs named statements: those of ``queries.sql``, unless a database has its own form of one.
 """
 
 import os
@@ -48,7 +47,7 @@ class Launcher(NamedTuple):
 
 
 class TryAgain(errors.LedgerWriteFailed):
-    """A transaction must be run again from its begin, once :meth:`Store.recover` returned."""
+    """The transaction must be run again from its begin, after :meth:`Store.recover`."""
 
 
 class Store(ABC):
@@ -147,7 +146,7 @@ class Store(ABC):
         """
 
     def recover(self, error: TryAgain) -> None:
-        """Make the store fit for the next transaction, after one that ended with ``error``.
+        """Prepare the store for the next transaction, after one that ended with ``error``.
 
         Raises:
             LedgerWriteFailed: transactions have been failing for ``give_up_after`` seconds.
@@ -155,7 +154,7 @@ class Store(ABC):
         raise NotImplementedError
 
     def give_up(self, *, at_once: bool = False) -> None:  # noqa: ARG002
-        """Wait for the database no longer; may be called from any thread.
+        """Stop waiting for the database; may be called from any thread.
 
         Args:
             at_once: try to reach it once more at most; else once for each transaction.
@@ -173,7 +172,7 @@ class Store(ABC):
 
     @abstractmethod
     def owners(self, told: Sequence[tuple[str, int]]) -> dict[str, tuple[int, str]]:
-        """Return whose runs are told now of another row: by jobRunId, that row and its key.
+        """Return the rows that have these jobRunIds already: by jobRunId, the row and its key.
 
         Args:
             told: jobRunIds in lower case, each with the row that it is told of.
@@ -187,7 +186,7 @@ class Store(ABC):
 
     @abstractmethod
     def begin_session(self, told: Sequence[Any]) -> None:
-        """Write a new session, of which ``told`` is known, and set ``session``."""
+        """Write a new session, described by ``told``, and set ``session``."""
 
     def own_sessions(self) -> Sequence[int]:
         """Return the numbers under which this launcher wrote intents."""
@@ -230,7 +229,7 @@ class Store(ABC):
         )
 
     def rescue(self) -> str:
-        """Copy what there is to another place; return that."""
+        """Copy the batch to another place; return that."""
         raise errors.LedgerError(
             f"{self.place}: this ledger can't be copied", hint="use the tools of its database"
         )
@@ -248,11 +247,11 @@ def load_statements(name: str) -> dict[str, str]:
 
 
 def as_json(value: Any) -> str:
-    """Return JSON as statements take it; texts must be such as ``storable`` gives them."""
+    """Return JSON for a statement; texts must come from ``storable``."""
     return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS).decode()
 
 
 def storable(text: str, limit: int | None = TEXT_LIMIT) -> str:
-    """Return a text that a database takes: no lone surrogates or NULs, cut to ``limit``."""
+    """Return a text that a database accepts: no lone surrogates or NULs, cut to ``limit``."""
     text = text[:limit].replace("\0", "\\0")
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
