@@ -1,4 +1,4 @@
-"""Every exception that deslaunch raises, named by what the caller may do next.
+"""Every exception that deslaunch raises; their names say what the caller may do next.
 
 ::
 
@@ -74,13 +74,13 @@ class DeslaunchError(Exception):
             self.add_note(self.hint)
 
     def advise(self, hint: str) -> None:
-        """Say what to do next, unless that was said already."""
+        """Set the hint, unless there is one."""
         if hint and not self.hint:
             self.hint = hint
             self.add_note(hint)
 
     def locate(self, place: str) -> None:
-        """Say, in front of the message, where it happened."""
+        """Put the place in front of the message."""
         self.args = (f"{place}: {self}",)
 
 
@@ -118,7 +118,7 @@ class InvalidManifest(ManifestError):
 
 
 class Declined(DeslaunchError):
-    """Whoever was asked whether to begin said no. Nothing was sent, and no ledger was made."""
+    """The answer to the question whether to begin was no. Nothing was sent, no ledger was made."""
 
     exit_code = 2
 
@@ -153,7 +153,7 @@ class Misconfigured(NotSent):
 
 
 class TooLate(NotSent):
-    """It could not leave soon enough after its intent was written: it is handed back."""
+    """Too much time had passed since the intent was written. Nothing was sent."""
 
 
 class Throttled(DesError):
@@ -165,7 +165,7 @@ class ServerError(DesError):
 
 
 class Rejected(DesError):
-    """DES said no. The same request will be refused again until something is fixed."""
+    """DES refused the request, and will refuse the same one again until something is fixed."""
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -182,7 +182,7 @@ class Unauthorized(Rejected):
 
 
 class Redirected(Rejected):
-    """The base URL leads elsewhere by a redirect, which is never followed: it is not DES's own."""
+    """DES's base URL is wrong: it redirects elsewhere. Redirects are not followed."""
 
 
 class OutcomeUnknown(DesError):
@@ -200,7 +200,7 @@ class LedgerError(DeslaunchError):
 
 
 class LedgerExists(LedgerError):
-    """A new batch was asked for, and its ledger is there already. Resume it, or name another."""
+    """The ledger of a new batch exists already. Resume it, or name another."""
 
 
 class LedgerMissing(LedgerError):
@@ -212,15 +212,15 @@ class LedgerForeign(LedgerError):
 
 
 class LedgerDamaged(LedgerError):
-    """The database can't be read, or a row's body does not fit its digest."""
+    """The database can't be read, or a row's request body is not the one that was checked."""
 
 
 class LedgerOutdated(LedgerError):
-    """The ledger is an older copy: more of its batch was sent than it knows. Use the newer one."""
+    """The ledger is an older copy: more of its batch was sent since. Use the newer one."""
 
 
 class UnfinishedBatch(LedgerError):
-    """A second batch was asked for, of rows of which a first one sent a part. Resume that."""
+    """An earlier batch of the same rows is unfinished. Resume that one."""
 
 
 class LedgerLocked(LedgerError):
@@ -296,7 +296,7 @@ class LedgerWriteFailed(Stopped, LedgerError):
 
 @contextmanager
 def needs_extra(extra: str, what: str) -> Iterator[None]:
-    """Import in the block what an extra brings.
+    """Import modules of an extra in the block.
 
     Raises:
         ConfigurationError: the extra is not installed.

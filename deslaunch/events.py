@@ -1,7 +1,7 @@
-"""What a session tells while it goes on, and what it says at its end.
+"""The events of a session, and its summary.
 
-Every event is an immutable value. A listener is called in the event loop, after what the event
-tells of is on disk; it must return quickly. A listener that raises ends the launch by draining it.
+Every event is an immutable value. A listener is called in the event loop, after the outcome that
+the event reports is on disk; it must return quickly. A listener that raises drains the launch.
 """
 
 from collections.abc import Mapping
@@ -46,7 +46,7 @@ class Stop(NamedTuple):
 
 
 class Control(NamedTuple):
-    """What a person told the launchers at work; it ends with the last of them.
+    """The settings of ``deslaunch control``; they hold until the last launcher at work ends.
 
     Attributes:
         is_paused: nothing new is sent.
@@ -71,7 +71,7 @@ class Control(NamedTuple):
 
 
 class ProblemGroup(NamedTuple):
-    """A problem that several rows have in the same column, told once.
+    """A problem that several rows have in the same column.
 
     Attributes:
         first: the problem of the first such row.
@@ -107,7 +107,7 @@ class PlannedJob(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a session is about to do, told before anything is sent.
+    """What a session is about to do; emitted before anything is sent.
 
     Attributes:
         manifest: where the rows came from: a path, ``"-"`` for stdin, ``"<rows>"``.
@@ -197,7 +197,7 @@ class TokenRenewed(NamedTuple):
 
 
 class Noted(NamedTuple):
-    """Something that a person may want to know.
+    """A message for a person.
 
     Attributes:
         message: one sentence.
@@ -237,7 +237,7 @@ class RunEnded(NamedTuple):
 
 
 class Pulse(NamedTuple):
-    """How a session is getting on; told once a second.
+    """Progress of a session, once a second.
 
     Attributes:
         in_flight: rows whose response is awaited.
@@ -359,7 +359,7 @@ class Summary(NamedTuple):
 
 
 def _exit_code(stops: tuple[Stop, ...], left: int, unknown: int, bad: int) -> int:
-    """Return the exit code of a batch, or a watch, by how much is left, unknown, bad."""
+    """Return the exit code for so many rows (or runs) left, unknown and bad."""
     reasons = {stop.reason for stop in stops}
 
     if StopReason.LEDGER in reasons:

@@ -1,6 +1,6 @@
-"""The values that travel through a launch: Row, Start, Outcome, and what DES says of jobs and runs.
+"""The values of a launch: Row, Start, Outcome, and DES's jobs and runs.
 
-``Row`` is what the manifest says, ``Start`` what is sent, ``Outcome`` what became of it. All
+``Row`` is what the manifest says, ``Start`` what is sent, ``Outcome`` the result. All
 are named tuples: some are made for every row, and a frozen dataclass costs three times as much
 to make.
 """
@@ -221,7 +221,7 @@ END_STATES: Final = {
 
 
 class Outcome(NamedTuple):
-    """How one attempt ended; on disk by the time that anybody is told of it.
+    """How one attempt ended; on disk before it is reported.
 
     Attributes:
         row: data row, from 1.
@@ -283,7 +283,7 @@ class Sent:
         self._sent = True
 
     def clear(self) -> None:
-        """Note that none has: a connection is looked for."""
+        """Note that none has left: a connection is being made."""
         self._sent = False
 
 
@@ -382,7 +382,7 @@ def utc(ms: int) -> str:
 
 
 def printed(command: str, *words: object) -> str:
-    """Return a command of deslaunch as a shell takes it: it works as it is printed."""
+    """Return a command of deslaunch, quoted for a shell."""
     return " ".join(["deslaunch", command, *(as_word(word) for word in words)])
 
 

@@ -17,7 +17,7 @@ from deslaunch.model import DEFAULT_TARGET, Format, is_guid
 
 
 class Option(NamedTuple):
-    """What is known of one option beside its default.
+    """One option: help, type, range, unit, and where its value may come from.
 
     Attributes:
         help: one sentence, for ``--help``.
@@ -152,7 +152,7 @@ class ErrorLimit(NamedTuple):
 
 
 def next_such(text: str, now: float) -> float:
-    """Return when it is next so late by this machine's local time.
+    """Return the next time at which this machine's local clock shows ``HH:MM``.
 
     Args:
         text: ``HH:MM``, 00:00 to 23:59.
@@ -198,7 +198,7 @@ def parse_duration(text: str) -> float:
 
 
 class JobLimit(NamedTuple):
-    """What a job bears, wherever its rows stand.
+    """The limits of one job, in all targets.
 
     Attributes:
         concurrency: its starts in flight at most, 1 to 1,024; None: as many as slots.
@@ -232,7 +232,7 @@ _KEPT: Final[Any] = {"tunes": True, "kept": True}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What one session is told. Each field is an option; its help, range and unit are below.
+    """The options of one session; each field's help, range and unit are below.
 
     Raises:
         ConfigurationError: a value is out of its range.
@@ -388,7 +388,7 @@ class Settings:
 
     @property
     def drain_seconds(self) -> float:
-        """Seconds that starts in flight get once the launch is told to end."""
+        """Seconds that a drain waits for responses to starts in flight."""
         return self.timeout if self.drain_timeout is None else self.drain_timeout
 
     def kept(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What is about many batches: those of this machine, and those of a database and its schema."""
+"""Commands for several batches: those of this machine, and those of a database."""
 
 import asyncio
 import os

@@ -1,4 +1,4 @@
-"""``--on-end``: a command of the user's that is told how a launch, or a watch, ended."""
+"""``--on-end``: run the user's command at the end of a launch or a watch."""
 
 import contextlib
 import os
@@ -27,7 +27,7 @@ MOST_SECONDS: Final = 60.0
 
 @contextlib.asynccontextmanager
 async def telling_end(given: "Given") -> AsyncIterator[dict[str, Any]]:
-    """Run the command that is to be told of the end, once, whatever ends the block.
+    """Run the user's command once, however the block ends.
 
     Args:
         given: of the command at work.
@@ -64,7 +64,7 @@ async def telling_end(given: "Given") -> AsyncIterator[dict[str, Any]]:
 
 
 def command_of(given: "Given") -> Sequence[str]:
-    """Return the words of the command that is to be told of the end: typed, or of the file.
+    """Return the words of the user's command: from the command line, or the configuration file.
 
     Raises:
         ConfigurationError: it can't be split, there is no such program, or the file is wrong.

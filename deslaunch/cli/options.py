@@ -1,7 +1,7 @@
-"""The options that commands share, and what was given of them.
+"""The options that commands share, and their values.
 
-What tunes a session is declared once, in :mod:`deslaunch.settings`; here it becomes click's
-options, and what was given of it becomes :class:`~deslaunch.settings.Settings` again.
+The options of a session are declared once, in :mod:`deslaunch.settings`. Here they become click's
+options, and their values become :class:`~deslaunch.settings.Settings` again.
 """
 
 import os
@@ -61,7 +61,7 @@ def _tuning(option: Option) -> click.Parameter:
 
 
 def shown_default(option: Option) -> str:
-    """Return an option's default as a person writes it; an empty text where it has none."""
+    """Return an option's default as it is typed; an empty text if it has none."""
     default = option.default
     return default if isinstance(default, str) else f"{default:g}" if default else ""
 

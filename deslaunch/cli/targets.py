@@ -1,9 +1,9 @@
-"""The targets: a TOML file, the environment and options → clients of DES.
+"""Make clients of DES from a TOML file, the environment and options.
 
 A configuration file is read only where ``--config`` names it, or from the user's configuration
-folder: never because it lies beside a manifest. It names variables, files and commands, never a
-secret, and every mistake in it is told at once. What the environment says is said of the target
-``default``, in the same words as a file's table, and wins over it.
+folder, never because it is beside a manifest. It names variables, files and commands, never a
+secret; all mistakes in it are reported at once. The environment describes the target
+``default``, and comes before the file.
 """
 
 import os
@@ -144,7 +144,7 @@ def read_config(path: Path) -> Config:
 
 
 def _locate(targets: dict[str, Target], folder: Path) -> dict[str, Target]:
-    """Make the paths in targets absolute: they are meant from a folder."""
+    """Make the paths in targets absolute: they are relative to a folder."""
     for target in targets.values():
         for table in (target, target.get("oauth", {})):
             for key in [key for key in table if key.endswith("_file")]:
@@ -228,7 +228,7 @@ def _described(value: Any) -> str:
 
 
 def _is_whole(target: Mapping[str, Any]) -> bool:
-    """Return True if it is known where its DES is: a login's token tells that too."""
+    """Return True if its base URL is known, or comes with a login's token."""
     return "base_url" in target or "oauth" in target
 
 
@@ -236,7 +236,7 @@ def _is_whole(target: Mapping[str, Any]) -> bool:
 
 
 def from_environment(environment: Mapping[str, str]) -> Target:
-    """Return the target that the environment describes, as far as it does.
+    """Return what the environment says about the target ``default``.
 
     Args:
         environment: an empty variable counts as none.
@@ -296,7 +296,7 @@ def merged(
     base_url: str | None = None,
     target: str = DEFAULT_TARGET,
 ) -> dict[str, Target]:
-    """Return the targets of a configuration file, with what environment and arguments say.
+    """Return the targets of a configuration file, merged with environment and arguments.
 
     Args:
         of_file: by name.
@@ -424,7 +424,7 @@ def _token_source(target: Target, *, allow_http: bool) -> "TokenSource":
 
 
 def read_secret(login: Mapping[str, str], name: str) -> str:
-    """Return a text that must not be shown, as it is now, surrounding white space apart.
+    """Return a secret, read now, without surrounding white space.
 
     Args:
         login: names the variable that holds it, as ``…_env``, or else the file, as ``…_file``.

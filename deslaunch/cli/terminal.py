@@ -1,7 +1,7 @@
-"""What a command shares with its terminal: streams, questions, signals, the block that is redrawn.
+"""A command's streams, questions, signals, and the progress block on a terminal.
 
 Data goes to stdout, all else to stderr. A stream that is closed, full or in another encoding never
-ends a launch: what can't be told on stderr is lost, what can't be encoded comes as an escape.
+ends a launch: text that can't be written to stderr is lost, text that can't be encoded is escaped.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ class Printer:
 
     @property
     def has_block(self) -> bool:
-        """Progress is to be shown as a block that is redrawn in its place."""
+        """Progress is shown as a block that is redrawn in place."""
         can_redraw = os.environ.get("TERM") not in {"dumb", "unknown"}
         return _is_terminal(self.err) and can_redraw and not (self.quiet or self.verbose)
 
@@ -92,7 +92,7 @@ class Printer:
             _write(self.out, f"{encode_json(value, encoding=self.out.encoding)}\n")
 
     def outcome_json(self, value: Mapping[str, Any]) -> None:
-        """Print one JSON object about what is on disk already: a failure is only told."""
+        """Print one JSON object about what is on disk already; a failure is only a warning."""
         try:
             self.json(value)
         except (BrokenPipeError, ConfigurationError) as exc:
@@ -100,7 +100,7 @@ class Printer:
 
     @contextlib.contextmanager
     def binary(self) -> Iterator[BinaryIO]:
-        """Give stdout for bytes; after an error nothing that it still holds fails again.
+        """Yield stdout for bytes; after an error it is muted, so that a flush can't fail again.
 
         Raises:
             BrokenPipeError: nobody reads it any more.
@@ -121,17 +121,17 @@ class Printer:
             ) from exc
 
     def say(self, *texts: str) -> None:
-        """Tell what a person wants to know, unless told to be quiet."""
+        """Print on stderr, except with ``--quiet``."""
         if not self.quiet:
             self.insist(*texts)
 
     def detail(self, text: str) -> None:
-        """Tell what becomes of one row, where that is asked for."""
+        """Print on stderr with ``--verbose``."""
         if self.verbose:
             self.insist(text)
 
     def insist(self, *texts: str) -> None:
-        """Tell what must not be missed; a launch goes on although nobody can read it."""
+        """Print on stderr, also with ``--quiet``; errors of the stream are ignored."""
         for text in map(_escaped, texts):
             if self._block is None:
                 self._draw(_write, self.err, f"{text}\n")
@@ -139,11 +139,11 @@ class Printer:
                 self._draw(self._block.console.out, text, highlight=False)
 
     def warn(self, *texts: str) -> None:
-        """Tell what may be a mistake."""
+        """Print warnings on stderr, also with ``--quiet``."""
         self.insist(*(f"warning: {text}" for text in texts))
 
     def show(self, text: str, done: int, whole: int | None) -> None:
-        """Redraw a block at the terminal's end; what is told meanwhile stands above it.
+        """Redraw the block at the bottom of the terminal; other lines are printed above it.
 
         Args:
             text: stands beside a bar, a line under the other.
@@ -166,7 +166,7 @@ class Printer:
         self._draw(self._block.update, TaskID(0), **shown, refresh=True)
 
     def end_block(self) -> None:
-        """Remove the block, where there is one: what is told next says how it ended."""
+        """Remove the block, if there is one."""
         if self._block is not None:
             self._draw(self._block.stop)
             self._block = None
@@ -241,7 +241,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def _mute(stream: TextIO) -> None:
-    """Send a stream nowhere: what it still holds would else fail when the process ends."""
+    """Redirect a stream to /dev/null: flushing it at the end of the process would fail."""
     with contextlib.suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
@@ -249,7 +249,7 @@ def _mute(stream: TextIO) -> None:
 
 
 def end_streams() -> None:
-    """Write out what the streams still hold; what fails here is lost, and costs no exit code."""
+    """Flush the streams; an error here does not change the exit code."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -275,7 +275,7 @@ def encode_json(value: Any, *, encoding: str | None = "utf-8") -> str:
 
 
 def signal_of(interrupt: BaseException | None) -> int:
-    """Return the number of the signal that a KeyboardInterrupt came of."""
+    """Return the number of the signal that caused a KeyboardInterrupt."""
     return int(*interrupt.args) if interrupt and interrupt.args else signal.SIGINT
 
 
@@ -301,7 +301,7 @@ class Interrupts:
     task: "asyncio.Task[Any] | None" = None
 
     def __call__(self, signum: int) -> None:
-        """Take a signal."""
+        """Handle a signal."""
         if self.batch is None:
             assert self.task is not None
             self.task.cancel()

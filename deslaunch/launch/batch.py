@@ -1,7 +1,7 @@
-"""How a batch is opened: a manifest imported, a ledger gone on with, a check or a look ahead.
+"""Open a batch: import a manifest, resume a ledger, or preview what would be sent.
 
-Everything here prints nothing and installs no signal handler. What can't be opened leaves
-nothing behind, and nothing is sent before a batch is launched.
+Nothing here prints or installs a signal handler. A batch that can't be opened leaves no files, and
+nothing is sent before a batch is launched.
 """
 
 import asyncio
@@ -52,7 +52,7 @@ LONGEST_LOOK: Final = 2.0
 
 
 class Options(TypedDict, total=False):
-    """What a batch is opened with, all of it optional.
+    """Options of a batch, all of them optional.
 
     Attributes:
         settings: what the session is told.
@@ -122,7 +122,7 @@ async def open_batch(
 async def _begin(
     stack: AsyncExitStack, source: Source, place: str, setup: Setup, *, resume: bool
 ) -> Batch:
-    """Go on with a batch, where that is wanted and there is one; else import it."""
+    """Resume a batch, if that is wanted and it exists; else import it."""
     is_told, wait = False, 0.1
 
     while True:
@@ -174,7 +174,7 @@ async def resume_batch(
     add_rows: bool = False,
     **options: Unpack[Options],
 ) -> AsyncIterator[Batch]:
-    """Open a batch that was begun, to go on with it; nothing is sent yet.
+    """Open an existing batch to resume it; nothing is sent yet.
 
     Args:
         ledger: the batch's ledger: a path, or postgresql://…#batch.
@@ -264,7 +264,7 @@ async def preview(
     ledger: StrPath | None = None,
     **options: Unpack[Options],
 ) -> AsyncIterator[Start]:
-    """Give the starts that a launch would send, in order; send nothing, and leave nothing.
+    """Yield the starts that a launch would send, in order; send nothing, and leave no files.
 
     Args:
         rows: the manifest of a new batch, which is imported into a temporary folder; None for
@@ -317,7 +317,7 @@ def _make_temporary_folder() -> TemporaryDirectory[str]:
 
 
 def default_ledger(manifest: StrPath) -> str:
-    """Return where a manifest's ledger is by default: ``night.csv.gz`` → ``night.ledger.db``."""
+    """Return the default ledger of a manifest: ``night.csv.gz`` → ``night.ledger.db``."""
     path = Path(os.fspath(manifest))
     return str(path.parent / f"{Path(path.name.removesuffix('.gz')).stem}.ledger.db")
 
@@ -395,7 +395,7 @@ def _ledger_of(source: Source) -> str:
 
 
 async def _agree(setup: Setup, plan: Plan, warnings: Iterable[str]) -> Plan:
-    """Tell the plan, and ask whether to begin.
+    """Announce the plan, and ask whether to begin.
 
     Raises:
         Declined: the response is no.
@@ -478,13 +478,13 @@ async def _look_for_others(
 
 
 def _row_options(settings: Settings) -> dict[str, Any]:
-    """Return what decides on the rows that a manifest means."""
+    """Return the options that decide which rows a manifest has."""
     names = ("job_id", "target", "allow_duplicates", "allow_repeated_auto", "skip_invalid")
     return {name: getattr(settings, name) for name in names}
 
 
 async def _check_same(ledger: Ledger, source: Source, settings: Settings) -> None:
-    """Refuse to go on, unless the batch was begun with this very manifest, or by a program.
+    """Refuse to resume, unless the batch was begun with this manifest, or by a program.
 
     Raises:
         LedgerForeign: it is another's.
@@ -523,7 +523,7 @@ async def _go_on(
     add: bool = False,
     rows: Source | None = None,
 ) -> Batch:
-    """Return a batch that was begun, with corrections applied that were agreed to.
+    """Return an existing batch, after applying the corrections that were agreed to.
 
     Raises:
         InvalidManifest: the corrections don't fit the batch; nothing was applied.
@@ -594,7 +594,7 @@ def _left_out(keys: Sequence[str]) -> str:
 
 
 async def _tell_if_changed(ledger: Ledger, setup: Setup) -> None:
-    """Say so where the manifest's file is not what was imported; it is not read again."""
+    """Note it if the manifest's file has changed since the import; it is not read again."""
     known = ledger.batch.digest
     manifest = Manifest(ledger.batch.manifest, format="csv")  # to be hashed, in whatever form
 

@@ -1,4 +1,4 @@
-"""Rows on their way into a ledger: read, checked, and taken; and checked again where jobs change.
+"""Read rows, check them, and write them to a ledger; check them again if their jobs change.
 
 Reading and checking block, so they run in worker threads, some hundred rows at a time.
 """
@@ -161,7 +161,7 @@ async def check(
 
 
 async def import_manifest(manifest: Manifest, schemas: Schemas, made: Import) -> tuple[str, ...]:
-    """Take a whole manifest into a new batch.
+    """Import a whole manifest into a new batch.
 
     Returns:
         What a person should know before the rows are launched, one sentence each.
@@ -307,7 +307,7 @@ class Feed:
         self._news = asyncio.Event()
 
     def wake(self) -> None:
-        """Look again how much room there is."""
+        """Check again how many rows may be added."""
         self._news.set()
 
     def _hear(self, event: Event) -> None:
@@ -443,7 +443,7 @@ def warnings_of(manifest: Manifest, check: Check, schemas: Schemas) -> tuple[str
 async def check_origins(
     ledger: Ledger, clients: Mapping[str, DesClient], settings: Settings, used: set[str]
 ) -> None:
-    """Refuse to send the rest of a batch to another DES than before, unless that is wanted.
+    """Refuse to send the rest of a batch to another DES than before, unless that is allowed.
 
     An organisation may move: there, ``svc`` is where its token says.
 

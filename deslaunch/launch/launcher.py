@@ -1,4 +1,4 @@
-"""One batch at work: launched, fed with rows of a program, watched, and asked how it stands.
+"""One open batch: launch it, add rows of a program, watch its runs, read its counts.
 
 A cancelled launch is ended by draining it: rows in flight are waited for, and recorded; cancelled
 again, it gives them up as unknown.
@@ -107,7 +107,7 @@ class Batch:
     # Ends.
 
     async def aclose(self) -> None:
-        """Drain what is at work, and wait for its end; cancelled again, give up what is left."""
+        """Drain, and wait for the end; cancelled again, give up the rows in flight."""
         cancelled: asyncio.CancelledError | None = None
 
         if self._work is None:
@@ -209,7 +209,7 @@ class Batch:
         self._raise_if_unfinished(work.result())
 
     def _raise_if_unfinished(self, summary: Summary) -> None:
-        """Raise what a launch raises that left rows behind."""
+        """Raise an error if the launch left rows behind."""
         kinds = {5: errors.Stopped, 6: errors.CredentialsRefused, 7: errors.LedgerWriteFailed}
         code, left = summary.exit_code, summary.left
 
@@ -289,7 +289,7 @@ class Batch:
         return NewSession(targets, setup.settings, setup.kept, timeout, setup.limits.keys())
 
     async def _check_again(self, session: Session) -> None:
-        """Check rows that were never sent by their jobs as they are now, target by target."""
+        """Check the rows that were never sent against the current jobs, target by target."""
         assert self.plan is not None
         schemas = self._setup.schemas
         unchecked = {job.target for job in await session.ledger.jobs() if not job.is_checked}
@@ -308,7 +308,7 @@ class Batch:
                     self._warn(f"the rows of target {target} are sent as they were checked: {exc}")
 
     async def _end(self, session: Session, seconds: float) -> Summary:
-        """Record how the session ended, and say how the batch stands."""
+        """Record the session's end, and return the batch's counts."""
         stops, unrecorded = tuple(session.stops), tuple(session.unrecorded)
         ledger, place = session.ledger, session.ledger.place
 
@@ -370,7 +370,7 @@ class Batch:
     async def resolve(
         self, key: str, *, job_run_id: str | None = None, not_started: bool = False, note: str = ""
     ) -> None:
-        """Say what became of a row whose outcome is unknown; without either, take that back.
+        """Record a finding about an unknown row; without either argument, take it back.
 
         Args:
             key: the row's key.
@@ -404,7 +404,7 @@ class Batch:
                     yield row
 
     async def summary(self) -> Summary:
-        """Return how the whole batch stands."""
+        """Return the counts of the whole batch."""
         if self.ledger is None:
             return Summary(Counts(), ledger=self.plan.ledger if self.plan else "")
 
@@ -412,7 +412,7 @@ class Batch:
 
 
 def resume_command(ledger: str | os.PathLike[str], options: Mapping[str, Any] | None = None) -> str:
-    """Return the command that goes on with a batch; it works as it is printed.
+    """Return the command that resumes a batch; it works as printed.
 
     Args:
         ledger: the ledger's path.
@@ -426,7 +426,7 @@ def _both(first: OnEvent | None, second: OnEvent) -> OnEvent:
 
 
 def _write_unrecorded(runs: Sequence[tuple[str, str]]) -> Path | str:
-    """Write runs that no ledger has to the user's state folder, or else the temporary one."""
+    """Write unrecorded runs to a file in the user's state folder, or else the temporary one."""
     folders = [user_folder("DESLAUNCH_STATE_DIR", user_state_path)]
 
     with suppress(FileNotFoundError):  # there is none that can be written

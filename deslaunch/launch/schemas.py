@@ -1,7 +1,7 @@
 """The jobs that rows are checked with: from a schema file, the cache, or QueryJobs.
 
-A cached response saves a request at the start of a launch. It never condemns a row: before a row
-is called invalid, or a job unknown, DES is asked anew.
+A cached response saves a request at the start of a launch. Before a row is called invalid, or a job
+unknown, DES is asked again.
 
 A cache file is JSON of the kind ``deslaunch-schema/1``, mode 0600, with the jobs in QueryJobs'
 own form. It holds no token. It is never trusted beyond its age: what can't be read, is of

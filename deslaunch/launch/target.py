@@ -412,7 +412,7 @@ class _Lane:
 
 
 class Lanes:
-    """How many rows may be claimed now, of which target and which job; they take turns.
+    """How many rows may be claimed now, by target and job, which take turns.
 
     Args:
         throttles: by target.

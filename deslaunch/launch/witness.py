@@ -1,7 +1,7 @@
-"""May a batch be begun, or gone on with? What history and other ledgers know of its rows.
+"""Decide by the history and other ledgers whether a batch may be begun or resumed.
 
-A ledger that lacks what history noted is an older copy: its rows that are pending may have been
-sent since. A second batch of rows of which a first one has sent a part would send that part again.
+A ledger with less than the history noted is an older copy: its pending rows may have been sent
+since. A second batch of rows of which a first one has sent a part would send that part again.
 """
 
 import asyncio
@@ -183,7 +183,7 @@ def _ledgers_beside(place: str) -> list[str]:
 
 
 async def _look_into(place: str, digest: str | None = None) -> Other | None:
-    """Return how a batch stands; None where there is none that can be read, or another's bytes."""
+    """Return a batch's counts; None if it can't be read, or is of other bytes."""
     try:
         async with await open_ledger(place) as ledger:
             if digest not in (None, ledger.batch.digest):
@@ -201,7 +201,7 @@ async def _look_into(place: str, digest: str | None = None) -> Other | None:
 async def note_change(
     history: History, ledger: Ledger, summary: Summary, code: int | None = None
 ) -> None:
-    """Note how a batch stands once a person changed it."""
+    """Note a batch's counts after a person changed it."""
     known = (ledger.batch.uid, noted_place(ledger.place))
     counts = summary.counts.as_dict()
     await run_sync(partial(history.note, *known, counts=counts, exit_code=code))
@@ -234,7 +234,7 @@ def refuse(others: Collection[Other], name: str) -> None:
 
 
 def tell_given_up(other: Other) -> str:
-    """Return what a second batch leaves behind of an unfinished one."""
+    """Return what a second batch leaves unsent of an unfinished one."""
     left = f"its {count(other.counts['pending'], 'pending row')}" if other.counts else "its rest"
     resume = printed("resume", place_word(other.place))
     return (
@@ -257,7 +257,7 @@ def tell_before(history: History, digest: str, place: str) -> str:
 
 
 class Noting:
-    """What history is told of one session, while it is at work and at its end."""
+    """Writes one session to the history, while it is at work and at its end."""
 
     def __init__(self, history: History, ledger: Ledger) -> None:
         self._history = history
@@ -287,7 +287,7 @@ class Noting:
         refuse(found, printable(batch.manifest))
 
     async def follow(self, claimed: Callable[[], int]) -> None:
-        """Note again and again how many attempts there are; it does not end by itself.
+        """Note the number of attempts about once a second, until cancelled.
 
         Args:
             claimed: returns how many rows the session has claimed, durably.
@@ -300,7 +300,7 @@ class Noting:
                 await run_sync(self._note, {"attempts": attempts})
 
     async def end(self, summary: Summary) -> None:
-        """Note how the session ended; where the ledger could not be read, that is not known."""
+        """Note how the session ended, if the ledger could be read."""
         counts = summary.counts
 
         if not counts.rows:
