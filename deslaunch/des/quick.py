@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from ssl import SSLContext
 from typing import TYPE_CHECKING, Any, Final
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 import aiohttp
 
@@ -87,10 +87,10 @@ def is_known(parts: Mapping[str, str] = PARTS) -> bool:
 IS_KNOWN: Final = is_known()
 
 
-_SENDERS: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, WeakSet["QuickSender"]]] = (
+_SENDERS: Final[WeakKeyDictionary[asyncio.AbstractEventLoop, list["QuickSender"]]] = (
     WeakKeyDictionary()
 )
-"""The senders of each event loop: they share the limit of idle connections."""
+"""The open senders of each event loop: they share the limit of idle connections."""
 
 
 def count_spare() -> int:
@@ -264,8 +264,8 @@ class QuickSender:
         self._idle: deque[_Connection] = deque()
         self._heads: dict[tuple[bytes, int], Any] = {}
         self._sweeper: asyncio.TimerHandle | None = None
-        self._senders = _SENDERS.setdefault(self._loop, WeakSet())
-        self._senders.add(self)
+        self._senders = _SENDERS.setdefault(self._loop, [])
+        self._senders.append(self)
 
     def __repr__(self) -> str:
         state = "reusing" if self._reuses else "not reusing"
@@ -302,13 +302,13 @@ class QuickSender:
         """Close all connections."""
         self.stop_reusing()
 
+        if self in self._senders:
+            self._senders.remove(self)
+
         if self._sweeper is not None:
             self._sweeper.cancel()
 
         await self._connector.close()
-
-    def _count_idle(self) -> int:
-        return sum(len(sender._idle) for sender in self._senders)
 
     def _take(self, origin: str, *, rested: bool) -> _Connection | None:
         """Return a kept connection that may be used, or None if a new one must be made."""
@@ -317,7 +317,7 @@ class QuickSender:
         while self._idle:
             is_resting = rested and now < self._idle[0].rests_until
 
-            if is_resting and self._count_idle() < self._spare:
+            if is_resting and len(self._idle) < self._spare // len(self._senders):
                 return None
 
             connection = self._idle.popleft()
@@ -359,9 +359,6 @@ class QuickSender:
 
         connection.rests_until, connection.expires = now + REST, now + seconds
         self._idle.append(connection)
-
-        if self._count_idle() > self._spare:
-            max(self._senders, key=lambda sender: len(sender._idle))._idle.popleft().close()
 
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(KEEPALIVE, self._sweep)
