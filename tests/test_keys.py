@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 import unicodedata
 from typing import TYPE_CHECKING, Any
 
@@ -448,6 +449,20 @@ def test_warnings_of_the_schema_are_counted_over_the_batch() -> None:
     _, check = take(*rows)
 
     assert [(warned.first.column, warned.rows) for warned in check.warnings] == [("When", 3)]
+
+
+def test_keys_are_in_a_file_but_where_no_folder_can_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def find_none() -> str:
+        raise FileNotFoundError
+
+    usual = check_module._has_temporary_folder()
+    monkeypatch.setattr(tempfile, "gettempdir", find_none)
+    taken, _ = take(row(1), row(2), row(3, Text="y"))
+
+    assert (usual, check_module._has_temporary_folder()) == (True, False)
+    assert refused(taken) == [2]
 
 
 def test_memory_does_not_grow_with_the_rows() -> None:
