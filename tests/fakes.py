@@ -177,6 +177,8 @@ class MemoryLedger:
         fails: numbers of exchanges, from 1, that raise.
         in_place: what :meth:`is_in_place` returns.
         told: what a person told the launchers at work.
+        given_up: ``at_once`` of each :meth:`give_up`.
+        looks: times of the looks at whether other launchers are alive; each of them fails.
     """
 
     def __init__(self, rows: Sequence[FakeRow], clock: VirtualClock) -> None:
@@ -194,6 +196,8 @@ class MemoryLedger:
         self.most_open = 0
         self.on_wait: Callable[[str], None] | None = None
         self.told = Control()
+        self.given_up: list[bool] = []
+        self.looks: list[float] = []
         self.is_shared = False
         self._clock = clock
         self._due: dict[int, float] = {row.number: -1.0 for row in rows}
@@ -203,6 +207,11 @@ class MemoryLedger:
 
     def give_up(self, *, at_once: bool = False) -> None:
         """It waits for nothing."""
+        self.given_up.append(at_once)
+
+    async def lose_dead(self) -> None:
+        self.looks.append(self._clock.now())
+        raise LedgerWriteFailed("the database is away")
 
     async def control(self) -> Control:
         return self.told

@@ -17,8 +17,8 @@ from openings import TOKEN, Place, rows, service
 from sessions import INTERRUPTED, Bench, final, keys
 
 from deslaunch.des.client import DesClient
-from deslaunch.errors import OutcomeUnknown
-from deslaunch.events import Noted, StopReason
+from deslaunch.errors import LedgerDamaged, LedgerWriteFailed, OutcomeUnknown
+from deslaunch.events import Noted, Stop, StopReason
 from deslaunch.model import DEFAULT_TARGET, RowState
 
 if TYPE_CHECKING:
@@ -162,9 +162,63 @@ async def test_outcomes_are_offered_for_a_minute_and_then_told_as_unrecorded() -
 
     assert bench.session.unrecorded == [("a", "run 1 of a"), ("b", "doubtful")]
     assert bench.ended() == ["first"]
-    assert bench.clock.now() - bench.des.began == pytest.approx(70.0, abs=1.1)
-    assert bench.stops() == [(StopReason.LEDGER, None)]
+    assert bench.clock.now() - bench.des.began == pytest.approx(70.0, abs=0.1)
+    assert bench.session.stops == [Stop(StopReason.LEDGER, "the disk is full")]
+    assert 60 <= bench.ledger.calls <= 66, "once a second"
     assert bench.des.keys() == ["first", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("is_second_signal", "seconds"),
+    [pytest.param(True, 2.0, id="second-signal"), pytest.param(False, 66.0, id="drain-timeout")],
+)
+async def test_a_second_signal_ends_the_wait_for_a_ledger_that_fails(
+    is_second_signal: bool, seconds: float
+) -> None:
+    bench = Bench(["first", "a", "b"], slots=2, drain_timeout=7.0)
+    bench.des.held = True
+    await bench.begin()
+    await bench.answer("first")
+    bench.ledger.fails = lambda _: True
+    await bench.answer("a")
+    await bench.clock.advance(1.0)
+
+    if is_second_signal:
+        bench.session.abandon()
+
+    await bench.finish()
+
+    assert bench.session.unrecorded == [("a", "run 1 of a")]
+    assert bench.ledger.given_up == [is_second_signal]
+    assert bench.clock.now() - bench.des.began == pytest.approx(seconds, abs=0.1)
+
+
+async def test_a_ledger_that_is_damaged_is_not_tried_again() -> None:
+    bench = Bench(["first", "a"])
+    bench.des.latency = lambda: 1.0
+
+    def lose_commits(number: int) -> bool:
+        if number > 2:
+            raise LedgerWriteFailed("commits are lost") from LedgerDamaged("another timeline")
+
+        return False
+
+    bench.ledger.fails = lose_commits
+    await bench.finish()
+
+    assert bench.session.stops == [Stop(StopReason.LEDGER, "commits are lost")]
+    assert bench.session.unrecorded == [("a", "run 1 of a")]
+    assert bench.clock.now() - bench.des.began < 3.0
+
+
+async def test_dead_launchers_are_looked_for_every_ten_seconds_also_after_a_failed_look() -> None:
+    bench = Bench(keys("r", 4), slots=1)
+    bench.des.latency = lambda: 8.0
+    bench.ledger.is_shared = True
+    await bench.finish()
+
+    assert [at - bench.des.began for at in bench.ledger.looks] == [10.0, 20.0, 30.0]
+    assert bench.started() == set(keys("r", 4))
 
 
 async def test_a_bug_of_the_ledger_loses_no_run_and_is_raised() -> None:

@@ -16,7 +16,8 @@ from stage import workplace
 
 from deslaunch.cli.render import local_time
 from deslaunch.errors import ConfigurationError
-from deslaunch.events import Control, Noted, StopReason
+from deslaunch.events import Control, Noted, Stop, StopReason
+from deslaunch.launch import session as session_module
 from deslaunch.ledger.ledger import open_ledger
 from deslaunch.settings import Deadline, Settings, next_such, parse_duration
 
@@ -70,6 +71,22 @@ async def test_slots_are_changed_within_two_seconds() -> None:
     await bench.finish()
 
 
+async def test_more_slots_than_the_system_allows_are_warned_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lack = "3 slots: this process may open 64 files (ulimit -n)"
+    monkeypatch.setattr(session_module, "fit_slots", lambda _: (3, lack))
+    bench = slow(20)
+    bench.slots = 3
+    await bench.begin()
+    bench.ledger.told = Control(concurrency=8)
+    await bench.clock.advance(12)
+
+    assert len(bench.ledger.open()) == 3
+    assert bench.told(Noted)[0] == Noted(lack, is_warning=True)
+    await bench.finish()
+
+
 async def test_the_rate_is_changed_and_given_back() -> None:
     bench = Bench(keys("r", 60), slots=60, rate=1000.0)
     bench.ledger.told = Control(rate=1.0)
@@ -90,7 +107,7 @@ async def test_a_stop_drains() -> None:
     await bench.finish()
 
     assert bench.started() == {"r1"}
-    assert [stop.reason for stop in bench.session.stops] == [StopReason.CONTROL]
+    assert bench.session.stops == [Stop(StopReason.CONTROL, "stopped by deslaunch control")]
 
 
 async def test_a_launch_stops_after_its_time() -> None:

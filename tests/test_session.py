@@ -10,13 +10,23 @@ import pytest
 from fakes import FakeRow, settle
 from sessions import INTERRUPTED, Bench, keys
 
-from deslaunch.errors import CredentialsRefused
+from deslaunch.errors import (
+    CredentialsRefused,
+    DeslaunchError,
+    Misconfigured,
+    NotSent,
+    Rejected,
+    SchemaError,
+    ServerError,
+)
 from deslaunch.events import (
     Draining,
     Event,
+    Noted,
     Pulse,
     RetryPlanned,
     RowEnded,
+    Stop,
     StopReason,
     TargetPaused,
     TargetStopped,
@@ -217,6 +227,28 @@ async def test_a_target_that_is_stopped_from_outside_leaves_the_other_alone() ->
     assert bench.started() == {"acme/1", "a", "b"}
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        pytest.param(CredentialsRefused("no token"), StopReason.CREDENTIALS, id="no-token"),
+        pytest.param(Misconfigured("bad URL"), StopReason.CONFIGURATION, id="bad-url"),
+        pytest.param(Rejected("404", status=404), StopReason.CONFIGURATION, id="rejected"),
+        pytest.param(SchemaError("no list of jobs"), StopReason.CONFIGURATION, id="no-jobs"),
+        pytest.param(NotSent("refused"), StopReason.UNREACHABLE, id="not-reached"),
+        pytest.param(ServerError("500", status=500), StopReason.UNREACHABLE, id="500"),
+    ],
+)
+async def test_a_target_whose_jobs_could_not_be_had_stops_and_says_why(
+    error: DeslaunchError, reason: StopReason
+) -> None:
+    bench = Bench(["acme/1", "a"], targets=["acme", "default"])
+    bench.session.stop_unchecked("acme", error)
+    await bench.finish()
+
+    assert bench.session.stops == [Stop(reason, str(error), "acme")]
+    assert bench.des.keys() == ["a"]
+
+
 async def test_a_target_may_have_fewer_slots_than_the_others() -> None:
     rows = [*keys("acme/", 3), *keys("r", 3)]
     slots_of = {"acme": 1, "default": 9}
@@ -300,6 +332,17 @@ async def test_a_drain_waits_for_nothing_but_what_is_in_flight(verdict: str) -> 
     assert (bench.des.keys(), bench.clock.now()) == (["a"], bench.des.began)
 
 
+async def test_a_row_that_is_refused_during_a_drain_fetches_no_new_token() -> None:
+    bench = Bench(["a"])
+    bench.des.held = True
+    await bench.begin()
+    bench.session.drain(INTERRUPTED)
+    await bench.answer("a", "401")
+    await bench.finish()
+
+    assert (bench.ledger.results("a"), bench.des.renewals.total()) == (["throttled"], 0)
+
+
 async def test_a_drain_hands_back_what_was_not_sent() -> None:
     bench = Bench(["first", "a", "b"], script={"b": ["connecting"]})
     bench.des.held = True
@@ -365,6 +408,40 @@ async def test_rows_in_flight_are_given_up_after_the_drain_timeout() -> None:
     assert (waiting, bench.ledger.results("a")) == (["open"], ["unknown"])
     assert bench.clock.now() - bench.des.began == 7.0
     assert bench.ledger.last("a").error == "given up before a response came"
+
+
+@pytest.mark.parametrize(
+    ("is_over", "stop", "told"),
+    [
+        pytest.param(False, INTERRUPTED, True, id="it-waits"),
+        pytest.param(True, INTERRUPTED, False, id="the-wait-is-over"),
+        pytest.param(False, None, False, id="nobody-interrupts"),
+    ],
+)
+async def test_who_interrupts_a_wait_for_the_ledger_is_told_how_to_end_it(
+    is_over: bool, stop: Stop | None, told: bool
+) -> None:
+    bench = Bench(["a", "b"], slots=1)
+    bench.des.held = True
+    await bench.begin()
+    assert bench.ledger.on_wait is not None
+    bench.ledger.held = True
+    bench.ledger.on_wait("the ledger has been locked for 5 s")
+    await bench.answer("a")
+
+    if is_over:
+        bench.ledger.release()
+        await settle()
+
+    bench.session.drain(stop)
+    bench.ledger.release()
+    bench.des.held = False
+    await bench.finish()
+
+    text = (
+        "outcomes are recorded as soon as the ledger can be written; a second signal ends the wait"
+    )
+    assert [event.message for event in bench.told(Noted)][1:] == [text] * told
 
 
 async def test_the_pulse_tells_the_time_that_is_left_of_a_drain() -> None:
