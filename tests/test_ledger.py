@@ -333,6 +333,18 @@ class TestFailedCommits:
         assert [(start.row, start.attempt) for start in starts] == [(1, 2), (2, 2)]
         assert [row.attempts for row in await read(ledger)] == [1, 1, 0, 0]
 
+    async def test_rows_of_a_turn_in_doubt_come_back_though_the_next_one_fails_too(
+        self, ledger: Ledger
+    ) -> None:
+        make_faulty(ledger).faults = ["after", "before"]
+
+        for _ in range(2):
+            with pytest.raises(LedgerWriteFailed):
+                await ledger.exchange([], {"default": 2})
+
+        await ledger.exchange([], {})
+        assert set((await states(ledger)).values()) == {"pending"}
+
     async def test_a_full_disk_costs_nothing(self, file: Path) -> None:
         ledger = await make(file)
         await ledger.begin_session(session())
@@ -356,7 +368,10 @@ class TestFailedCommits:
 
     async def test_a_cancelled_turn_hands_its_rows_back(self, ledger: Ledger) -> None:
         await never_mind(asyncio.create_task(ledger.exchange([], {"default": 2})))
+        starts = (await ledger.exchange([], {"default": 1})).starts
+        assert [(start.row, start.attempt) for start in starts] == [(1, 2)]
 
+        await never_mind(asyncio.create_task(ledger.exchange([outcome(starts[0], "unsent")], {})))
         await ledger.end_session(130, [])
         assert set((await states(ledger)).values()) == {"pending"}
 
