@@ -16,7 +16,7 @@ from stage import workplace
 
 from deslaunch.cli.render import local_time
 from deslaunch.errors import ConfigurationError
-from deslaunch.events import Control, Noted, Stop, StopReason
+from deslaunch.events import Control, Noted, Pulse, Stop, StopReason
 from deslaunch.launch import session as session_module
 from deslaunch.ledger.ledger import open_ledger
 from deslaunch.settings import Deadline, Settings, next_such, parse_duration
@@ -43,6 +43,7 @@ async def test_a_pause_sends_nothing_until_it_is_told_to_go() -> None:
     bench.ledger.told = Control(is_paused=True)
     await bench.clock.advance(60)
     assert bench.des.keys() == ["r1"], "what was in flight came back, and nothing followed"
+    assert bench.told(Pulse)[-1] == Pulse(0, 0, is_paused=True)
 
     bench.ledger.told = Control()
     await bench.clock.advance(2)

@@ -820,6 +820,15 @@ async def test_a_paused_target_is_probed_before_any_row_is_sent() -> None:
     assert len(bench.told(TargetPaused)) == 3
 
 
+async def test_a_pause_that_is_prolonged_has_one_probe() -> None:
+    script = {"a": ["429"], "b": ["429 for 30"], "c": ["429"]}
+    bench = Bench(["first", "a", "b", "c"], slots=3, script=script)
+    bench.des.latency = lambda: 1.0
+    await bench.finish()
+
+    assert bench.des.probes == [(DEFAULT_TARGET, 32.0)]
+
+
 async def test_a_fault_of_a_probe_ends_the_session() -> None:
     bench = Bench(["a", "b"], script={"b": ["429"]})
     bench.des.probe_script = {DEFAULT_TARGET: ["bug"]}

@@ -445,7 +445,7 @@ async def test_who_interrupts_a_wait_for_the_ledger_is_told_how_to_end_it(
 
 
 async def test_the_pulse_tells_the_time_that_is_left_of_a_drain() -> None:
-    bench = Bench(["a"], drain_timeout=7.0)
+    bench = Bench(["a"], drain_timeout=2.5)
     bench.des.held = True
     await bench.begin()
     await bench.clock.advance(1.0)
@@ -454,7 +454,7 @@ async def test_the_pulse_tells_the_time_that_is_left_of_a_drain() -> None:
     await bench.answer("a")
     await bench.finish()
 
-    assert bench.told(Pulse) == [Pulse(1, 1, None), Pulse(1, 1, 6.0), Pulse(1, 1, 5.0)]
+    assert bench.told(Pulse) == [Pulse(1, 1, None), Pulse(1, 1, 1.5), Pulse(1, 1, 0.5)]
 
 
 async def test_a_limit_ends_the_session_and_leaves_the_rest() -> None:
