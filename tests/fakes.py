@@ -176,6 +176,7 @@ class MemoryLedger:
         sync: seconds that an exchange takes.
         fails: numbers of exchanges, from 1, that raise.
         in_place: what :meth:`is_in_place` returns.
+        refuses_notes: events and clocks can't be written.
         told: what a person told the launchers at work.
         given_up: ``at_once`` of each :meth:`give_up`.
         looks: times of the looks at whether other launchers are alive; each of them fails.
@@ -192,6 +193,7 @@ class MemoryLedger:
         self.lag: Callable[[], int] = lambda: 0
         self.fails: Callable[[int], bool] = lambda number: False
         self.in_place = True
+        self.refuses_notes = False
         self.calls = 0
         self.most_open = 0
         self.on_wait: Callable[[str], None] | None = None
@@ -290,10 +292,16 @@ class MemoryLedger:
         return Start(row.number, attempt, row.key, row.target, row.job_id, b"{}", row.auto, retries)
 
     async def note(self, kind: str, target: str | None, text: str) -> None:
+        self._refuse_notes()
         self.notes.append((kind, target))
 
     async def set_clocks(self, offsets: Mapping[str, float]) -> None:
+        self._refuse_notes()
         self.clocks.update(offsets)
+
+    def _refuse_notes(self) -> None:
+        if self.refuses_notes:
+            raise LedgerWriteFailed("the disk is full")
 
     async def is_in_place(self) -> bool:
         return self.in_place

@@ -246,7 +246,8 @@ async def test_a_ledger_that_is_not_in_its_place_ends_the_sending() -> None:
     bench.ledger.in_place = False
     await bench.finish()
 
-    assert bench.stops() == [(StopReason.LEDGER, None)]
+    message = "the ledger's file was removed or replaced during the launch"
+    assert bench.session.stops == [Stop(StopReason.LEDGER, message)]
     assert bench.started() == set(bench.des.keys())
     assert len(bench.des.keys()) < 9
 
@@ -273,11 +274,9 @@ async def test_a_jobrunid_that_another_row_has_makes_the_later_row_unknown() -> 
     await bench.finish()
 
     assert bench.states("a", "b") == [RowState.STARTED, RowState.UNKNOWN]
-    assert DEFAULT_TARGET in bench.des.reuse_stopped
-    [noted] = bench.told(Noted)
-    assert noted.is_warning
-    assert "'b'" in noted.message
-    assert "same" in noted.message
+    text = "row 'b': DES returned jobRunId same, which another row has already; the row is unknown"
+    assert bench.told(Noted) == [Noted(text, is_warning=True)]
+    assert bench.des.reuse_stopped == {DEFAULT_TARGET: text}
 
 
 # Faults of clients, at each point where a row can be lost.

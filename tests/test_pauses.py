@@ -11,7 +11,7 @@ from fakes import FakeRow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
-from sessions import Bench, keys
+from sessions import INTERRUPTED, Bench, keys
 from stage import QUICK, fault
 
 from deslaunch.errors import (
@@ -946,6 +946,34 @@ async def test_bad_ends_in_a_row_stop_the_target(verdict: str, ended: int) -> No
     assert bench.stops() == [(ERRORS, DEFAULT_TARGET)]
     assert bench.des.keys() == rows[: 1 + ended]
     assert bench.ledger.results(rows[1 + ended]) == ["unsent"]
+
+
+@pytest.mark.parametrize("drains", [False, True])
+async def test_bad_ends_stop_a_target_once_and_none_that_ends_anyway(drains: bool) -> None:
+    rows = keys("r", 8)
+    bench = Bench(["first", *rows], slots=8, script={key: ["lost"] for key in rows})
+    bench.des.latency = lambda: 1.0
+    await bench.begin()
+    await bench.clock.advance(1.5)
+
+    if drains:
+        bench.session.drain(INTERRUPTED)
+
+    await bench.finish()
+    stop = (StopReason.INTERRUPTED, None) if drains else (ERRORS, DEFAULT_TARGET)
+    assert bench.stops() == [stop]
+
+
+async def test_a_response_that_comes_while_a_stop_is_recorded_is_kept() -> None:
+    rows = [FakeRow(0, key, job_id=f"job {key}") for key in ["first", *keys("r", 6)]]
+    bench = Bench(rows, slots=6, script={key: ["403"] for key in keys("r", 5)})
+    bench.ledger.sync = 0.5
+    seconds = iter([0.0, *[1.0] * 5, 1.4])
+    bench.des.latency = lambda: next(seconds)
+    await bench.finish()
+
+    assert bench.stops() == [(CONFIGURATION, DEFAULT_TARGET)]
+    assert bench.started() == {"first", "r6"}
 
 
 async def test_one_target_is_stopped_by_its_errors_and_the_other_goes_on() -> None:

@@ -616,6 +616,16 @@ async def test_the_clocks_of_des_are_noted_once_they_are_known() -> None:
     assert bench.ledger.clocks == {DEFAULT_TARGET: 14.0}
 
 
+async def test_an_event_that_cannot_be_noted_is_told_and_stops_nothing() -> None:
+    bench = Bench(["first", "a"], script={"a": ["429"]})
+    bench.clients[DEFAULT_TARGET].clock_offset = 12.0
+    bench.ledger.refuses_notes = True
+    await bench.finish()
+
+    assert len(bench.told(TargetPaused)) == 1
+    assert (bench.started(), bench.stops()) == ({"first", "a"}, [])
+
+
 async def test_the_systems_clock_is_the_loops() -> None:
     clock, rang = Clock(), asyncio.Event()
     before = clock.now()
