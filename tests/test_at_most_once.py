@@ -153,6 +153,21 @@ async def test_a_commit_in_doubt_sends_nothing_and_its_outcomes_are_offered_agai
     assert bench.session.unrecorded == []
 
 
+async def test_a_response_that_comes_while_a_turn_fails_is_offered_with_the_others() -> None:
+    bench = Bench(["first", "a", "b"], slots=2)
+    bench.ledger.fails = lambda number: number == 3
+    bench.des.held = True
+    await bench.begin()
+    await bench.answer("first")
+    bench.ledger.held = True
+    await bench.answer("a")
+    await bench.answer("b")
+    bench.ledger.release()
+    await bench.finish()
+
+    assert bench.ended() == ["first", "a", "b"]
+
+
 async def test_outcomes_are_offered_for_a_minute_and_then_told_as_unrecorded() -> None:
     doubtful = OutcomeUnknown("another job's", job_run_id="doubtful")
     bench = Bench(["first", "a", "b", "c"], slots=2, script={"b": [doubtful]})

@@ -206,6 +206,7 @@ async def test_a_throttle_uses_no_attempt() -> None:
     await bench.finish()
 
     assert bench.ledger.results("a") == ["throttled", "unsent", "throttled", "started"]
+    assert (bench.session.claimed, bench.session.started_now) == (4, 1)
 
 
 async def test_a_row_of_an_auto_value_is_unknown_after_a_5xx() -> None:
