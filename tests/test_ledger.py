@@ -31,6 +31,7 @@ from ledgers import (
 
 from deslaunch.errors import LedgerDamaged, LedgerWriteFailed, ManifestError
 from deslaunch.events import Stop, StopReason
+from deslaunch.ledger import ledger as ledger_module
 from deslaunch.ledger import reading, sqlite
 from deslaunch.ledger.ledger import NewBatch, begin_import, take_ledger
 from deslaunch.ledger.reading import Consents, run_in
@@ -97,6 +98,28 @@ class TestTurn:
         ]
         assert turns[0].starts[0] == (1, 1, "k1", "default", JOB, checked(1).body, False, 0, 100.0)
         assert (await ledger.exchange([], {"default": 0})).due == {"default": None}
+
+    async def test_a_start_says_whether_it_moves_a_feed_on(self, place: str) -> None:
+        async with await make(place, [checked(1, auto=True), checked(2)]) as ledger:
+            await ledger.begin_session(session())
+            starts = (await ledger.exchange([], {"default": 2})).starts
+
+        assert [start.auto for start in starts] == [True, False]
+
+    async def test_how_far_rows_were_claimed_is_noted_now_and_then(
+        self, file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ledger_module, "POSITION_EVERY", 2)
+        noted = []
+
+        async with await make(file, 4) as ledger:
+            await ledger.begin_session(session())
+
+            for count in (1, 1, 1, 9):
+                await ledger.exchange([], {"default": count})
+                noted += ask(str(file), "SELECT position FROM target")
+
+        assert noted == [(0,), (2,), (2,), (4,)]
 
     async def test_targets_are_claimed_apart(self, place: str) -> None:
         rows = [checked(n, target="acme" if n % 3 else "bistro") for n in range(1, 10)]
@@ -383,8 +406,14 @@ class TestFailedCommits:
         other = "SELECT body FROM content WHERE row = 4"
         ask(place, f"UPDATE content SET body = ({other}) WHERE row = 3")
 
-        with pytest.raises(LedgerDamaged, match=r"row 3 \(k3\).*not the one that was checked"):
+        with pytest.raises(
+            LedgerDamaged, match=r"row 3 \(k3\).*not the one that was checked"
+        ) as told:
             await ledger.exchange([outcome(start, "started")], {"default": 2})
+
+        assert told.value.hint.startswith("correct it: deslaunch resume ")
+        assert told.value.hint.endswith(" --corrections FILE")
+        assert "night" in told.value.hint
 
         turn = await ledger.exchange([outcome(start, "started")], {"default": 1})
         assert [start.row for start in turn.starts] == [2]
