@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Final, Self
 if TYPE_CHECKING:
     from deslaunch.ledger.reading import Consents
 
-DAY: Final = 86_400_000
-"""Milliseconds that a wait may last; a longer one was asked for by a wrong clock."""
-
 FIXED: Final = {"started", "unknown", "sending"}
 """States of rows that have a run, or one in doubt."""
 
@@ -27,6 +24,7 @@ class Attempt:
         result: what became of it; None: it is in flight.
         run: its jobRunId.
         again: when the row may be sent again, ms.
+        wait: how long after its end that is, ms.
         age: which launchers, at work together, sent it.
         finding: what a person found out.
         is_repeated: its run failed, and another one is wanted.
@@ -38,6 +36,7 @@ class Attempt:
     result: str | None = None
     run: str | None = None
     again: int | None = None
+    wait: int | None = None
     finding: str | None = None
     is_repeated: bool = False
     run_failed: bool | None = None
@@ -55,14 +54,17 @@ class Attempt:
         is_one = self.result == "started" or self.result in MAY_HAVE_A_RUN
         return is_one and self.finding != "notStarted" and not self.is_repeated
 
-    def end(self, result: str, run: str | None = None, again: int | None = None) -> None:
+    def end(
+        self, result: str, run: str | None = None, now: int = 0, wait: int | None = None
+    ) -> None:
         """End, once; what comes late lifts a doubt, and a target's refusal the row's."""
         if (
             self.result is None
             or (self.result == "unknown" and result != "unknown")
             or (self.result == "rejected" and result == "throttled")
         ):
-            self.result, self.run, self.again, self.finding = result, run, again, None
+            self.result, self.run, self.finding = result, run, None
+            self.wait, self.again = wait, None if wait is None else now + wait
 
 
 @dataclass(eq=False)
@@ -172,9 +174,13 @@ class ModelRow:
 
     def begin(self, consents: Consents, now: int) -> None:
         """A session begins, and no other is at work."""
-        is_waiting = self.due is not None and now <= self.due <= now + DAY
+        wait = self.attempts[-1].wait if self.attempts else None
         is_repeated = self.state == "started"
-        due = self.due if is_waiting and not is_repeated else 0
+        due = 0
+
+        if wait is not None and (self.due or 0) > now and not is_repeated:
+            due = min(self.due or 0, now + wait)  # the clock may have been set back
+
         self.due = due if self.may_be_sent(consents) else None
 
         if is_repeated and self.due is not None and self.shown:

@@ -285,13 +285,32 @@ class TestSessions:
             [start] = (await ledger.exchange([], {"default": 1})).starts
             await ledger.exchange([outcome(start, "retry", not_before=60.0)], {})
             [start] = (await ledger.exchange([], {"default": 1})).starts
-            await ledger.exchange([outcome(start, "retry", not_before=9e6)], {})
+            await ledger.exchange([outcome(start, "retry", not_before=10.0)], {})
 
         hands.move(20)
 
         async with await begin(place, hands) as ledger:
             turn = await ledger.exchange([], {"default": 9})
             assert ([start.row for start in turn.starts], turn.due) == ([2], {"default": 40.0})
+
+    @pytest.mark.parametrize("step", [-30, -3600, -1e8])
+    async def test_a_wait_is_not_prolonged_by_a_clock_that_is_set_back(
+        self, place: str, hands: Hands, step: float
+    ) -> None:
+        async with await make(place, 1, hands) as ledger:
+            await ledger.begin_session(session())
+            [start] = (await ledger.exchange([], {"default": 1})).starts
+            await ledger.exchange([outcome(start, "retry", not_before=60.0)], {})
+
+        hands.step(step)
+
+        async with await begin(place, hands) as ledger:
+            assert (await ledger.exchange([], {"default": 1})).due == {"default": 60.0}
+
+        hands.move(20)
+
+        async with await begin(place, hands) as ledger:
+            assert (await ledger.exchange([], {"default": 1})).due == {"default": 40.0}
 
     async def test_a_row_that_nobody_asked_to_wait_does_not_wait_for_a_clock_that_went_back(
         self, place: str, hands: Hands

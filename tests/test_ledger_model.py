@@ -230,15 +230,15 @@ class Walk:
 
     def end(self, at: Launcher, start: Start, attempt: Attempt, result: str, wait: int) -> Outcome:
         more: dict[str, Any] = {}
-        again = None
 
         if result == "started":
             self.runs += 1
             more["job_run_id"] = run_id(self.runs)
         elif result in AGAIN:
-            again, more["not_before"] = self.now(at) + 1000 * wait, float(wait)
+            more["not_before"] = float(wait)
 
-        attempt.end(result, more.get("job_run_id"), again)
+        waits = 1000 * wait if result in AGAIN else None
+        attempt.end(result, more.get("job_run_id"), self.now(at), waits)
         self.rows[start.key].derive(self.age)
         return outcome(start, result, **more)
 

@@ -91,13 +91,16 @@ UPDATE attempt SET result = 'unknown', error = 'its launcher ended before a resp
 WHERE result IS NULL AND row IN (SELECT value FROM json_each(?));
 
 -- name: make_due
--- What a session may send when it begins; a consent changes no state. A wait goes on, but for one
--- that only a wrong clock can have asked for.
+-- What a session may send when it begins; a consent changes no state. A wait goes on, and lasts no
+-- longer from now than it was to last in all: the clock may have been set back since.
 UPDATE state SET retries = 0, due_ms = CASE
   WHEN state IN ('pending', 'failed')
     OR state = 'rejected' AND ?2
     OR state = 'unknown' AND ?3 AND NOT (SELECT auto FROM row WHERE number = state.row)
-  THEN CASE WHEN due_ms BETWEEN ?1 AND ?1 + 86400000 THEN due_ms ELSE 0 END
+  THEN CASE WHEN due_ms > ?1 THEN coalesce((
+    SELECT CASE WHEN due_ms < ?1 + again_ms - answered_ms THEN due_ms ELSE ?1 + again_ms - answered_ms END
+    FROM attempt WHERE row = state.row ORDER BY number DESC LIMIT 1
+  ), 0) ELSE 0 END
 END
 WHERE state NOT IN ('invalid', 'withdrawn');
 
