@@ -10,7 +10,7 @@ from postgres import Server, missing
 from stage import TOKEN, workplace
 
 from .kills import LONG, MANY_SLOTS
-from .shared import Crowd
+from .shared import SCRIPT, Crowd
 from .tally import Tally, kill, next_command, side_by_side
 
 if TYPE_CHECKING:
@@ -51,7 +51,8 @@ PAUSES: Final[list[dict[str, Any]]] = [
     {"fault": "status", "status": 429, "retryAfterDate": 1, "at": [60, 200]},
     {"fault": "status", "status": 503, "retryAfter": 1, "at": [130]},
 ]
-SCRIPT: Final[dict[str, Any]] = LONG | {"faults": [*PAUSES, *LONG["faults"]]}
+ALONE: Final[dict[str, Any]] = LONG | {"faults": [*PAUSES, *LONG["faults"]]}
+SHARED: Final[dict[str, Any]] = SCRIPT | {"faults": [*PAUSES, *SCRIPT["faults"]]}
 
 
 def wrong(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
@@ -61,7 +62,7 @@ def wrong(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
 
     def one(number: int, jumps: list[tuple[int, int]]) -> None:
         with (
-            workplace(folder / f"{number}", SCRIPT | {"seed": number}) as place,
+            workplace(folder / f"{number}", ALONE | {"seed": number}) as place,
             tally.case(f"batch {number}: {jumps}"),
         ):
             place.manifest(rows)
@@ -101,7 +102,7 @@ def _on_postgres(folder: Path, tally: Tally, rng: random.Random) -> None:
     try:
         for number in range(3):
             with (
-                workplace(folder / f"shared {number}", LONG | {"seed": number}) as place,
+                workplace(folder / f"shared {number}", SHARED | {"seed": number}) as place,
                 tally.case(f"shared {number}"),
             ):
                 place.manifest(2 * ROWS)
