@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 from judge import read_log
 from stage import POS_USAGE, QUICK, fault, workplace
 
+from deslaunch.cli import ending
+
 if TYPE_CHECKING:
+    from asyncio.subprocess import Process
+    from collections.abc import Callable
     from pathlib import Path
 
     from stage import Workplace
@@ -199,6 +205,24 @@ def test_a_command_that_fails_is_a_warning(place: Workplace, teller: str) -> Non
 
     done = place.run("resume", "night.ledger.db", "--yes", "--on-end", "'open")
     assert (done.returncode, "--on-end takes a program" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_command_may_end_before_it_is_told(
+    loop: Callable[[], asyncio.AbstractEventLoop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = asyncio.create_subprocess_exec
+
+    async def begin_and_end(*words: str, **more: Any) -> Process:
+        process = await begin(*words, **more)
+        await process.wait()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", begin_and_end)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(ending.run_command(["true"], {"exitCode": 0})) == ""
+        assert runner.run(ending.run_command(["false"], {})) == "ended with exit code 1"
 
 
 @pytest.mark.parametrize("program", ["no-such-command", "./unready", "./none"])

@@ -59,7 +59,7 @@ async def telling_end(given: "Given") -> AsyncIterator[dict[str, Any]]:
         with contextlib.suppress(DeslaunchError):  # which was told already
             words = await asyncio.to_thread(command_of, given)
 
-        if words and told and (why := await _run(words, told)):
+        if words and told and (why := await run_command(words, told)):
             given.printer.warn(f"--on-end {shlex.join(words)}: {why}")
 
 
@@ -100,8 +100,8 @@ def _stderr() -> int:
     return subprocess.DEVNULL
 
 
-async def _run(words: Sequence[str], told: Mapping[str, Any]) -> str:
-    """Run the command; return what went wrong, or ``""``."""
+async def run_command(words: Sequence[str], told: Mapping[str, Any]) -> str:
+    """Run a command with the summary on its standard input; return what went wrong, or ``""``."""
     import asyncio  # noqa: PLC0415  # not needed for --help
 
     counts = told.get("batch", told)  # of a watch
@@ -127,7 +127,10 @@ async def _run(words: Sequence[str], told: Mapping[str, Any]) -> str:
 
     try:
         async with asyncio.timeout(MOST_SECONDS):
-            await process.communicate(encode_json(told).encode() + b"\n")
+            with contextlib.suppress(RuntimeError):  # of uvloop: it has ended, and read nothing
+                await process.communicate(encode_json(told).encode() + b"\n")
+
+            await process.wait()
     except TimeoutError:
         return f"was killed: it took over {MOST_SECONDS:.0f} s"
     except asyncio.CancelledError:  # a signal: the launch has ended, and its exit code stands
