@@ -19,6 +19,7 @@ from stage import POS_USAGE, fault, invalid_row, rejected_row, row
 
 import deslaunch
 from deslaunch.des.client import DesClient
+from deslaunch.des.tokens import EnvToken
 from deslaunch.errors import (
     ConfigurationError,
     CredentialsRefused,
@@ -47,6 +48,7 @@ from deslaunch.ledger.ledger import Ledger, open_ledger
 from deslaunch.model import AUTO as AUTO_VALUE
 from deslaunch.model import JobRunParameterValue, Outcome, Row, RowState, as_word
 from deslaunch.settings import Settings
+from deslaunch.simulator import Simulator
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -377,6 +379,30 @@ async def test_a_refused_token_raises_whatever_the_cache_holds(place: Place, is_
             await place.launch(des)
 
     assert simulator.runs == []
+
+
+async def test_a_launch_after_a_refused_token_asks_for_the_new_one(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DES_TOKEN", TOKEN)
+    place.write(rows(3))
+
+    async with (
+        Simulator(log=place.folder / "log.jsonl", tokens=[TOKEN, "new"]) as simulator,
+        DesClient(simulator.base_url, token=EnvToken()) as des,
+    ):
+        await check(place.manifest, des)
+        simulator.revoke(TOKEN)
+
+        with pytest.raises(CredentialsRefused):
+            await place.launch(des)
+
+        refused = simulator.count("startjob")
+        monkeypatch.setenv("DES_TOKEN", "new")
+        summary = await place.launch(des, resume=True)
+
+    assert counts(summary) == {"started": 3}
+    assert (refused, simulator.count("startjob")) == (1, 4)
 
 
 async def test_allow_partial_returns_the_summary(place: Place) -> None:

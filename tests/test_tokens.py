@@ -453,6 +453,36 @@ async def test_a_failed_renewal_is_shared_and_a_later_one_asks_anew() -> None:
     assert await keeper.current() == (Token("two"), 2)
 
 
+async def test_a_new_launch_asks_the_source_at_once() -> None:
+    source = Queue("one", "one", "two", "two", "two")
+    keeper = TokenKeeper(source, clock=lambda: 100.0)
+    await keeper.current()
+
+    with pytest.raises(CredentialsRefused):
+        await keeper.renew(1)
+
+    keeper.forget_refusal()
+    assert await keeper.current() == (Token("two"), 2)
+    keeper.forget_refusal()
+    assert (await keeper.current(), source.fetched) == ((Token("two"), 2), 3), "it was not refused"
+
+    with pytest.raises(CredentialsRefused):
+        await keeper.renew(2)
+
+    keeper.forget_refusal()
+    assert await keeper.current() == (Token("two"), 3), "DES may accept it by now"
+
+
+async def test_a_new_launch_waits_for_the_auth_server_as_an_old_one() -> None:
+    keeper = TokenKeeper(Queue(NotSent("busy", retry_after=9.0)), clock=lambda: 100.0)
+
+    for _ in range(2):
+        with pytest.raises(NotSent, match="busy"):
+            await keeper.current()
+
+        keeper.forget_refusal()
+
+
 @pytest.mark.parametrize("cancelled", [0, 1, 2])
 async def test_a_waiter_that_is_cancelled_does_not_break_the_others_renewal(
     cancelled: int,

@@ -252,6 +252,13 @@ class DesClient:
         """
         await self._tokens.renew(refused.generation)
 
+    def forget_refusal(self) -> None:
+        """Fetch a token before the next request, if DES refused the last one and none was newer.
+
+        Each launch, watch and check begins with it.
+        """
+        self._tokens.forget_refusal()
+
     async def start_job(self, job_id: str, parameters: Mapping[str, wire.Value]) -> StartedRun:
         """Start one run of a job: one attempt, no ledger, no retry.
 

@@ -86,7 +86,8 @@ class TokenSource(Protocol):
     """An object that fetches the current token. Any class with this method is one.
 
     Its ``fetch`` is called before the first request, and again after DES refused the token with
-    401: never twice at the same time, and not within a second of a failure.
+    401: never twice at the same time, and not within a second of a failure. After a failure, a new
+    launch with the same client fetches at once.
 
     A source may have an attribute ``org_id``. It then promises that its tokens are for this
     organisation and name their DES in ``svc``, so that a client needs no base URL.
@@ -437,7 +438,7 @@ class TokenKeeper:
     generation it was sent with, so a late 401 for an old token causes no second renewal.
 
     After a failure the source is not called for a second, or for as long as it asked: until then
-    every caller gets the same failure.
+    every caller gets the same failure, unless a new launch begins (:meth:`forget_refusal`).
 
     Args:
         source: where tokens come from.
@@ -454,6 +455,7 @@ class TokenKeeper:
         self.in_use: tuple[Token, int] | None = None
         self._generation = 0
         self._seen: dict[str, re.Pattern[str]] = {}
+        self._refused: set[str] = set()
         self._failure: errors.CredentialsRefused | errors.NotSent | None = None
         self._retry_at = -math.inf
 
@@ -489,6 +491,9 @@ class TokenKeeper:
             if self._failure is not None and self._clock() < self._retry_at:
                 raise copy(self._failure) from self._failure
 
+            if self.in_use is not None:
+                self._refused.add(self.in_use[0].text)
+
             try:
                 token = await self._fetch()
             except (errors.CredentialsRefused, errors.NotSent) as exc:
@@ -502,7 +507,16 @@ class TokenKeeper:
 
             self._seen[token.text] = _spellings(token.text)
             self._generation += 1
-            self.in_use = token, self._generation
+            self.in_use, self._failure = (token, self._generation), None
+
+    def forget_refusal(self) -> None:
+        """Let the next request ask the source again, if it had no newer token than a refused one.
+
+        A token that DES refused is tried once more, if the source still has no other.
+        """
+        if isinstance(self._failure, errors.CredentialsRefused):
+            self.in_use = self._failure = None
+            self._refused.clear()
 
     def scrub(self, text: str) -> str:
         """Return ``text`` with every token that was ever in use replaced.
@@ -527,7 +541,7 @@ class TokenKeeper:
             text = f"the token source failed with {type(exc).__name__}"
             raise errors.CredentialsRefused(text, hint="see its __cause__") from exc
 
-        if token.text in self._seen:
+        if token.text in self._refused:
             raise errors.CredentialsRefused(
                 "DES refused the token, and the token source has no newer one",
                 hint="replace the token by a new one, and resume",

@@ -348,6 +348,9 @@ async def open_schemas(
     """
     clients = {settings.target: des} if isinstance(des, DesClient) else dict(des or {})
 
+    for client in clients.values():
+        client.forget_refusal()
+
     if not clients and file is None:
         raise errors.ConfigurationError(
             "there is neither a DES nor a schema file to take the jobs from",
