@@ -240,7 +240,7 @@ class Settings:
 
     concurrency: int = _option(
         16,
-        "Concurrent starts at most (slots).",
+        "Maximum concurrent starts (slots).",
         int,
         low=1,
         high=1024,
@@ -250,12 +250,12 @@ class Settings:
     )
     rate: float | None = _seconds(
         None,
-        "Starts a second at most; default: as slots allow.",
+        "Maximum starts per second; default: limited only by the slots.",
         unit="starts a second",
         kept=True,
         usual=True,
     )
-    timeout: float = _seconds(60.0, "Seconds for one attempt in all.", high=86_400, kept=True)
+    timeout: float = _seconds(60.0, "Seconds for one whole attempt.", high=86_400, kept=True)
     connect_timeout: float = _seconds(
         10.0, "Seconds for name lookup, connection and TLS handshake.", high=86_400, kept=True
     )
@@ -296,10 +296,10 @@ class Settings:
         usual=True,
     )
     stop_at: str | None = _option(
-        None, "Send nothing new from this local time on, then drain (exit 5).", usual=True
+        None, "Stop sending at this local time, then wait for responses (exit 5).", usual=True
     )
     stop_after: str | None = _option(
-        None, "Send nothing new after this long (4h, 90m, 1h30m), then drain (exit 5)."
+        None, "Stop sending after this long (4h, 90m, 1h30m), then wait for responses (exit 5)."
     )
     retry_rejected: bool = _consent("Send rejected rows again, unchanged.", usual=True)
     retry_unknown: bool = _consent("Send unknown rows again: one that has a run gets a second one.")
@@ -310,24 +310,24 @@ class Settings:
         "Resume an older copy of a ledger, or a batch that was given up; runs that it starts are "
         "marked as possible duplicates."
     )
-    again: bool = _consent("Begin a batch although an earlier one of its rows is unfinished.")
+    again: bool = _consent("Start a batch although an earlier one of this manifest is unfinished.")
     skip_invalid: bool = _consent("Start the valid rows; record the others as invalid.", usual=True)
     allow_duplicates: bool = _consent("Start each of several identical rows that have no key.")
     allow_repeated_auto: bool = _consent("Start several rows of one job that use an auto value.")
     allow_new_origin: bool = False  # on a command line --base-url says so
     format: Format | None = _option(  # noqa: RUF009  # a field, as the others
         None,
-        "Format of the manifest; default: by its name.",
+        "Format of the manifest; default: by its file extension.",
         choices=("jsonl", "csv"),
         usual=True,
     )
     delimiter: str = _option(
         ",", "Cell delimiter of a CSV manifest: , ; | or tab.", choices=(*",;|", "tab", "\t")
     )
-    job_id: str | None = _option(None, "Job of the rows that name none.", usual=True)
-    target: str = _option(DEFAULT_TARGET, "Target of the rows that name none.", usual=True)
+    job_id: str | None = _option(None, "Job of rows that name none.", usual=True)
+    target: str = _option(DEFAULT_TARGET, "Target of rows that name none.", usual=True)
     interval: float = _seconds(
-        5.0, "Seconds before a run is queried again; each later wait is half as long again."
+        5.0, "Seconds before a run is queried again; each later wait is 1.5 times as long."
     )
     max_interval: float = _seconds(
         300.0, "Longest wait between two queries of a run; never shorter than --interval."

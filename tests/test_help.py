@@ -126,7 +126,7 @@ def test_the_page_of_the_options_has_all_that_a_command_takes() -> None:
 
 def test_the_range_and_the_default_of_an_option_are_shown() -> None:
     assert (
-        "- `--concurrency`: Concurrent starts at most (slots). Takes a whole number of slots from "
+        "- `--concurrency`: Maximum concurrent starts (slots). Takes a whole number of slots from "
         "1 to 1,024.\n  Default: `16`. Variable: `DESLAUNCH_CONCURRENCY`. Kept in the ledger.\n"
     ) in call("help", "options").out
 

@@ -165,10 +165,10 @@ async def _write_unknown(given: Given, ledger: "Ledger") -> None:
     options.LEDGER,
     *options.WRITTEN,
     options.value("--state", "Only rows in this state.", type=click.Choice(_STATES)),
-    options.value("--run", "Only rows whose run ended so.", type=click.Choice(_RUNS)),
+    options.value("--run", "Only rows whose run has this result.", type=click.Choice(_RUNS)),
     options.value("--key keys", "Only this row; repeatable.", multiple=True, metavar="KEY"),
     options.flag(
-        "--with-manifest", "Keep the manifest's columns; results are deslaunch.* columns."
+        "--with-manifest", "Write the manifest's columns, and results as deslaunch.* columns."
     ),
     options.file("--split", "Write DIR/failed.csv, DIR/rejected.csv …", metavar="DIR"),
     *options.VOLUME,
@@ -176,8 +176,8 @@ async def _write_unknown(given: Given, ledger: "Ledger") -> None:
 async def results(given: Given) -> int:
     """Write the outcome of every row, in manifest order.
 
-    Files of --with-manifest and --split are for corrections, and run refuses them: fix the rows
-    there, then deslaunch resume LEDGER --corrections FILE.
+    To correct rows, edit a file written with --with-manifest or --split and pass it to deslaunch
+    resume LEDGER --corrections FILE; run refuses such a file.
 
     Examples:
         deslaunch results night.ledger.db -o night.results.csv
@@ -261,10 +261,10 @@ async def log(given: Given) -> int:
     options.LEDGER,
     click.Argument(["keys"], metavar="[KEY]...", nargs=-1),
     options.value("--started", "The row started this run.", metavar="JOBRUNID"),
-    options.flag("--not-started", "No attempt in doubt started a run; resume may send the row."),
+    options.flag("--not-started", "The unknown attempts started no run; resume may send the row."),
     options.flag("--unknown", "Remove an earlier finding."),
-    options.file("--from findings", "The file of status --unknown, filled in."),
-    options.value("--note", "A text to keep with each finding.", default=""),
+    options.file("--from findings", "The file that status --unknown wrote, filled in."),
+    options.value("--note", "Text to store with each finding.", default=""),
     options.flag("--early", "Accept --not-started although DES may still list a run."),
     options.YES,
     *options.OUTPUT,
@@ -273,9 +273,9 @@ async def resolve(given: Given) -> int:
     """Record what you found out about unknown rows of LEDGER.
 
     Failed rows are accepted too. All findings are recorded, or none. A finding can be changed until
-    its row is sent again. For a started row, --not-started says that its other attempts started no
-    run: it is no possible duplicate any more. While DES may still list a run, --not-started asks
-    on a terminal, and needs --early elsewhere.
+    its row is sent again. For a started row, --not-started records that its other attempts started
+    no run, and it is no longer a possible duplicate. As long as DES may still list a run,
+    --not-started asks for confirmation on a terminal, and needs --early elsewhere.
 
     Examples:
         deslaunch resolve night.ledger.db KEY --not-started --note 'not in DES, 8:40'

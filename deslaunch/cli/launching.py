@@ -78,7 +78,9 @@ async def check(given: Given) -> int:
         show_envvar=True,
         **options.PLACE,
     ),
-    options.flag("--resume", "Resume the batch if this manifest was begun: for cron, containers."),
+    options.flag(
+        "--resume", "Resume the batch if it exists, else start it; for cron and containers."
+    ),
     options.JOIN,
     *_ROWS,
     *options.tuning("skip_invalid"),
@@ -87,8 +89,8 @@ async def check(given: Given) -> int:
 async def run(given: Given) -> int:
     """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required.
 
-    It prints a plan and, on a terminal, asks before it sends anything. --limit with --watch is a
-    trial: it exits with 0 if all runs that it started succeeded.
+    It prints a plan and, on a terminal, asks for confirmation. --limit with --watch is a trial: it
+    exits with 0 if all runs that it started succeeded.
 
     Examples:
         deslaunch run night.csv
@@ -120,19 +122,24 @@ async def run(given: Given) -> int:
 @options.command(
     "resume",
     options.LEDGER,
-    options.value("--corrections", "Replace rows by those of FILE, by key.", metavar="FILE"),
+    options.value("--corrections", "Replace the rows whose keys are in FILE.", metavar="FILE"),
     options.flag("--add-rows", "Add the rows of FILE whose keys are new.", usual=False),
     options.JOIN,
     *options.tuning("retry_failed_runs"),
-    *options.FORM,
+    *options.tuning(
+        "delimiter",
+        format="Format of the corrections; default: by their file extension.",
+        job_id="Job of corrections that name none.",
+        target="Target of corrections that name none.",
+    ),
     *options.LAUNCH,
 )
 async def resume(given: Given) -> int:
     """Send the pending and failed rows of LEDGER.
 
     Unknown rows are not sent. It needs no manifest and no options: the ledger keeps the rows and
-    the options of earlier command lines. It prints a plan and, on a terminal, asks before it sends
-    anything.
+    the options of earlier command lines. It prints a plan and, on a terminal, asks for
+    confirmation.
 
     Examples:
         deslaunch resume night.ledger.db
@@ -332,10 +339,10 @@ def _new_place() -> str:
     *options.CONNECTION,
     *options.tuning(
         *("max_wait", "give_up_after", "drain_timeout"),
-        concurrency="Concurrent queries at most.",
-        rate="Queries a second at most; a launch's --rate does not apply.",
+        concurrency="Maximum concurrent queries.",
+        rate="Maximum queries per second; a launch's --rate does not apply.",
     ),
-    *options.WATCH,
+    *options.USUAL_WATCH,
     options.ON_END,
     *options.OUTPUT,
 )

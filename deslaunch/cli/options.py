@@ -152,7 +152,7 @@ def _read_place(context: click.Context, parameter: click.Parameter, place: str |
 PLACE: Final[dict[str, Any]] = {"metavar": "LEDGER", "envvar": VARIABLE, "callback": _read_place}
 LEDGER: Final = click.Argument(["ledger"], **PLACE)
 JOIN: Final = flag("--join", "Send rows beside other launchers; PostgreSQL only.", usual=False)
-YES: Final = flag("--yes", "Never ask.")
+YES: Final = flag("--yes", "Don't ask for confirmation.")
 ON_END: Final = value(
     "--on-end",
     "Run this program once at the end, without a shell, with the JSON object on its stdin.",
@@ -168,14 +168,16 @@ FORCE: Final = flag("--force", "Replace an existing file; never a ledger or the 
 WRITTEN: Final = (
     file("--output -o", "Default: stdout."),
     value(
-        "--format", "Default: by the output's name, else csv.", type=click.Choice(["jsonl", "csv"])
+        "--format",
+        "Default: by the output's extension, else csv.",
+        type=click.Choice(["jsonl", "csv"]),
     ),
     FORCE,
 )
 CONNECTION: Final = (
     file(
         "--config",
-        "TOML file of targets; default: config.toml in your configuration folder of deslaunch.",
+        "TOML file of targets; default: deslaunch/config.toml in your configuration folder.",
         envvar="DESLAUNCH_CONFIG",
         show_envvar=True,
     ),
@@ -183,17 +185,21 @@ CONNECTION: Final = (
     flag("--allow-http", "Allow http:// for hosts other than loopback.", usual=False),
     *tuning("timeout", "connect_timeout"),
 )
-JOBS: Final = file("--schema", "Read the jobs from this file (as jobs --json prints them).")
+JOBS: Final = file("--schema", "Read the jobs from this file, written by jobs --json.")
 DES: Final = (*CONNECTION, JOBS, *tuning("schema_max_age"))
 FORM: Final = tuning("format", "delimiter", "job_id", "target")
 WATCH: Final = tuning("interval", "max_interval", "watch_timeout")
+USUAL_WATCH: Final = [
+    _tuning(OPTIONS[name]._replace(usual=True))
+    for name in ("interval", "max_interval", "watch_timeout")
+]
 LAUNCH: Final = (
     *DES,
     *tuning("concurrency", "rate", "limit", "stop_at", "stop_after"),
     *tuning("max_attempts", "max_wait", "give_up_after"),
     *tuning("drain_timeout", "max_errors", "retry_5xx", "retry_rejected", "retry_unknown"),
     *tuning("accept_copy", "again"),
-    flag("--dry-run", "Print each request as a JSON line; send nothing, make no ledger."),
+    flag("--dry-run", "Print each request as a JSON line; send nothing, create no ledger."),
     YES,
     flag("--watch", "Then watch the runs until they end."),
     *WATCH,
