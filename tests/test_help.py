@@ -156,6 +156,14 @@ def test_an_unknown_topic_is_told_with_the_nearest() -> None:
     )
 
 
+@pytest.mark.parametrize("command", HOMES)
+def test_the_help_lists_every_option_that_its_examples_use(command: str) -> None:
+    usage, _, examples = call(command, "--help").out.partition("\n  Examples:\n")
+    of_command = re.findall(rf"deslaunch {command}\b([^|;&]*)", examples)
+
+    assert {flag for words in of_command for flag in FLAG.findall(words)} <= {*FLAG.findall(usage)}
+
+
 # What the pages show.
 
 
