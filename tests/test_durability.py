@@ -284,7 +284,7 @@ def test_a_ledger_at_work_is_exported_whole(tmp_path: Path) -> None:
             "export", "night.ledger.db", "copy.db", wrap=("sh", "-c", 'umask 0; "$@"', "sh")
         )
         told = (
-            f"copy.db: a copy of {place.ledger}: resume refuses it as long as that one is there\n"
+            f"copy.db: a copy of {place.ledger}; if that is lost, resume this with --accept-copy\n"
         )
         assert (done.returncode, done.stderr) == (0, told)
         place.portal.call(place.simulator.release)

@@ -89,6 +89,39 @@ def test_a_ledger_that_was_moved_is_no_copy(place: Workplace) -> None:
     assert sent(place) == [1, 2, 3, 4, 5, 6]
 
 
+def test_an_exported_copy_is_refused_on_another_machine(place: Workplace) -> None:
+    begun(place)
+    place.run("export", "night.ledger.db", "copy.ledger.db")
+    assert place.run("resume", "night.ledger.db", "--limit", "3", "--yes").returncode == 5
+    place.environment["DESLAUNCH_STATE_DIR"] += "-of-another"
+    place.ledger.unlink()
+
+    refused = place.run("resume", "copy.ledger.db", "--yes")
+    assert refused.returncode == 7
+    assert "copy.ledger.db: is a copy that was exported 2" in refused.stderr
+    assert sent(place) == [1, 2, 3, 4, 5]
+    assert "is a copy that was exported" in place.run("status", "copy.ledger.db").stderr
+
+    assert place.run("resume", "copy.ledger.db", "--accept-copy", "--limit", "3").returncode == 5
+    shutil.rmtree(place.environment["DESLAUNCH_STATE_DIR"])
+    assert place.run("resume", "copy.ledger.db", "--yes").returncode == 0, "it was accepted"
+    lines = place.judge(place.folder / "copy.ledger.db").lines
+    assert [line["possibleDuplicate"] for line in lines] == [False] * 2 + [True] * 4
+
+
+def test_a_copy_is_believed_to_be_one_where_history_knows_nothing(place: Workplace) -> None:
+    begun(place)
+    shutil.copy(place.ledger, place.folder / "copy.ledger.db")
+    shutil.rmtree(place.environment["DESLAUNCH_STATE_DIR"])
+    place.ledger.unlink()
+
+    done = place.run("resume", "copy.ledger.db", "--accept-copy", "--yes")
+    assert done.returncode == 0
+    assert "copy.ledger.db: is resumed as a copy; what it starts now may" in done.stderr
+    lines = place.judge(place.folder / "copy.ledger.db").lines
+    assert [line["possibleDuplicate"] for line in lines] == [False] * 2 + [True] * 4
+
+
 # A second batch.
 
 

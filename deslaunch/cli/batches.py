@@ -186,8 +186,8 @@ async def export(given: Given) -> int:
     file = given["file"]
 
     async with await open_ledger(given["ledger"]) as ledger:
-        await ledger.copy_to(file)
-        told = f"{file}: a copy of {ledger.place}: resume refuses it as long as that one is there"
+        await ledger.export(file)
+        told = f"{file}: a copy of {ledger.place}; if that is lost, resume this with --accept-copy"
         given.printer.say(told)
 
     return 0

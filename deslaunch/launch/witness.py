@@ -54,22 +54,24 @@ async def check_copy(ledger: Ledger, history: History, *, accepts: bool) -> str:
         accepts: go on all the same, once the ledger was told to :meth:`Ledger.accept_copy`.
 
     Returns:
-        Why it is one, as a warning; ``""`` where it is none.
+        A warning, if it is one, or is accepted as one; else ``""``.
 
     Raises:
         LedgerOutdated: it is one, and that is not accepted.
     """
-    if (found := await find_copy(ledger, history)) is None:
-        return ""
+    found = await find_copy(ledger, history)
 
-    why, hint = found
-
-    if accepts:
+    if accepts:  # another machine may know what this one's history does not
+        why = found[0] if found else f"{ledger.place}: is resumed as a copy"
         return (
             f"{why}; what it starts now may have been started already, and is marked as a "
             "possible duplicate"
         )
 
+    if found is None:
+        return ""
+
+    why, hint = found
     raise errors.LedgerOutdated(
         f"{why}; nothing was sent",
         hint=f"{hint}; to go on with this one, and mark what it starts as possible duplicates, "
@@ -80,7 +82,8 @@ async def check_copy(ledger: Ledger, history: History, *, accepts: bool) -> str:
 async def find_copy(ledger: Ledger, history: History) -> tuple[str, str] | None:
     """Return why another ledger may have sent the rows that are pending in one, and what to do.
 
-    It is a copy that lacks attempts, or a second batch of its rows was begun.
+    It is a copy that lacks attempts, or was exported and is new to this machine, or a second batch
+    of its rows was begun.
 
     Args:
         ledger: of a batch that is looked at, or is to be gone on with.
@@ -89,7 +92,11 @@ async def find_copy(ledger: Ledger, history: History) -> tuple[str, str] | None:
     known = await run_sync(history.find, ledger.batch.uid)
 
     if known is None:
-        return None
+        if (exported := ledger.batch.options.get("exported")) is None:
+            return None
+
+        why = f"is a copy that was exported {utc(exported)}"
+        return _told(ledger, why), "resume the ledger that it was made of"
 
     [(session, attempts)] = await ledger.query("last_known")
     lacking = known.attempts - attempts
@@ -113,7 +120,11 @@ async def find_copy(ledger: Ledger, history: History) -> tuple[str, str] | None:
     else:
         return None
 
-    return f"{ledger.place}: {why}; rows that are pending here may have been sent", hint
+    return _told(ledger, why), hint
+
+
+def _told(ledger: Ledger, why: str) -> str:
+    return f"{ledger.place}: {why}; rows that are pending here may have been sent"
 
 
 async def _is_at(known: Noted, place: str) -> bool:

@@ -258,6 +258,7 @@ class Ledger(Reader):
             store.run("set_control", ("{}",))
 
         kept = {**self.batch.options, **session.kept}
+        kept.pop("exported", None)  # a copy that is launched is the batch
         store.run("set_options", (json.dumps(kept),))
         store.many("set_target", [(name, *t) for name, t in session.targets.items()])
         self._places, self._limits = session.targets, session.limited

@@ -375,16 +375,17 @@ class Reader:
         return self._store.fetch(name, parameters)
 
     @in_thread
-    def copy_to(self, path: str) -> None:
+    def export(self, path: str) -> None:
         """Copy the batch as it is now to a new file, also beside a launcher.
 
+        The copy tells that it is one until it is launched: option ``exported``, Unix time in ms.
         After an error, or a crash, there is no such file.
 
         Raises:
             ConfigurationError: the file is there already, or the batch is in PostgreSQL.
             LedgerError: it can't be written.
         """
-        self._store.copy_to(path)
+        self._store.export(path)
 
     async def counts(self) -> tuple[Counts, dict[str, Counts]]:
         """Return the rows by state: in all, and by target."""

@@ -52,6 +52,9 @@ _NEW: Final = (
 )
 _SYNCED: Final = "PRAGMA fullfsync=1"  # macOS: fsync alone stops at the drive's cache
 _WAL: Final = "PRAGMA journal_mode=WAL"
+_MARK_EXPORTED: Final = (
+    "UPDATE batch SET options = json_set(options, '$.exported', strftime('%s', 'now') * 1000)"
+)
 _CHECK: Final = "PRAGMA quick_check(1)"  # 0.4 s for a million rows
 _WRITER: Final = (  # with busy=1.0: a wait for the write lock is looked at once a second
     "PRAGMA synchronous=FULL",
@@ -292,11 +295,15 @@ class SqliteStore(Store):
         while Path(path).exists():
             path, number = f"{self.place}.rescued.{number}", number + 1
 
-        self.copy_to(path)
+        self._copy_to(path)
         return path
 
-    def copy_to(self, path: str) -> None:
-        """Copy the batch as it is now to a new file: whole, or not at all."""
+    def export(self, path: str) -> None:
+        """Copy the batch as it is now to a new file, which tells that it is a copy."""
+        self._copy_to(path, _MARK_EXPORTED)
+
+    def _copy_to(self, path: str, *changes: str) -> None:
+        """Copy the batch as it is now to a new file, and change it there: whole, or not at all."""
         path = os.path.realpath(path)
         names = [path, *(f"{path}{suffix}" for suffix in ("-wal", "-journal"))]
 
@@ -310,7 +317,9 @@ class SqliteStore(Store):
             _make_private(new)
             stack.callback(os.unlink, new)
             self._connection.execute("VACUUM INTO ?", (f"file:{quote(os.fsencode(new))}",))
-            _name(new, path)
+
+            with closing(_connect(new, "rw", _SYNCED, *changes)):
+                _name(new, path)
 
     def close(self) -> str:
         """Close; a launcher's file becomes the whole batch again, and its lock is freed.

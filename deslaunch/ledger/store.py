@@ -220,8 +220,8 @@ class Store(ABC):
         """Return True if the place still names the database that was opened."""
         return True
 
-    def copy_to(self, path: str) -> None:  # noqa: ARG002  # a file's path
-        """Copy the batch as it is now to a new file: whole, or not at all."""
+    def export(self, path: str) -> None:  # noqa: ARG002  # a file's path
+        """Copy the batch as it is now to a new file, which tells that it is a copy."""
         url = as_word(self.place.partition("#")[0] or "URL")
         raise errors.ConfigurationError(
             f"{self.place}: export copies a ledger that is a file, and this one is in PostgreSQL",
