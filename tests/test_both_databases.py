@@ -98,7 +98,8 @@ def both(tmp_path_factory: pytest.TempPathFactory, postgres: Server) -> Both:
     "choice",
     [
         Choice(),
-        *(Choice(state=state) for state in ("started", "rejected", "unknown", "pending", "failed")),
+        *(Choice([state]) for state in ("started", "rejected", "unknown", "pending", "failed")),
+        Choice(["failed", "invalid", "rejected"]),
         *(Choice(run=run) for run in ("failed", "succeeded", "unfinished")),
         Choice(keys=["unsent", "rejected", "none"]),
     ],

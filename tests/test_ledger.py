@@ -164,7 +164,7 @@ class TestTurn:
 
     async def test_no_text_of_a_response_can_stop_it(self, ledger: Ledger) -> None:
         await send(ledger, "started", error="\udcff\0é" + "x" * 9_000, job_run_id="\ud800")
-        [row] = await read(ledger, state="started")
+        [row] = await read(ledger, states=["started"])
         assert (row.job_run_id, row.error[:10], len(row.error)) == (
             *("\\ud800", "\\udcff\\0éx"),
             4_102,
@@ -666,16 +666,17 @@ class TestReading:
         await ledger.record_runs([(n, 1, run) for n, run in enumerate(told, 1)])
         wanted: list[dict[str, Any]] = [
             {},
-            {"state": "started"},
-            {"state": RowState.PENDING},
+            {"states": ["started"]},
+            {"states": [RowState.PENDING]},
+            {"states": ["rejected", "pending"]},
             {"run": "succeeded"},
             {"run": "failed"},
             {"run": "unfinished"},
             {"keys": ["k4", "none", "k1", "k2"]},
-            {"keys": ["k4", "k1", "k2"], "state": "rejected"},
+            {"keys": ["k4", "k1", "k2"], "states": ["rejected"]},
         ]
         chosen = [[row.row for row in await read(ledger, **some)] for some in wanted]
-        assert chosen == [[1, 2, 3, 4], [1, 2, 3], [], [1], [2], [3], [1, 2, 4], [4]]
+        assert chosen == [[1, 2, 3, 4], [1, 2, 3], [], [4], [1], [2], [3], [1, 2, 4], [4]]
         assert [row.says for row in await read(ledger, with_rows=True, keys=["k3"])] == [
             '{"says": 3}'
         ]

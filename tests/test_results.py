@@ -427,12 +427,13 @@ class TestBatch:
     @pytest.mark.parametrize(
         ("choice", "keys"),
         [
-            pytest.param(Choice(state="rejected"), ["rejected"], id="a state"),
+            pytest.param(Choice(["rejected"]), ["rejected"], id="a state"),
+            pytest.param(Choice(["pending", "rejected"]), ["rejected", "pending"], id="states"),
             pytest.param(Choice(run="failed"), ["run-failed"], id="failed runs"),
             pytest.param(Choice(keys=["pending", "started"]), ["started", "pending"], id="keys"),
             pytest.param(Choice(keys=["none"]), [], id="a key of no row"),
-            pytest.param(Choice(state="inFlight"), [], id="in flight"),
-            pytest.param(Choice("started", "succeeded", ["started"]), ["started"], id="all of it"),
+            pytest.param(Choice(["inFlight"]), [], id="in flight"),
+            pytest.param(Choice(["started"], "succeeded", ["started"]), ["started"], id="all"),
         ],
     )
     async def test_rows_can_be_chosen(self, night: Path, choice: Choice, keys: list[str]) -> None:
@@ -446,7 +447,7 @@ class TestBatch:
     ) -> None:
         output = tmp_path / "fix.csv"
 
-        await self.write(night, output, choice=Choice(state="rejected"), with_manifest=True)
+        await self.write(night, output, choice=Choice(["rejected"]), with_manifest=True)
 
         (row,) = read_csv(output)
         assert list(row)[:10] == ["target", *COLUMNS_AS_WRITTEN]
@@ -568,7 +569,7 @@ class TestBatch:
         stream = io.BytesIO()
         ledger: Any = Sending()
 
-        count = await write_results(ledger, stream, choice=Choice(state="inFlight"))
+        count = await write_results(ledger, stream, choice=Choice(["inFlight"]))
 
         assert count == stream.getvalue().count(b",inFlight,") == 2
         assert ledger.asked == "sending"

@@ -164,7 +164,12 @@ async def _write_unknown(given: Given, ledger: "Ledger") -> None:
     "results",
     options.LEDGER,
     *options.WRITTEN,
-    options.value("--state", "Only rows in this state.", type=click.Choice(_STATES)),
+    options.value(
+        "--state states",
+        "Only rows in this state; repeatable.",
+        multiple=True,
+        type=click.Choice(_STATES),
+    ),
     options.value("--run", "Only rows whose run has this result.", type=click.Choice(_RUNS)),
     options.value("--key keys", "Only this row; repeatable.", multiple=True, metavar="KEY"),
     options.flag(
@@ -189,7 +194,7 @@ async def results(given: Given) -> int:
         raise click.UsageError("--split takes no --output and no --format: it writes CSV files")
 
     printer, output, folder = given.printer, given["output"], given["split"]
-    choice = writing.Choice(given["state"], given["run"], given["keys"] or None)
+    choice = writing.Choice(given["states"] or None, given["run"], given["keys"] or None)
     more: dict[str, Any] = {"choice": choice, "force": given["force"]}
 
     async with await _open(given) as ledger:

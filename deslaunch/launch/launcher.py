@@ -399,7 +399,9 @@ class Batch:
             run: only rows with such a run.
         """
         if self.ledger is not None:
-            async for portion in self.ledger.results(state=state, run=run):
+            states = None if state is None else [state]
+
+            async for portion in self.ledger.results(states=states, run=run):
                 for row in portion:
                     yield row
 

@@ -278,7 +278,7 @@ FROM (
   FROM results r
   WHERE r.batch = (SELECT name FROM batch) AND r.row = ANY (ARRAY(SELECT numbers(:rows)))
 ) v
-WHERE (:state::text IS NULL OR v.now = :state)
+WHERE (:states::json IS NULL OR v.now = ANY (ARRAY(SELECT json_array_elements_text(:states::json))))
   AND (:run::text IS NULL OR v.state = 'started' AND :run = CASE
         WHEN v.finished IS NOT TRUE THEN 'unfinished' WHEN v.success THEN 'succeeded' ELSE 'failed' END)
 ORDER BY v.row;

@@ -494,7 +494,7 @@ SELECT
   v.finished, v.success, v.status_text, v.finished_utc, v.output_files,
   CASE WHEN :with_rows THEN (SELECT c.says FROM content c WHERE c.row = v.row) END
 FROM json_each(:rows) n JOIN results v ON v.row = n.value
-WHERE (:state IS NULL OR now = :state)
+WHERE (:states IS NULL OR now IN (SELECT value FROM json_each(:states)))
   AND (:run IS NULL OR v.state = 'started' AND :run = CASE
         WHEN v.finished IS NOT 1 THEN 'unfinished' WHEN v.success = 1 THEN 'succeeded' ELSE 'failed' END)
 ORDER BY v.row;

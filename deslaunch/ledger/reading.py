@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial, wraps
@@ -453,7 +453,7 @@ class Reader:
     async def results(
         self,
         *,
-        state: RowState | str | None = None,
+        states: Collection[str] | None = None,
         run: Literal["failed", "succeeded", "unfinished"] | None = None,
         keys: Sequence[str] | None = None,
         with_rows: bool = False,
@@ -461,12 +461,12 @@ class Reader:
         """Yield rows in manifest order, in portions.
 
         Args:
-            state: only rows of this state.
+            states: only rows in one of them.
             run: only started rows whose run stands so, as far as is known.
             keys: only these rows; keys that the batch does not know are passed over.
             with_rows: with what the rows say.
         """
-        wanted = {"state": state and str(state), "run": run, "with_rows": with_rows}
+        wanted = {"states": states and as_json(list(states)), "run": run, "with_rows": with_rows}
         [(last,)] = await self.query("last_row")
         numbers = range(1, last + 1) if keys is None else await self._find(keys)
 
@@ -480,7 +480,7 @@ class Reader:
         """Return the first 100 rows that have a text as key, jobRunId or a parameter's value."""
         said = {"text": storable(text, None), "inner": orjson.dumps(text).decode()[1:-1]}
         rows = [number for (number,) in await self.query("find_rows", said)]
-        wanted = {"state": None, "run": None, "with_rows": True, "rows": as_json(rows)}
+        wanted = {"states": None, "run": None, "with_rows": True, "rows": as_json(rows)}
         return [ResultRow._make(row) for row in await self.query("results", wanted)]
 
     async def control(self) -> Control:

@@ -50,12 +50,12 @@ class Choice(NamedTuple):
     """Which rows are asked for: those that fit each of these, or all where nothing is said.
 
     Attributes:
-        state: the rows' state, as results name it (``inFlight``, not ``sending``).
+        states: the rows' states, as results name them (``inFlight``, not ``sending``).
         run: what is known of their runs.
         keys: the rows' keys.
     """
 
-    state: str | None = None
+    states: Collection[str] | None = None
     run: Literal["failed", "succeeded", "unfinished"] | None = None
     keys: Sequence[str] | None = None
 
@@ -68,7 +68,8 @@ async def rows_of(
 ) -> AsyncIterator[list[ResultRow]]:
     """Yield rows in portions, as they are told outside the ledger: ``sending`` is ``inFlight``."""
     sending = RowState.SENDING.value
-    asked = choice._replace(state=sending) if choice.state == IN_FLIGHT else choice
+    states = choice.states and [sending if state == IN_FLIGHT else state for state in choice.states]
+    asked = choice._replace(states=states)
 
     async for rows in ledger.results(**asked._asdict(), with_rows=with_rows):
         yield [row if row.state != sending else row._replace(state=IN_FLIGHT) for row in rows]
