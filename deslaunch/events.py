@@ -1,7 +1,7 @@
 """The events of a session, and its summary.
 
 Every event is an immutable value. A listener is called in the event loop, after the outcome that
-the event reports is on disk; it must return quickly. A listener that raises drains the launch.
+the event reports is on disk; it must return quickly. If it raises, the launch drains.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from deslaunch.model import Outcome, Problem, RowState, RunStatus
 
 
 class StopReason(StrEnum):
-    """Why a session, or a target of it, ended before its rows did."""
+    """Why a session, or one of its targets, ended early."""
 
     UNREACHABLE = "unreachable"
     FIRST_CONTACT = "firstContact"
@@ -28,13 +28,13 @@ class StopReason(StrEnum):
 
 
 class Stop(NamedTuple):
-    """The end of a target (or of the session) before its rows ended.
+    """The early end of a target, or of the session.
 
     Attributes:
-        reason: the kind of end.
+        reason: one of :class:`StopReason`.
         message: what happened, one sentence.
-        target: whose end it is, or None for the whole session.
-        signal: the signal's number where the reason is an interrupt, else 0.
+        target: the target's name, or None for the whole session.
+        signal: the signal's number if the reason is an interrupt, else 0.
         resume_after: seconds until a resume makes sense, or None.
     """
 
@@ -49,10 +49,10 @@ class Control(NamedTuple):
     """The settings of ``deslaunch control``; they hold until the last launcher at work ends.
 
     Attributes:
-        is_paused: nothing new is sent.
-        is_stopped: they drain, and end.
+        is_paused: launchers send nothing new.
+        is_stopped: launchers drain, and end.
         concurrency: slots of each launcher, 1 to 1,024, or None: its own setting.
-        rate: starts a second of each launcher at most, above 0, or None: its own setting.
+        rate: maximum starts a second of each launcher, above 0, or None: its own setting.
     """
 
     is_paused: bool = False
@@ -75,7 +75,7 @@ class ProblemGroup(NamedTuple):
 
     Attributes:
         first: the problem of the first such row.
-        rows: how many rows have it.
+        rows: number of rows that have it.
     """
 
     first: Problem
@@ -96,8 +96,8 @@ class PlannedJob(NamedTuple):
     Attributes:
         target: the target's name.
         job_id: GUID, lower case.
-        name: the job's name, or ``""`` where that is not known.
-        rows: how many.
+        name: the job's name, or ``""`` if it is not known.
+        rows: number of rows.
     """
 
     target: str
@@ -111,19 +111,19 @@ class Plan(NamedTuple):
 
     Attributes:
         manifest: where the rows came from: a path, ``"-"`` for stdin, ``"<rows>"``.
-        ledger: the ledger's place; a new batch's is made once the plan is agreed to.
+        ledger: the ledger's place; that of a new batch is made after ``confirm``.
         rows: rows of the batch.
         ready: rows that could be started now.
         jobs: the ready rows by target and job, the most rows first.
         states: rows of the batch by state.
-        resumes: it goes on with a batch.
-        concurrency: slots: starts in flight at most.
-        rate: starts a second at most, or None for no limit.
-        limit: rows that the session starts at most, or None for no limit.
+        resumes: the batch exists already.
+        concurrency: slots: maximum number of starts in flight.
+        rate: maximum starts a second, or None for no limit.
+        limit: maximum number of rows that the session starts, or None for no limit.
         corrections: (rows replaced, rows added) by a file of corrections, or None without one.
-        warnings: what a person should know before it begins.
+        warnings: what to know before it begins.
         before: when these rows were last started, and how that ended; ``""``: never.
-        stops_at: when nothing new is sent any more, seconds since 1970, or None.
+        stops_at: when the session stops sending, seconds since 1970, or None.
     """
 
     manifest: str
@@ -143,12 +143,12 @@ class Plan(NamedTuple):
 
     @property
     def send(self) -> int:
-        """Rows that the session starts at most."""
+        """Maximum number of rows that the session starts."""
         return self.ready if self.limit is None else min(self.ready, self.limit)
 
     @property
     def seconds(self) -> float | None:
-        """Seconds that the starts take at least; None where only DES's responses will tell."""
+        """Seconds that the starts take at least; None without a rate."""
         return None if self.rate is None else self.send / self.rate
 
 
@@ -159,17 +159,17 @@ class Planned(NamedTuple):
 
 
 class RowEnded(NamedTuple):
-    """A row reached a state that this session will not change; or an invalid row was met."""
+    """A row reached a state that this session will not change; or an invalid row was read."""
 
     outcome: Outcome
 
 
 class RetryPlanned(NamedTuple):
-    """A row got a 5XX; it gave up its slot and will be sent again.
+    """A row got a 5XX; it released its slot and will be sent again.
 
     Attributes:
         outcome: of the attempt that failed.
-        seconds: until it is sent again, at the earliest.
+        seconds: minimum time until it is sent again.
     """
 
     outcome: Outcome
@@ -181,8 +181,8 @@ class TargetPaused(NamedTuple):
 
     Attributes:
         target: the target's name.
-        cause: what DES or the network said.
-        seconds: how long.
+        cause: the response of DES, or the network error.
+        seconds: duration of the pause.
     """
 
     target: str
@@ -201,7 +201,7 @@ class Noted(NamedTuple):
 
     Attributes:
         message: one sentence.
-        is_warning: it may be a mistake, or costs something.
+        is_warning: it is a warning.
     """
 
     message: str
@@ -209,11 +209,11 @@ class Noted(NamedTuple):
 
 
 class Draining(NamedTuple):
-    """No new row is sent; those in flight are waited for.
+    """No new row is sent; responses in flight are awaited.
 
     Attributes:
-        in_flight: rows whose response is awaited.
-        seconds: that they get at most.
+        in_flight: rows without a response.
+        seconds: maximum duration of the drain.
     """
 
     in_flight: int
@@ -227,10 +227,10 @@ class TargetStopped(NamedTuple):
 
 
 class RunEnded(NamedTuple):
-    """A watched run has ended, or DES refuses to tell of it; it is on disk.
+    """A watched run has ended, or DES refuses to give its status; it is on disk.
 
     Attributes:
-        status: with the row's key; ``finished`` is false where DES refuses.
+        status: with the row's key; ``finished`` is false if DES refuses.
     """
 
     status: RunStatus
@@ -240,10 +240,10 @@ class Pulse(NamedTuple):
     """Progress of a session, once a second.
 
     Attributes:
-        in_flight: rows whose response is awaited.
-        slots: starts that may be in flight now; fewer while DES is spared, 0 while all wait.
+        in_flight: rows without a response.
+        slots: current maximum of starts in flight: lowered after a pause, 0 during one.
         drain: seconds that are left of a drain, or None.
-        is_paused: a person told it to send nothing new.
+        is_paused: paused by ``deslaunch control``.
     """
 
     in_flight: int
@@ -254,22 +254,22 @@ class Pulse(NamedTuple):
 
 Ended = RowEnded | RunEnded | TargetStopped
 Event = Planned | RetryPlanned | TargetPaused | TokenRenewed | Noted | Pulse | Draining | Ended
-"""What a launch, or a watch, tells while it goes on."""
+"""An event of a launch or a watch."""
 
 
 class Counts(NamedTuple):
-    """Rows by state, as the ledger has them.
+    """Rows of the ledger by state.
 
     Attributes:
         rows: the sum of the eight states.
         started: DES responded with a jobRunId.
         failed: 5XX to the last attempt.
-        rejected: DES said no.
+        rejected: DES refused it.
         unknown: sent, and no usable response.
-        invalid: did not validate.
-        withdrawn: taken back by a person.
-        pending: nothing in doubt, nothing final.
-        in_flight: sent by a launcher at work; 0 in a batch at rest.
+        invalid: did not pass the check.
+        withdrawn: withdrawn by the user.
+        pending: to be sent; certainly not started.
+        in_flight: sent, without a response yet; 0 if no launcher is at work.
         possible_duplicates: started rows that another attempt may have started too.
         attempts: POSTs that left, in all sessions.
     """
@@ -298,7 +298,7 @@ class Counts(NamedTuple):
 
 
 class Summary(NamedTuple):
-    """The whole batch, as its ledger stands: the counts of all sessions.
+    """The counts of a whole batch, of all sessions.
 
     Attributes:
         counts: of all rows.
@@ -308,7 +308,7 @@ class Summary(NamedTuple):
         ledger: the ledger's place.
         stops: why the session ended early, if it did.
         unrecorded: (key, jobRunId) that could not be written to the ledger.
-        left_to_repeat: rows whose failed run this session was to repeat, and did not.
+        left_to_repeat: rows whose failed run this session should have repeated, and did not.
     """
 
     counts: Counts
@@ -322,7 +322,7 @@ class Summary(NamedTuple):
 
     @property
     def left(self) -> int:
-        """Rows that are still to be sent, or whose response is awaited."""
+        """Rows that are still to be sent, or have no response yet."""
         return self.counts.pending + self.counts.in_flight + self.left_to_repeat
 
     @property
@@ -376,20 +376,19 @@ def _exit_code(stops: tuple[Stop, ...], left: int, unknown: int, bad: int) -> in
 
 
 class WatchSummary(NamedTuple):
-    """The runs of a whole batch, as its ledger stands.
+    """The counts of a whole batch's runs.
 
     Attributes:
         succeeded: finished with success.
-        failed: finished without.
-        untold: DES refused to tell of them, when they were last asked about.
-        unfinished: not finished, as far as is known.
-        batch: how the rows stand.
-        failures: what DES said of runs that failed, the commonest first, the first five: the
-            text, how many runs, and the key of one of them.
+        failed: finished without success.
+        untold: DES refused the last query of their status.
+        unfinished: not finished when last queried, or not queried yet.
+        batch: the counts of the rows.
+        failures: the five most frequent statuses of failed runs: text, number of runs, and the
+            key of one of them.
         seconds: duration of this watch.
         stops: why it ended early, if it did.
-        is_trial: a launch that was limited was followed to its end: rows that are left count for
-            nothing.
+        is_trial: it follows a launch with a limit: pending rows don't change the exit code.
     """
 
     succeeded: int
@@ -412,8 +411,8 @@ class WatchSummary(NamedTuple):
         """The exit code of the runs and the batch. The first match applies.
 
         7 (ledger); then, only where runs have not finished or rows are pending: 6 (credentials),
-        129, 130 or 143 (interrupted), 5; then 4 (rows are unknown, or DES does not tell of
-        runs), 3 (runs failed, or rows have none), 0: every run finished with success.
+        129, 130 or 143 (interrupted), 5; then 4 (rows are unknown, or DES refused queries), 3
+        (runs failed, or rows have none), 0: every run finished with success.
         """
         rows = self.batch.counts
         left = self.unfinished + (0 if self.is_trial else rows.pending + rows.in_flight)

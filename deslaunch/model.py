@@ -1,8 +1,7 @@
 """The values of a launch: Row, Start, Outcome, and DES's jobs and runs.
 
-``Row`` is what the manifest says, ``Start`` what is sent, ``Outcome`` the result. All
-are named tuples: some are made for every row, and a frozen dataclass costs three times as much
-to make.
+``Row`` is what the manifest says, ``Start`` what is sent, ``Outcome`` the result. All are named
+tuples: some are made for every row, and a frozen dataclass takes three times as long to make.
 """
 
 import re
@@ -16,18 +15,18 @@ from typing import Any, Final, Literal, NamedTuple, TypeGuard
 DEFAULT_TARGET: Final = "default"
 
 GUID: Final = "[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
-"""What a GUID looks like in the form 8-4-4-4-12: a regular expression."""
+"""Regular expression of a GUID, 8-4-4-4-12."""
 
 _IS_GUID: Final = re.compile(GUID).fullmatch  # one is in every response to a start
 
 MAX_CAUSES: Final = 200
-"""Different causes that are told apart; all others are one more."""
+"""Maximum number of different causes; all others are counted as one more."""
 
 _NUMBERS: Final = "(?<!HTTP )(?<![0-9])[0-9]+(?:[.:TZ+-][0-9]+)*"  # a date, too, is one
 _VARYING: Final = re.compile(f"{GUID.replace('-[', '-?[')}|{_NUMBERS}")
 
 GOT_LIMIT: Final = 120
-"""Characters of a value that a problem quotes."""
+"""Maximum number of characters of a value that a problem quotes."""
 
 Format = Literal["jsonl", "csv"]
 """The form of a manifest, and of results."""
@@ -55,11 +54,11 @@ class JobRunParameterValue(NamedTuple):
 
 
 ParameterValue = str | Auto | None
-"""What a row says of one parameter: a text, null, or the auto value."""
+"""A parameter's value in a row: a text, None for null, or ``AUTO``."""
 
 
 class Row(NamedTuple):
-    """One data row of a manifest, as it was read; nothing was checked against a schema.
+    """One data row of a manifest, not yet checked against a schema.
 
     Attributes:
         number: data rows counted from 1.
@@ -68,10 +67,10 @@ class Row(NamedTuple):
         key: the manifest's own key, or None.
         target: the target's name.
         job_id: GUID, lower case.
-        parameters: name to what the row says of it.
-        notes: name to text of what is kept with the row and never sent (``deslaunch.…``).
-        types: the JobRunParameterType that the row declares of each parameter, in their order,
-            or None; empty where it declares none.
+        parameters: name to value.
+        notes: name to text (``deslaunch.…`` columns); kept with the row, never sent.
+        types: the JobRunParameterType that the row declares for each of ``parameters``, in their
+            order, or None; empty if it declares none.
     """
 
     number: int
@@ -89,11 +88,11 @@ class CheckedRow(NamedTuple):
 
     Attributes:
         row: what the manifest says.
-        key: the row's own key, or the digest of what it says.
-        body: what is sent; ``b""`` where the target's jobs could not be had.
+        key: the row's own key, or a digest of its content.
+        body: what is sent; ``b""`` if the target's jobs could not be read.
         digest: of the body, 16 bytes.
         auto: a parameter uses the auto value.
-        says: what the ledger keeps of the row, for ``load_row``.
+        says: the row as the ledger stores it, for ``load_row``.
     """
 
     row: Row
@@ -110,11 +109,11 @@ class Problem(NamedTuple):
     Attributes:
         file: the manifest as it was named, or ``"<rows>"`` for rows of a program.
         line: physical line, from 1.
-        row: data row, from 1; 0 where the problem precedes all rows.
-        column: column or parameter, or ``""`` where the whole row is meant.
-        expected: what would have been right.
-        got: what came, cut to 120 characters.
-        message: one sentence that says what is wrong and what to do.
+        row: data row, from 1; 0 for the file as a whole.
+        column: column or parameter, or ``""`` for the whole row.
+        expected: what was expected.
+        got: what was found, cut to 120 characters.
+        message: what is wrong and what to do, one sentence.
     """
 
     file: str
@@ -131,7 +130,7 @@ class Problem(NamedTuple):
 
     @property
     def group_key(self) -> tuple[str, str]:
-        """What makes the problems of several rows the same: column and message."""
+        """Column and message: problems that share them are shown as one."""
         return self.column, self.message
 
 
@@ -139,13 +138,13 @@ class InvalidRow(NamedTuple):
     """A row that can't be started, or a problem of the file as a whole.
 
     Attributes:
-        number: data row, from 1; 0 where the problem precedes all rows.
+        number: data row, from 1; 0 for the file as a whole.
         line: physical line, from 1.
-        key: its key, or None where it has none that can be read.
+        key: its key, or None if it has none that can be read.
         target: the target's name.
         job_id: GUID, lower case, or ``""``.
-        problems: why, at least one.
-        says: what it says, for ``load_row``, by which it is invalid again.
+        problems: at least one.
+        says: the row as the ledger stores it, for ``load_row``; it is invalid there too.
     """
 
     number: int
@@ -169,8 +168,8 @@ class Start(NamedTuple):
         body: the StartJobBody, JSON, UTF-8; checked against the digest in the ledger.
         auto: a parameter uses the auto value.
         retries: 5XX responses that the row got since it last became sendable.
-        meant: when its turn began, seconds of a clock that counts suspension: the start may
-            leave until shortly after, never later.
+        meant: when its intent was recorded, in seconds of a clock that includes suspension; the
+            start is sent within ``connect_timeout`` + 5 s of it, or not at all.
     """
 
     row: int
@@ -185,7 +184,7 @@ class Start(NamedTuple):
 
 
 class RowState(StrEnum):
-    """What the ledger says of a row."""
+    """The state of a row in the ledger."""
 
     PENDING = "pending"
     SENDING = "sending"
@@ -198,7 +197,7 @@ class RowState(StrEnum):
 
 
 class Result(StrEnum):
-    """How an attempt ended, as the ledger keeps it."""
+    """How an attempt ended."""
 
     STARTED = "started"
     REJECTED = "rejected"
@@ -206,18 +205,18 @@ class Result(StrEnum):
     """5XX, and no attempt of this session follows."""
     UNKNOWN = "unknown"
     RETRY = "retry"
-    """5XX, and another attempt follows: the row is what it was before, with a time."""
+    """5XX, and another attempt follows: the row keeps its earlier state, with a time to retry."""
     THROTTLED = "throttled"
-    """DES asked to wait: the row is what it was before."""
+    """DES asked to wait: the row keeps its earlier state."""
     UNSENT = "unsent"
-    """No byte left: the row is what it was before."""
+    """No byte left: the row keeps its earlier state."""
 
 
 END_STATES: Final = {
     result: RowState(result)
     for result in (Result.STARTED, Result.REJECTED, Result.FAILED, Result.UNKNOWN)
 }
-"""The state of a row, by the result after which no attempt of this session follows."""
+"""A row's state after each result that no attempt of this session follows."""
 
 
 class Outcome(NamedTuple):
@@ -228,18 +227,18 @@ class Outcome(NamedTuple):
         attempt: number of the attempt, from 1; 0 for a row that was never sent (invalid).
         key: the row's key; ``""`` for an invalid row that has none.
         target: the target's name.
-        job_id: GUID of the job; ``""`` where the row names none that can be read.
+        job_id: GUID of the job; ``""`` if the row names none that can be read.
         result: how the attempt ended; None for an invalid row.
-        state: what the row is now. The session says what the attempt alone makes of it, here
-            and in ``attempts``; the ledger, which knows the others, gives back what holds.
-        job_run_id: GUID of the run, as DES spelled it, where one came.
+        state: the row's state. What the session hands to the ledger, here and in ``attempts``,
+            follows from this attempt alone; what the ledger returns, from all attempts.
+        job_run_id: GUID of the run, as DES spelled it, or None.
         status: HTTP status of the response, or None.
-        error: what was wrong, what DES said of it included, up to 4,096 characters; or ``""``.
+        error: what was wrong, with DES's text, up to 4,096 characters; or ``""``.
         not_before: seconds from now until the row may be sent again, at least 0; None for a
             final outcome.
         attempts: POSTs that left for the row, in all sessions.
         possible_duplicate: started, and another attempt may have started a run too.
-        problems: why an invalid row is invalid.
+        problems: of an invalid row.
     """
 
     row: int
@@ -279,11 +278,11 @@ class Sent:
         return self._sent
 
     def set(self) -> None:
-        """Note that a byte may leave from now on."""
+        """Record that a byte may leave from now on."""
         self._sent = True
 
     def clear(self) -> None:
-        """Note that none has left: a connection is being made."""
+        """Record that none has left: a connection is being made."""
         self._sent = False
 
 
@@ -292,11 +291,11 @@ class JobParameter(NamedTuple):
 
     Attributes:
         name: the parameter's name; DES compares it exactly.
-        type: JobRunParameterType, or None where DES declared none.
+        type: JobRunParameterType, or None if DES declared none.
         required: a value, even null, must be sent.
         nullable: null is allowed.
         supports_auto: the auto value is allowed.
-        description: the template's own words, or ``""``.
+        description: text of the template, or ``""``.
     """
 
     name: str
@@ -322,18 +321,18 @@ class Job(NamedTuple):
 
 
 class RunStatus(NamedTuple):
-    """QueryJobRunStatusResponse: how one run is getting on.
+    """QueryJobRunStatusResponse: the status of one run.
 
     Attributes:
-        job_id: GUID, or ``""`` where DES named none.
+        job_id: GUID, or ``""`` if DES named none.
         job_run_id: GUID of the run.
         finished: the run has ended.
-        success: it ended well; means nothing unless ``finished``.
-        status: DES's text, the error of a failed run, up to 4,096 characters, or None.
+        success: the run succeeded; meaningless unless ``finished``.
+        status: DES's text, such as the error of a failed run, up to 4,096 characters, or None.
         created_utc: ISO 8601, or None.
         finished_utc: ISO 8601, or None.
         output_files: the files' metadata as DES gave it.
-        key: the row's key, where a batch is watched; else None.
+        key: the row's key if a batch is watched, else None.
     """
 
     job_id: str
@@ -353,10 +352,10 @@ def quote(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return ``text`` with every character that a terminal would act on as an escape.
+    r"""Return ``text`` with every character that a terminal would act on escaped.
 
-    Control characters (C0 but the tab, DEL, C1), the marks that turn the direction of text, and
-    bytes that are no UTF-8 (lone surrogates of ``os.fsdecode``) come as ``\x1b``, ``\u202e``.
+    Control characters (C0 but the tab, DEL, C1), bidirectional marks, and bytes that are not UTF-8
+    (lone surrogates of ``os.fsdecode``) become ``\x1b``, ``\u202e``.
     """
     if text.isprintable():
         return text
@@ -387,12 +386,12 @@ def printed(command: str, *words: object) -> str:
 
 
 def place_word(place: object) -> str:
-    """Return a path as a word that is never taken for an option: ``./-x``."""
+    """Return a path that no command reads as an option: ``./-x``."""
     return f"./{place}" if str(place).startswith("-") else str(place)
 
 
 def as_word(text: object) -> str:
-    r"""Return a word for a shell; what can't be shown, or is no UTF-8, comes as ``$'\xff'``."""
+    r"""Return a word for a shell; what can't be shown, or is not UTF-8, becomes ``$'\xff'``."""
     word = str(text)
 
     if word.isprintable():
@@ -405,24 +404,24 @@ def as_word(text: object) -> str:
 
 
 Causes = dict[tuple[str, str], dict[str, Any]]
-"""By kind, and by text without its numbers and ids: see :func:`add_cause`."""
+"""By kind, and by text without numbers and ids: see :func:`add_cause`."""
 
 
 def add_cause(
     causes: Causes, kind: str, text: str | None, key: str, times: int = 1
 ) -> dict[str, Any]:
-    """Count what went wrong, grouped by text without its numbers and ids: at most 200 groups.
+    """Count a cause, grouped by its text without numbers and ids: at most 200 groups.
 
     Args:
-        causes: by kind and such a text: ``kind``, ``text`` as it was first, at most 300
-            characters, ``count`` and ``examples``, the first rows.
-        kind: what it led to.
-        text: what was said.
-        key: of the first row that it happened to, or what else tells which one it is.
+        causes: by kind and such a text: ``kind``, ``text`` of the first one, at most 300
+            characters, ``count``, and ``examples``, the first three keys.
+        kind: what the cause led to.
+        text: the cause.
+        key: key of the row, or another example.
         times: how often it happened.
 
     Returns:
-        The group that it is counted in.
+        Its group.
     """
     cut = (text or "no reason was given")[:300]
     name = (kind, _VARYING.sub("#", cut))
