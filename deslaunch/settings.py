@@ -1,8 +1,8 @@
 """Every option of a launch, once: its default, range, unit, help and environment variable.
 
 The command line's options, the checks of their ranges and the page of all options are made from
-:class:`Settings`. The order in which values are taken is: command line, ledger (what an earlier
-command line said, for those that are kept), environment, default.
+:class:`Settings`. A value comes from the first of these that has one: command line, ledger (an
+earlier command line, for options that are kept), environment, default.
 """
 
 import math
@@ -21,15 +21,15 @@ class Option(NamedTuple):
 
     Attributes:
         help: one sentence, for ``--help``.
-        kind: how its text is read: ``int``, ``float``, ``str``, ``bool``.
-        low: the least value; excluded where ``above`` is set.
-        high: the greatest value.
+        kind: type of its value: ``int``, ``float``, ``str``, ``bool``.
+        low: minimum; excluded if ``above`` is set.
+        high: maximum.
         above: ``low`` itself is not allowed.
         choices: the only values.
-        unit: what a number counts, for messages: ``"seconds"``.
-        tunes: it has an environment variable, and where ``kept`` is set the ledger keeps it.
-        kept: a resume goes on with what an earlier command line said.
-        usual: ``--help`` lists it; all others are listed by ``--help-all``.
+        unit: unit of a number, for messages: ``"seconds"``.
+        tunes: it has an environment variable.
+        kept: the ledger keeps its value for later sessions.
+        usual: ``--help`` lists it; ``--help-all`` lists all others.
         name: as in :class:`Settings`.
         default: as in :class:`Settings`.
     """
@@ -54,7 +54,7 @@ class Option(NamedTuple):
 
     @property
     def variable(self) -> str | None:
-        """The environment variable; None for options that consent or name this batch's rows."""
+        """The environment variable; None if it permits something or names files or rows."""
         return f"DESLAUNCH_{self.name.upper()}" if self.tunes else None
 
     @property
@@ -76,7 +76,7 @@ class Option(NamedTuple):
         """Refuse a value that is out of the option's range.
 
         Raises:
-            ConfigurationError: with the option, its range and what came.
+            ConfigurationError: with the option, its range and the value.
         """
         if value is None or (self.kind in {bool, str} and not self.choices):
             return
@@ -109,15 +109,15 @@ def _consent(help: str, **known: Any) -> Any:  # noqa: A002  # as click's
 
 
 ROWS_FOR_A_SHARE: Final = 200
-"""Rows that must have ended before a share of errors means anything."""
+"""Rows that must have ended before a share of errors counts."""
 
 
 class ErrorLimit(NamedTuple):
     """How many rows of a target may end without a run before it stops.
 
     Attributes:
-        number: rows, at least 0; or per cent of the rows that ended, 0 to 100, once 200 have.
-        is_share: it is per cent.
+        number: rows, at least 0; or percent of the rows that ended, 0 to 100, once 200 have.
+        is_share: ``number`` is percent.
     """
 
     number: int
@@ -125,7 +125,7 @@ class ErrorLimit(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Return the limit that ``N`` or ``N%`` means.
+        """Return the limit for ``N`` or ``N%``.
 
         Raises:
             ConfigurationError: it is neither, or the share is over 100 %.
@@ -135,7 +135,7 @@ class ErrorLimit(NamedTuple):
         if match is None or (match[2] and int(match[1]) > 100):  # noqa: PLR2004  # per cent
             raise ConfigurationError(
                 f"--max-errors takes N or a share up to 100%, got {text!r}",
-                hint="write 50 for so many rows, or 5% for such a share of them",
+                hint="write a number of rows, such as 50, or a share, such as 5%",
             )
 
         return cls(int(match[1]), match[2] == "%")
@@ -162,7 +162,7 @@ def next_such(text: str, now: float) -> float:
         Seconds since 1970, above ``now`` and at most a day (of 23 to 25 hours) later.
 
     Raises:
-        ConfigurationError: it is no such time.
+        ConfigurationError: it is not such a time.
     """
     match = re.fullmatch(r"([01]?[0-9]|2[0-3]):([0-5][0-9])", text, re.ASCII)
 
@@ -183,7 +183,7 @@ def parse_duration(text: str) -> float:
     """Return the seconds that a text such as ``4h``, ``1h30m`` or ``90`` means.
 
     Raises:
-        ConfigurationError: it is no duration, or none above 0.
+        ConfigurationError: it is not a duration above 0.
     """
     match = re.fullmatch(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s?)?", text, re.ASCII)
     hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
@@ -193,7 +193,7 @@ def parse_duration(text: str) -> float:
 
     raise ConfigurationError(
         f"--stop-after takes a duration such as 4h, 90m, 1h30m or 90 (seconds), got {text!r}",
-        hint="write whole hours, minutes and seconds, in this order, without blanks",
+        hint="write whole hours, minutes and seconds, in this order, without spaces",
     )
 
 
@@ -201,8 +201,8 @@ class JobLimit(NamedTuple):
     """The limits of one job, in all targets.
 
     Attributes:
-        concurrency: its starts in flight at most, 1 to 1,024; None: as many as slots.
-        rate: its starts a second at most, above 0; None: as slots allow.
+        concurrency: maximum number of its starts in flight, 1 to 1,024; None: no own limit.
+        rate: maximum number of its starts a second, above 0; None: no own limit.
     """
 
     concurrency: int | None = None
@@ -257,7 +257,7 @@ class Settings:
     )
     timeout: float = _seconds(60.0, "Seconds for one whole attempt.", high=86_400, kept=True)
     connect_timeout: float = _seconds(
-        10.0, "Seconds for name lookup, connection and TLS handshake.", high=86_400, kept=True
+        10.0, "Seconds for DNS lookup, connection and TLS handshake.", high=86_400, kept=True
     )
     max_attempts: int = _option(
         5, "Attempts with 5XX per session before a row fails.", int, low=1, unit="attempts", **_KEPT
@@ -266,7 +266,7 @@ class Settings:
         60.0, "Longest computed wait before a retry; Retry-After is never shortened.", kept=True
     )
     give_up_after: float = _seconds(
-        900.0, "Seconds that a target may stay paused before it stops.", kept=True
+        900.0, "Seconds that a target may stay paused before it is stopped.", kept=True
     )
     drain_timeout: float | None = _seconds(
         None,
@@ -275,7 +275,7 @@ class Settings:
     )
     max_errors: str = _option(
         "50%",
-        "Stop a target when more than N rows end without a run; N% applies from 200 rows on.",
+        "Stop a target when more than N rows, or N% of at least 200, end without a run.",
         **_KEPT,
     )
     retry_5xx: Literal["all", "none"] | None = _option(
@@ -285,7 +285,11 @@ class Settings:
         **_KEPT,
     )
     schema_max_age: float = _seconds(
-        24.0, "Hours that cached JobRunParameters are used.", above=False, high=1e6, unit="hours"
+        24.0,
+        "Hours for which cached JobRunParameters are used.",
+        above=False,
+        high=1e6,
+        unit="hours",
     )
     limit: int | None = _option(
         None,
@@ -302,7 +306,7 @@ class Settings:
         None, "Stop sending after this long (4h, 90m, 1h30m), then wait for responses (exit 5)."
     )
     retry_rejected: bool = _consent("Send rejected rows again, unchanged.", usual=True)
-    retry_unknown: bool = _consent("Send unknown rows again: one that has a run gets a second one.")
+    retry_unknown: bool = _consent("Send unknown rows again: if one has a run, it gets a second.")
     retry_failed_runs: bool = _consent(
         "Start another run for each row whose run is recorded as failed.", usual=True
     )
@@ -312,8 +316,8 @@ class Settings:
     )
     again: bool = _consent("Start a batch although an earlier one of this manifest is unfinished.")
     skip_invalid: bool = _consent("Start the valid rows; record the others as invalid.", usual=True)
-    allow_duplicates: bool = _consent("Start each of several identical rows that have no key.")
-    allow_repeated_auto: bool = _consent("Start several rows of one job that use an auto value.")
+    allow_duplicates: bool = _consent("Allow identical rows without keys: each starts a run.")
+    allow_repeated_auto: bool = _consent("Allow several rows with an auto value of the same job.")
     allow_new_origin: bool = False  # on a command line --base-url says so
     format: Format | None = _option(  # noqa: RUF009  # a field, as the others
         None,
@@ -333,7 +337,7 @@ class Settings:
         300.0, "Longest wait between two queries of a run; never shorter than --interval."
     )
     watch_timeout: float | None = _seconds(
-        None, "Stop watching after this long; default: when the last run ends."
+        None, "Seconds after which watching stops; default: when the last run ends."
     )
 
     def __post_init__(self) -> None:
@@ -362,7 +366,7 @@ class Settings:
 
     @property
     def error_limit(self) -> ErrorLimit:
-        """What ``max_errors`` means."""
+        """``max_errors``, parsed."""
         return ErrorLimit.parse(self.max_errors)
 
     def deadlines(
@@ -371,8 +375,8 @@ class Settings:
         """Return when a launch that begins now must stop sending.
 
         Args:
-            wall: returns seconds since 1970; ``stop_at`` follows it when it is set anew.
-            elapsed: returns seconds of a clock that only goes forward, for ``stop_after``.
+            wall: returns seconds since 1970, for ``stop_at``.
+            elapsed: returns seconds of a monotonic clock, for ``stop_after``.
         """
         found = []
 
@@ -388,7 +392,7 @@ class Settings:
 
     @property
     def drain_seconds(self) -> float:
-        """Seconds that a drain waits for responses to starts in flight."""
+        """Maximum duration of a drain, in seconds."""
         return self.timeout if self.drain_timeout is None else self.drain_timeout
 
     def kept(self) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_blocking_calls: B
         pytest.param(
             "run night.csv --max-errors half",
             "error: --max-errors takes N or a share up to 100%, got 'half'\n"
-            "  write 50 for so many rows, or 5% for such a share of them",
+            "  write a number of rows, such as 50, or a share, such as 5%",
             id="max-errors",
         ),
         pytest.param(
@@ -122,14 +122,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_blocking_calls: B
         ),
         pytest.param(
             "resolve l.db",
-            "error: expected at least one KEY, and --started JOBRUNID, --not-started or --unknown\n"
-            "  see: deslaunch resolve --help",
+            "error: expected at least one KEY, and one of --started JOBRUNID, --not-started, "
+            "--unknown\n  see: deslaunch resolve --help",
             id="resolve-nothing",
         ),
         pytest.param(
             "resolve l.db a --not-started --unknown",
-            "error: expected at least one KEY, and --started JOBRUNID, --not-started or --unknown\n"
-            "  see: deslaunch resolve --help",
+            "error: expected at least one KEY, and one of --started JOBRUNID, --not-started, "
+            "--unknown\n  see: deslaunch resolve --help",
             id="resolve-both",
         ),
         pytest.param(
@@ -140,21 +140,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_blocking_calls: B
         ),
         pytest.param(
             "resolve l.db a --from f.csv",
-            "error: --from takes no KEY and no finding: the file has them\n"
+            "error: --from takes no KEY, --started, --not-started or --unknown: the file has them\n"
             "  see: deslaunch resolve --help",
             id="resolve-from-and-key",
         ),
         pytest.param(
             "run night.csv",
-            "error: there is no base URL of DES\n"
+            "error: the base URL of DES is not set\n"
             "  set DES_BASE_URL, pass --base-url URL, or name targets in a file for --config",
             id="no-base-url",
         ),
         pytest.param(
             "run night.csv --base-url https://des.example",
-            "error: there is no token, and so nothing was sent\n"
-            "  set DES_TOKEN, DES_TOKEN_FILE or DES_TOKEN_COMMAND, or DES_ORG_ID and the rest of "
-            "a login; or name targets in a file (--config)",
+            "error: there is no token; nothing was sent\n"
+            "  set DES_TOKEN, DES_TOKEN_FILE or DES_TOKEN_COMMAND, or a login (DES_ORG_ID "
+            "…), or name targets in a file for --config; see: deslaunch help targets",
             id="no-token",
         ),
         pytest.param(
@@ -184,7 +184,7 @@ def test_plain_http_is_for_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert (ended.code, "s3cret" in ended.err) == (2, False)
     assert ended.err.splitlines()[0] == (
-        "error: the base URL 'http://des.example' would send the token in the clear"
+        "error: the base URL 'http://des.example' would send the token unencrypted"
     )
     assert "--allow-http" in ended.err
 

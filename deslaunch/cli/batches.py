@@ -58,9 +58,9 @@ async def list_batches(given: Given) -> None:
 async def history(given: Given) -> int:
     """List the batches of this machine, the latest last.
 
-    TEXT selects those with it in the path of ledger or manifest. Every launch adds its batch to
-    the list, in your state folder of deslaunch, with the counts at its end; "not started" are the
-    rows that failed, were rejected or are invalid.
+    TEXT selects batches by a part of the ledger's or manifest's path. Every launch adds its batch
+    to the list, in deslaunch's state folder, with the counts at its end. "not started": rows that
+    failed, were rejected or are invalid. "given up": --again began another batch of its rows.
 
     Examples:
         deslaunch history night --unfinished
@@ -164,7 +164,7 @@ async def find(given: Given) -> int:
     printer.warn(*(f"{place} {why}" for why, places in passed.items() for place in places))
 
     if not number:
-        printer.say(f"no batch of this machine knows {text!r}")
+        printer.say(f"no batch of this machine has a row with {text!r}")
 
     return 0 if number else _NOTHING
 
@@ -176,7 +176,7 @@ async def export(given: Given) -> int:
     """Copy the batch of LEDGER, as it is now, to the new FILE.
 
     A launcher may be at work; its rows in flight are unknown in the copy. FILE is written whole or
-    not at all, readable by you alone, and replaces nothing. For PostgreSQL use pg_dump.
+    not at all, readable only by you, and must not exist. For PostgreSQL use pg_dump.
 
     Examples:
         deslaunch export night.ledger.db /backup/night.ledger.db

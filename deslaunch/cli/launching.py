@@ -35,7 +35,7 @@ _MANIFEST: Final = click.Argument(["manifest"], metavar="MANIFEST")
 async def check(given: Given) -> int:
     """Check every row of MANIFEST and send nothing. "-" reads stdin.
 
-    Exits with 2 if a row is invalid, with 5 or 6 if the jobs can't be had from DES.
+    Exits with 2 if a row is invalid, with 5 or 6 if it can't get the jobs from DES.
 
     Examples:
         deslaunch check night.csv
@@ -89,8 +89,8 @@ async def check(given: Given) -> int:
 async def run(given: Given) -> int:
     """Start a run for every row of MANIFEST. "-" reads stdin; --ledger is then required.
 
-    It prints a plan and, on a terminal, asks for confirmation. --limit with --watch is a trial: it
-    exits with 0 if all runs that it started succeeded.
+    It prints a plan and, on a terminal, asks for confirmation. After a trial (--limit
+    with --watch) it exits with 0 if all runs that it started succeeded.
 
     Examples:
         deslaunch run night.csv
@@ -167,11 +167,11 @@ async def resume(given: Given) -> int:
     click.Argument(["values"], metavar="[NAME=VALUE]...", nargs=-1),
     options.value(
         "--ledger",
-        "Default: a new file in your state folder of deslaunch.",
+        "Default: a new file in deslaunch's state folder.",
         metavar="LEDGER",
         callback=options.PLACE["callback"],
     ),
-    *options.tuning("target"),
+    *options.tuning(target="Target of the job."),
     *options.DES,
     *options.tuning("max_attempts", "max_wait", "give_up_after", "drain_timeout", "retry_5xx"),
     options.flag("--watch", "Then watch the run until it ends."),
@@ -182,9 +182,9 @@ async def resume(given: Given) -> int:
 async def start(given: Given) -> int:
     """Start one run of the job JOBID and print its jobRunId.
 
-    It is a batch of one row, with a ledger of its own. NAME=TEXT gives a parameter a text,
-    NAME=@FILE the text of a file, NAME:=JSON a JSON value (number, null), NAME:=auto the auto
-    value. A row that could not be sent is withdrawn.
+    It is a batch of one row, with a ledger of its own. NAME=TEXT sets a parameter to a text,
+    NAME=@FILE to the text of a file, NAME:=JSON to a JSON value (number, null), NAME:=auto to the
+    auto value. A row that could not be sent is withdrawn.
 
     Examples:
         deslaunch start 43f87799-62c6-4001-92f9-6b3df816a6d6 DBGenFrom=1200 DBGenTo=1299

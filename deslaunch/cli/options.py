@@ -151,7 +151,9 @@ def _read_place(context: click.Context, parameter: click.Parameter, place: str |
 
 PLACE: Final[dict[str, Any]] = {"metavar": "LEDGER", "envvar": VARIABLE, "callback": _read_place}
 LEDGER: Final = click.Argument(["ledger"], **PLACE)
-JOIN: Final = flag("--join", "Send rows beside other launchers; PostgreSQL only.", usual=False)
+JOIN: Final = flag(
+    "--join", "Send rows together with other launchers; PostgreSQL only.", usual=False
+)
 YES: Final = flag("--yes", "Don't ask for confirmation.")
 ON_END: Final = value(
     "--on-end",

@@ -35,9 +35,7 @@ TOPICS: Final = (
 )
 """What there is a page about, in the order in which it is listed."""
 
-_TARGET: Final = options.value(
-    "--target", "Target whose jobs are meant, if there are several.", metavar="NAME"
-)
+_TARGET: Final = options.value("--target", "Target, if there are several.", metavar="NAME")
 
 
 @options.command("jobs", _TARGET, *options.CONNECTION, *options.OUTPUT)
