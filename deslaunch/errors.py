@@ -118,20 +118,20 @@ class InvalidManifest(ManifestError):
 
 
 class Declined(DeslaunchError):
-    """The answer to the question whether to begin was no. Nothing was sent, no ledger was made."""
+    """``confirm``, or the user, said no. Nothing was sent or changed, and no ledger was made."""
 
     exit_code = 2
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class DesError(DeslaunchError):
-    """What became of one request to DES.
+    """A request to DES failed, or its outcome is unknown.
 
     Attributes:
-        status: HTTP status of the response, or None where none was read.
+        status: HTTP status of the response, or None if none was read.
         response: what DES said, at most 4,096 characters, with every token cut out.
-        retry_after: seconds that the response asked to wait, at least 0, or None.
-        job_run_id: a jobRunId that came with a response which can't be relied on.
+        retry_after: seconds to wait, as the response asked, at least 0; or None.
+        job_run_id: a jobRunId in a response that can't be trusted, or None.
     """
 
     exit_code = 5
@@ -144,7 +144,7 @@ class DesError(DeslaunchError):
 class NotSent(DesError):
     """No byte of the request left this machine. It is safe to send it again.
 
-    ``status`` and ``retry_after`` are the auth server's, where that kept the token back.
+    ``status`` and ``retry_after`` are the auth server's if it gave no token.
     """
 
 
@@ -153,7 +153,7 @@ class Misconfigured(NotSent):
 
 
 class TooLate(NotSent):
-    """Too much time had passed since the intent was written. Nothing was sent."""
+    """Too much time passed after the start was recorded. Nothing was sent."""
 
 
 class Throttled(DesError):
@@ -161,7 +161,7 @@ class Throttled(DesError):
 
 
 class ServerError(DesError):
-    """DES responded 5XX. Its contract allows another try; the run may exist all the same."""
+    """DES responded 5XX. Its contract allows another attempt, but the run may exist."""
 
 
 class Rejected(DesError):
@@ -190,11 +190,11 @@ class OutcomeUnknown(DesError):
 
 
 class QueryFailed(DesError):
-    """A query, which starts nothing, got no usable response. It is safe to ask again."""
+    """A query got no usable response. It starts nothing: it is safe to repeat it."""
 
 
 class LedgerError(DeslaunchError):
-    """The ledger can't be used. Nothing was sent because of it."""
+    """The ledger can't be used. Nothing is sent without it."""
 
     exit_code = 7
 
@@ -208,7 +208,7 @@ class LedgerMissing(LedgerError):
 
 
 class LedgerForeign(LedgerError):
-    """The file is no ledger, a newer kind of ledger, or another batch's. Name the right one."""
+    """It is not a ledger, has another schema version, or is another batch's. Name the right one."""
 
 
 class LedgerDamaged(LedgerError):
@@ -234,7 +234,7 @@ class Stopped(DeslaunchError):
     """A launch ended before all rows had. Rows that were not sent are pending: resume.
 
     Attributes:
-        summary: the counts of the whole batch; None where there was no launch yet.
+        summary: the counts of the whole batch; None if no launch had begun.
     """
 
     exit_code = 5
@@ -242,7 +242,7 @@ class Stopped(DeslaunchError):
 
     @property
     def stops(self) -> Sequence[Stop]:
-        """Why it stopped, target by target."""
+        """Why each target, or the whole launch, stopped."""
         return self.summary.stops if self.summary else ()
 
 
@@ -257,7 +257,7 @@ class CredentialsRefused(Stopped):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Interrupted(Stopped):
-    """A signal ended the launch; what was in flight was waited for.
+    """A signal ended the launch, after a drain.
 
     Attributes:
         signum: the signal's number, 0 for none.
@@ -269,17 +269,17 @@ class Interrupted(Stopped):
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class Unfinished(Stopped):
-    """A watch ended before all runs had. Watch again: only what is left is asked about.
+    """A watch ended before all runs had. Watch again: it queries only unfinished runs.
 
     Attributes:
-        runs: how the runs stand.
+        runs: the counts of the runs.
     """
 
     runs: WatchSummary
 
     @property
     def stops(self) -> Sequence[Stop]:
-        """Why the watch ended, target by target."""
+        """Why the watch of each target ended."""
         return self.runs.stops
 
 
@@ -290,7 +290,7 @@ class LedgerWriteFailed(Stopped, LedgerError):
 
     @property
     def unrecorded(self) -> Sequence[tuple[str, str]]:
-        """(key, jobRunId) of runs that DES started and that may not be on disk."""
+        """(key, jobRunId) of runs that DES started and that may not be in the ledger."""
         return self.summary.unrecorded if self.summary else ()
 
 
@@ -305,6 +305,6 @@ def needs_extra(extra: str, what: str) -> Iterator[None]:
         yield
     except ImportError as exc:
         raise ConfigurationError(
-            f"{what} needs {(exc.name or extra).partition('.')[0]}, which is not there",
+            f"{what} needs {(exc.name or extra).partition('.')[0]}, which is not installed",
             hint=f"install it with: pip install 'deslaunch[{extra}]'",
         ) from exc

@@ -1137,7 +1137,7 @@ def test_nobody_is_asked_from_the_background(place: Workplace) -> None:
 
     with Terminal(place, "run", "night.jsonl", wrap=wrap) as terminal:
         assert terminal.code == 2
-        assert "error: nobody can be asked from the background; nothing was sent" in terminal.text
+        assert "error: deslaunch can't ask in the background; nothing was sent" in terminal.text
         assert "pass --yes" in terminal.text
 
     assert not place.simulator.runs
@@ -1149,7 +1149,7 @@ def test_a_finding_before_its_time_takes_a_yes(tmp_path: Path) -> None:
         place.run("run", "night.jsonl", "--concurrency", "1")
 
         with Terminal(place, "resolve", "night.ledger.db", "row-2", "--not-started") as terminal:
-            terminal.expect("Record it all the same? [y/N] ")
+            terminal.expect("Record it anyway? [y/N] ")
             terminal.type("y\n")
 
             assert terminal.code == 0

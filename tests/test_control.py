@@ -287,7 +287,7 @@ def test_a_launch_is_paused_and_stopped_from_another_terminal(tmp_path: Path) ->
         assert "stopped by deslaunch control" in err
         refused = place.run("control", "night.ledger.db", "go")
         assert (refused.returncode, "no launcher is at work" in refused.stderr) == (2, True)
-        [_, command] = refused.stderr.strip().split("to begin one: ")
+        [_, command] = refused.stderr.strip().split("start one: ")
         assert place.shell(f"{command} --yes").returncode == 0
         assert len(place.simulator.runs) == 400
 
@@ -309,7 +309,7 @@ def wait_until_calm(place: Workplace) -> int:
     [
         (["halt"], "expected pause, go, stop, concurrency=N or rate=R, got 'halt'"),
         (["puase"], "got 'puase'; did you mean pause?"),
-        (["pause", "go"], "the words contradict each other"),
+        (["pause", "go"], "expected each setting once"),
         (["concurrency=0"], "concurrency takes a whole number of slots from 1 to 1,024, got '0'"),
         (["rate=fast"], "rate takes a number of starts a second above 0, got 'fast'"),
         (["rate=0"], "rate takes a number of starts a second above 0, got '0'"),

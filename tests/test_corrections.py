@@ -117,7 +117,7 @@ class TestAddedRows:
 
     async def test_it_needs_a_key_of_its_own(self, ledger: Ledger) -> None:
         done = await correct(ledger, checked(1, "digest", own=False), add=True)
-        assert "key of its own" in done.problems[0].message
+        assert "explicit key" in done.problems[0].message
         assert (await correct(ledger, checked(8, "fresh", own=False), add=True)).same == 1
 
 

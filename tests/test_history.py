@@ -137,7 +137,7 @@ def test_a_second_batch_of_an_unfinished_manifest_is_refused(place: Workplace) -
     again = place.run("run", "night.jsonl", "--ledger", "other.ledger.db", "--again", "--yes")
     assert again.returncode == 0
     left = f"warning: {place.ledger} is given up: its 4 pending rows will not be sent, unless you"
-    assert f"{left} go on with it: deslaunch resume {place.ledger} --accept-copy\n" in again.stderr
+    assert f"{left} resume it: deslaunch resume {place.ledger} --accept-copy\n" in again.stderr
     third = place.run("run", "night.jsonl", "--ledger", "third.ledger.db", "--yes")
     assert third.returncode == 0, "the first was given up, and the second is finished"
     assert "given up" not in third.stderr
@@ -513,14 +513,14 @@ def test_a_copy_is_told_by_whoever_looks_at_it(place: Workplace) -> None:
     beside = place.run("status", "backup.db").stderr
     place.ledger.rename(place.folder / "newer.db")
     shutil.copy(backup, place.ledger)
-    lacks = (
-        f"warning: {place.ledger}: is an older copy: it lacks 3 attempts that this machine noted"
-    )
+    lacks = f"warning: {place.ledger}: is an older copy: it lacks 3 attempts that this machine's"
     assert lacks.replace("night.ledger", "backup") in beside
     assert lacks in place.run("find", "row-1").stderr
     status = place.run("status", "night.ledger.db")
     assert status.stderr.startswith(lacks)
-    assert status.stderr.endswith("may have been sent; put the newer one back\n"), "and no resume"
+    assert status.stderr.endswith("may have been sent since; put the newer one back\n"), (
+        "and no resume"
+    )
     assert (status.returncode, status.stdout.count("2 started, 4 pending")) == (0, 1)
 
     (place.folder / "newer.db").rename(place.ledger)

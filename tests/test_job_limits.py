@@ -217,7 +217,7 @@ def test_a_configuration_file_names_limits(tmp_path: Path) -> None:
         ("[jobs.sales]\nrate = 1", "[jobs] sales: expected a job's GUID; see them: deslaunch jobs"),
         (f'[jobs."{SLOW}"]\nrate = 0', "rate: expected a number of starts a second above 0, got 0"),
         (f'[jobs."{SLOW}"]\nconcurrency = 0', "expected a whole number of slots from 1 to 1,024"),
-        (f'[jobs."{SLOW}"]\nslots = 2', "slots: is no key of this table"),
+        (f'[jobs."{SLOW}"]\nslots = 2', "slots: is not a key of this table"),
     ],
 )
 def test_a_limit_that_is_none_is_told(text: str, why: str, tmp_path: Path) -> None:

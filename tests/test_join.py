@@ -138,7 +138,7 @@ def test_one_imports_while_others_wait_and_another_one_where_it_dies(
         others = [night.join(), night.join()]
 
         for other in others:
-            read_until(other, "another process is importing it; waiting for that")
+            read_until(other, "another process is importing it; waiting until it ends")
 
         seen = night.call("status", night.ledger)
         importing.kill()

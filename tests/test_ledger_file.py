@@ -386,7 +386,7 @@ REFUSED: Final = [
     pytest.param(_foreign, "is not a ledger", id="a manifest"),
     pytest.param(_other_application, "is not a ledger", id="another application's"),
     pytest.param(Path.touch, "is not a ledger", id="an empty file"),
-    pytest.param(_newer, "schema version 99, this deslaunch knows 1", id="a newer version's"),
+    pytest.param(_newer, "schema version 99, this deslaunch supports 1", id="a newer version's"),
 ]
 
 

@@ -570,7 +570,7 @@ async def test_a_resumed_launch_names_a_command_with_the_words_that_the_ledger_k
                 await opened.run()
 
     ledger = as_word(place.ledger)
-    assert raised.value.hint == f"go on with: deslaunch resume {ledger} --config /t.toml"
+    assert raised.value.hint == f"resume it: deslaunch resume {ledger} --config /t.toml"
 
 
 async def test_an_option_that_is_none_is_refused(place: Place) -> None:

@@ -38,9 +38,9 @@ READERS: Final = ["status", "results", "log", "report -o page.html"]
 WRITERS: Final = ["resume", "watch", "resolve row-1 --not-started"]
 CHECK_SERVER: Final = "check host and port in the URL, and that the server is running"
 WHICH_PASSWORD: Final = (
-    "set PGPASSWORD, or write the password to ~/.pgpass; it never stands on a command line"
+    "set PGPASSWORD, or write the password to ~/.pgpass; never on a command line"
 )
-NO_POOLER: Final = "name host and port of PostgreSQL itself, not of a pooler"
+NO_POOLER: Final = "use host and port of PostgreSQL itself, not of a pooler"
 MADE: Final = "the schema deslaunch was made, version 1"
 KNOWN: Final = "the schema deslaunch has version 1: nothing to do"
 GRANTS: Final = "grants: see: deslaunch help postgres"
@@ -175,22 +175,20 @@ def test_what_cannot_be_reached(
         pytest.param(
             "postgresql://u@h/d",
             "postgresql://u@h/d: names a database without a batch",
-            "add #NAME; its batches: deslaunch status with the URL alone",
+            "add #NAME; see its batches: deslaunch status postgresql://u@h/d",
             id="no batch",
         ),
         pytest.param(
             "postgresql://u@h/d#ni ght",
             "'ni ght' is not a batch name: expected 1 to 100 letters, digits, '.', '_' or '-'",
-            "write it behind the URL: postgresql://user@host/database#night; # in a password as "
-            "%23",
+            "write it after the URL: postgresql://user@host/database#night; # in a password as %23",
             id="no name",
         ),
         pytest.param(
             f"postgresql://u@h/d#{'n' * 101}",
             f"'{'n' * 101}' is not a batch name: expected 1 to 100 letters, digits, '.', '_' or "
             "'-'",
-            "write it behind the URL: postgresql://user@host/database#night; # in a password as "
-            "%23",
+            "write it after the URL: postgresql://user@host/database#night; # in a password as %23",
             id="too long a name",
         ),
         pytest.param(
@@ -296,7 +294,7 @@ class TestDatabase:
     ) -> None:
         assert call("upgrade", database).code == 0
         postgres.sql("UPDATE deslaunch.version SET number = %s", version, database=database)
-        what = f"the schema deslaunch has version {version}, this deslaunch knows 1"
+        what = f"the schema deslaunch has version {version}, this deslaunch supports 1"
         monkeypatch.setenv("DESLAUNCH_LEDGER", database)
 
         for place in (f"{database}#night", "#night"):
@@ -377,14 +375,14 @@ class TestServer:
     def test_that_is_a_standby(self, batch: str, postgres: Server) -> None:
         postgres.stand_by()
         what = "the server is a standby, which only reads"
-        hint = "name the primary; of several hosts: ?target_session_attrs=read-write"
+        hint = "use the primary; with several hosts add ?target_session_attrs=read-write"
 
         self.refuses_to_write(batch, what, hint)
 
     def test_that_is_too_old(self) -> None:
         setting = 'unrecognized configuration parameter "client_connection_check_interval"'
 
-        refuses_options(setting, "name a server of PostgreSQL 14 or newer")
+        refuses_options(setting, "use PostgreSQL 14 or newer")
 
     @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
     def test_whose_database_cannot_hold_every_text(
@@ -452,7 +450,7 @@ class TestUpgrade:
 
         assert call("upgrade", database) == told(
             database,
-            "the schema deslaunch has version 0, this deslaunch knows 1",
+            "the schema deslaunch has version 0, this deslaunch supports 1",
             "there is no way from it to that: use the version of deslaunch that made it",
         )
 
@@ -497,7 +495,7 @@ class TestUpgrade:
 
             assert launcher.result() == told(
                 batch,
-                "the schema deslaunch has version 2, this deslaunch knows 1",
+                "the schema deslaunch has version 2, this deslaunch supports 1",
                 "use the version of deslaunch that made it, or a newer one",
             )
 
@@ -513,7 +511,7 @@ class TestExtra:
         shown = Ended(
             2,
             "",
-            "error: a ledger in PostgreSQL needs psycopg, which is not there\n"
+            "error: a ledger in PostgreSQL needs psycopg, which is not installed\n"
             "  install it with: pip install 'deslaunch[postgres]'\n",
         )
         url = "postgresql://u@h/d"

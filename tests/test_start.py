@@ -237,7 +237,7 @@ def test_a_command_that_can_not_be_run_is_noticed_before_the_night(
         done = place.run("run", "night.jsonl", "--yes", *words)
         assert (done.returncode, place.ledger.exists()) == (2, False)
         shown = str(place.folder / program) if "/" in program and "--config" in words else program
-        assert f": there is no program {shown} that you may run; nothing was sent" in done.stderr
+        assert f": {shown} is not found or not executable; nothing was sent" in done.stderr
 
     assert place.run("start", POS_USAGE, "DBGenFrom=1", *words).returncode == 2
     assert not read_log(place.log)

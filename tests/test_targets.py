@@ -129,38 +129,38 @@ def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
     ("text", "told"),
     [
         pytest.param(
-            "target = 1", "target: is no key of this table; did you mean targets?", id="top"
+            "target = 1", "target: is not a key of this table; did you mean targets?", id="top"
         ),
         pytest.param("targets = 1", "targets: expected a table, got 1", id="no-table"),
         pytest.param(
             "[targets]\nacme = 's3cret'",
-            "[targets] acme: expected a table, got a text",
+            "[targets] acme: expected a table, got a string",
             id="target-no-table",
         ),
         pytest.param(
             ACME + "concurency = 8",
-            "[targets.acme] concurency: is no key of this table; did you mean concurrency?",
+            "[targets.acme] concurency: is not a key of this table; did you mean concurrency?",
             id="near-miss",
         ),
         pytest.param(
             ACME + "base-url = 's3cret'",
-            "[targets.acme] base-url: is no key of this table; did you mean base_url?",
+            "[targets.acme] base-url: is not a key of this table; did you mean base_url?",
             id="dash",
         ),
         pytest.param(
             ACME + "x = 's3cret'",
-            "[targets.acme] x: is no key of this table; expected one of base_url, token_env, "
+            "[targets.acme] x: is not a key of this table; expected one of base_url, token_env, "
             "token_file, token_command, oauth, concurrency",
             id="unknown",
         ),
         pytest.param(
             ACME.replace('"https://des.example"', "5"),
-            "[targets.acme] base_url: expected a text in quotes, got 5",
+            "[targets.acme] base_url: expected a string in quotes, got 5",
             id="number-for-text",
         ),
         pytest.param(
             ACME.replace('"ACME"', '""'),
-            "[targets.acme] token_env: expected a text in quotes, got an empty text",
+            "[targets.acme] token_env: expected a string in quotes, got an empty string",
             id="empty-text",
         ),
         pytest.param(
@@ -177,7 +177,7 @@ def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
         pytest.param(
             ACME + "concurrency = 's3cret'",
             "[targets.acme] concurrency: expected a whole number of slots from 1 to 1,024, "
-            "got a text",
+            "got a string",
             id="text-slots",
         ),
         pytest.param(
@@ -194,7 +194,7 @@ def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
         pytest.param(
             ACME.replace('token_env = "ACME"', "token_command = 'vault s3cret'"),
             "[targets.acme] token_command: expected a program and its arguments, as in "
-            '["program", "argument"]; there is no shell, got a text',
+            '["program", "argument"]; there is no shell, got a string',
             id="command-text",
         ),
         pytest.param(
@@ -205,30 +205,30 @@ def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
         ),
         pytest.param(
             ACME + "token = 's3cret'",
-            "[targets.acme] token: a secret must not stand in this file; "
+            "[targets.acme] token: this file takes no secrets; "
             "write token_env, token_file, token_command or oauth",
             id="token-literal",
         ),
         pytest.param(
             BISTRO.replace('password_env = "BISTRO_PASSWORD"', "password = 's3cret'"),
-            "[targets.bistro.oauth] password: a secret must not stand in this file; "
+            "[targets.bistro.oauth] password: this file takes no secrets; "
             "write password_env or password_file",
             id="password-literal",
         ),
         pytest.param(
             BISTRO.replace("client_secret_env", "client_secret"),
-            "[targets.bistro.oauth] client_secret: a secret must not stand in this file; "
+            "[targets.bistro.oauth] client_secret: this file takes no secrets; "
             "write client_secret_env or client_secret_file",
             id="client-secret-literal",
         ),
         pytest.param(
             ACME + "token_file = 'f'",
-            "[targets.acme] token_env and token_file: are both there; expected one token",
+            "[targets.acme] token_env and token_file: are both set; expected one token",
             id="two-sources",
         ),
         pytest.param(
             ACME + BISTRO.replace("bistro", "acme"),
-            "[targets.acme] token_env and oauth: are both there; expected one token",
+            "[targets.acme] token_env and oauth: are both set; expected one token",
             id="token-and-oauth",
         ),
         pytest.param(
@@ -254,7 +254,7 @@ def test_a_file_of_no_targets(text: str, tmp_path: Path) -> None:
         ),
         pytest.param(
             BISTRO + "password_file = 'f'",
-            "[targets.bistro.oauth] password_env and password_file: are both there; "
+            "[targets.bistro.oauth] password_env and password_file: are both set; "
             "expected one password",
             id="two-passwords",
         ),
@@ -283,10 +283,12 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     ("text", "told"),
     [
         pytest.param(
-            "[targets.acme]\ntoken = s3cret", "is no TOML: Invalid value (at line 2", id="no-toml"
+            "[targets.acme]\ntoken = s3cret",
+            "is not valid TOML: Invalid value (at line 2",
+            id="no-toml",
         ),
         pytest.param(
-            ACME + ACME, "is no TOML: Cannot declare ('targets', 'acme') twice", id="twice"
+            ACME + ACME, "is not valid TOML: Cannot declare ('targets', 'acme') twice", id="twice"
         ),
         pytest.param("# é s3cret".encode("utf-16"), "is not in UTF-8", id="utf-16"),
     ],
@@ -304,7 +306,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     ("content", "told"),
     [
         pytest.param(None, "can't be read", id="gone"),
-        pytest.param(b" \n", "holds nothing", id="blank"),
+        pytest.param(b" \n", "is empty", id="blank"),
         pytest.param(b"\xffs3cret", "not in UTF-8", id="latin"),
     ],
 )
@@ -334,7 +336,7 @@ def test_a_secret_is_read_anew_each_time(tmp_path: Path, monkeypatch: pytest.Mon
 
     assert read_secret(login, "password") == "new"
 
-    with pytest.raises(CredentialsRefused, match="variable P holds nothing"):
+    with pytest.raises(CredentialsRefused, match="variable P is empty"):
         read_secret(login, "username")
 
 
@@ -480,7 +482,7 @@ def test_who_wins(
 
 
 def test_a_base_url_of_no_target() -> None:
-    with pytest.raises(ConfigurationError, match="target b, and there is none"):
+    with pytest.raises(ConfigurationError, match="target b is not configured"):
         merged({"a": OF_FILE}, {}, base_url="https://arg.example", target="b")
 
 
@@ -512,18 +514,18 @@ def test_a_target_has_slots_of_its_own(tmp_path: Path) -> None:
     [
         pytest.param(
             ACME.replace("https:", "http:"),
-            "target acme: the base URL 'http://des.example' would send the token in the clear",
+            "target acme: the base URL 'http://des.example' would send the token unencrypted",
             id="http",
         ),
         pytest.param(
             ACME.replace("des.ex", "u:s3cret@des.ex"),
-            "target acme: the base URL holds a user name or password",
+            "target acme: the base URL contains a user name or password",
             id="password-in-url",
         ),
         pytest.param(
             BISTRO + 'auth_url = "http://auth.example"',
-            "target bistro: the auth server's URL 'http://auth.example' would send the token in "
-            "the clear",
+            "target bistro: the auth server's URL 'http://auth.example' would send the token "
+            "unencrypted",
             id="auth-http",
         ),
     ],
@@ -553,10 +555,10 @@ def test_the_file_that_a_ledger_keeps_is_read_on_its_machine_alone(
 @pytest.mark.parametrize(
     ("values", "variables", "told"),
     [
-        pytest.param({}, {}, "there is no base URL of DES", id="no-base-url"),
+        pytest.param({}, {}, "the base URL of DES is not set", id="no-base-url"),
         pytest.param({"base_url": URL}, {}, "there is no token", id="no-token"),
         pytest.param(
-            {"base_url": "http://des.example"}, {"DES_TOKEN": "t"}, "in the clear", id="http"
+            {"base_url": "http://des.example"}, {"DES_TOKEN": "t"}, "unencrypted", id="http"
         ),
     ],
 )

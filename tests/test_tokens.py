@@ -839,7 +839,7 @@ async def test_the_wait_that_an_auth_server_asks_for_is_kept() -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        pytest.param("http://auth.example", "in the clear", id="http"),
+        pytest.param("http://auth.example", "unencrypted", id="http"),
         pytest.param("https://u:pa55@auth.example", "user name or password", id="password"),
         pytest.param("ftp://auth.example", "can't be used", id="scheme"),
     ],
@@ -904,7 +904,7 @@ async def test_a_base_url_that_is_given_wins_over_the_tokens() -> None:
 @pytest.mark.parametrize(
     ("svc", "said"),
     [
-        pytest.param("http://des.example", "in the clear", id="http"),
+        pytest.param("http://des.example", "unencrypted", id="http"),
         pytest.param("file:///etc/passwd", "can't be used", id="scheme"),
         pytest.param("https://u:p@des.example", "user name or password", id="password"),
         pytest.param("", "names no base URL", id="empty"),

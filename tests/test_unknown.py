@@ -353,9 +353,11 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("name", "text", "message"),
         [
-            pytest.param("f.csv", "name,as\na,unknown\n", "1: expected a column key", id="no key"),
             pytest.param(
-                "f.csv", "key;as\na;unknown\n", "1: expected a column key", id="semicolon"
+                "f.csv", "name,as\na,unknown\n", "1: expected a column 'key'", id="no key"
+            ),
+            pytest.param(
+                "f.csv", "key;as\na;unknown\n", "1: expected a column 'key'", id="semicolon"
             ),
             pytest.param("f.csv", "key,as\na,perhaps\n", ":2: expected as=", id="no verdict"),
             pytest.param("f.csv", "key,as\na,started\n", ":2: expected as=", id="no run"),
@@ -366,11 +368,11 @@ class TestFiles:
                 "f.csv", f"key,as,jobRunId\na,,{RUN}\n", ":2: expected as=", id="a run alone"
             ),
             pytest.param(
-                "f.csv", "key,as,why\na,unknown,x\n", "unknown field 'why'", id="a column"
+                "f.csv", "key,as,why\na,unknown,x\n", "unknown column 'why'", id="a column"
             ),
             pytest.param("f.csv", 'key,as\n"a', "not a file of findings", id="a quote"),
             pytest.param("f.csv", "key,as\n,unknown\n", ":2: a finding needs a key", id="no name"),
-            pytest.param("f.csv", "key,as\na,,,x\n", "field 'beyond the", id="a cell too many"),
+            pytest.param("f.csv", "key,as\na,,,x\n", "column 'beyond the", id="a cell too many"),
             pytest.param("none.csv", None, "can't be read", id="no file"),
         ],
     )

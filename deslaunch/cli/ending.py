@@ -75,7 +75,7 @@ def command_of(given: "Given") -> Sequence[str]:
     if words and shutil.which(words[0]) is None:
         name = "on_end" if typed is None else "--on-end"
         raise ConfigurationError(
-            f"{name}: there is no program {words[0]} that you may run; nothing was sent",
+            f"{name}: {words[0]} is not found or not executable; nothing was sent",
             hint="check its name, or write its path; a script needs chmod +x",
         )
 
@@ -89,7 +89,7 @@ def _split(text: str) -> list[str]:
 
     raise ConfigurationError(
         f"--on-end takes a program and its arguments, got {text!r}",
-        hint="there is no shell: for a pipe write a script, and name that",
+        hint="no shell runs it: put pipes into a script, and pass the script",
     )
 
 

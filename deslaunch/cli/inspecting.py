@@ -331,19 +331,21 @@ def _read_findings(given: Given) -> Sequence["Finding"]:
 
     if given["findings"] is not None:
         if keys or chosen:
-            raise click.UsageError("--from takes no KEY and no finding: the file has them")
+            raise click.UsageError(
+                "--from takes no KEY, --started, --not-started or --unknown: the file has them"
+            )
 
         if not (findings := read_findings(given["findings"], note=given["note"])):
             raise errors.ManifestError(
                 f'{given["findings"]}: the column "as" is empty in every row',
-                hint="fill in started, with the run's jobRunId, or not-started",
+                hint="write started (and the jobRunId), not-started or unknown into it",
             )
 
         return findings
 
     if not keys or len(chosen) != 1:
         raise click.UsageError(
-            "expected at least one KEY, and --started JOBRUNID, --not-started or --unknown"
+            "expected at least one KEY, and one of --started JOBRUNID, --not-started, --unknown"
         )
 
     if started is not None and len(keys) > 1:
@@ -372,7 +374,7 @@ async def _confirm_early(early: Sequence[tuple[str, int]], given: Given) -> None
 
     printer.warn(why)
 
-    if not await printer.ask("Record it all the same?"):
+    if not await printer.ask("Record it anyway?"):
         raise errors.Declined("nothing was recorded")
 
 
@@ -381,14 +383,14 @@ async def _confirm_early(early: Sequence[tuple[str, int]], given: Given) -> None
     options.LEDGER,
     click.Argument(["keys"], metavar="[KEY]...", nargs=-1),
     options.flag("--all-pending", "All pending rows; with --undo, all withdrawn rows."),
-    options.flag("--undo", "Give withdrawn rows their earlier state again."),
+    options.flag("--undo", "Restore the earlier state of withdrawn rows."),
     *options.OUTPUT,
 )
 async def withdraw(given: Given) -> int:
     """Withdraw rows of LEDGER: they are not sent.
 
-    Rows that have a run or may have one are refused. All rows that you name are withdrawn, or none.
-    A launcher may be at work.
+    Rows that have a run or may have one are refused: then no row is withdrawn. A launcher may be at
+    work.
 
     Examples:
         deslaunch withdraw night.ledger.db store-17 store-18
@@ -420,9 +422,9 @@ async def withdraw(given: Given) -> int:
 async def control(given: Given) -> int:
     """Pause, stop or slow down the launchers at work on LEDGER.
 
-    WORD is pause (send nothing new), go (send again), stop (drain and end with exit 5),
-    concurrency=N or rate=R. Each launcher obeys within a second, and so do launchers that join,
-    until the last one ends. Exits with 2 if no launcher is at work.
+    WORD is pause (send nothing new), go (end the pause), stop (drain and end with exit 5),
+    concurrency=N or rate=R. Launchers apply it within about a second, and so do launchers that
+    join later. It ends with the last launcher. Exits with 2 if no launcher is at work.
 
     Examples:
         deslaunch control night.ledger.db pause
@@ -432,7 +434,9 @@ async def control(given: Given) -> int:
     changes = dict(pairs)
 
     if len(changes) < len(pairs):
-        raise click.UsageError("the words contradict each other: give each setting once")
+        raise click.UsageError(
+            f"expected each setting once (pause and go are one), got {' '.join(given['words'])}"
+        )
 
     async with await _open(given) as ledger:
         now = await ledger.tell_launchers(changes)

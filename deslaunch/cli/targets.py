@@ -64,7 +64,7 @@ _EXPECTED: Final = {
     float: OPTIONS["rate"].range,
     int: OPTIONS["concurrency"].range,
     list: 'a program and its arguments, as in ["program", "argument"]; there is no shell',
-    str: "a text in quotes",
+    str: "a string in quotes",
 }
 
 
@@ -129,8 +129,8 @@ def read_config(path: Path) -> Config:
     except UnicodeDecodeError as exc:
         why, hint = f"is not in UTF-8: byte {exc.start} is wrong", "save it as UTF-8"
     except tomllib.TOMLDecodeError as exc:
-        why = f"is no TOML: {exc}"
-        hint = 'texts need quotes, as in base_url = "https://des.example"'
+        why = f"is not valid TOML: {exc}"
+        hint = 'strings need quotes, as in base_url = "https://des.example"'
     else:
         if mistakes := [f"{path}: {mistake}" for mistake in _mistakes(content, _FILE)]:
             raise ConfigurationError("\n".join(mistakes), hint=f"fix {path}")
@@ -182,7 +182,7 @@ def _mistakes(table: Mapping[str, Any], keys: _Keys, *names: str) -> Iterator[st
         named = [key for key in choice if key in table]
 
         if len(named) > 1:
-            yield f"{where}{' and '.join(named)}: are both there; expected one {what}"
+            yield f"{where}{' and '.join(named)}: are both set; expected one {what}"
         elif not named and what not in table:
             one = "" if choice == (what,) else f"; expected {_either(choice)}"
             yield f"{where}{what}: is missing{one}"
@@ -207,11 +207,11 @@ def _fits(value: Any, shape: type) -> bool:
 
 def _misnamed(key: str, keys: _Keys, choices: Mapping[str, Sequence[str]]) -> str:
     if key in choices:
-        return f"a secret must not stand in this file; write {_either(choices[key])}"
+        return f"this file takes no secrets; write {_either(choices[key])}"
 
     near = get_close_matches(key.lower().replace("-", "_"), keys, n=1)
     advice = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(keys)}"
-    return f"is no key of this table; {advice}"
+    return f"is not a key of this table; {advice}"
 
 
 def _either(keys: Sequence[str]) -> str:
@@ -223,8 +223,8 @@ def _described(value: Any) -> str:
     if isinstance(value, (bool, int, float)):
         return str(value).lower()
 
-    names: dict[type, str] = {str: "a text", list: "a list", dict: "a table"}
-    return "an empty text" if value == "" else names.get(type(value), "a date")
+    names: dict[type, str] = {str: "a string", list: "a list", dict: "a table"}
+    return "an empty string" if value == "" else names.get(type(value), "a date")
 
 
 def _is_whole(target: Mapping[str, Any]) -> bool:
@@ -318,7 +318,7 @@ def merged(
     if base_url is not None:
         if target not in whole:
             raise ConfigurationError(
-                f"--base-url is that of target {target}, and there is none",
+                f"--base-url: target {target} is not configured",
                 hint=f"pass --target and one of {', '.join(of_file)}",
             )
 
@@ -327,7 +327,7 @@ def merged(
     if not _is_whole(whole[name]):
         if not of_file:
             raise ConfigurationError(
-                "there is no base URL of DES",
+                "the base URL of DES is not set",
                 hint="set DES_BASE_URL, pass --base-url URL, or name targets in a file for "
                 "--config",
             )
@@ -397,9 +397,9 @@ def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, "DesClie
 
     if needs_token and not any(target.keys() & set(_SOURCES) for target in found.values()):
         raise ConfigurationError(
-            "there is no token, and so nothing was sent",
-            hint="set DES_TOKEN, DES_TOKEN_FILE or DES_TOKEN_COMMAND, or DES_ORG_ID and the rest "
-            "of a login; or name targets in a file (--config)",
+            "there is no token; nothing was sent",
+            hint="set DES_TOKEN, DES_TOKEN_FILE or DES_TOKEN_COMMAND, or a login (DES_ORG_ID …), "
+            "or name targets in a file for --config; see: deslaunch help targets",
         )
 
     return clients
@@ -444,7 +444,9 @@ def read_secret(login: Mapping[str, str], name: str) -> str:
         if text := text.strip():
             return text
 
-        why = "holds nothing"
+        why = "is empty"
 
     # Not chained: what could not be decoded is in its error.
-    raise CredentialsRefused(f"{place} {why}", hint="store it there, in UTF-8 and readable by you")
+    raise CredentialsRefused(
+        f"{place} {why}", hint="store the secret there, in UTF-8, readable by you"
+    )

@@ -196,8 +196,8 @@ class Printer:
         with contextlib.suppress(OSError):  # it is not this session's terminal
             if os.tcgetpgrp(self.source.fileno()) != os.getpgrp():
                 raise ConfigurationError(
-                    "nobody can be asked from the background; nothing was sent",
-                    hint="pass --yes, or start deslaunch in the foreground (timeout: --foreground)",
+                    "deslaunch can't ask in the background; nothing was sent",
+                    hint="pass --yes, or run it in the foreground (timeout: timeout --foreground)",
                 )
 
         return True
@@ -227,7 +227,7 @@ def _reopen(terminal: TextIO) -> TextIO:
     try:  # by its own name: macOS can't wait for /dev/tty
         return os.fdopen(os.open(os.ttyname(terminal.fileno()), os.O_RDONLY | os.O_NOCTTY))
     except OSError as exc:
-        message = "nobody can be asked while stdin is the manifest; nothing was sent"
+        message = "deslaunch can't ask while stdin is the manifest; nothing was sent"
         raise ConfigurationError(message, hint="pass --yes") from exc
 
 

@@ -72,17 +72,17 @@ def safe_url(text: str, what: str = "base URL", *, allow_http: bool = False) -> 
     url = _parse(text)
 
     if "@" in text:  # whatever it parses to: a password may hold a slash
-        why = "holds a user name or password"
+        why = "contains a user name or password"
         hint = "remove everything up to the '@': DES accepts only a token"
     elif "?" in text or "#" in text:
-        why, hint = "holds a query or fragment", "remove the '?' or '#' and everything after it"
+        why, hint = "contains a query or fragment", "remove the '?' or '#' and everything after it"
     elif url is None:
         why, hint = f"can't be used: expected https://HOST, got {text!r}", "write https://HOST"
     elif url.scheme == "http" and not (allow_http or is_loopback(url.host or "")):
-        why = f"{text!r} would send the token in the clear"
+        why = f"{text!r} would send the token unencrypted"
         hint = (
             f"use {str(url.with_scheme('https')).rstrip('/')}; "
-            "if nobody can listen on this network, pass --allow-http"
+            "on a network that you trust, pass --allow-http"
         )
     else:
         return url

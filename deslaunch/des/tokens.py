@@ -127,7 +127,7 @@ class EnvToken:
         if text is None:
             raise errors.CredentialsRefused(
                 f"the environment variable {self.variable} is not set",
-                hint=f"set {self.variable} to a token of DES",
+                hint=f"set {self.variable} to a DES token",
             )
 
         return Token(text)

@@ -48,21 +48,23 @@ SHOWN_KEYS: Final = 10
 """Keys that a warning names."""
 
 LONGEST_LOOK: Final = 2.0
-"""Seconds between two looks whether another process has imported the batch, at most."""
+"""Maximum seconds between two checks whether another process has imported the batch."""
 
 
 class Options(TypedDict, total=False):
     """Options of a batch, all of them optional.
 
     Attributes:
-        settings: what the session is told.
-        schema: a file of jobs in QueryJobs' form; then DES is not asked for them.
-        on_event: called with each event, in the event loop; an error of its ends the launch.
-        confirm: asked with the plan before a ledger is made, corrected, or gone on with.
+        settings: options of the session; default: ``Settings()``, or for ``resume_batch`` and
+            ``watch_batch`` those that the ledger keeps.
+        schema: a file of jobs in QueryJobs' form; then DES is not queried for them.
+        on_event: called with each event, in the event loop; if it raises, the launch drains.
+        confirm: called with the plan before a ledger is made, corrected or resumed; returns True,
+            or an awaitable of True, to begin.
         options_kept: JSON values for the ledger to keep; default: the settings that are kept.
-        job_limits: what single jobs bear, by their jobIds.
-        join: send rows beside other launchers, where the ledger is in PostgreSQL. Where another
-            process is importing the batch, wait for that.
+        job_limits: limits of single jobs, by jobId.
+        join: send rows together with other launchers; PostgreSQL only. If another process is
+            importing the batch, wait until it ends.
     """
 
     settings: Settings | None
@@ -83,18 +85,19 @@ async def open_batch(
     resume: bool = False,
     **options: Unpack[Options],
 ) -> AsyncIterator[Batch]:
-    """Open a batch: import a manifest, or take rows of a program; nothing is sent yet.
+    """Open a batch: import a manifest, or take rows from an iterable; nothing is sent yet.
 
-    A manifest is checked whole before its ledger is made. Rows of a program are added while the
-    batch runs; an invalid one gives an outcome ``invalid``. Leaving the block, or being cancelled
-    in it, drains; rows that were not sent stay pending.
+    A manifest is checked whole before its ledger is made; a crash during the import leaves no
+    ledger. An iterable's rows are added while the batch runs; an invalid one gives an outcome
+    ``invalid``. Leaving the block, or cancelling it, drains; rows that were not sent stay pending.
 
     Args:
         rows: a manifest's path, a :class:`Manifest`, or an iterable or asynchronous iterable of
             dicts in the JSONL form or ``Row``s.
         des: the client, or one for each target.
         ledger: the ledger's path, or postgresql://…#batch; default: a file beside the manifest.
-        resume: where the ledger exists, go on: the same manifest's, or a program's by keys.
+        resume: resume the ledger if it exists. The manifest must be the same; an iterable's rows
+            are matched by key, and those that the batch has are skipped.
         **options: see :class:`Options`.
 
     Raises:
@@ -103,12 +106,14 @@ async def open_batch(
         LedgerExists: the ledger exists, and ``resume`` is not set.
         LedgerForeign: ``resume``, and the ledger is another manifest's.
         LedgerLocked: another launcher is at work on it.
-        LedgerError: it can't be made, or taken.
+        LedgerOutdated: ``resume``, and the ledger is an older copy.
+        UnfinishedBatch: an earlier batch of the same rows is unfinished.
+        LedgerError: the ledger can't be created or opened.
         ConfigurationError: an option is wrong, or ``ledger`` is missing; ``join``, and the ledger
             is a file.
-        DesError: DES could not be asked for the jobs of any target that rows name; likewise
+        DesError: the jobs could not be read from DES for any target that rows name; likewise
             CredentialsRefused, SchemaError.
-        Declined: ``confirm`` said no.
+        Declined: ``confirm`` returned False.
     """
     setup = await _set_up(des, **options)
     source = _open_source(rows, setup.settings)
@@ -143,7 +148,7 @@ async def _begin(
                 raise
 
             if not is_told:
-                setup.emit(Noted(f"{exc}; waiting for that"))
+                setup.emit(Noted(f"{exc}; waiting until it ends"))
                 is_told = True
 
             await asyncio.sleep(wait)
@@ -179,11 +184,14 @@ async def resume_batch(
     Args:
         ledger: the batch's ledger: a path, or postgresql://…#batch.
         des: the client, or one for each target.
-        corrections: a manifest of corrected rows, taken by their keys, once they are agreed to.
-        add_rows: rows of ``corrections`` with keys that the batch does not have are added.
-        **options: see :class:`Options`; settings that are not given are what the ledger keeps.
+        corrections: a manifest of corrected rows, matched by key, and applied after ``confirm``:
+            all or none.
+        add_rows: add rows of ``corrections`` whose keys the batch does not have.
+        **options: see :class:`Options`.
 
     Raises:
+        LedgerMissing: there is no such ledger.
+        InvalidManifest: the corrections are invalid, or don't fit the batch.
         DeslaunchError: as for :func:`open_batch`.
     """
     opening = take_ledger(os.fspath(ledger), joins=options.get("join", False))
@@ -203,16 +211,16 @@ async def resume_batch(
 async def watch_batch(
     ledger: StrPath, des: Clients, **options: Unpack[Options]
 ) -> AsyncIterator[Batch]:
-    """Open a batch to watch its runs; no launching session begins.
+    """Open a batch to watch its runs; nothing is started.
 
     Args:
-        ledger: the batch's ledger; a file is held, a batch in PostgreSQL may be at work.
+        ledger: the batch's ledger: a file is locked; in PostgreSQL launchers may be at work.
         des: the client, or one for each target.
-        **options: see :class:`Options`; settings that are not given are what the ledger keeps.
+        **options: see :class:`Options`.
 
     Raises:
-        LedgerError: the ledger can't be taken.
-        ConfigurationError: a target is at another DES than the one that started the runs.
+        LedgerError: the ledger can't be opened.
+        ConfigurationError: a target is not the DES or organisation that started the runs.
     """
     opening = take_ledger(os.fspath(ledger), launches=False)
 
@@ -242,7 +250,7 @@ async def launch(
         des: the client, or one for each target.
         ledger: as for :func:`open_batch`.
         resume: as for :func:`open_batch`.
-        allow_partial: return the summary also where the launch did not finish.
+        allow_partial: return the summary even if the launch did not finish.
         **options: see :class:`Options`.
 
     Returns:
@@ -250,7 +258,7 @@ async def launch(
 
     Raises:
         Stopped: rows are left; ``CredentialsRefused``, ``LedgerWriteFailed`` and ``Interrupted``
-            are kinds of it.
+            are subclasses.
         DeslaunchError: as for :func:`open_batch`.
     """
     async with open_batch(rows, des, ledger=ledger, resume=resume, **options) as batch:
@@ -269,12 +277,12 @@ async def preview(
     Args:
         rows: the manifest of a new batch, which is imported into a temporary folder; None for
             the rows of a ledger.
-        des: the client, or one for each target; for a new batch without ``schema``.
+        des: the client, or one for each target; needed for a new batch without ``schema``.
         ledger: of the batch that would be resumed.
         **options: see :class:`Options`.
 
     Yields:
-        Each start, with the very bytes of its body.
+        Each start, with its exact body.
 
     Raises:
         DeslaunchError: as for :func:`open_batch`.
@@ -312,7 +320,7 @@ def _make_temporary_folder() -> TemporaryDirectory[str]:
     except OSError as exc:
         raise errors.ConfigurationError(
             f"a preview needs a temporary folder: {exc.strerror}",
-            hint="make room in the temporary folder, or name another by TMPDIR",
+            hint="free space in the temporary folder, or set TMPDIR to another folder",
         ) from exc
 
 
@@ -341,9 +349,9 @@ async def _set_up(
     job_limits: Mapping[str, JobLimit] | None = None,
     join: bool = False,
 ) -> Setup:
-    """Return what a batch is opened with; DES is asked for nothing yet.
+    """Return what a batch is opened with; nothing is sent to DES yet.
 
-    What the ledger of a batch that was begun keeps stands in for what is not given.
+    Settings that are not given are those that the ledger keeps.
 
     Raises:
         SchemaError: the schema file can't be read.
@@ -395,10 +403,10 @@ def _ledger_of(source: Source) -> str:
 
 
 async def _agree(setup: Setup, plan: Plan, warnings: Iterable[str]) -> Plan:
-    """Announce the plan, and ask whether to begin.
+    """Emit the plan, and call ``confirm``.
 
     Raises:
-        Declined: the response is no.
+        Declined: it returned False.
     """
     pace = {name: getattr(setup.settings, name) for name in ("concurrency", "rate", "limit")}
     left = min((deadline.left() for deadline in setup.deadlines), default=None)
@@ -417,7 +425,7 @@ async def _agree(setup: Setup, plan: Plan, warnings: Iterable[str]) -> Plan:
 
 @asynccontextmanager
 async def _held(opening: Awaitable[Ledger], on_event: OnEvent | None) -> AsyncIterator[Ledger]:
-    """Hold a batch's lock for the time of a block."""
+    """Open a ledger for a block, and close it at its end."""
     ledger = await opening
 
     try:
@@ -466,10 +474,10 @@ async def _import(stack: AsyncExitStack, source: Source, place: str, setup: Setu
 async def _look_for_others(
     setup: Setup, batch: Import | Ledger, digest: str, name: str
 ) -> tuple[Collection[str], tuple[str, ...]]:
-    """Return the uids of batches that may be beside a new one of their rows, and what that costs.
+    """Return the uids of other batches of the same rows that are allowed, and warnings.
 
     Raises:
-        UnfinishedBatch: another one is unfinished, and that is not accepted.
+        UnfinishedBatch: another one is unfinished, and ``again`` is not set.
     """
     others = await find_others(setup.history, digest, batch)
     allowed = {one.uid for one in others if setup.settings.again or not one.is_unfinished}
@@ -487,8 +495,8 @@ async def _check_same(ledger: Ledger, source: Source, settings: Settings) -> Non
     """Refuse to resume, unless the batch was begun with this manifest, or by a program.
 
     Raises:
-        LedgerForeign: it is another's.
-        ConfigurationError: other rows were meant by the same manifest.
+        LedgerForeign: the manifest is another one.
+        ConfigurationError: options that decide which rows it has differ.
         ManifestError: the manifest can't be read to its end.
     """
     name, digest = ROWS, ""
@@ -499,9 +507,8 @@ async def _check_same(ledger: Ledger, source: Source, settings: Settings) -> Non
 
     if digest != ledger.batch.digest:
         raise errors.LedgerForeign(
-            f"{ledger.place}: the ledger belongs to other rows than {name}, or of these as they "
-            "were before they changed; nothing was sent",
-            hint=f"resume it as it was imported: {command}; for changed rows add "
+            f"{ledger.place}: was made from other rows than {name} has now; nothing was sent",
+            hint=f"resume the batch as it was imported: {command}; for changed rows add "
             "--corrections FILE; for a new batch pass another --ledger",
         )
 
@@ -510,8 +517,8 @@ async def _check_same(ledger: Ledger, source: Source, settings: Settings) -> Non
 
     if differing := [f"--{n.replace('_', '-')}" for n in now if begun.get(n) != now[n]]:
         raise errors.ConfigurationError(
-            f"the batch was begun with other values of {', '.join(differing)}; nothing was sent",
-            hint=f"go on with: {command}",
+            f"the batch began with other values of {', '.join(differing)}; nothing was sent",
+            hint=f"resume it: {command}",
         )
 
 
@@ -523,7 +530,7 @@ async def _go_on(
     add: bool = False,
     rows: Source | None = None,
 ) -> Batch:
-    """Return an existing batch, after applying the corrections that were agreed to.
+    """Return an existing batch, after ``confirm`` and with the corrections applied.
 
     Raises:
         InvalidManifest: the corrections don't fit the batch; nothing was applied.
@@ -554,7 +561,7 @@ async def _go_on(
 
         return done.plan._replace(corrections=(done.replaced, done.added))
 
-    # Of rows that are given it is known that they are the same.
+    # If rows are given, _check_same has compared them.
     telling = _tell_if_changed(ledger, setup) if rows is None else asyncio.sleep(0)
 
     if corrections is None:  # a large file takes a while to hash, and its rows to count
@@ -594,11 +601,11 @@ def _left_out(keys: Sequence[str]) -> str:
 
 
 async def _tell_if_changed(ledger: Ledger, setup: Setup) -> None:
-    """Note it if the manifest's file has changed since the import; it is not read again."""
+    """Emit a note if the manifest's file has changed since the import; it is not read again."""
     known = ledger.batch.digest
     manifest = Manifest(ledger.batch.manifest, format="csv")  # to be hashed, in whatever form
 
-    # Nobody writes to a pipe a second time: to open it would wait for ever.
+    # Opening a pipe again would wait for ever: nobody writes to it a second time.
     if not known or not manifest.path or not await run_sync(manifest.path.is_file):
         return
 

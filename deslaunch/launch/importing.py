@@ -431,7 +431,7 @@ def digest_of(manifest: Manifest) -> str:
     except (OSError, EOFError, zlib.error) as exc:
         raise errors.ManifestError(
             f"{manifest.name} can't be read to its end: {exc}",
-            hint="check the file, and that you may read it",
+            hint="check the file and your read permission",
         ) from exc
 
 

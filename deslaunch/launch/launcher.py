@@ -219,7 +219,7 @@ class Batch:
         why = "; ".join(stop.message for stop in summary.stops)
         why = why or "they are left from an earlier session"
         message = f"{count(left, 'row')} left: {why}" if left else why
-        hint = f"go on with: {resume_command(summary.ledger, self.ledger.batch.options)}"
+        hint = f"resume it: {resume_command(summary.ledger, self.ledger.batch.options)}"
 
         if code in kinds:
             raise kinds[code](message, summary=summary, hint=hint)

@@ -353,7 +353,7 @@ async def open_schemas(
 
     if not clients and file is None:
         raise errors.ConfigurationError(
-            "there is neither a DES nor a schema file to take the jobs from",
+            "the jobs can't be read: there is no base URL of DES and no schema file",
             hint="set DES_BASE_URL and DES_TOKEN, or pass --schema FILE",
         )
 

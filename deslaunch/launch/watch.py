@@ -113,7 +113,7 @@ class Watch(Loop):
                 f"{count(summary.unfinished, 'run')} had not finished when the watch ended: {why}",
                 runs=summary,
                 summary=summary.batch,
-                hint=f"go on with: {printed('watch', place_word(self.ledger.place))}",
+                hint=f"watch again: {printed('watch', place_word(self.ledger.place))}",
             )
 
         return summary

@@ -74,8 +74,8 @@ async def check_copy(ledger: Ledger, history: History, *, accepts: bool) -> str:
     why, hint = found
     raise errors.LedgerOutdated(
         f"{why}; nothing was sent",
-        hint=f"{hint}; to go on with this one, and mark what it starts as possible duplicates, "
-        "pass --accept-copy",
+        hint=f"{hint}; to resume this one anyway, pass --accept-copy: what it starts is marked as "
+        "a possible duplicate",
     )
 
 
@@ -103,7 +103,7 @@ async def find_copy(ledger: Ledger, history: History) -> tuple[str, str] | None:
 
     if lacking > 0 or session < known.session:
         lacks = f"{count(lacking, 'attempt')}" if lacking > 0 else "a session"
-        why = f"is an older copy: it lacks {lacks} that this machine noted until then"
+        why = f"is an older copy: it lacks {lacks} that this machine's history has"
         hint = "put the newer one back"
 
         if known.place != noted_place(ledger.place):
@@ -111,12 +111,12 @@ async def find_copy(ledger: Ledger, history: History) -> tuple[str, str] | None:
 
     elif known.place != noted_place(ledger.place) and await _is_at(known, ledger.place):
         why = f"is a copy of {known.place}, which was last used and is still there"
-        hint = f"go on with that one: {printed('resume', place_word(known.place))}"
+        hint = f"resume that one: {printed('resume', place_word(known.place))}"
     elif known.is_given_up:
         others = await run_sync(lambda: history.like(known.digest, known.place, but=known.uid))
         begun = f", {others[-1].place}," if others else ""
         why = f"was given up: a second batch of its rows{begun} was begun with --again"
-        hint = "go on with that one"
+        hint = "resume that one"
     else:
         return None
 
@@ -230,9 +230,9 @@ def refuse(others: Collection[Other], name: str) -> None:
 
         sent = count(other.counts.get("attempts", 0), "attempt")
         left = count(other.counts.get("pending", 0), "row")
-        stands = f"{sent} made, {left} pending" if other.counts else "how far it came is not noted"
+        stands = f"{sent} made, {left} pending" if other.counts else "its progress is not recorded"
         resume = printed("resume", place_word(other.place))
-        hint = f"go on with it: {resume}"
+        hint = f"resume it: {resume}"
 
         if not other.is_there and not is_shared(other.place):
             hint = f"its ledger is gone: put it back, then {resume}"
@@ -240,7 +240,7 @@ def refuse(others: Collection[Other], name: str) -> None:
         raise errors.UnfinishedBatch(
             f"{name}: a batch of these rows, {other.place}, is unfinished ({stands}); a second one "
             "would send rows again; nothing was sent",
-            hint=f"{hint}; to begin a second batch all the same, pass --again",
+            hint=f"{hint}; to begin a second batch anyway, pass --again",
         )
 
 
@@ -249,7 +249,7 @@ def tell_given_up(other: Other) -> str:
     left = f"its {count(other.counts['pending'], 'pending row')}" if other.counts else "its rest"
     resume = printed("resume", place_word(other.place))
     return (
-        f"{other.place} is given up: {left} will not be sent, unless you go on with it: {resume} "
+        f"{other.place} is given up: {left} will not be sent, unless you resume it: {resume} "
         "--accept-copy"
     )
 
@@ -263,7 +263,7 @@ def tell_before(history: History, digest: str, place: str) -> str:
 
     last = found[-1]
     started = count(last.counts.get("started", 0), "row")
-    end = "it did not come to its end" if last.ended_ms is None else f"{started} started"
+    end = "it did not finish" if last.ended_ms is None else f"{started} started"
     return f"these rows were last started {utc(last.began_ms)} ({last.place}): {end}"
 
 

@@ -28,7 +28,7 @@ _VERDICTS: Final[dict[str, Verdict]] = {verdict.lower(): verdict for verdict in 
 _COLUMNS: Final = ("key", "as", "jobRunId", "note")
 _WINDOW: Final = ("createdAfterUtc", "createdBeforeUtc")
 _FOR_THE_READER: Final = ("target", "jobId", "jobName", *_WINDOW, "error", "row")
-_FORM: Final = "a finding has key, as (started, not-started or unknown), jobRunId if started, note"
+_FORM: Final = "columns: key; as (started, not-started or unknown); jobRunId, if started; note"
 
 _SHOWN: Final = 10
 """Findings that an error quotes."""
@@ -228,8 +228,8 @@ def add_rows(store: Store, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
             new.append(row)
         elif match.form != fresh.form:
             raise ManifestError(
-                f"key {row.key!r}: row {match.number} has it, with other values",
-                hint="give the row another key, or the values of that row",
+                f"key {row.key!r}: row {match.number} has this key with other values",
+                hint="give the row another key, or the same values",
             )
 
         numbers.append(match.number)
@@ -307,13 +307,13 @@ def _refuse(row: CheckedRow, match: _Known | None, file: str, *, add: bool) -> P
         expected = "a key of the batch"
         message = "the batch has no row of this key: correct it, or add the row with --add-rows"
     elif match is None and row.row.key is None:
-        expected = "a key of its own"
-        message = "a row that is added needs a key of its own: write one"
+        expected = "an explicit key"
+        message = "a row that is added needs an explicit key: write one"
     elif match is not None and match.state in _FIXED and match.form != _form_of(row):
-        expected = "what the batch says"
+        expected = "the values of the batch"
         message = (
-            f"row {match.number} is {match.state}, and the batch says something else of it: leave "
-            "it out, or start another run under a key of its own"
+            f"row {match.number} is {match.state}, with other values in the batch: leave it out, "
+            "or give the row a new key to start another run"
         )
     else:
         return None
@@ -336,7 +336,7 @@ def tell_launchers(store: Store, told: Mapping[str, Any], now: int, *, is_at_wor
     if not is_at_work:
         raise ConfigurationError(
             f"{store.place}: no launcher is at work on it; nothing was changed",
-            hint="control acts on launchers at work; to begin one: "
+            hint="control needs a launcher at work; start one: "
             f"{model.printed('resume', model.place_word(store.place), '--concurrency', '4')}",
         )
 
@@ -456,7 +456,7 @@ def read_findings(path: Path, *, note: str = "") -> list[Finding]:
             reader = csv.DictReader(stream, restkey="beyond the header", strict=True)
 
             if "key" not in (reader.fieldnames or ()):
-                raise ManifestError(f"{path}:1: expected a column key, got none", hint=_FORM)
+                raise ManifestError(f"{path}:1: expected a column 'key', got none", hint=_FORM)
 
             read = (_parse_finding(fields, f"{path}:{reader.line_num}", note) for fields in reader)
             return [finding for finding in read if finding is not None]
@@ -494,7 +494,7 @@ def _parse_finding(line: Mapping[str, Any], where: str, note: str) -> Finding | 
         raise ManifestError(f"{where}: a finding needs a key", hint=_FORM)
 
     if unknown := [name for name in fields if name not in {*_COLUMNS, *_FOR_THE_READER}]:
-        raise ManifestError(f"{where}: unknown field {unknown[0]!r}", hint=_FORM)
+        raise ManifestError(f"{where}: unknown column {unknown[0]!r}", hint=_FORM)
 
     said, run = fields.get("as", ""), fields.get("jobRunId")
 

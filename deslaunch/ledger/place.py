@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 from deslaunch import errors
+from deslaunch.model import printed
 
 VARIABLE: Final = "DESLAUNCH_LEDGER"
 
@@ -65,10 +66,10 @@ def refuse_mistyped(place: str) -> None:
 
     if not (_PARTS.fullmatch(url) if _URL.match(place) else _MISTYPED.match(place) is None):
         raise errors.ConfigurationError(
-            f"the ledger, by LEDGER or {VARIABLE}, is neither a path nor a URL that libpq accepts: "
+            f"the ledger (LEDGER or {VARIABLE}) is neither a path nor a URL that libpq accepts: "
             "expected postgresql://user@host:port/database#NAME",
             hint="in a name or password write @ : / ? # % as %40 %3A %2F %3F %23 %25; "
-            "a path with such signs: ./PATH",
+            "write a path with these characters as ./PATH",
         )
 
 
@@ -95,7 +96,7 @@ def parse_place(place: str) -> SharedPlace:
             told = "what follows the URL's first #" if re.search("[@:/?]", name) else repr(name)
             raise errors.ConfigurationError(
                 f"{told} is not a batch name: expected 1 to 100 letters, digits, '.', '_' or '-'",
-                hint="write it behind the URL: postgresql://user@host/database#night; # in a "
+                hint="write it after the URL: postgresql://user@host/database#night; # in a "
                 "password as %23",
             )
 
@@ -112,9 +113,10 @@ def parse_batch(place: str) -> SharedPlace:
     found = parse_place(place)
 
     if not found.batch:
+        url = found.shown.partition("#")[0]
         raise errors.ConfigurationError(
             f"{found.database}: names a database without a batch",
-            hint="add #NAME; its batches: deslaunch status with the URL alone",
+            hint=f"add #NAME; see its batches: {printed('status', *filter(None, [url]))}",
         )
 
     return found

@@ -158,7 +158,7 @@ class PostgresStore(Store):
             again = printed("resume", self.place)
             raise errors.LedgerExists(
                 f"{self.place}: there is a batch of this name already",
-                hint=f"go on with it: {again}, or by resume=True",
+                hint=f"resume it: {again}, or pass resume=True",
             )
 
         if not is_mine:
@@ -203,7 +203,7 @@ class PostgresStore(Store):
                         told = ", ".join(map(str, others))
                         raise errors.LedgerLocked(
                             f"{self.place}: another launcher is at work on it: {told}",
-                            hint=f"send rows beside it with --join, or wait until it ends; see its "
+                            hint="join it with --join, or wait until it ends; see its "
                             f"progress: {printed('status', self.place)}; or stop it: "
                             f"{printed('control', self.place, 'stop')}",
                         )
@@ -522,7 +522,8 @@ class PostgresStore(Store):
         self._connection.close()
         return errors.LedgerDamaged(
             f"{self.place}: the server lost commits: {why}; runs that were started may be missing",
-            hint="find the server that has them, or resolve what it lacks before you resume",
+            hint="use the server that has them, or record the missing runs with deslaunch "
+            "resolve, then resume",
         )
 
     def wall(self) -> float:

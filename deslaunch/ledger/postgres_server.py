@@ -69,22 +69,22 @@ _SETTINGS: Final = {
 _OPTIONS: Final = " ".join(f"-c {name}={value}" for name, value in _SETTINGS.items())
 
 _OTHER_DESLAUNCH: Final = "use the version of deslaunch that made it"
-NO_STANDBY: Final = "name the primary; of several hosts: ?target_session_attrs=read-write"
-_NO_POOLER: Final = "name host and port of PostgreSQL itself, not of a pooler"
+NO_STANDBY: Final = "use the primary; with several hosts add ?target_session_attrs=read-write"
+_NO_POOLER: Final = "use host and port of PostgreSQL itself, not of a pooler"
 
 _CAUSES: Final = (
     (r"startup parameter|bouncer", _NO_POOLER),
-    (r"unrecognized .*client_connection_check", "name a server of PostgreSQL 14 or newer"),
+    (r"unrecognized .*client_connection_check", "use PostgreSQL 14 or newer"),
     (r"resolve host|translate host name|label", "check the host's name in the URL"),
     (r"refused|No such file", "check host and port in the URL, and that the server is running"),
-    (r"pg_hba", "let this machine, role and database in: pg_hba.conf of the server"),
+    (r"pg_hba", "allow this machine, role and database in the server's pg_hba.conf"),
     (
         r"password|authentication failed",
-        "set PGPASSWORD, or write the password to ~/.pgpass; it never stands on a command line",
+        "set PGPASSWORD, or write the password to ~/.pgpass; never on a command line",
     ),
-    (r"database .* does not exist", "check its name in the URL, or make it: {createdb}"),
-    (r"timeout|timed out", "check host and port in the URL, and what filters packets on the way"),
-    (r"connection slots|too many clients", "let launchers end, or raise max_connections"),
+    (r"database .* does not exist", "check its name in the URL, or create it: {createdb}"),
+    (r"timeout|timed out", "check host and port in the URL, and the firewalls between"),
+    (r"connection slots|too many clients", "end some launchers, or raise max_connections"),
 )
 _CHECK_ALL: Final = "check the URL, and the server's log"
 
@@ -313,7 +313,7 @@ def _version_of(connection: psycopg.Connection[Any], place: str) -> int | None:
 
 
 def _of_another_version(place: str, version: int, hint: str) -> errors.LedgerForeign:
-    told = f"{place}: the schema deslaunch has version {version}, this deslaunch knows"
+    told = f"{place}: the schema deslaunch has version {version}, this deslaunch supports"
     return errors.LedgerForeign(f"{told} {SCHEMA_VERSION}", hint=hint)
 
 

@@ -71,8 +71,8 @@ _GUEST: Final = (
 _VALUES: Final = re.compile(r"(?<=VALUES )\([?, ]+\)")
 _ROWS_AT_ONCE: Final = 512  # SQLite takes 32,766 values
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
-_WHICH: Final = "name the file that run wrote: for night.csv it is night.ledger.db"
-_WRITABLE: Final = "You need write permission for the ledger and its folder, and room on its disk"
+_WHICH: Final = "pass the file that run wrote: for night.csv it is night.ledger.db"
+_WRITABLE: Final = "check write permission for the ledger and its folder, and free disk space"
 
 _UNFIT: Final = re.compile(
     r"nfs4?|cifs|smbfs|smb3|afpfs|webdav|9p|virtiofs|ceph|glusterfs|lustre|gpfs|afs|vboxsf|prl_fs|drvfs"
@@ -426,7 +426,7 @@ def _check_version(place: str, connection: sqlite3.Connection) -> None:
 
     if version != SCHEMA_VERSION:
         raise errors.LedgerForeign(
-            f"{place}: has schema version {version}, this deslaunch knows {SCHEMA_VERSION}",
+            f"{place}: has schema version {version}, this deslaunch supports {SCHEMA_VERSION}",
             hint="use the version of deslaunch that made it, or a newer one",
         )
 
@@ -471,7 +471,7 @@ def _is_foreign(place: str) -> errors.LedgerForeign:
 
 
 def _exists(place: str) -> errors.LedgerExists:
-    hint = f"go on with it: {printed('resume', place_word(place))}, or by resume=True"
+    hint = f"resume it: {printed('resume', place_word(place))}, or pass resume=True"
     return errors.LedgerExists(f"{place}: there is a ledger already", hint=hint)
 
 
@@ -490,7 +490,10 @@ def _refuse_names_in_use(place: str) -> None:
 def _require(place: str) -> str:
     """Return the path of an existing ledger, without symbolic links."""
     if not os.path.exists(place := os.path.realpath(place)):  # noqa: PTH110
-        raise errors.LedgerMissing(f"{place}: there is no ledger", hint="check its path")
+        raise errors.LedgerMissing(
+            f"{place}: there is no ledger",
+            hint="see the ledgers of this machine: deslaunch history",
+        )
 
     return place
 
