@@ -345,7 +345,7 @@ async def test_the_check_of_an_invalid_manifest(place: Place) -> None:
     assert report.as_dict()["invalid"] == 2
     assert simulator.requests == 0
 
-    with pytest.raises(ConfigurationError, match="neither a DES"):
+    with pytest.raises(ConfigurationError, match="no schema file"):
         await check(place.manifest)
 
 

@@ -138,7 +138,7 @@ def run(place: str) -> Ended:
             "postgresql://launcher@127.0.0.1:{port}/ex%20ports",
             'connection to server at "127.0.0.1", port {port} failed: FATAL:  database "ex ports" '
             "does not exist",
-            "check its name in the URL, or make it: createdb -h 127.0.0.1 -p {port} 'ex ports'",
+            "check its name in the URL, or create it: createdb -h 127.0.0.1 -p {port} 'ex ports'",
             id="no such database",
         ),
     ],
