@@ -285,11 +285,7 @@ class Settings:
         **_KEPT,
     )
     schema_max_age: float = _seconds(
-        24.0,
-        "Hours for which cached JobRunParameters are used.",
-        above=False,
-        high=1e6,
-        unit="hours",
+        24.0, "Hours that cached JobRunParameters are used.", above=False, high=1e6, unit="hours"
     )
     limit: int | None = _option(
         None,
