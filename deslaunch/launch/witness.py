@@ -124,7 +124,7 @@ async def find_copy(ledger: Ledger, history: History) -> tuple[str, str] | None:
 
 
 def _told(ledger: Ledger, why: str) -> str:
-    return f"{ledger.place}: {why}; rows that are pending here may have been sent"
+    return f"{ledger.place}: {why}; rows that are pending here may have been sent since"
 
 
 async def _is_at(known: Noted, place: str) -> bool:
