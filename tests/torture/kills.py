@@ -11,6 +11,7 @@ from .tally import Tally, kill, next_command, shown, side_by_side, strace
 
 if TYPE_CHECKING:
     import random
+    from collections.abc import Sequence
     from pathlib import Path
 
 KILLED: Final = {-9, 137}
@@ -21,10 +22,23 @@ MOST_CALLS: Final = 2_000
 
 WRITES: Final = ("pwrite64",)
 SYNCS: Final = ("fdatasync", "fsync")
-LEAST: Final = {"pwrite64": 5 * 12, "fdatasync": 12}
-"""So many of them must have been there to kill at, for a dozen rows."""
-
 NAMES: Final = ("/^link", "/^unlink", "/^f?truncate")
+HISTORY: Final = ("state", "state/history.db", "state/history.db-journal")
+
+POINTS: Final[dict[str, tuple[str, Sequence[str]]]] = {
+    **{calls: (calls, ()) for calls in (*WRITES, *SYNCS, *NAMES)},
+    # The history has a thread of its own, whose n-th call comes after the ledger's.
+    **{f"{calls} of history": (calls, HISTORY) for calls in ("pwrite64", "fdatasync", "/^unlink")},
+}
+"""What a launcher is killed at: system calls, and whose files they must be of."""
+
+LEAST: Final = {
+    "pwrite64": 5 * 12,
+    "fdatasync": 12,
+    "pwrite64 of history": 20,
+    "fdatasync of history": 8,
+}
+"""So many of them must have been there to kill at, for a dozen rows."""
 
 SHORT: Final[dict[str, Any]] = {
     "latency": 0.002,
@@ -96,23 +110,25 @@ def at_every_call(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     survived: set[str] = set()
     most: dict[str, int] = {}
 
-    def one(n: int, calls: str) -> None:
-        if calls in survived:
+    def one(n: int, point: str) -> None:
+        if point in survived:
             return
 
-        name = f"{calls.strip('/^?')}-{n}"
+        name = f"{point.strip('/^?')}-{n}"
+        calls, files = POINTS[point]
 
         with workplace(folder / name, SHORT) as place, tally.case(name):
             place.manifest(ROWS)
             options = ("--concurrency", str(SLOTS))
-            wrap = strace(calls, "signal=KILL", str(n))
+            paths = [place.folder / file for file in files]
+            wrap = strace(calls, "signal=KILL", str(n), paths)
             done = place.run(*next_command(place, *options), wrap=wrap)
 
             if done.returncode in KILLED:
                 tally.kills += 1
-                most[calls] = max(most.get(calls, 0), n)
+                most[point] = max(most.get(point, 0), n)
             else:
-                survived.add(calls)
+                survived.add(point)
                 assert done.returncode in {0, 3}, shown(done)
 
             if place.ledger.exists():
@@ -123,22 +139,23 @@ def at_every_call(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             tally.conclude(place, most_unknown=SLOTS, rows=ROWS)
 
     cases = [
-        (n, calls)
+        (n, point)
         for n in range(1, MOST_CALLS)
-        for calls in (*WRITES, *SYNCS, *NAMES)
+        for point, (calls, _) in POINTS.items()
         if n % 2 or calls not in WRITES  # one kind of write follows another
     ]
 
     if fast:
         cases = [(rng.randrange(1, 150), "pwrite64") for _ in range(2)]
         cases += [(1, "fsync"), (rng.randrange(1, 12), "fdatasync"), (1, "/^link"), (1, "/^unlink")]
+        cases += [(rng.randrange(1, 20), "pwrite64 of history")]
 
     side_by_side(one, cases)
 
-    for calls in () if fast else (*WRITES, *SYNCS, *NAMES):
-        with tally.case(calls):
-            assert calls in survived, "no launch came to its end"
-            assert most.get(calls, 0) >= LEAST.get(calls, 1), f"killed only up to {most}"
+    for point in () if fast else POINTS:
+        with tally.case(point):
+            assert point in survived, "no launch came to its end"
+            assert most.get(point, 0) >= LEAST.get(point, 1), f"killed only up to {most}"
 
     with tally.case("the attack"):
         assert tally.kills >= len(cases) // 2 or not fast, f"only {tally.kills} kills"

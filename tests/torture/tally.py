@@ -15,6 +15,7 @@ from stage import QUICK, Workplace, ended
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from pathlib import Path
 
     from judge import Judge
 
@@ -117,12 +118,22 @@ def shown(done: subprocess.CompletedProcess[str]) -> str:
     return f"exit {done.returncode}: {done.stderr[-500:]}"
 
 
-def strace(calls: str, deed: str, when: str) -> tuple[str, ...]:
-    """Return what does a deed at the n-th of some system calls: ``signal=KILL``, ``error=EIO``."""
+def strace(calls: str, deed: str, when: str, paths: Iterable[Path] = ()) -> tuple[str, ...]:
+    """Return what does a deed at the n-th of some system calls: ``signal=KILL``, ``error=EIO``.
+
+    Each thread's calls are counted by themselves.
+
+    Args:
+        calls: their names, or a regular expression.
+        deed: as strace's ``inject`` takes it.
+        when: a number.
+        paths: only calls that name one of these files count.
+    """
     return (
         # Without --seccomp-bpf, under which some versions pass over the signal.
         *("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}"),
         *("-e", f"inject={calls}:{deed}:when={when}"),
+        *(word for path in paths for word in ("-P", str(path))),
     )
 
 
