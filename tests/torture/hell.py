@@ -62,6 +62,9 @@ SCRIPT: Final[dict[str, Any]] = {
         {"fault": "latency", "seconds": 0.1, "share": 0.1},
     ],
 }
+DEEDS: Final = ("kill", "interrupt", "kill", "terminate", "kill", "let it end")
+"""How the sessions of a batch end."""
+
 WORDS: Final = (("pause", "go"), ("stop",), ("concurrency=3",), ("rate=200",))
 DISK: Final = (("pwrite64", "ENOSPC"), ("pwrite64", "EIO"), ("fdatasync", "EIO"))
 
@@ -79,10 +82,11 @@ def everything(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
         ):
             numbers = range(1, rows + 1)
             place.write(row(n) if n % REJECTED else rejected_row(n) for n in numbers)
-            hell = Hell(place, random.Random(seed))
+            luck = random.Random(seed)
+            hell = Hell(place, luck)
 
-            for _ in range(2 if fast else 6):
-                hell.session()
+            for deed in DEEDS[:2] if fast else luck.sample(DEEDS, len(DEEDS)):
+                hell.session(deed)
                 hell.correct()
                 hell.resolve()
 
@@ -108,7 +112,7 @@ class Hell:
         self._rng = rng
         self._corrected: set[int] = set()
 
-    def session(self) -> None:
+    def session(self, deed: str) -> None:
         """Let a launcher work, with a disk that may fail, until it ends or is ended."""
         options = ("--concurrency", str(MANY_SLOTS), "--timeout", "1", "--max-errors", "100%")
         calls, error = self._rng.choice(DISK)
@@ -125,7 +129,6 @@ class Hell:
 
             self._meddle()
 
-        deed = self._rng.choice(("kill", "kill", "interrupt", "terminate", "let it end"))
         self.done[deed] += 1
 
         if deed == "kill":

@@ -32,7 +32,15 @@ SCRIPT: Final[dict[str, Any]] = {
     ],
 }
 
-FAULTS: Final = {"kill": 9, "terminate": 9, "cut": 6, "fast": 4, "immediate": 4, "stop": 4}
+FAULTS: Final = {
+    "kill": 9,
+    "interrupt": 4,
+    "terminate": 9,
+    "cut": 6,
+    "fast": 4,
+    "immediate": 4,
+    "stop": 4,
+}
 """How often each is drawn. One that is stopped has lost its connection when it goes on."""
 
 ENDS: Final = {0, 4}
@@ -68,13 +76,17 @@ def launchers(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
 
     for number in count(1, 2):
         if fast:
-            one(number, ["terminate", "immediate", "cut", "kill"])
+            one(number, ["terminate", "immediate", "interrupt", "cut", "kill"])
         else:
             draw = [rng.choices([*FAULTS], [*FAULTS.values()], k=6) for _ in range(2)]
             side_by_side(one, [(number, draw[0]), (number + 1, draw[1])])
 
         if sum(done[fault] for fault in FAULTS) >= wanted or tally.broken:
             break
+
+    with tally.case("the attack"):
+        assert fast or done.keys() >= FAULTS.keys(), f"not all faults happened: {done}"
+        assert done["found dead"] or not done["stop"], "none that was stopped was found dead"
 
     tally.notes.append(", ".join(f"{number} {fault}" for fault, number in done.items()))
     return tally
@@ -247,9 +259,11 @@ class Crowd:
     def _happens(self, fault: str) -> bool:
         victim = self._rng.choice(self._alive())
 
-        if fault == "kill":
-            victim.kill()
-            assert ended(victim).returncode in {*ENDS, -9}
+        if fault in {"kill", "interrupt"}:
+            sign = signal.SIGKILL if fault == "kill" else signal.SIGTERM
+            victim.send_signal(sign)
+            ending = ended(victim)
+            assert ending.returncode in {*ENDS, -signal.SIGKILL, 128 + signal.SIGTERM}, shown(ending)
             self._launchers.remove(victim)
             self._begin()
         elif fault == "terminate":
