@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -194,7 +195,11 @@ class Workplace:
 
     def wait_for_runs(self, process: subprocess.Popen[str], count: int) -> bool:
         """Return True once the simulator started ``count`` runs, False if the process ended."""
-        while len(self.simulator.runs) < count:
+        latest = time.monotonic() + LIMIT
+
+        while (started := len(self.simulator.runs)) < count:
+            assert time.monotonic() < latest, f"{started} runs of {count}, and no end"
+
             with suppress(subprocess.TimeoutExpired):
                 process.wait(0.005)
                 return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 ROWS: Final = 500
 HOUR: Final = 3_600
+LEAST: Final = 60
+"""Seconds; less than any jump."""
+
 JUMPS: Final = (-400 * 24 * HOUR, -48 * HOUR, -HOUR, -90, 90, HOUR, 48 * HOUR, 400 * 24 * HOUR)
 
 # Python reads the clock in two ways; monotonic ones go on as they are.
@@ -78,6 +82,7 @@ def wrong(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             place.at_rest()
             _set(place, "clock", rng.choice(JUMPS))
             tally.conclude(place, most_unknown=MANY_SLOTS, rows=rows)
+            assert _farthest(place) > LEAST, "no clock was wrong"
 
     cases = []
 
@@ -124,6 +129,13 @@ class Skewed(Crowd):
         found = _surroundings(self._place, name)
         _set(self._place, name, self._rng.choice(JUMPS))
         return self._place.environment | found | {"DES_TOKEN": TOKEN}
+
+
+def _farthest(place: Workplace) -> float:
+    """Return how far from now a start was sent at most, in seconds, by the ledger."""
+    now = datetime.now(UTC)
+    times = [line["sentUtc"] for line in place.judge().lines if line["sentUtc"]]
+    return max(abs((datetime.fromisoformat(sent) - now).total_seconds()) for sent in times)
 
 
 def _surroundings(place: Workplace, name: str) -> dict[str, str]:

@@ -66,6 +66,10 @@ def failing(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
         cases = [(rng.randrange(20, 120), "pwrite64", "ENOSPC"), (3, "fdatasync", "EIO")]
 
     side_by_side(one, cases)
+
+    with tally.case("the attack"):
+        assert len(refused) >= len(cases) // 4, f"{len(refused)} launches met an error"
+
     tally.notes.append(f"{len(refused)} of {len(cases)} launches ended with exit 7")
     return tally
 

@@ -214,6 +214,7 @@ def servers(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             tally.twice += len(silent)
             tally.unknown += len(judge.unknown)
             assert not silent, f"sent twice: {server.posts}"
+            assert server.posts, "nothing was sent to it"
 
     names = rng.sample(sorted(SAYS), 3) if fast else sorted(SAYS)
     side_by_side(one, [(name,) for name in names], width=4)  # most of them wait

@@ -92,6 +92,8 @@ def away(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
                 log.write((place.folder / "far.jsonl").read_text())
 
             tally.conclude(place, most_unknown=OUTAGES * MANY_SLOTS, rows=ROWS)
+            # Nothing was refused for good: each row comes to its run.
+            assert place.judge().counts.keys() <= {"started", "unknown"}, place.judge().counts
 
     kinds = ("refused", "no tokens", "from the start")
     cases = []

@@ -21,6 +21,7 @@ SLOW: Final = {"faults": [{"fault": "hang-after-start", "from": 100}]}
 def interrupts(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     """A signal drains; a second one ends it, and may leave *slots* in doubt."""
     tally = Tally("SIGINT, SIGTERM, SIGHUP")
+    interrupted: list[int] = []
 
     def one(number: int, sign: signal.Signals) -> None:
         with workplace(folder / f"{number}", LONG) as place, tally.case(f"{sign.name} {number}"):
@@ -30,6 +31,7 @@ def interrupts(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             process.send_signal(sign)
             done = ended(process)
             assert done.returncode in {128 + sign, 0, 3}, shown(done)
+            interrupted.extend([number] * (done.returncode == 128 + sign))
             tally.conclude(place, most_unknown=0, rows=ROWS)
 
     def twice(number: int, sign: signal.Signals) -> None:
@@ -52,6 +54,11 @@ def interrupts(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             tally.conclude(place, most_unknown=MANY_SLOTS, rows=ROWS)
 
     signs = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    side_by_side(one, [(n, signs[n % 3]) for n in range(1 if fast else 18)])
+    cases = 1 if fast else 18
+    side_by_side(one, [(n, signs[n % 3]) for n in range(cases)])
+
+    with tally.case("the attack"):
+        assert len(interrupted) > cases // 2, f"only {len(interrupted)} were interrupted"
+
     side_by_side(twice, [(n, signs[n % 3]) for n in range(100, 101 if fast else 106)])
     return tally
