@@ -263,7 +263,7 @@ class Crowd:
             sign = signal.SIGKILL if fault == "kill" else signal.SIGTERM
             victim.send_signal(sign)
             ending = ended(victim)
-            assert ending.returncode in {*ENDS, -signal.SIGKILL, 128 + signal.SIGTERM}, shown(ending)
+            assert ending.returncode in {*ENDS, -9, 128 + signal.SIGTERM}, shown(ending)
             self._launchers.remove(victim)
             self._begin()
         elif fault == "terminate":
