@@ -70,6 +70,10 @@ def test_every_attack_has_a_small_version_here() -> None:
     assert {param.values[0] for param in mark.args[1]} == set(ATTACKS)
 
 
+def test_every_attack_is_seen_to_fail_on_a_broken_build() -> None:
+    assert {name for broken in BREAKS for name in broken.attacks} == set(ATTACKS)
+
+
 @pytest.mark.parametrize("broken", [pytest.param(one, id=one.name) for one in BREAKS])
 def test_what_is_broken_on_purpose_is_still_there(broken: Break) -> None:
     for file, words, _ in broken.edits:

@@ -1,8 +1,8 @@
-"""Builds that are broken on purpose, and the test that notices each.
+"""Builds that are broken on purpose, and the test and the attacks that notice each.
 
-A test that no broken build fails proves nothing. Each break here is a promise taken out of a copy
-of the package by replacing a few words; the test named beside it must fail on that, and pass on the
-package as it is. ``python -m torture --breaks``.
+A test, or an attack, that no broken build fails proves nothing. Each break here is a promise taken
+out of a copy of the package by replacing a few words; the test and the small attacks named beside
+it must fail on that, and pass on the package as it is. ``python -m torture --breaks``.
 """
 
 from __future__ import annotations
@@ -34,12 +34,14 @@ class Break:
     Attributes:
         name: what the broken build does.
         edits: (file of the package, words, what stands there instead), each once or more.
-        test: arguments of pytest, the smallest that notices it.
+        test: arguments of pytest, the smallest that notices it; or ``""``.
+        attacks: what else notices it, in its small version.
     """
 
     name: str
     edits: Sequence[tuple[str, str, str]]
-    test: str
+    test: str = ""
+    attacks: Sequence[str] = ()
 
 
 QUERIES: Final = "ledger/queries.sql"
@@ -65,11 +67,12 @@ BREAKS: Final = (
             ("ledger/ledger.py", f"return await {TURN}", f"turn = await {TURN}\n{TOO_LATE}"),
         ],
         "tests/test_at_most_once.py -k other_programs_see_an_intent",
+        ("kills", "calls", "wal"),
     ),
     Break(
         "commits to a file without a sync",
         [("ledger/sqlite.py", '"PRAGMA synchronous=FULL"', '"PRAGMA synchronous=OFF"')],
-        "tests/test_crashes.py -k a-sync-before-each-start",
+        attacks=("order", "power"),
     ),
     Break(
         "commits to PostgreSQL without a sync",
@@ -98,6 +101,7 @@ BREAKS: Final = (
             ),
         ],
         "tests/test_shared_ledger.py -k no_row_is_taken_by_two",
+        ("shared",),
     ),
     Break(
         "takes a launcher for alive as long as it is young",
@@ -153,6 +157,7 @@ BREAKS: Final = (
         "goes on with an older copy",
         [("launch/witness.py", "if known is None:\n        return", "if True:\n        return")],
         "tests/test_history.py -k older_copy",
+        ("copies",),
     ),
     Break(
         "begins a second batch of an unfinished manifest",
@@ -174,6 +179,7 @@ BREAKS: Final = (
             )
         ],
         "tests/test_retries.py -k what_an_error_makes",
+        ("hell", "servers"),
     ),
     Break(
         "tells of an outcome before it is durable",
@@ -209,11 +215,109 @@ BREAKS: Final = (
         [("des/client.py", "kind = errors.Redirected if is_moved else unknown", "pass")],
         "tests/test_responses.py -k verdict_on_a_reply",
     ),
+    Break(
+        "gives an import its name before it is whole",
+        [
+            (
+                "ledger/sqlite.py",
+                "_make_private(new)\n            connection",
+                "_make_private(new)\n            os.link(new, place)\n            connection",
+            ),
+            (
+                "ledger/sqlite.py",
+                "_refuse_names_in_use(self.place)\n            _name(new, self.place)",
+                "_sync(new)",
+            ),
+        ],
+        attacks=("import",),
+    ),
+    Break(
+        "forgets the outcomes of a turn that failed",
+        [
+            (
+                "launch/session.py",
+                "self._outcomes[:0] = outcomes",
+                "self._open -= len(outcomes)",
+            ),
+        ],
+        attacks=("disks", "full", "server"),
+    ),
+    Break(
+        "goes on with a ledger that was deleted",
+        [
+            (
+                "launch/session.py",
+                "if not self._is_draining and not await self.ledger.is_in_place():",
+                "if False:",
+            )
+        ],
+        attacks=("deleted",),
+    ),
+    Break(
+        "gives a ledger the name of another file",
+        [
+            (
+                "ledger/sqlite.py",
+                "    if os.path.lexists(place):\n        raise _exists(place)\n",
+                "",
+            ),
+            ("ledger/sqlite.py", "os.link(new, place)", "os.replace(new, place)"),
+        ],
+        attacks=("foreign",),
+    ),
+    Break(
+        "shows an error of SQLite as it comes",
+        [
+            (
+                "ledger/sqlite.py",
+                "except sqlite3.Error as exc:\n        raise _error_of",
+                "except KeyError as exc:\n        raise _error_of",
+            )
+        ],
+        attacks=("damage",),
+    ),
+    Break(
+        "shows an unreadable manifest's error as it comes",
+        [("manifest/files.py", "except Unreadable as exc:", "except KeyError as exc:")],
+        attacks=("manifests",),
+    ),
+    Break(
+        "waits until a time of day by its own clock",
+        [("des/client.py", 'wire.http_date(headers.get("Date")) or self._now()', "self._now()")],
+        attacks=("clocks",),
+    ),
+    Break(
+        "rejects a row that could not be sent",
+        [
+            (
+                "launch/retry.py",
+                "CredentialsRefused():\n            return Result.UNSENT",
+                "CredentialsRefused():\n            return Result.REJECTED",
+            )
+        ],
+        attacks=("outage",),
+    ),
+    Break(
+        "ends when stderr can't be written",
+        [
+            (
+                "cli/terminal.py",
+                "except (OSError, ValueError):  # ValueError: it was",
+                "except KeyError:  # it was",
+            )
+        ],
+        attacks=("streams",),
+    ),
+    Break(
+        "gives up what is in flight at the first signal",
+        [("cli/terminal.py", "self.batch.drain(signum)", "self.batch.abandon()")],
+        attacks=("signals",),
+    ),
 )
 
 
 def attempts(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield each break's name and which test noticed it; ``""``: none did."""
+    """Yield each break's name and which test or attack noticed it; ``""``: it did not."""
     whole = folder / "whole"
     shutil.copytree(ROOT, whole, ignore=LEFT_OUT)
 
@@ -227,23 +331,39 @@ def attempts(folder: Path) -> Iterator[tuple[str, str]]:
             assert words in text, f"{broken.name}: {file} has no {words!r}"
             path.write_text(text.replace(words, others), "utf-8")
 
-        code, failed = _run(copy, broken.test)
-        is_noticed = code == FAILED and _run(whole, broken.test)[0] == 0
-        yield broken.name, failed if is_noticed else ""
+        if broken.test:
+            code, failed = _run(copy, broken.test)
+            is_noticed = code == FAILED and _run(whole, broken.test)[0] == 0
+            yield broken.name, failed if is_noticed else ""
+
+        for name in broken.attacks:
+            is_noticed = not _holds(copy, name) and _holds(whole, name)
+            yield broken.name, f"attack {name}" if is_noticed else ""
+
         shutil.rmtree(copy)
 
 
 def _run(folder: Path, test: str) -> tuple[int, str]:
     """Run a test with a copy of the package; return pytest's exit code, and what failed first."""
-    options = ("-x", "-q", "-o", f"timeout={LIMIT}")
+    done = _run_module(folder, "pytest", "-x", "-q", "-o", f"timeout={LIMIT}", *test.split())
+    failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", done.stdout, re.MULTILINE)
+    return done.returncode, failed[1] if failed else test
+
+
+def _holds(folder: Path, attack: str) -> bool:
+    """Return True if a copy of the package holds against the small version of an attack."""
+    done = _run_module(folder, "torture", "--fast", "--only", attack)
+    assert ("| held" in done.stdout) is (done.returncode == 0), done.stdout + done.stderr
+    return done.returncode == 0
+
+
+def _run_module(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([str(folder), str(folder / "tests")])
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *test.split()],
+    return subprocess.run(
+        [sys.executable, "-m", *command],
         check=False,
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
     )
-    failed = re.search(r"^(?:FAILED|ERROR) tests/(.+?)(?: - |$)", done.stdout, re.MULTILINE)
-    return done.returncode, failed[1] if failed else test
