@@ -9,8 +9,9 @@ import shutil
 from typing import TYPE_CHECKING
 
 import pytest
-from torture.__main__ import ATTACKS, attack
+from torture.__main__ import ATTACKS, LONG, attack
 from torture.breaks import BREAKS, ROOT, Break
+from torture.tally import HEAD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,6 +73,17 @@ def test_every_attack_has_a_small_version_here() -> None:
 
 def test_every_attack_is_seen_to_fail_on_a_broken_build() -> None:
     assert {name for broken in BREAKS for name in broken.attacks} == set(ATTACKS)
+
+
+def test_the_page_has_a_run_in_which_each_attack_held() -> None:
+    page = (ROOT / "deslaunch" / "help" / "reliability.md").read_text("utf-8")
+    lines = [line.strip("| ").split(" | ") for line in page.splitlines() if ": " in line]
+    told = {name.split(":")[0]: cells for name, *cells in lines if len(cells) == len(HEAD) - 1}
+
+    assert list(told) == [*ATTACKS, *LONG]
+    assert {(twice, lost, verdict) for _, _, _, twice, lost, _, verdict in told.values()} == {
+        ("0", "0", "held")
+    }
 
 
 @pytest.mark.parametrize("broken", [pytest.param(one, id=one.name) for one in BREAKS])

@@ -73,6 +73,7 @@ def attack(name: str, folder: Path, *, fast: bool, seed: int) -> Tally:
     began = time.monotonic()
     tally = (ATTACKS | LONG)[name](folder / name, fast=fast, rng=random.Random(f"{seed} {name}"))
     tally.seconds = time.monotonic() - began
+    tally.attack = f"{name}: {tally.attack}"
     return tally
 
 
