@@ -45,6 +45,7 @@ needs_strace = pytest.mark.skipif(
         pytest.param("manifests", id="hostile-manifests"),
         pytest.param("streams", id="streams-lost"),
         pytest.param("signals", id="interrupted"),
+        pytest.param("statements", id="killed-at-database-requests", marks=needs_strace),
         pytest.param("shared", id="shared-by-several-launchers"),
         pytest.param("server", id="a-full-disk-at-the-server"),
     ],
@@ -54,7 +55,11 @@ def test_no_row_is_started_twice_and_none_is_lost(
 ) -> None:
     no_blocking_calls.deactivate()  # a command does one thing, and imports what it needs for it
 
-    if name in {"shared", "server"}:  # skipped, or failed, where there is no PostgreSQL
+    if name in {
+        "shared",
+        "server",
+        "statements",
+    }:  # skipped, or failed, where there is no PostgreSQL
         request.getfixturevalue("postgres")
 
     tally = attack(name, tmp_path, fast=True, seed=1)

@@ -59,6 +59,7 @@ ATTACKS: Final[dict[str, Attack]] = {
     "manifests": hostile.manifests,
     "streams": streams.lost,
     "signals": signals.interrupts,
+    "statements": shared.statements,
     "shared": shared.launchers,
     "server": shared.full,
 }

@@ -113,6 +113,7 @@ BREAKS: Final = (
             )
         ],
         "tests/test_join.py -k killed_is_unknown",
+        ("statements",),
     ),
     Break(
         "goes on with a session that others found dead",

@@ -16,7 +16,9 @@ from postgres import Server, missing, wait_until
 from proxy import Proxy
 from stage import QUICK, TOKEN, Workplace, ended, workplace
 
-from .tally import SESSIONS, Tally, shown, side_by_side
+from .kills import KILLED, ROWS, SHORT
+from .kills import SLOTS as FEW_SLOTS
+from .tally import SESSIONS, Tally, shown, side_by_side, strace
 
 if TYPE_CHECKING:
     import random
@@ -44,6 +46,8 @@ FAULTS: Final = {
 """How often each is drawn. One that is stopped has lost its connection when it goes on."""
 
 ENDS: Final = {0, 4}
+MOST_REQUESTS: Final = 80
+"""A launch of a dozen rows sends so many to the server."""
 
 
 def launchers(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
@@ -89,6 +93,53 @@ def launchers(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
         assert done["found dead"] or not done["stop"], "none that was stopped was found dead"
 
     tally.notes.append(", ".join(f"{number} {fault}" for fault, number in done.items()))
+    return tally
+
+
+def statements(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
+    """Kill a launcher before each request to the server, and before it reads each response."""
+    tally = Tally("kill at every request to PostgreSQL")
+
+    if reason := missing():
+        tally.notes.append(f"not done: {reason}")
+        return tally
+
+    def one(number: int, call: str, n: int) -> None:
+        with (
+            workplace(folder / f"{number}", SHORT | {"seed": number}) as place,
+            tally.case(f"{call} {n}"),
+        ):
+            place.manifest(ROWS)
+            place.environment.update(server.environment)
+            ledger = f"{server.new_database()}#night"
+            words = ("night.jsonl", "--ledger", ledger, "--resume", *QUICK, "--yes", "--quiet")
+            command = ("run", *words, "--concurrency", str(FEW_SLOTS))
+            done = place.run(*command, wrap=strace(call, "signal=KILL", str(n)))
+            is_killed = done.returncode in KILLED
+            tally.kills += is_killed
+
+            while done.returncode not in {3, 4}:  # a row is rejected
+                assert done.returncode == 5 or is_killed, shown(done)
+                done, is_killed = place.run(*command), False
+
+            place.at_rest()
+            judge = place.judge(ledger)
+            tally.count(place, judge)
+            judge.assert_promises(most_unknown=FEW_SLOTS)
+            assert len(judge.lines) == ROWS
+
+    server = Server()
+
+    try:
+        calls = sorted(rng.sample(range(1, MOST_REQUESTS), 2 if fast else 40))
+        cases = [(call, n) for n in calls for call in ("sendto", "recvfrom")]
+        side_by_side(one, [(number, *case) for number, case in enumerate(cases)])
+    finally:
+        server.close()
+
+    with tally.case("the attack"):
+        assert tally.kills >= len(cases) // 2, f"only {tally.kills} of {len(cases)} were killed"
+
     return tally
 
 
