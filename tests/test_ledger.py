@@ -341,6 +341,7 @@ class TestSessions:
             assert known.targets == {"default": "https://default.example"}
             assert ledger.batch[:4] == ("night", "night.csv", "ab", None)
             assert ledger.batch.options == {"timeout": 7, "rate": 2.0}
+            assert ledger.batch.imported_ms == 1_795_000_100_000
             assert await ledger.targets() == {"default": ("https://default.example", None)}
 
 
@@ -386,6 +387,25 @@ class TestFailedCommits:
 
         await ledger.exchange([], {})
         assert set((await states(ledger)).values()) == {"pending"}
+
+    async def test_a_row_that_is_sent_again_by_consent_comes_back_too(self, place: str) -> None:
+        async with await make(place, 1) as ledger:
+            await ledger.begin_session(session())
+            await send(ledger, "rejected")
+
+        async with await begin(place, retry_rejected=True) as ledger:
+            make_faulty(ledger).faults = ["after"]
+
+            with pytest.raises(LedgerWriteFailed):
+                await ledger.exchange([], {"default": 1})
+
+            [start] = (await ledger.exchange([], {"default": 1})).starts
+            log = [entry async for portion in ledger.log(key="k1") for entry in portion]
+
+        assert (start.attempt, [entry.details["result"] for entry in log]) == (
+            *(3, ["rejected", "unsent", None]),
+        )
+        assert log[1].details["error"].startswith("not sent: ")
 
     async def test_a_full_disk_costs_nothing(self, file: Path) -> None:
         ledger = await make(file)
@@ -447,13 +467,19 @@ class TestFailedCommits:
             with pytest.raises(LedgerDamaged):
                 await ledger.exchange([], {"default": 1})
 
+    @pytest.mark.parametrize("launches", [True, False])
     async def test_being_kept_from_the_write_lock_is_no_failure(
-        self, file: Path, monkeypatch: pytest.MonkeyPatch
+        self, launches: bool, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(sqlite, "TELL_AFTER", 0.0)
+        await (await make(file, 1)).aclose()
 
-        async with await make(file, 1) as ledger:
-            await ledger.begin_session(session())
+        async with await take_ledger(str(file), launches=launches) as ledger:
+            if launches:
+                await ledger.begin_session(session())
+            else:
+                ledger.wait_up_to(60.0)
+
             other = sqlite3.connect(file, isolation_level=None)
             other.execute("BEGIN IMMEDIATE")
             told: list[str] = []
@@ -463,8 +489,10 @@ class TestFailedCommits:
                 other.close()
 
             ledger.on_wait = free
-            turn = await ledger.exchange([], {"default": 1})
-            assert (len(turn.starts), len(told)) == (1, 1)
+            await (ledger.exchange([], {}) if launches else ledger.record_runs([]))
+
+        [text] = told
+        assert text.startswith("the ledger has been locked by another program for ")
 
     async def test_a_write_lock_that_is_never_free_is_one(self, file: Path, hands: Hands) -> None:
         async with await make(file, 1, hands) as ledger:

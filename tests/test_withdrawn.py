@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 from judge import read_log, row_of
-from ledgers import Hands, checked, crash, invalid, make, outcome, read, send, session, states
+from ledgers import Hands, ask, checked, crash, invalid, make, outcome, read, send, session, states
 
-from deslaunch.errors import ManifestError
+from deslaunch.errors import LedgerError, ManifestError
 from deslaunch.ledger.ledger import open_ledger, take_ledger
 
 if TYPE_CHECKING:
@@ -126,6 +126,18 @@ async def test_another_process_may_take_back_beside_a_launcher(
 
     starts = (await ledger.exchange([], {"default": 9})).starts
     assert [start.key for start in starts] == ["second"]
+
+
+async def test_what_fails_in_the_middle_beside_a_launcher_changes_no_row(
+    ledger: Ledger, batch_place: str
+) -> None:
+    ask(batch_place, "ALTER TABLE event RENAME COLUMN text TO words")
+
+    async with await open_ledger(batch_place) as other:
+        with pytest.raises(LedgerError, match="text"):  # its note, once the rows are written
+            await other.withdraw(None)
+
+    assert await states(ledger) == BEFORE
 
 
 async def test_a_withdrawn_row_stays_so_in_the_next_session(
