@@ -190,6 +190,13 @@ async def test_a_longer_wait_that_des_asks_for_is_kept() -> None:
     assert bench.times("a") == pytest.approx([0.0, 9.0], abs=0.01)
 
 
+async def test_no_wait_is_longer_than_was_asked_for() -> None:
+    bench = Bench(["first", "a"], script={"a": ["503"] * 4}, max_wait=3.0)
+    await bench.finish()
+
+    assert bench.times("a") == pytest.approx([0.0, 2.0, 5.0, 8.0, 11.0], abs=0.05)
+
+
 async def test_many_rows_that_wait_hold_no_slot() -> None:
     rows = keys("r", 40)
     bench = Bench(["first", *rows], slots=2, script={key: ["503"] for key in rows})

@@ -474,6 +474,14 @@ async def test_a_row_that_is_retried_stays_within_the_limit() -> None:
     assert set(bench.des.keys()) == bench.started() == set(keys("r", 3))
 
 
+async def test_a_row_within_the_limit_is_sent_at_once_with_a_new_token() -> None:
+    bench = Bench(["a", "b"], limit=1, script={"a": ["401"]})
+    await bench.finish()
+
+    assert bench.times() == pytest.approx([0.0, 0.0], abs=0.01)
+    assert bench.des.keys() == ["a", "a"]
+
+
 async def test_a_limit_that_leaves_nothing_is_no_stop() -> None:
     bench = Bench(keys("r", 3), limit=3)
     await bench.finish()
@@ -606,7 +614,7 @@ async def test_the_clocks_of_des_are_noted_once_they_are_known() -> None:
     await bench.begin()
     await bench.clock.advance(1.5)
     known = dict(bench.ledger.clocks)
-    bench.clients[DEFAULT_TARGET].clock_offset = 12.4
+    bench.clients[DEFAULT_TARGET].clock_offset = 13.0
     await bench.clock.advance(1.0)
     same = dict(bench.ledger.clocks)
     bench.clients[DEFAULT_TARGET].clock_offset = 14.0
