@@ -109,7 +109,7 @@ class TestTurn:
     async def test_how_far_rows_were_claimed_is_noted_now_and_then(
         self, file: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(ledger_module, "POSITION_EVERY", 2)
+        monkeypatch.setattr(ledger_module, "POSITION_EVERY", 3)
         noted = []
 
         async with await make(file, 4) as ledger:
@@ -119,7 +119,7 @@ class TestTurn:
                 await ledger.exchange([], {"default": count})
                 noted += ask(str(file), "SELECT position FROM target")
 
-        assert noted == [(0,), (2,), (2,), (4,)]
+        assert noted == [(0,), (0,), (3,), (4,)]
 
     async def test_targets_are_claimed_apart(self, place: str) -> None:
         rows = [checked(n, target="acme" if n % 3 else "bistro") for n in range(1, 10)]

@@ -932,6 +932,10 @@ async def test_five_403_over_several_jobs_stop_the_target_and_their_rows_are_pen
     assert bench.state("r1") is RowState.STARTED
     assert {bench.state(key) for key in keys("r", 20)[1:]} == {RowState.PENDING}
     assert len(bench.des.keys()) < 12
+    last = bench.ledger.last("r2")
+    assert (last.result, last.state, last.not_before) == ("throttled", RowState.PENDING, 0.0)
+    text = "the last 5 rows, of several jobs, got 403 (forbidden)"
+    assert bench.session.stops[0].message == text
 
 
 @pytest.mark.parametrize(
