@@ -564,6 +564,19 @@ async def test_one_sync_of_a_slow_disk_serves_all_slots() -> None:
     assert taken == [1, 4, 4, 4, 0], "the first contact alone, then all that are free"
 
 
+@pytest.mark.parametrize(("late", "turns"), [(0.04, [1, 2]), (0.06, [1, 1, 1])])
+async def test_a_turn_waits_for_a_response_half_as_long_as_a_slow_disk_takes(
+    late: float, turns: list[int]
+) -> None:
+    bench = Bench(["first", "a", "b"], slots=2)
+    bench.ledger.sync = 0.1
+    seconds = iter([0.0, 0.01, 0.01 + late])
+    bench.des.latency = lambda: next(seconds)
+    await bench.finish()
+
+    assert [len(outcomes) for outcomes, _, _ in bench.ledger.turns if outcomes] == turns
+
+
 async def test_a_listener_that_raises_ends_the_session_and_loses_no_row() -> None:
     bench = Bench(["first", "a", "b", "c"], slots=2)
     bench.des.held = True
