@@ -357,7 +357,7 @@ class Ledger(Reader):
 
                     self._store.end_turn(len(in_flight))
         except BaseException:
-            self._handed_back += handed_back
+            self._handed_back = handed_back
             self._hand_back(turn)
             raise
 
@@ -404,13 +404,11 @@ class Ledger(Reader):
         self, lane: Lane, count: int, positions: dict[Lane, int], meant: float, now: int
     ) -> list[Start]:
         """Claim rows that are due, then fresh ones in manifest order; write their intents."""
-        target = lane if isinstance(lane, str) else lane.target
-        number = self._targets.get(target)
-
-        if number is None or lane not in positions or count < 1:
+        if lane not in positions:
             return []
 
-        chosen = self._chosen(lane)
+        target = lane if isinstance(lane, str) else lane.target
+        number, chosen = self._targets[target], self._chosen(lane)
         due = self._store.starts("due_starts", (number, now, count, *chosen))
         found, room = due[:], count - len(due)
 
