@@ -312,6 +312,7 @@ async def test_a_fault_of_the_client_loses_no_row(verdict: str | Exception, resu
         await bench.finish()
 
     assert bench.ledger.results("a") == [result]
+    assert bench.ledger.last("a").error == "failed with RuntimeError: a bug"
     assert bench.started() == {sent.key for sent in bench.des.sent} - {"a"}
     assert bench.states("first", "c") == [RowState.STARTED, RowState.PENDING]
 

@@ -120,6 +120,17 @@ async def test_a_launch_stops_after_its_time() -> None:
     assert [stop.message for stop in bench.session.stops] == ["--stop-after 25s was reached"]
 
 
+async def test_a_launch_stops_no_earlier_than_its_time() -> None:
+    bench = slow(9, stop_after="25s")
+    await bench.begin()
+    await bench.clock.advance(24.5)
+    before = bench.stops()
+    await bench.clock.advance(0.5)
+    await bench.finish()
+
+    assert (before, bench.stops()) == ([], [(StopReason.OUT_OF_TIME, None)])
+
+
 async def test_a_launch_stops_at_a_time_of_day() -> None:
     begins = datetime.fromtimestamp(VirtualClock().wall())  # noqa: DTZ006  # as a person says it
     text = f"{begins + timedelta(minutes=2):%H:%M}"

@@ -268,6 +268,19 @@ async def test_a_target_may_have_fewer_slots_than_the_others() -> None:
     assert in_flight == {"acme/2", "r2", "r3"}
 
 
+async def test_targets_share_the_slots() -> None:
+    bench = Bench(["acme/1", "a"], slots=1, targets=["acme", "default"])
+    bench.des.held = True
+    await bench.begin()
+    in_flight = bench.des.keys()
+    bench.des.held = False
+    await bench.answer("acme/1")
+    await bench.finish()
+
+    assert in_flight == ["acme/1"]
+    assert bench.started() == {"acme/1", "a"}
+
+
 async def test_targets_take_turns_for_the_slots() -> None:
     rows = [*keys("acme/", 20), *keys("r", 20)]
     bench = Bench(rows, slots=1, targets=["acme", "default"])
@@ -382,6 +395,7 @@ async def test_a_drain_before_the_run_sends_nothing() -> None:
     await bench.finish()
 
     assert (bench.des.keys(), bench.ledger.turns) == ([], [])
+    assert bench.told(Noted) == []
 
 
 async def test_a_second_drain_only_notes_its_reason() -> None:
