@@ -148,6 +148,8 @@ class TestTurn:
         hands.move(2.5)
         [again] = (await ledger.exchange([], {"default": 9})).starts
         assert (again.row, again.attempt, again.retries) == (1, 2, 1)
+        rest = await ledger.exchange([outcome(again, "retry", not_before=0.25)], {})
+        assert rest.due == {"default": 0.25}
 
     async def test_due_rows_come_before_fresh_ones(self, ledger: Ledger) -> None:
         await send(ledger, "started", "throttled", "unsent")

@@ -282,6 +282,22 @@ async def test_a_row_that_another_moves_on_keeps_a_launcher_from_ending(
             assert due["default"] is not None, f"moved on before statement {moment}"
 
 
+async def test_a_launcher_looks_ever_less_often_at_what_others_have_until_it_gets_a_row(
+    place: str,
+) -> None:
+    await (await make(place, 2)).aclose()
+
+    async with await launcher(place) as ledger, await launcher(place) as other:
+        first, _second = (await other.exchange([], {"default": 2})).starts
+        looks = [(await ledger.exchange([], {"default": 1})).due["default"] for _ in range(10)]
+        await other.exchange([outcome(first, "unsent")], {})
+        [start] = (await ledger.exchange([], {"default": 1})).starts
+        looks.append((await ledger.exchange([], {"default": 1})).due["default"])
+
+        assert start.row == 1
+        assert looks == pytest.approx([min(1.0, 0.05 * 1.5**n) for n in (*range(1, 11), 1)])
+
+
 async def test_rows_that_are_added_beside_a_launcher_are_taken_by_it_too(place: str) -> None:
     await (await make(place, 1)).aclose()
 
