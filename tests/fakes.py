@@ -176,7 +176,7 @@ class MemoryLedger:
         sync: seconds that an exchange takes.
         fails: numbers of exchanges, from 1, that raise.
         in_place: what :meth:`is_in_place` returns.
-        refuses_notes: events and clocks can't be written.
+        refuses_notes: events and clocks can't be written, and controls can't be read.
         told: what a person told the launchers at work.
         given_up: ``at_once`` of each :meth:`give_up`.
         looks: times of the looks at whether other launchers are alive; each of them fails.
@@ -216,6 +216,7 @@ class MemoryLedger:
         raise LedgerWriteFailed("the database is away")
 
     async def control(self) -> Control:
+        self._refuse_notes()
         return self.told
 
     def release(self) -> None:
