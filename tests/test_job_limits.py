@@ -172,6 +172,22 @@ async def test_what_is_to_be_sent_again_is_claimed_from_its_own(ledger: Ledger) 
     assert (await claim(ledger, slow=1))[0] == [1]
 
 
+async def test_it_waits_for_its_own_rows_alone_and_others_for_theirs(ledger: Ledger) -> None:
+    await ledger.begin_session(limited())
+    slow = await ledger.exchange([], {LANE: 9})
+    others = await ledger.exchange([], {"default": 9})
+    assert (len(slow.starts), slow.due, others.due) == (4, {LANE: None}, {"default": None})
+
+    waits = {1: 5.0, 5: 9.0}
+    came = [
+        outcome(start, "retry", not_before=waits[start.row])
+        if start.row in waits
+        else outcome(start, "started")
+        for start in (*slow.starts, *others.starts)
+    ]
+    assert (await ledger.exchange(came, {})).due == {LANE: 5.0, "default": 9.0}
+
+
 # A launch.
 
 

@@ -15,14 +15,14 @@ from urllib.parse import urlsplit
 
 import psycopg
 import pytest
-from ledgers import Hands, ask, checked, make, outcome, send, session, states
+from ledgers import Hands, ask, checked, make, outcome, read, send, session, states
 from postgres import wait_until
 
 from deslaunch.errors import LedgerMissing, LedgerWriteFailed, ManifestError
 from deslaunch.ledger import postgres
 from deslaunch.ledger.changes import Finding
 from deslaunch.ledger.ledger import open_ledger, take_ledger
-from deslaunch.model import RowState
+from deslaunch.model import RowState, RunStatus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -286,16 +286,20 @@ async def test_a_launcher_looks_ever_less_often_at_what_others_have_until_it_get
     place: str,
 ) -> None:
     await (await make(place, 2)).aclose()
+    hands = Hands()
 
-    async with await launcher(place) as ledger, await launcher(place) as other:
+    async with await launcher(place, hands) as ledger, await launcher(place, hands) as other:
         first, _second = (await other.exchange([], {"default": 2})).starts
         looks = [(await ledger.exchange([], {"default": 1})).due["default"] for _ in range(10)]
-        await other.exchange([outcome(first, "unsent")], {})
+        await other.exchange([outcome(first, "retry", not_before=0.5)], {})
+        looks.append((await ledger.exchange([], {"default": 1})).due["default"])
+        hands.move(0.5)
         [start] = (await ledger.exchange([], {"default": 1})).starts
         looks.append((await ledger.exchange([], {"default": 1})).due["default"])
 
         assert start.row == 1
-        assert looks == pytest.approx([min(1.0, 0.05 * 1.5**n) for n in (*range(1, 11), 1)])
+        growing = [min(1.0, 0.05 * 1.5**n) for n in range(1, 11)]
+        assert looks == pytest.approx([*growing, 0.5, 0.075])
 
 
 async def test_rows_that_are_added_beside_a_launcher_are_taken_by_it_too(place: str) -> None:
@@ -319,6 +323,17 @@ async def test_what_a_launcher_could_not_record_is_unknown_once_it_has_ended(pla
         await ledger.end_session(7, [])
 
         assert await states(other) == {"k1": "unknown", "k2": "pending"}
+
+
+async def test_runs_are_recorded_beside_a_launcher(place: str) -> None:
+    async with await make(place, 2) as ledger:
+        await ledger.begin_session(session())
+        await send(ledger, "started")
+
+        async with await take_ledger(place, launches=False) as other:
+            await other.record_runs([(1, 1, RunStatus("", "", True, True))])
+
+        assert [row.finished for row in await read(ledger)] == [True, None]
 
 
 # One that is found dead.
@@ -347,7 +362,7 @@ async def test_a_connection_is_tried_once_more_after_waiting_is_given_up(
 
     async with await launcher(place) as ledger:
         [start] = (await ledger.exchange([], {"default": 1})).starts
-        ledger.give_up()
+        ledger.give_up(at_once=False)
         cut(ledger, place)()
         [settled] = (await ledger.exchange([outcome(start, "started")], {})).outcomes
 
@@ -366,7 +381,7 @@ async def test_a_connection_that_is_lost_each_time_is_given_up(place: str) -> No
             end()
 
         between.acts["COMMIT"] = act
-        ledger.give_up()
+        ledger.give_up(at_once=False)
 
         with pytest.raises(LedgerWriteFailed, match="terminating connection"):
             await ledger.exchange([], {"default": 1})

@@ -524,7 +524,7 @@ class Ledger(Reader):
         loop = asyncio.get_running_loop()
         self._store.on_wait = lambda text: loop.call_soon_threadsafe(self.on_wait, text)
 
-    def give_up(self, *, at_once: bool = False) -> None:
+    def give_up(self, *, at_once: bool) -> None:
         """Stop waiting for the database in a turn; as :meth:`Store.give_up`."""
         self._store.give_up(at_once=at_once)
 
