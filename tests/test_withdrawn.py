@@ -119,13 +119,15 @@ async def test_a_row_in_flight_is_refused(ledger: Ledger) -> None:
 
 
 async def test_another_process_may_take_back_beside_a_launcher(
-    ledger: Ledger, batch_place: str
+    ledger: Ledger, batch_place: str, hands: Hands
 ) -> None:
-    async with await open_ledger(batch_place) as other:
+    async with await open_ledger(batch_place, clock=hands.clock) as other:
         await other.withdraw(["first"])
 
     starts = (await ledger.exchange([], {"default": 9})).starts
+    log = [entry async for portion in ledger.log() for entry in portion]
     assert [start.key for start in starts] == ["second"]
+    assert [entry.ms for entry in log if entry.kind == "event"] == [1_795_000_100_000]
 
 
 async def test_what_fails_in_the_middle_beside_a_launcher_changes_no_row(
