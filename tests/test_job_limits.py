@@ -90,6 +90,21 @@ def test_a_limited_job_gets_no_more_than_its_slots_and_all_of_them_back() -> Non
     assert (made.claims(8, 0.0), made.next_time(0.0, 0.0)) == ({}, math.inf)
     made.give_back(start())
     assert (made.claims(8, 0.0), throttle.in_flight) == ({LANE: 1}, 1)
+    made.give_back(start())
+    assert (made.claims(8, 0.0), throttle.in_flight) == ({LANE: 2}, 0)
+
+
+def test_time_alone_frees_no_slot() -> None:
+    made, _ = lanes(JobLimit(concurrency=1), slots=2)
+    made.set_due({"default": None, LANE: 7.0}, 0.0)
+    assert (made.next_time(0.0, 0.0), made.next_time(7.0, 0.0)) == (7.0, math.inf)
+    made.take(start())
+    assert made.next_time(0.0, 0.0) == math.inf, "the job has no slot left"
+
+    made.set_due({"default": 7.0, LANE: None}, 0.0)
+    assert made.next_time(0.0, 0.0) == 7.0
+    made.take(start(SALES))
+    assert made.next_time(0.0, 0.0) == math.inf, "the target has no slot left"
 
 
 def test_rows_of_other_jobs_take_no_slot_of_a_limited_one() -> None:
@@ -116,7 +131,7 @@ def test_the_rate_of_a_job_holds_its_rows_alone() -> None:
 
 def test_rows_that_are_added_are_due_at_once_in_every_lane() -> None:
     made, throttle = lanes(JobLimit(concurrency=1))
-    made.set_due({"default": None, LANE: None, "elsewhere": 0.0}, 0.0)
+    made.set_due({"elsewhere": 0.0, "default": None, LANE: None}, 0.0)
     assert (made.claims(8, 5.0), made.has_rows()) == ({}, False)
 
     made.add_rows("default", 5.0)

@@ -123,6 +123,7 @@ def test_a_row_that_may_be_sent_again_is_pending_with_a_time() -> None:
 
     assert (again.state, again.not_before, again.status) == (RowState.PENDING, 2.5, 500)
     assert (unsent.state, unsent.not_before, unsent.error) == (RowState.PENDING, 0.0, "held back")
+    assert unsent.status is None
 
 
 def test_an_outcomes_error_is_cut() -> None:
