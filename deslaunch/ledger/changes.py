@@ -11,7 +11,8 @@ is kept. Lines without ``as`` are skipped, and other columns are for people: so 
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple, TextIO, get_args
 
@@ -35,6 +36,12 @@ _SHOWN: Final = 10
 
 _FIXED: Final = frozenset({"started", "unknown", "sending"})
 """States that a correction can't change: the row has a run, or one in doubt."""
+
+_MAY_HAVE_A_RUN: Final = frozenset({None, "unknown", "failed", "retry"})
+"""Results of attempts that may have started a run: no response came, or a 5XX."""
+
+_WEIGHED_AT_ONCE: Final = 5000
+"""Findings whose rows' attempts are in memory at a time."""
 
 
 class Added(NamedTuple):
@@ -117,7 +124,45 @@ class _Known(NamedTuple):
     number: int
     state: str
     last_attempt: int
-    form: tuple[Any, ...]
+    is_duplicate: bool = False
+    form: tuple[Any, ...] = ()
+
+
+class KnownAttempt(NamedTuple):
+    """One attempt, as a finding about its row meets it.
+
+    Attributes:
+        number: of the row's attempts, from 1.
+        result: None: it is open, or its launcher is gone.
+        finding: what a person found before; with the jobRunId ``found_run``.
+        repeated: 1: its run failed, and another one is wanted.
+        until_ms: its run was created before this, ms since 1970.
+    """
+
+    row: int
+    number: int
+    result: str | None
+    finding: str | None
+    found_run: str | None
+    job_run_id: str | None
+    repeated: int | None
+    until_ms: int
+
+
+class Effect(NamedTuple):
+    """The effect of a finding.
+
+    Attributes:
+        problem: why it can't be recorded, or ``""``.
+        is_same: it is known already.
+        until_ms: when the window of the last attempt that may have started a run is over.
+        findings: (finding, its jobRunId, row, number) of each attempt that it is about.
+    """
+
+    problem: str = ""
+    is_same: bool = True
+    until_ms: int = 0
+    findings: Sequence[tuple[str | None, str | None, int, int]] = ()
 
 
 def refuse_repeated(store: Store, outcomes: Sequence[Outcome]) -> list[Outcome]:
@@ -215,13 +260,13 @@ def add_rows(store: Store, rows: Sequence[CheckedRow | InvalidRow]) -> Added:
     Raises:
         ManifestError: a row says something else than the batch's row of its key.
     """
-    known = _find_by_key(store, rows)
+    known = _find_by_key(store, (row.key for row in rows if row.key is not None))
     [(last,)] = store.fetch("last_row")
     numbers: list[int] = []
     new: list[CheckedRow | InvalidRow] = []
 
     for row in rows:
-        fresh = _Known(last + len(new) + 1, "pending", 0, _form_of(row))
+        fresh = _Known(last + len(new) + 1, "pending", 0, form=_form_of(row))
         match = fresh if row.key is None else known.setdefault(row.key, fresh)
 
         if match is fresh:
@@ -242,7 +287,7 @@ def correct_rows(
     store: Store, rows: Sequence[CheckedRow], file: str, now: int, *, add: bool
 ) -> Corrections:
     """Replace rows by their keys, and add those of other keys: all, or none."""
-    known = _find_by_key(store, rows)
+    known = _find_by_key(store, (row.key for row in rows))
     pairs = [(row, known.get(row.key)) for row in rows]
     refused = (_refuse(row, match, file, add=add) for row, match in pairs)
     problems = tuple(problem for problem in refused if problem is not None)
@@ -286,10 +331,9 @@ def recheck_rows(store: Store, rows: Sequence[CheckedRow | InvalidRow]) -> None:
     derive_states(store, (number for (number,) in wrong))
 
 
-def _find_by_key(store: Store, rows: Iterable[CheckedRow | InvalidRow]) -> dict[str, _Known]:
-    keys = json.dumps([row.key for row in rows if row.key is not None])
-    found = store.fetch("rows_by_key", (keys,))
-    return {key: _Known(n, state, last, tuple(form)) for key, n, state, last, *form in found}
+def _find_by_key(store: Store, keys: Iterable[str]) -> dict[str, _Known]:
+    found = store.fetch("rows_by_key", (as_json(list(keys)),))
+    return {key: _Known._make([*row[:4], tuple(row[4:])]) for key, *row in found}
 
 
 def _form_of(row: CheckedRow | InvalidRow) -> tuple[Any, ...]:
@@ -331,9 +375,9 @@ def _describe(row: InvalidRow) -> str:
 # What a person wants of launchers, and of rows
 
 
-def tell_launchers(store: Store, told: Mapping[str, Any], now: int, *, is_at_work: bool) -> Control:
+def tell_launchers(store: Store, told: Mapping[str, Any], now: int) -> Control:
     """Write settings for launchers at work; see :meth:`Ledger.tell_launchers`."""
-    if not is_at_work:
+    if not any(launcher.is_sending for launcher in store.launchers()):
         raise ConfigurationError(
             f"{store.place}: no launcher is at work on it; nothing was changed",
             hint="control needs a launcher at work; start one: "
@@ -348,29 +392,24 @@ def tell_launchers(store: Store, told: Mapping[str, Any], now: int, *, is_at_wor
     return control
 
 
-def withdraw(
-    store: Store, keys: Sequence[str] | None, now: int, *, open_state: str, undo: bool
-) -> Withdrawn:
+def withdraw(store: Store, keys: Sequence[str] | None, now: int, *, undo: bool) -> Withdrawn:
     """Withdraw rows, or undo that; see :meth:`Ledger.withdraw`."""
     if keys is None:
         rows = [row for (row,) in store.fetch("withdrawn_rows" if undo else "pending_rows")]
         given, told = len(rows), "all that were withdrawn" if undo else "all that were pending"
     else:
         wanted = list(dict.fromkeys(storable(key, None) for key in keys))
+        open_state = store.open_state()
         states = {
             key: (row, open_state if state == "sending" else state)
-            for key, row, state, *_ in store.fetch("rows_by_key", (json.dumps(wanted),))
+            for key, (row, state, *_) in _find_by_key(store, wanted).items()
         }
         refused = ((key, _why_not(states.get(key, (0, ""))[1], undo=undo)) for key in wanted)
 
-        if problems := [f"{key!r} {why}" for key, why in refused if why]:
-            more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
-            raise ManifestError(
-                f"no row was changed: {'; '.join(problems[:_SHOWN])}{more}",
-                hint="see the state of each row: "
-                + model.printed("results", model.place_word(store.place)),
-            )
-
+        hint = (
+            f"see the state of each row: {model.printed('results', model.place_word(store.place))}"
+        )
+        _refuse_all("no row was changed", refused, hint)
         rows = [row for row, state in states.values() if (state == "withdrawn") == undo]
         given, told = len(wanted), ", ".join(wanted)
 
@@ -383,6 +422,13 @@ def withdraw(
         derive_states(store, rows)
 
     return Withdrawn(len(rows), given - len(rows))
+
+
+def _refuse_all(what: str, refused: Iterable[tuple[str, str]], hint: str) -> None:
+    """Raise an error about the keys that a problem stands with, if there is one."""
+    if problems := [f"{key!r} {why}" for key, why in refused if why]:
+        more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
+        raise ManifestError(f"{what}: {'; '.join(problems[:_SHOWN])}{more}", hint=hint)
 
 
 def _why_not(state: str, *, undo: bool) -> str:
@@ -400,42 +446,138 @@ def _why_not(state: str, *, undo: bool) -> str:
 # Findings
 
 
-def resolve(
-    store: Store, findings: Sequence[Finding], now: int, *, open_state: str, early: bool
-) -> Resolved:
+def weigh_finding(
+    finding: Finding,
+    state: str,
+    attempts: Sequence[KnownAttempt],
+    earlier: Sequence[tuple[int, int, str]] = (),
+    *,
+    is_duplicate: bool = False,
+    owner: str | None = None,
+) -> Effect:
+    """Return what a finding changes, or why it can't be recorded.
+
+    It stands instead of earlier ones, but for those after which the row was sent again. That of a
+    run is about the last attempt in doubt.
+
+    Args:
+        finding: about a row.
+        state: of the row; ``sending`` while its launcher lives.
+        attempts: all of the row, in their order.
+        earlier: the findings about the row: its number, the last attempt then, and the verdict.
+        is_duplicate: the row's run is a possible duplicate.
+        owner: key of another row that has the run.
+    """
+    verdict, run = finding.verdict, (finding.job_run_id or "").lower()
+    recorded = [a.job_run_id or "" for a in attempts if a.result == "started" and not a.repeated]
+    last_left = max((a.number for a in attempts if a.result != "unsent"), default=0)
+    is_resolved = 0 < last_left <= max((last for _, last, _ in earlier), default=0)
+    may_be_resolved = state in {"unknown", "failed"} or is_resolved
+
+    if state == "sending":
+        return Effect("is in flight: wait for its response")
+
+    if verdict == "started" and recorded:
+        is_same = run in map(str.lower, recorded)  # it was recorded after all
+        return Effect("" if is_same else "is started: DES said so itself")
+
+    if verdict == "started" and not model.is_guid(run):
+        return Effect(f"needs a GUID as its jobRunId, got {finding.job_run_id!r}")
+
+    if not (may_be_resolved or (is_duplicate and verdict == "notStarted")):
+        return Effect(f"is {state}: only a row that is unknown or failed can be resolved")
+
+    if owner is not None:
+        return Effect(f"jobRunId {finding.job_run_id} is that of row {owner!r}")
+
+    kept = [last for _, last, said in earlier if said != "unknown" and last < last_left]
+    settled = max(kept, default=0)
+    in_doubt = [a for a in attempts if a.result in _MAY_HAVE_A_RUN]
+    about = [a for a in in_doubt if a.finding is None or a.number > settled]
+
+    if verdict == "started":
+        is_same = run in {(a.found_run or "").lower() for a in about}
+    else:
+        is_same = ({a.finding or "unknown" for a in about} or {"unknown"}) == {verdict}
+
+    told = {"started": about[-1:], "notStarted": about, "unknown": []}[verdict]
+    new = [(*(finding[1:3] if a in told else (None, None)), *a[:2]) for a in about]
+    return Effect("", is_same, max((a.until_ms for a in in_doubt), default=0), new)
+
+
+def resolve(store: Store, findings: Sequence[Finding], now: int, *, early: bool) -> Resolved:
     """Record findings, all or none, inside a transaction; see :meth:`Ledger.resolve`."""
-    said = [
-        (*(text and storable(text, None) for text in f[:3]), model.is_guid(f.job_run_id))
-        for f in findings
-    ]
-    known = store.fetch("look_at_findings", {"findings": as_json(said), "open": open_state})
-    pairs = list(zip(findings, known, strict=True))
+    weighed = list(_weigh_all(store, findings))
 
-    if problems := [f"{f.key!r} {problem}" for f, (*_, problem) in pairs if problem]:
-        more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
-        listing = model.printed("status", model.place_word(store.place))
-        raise ManifestError(
-            f"no finding was recorded: {'; '.join(problems[:_SHOWN])}{more}",
-            hint=f"{listing} lists the rows that are unknown",
-        )
-
-    new = [(f, *known) for f, (*known, is_same, _) in pairs if not is_same]
+    listing = model.printed("status", model.place_word(store.place))
+    refused = ((f.key, effect.problem) for f, _, effect in weighed)
+    _refuse_all("no finding was recorded", refused, f"{listing} lists the rows that are unknown")
+    new = [(f, row, effect) for f, row, effect in weighed if not effect.is_same]
     same = len(findings) - len(new)
-    too_early = tuple(
-        (f.key, until) for f, *_, until in new if f.verdict == "notStarted" and until > now
-    )
+    freed = ((f.key, effect.until_ms) for f, _, effect in new if f.verdict == "notStarted")
+    too_early = tuple((key, until_ms) for key, until_ms in freed if until_ms > now)
 
     if too_early and not early:
         return Resolved(0, same, too_early)
 
-    rows = [row for _, row, *_ in new]
+    rows = [row.number for _, row, _ in new]
     store.run("lose_attempts", (as_json(rows),))  # of a launcher that is gone
-    store.many("find", [(row, *f[1:3], settled) for f, row, _, settled, _ in new])
-    resolutions = [(row, last, now, *f[1:3], storable(f.note)) for f, row, last, *_ in new]
-    store.many("keep_resolution", resolutions)
+    store.many("find", [one for *_, effect in new for one in effect.findings])
+    kept = [(row.number, row.last_attempt, now, *f[1:3], storable(f.note)) for f, row, _ in new]
+    store.many("keep_resolution", kept)
     derive_states(store, rows)
-    store.many("withhold", [(row,) for f, row, *_ in new if f.verdict == "unknown"])
+    in_doubt = [row.number for f, row, _ in new if f.verdict == "unknown"]
+    store.run("withhold", (as_json(in_doubt),))
     return Resolved(len(new), same, ())
+
+
+def _weigh_all(
+    store: Store, findings: Sequence[Finding]
+) -> Iterator[tuple[Finding, _Known, Effect]]:
+    """Yield each finding with its row and its effect."""
+    open_state = store.open_state()
+    keys = [storable(f.key, None) for f in findings]
+    runs = [f.job_run_id and storable(f.job_run_id, None).lower() for f in findings]
+    known, times = _find_by_key(store, keys), Counter(keys)
+    recorded = store.fetch("owners_of_runs", (as_json([run for run in runs if run]),))
+    owners: dict[str | None, set[str]] = {}
+
+    for run, key in (*recorded, *zip(runs, keys, strict=True)):
+        owners.setdefault(run, set()).add(key)
+
+    for begin in range(0, len(findings), _WEIGHED_AT_ONCE):
+        some = slice(begin, begin + _WEIGHED_AT_ONCE)
+        rows = as_json([known[key].number for key in keys[some] if key in known])
+        attempts = _by_row(map(KnownAttempt._make, store.fetch("attempts_of_rows", (rows,))))
+        earlier = _by_row(store.fetch("resolutions_of_rows", (rows,)))
+
+        for f, key, run in zip(findings[some], keys[some], runs[some], strict=True):
+            row = known.get(key, _Known(0, "", 0))
+
+            if times[key] > 1:
+                effect = Effect("comes twice")
+            elif not row.number:
+                effect = Effect("is no key of the batch")
+            else:
+                effect = weigh_finding(
+                    f,
+                    open_state if row.state == "sending" else row.state,
+                    attempts[row.number],
+                    earlier[row.number],
+                    is_duplicate=bool(row.is_duplicate),
+                    owner=min(owners[run] - {key}, default=None) if run else None,
+                )
+
+            yield f, row, effect
+
+
+def _by_row(found: Iterable[Sequence[Any]]) -> dict[int, list[Any]]:
+    grouped: dict[int, list[Any]] = defaultdict(list)
+
+    for one in found:
+        grouped[one[0]].append(one)
+
+    return grouped
 
 
 def read_findings(path: Path, *, note: str = "") -> list[Finding]:

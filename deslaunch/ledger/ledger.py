@@ -619,11 +619,7 @@ class Ledger(Reader):
             ManifestError: a key is not known, or comes twice; its row can't be resolved
                 (pending, in flight, sent again …); or another row has the jobRunId.
         """
-        return self._beside(
-            lambda store, now: changes.resolve(
-                store, found, now, open_state=self._open_state(), early=early
-            )
-        )
+        return self._beside(lambda store, now: changes.resolve(store, found, now, early=early))
 
     @in_thread
     def tell_launchers(self, told: Mapping[str, Any]) -> Control:
@@ -638,11 +634,7 @@ class Ledger(Reader):
         Raises:
             ConfigurationError: no launcher is sending rows.
         """
-        return self._beside(
-            lambda store, now: changes.tell_launchers(
-                store, told, now, is_at_work=any(one.is_sending for one in self._store.launchers())
-            )
-        )
+        return self._beside(lambda store, now: changes.tell_launchers(store, told, now))
 
     @in_thread
     def withdraw(self, keys: Sequence[str] | None, *, undo: bool = False) -> changes.Withdrawn:
@@ -658,11 +650,7 @@ class Ledger(Reader):
             ManifestError: a key is not known, or its row can't be taken back (started, unknown,
                 in flight), or was not.
         """
-        return self._beside(
-            lambda store, now: changes.withdraw(
-                store, keys, now, open_state=self._open_state(), undo=undo
-            )
-        )
+        return self._beside(lambda store, now: changes.withdraw(store, keys, now, undo=undo))
 
     def _beside(self, work: Callable[[Store, int], R]) -> R:
         """Run ``work`` in one transaction; launchers may be at work."""
@@ -704,14 +692,8 @@ async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -
     """
 
     def make(store: Store, thread: ThreadPoolExecutor) -> Import:
-        manifest = store.path_value(batch.manifest)
-        known = (
-            secrets.token_hex(16),
-            store.batch_name,
-            manifest,
-            json.dumps(batch.options),
-            batch.is_whole,
-        )
+        names = (store.batch_name, store.path_value(batch.manifest))
+        known = (secrets.token_hex(16), *names, json.dumps(batch.options), batch.is_whole)
         store.run("add_batch", (*known, round(1000 * _wall(store, clock))))
         return Import(store, thread, clock)
 

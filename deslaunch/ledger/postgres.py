@@ -564,6 +564,13 @@ def _translate(statement: str) -> str:
         count += 1
         return f"%({match['number'] or count})s"
 
+    # An index finds the numbers of an array one by one; texts may be in no index.
+    numbers, texts = (
+        r"= ANY (ARRAY(SELECT numbers(\1)))",
+        r"SELECT json_array_elements_text(\1::json)",
+    )
+    statement = re.sub(r"IN \(SELECT value FROM json_each\((.+?)\)\)", numbers, statement)
+    statement = re.sub(r"SELECT atom FROM json_each\((.+?)\)", texts, statement)
     pattern = r"(?P<text>'[^']*')|\?(?P<number>\d*)|(?<!:):(?P<name>[a-z_]+)"
     return re.sub(pattern, write, statement.replace("%", "%%").strip().rstrip(";"))
 

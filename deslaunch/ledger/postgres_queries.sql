@@ -71,10 +71,6 @@ ON CONFLICT (batch, row) DO UPDATE SET due_ms = excluded.due_ms;
 -- name: left_to_repeat
 SELECT count(*) FROM states WHERE batch = this_batch() AND state = 'started' AND due_ms IS NOT NULL;
 
--- name: lose_attempts
-UPDATE attempt SET result = 'unknown', error = 'its launcher ended before a response was recorded'
-WHERE result IS NULL AND row = ANY (ARRAY(SELECT numbers(?)));
-
 -- A turn
 
 -- name: next_due
@@ -135,7 +131,7 @@ SELECT set_config('deslaunch.batch', id::text, false)::int FROM new;
 SELECT 1 FROM rows WHERE batch = this_batch() AND key = ANY (ARRAY(SELECT json_array_elements_text(?::json)))
 ORDER BY number FOR UPDATE;
 SELECT
-  s.key, s.row, s.state, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0),
+  s.key, s.row, s.state, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0), s.duplicate,
   t.name, j.job_id, CASE WHEN length(c.body) = 0 THEN c.says END, CASE WHEN length(c.body) > 0 THEN c.digest END
 FROM standing s
 JOIN target t ON t.id = s.target
@@ -176,75 +172,6 @@ UPDATE states SET withdrawn = 0 WHERE batch = this_batch() AND row = ANY (ARRAY(
 SELECT 1 FROM rows WHERE batch = this_batch() AND number = ANY (ARRAY(SELECT numbers(?))) ORDER BY number FOR UPDATE;
 SELECT s.row FROM standing s
 WHERE s.row = ANY (ARRAY(SELECT numbers(?1))) AND s.state IN ('pending', 'withdrawn') AND s.attempts = 0;
-
--- Findings
-
--- name: look_at_findings
-SELECT 1 FROM rows
-WHERE batch = this_batch() AND key = ANY (ARRAY(SELECT value->>0 FROM json_array_elements(:findings::json)))
-ORDER BY number FOR UPDATE;
-WITH found AS (
-  SELECT n, value->>0 AS key, value->>1 AS verdict, value->>2 AS run, (value->>3)::boolean AS is_guid
-  FROM json_array_elements(:findings::json) WITH ORDINALITY AS j (value, n)
-),
-known AS (
-  SELECT
-    s.key, s.row, CASE s.state WHEN 'sending' THEN :open ELSE s.state END AS state, s.duplicate,
-    coalesce(max(a.number), 0) AS last,
-    bool_or(a.result = 'started' AND a.repeated IS NULL) AS has_run,
-    max(CASE WHEN a.result IS DISTINCT FROM 'unsent' THEN a.number END)
-      <= (SELECT max(f.attempt) FROM resolution f WHERE f.row = s.row) AS is_resolved,
-    max(CASE WHEN a.said IS NOT NULL THEN a.sent_ms + n.timeout_ms ELSE 0 END) AS until_ms,
-    s.settled,
-    CASE count(DISTINCT a.said) FILTER (WHERE a.finding IS NULL OR a.number > s.settled)
-      WHEN 0 THEN 'unknown' WHEN 1 THEN max(a.said) FILTER (WHERE a.finding IS NULL OR a.number > s.settled)
-    END AS verdict,
-    lower(max(a.found_run) FILTER (WHERE a.number > s.settled)) AS run
-  FROM (
-    SELECT s.*, (
-      SELECT coalesce(max(f.attempt), 0) FROM resolution f
-      WHERE f.row = s.row AND f.finding <> 'unknown'
-        AND EXISTS (SELECT 1 FROM attempt a WHERE a.row = f.row AND a.number > f.attempt AND a.result IS DISTINCT FROM 'unsent')
-    ) AS settled
-    FROM standing s WHERE s.key IN (SELECT key FROM found)
-  ) s
-  LEFT JOIN (
-    SELECT *, CASE WHEN coalesce(a.result, 'unknown') IN ('unknown', 'failed', 'retry') THEN coalesce(a.finding, 'unknown') END AS said FROM attempt a
-  ) a ON a.row = s.row
-  LEFT JOIN session n ON n.id = a.session
-  GROUP BY s.key, s.row, s.state, s.duplicate, s.settled
-),
-owner AS (
-  SELECT lower(coalesce(a.found_run, a.job_run_id)) AS run, r.key
-  FROM attempt a JOIN row r ON r.number = a.row
-  WHERE lower(coalesce(a.found_run, a.job_run_id)) IN (SELECT lower(run) FROM found)
-    AND (a.result = 'started' OR a.finding = 'started')
-  UNION SELECT lower(run), key FROM found WHERE run IS NOT NULL
-)
-SELECT
-  k.row, k.last, k.settled, k.until_ms,
-  CASE f.verdict WHEN 'started' THEN k.run = lower(f.run) ELSE k.verdict = f.verdict END OR f.verdict = 'started' AND EXISTS (
-    SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND a.repeated IS NULL AND lower(a.job_run_id) = lower(f.run)
-  ) AS is_same,
-  CASE
-    WHEN count(*) OVER (PARTITION BY f.key) > 1 THEN 'comes twice'
-    WHEN k.row IS NULL THEN 'is no key of the batch'
-    WHEN k.state = 'sending' THEN 'is in flight: wait for its response'
-    WHEN f.verdict = 'started' AND EXISTS (
-      SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND a.repeated IS NULL AND lower(a.job_run_id) = lower(f.run)
-    ) THEN NULL  -- it was recorded after all
-    WHEN f.verdict = 'started' AND k.has_run THEN 'is started: DES said so itself'
-    WHEN f.verdict = 'started' AND NOT f.is_guid THEN 'needs a GUID as its jobRunId, got ' || quote_literal(f.run)
-    WHEN k.state NOT IN ('unknown', 'failed') AND NOT coalesce(k.is_resolved, false)
-      AND NOT (k.duplicate = 1 AND f.verdict = 'notStarted')
-      THEN 'is ' || k.state || ': only a row that is unknown or failed can be resolved'
-    WHEN f.owner IS NOT NULL THEN 'jobRunId ' || f.run || ' is that of row ' || quote_literal(f.owner)
-  END
-FROM (
-  SELECT f.*, (SELECT min(o.key) FROM owner o WHERE o.run = lower(f.run) AND o.key <> f.key) AS owner FROM found f
-) f
-LEFT JOIN known k ON k.key = f.key
-ORDER BY f.n;
 
 -- Reading
 

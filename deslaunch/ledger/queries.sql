@@ -1,6 +1,7 @@
 -- The ledger's statements, one under each name. A list of rows or keys comes as a JSON array. What a
 -- turn reads goes as one: each row that SQLite gives costs a thread the interpreter, and a wait for it.
--- PostgreSQL takes them as they stand here, but for those of postgres_queries.sql.
+-- PostgreSQL takes them as they stand here, but for those of postgres_queries.sql; it reads
+-- "(SELECT value FROM json_each(?))" as a list of numbers, and with "atom" as one of texts.
 
 -- name: derive
 -- A row's state follows from its attempts. The first that applies: one started (rank 5), one open,
@@ -315,7 +316,7 @@ UPDATE batch SET is_whole = ?;
 -- name: rows_by_key
 -- Two forms of a row that has no body yet are told apart by what they say.
 SELECT
-  s.key, s.row, s.state, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0),
+  s.key, s.row, s.state, coalesce((SELECT max(a.number) FROM attempt a WHERE a.row = s.row), 0), s.duplicate,
   t.name, j.job_id, CASE WHEN length(c.body) = 0 THEN c.says END, CASE WHEN length(c.body) > 0 THEN c.digest END
 FROM json_each(?) v
 JOIN standing s ON s.key = v.value
@@ -376,86 +377,29 @@ WHERE s.state IN ('pending', 'withdrawn') AND s.attempts = 0;
 
 -- Findings
 
--- name: look_at_findings
--- Of each finding in its order: its row, and what stands against it, if anything does. An attempt
--- whose response never came may have started a run, and so may one that got a 5XX.
-WITH found AS (
-  SELECT
-    j.key AS n, json_extract(value, '$[0]') AS key, json_extract(value, '$[1]') AS verdict,
-    json_extract(value, '$[2]') AS run, json_extract(value, '$[3]') AS is_guid
-  FROM json_each(:findings) j
-),
-known AS (
-  SELECT
-    s.key, s.row, CASE s.state WHEN 'sending' THEN :open ELSE s.state END AS state, s.duplicate,
-    coalesce(max(a.number), 0) AS last,
-    max(a.result = 'started' AND a.repeated IS NULL) AS has_run,
-    max(CASE WHEN a.result IS NOT 'unsent' THEN a.number END)
-      <= (SELECT max(f.attempt) FROM resolution f WHERE f.row = s.row) AS is_resolved,
-    max(CASE WHEN a.said IS NOT NULL THEN a.sent_ms + n.timeout_ms ELSE 0 END) AS until_ms,
-    s.settled,
-    CASE count(DISTINCT a.said) FILTER (WHERE a.finding IS NULL OR a.number > s.settled)
-      WHEN 0 THEN 'unknown' WHEN 1 THEN max(a.said) FILTER (WHERE a.finding IS NULL OR a.number > s.settled)
-    END AS verdict,
-    lower(max(a.found_run) FILTER (WHERE a.number > s.settled)) AS run
-  FROM (
-    SELECT s.*, (
-      SELECT coalesce(max(f.attempt), 0) FROM resolution f
-      WHERE f.row = s.row AND f.finding <> 'unknown'
-        AND EXISTS (SELECT 1 FROM attempt a WHERE a.row = f.row AND a.number > f.attempt AND a.result IS NOT 'unsent')
-    ) AS settled
-    FROM standing s WHERE s.key IN (SELECT key FROM found)
-  ) s
-  LEFT JOIN (
-    SELECT *, CASE WHEN coalesce(a.result, 'unknown') IN ('unknown', 'failed', 'retry') THEN coalesce(a.finding, 'unknown') END AS said FROM attempt a
-  ) a ON a.row = s.row
-  LEFT JOIN session n ON n.id = a.session
-  GROUP BY s.row
-),
-owner AS (
-  SELECT lower(coalesce(a.found_run, a.job_run_id)) AS run, r.key
-  FROM attempt a JOIN row r ON r.number = a.row
-  WHERE lower(coalesce(a.found_run, a.job_run_id)) IN (SELECT lower(run) FROM found)
-    AND (a.result = 'started' OR a.finding = 'started')
-  UNION SELECT lower(run), key FROM found WHERE run IS NOT NULL
-)
+-- name: attempts_of_rows
 SELECT
-  k.row, k.last, k.settled, k.until_ms,
-  CASE f.verdict WHEN 'started' THEN k.run = lower(f.run) ELSE k.verdict = f.verdict END OR f.verdict = 'started' AND EXISTS (
-    SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND a.repeated IS NULL AND lower(a.job_run_id) = lower(f.run)
-  ) AS is_same,
-  CASE
-    WHEN count(*) OVER (PARTITION BY f.key) > 1 THEN 'comes twice'
-    WHEN k.row IS NULL THEN 'is no key of the batch'
-    WHEN k.state = 'sending' THEN 'is in flight: wait for its response'
-    WHEN f.verdict = 'started' AND EXISTS (
-      SELECT 1 FROM attempt a WHERE a.row = k.row AND a.result = 'started' AND a.repeated IS NULL AND lower(a.job_run_id) = lower(f.run)
-    ) THEN NULL  -- it was recorded after all
-    WHEN f.verdict = 'started' AND k.has_run THEN 'is started: DES said so itself'
-    WHEN f.verdict = 'started' AND NOT f.is_guid THEN 'needs a GUID as its jobRunId, got ' || quote(f.run)
-    WHEN k.state NOT IN ('unknown', 'failed') AND NOT coalesce(k.is_resolved, 0) AND NOT (k.duplicate AND f.verdict = 'notStarted')
-      THEN 'is ' || k.state || ': only a row that is unknown or failed can be resolved'
-    WHEN o.key IS NOT NULL THEN 'jobRunId ' || f.run || ' is that of row ' || quote(min(o.key))
-  END
-FROM found f
-LEFT JOIN known k ON k.key = f.key
-LEFT JOIN owner o ON o.run = lower(f.run) AND o.key <> f.key
-GROUP BY f.n ORDER BY f.n;
+  a.row, a.number, a.result, a.finding, a.found_run, a.job_run_id, a.repeated, a.sent_ms + n.timeout_ms
+FROM attempt a JOIN session n ON n.id = a.session
+WHERE a.row IN (SELECT value FROM json_each(?)) ORDER BY a.row, a.number;
+
+-- name: resolutions_of_rows
+SELECT row, attempt, finding FROM resolution WHERE row IN (SELECT value FROM json_each(?));
+
+-- name: owners_of_runs
+-- Of runs in lower case: the rows that have them, by DES or by a finding. For "IS TRUE" PostgreSQL
+-- hashes the list; it would hold each attempt against all of it.
+SELECT lower(coalesce(a.found_run, a.job_run_id)), r.key
+FROM attempt a JOIN row r ON r.number = a.row
+WHERE (lower(coalesce(a.found_run, a.job_run_id)) IN (SELECT atom FROM json_each(?))) IS TRUE
+  AND (a.result = 'started' OR a.finding = 'started');
 
 -- name: find
--- A finding stands instead of an earlier one; that of a run is about the last attempt in doubt.
--- One after which the row was sent again stays.
-UPDATE attempt SET (finding, found_run) = (
-  SELECT ?2, ?3 WHERE ?2 = 'notStarted' OR ?2 = 'started' AND attempt.number = (
-    SELECT max(a.number) FROM attempt a
-    WHERE a.row = ?1 AND a.result IN ('unknown', 'failed', 'retry') AND (a.finding IS NULL OR a.number > ?4)
-  )
-)
-WHERE row = ?1 AND result IN ('unknown', 'failed', 'retry') AND (finding IS NULL OR number > ?4);
+UPDATE attempt SET finding = ?, found_run = ? WHERE row = ? AND number = ?;
 
 -- name: withhold
 -- A row that is in doubt again waits for a consent, though a launcher at work may have had it waiting.
-UPDATE state SET due_ms = NULL WHERE row = ? AND state = 'unknown';
+UPDATE state SET due_ms = NULL WHERE state = 'unknown' AND row IN (SELECT value FROM json_each(?));
 
 -- name: keep_resolution
 INSERT INTO resolution (row, attempt, at_ms, finding, job_run_id, note) VALUES (?, ?, ?, ?, ?, ?);

@@ -277,9 +277,13 @@ async def run_in(
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
+    def end() -> None:
+        if not done.done():
+            done.set_result(None)
+
     def tell(_: object) -> None:
         with suppress(RuntimeError):  # the loop was closed meanwhile
-            loop.call_soon_threadsafe(_end, done)
+            loop.call_soon_threadsafe(end)
 
     work = thread.submit(function, *args)
     work.add_done_callback(tell)
@@ -293,11 +297,6 @@ async def run_in(
         raise
 
     return work.result()
-
-
-def _end(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
 
 
 class Reader:
@@ -348,11 +347,6 @@ class Reader:
         finally:
             self.thread.shutdown(wait=False)
 
-    def _open_state(self) -> str:
-        """Return what a row is whose attempt is open."""
-        # What this launcher's predecessors had in flight is not, before its session begins.
-        return "sending" if self._store.session or self._store.launchers() else "unknown"
-
     async def _portions(
         self, query: str, make: Callable[..., T], **wanted: Any
     ) -> AsyncIterator[list[T]]:
@@ -370,7 +364,7 @@ class Reader:
         Beside parameters that go by their names it gets ``open``: what a row is whose attempt is.
         """
         if isinstance(parameters, dict):
-            parameters = {**parameters, "open": self._open_state()}
+            parameters = {**parameters, "open": self._store.open_state()}
 
         return self._store.fetch(name, parameters)
 
@@ -404,7 +398,7 @@ class Reader:
         states = dict.fromkeys(RowState, 0)
         ready: Counter[tuple[str, str, str]] = Counter()
 
-        for number, auto, state, rows in fetch("rows_by_state", {"open": self._open_state()}):
+        for number, auto, state, rows in fetch("rows_by_state", {"open": self._store.open_state()}):
             states[RowState(state)] += rows
             is_left = auto and state == RowState.UNKNOWN
 

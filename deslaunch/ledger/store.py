@@ -7,8 +7,8 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple, Self
 
@@ -129,8 +129,6 @@ class Store(ABC):
 
     def load(self, query: str, parameters: Any = ()) -> Any:
         """Return the JSON value that a named query gives."""
-        import orjson  # noqa: PLC0415  # not needed for --help
-
         [(text,)] = self.fetch(query, parameters)
         return orjson.loads(text)
 
@@ -161,10 +159,9 @@ class Store(ABC):
         """
         self.give_up_after = 0.0
 
-    @contextmanager
-    def writing(self) -> Iterator["Store"]:
+    @abstractmethod
+    def writing(self) -> AbstractContextManager["Store"]:
         """Give a store that may write, also beside launchers."""
-        yield self
 
     def end_turn(self, in_flight: int) -> None:
         """Note, in a turn's transaction, how many rows are in flight once it is durable."""
@@ -204,6 +201,11 @@ class Store(ABC):
     @abstractmethod
     def launchers(self) -> list[Launcher]:
         """Return who else is at work."""
+
+    def open_state(self) -> str:
+        """Return what a row is whose attempt is open."""
+        # What this launcher's predecessors had in flight is not, before its session begins.
+        return "sending" if self.session or self.launchers() else "unknown"
 
     # The database itself.
 
