@@ -15,7 +15,7 @@ import random
 import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from functools import cache
 from threading import Event
 from typing import Any, Final, Self
@@ -104,40 +104,36 @@ class PostgresStore(Store):
             LedgerExists: the database has a batch of this name.
             LedgerLocked: another process is importing it.
         """
-        with ExitStack() as stack:
-            store = cls(place)
-            stack.callback(store.close)
+        store = cls(place)
+
+        with _closed_if_it_fails(store):
             server.refuse_unsafe(store._connection, store.place)
             server.make_schema(store._connection, store.place)
             store._begin_import()
-            stack.pop_all()
             return store
 
     @classmethod
     def take(cls, place: str, *, joins: bool = False, launches: bool = True) -> Self:
         """Open a batch for writing; as a launcher with a session's number and its lock."""
-        with ExitStack() as stack:
-            store = cls.read(place)
-            stack.callback(store.close)
-            server.refuse_unsafe(store._connection, store.place)
+        store = cls.read(place)
 
+        with _closed_if_it_fails(store):
+            server.refuse_unsafe(store._connection, store.place)
             store._is_writer = True
 
             if launches:
                 store._take_turns(joins=joins)
                 server.has_schema(store._connection, store.place)  # no upgrade comes any more
 
-            stack.pop_all()
             return store
 
     @classmethod
     def read(cls, place: str) -> Self:
         """Open a batch for reading, and for findings, at any time."""
-        with ExitStack() as stack:
-            store = cls(place)
-            stack.callback(store.close)
+        store = cls(place)
+
+        with _closed_if_it_fails(store):
             store._find_batch()
-            stack.pop_all()
             return store
 
     def publish(self) -> None:
@@ -392,7 +388,10 @@ class PostgresStore(Store):
 
             try:
                 if self._connection.closed:
-                    self._reconnect()
+                    server_now = self._connect()
+
+                    with _closed_if_it_fails(self._connection):
+                        self._take_up(server_now)
 
                 self._renew_if_lost()
             except (errors.LedgerDamaged, errors.LedgerForeign) as exc:
@@ -447,22 +446,8 @@ class PostgresStore(Store):
         self._connection = server.connect(self._url, self.place)
         self._connection.on_silence = self._end_if_silent
 
-        with self._closed_if_it_fails(), self._translated():
+        with _closed_if_it_fails(self._connection), self._translated():
             return server.identify(self._connection)
-
-    @contextmanager
-    def _closed_if_it_fails(self) -> Iterator[None]:
-        """Close the connection if the block fails."""
-        with ExitStack() as stack:
-            stack.callback(self._connection.close)
-            yield
-            stack.pop_all()
-
-    def _reconnect(self) -> None:
-        server_now = self._connect()
-
-        with self._closed_if_it_fails():
-            self._take_up(server_now)
 
     def _take_up(self, server_now: server.Server) -> None:
         """Restore a lost connection's state on a new one."""
@@ -539,6 +524,16 @@ class PostgresStore(Store):
 
         self._connection.close()
         return ""
+
+
+@contextmanager
+def _closed_if_it_fails(opened: Store | psycopg.Connection[Any]) -> Iterator[None]:
+    """Close a store or connection if the block fails."""
+    try:
+        yield
+    except BaseException:
+        opened.close()
+        raise
 
 
 @cache

@@ -365,7 +365,11 @@ def upgrade(url: str, place: str) -> str:
         with told_of(place, what, f"grants: {HELP}"), connection.transaction():
             connection.execute("LOCK TABLE deslaunch.version IN ACCESS EXCLUSIVE MODE")
             version = _version_of(connection, place) or version  # another may have done it
-            _refuse_if_at_work(connection, place)
+            query = load_statements("postgres_queries.sql")["at_work"]
+
+            if found := connection.execute(query.encode()).fetchall():
+                told = f"{place}: launchers are at work: {', '.join(name for (name,) in found)}"
+                raise errors.LedgerLocked(told, hint="end them, or wait until they have ended")
 
             for older in range(version, SCHEMA_VERSION):
                 if older not in UPGRADES:
@@ -377,16 +381,6 @@ def upgrade(url: str, place: str) -> str:
             connection.execute("UPDATE deslaunch.version SET number = %s", (SCHEMA_VERSION,))
 
         return f"the schema deslaunch was brought from version {version} to {SCHEMA_VERSION}"
-
-
-def _refuse_if_at_work(connection: psycopg.Connection[Any], place: str) -> None:
-    """Refuse if a launcher or an import holds a lock."""
-    query = load_statements("postgres_queries.sql")["at_work"]
-    found = connection.execute(query.encode()).fetchall()
-
-    if found:
-        told = f"{place}: launchers are at work: {', '.join(name for (name,) in found)}"
-        raise errors.LedgerLocked(told, hint="end them, or wait until they have ended")
 
 
 def schema_sql() -> str:
