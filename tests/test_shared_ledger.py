@@ -188,6 +188,19 @@ async def test_a_start_that_two_turns_handed_back_ends_once(place: str) -> None:
         assert (start.row, start.attempt, found) == (1, 2, [(1, 1, "unsent"), (1, 2, None)])
 
 
+async def test_rows_of_a_claim_that_was_rolled_back_are_due_as_they_were(place: str) -> None:
+    await (await make(place)).aclose()
+
+    async with await launcher(place) as ledger:
+        await send(ledger, "unknown", "failed", "rejected")
+
+    async with await launcher(place, retry_unknown=True, retry_rejected=True) as ledger:
+        Between(ledger).acts["COMMIT"] = cut(ledger, place)
+        starts = (await ledger.exchange([], {"default": 4})).starts
+
+        assert [start.row for start in starts] == [1, 2, 3, 4]
+
+
 async def test_a_start_that_is_handed_back_ends_no_attempt_of_another(place: str) -> None:
     await (await make(place)).aclose()
 

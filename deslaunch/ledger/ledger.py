@@ -336,9 +336,10 @@ class Ledger(Reader):
 
         try:
             with self._store.transaction():
-                came = [*handed_back, *changes.refuse_repeated(self._store, outcomes)]
+                unsent = self._on_disk(handed_back)
+                came = [*unsent, *changes.refuse_repeated(self._store, outcomes)]
                 meant, now = self._clock.elapsed(), self._now()
-                turn.outcomes.extend(self._settle(came, now)[len(handed_back) :])
+                turn.outcomes.extend(self._settle(came, now)[len(unsent) :])
 
                 for lane, count in claims.items():
                     turn.starts.extend(self._claim(lane, count, positions, meant, now))
@@ -363,6 +364,15 @@ class Ledger(Reader):
 
         self._positions, self._in_flight = positions, in_flight
         return turn
+
+    def _on_disk(self, handed_back: list[Outcome]) -> list[Outcome]:
+        """Return those whose intents were committed; a row of another is due as it was."""
+        if not (self.is_shared and handed_back):
+            return handed_back
+
+        told = as_json([(o.row, o.attempt) for o in handed_back])
+        known = set(self._store.fetch("known_attempts", (told,)))
+        return [o for o in handed_back if (o.row, o.attempt) in known]
 
     def _settle(self, outcomes: Sequence[Outcome], now: int) -> list[Outcome]:
         """Write outcomes; return them as they apply to their rows."""

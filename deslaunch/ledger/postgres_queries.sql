@@ -79,6 +79,10 @@ SELECT first_due(?, ?, ?);
 -- name: end_attempts
 SELECT end_attempts(:outcomes, :started, :own, :now);
 
+-- name: known_attempts
+SELECT a.row, a.number
+FROM json_array_elements(?::json) v JOIN attempt a ON a.row = (v->>0)::int AND a.number = (v->>1)::int;
+
 -- name: states
 SELECT coalesce(json_agg(json_build_array(row, state, attempts, duplicate)), '[]')::text
 FROM state WHERE row = ANY (ARRAY(SELECT numbers(?)));
