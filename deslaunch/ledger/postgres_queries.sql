@@ -58,18 +58,10 @@ ORDER BY l.session;
 -- name: sending_rows
 SELECT row FROM attempt WHERE result IS NULL AND session = ANY (ARRAY(SELECT numbers(:dead)));
 
--- name: repeat_attempts
-UPDATE attempts a SET repeated = 1
-WHERE batch = this_batch() AND row = ANY (ARRAY(SELECT numbers(?)))
-  AND number = (SELECT s.shown FROM standing s WHERE s.row = a.row);
-
 -- name: make_repeats_due
 INSERT INTO states (row, target, state, due_ms, attempts, shown)
 SELECT row, target, 'started', ?2, attempts, shown FROM standing WHERE row = ANY (ARRAY(SELECT numbers(?1)))
 ON CONFLICT (batch, row) DO UPDATE SET due_ms = excluded.due_ms;
-
--- name: left_to_repeat
-SELECT count(*) FROM states WHERE batch = this_batch() AND state = 'started' AND due_ms IS NOT NULL;
 
 -- A turn
 
@@ -168,9 +160,6 @@ SELECT row FROM standing WHERE state = 'pending' ORDER BY row;
 INSERT INTO states (row, target, state, withdrawn)
 SELECT row, target, 'withdrawn', 1 FROM standing WHERE row = ANY (ARRAY(SELECT numbers(?)))
 ON CONFLICT (batch, row) DO UPDATE SET state = 'withdrawn', due_ms = NULL, withdrawn = 1;
-
--- name: restore_rows
-UPDATE states SET withdrawn = 0 WHERE batch = this_batch() AND row = ANY (ARRAY(SELECT numbers(?)));
 
 -- name: still_unsent
 SELECT 1 FROM rows WHERE batch = this_batch() AND number = ANY (ARRAY(SELECT numbers(?))) ORDER BY number FOR UPDATE;

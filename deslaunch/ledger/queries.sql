@@ -113,7 +113,7 @@ WHERE s.state = 'started' AND u.finished AND NOT u.success ORDER BY s.row;
 
 -- name: repeat_attempts
 UPDATE attempt SET repeated = 1
-WHERE (row, number) IN (SELECT s.row, s.shown FROM json_each(?) v JOIN standing s ON s.row = v.value);
+WHERE row IN (SELECT value FROM json_each(?)) AND number = (SELECT s.shown FROM standing s WHERE s.row = attempt.row);
 
 -- name: make_repeats_due
 INSERT INTO state (row, target, state, due_ms, attempts, shown)
