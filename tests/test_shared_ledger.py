@@ -382,7 +382,8 @@ async def test_a_connection_is_tried_once_more_after_waiting_is_given_up(
         assert settled.state is RowState.STARTED
 
 
-async def test_a_connection_that_is_lost_each_time_is_given_up(place: str) -> None:
+@pytest.mark.parametrize("is_turn", [True, False])
+async def test_a_connection_that_is_lost_each_time_is_given_up(place: str, is_turn: bool) -> None:
     await (await make(place)).aclose()
 
     async with await launcher(place) as ledger:
@@ -397,7 +398,7 @@ async def test_a_connection_that_is_lost_each_time_is_given_up(place: str) -> No
         ledger.give_up(at_once=False)
 
         with pytest.raises(LedgerWriteFailed, match="terminating connection"):
-            await ledger.exchange([], {"default": 1})
+            await (ledger.exchange([], {}) if is_turn else ledger.note("pause", None, "away"))
 
 
 async def test_an_intent_of_one_found_dead_is_never_sent(database: str) -> None:
