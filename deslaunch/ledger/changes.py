@@ -406,10 +406,11 @@ def withdraw(store: Store, keys: Sequence[str] | None, now: int, *, undo: bool) 
         }
         refused = ((key, _why_not(states.get(key, (0, ""))[1], undo=undo)) for key in wanted)
 
-        hint = (
-            f"see the state of each row: {model.printed('results', model.place_word(store.place))}"
-        )
-        _refuse_all("no row was changed", refused, hint)
+        if problems := _list_problems(refused):
+            listing = model.printed("results", model.place_word(store.place))
+            hint = f"see the state of each row: {listing}"
+            raise ManifestError(f"no row was changed: {problems}", hint=hint)
+
         rows = [row for row, state in states.values() if (state == "withdrawn") == undo]
         given, told = len(wanted), ", ".join(wanted)
 
@@ -424,11 +425,11 @@ def withdraw(store: Store, keys: Sequence[str] | None, now: int, *, undo: bool) 
     return Withdrawn(len(rows), given - len(rows))
 
 
-def _refuse_all(what: str, refused: Iterable[tuple[str, str]], hint: str) -> None:
-    """Raise an error about the keys that a problem stands with, if there is one."""
-    if problems := [f"{key!r} {why}" for key, why in refused if why]:
-        more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
-        raise ManifestError(f"{what}: {'; '.join(problems[:_SHOWN])}{more}", hint=hint)
+def _list_problems(refused: Iterable[tuple[str, str]]) -> str:
+    """Return the first keys with a problem, and how many more there are; ``""`` without any."""
+    problems = [f"{key!r} {problem}" for key, problem in refused if problem]
+    more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
 
 
 def _why_not(state: str, *, undo: bool) -> str:
@@ -509,9 +510,11 @@ def resolve(store: Store, findings: Sequence[Finding], now: int, *, early: bool)
     """Record findings, all or none, inside a transaction; see :meth:`Ledger.resolve`."""
     weighed = list(_weigh_all(store, findings))
 
-    listing = model.printed("status", model.place_word(store.place))
-    refused = ((f.key, effect.problem) for f, _, effect in weighed)
-    _refuse_all("no finding was recorded", refused, f"{listing} lists the rows that are unknown")
+    if problems := _list_problems((f.key, effect.problem) for f, _, effect in weighed):
+        listing = model.printed("status", model.place_word(store.place))
+        hint = f"{listing} lists the rows that are unknown"
+        raise ManifestError(f"no finding was recorded: {problems}", hint=hint)
+
     new = [(f, row, effect) for f, row, effect in weighed if not effect.is_same]
     same = len(findings) - len(new)
     freed = ((f.key, effect.until_ms) for f, _, effect in new if f.verdict == "notStarted")
