@@ -188,5 +188,5 @@ def deleted(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             rescued.rename(place.ledger)
             tally.conclude(place, most_unknown=0, rows=rows)
 
-    side_by_side(one, [(number,) for number in range(1 if fast else 6)])
+    side_by_side(one, [(number,) for number in range(1 if fast else 4)])
     return tally

@@ -59,7 +59,7 @@ LONG: Final[dict[str, Any]] = {
 
 def at_random(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     """Kill at random moments, again and again; each kill leaves at most *slots* in doubt."""
-    wanted, rows = (2, 1_000) if fast else (60, 2_000)
+    wanted, rows = (2, 1_000) if fast else (30, 2_000)
     tally = Tally(f"random kills, batches of {rows:,} rows")
 
     def one(number: int) -> None:
@@ -132,7 +132,7 @@ def at_every_call(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
                 assert done.returncode in {0, 3}, shown(done)
 
             if place.ledger.exists():
-                assert place.judge().status["rows"] == ROWS, "the ledger is not whole"
+                assert place.json("status", str(place.ledger))["rows"] == ROWS, "it is not whole"
             else:
                 assert not place.simulator.requests, "something was sent without a ledger"
 
@@ -166,7 +166,7 @@ def at_every_call(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
 
 def during_import(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     """Kill at any moment of an import: there is no ledger, or a whole one."""
-    rows, moments = (2_000, 2) if fast else (5_000, 25)
+    rows, moments = (2_000, 2) if fast else (5_000, 15)
     tally = Tally(f"kill during an import of {rows:,} rows")
 
     def one(number: int, calls: str, n: int) -> None:
@@ -178,7 +178,7 @@ def during_import(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             tally.kills += done.returncode in KILLED
 
             if place.ledger.exists():
-                assert place.judge().status["rows"] == rows, "the ledger is not whole"
+                assert place.json("status", str(place.ledger))["rows"] == rows, "it is not whole"
             else:
                 assert not place.simulator.requests, "something was sent without a ledger"
 

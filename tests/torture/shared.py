@@ -52,7 +52,7 @@ MOST_REQUESTS: Final = 160
 
 def launchers(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     """Faults at random moments: none twice, none lost, *slots* unknown for each kill."""
-    wanted, rows = (3, 500) if fast else (45, 3_000)
+    wanted, rows = (3, 500) if fast else (24, 3_000)
     tally = Tally(f"shared by {LAUNCHERS}, batches of {rows:,} rows")
     done: Counter[str] = Counter()
 
@@ -131,7 +131,7 @@ def statements(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     server = Server()
 
     try:
-        moments = (115, 130) if fast else range(rng.randrange(1, 5), MOST_REQUESTS, 4)
+        moments = (115, 130) if fast else range(rng.randrange(1, 7), MOST_REQUESTS, 6)
         cases = [(call, n) for n in moments for call in ("sendto", "recvfrom")]
         side_by_side(one, [(number, *case) for number, case in enumerate(cases)])
     finally:
@@ -153,7 +153,7 @@ def full(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
         tally.notes.append(f"not done: {reason}")
         return tally
 
-    for number in range(1 if fast else 3):
+    for number in range(1 if fast else 2):
         with _small_server() as server:
             for again in range(1 if fast else 2):
                 name = f"{number}.{again}"

@@ -69,6 +69,6 @@ def lost(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
 
     lines = list(enumerate(STREAMS))
     side_by_side(one, rng.sample(lines, 1) if fast else lines)
-    moments = [(100 + n, rng.randrange(1, ROWS)) for n in range(1 if fast else 10)]
+    moments = [(100 + n, rng.randrange(1, ROWS)) for n in range(1 if fast else 6)]
     side_by_side(hang_up, moments)
     return tally
