@@ -85,11 +85,12 @@ def launchers(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
             draw = [rng.choices([*FAULTS], [*FAULTS.values()], k=6) for _ in range(2)]
             side_by_side(one, [(number, draw[0]), (number + 1, draw[1])])
 
-        if sum(done[fault] for fault in FAULTS) >= wanted or tally.broken:
+        is_enough = sum(done[fault] for fault in FAULTS) >= wanted
+
+        if (is_enough and (fast or done.keys() >= FAULTS.keys())) or tally.broken:
             break
 
     with tally.case("the attack"):
-        assert fast or done.keys() >= FAULTS.keys(), f"not all faults happened: {done}"
         assert done["found dead"] or not done["stop"], "none that was stopped was found dead"
 
     tally.notes.append(", ".join(f"{number} {fault}" for fault, number in done.items()))
