@@ -346,11 +346,13 @@ async def test_a_drain_waits_for_nothing_but_what_is_in_flight(verdict: str) -> 
 
 
 async def test_a_row_that_is_refused_during_a_drain_fetches_no_new_token() -> None:
-    bench = Bench(["a"])
+    bench = Bench(["first", "a", "b"], slots=2)
     bench.des.held = True
     await bench.begin()
+    await bench.answer("first")
     bench.session.drain(INTERRUPTED)
     await bench.answer("a", "401")
+    await bench.answer("b")
     await bench.finish()
 
     assert (bench.ledger.results("a"), bench.des.renewals.total()) == (["throttled"], 0)
