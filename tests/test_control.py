@@ -275,8 +275,8 @@ async def test_what_is_told_adds_up_and_ends_with_the_launcher(batch_place: str)
 
 
 def test_a_launch_is_paused_and_stopped_from_another_terminal(tmp_path: Path) -> None:
-    with workplace(tmp_path, {"latency": 0.05}) as place:
-        place.manifest(400)
+    with workplace(tmp_path, {"latency": 0.2}) as place:
+        place.manifest(200)
         launch = place.start("run", "night.jsonl", "--concurrency", "4", "--yes")
         place.wait_for_runs(launch, 8)
 
@@ -300,7 +300,7 @@ def test_a_launch_is_paused_and_stopped_from_another_terminal(tmp_path: Path) ->
         assert (refused.returncode, "no launcher is at work" in refused.stderr) == (2, True)
         [_, command] = refused.stderr.strip().split("start one: ")
         assert place.shell(f"{command} --yes").returncode == 0
-        assert len(place.simulator.runs) == 400
+        assert len(place.simulator.runs) == 200
 
 
 def wait_until_calm(place: Workplace) -> int:
