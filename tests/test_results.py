@@ -572,7 +572,7 @@ class TestBatch:
         count = await write_results(ledger, stream, choice=Choice(["inFlight"]))
 
         assert count == stream.getvalue().count(b",inFlight,") == 2
-        assert ledger.asked == "sending"
+        assert ledger.asked == ["sending"]
 
 
 async def broken_results(**_: Any) -> AsyncIterator[list[ResultRow]]:
@@ -583,9 +583,9 @@ async def broken_results(**_: Any) -> AsyncIterator[list[ResultRow]]:
 class Sending:
     """A ledger of two rows that are being sent, a row a portion."""
 
-    asked: str | None = None
+    asked: list[str] | None = None
 
-    async def results(self, *, state: str | None, **_: Any) -> AsyncIterator[list[ResultRow]]:
-        self.asked = state
+    async def results(self, *, states: list[str] | None, **_: Any) -> AsyncIterator[list[ResultRow]]:
+        self.asked = states
         yield [PENDING._replace(state="sending")]
         yield [STARTED._replace(state="sending")]
