@@ -585,7 +585,9 @@ class Sending:
 
     asked: list[str] | None = None
 
-    async def results(self, *, states: list[str] | None, **_: Any) -> AsyncIterator[list[ResultRow]]:
+    async def results(
+        self, *, states: list[str] | None, **_: Any
+    ) -> AsyncIterator[list[ResultRow]]:
         self.asked = states
         yield [PENDING._replace(state="sending")]
         yield [STARTED._replace(state="sending")]
