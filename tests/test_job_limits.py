@@ -206,11 +206,11 @@ async def test_it_waits_for_its_own_rows_alone_and_others_for_theirs(ledger: Led
 # A launch.
 
 
-@pytest.mark.parametrize("rate", [None, 20])
+@pytest.mark.parametrize("rate", [None, 5])
 def test_a_limited_job_is_sent_as_it_bears_while_others_go_on(
     tmp_path: Path, rate: int | None
 ) -> None:
-    with workplace(tmp_path, {"latency": 0.03}) as place:
+    with workplace(tmp_path, {"latency": 0.1}) as place:
         place.write(
             [row(n) for n in range(1, 11)]
             + [row(n, jobId=SALES, parameters={"DBGenFrom": n}) for n in range(11, 41)]
