@@ -132,10 +132,10 @@ def test_how_a_password_is_to_be_written_is_told(monkeypatch: pytest.MonkeyPatch
     assert call("status") == Ended(
         2,
         "",
-        "error: the ledger, by LEDGER or DESLAUNCH_LEDGER, is neither a path nor a URL that libpq "
+        "error: the ledger (LEDGER or DESLAUNCH_LEDGER) is neither a path nor a URL that libpq "
         "accepts: expected postgresql://user@host:port/database#NAME\n"
-        "  in a name or password write @ : / ? # % as %40 %3A %2F %3F %23 %25; a path with such "
-        "signs: ./PATH\n",
+        "  in a name or password write @ : / ? # % as %40 %3A %2F %3F %23 %25; write a path with "
+        "these characters as ./PATH\n",
     )
 
 
