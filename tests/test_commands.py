@@ -960,6 +960,23 @@ def test_a_second_launcher_is_told_who_is_at_work(slow: Workplace) -> None:
     assert ended(first).returncode == 0
 
 
+def test_status_tells_that_the_last_launcher_was_killed(slow: Workplace) -> None:
+    first = slow.start("run", "night.jsonl", "--concurrency", "4")
+    assert slow.wait_for_runs(first, 5)
+
+    first.kill()
+    ended(first)
+    killed = slow.run("status", "night.ledger.db")
+    release(slow)
+    resumed = slow.run("resume", "night.ledger.db", "--limit", "1")
+    later = slow.run("status", "night.ledger.db")
+
+    why = f"stopped: process {first.pid} on {os.uname().nodename} since 20"
+    assert why in killed.stdout
+    assert "recorded no end: it was killed, or its machine or disk failed" in killed.stdout
+    assert (resumed.returncode, "recorded no end" in later.stdout) == (5, False)
+
+
 @pytest.mark.parametrize(
     "redirections",
     [

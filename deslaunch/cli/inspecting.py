@@ -120,8 +120,8 @@ async def _print_status(given: Given, ledger: "Ledger", *, is_copy: bool) -> Non
 
         if control.is_paused:
             commands = [("end the pause", printed("control", place_word(summary.ledger), "go"))]
-    elif summary.counts.pending:
-        printer.data(*map(render.stop_line, summary.stops))
+    elif summary.counts.pending or summary.counts.unknown:
+        printer.data(*render.stop_lines(summary, await ledger.sessions()))
 
     for row in (await anext(ledger.unknown_rows(), []))[:SHOWN_ROWS]:
         printer.data(*render.unknown_lines(row))

@@ -32,7 +32,7 @@ from deslaunch.model import (
 from deslaunch.report import charts
 
 if TYPE_CHECKING:
-    from deslaunch.ledger.reading import LogEntry, ResultRow, UnknownRow
+    from deslaunch.ledger.reading import LogEntry, ResultRow, SessionInfo, UnknownRow
     from deslaunch.ledger.store import Launcher
 
 SHOWN_PROBLEMS: Final = 100
@@ -142,6 +142,17 @@ def stop_line(stop: events.Stop) -> str:
     whose = f"target {stop.target} stopped" if stop.target else "stopped"
     after = "" if stop.resume_after is None else f"; resume after {stop.resume_after:,.0f} s"
     return f"{whose}: {stop.message}{after}"
+
+
+def stop_lines(summary: events.Summary, sessions: "Sequence[SessionInfo]") -> Iterator[str]:
+    """Yield why the last session left rows, where no launcher is at work."""
+    for last in sessions[-1:]:
+        if last.ended_ms is None:
+            who = f"process {last.pid} on {last.host} since {utc(last.began_ms)}"
+            yield f"stopped: {who} recorded no end: it was killed, or its machine or disk failed"
+
+    if summary.counts.pending:
+        yield from map(stop_line, summary.stops)
 
 
 def launcher_line(launcher: "Launcher") -> str:
