@@ -336,6 +336,11 @@ def test_a_secret_is_read_anew_each_time(tmp_path: Path, monkeypatch: pytest.Mon
 
     assert read_secret(login, "password") == "new"
 
+    with pytest.raises(CredentialsRefused, match="variable P is not set"):
+        read_secret(login, "username")
+
+    monkeypatch.setenv("P", " ")
+
     with pytest.raises(CredentialsRefused, match="variable P is empty"):
         read_secret(login, "username")
 

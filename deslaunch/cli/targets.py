@@ -444,7 +444,7 @@ def read_secret(login: Mapping[str, str], name: str) -> str:
         if text := text.strip():
             return text
 
-        why = "is empty"
+        why = "is not set" if variable and variable not in os.environ else "is empty"
 
     # Not chained: what could not be decoded is in its error.
     raise CredentialsRefused(

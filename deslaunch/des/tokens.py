@@ -544,7 +544,7 @@ class TokenKeeper:
         if token.text in self._refused:
             raise errors.CredentialsRefused(
                 "DES refused the token, and the token source has no newer one",
-                hint="replace the token by a new one, and resume",
+                hint="replace the token with a new one, and run this again",
             )
 
         return token
