@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -321,6 +322,8 @@ def attempts(folder: Path) -> Iterator[tuple[str, str]]:
     """Yield each break's name and which test or attack noticed it; ``""``: it did not."""
     whole = folder / "whole"
     shutil.copytree(ROOT, whole, ignore=LEFT_OUT)
+    passes = cache(lambda test: _run(whole, test)[0] == 0)
+    holds = cache(lambda name: _holds(whole, name))
 
     for number, broken in enumerate(BREAKS):
         copy = folder / f"{number}"
@@ -334,11 +337,11 @@ def attempts(folder: Path) -> Iterator[tuple[str, str]]:
 
         if broken.test:
             code, failed = _run(copy, broken.test)
-            is_noticed = code == FAILED and _run(whole, broken.test)[0] == 0
+            is_noticed = code == FAILED and passes(broken.test)
             yield broken.name, failed if is_noticed else ""
 
         for name in broken.attacks:
-            is_noticed = not _holds(copy, name) and _holds(whole, name)
+            is_noticed = not _holds(copy, name) and holds(name)
             yield broken.name, f"attack {name}" if is_noticed else ""
 
         shutil.rmtree(copy)

@@ -131,9 +131,7 @@ def at_every_call(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
                 survived.add(point)
                 assert done.returncode in {0, 3}, shown(done)
 
-            if place.ledger.exists():
-                assert place.json("status", str(place.ledger))["rows"] == ROWS, "it is not whole"
-            else:
+            if not place.ledger.exists():
                 assert not place.simulator.requests, "something was sent without a ledger"
 
             tally.conclude(place, most_unknown=SLOTS, rows=ROWS)

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from judge import Judge
 
 HEAD: Final = ("attack", "cases", "kills", "starts", "twice", "lost", "unknown", "verdict")
-WIDTH: Final = 2
-"""Batches at the same time."""
+WIDTH: Final = 3
+"""Batches at the same time: while one waits, the others keep two cores at work."""
 
 SESSIONS: Final = 40
 
