@@ -189,7 +189,7 @@ class TestRun:
 
         limited = here.call("run", "night.jsonl", "--limit", "2", "--json")
         status = here.call("status", "night.ledger.db", "--json")
-        resumed = here.printed(command_after(limited.err, "go on"))
+        resumed = here.printed(command_after(limited.err, "send the remaining rows"))
 
         assert (limited.code, status.code, resumed.code) == (5, 0, 0)
         assert [one.json["exitCode"] for one in (limited, status)] == [5, 5]
@@ -264,7 +264,7 @@ class TestRun:
             made.manifest(20)
             here = Here(made)
             done = here.call("run", "night.jsonl", "--json")
-            command = command_after(done.err, "go on with a new token")
+            command = command_after(done.err, "send the remaining rows with a new token")
             resumed = here.call(*shlex.split(command)[1:], token=OTHER_TOKEN)
 
             assert (done.code, done.json["exitCode"], resumed.code) == (6, 6, 0)
@@ -340,7 +340,7 @@ class TestResume:
 
         begun = here.call("run", "night.jsonl", *options, **known)
         status = here.call("status", here.place.ledger, **known)
-        elsewhere = command_after(status.err, "go on")
+        elsewhere = command_after(status.err, "send the remaining rows")
 
         with pytest.MonkeyPatch.context() as patch:  # another folder, and no variable but the token
             patch.chdir(tmp_path_factory.mktemp("elsewhere"))
@@ -350,7 +350,7 @@ class TestResume:
 
         assert (begun.code, limited.code, resumed.code) == (5, 5, 0)
         config_file = here.place.folder / "targets.toml"
-        assert command_after(begun.err, "go on") == (
+        assert command_after(begun.err, "send the remaining rows") == (
             f"deslaunch resume night.ledger.db --config {config_file}"
         )
         assert elsewhere == f"deslaunch resume {here.place.ledger} --config {config_file}"
@@ -574,7 +574,7 @@ def test_unknown_rows_are_listed_filled_in_and_resumed(tmp_path: Path) -> None:
         command = command_after(done.err, "then record it")
         resolved = here.printed(f"{command} --early")
         again = here.printed(f"{command} --early --json")
-        resumed = here.printed(command_after(resolved.err, "go on"))
+        resumed = here.printed(command_after(resolved.err, "send the remaining rows"))
 
         assert [done.code, listed.code, resolved.code, again.code, resumed.code] == [4, 0, 0, 0, 0]
         assert [one["key"] for one in rows] == ["row-2", "row-3"]
@@ -767,7 +767,7 @@ def test_the_first_signal_drains(number: int, code: int, slow: Workplace) -> Non
 
     assert (done.returncode, summary["exitCode"]) == (code, code)
     assert (summary["started"], summary["unknown"]) == (5, 0)
-    assert "go on: deslaunch resume night.ledger.db" in done.stderr
+    assert "send the remaining rows: deslaunch resume night.ledger.db" in done.stderr
     assert slow.run("resume", "night.ledger.db").returncode == 0
     assert len(slow.simulator.runs) == 50
 
@@ -1017,7 +1017,7 @@ def test_names_that_are_not_utf_8_are_shown_and_work(place: Workplace) -> None:
         return place.shell(f"bash -c {shlex.quote(line)}")
 
     done = bash(f"deslaunch run {name} --limit 1 --json")
-    again = command_after(done.stderr, "go on")
+    again = command_after(done.stderr, "send the remaining rows")
 
     assert (done.returncode, json.loads(done.stdout)["ledger"]) == (5, "ni\\xff\x1bght.ledger.db")
     assert again == r"deslaunch resume $'ni\xff\x1bght.ledger.db'"

@@ -270,7 +270,7 @@ def test_a_launch_whose_ledger_is_replaced_goes_on_with_the_rescued(tmp_path: Pa
         (tmp_path / "copy").replace(place.ledger)
         done = ended(launch)
         rescued = f"{place.ledger}.rescued"
-        assert f"go on: deslaunch resume {rescued}\n" in done.stderr
+        assert f"send the remaining rows: deslaunch resume {rescued}\n" in done.stderr
         assert (done.returncode, place.run("resume", rescued).returncode) == (7, 0)
         assert len(place.simulator.runs) == ROWS
 

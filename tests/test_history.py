@@ -524,7 +524,7 @@ def test_a_copy_is_told_by_whoever_looks_at_it(place: Workplace) -> None:
     assert (status.returncode, status.stdout.count("2 started, 4 pending")) == (0, 1)
 
     (place.folder / "newer.db").rename(place.ledger)
-    assert place.run("status", "night.ledger.db").stderr.startswith("go on: ")
+    assert place.run("status", "night.ledger.db").stderr.startswith("send the remaining rows: ")
     shutil.copy(place.ledger, backup)
     assert f"is a copy of {place.ledger}, which was last" in place.run("status", "backup.db").stderr
 

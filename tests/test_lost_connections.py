@@ -116,7 +116,7 @@ class Launch:
         assert (summary["exitCode"], summary["unrecorded"]) == (7, []), self.told
         assert summary["pending"] == self.rows - summary["started"] > 0
         self.judge().assert_promises(most_unknown=0)
-        assert f"go on: deslaunch resume '{self.ledger}'" in self.told
+        assert f"send the remaining rows: deslaunch resume '{self.ledger}'" in self.told
 
     def assert_told(self, summary: dict[str, Any]) -> None:
         """The runs that could not be recorded stand on stderr and in a file."""
@@ -134,8 +134,10 @@ class Launch:
 
     @property
     def next_command(self) -> str:
-        [command] = [line for line in self.told.splitlines() if line.startswith("go on: ")]
-        return command.removeprefix("go on: ")
+        [command] = [
+            line for line in self.told.splitlines() if line.startswith("send the remaining rows: ")
+        ]
+        return command.removeprefix("send the remaining rows: ")
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -153,9 +153,13 @@ FIXES = "--with-manifest -o night.rejected.csv"
     ("counts", "commands"),
     [
         pytest.param({"started": 5}, [], id="done"),
-        pytest.param({"pending": 1, "failed": 1}, [f"go on: {RESUME}"], id="pending"),
         pytest.param(
-            {"pending": 1, "stops": (STOP,)}, [f"go on with a new token: {RESUME}"], id="token"
+            {"pending": 1, "failed": 1}, [f"send the remaining rows: {RESUME}"], id="pending"
+        ),
+        pytest.param(
+            {"pending": 1, "stops": (STOP,)},
+            [f"send the remaining rows with a new token: {RESUME}"],
+            id="token",
         ),
         pytest.param({"failed": 1}, [f"try the failed rows again: {RESUME}"], id="failed"),
         pytest.param(

@@ -196,7 +196,7 @@ def next_commands(
 
     if counts.pending or _is_unread(summary):
         refused = any(stop.reason is events.StopReason.CREDENTIALS for stop in summary.stops)
-        yield f"go on{' with a new token' if refused else ''}", resume
+        yield f"send the remaining rows{' with a new token' if refused else ''}", resume
     elif counts.failed:
         yield "try the failed rows again", resume
 
