@@ -7,6 +7,8 @@ import random
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -63,6 +65,9 @@ ATTACKS: Final[dict[str, Attack]] = {
     "shared": shared.launchers,
     "server": shared.full,
 }
+WAITS: Final = {"full"}
+"""Attacks that wait most of the time: they are made beside the others."""
+
 LONG: Final[dict[str, Attack]] = {"soak": soak.launch}
 """Attacks that are run only where they are named."""
 
@@ -91,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     tallies = []
     print(f"seed {chosen.seed}", flush=True)
 
-    with tempfile.TemporaryDirectory(prefix="torture-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="torture-") as scratch, ThreadPoolExecutor() as beside:
         if chosen.breaks:
             tried = []
 
@@ -101,9 +106,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return int(not all(tried))
 
-        for name in chosen.only or ATTACKS:
-            folder = chosen.keep or Path(scratch)
-            tally = attack(name, folder, fast=chosen.fast, seed=chosen.seed)
+        names = chosen.only or [*ATTACKS]
+        work = partial(
+            attack, folder=chosen.keep or Path(scratch), fast=chosen.fast, seed=chosen.seed
+        )
+        waiting = {name: beside.submit(work, name) for name in names if name in WAITS}
+
+        for name in names:
+            tally = waiting[name].result() if name in waiting else work(name)
             tallies.append(tally)
             print(f"{name}: {tally.cells[-1]} in {tally.seconds:.0f} s", flush=True)
 

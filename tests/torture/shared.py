@@ -132,7 +132,7 @@ def statements(folder: Path, *, fast: bool, rng: random.Random) -> Tally:
     server = Server()
 
     try:
-        moments = (115, 130) if fast else range(rng.randrange(1, 7), MOST_REQUESTS, 6)
+        moments = (115, 130) if fast else range(rng.randrange(1, 9), MOST_REQUESTS, 8)
         cases = [(call, n) for n in moments for call in ("sendto", "recvfrom")]
         side_by_side(one, [(number, *case) for number, case in enumerate(cases)])
     finally:
