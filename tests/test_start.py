@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -108,8 +109,28 @@ def test_a_lost_response_is_unknown_and_not_sent_again(tmp_path: Path) -> None:
         done = place.run("start", POS_USAGE, "DBGenFrom=1", "--ledger", "one.ledger.db", *QUICK)
 
         assert (done.returncode, done.stdout) == (4, "")
+        assert "a run may have been started: unknown: " in done.stderr
+        assert "no run" not in done.stderr
         assert "resolve" in done.stderr
         assert len(read_log(place.log)) == 1
+
+
+def test_a_second_signal_leaves_a_run_that_may_have_been_started(tmp_path: Path) -> None:
+    with workplace(tmp_path, fault("hold", 1)) as place:
+        process = place.start("start", POS_USAGE, "DBGenFrom=1")
+        place.portal.call(place.simulator.until, lambda: place.simulator.in_flight == 1)
+        process.send_signal(signal.SIGINT)
+        assert process.stderr is not None
+
+        while "waiting up to" not in (line := process.stderr.readline()):
+            assert line
+
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+
+        assert process.returncode == 4
+        assert "a run may have been started: unknown: interrupted" in err
+        assert "withdrawn" not in err
 
 
 def test_a_run_is_followed_to_its_end(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from deslaunch.cli.options import Given
 from deslaunch.cli.targets import config_of, open_clients
 from deslaunch.errors import ConfigurationError, InvalidManifest, LedgerExists, LedgerMissing
 from deslaunch.events import Event, Noted, Plan, Planned, StopReason, Summary, WatchSummary
-from deslaunch.model import count, place_word, printed
+from deslaunch.model import RowState, count, place_word, printed
 
 if TYPE_CHECKING:
     from deslaunch.launch.launcher import Batch
@@ -232,7 +232,9 @@ async def start(given: Given) -> int:
 
         if row_now.job_run_id is None:
             why = "; ".join(stop.message for stop in summary.stops) or row_now.error
-            given.printer.insist(f"no run was started: {row_now.state}: {why}")
+            is_open = row_now.state in {RowState.UNKNOWN, RowState.SENDING}
+            started = "a run may have been started" if is_open else "no run was started"
+            given.printer.insist(f"{started}: {row_now.state}: {why}")
 
         if summary.counts.pending:
             await opened.ledger.withdraw(None)
