@@ -104,6 +104,17 @@ def test_the_target_of_a_run_is_named(place: Workplace) -> None:
     assert place.run("find", "start", "--json").stdout.count('"target":"acme"') == 1
 
 
+def test_a_later_command_needs_no_option_that_was_given(place: Workplace) -> None:
+    place.simulator.use({"finishAfter": 0.05})
+    url = place.environment.pop("DES_BASE_URL")
+    table = f'[targets.acme]\nbase_url = "{url}"\ntoken_env = "DES_TOKEN"\n'
+    (place.folder / "t.toml").write_text(table)
+    words = ("--config", "t.toml", "--target", "acme", "--ledger", "one.ledger.db")
+
+    assert place.run("start", POS_USAGE, "DBGenFrom=1", *words).returncode == 0
+    assert place.run("watch", "one.ledger.db", "--interval", "0.05").returncode == 0
+
+
 def test_a_lost_response_is_unknown_and_not_sent_again(tmp_path: Path) -> None:
     with workplace(tmp_path, fault("close-after-start", 1)) as place:
         done = place.run("start", POS_USAGE, "DBGenFrom=1", "--ledger", "one.ledger.db", *QUICK)

@@ -212,6 +212,7 @@ async def start(given: Given) -> int:
     ledger = given["ledger"] or await to_thread.run_sync(_new_place)
     progress = render.Progress(given.printer)
     more: dict[str, Any] = {"settings": settings, "schema": given["schema"]}
+    more["options_kept"] = given.kept()
 
     def on_event(event: Event) -> None:
         if not isinstance(event, Planned):
