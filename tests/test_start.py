@@ -87,7 +87,8 @@ def test_what_was_not_sent_is_withdrawn(place: Workplace) -> None:
     assert (done.returncode, done.stdout) == (6, "")
     assert "no run was started" in done.stderr
     assert done.stderr.endswith("the row was withdrawn: fix the cause, then start the run again\n")
-    assert place.json("status", "one.ledger.db")["withdrawn"] == 1
+    status, [noted] = place.json("status", "one.ledger.db"), place.json("history", "one")["batches"]
+    assert (status["withdrawn"], status["exitCode"], noted["exitCode"]) == (1, 0, 0)
     assert place.run("history", "one", "--unfinished").stdout == ""
 
     taken = place.run("start", POS_USAGE, "DBGenFrom=2", "--ledger", "one.ledger.db")

@@ -239,8 +239,8 @@ async def start(given: Given) -> int:
 
         if summary.counts.pending:
             await opened.ledger.withdraw(None)
-            history = History.of_user(lambda _: None)
-            await note_change(history, opened.ledger, await opened.summary())
+            history, now = History.of_user(lambda _: None), await opened.summary()
+            await note_change(history, opened.ledger, now, now.exit_code)
             given.printer.insist("the row was withdrawn: fix the cause, then start the run again")
         elif row_now.job_run_id is None:
             commands = render.next_commands(summary, given.repeated)

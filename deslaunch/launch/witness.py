@@ -209,10 +209,8 @@ async def _look_into(place: str, digest: str | None = None) -> Other | None:
         return None
 
 
-async def note_change(
-    history: History, ledger: Ledger, summary: Summary, code: int | None = None
-) -> None:
-    """Note a batch's counts after a person changed it."""
+async def note_change(history: History, ledger: Ledger, summary: Summary, code: int) -> None:
+    """Note a batch's counts, and the exit code of ``status``, after a person changed it."""
     known = (ledger.batch.uid, noted_place(ledger.place))
     counts = summary.counts.as_dict()
     await run_sync(partial(history.note, *known, counts=counts, exit_code=code))
