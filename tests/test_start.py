@@ -77,7 +77,7 @@ def test_what_can_not_be_started_is_told_and_leaves_nothing(
     assert why in done.stderr
     assert not set(done.stderr.split()) & {"--skip-invalid", "row", "rows", "column"}
     assert not read_log(place.log)
-    assert not list(place.folder.glob("state/starts/*.ledger.db"))
+    assert not list(place.folder.glob("state/starts/*"))
 
 
 def test_what_was_not_sent_is_withdrawn(place: Workplace) -> None:

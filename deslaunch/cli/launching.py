@@ -221,7 +221,7 @@ async def start(given: Given) -> int:
     async with (
         telling_end(given) as told,
         open_clients(given) as clients,
-        _errors_of_start(),
+        _errors_of_start(ledger if given["ledger"] is None else None),
         batch.open_batch(source, clients, ledger=ledger, on_event=on_event, **more) as opened,
     ):
         given.interrupts.batch = opened
@@ -259,8 +259,13 @@ async def start(given: Given) -> int:
 
 
 @asynccontextmanager
-async def _errors_of_start() -> AsyncIterator[None]:
-    """Rewrite errors about manifests and batches: ``start`` has no rows and no ``--resume``."""
+async def _errors_of_start(new_place: str | None) -> AsyncIterator[None]:
+    """Rewrite errors about manifests and batches: ``start`` has no rows and no ``--resume``.
+
+    Where no ledger was made at ``new_place``, its lock is removed: nobody else knows the name.
+    """
+    from anyio import to_thread  # noqa: PLC0415  # not needed for --help
+
     try:
         yield
     except InvalidManifest as exc:
@@ -270,6 +275,10 @@ async def _errors_of_start() -> AsyncIterator[None]:
     except LedgerExists as exc:
         exc.hint = "each run needs a ledger of its own: omit --ledger, or name a new file"
         raise
+    finally:
+        if new_place is not None and not await to_thread.run_sync(Path(new_place).exists):
+            lock = Path(f"{new_place}.lock")
+            await to_thread.run_sync(partial(lock.unlink, missing_ok=True))
 
 
 def _parse_value(argument: str) -> tuple[str, Any]:
