@@ -488,6 +488,22 @@ class TestAnEndedBatch:
         assert (folder / "r.csv").stat().st_mode & 0o777 == 0o666 & ~_umask()
         assert (folder / "night.ledger.db").read_bytes() == before
 
+    @pytest.mark.parametrize(
+        "argv", [["status", "night.ledger.db", "--unknown"], ["template", POS_USAGE]]
+    )
+    def test_no_other_command_replaces_results(self, argv: list[str], night: Here) -> None:
+        night.call("results", "night.ledger.db", "-o", "kept.csv", "--force")
+        refused, forced = (night.call(*argv, "-o", "kept.csv", *more) for more in ([], ["--force"]))
+
+        assert (refused.code, forced.code) == (2, 0)
+        assert "kept.csv: this file exists\n" in refused.err
+
+    def test_findings_that_a_person_filled_in_are_kept(self, night: Here) -> None:
+        listing = ("status", "night.ledger.db", "--unknown", "-o", "findings.csv")
+        done = [night.call(*listing).code for _ in range(2)]
+
+        assert done == [0, 2]
+
     def test_a_split_writes_a_file_for_each_state(self, night: Here) -> None:
         done = night.call("results", "night.ledger.db", "--split", "parts")
 

@@ -151,7 +151,7 @@ async def _write_unknown(given: Given, ledger: "Ledger") -> None:
         with printer.binary() as stream:
             stream.write(content)
     else:
-        async with open_beside(ledger, output, force=given["force"]) as stream:
+        async with open_beside(ledger, output, force=given["force"], replaces_own=False) as stream:
             stream.write(content)
 
         printer.say(f"{count(len(rows), 'unknown row')}: {output}")

@@ -183,7 +183,8 @@ async def template(given: Given) -> int:
         found = making.rows_of(job, each, target)
         parts = making.write_rows(found, form, names_target=target != DEFAULT_TARGET)
 
-    stream = printer.binary() if output is None else open_output(output, force=given["force"])
+    allowed = {"force": given["force"], "replaces_own": False}
+    stream = printer.binary() if output is None else open_output(output, **allowed)
 
     with stream as opened:
         opened.writelines(parts)

@@ -261,7 +261,12 @@ async def split_results(
 
 
 def check_output(
-    output: Path, *, ledger: str | None = None, manifest: str | None = None, force: bool = False
+    output: Path,
+    *,
+    ledger: str | None = None,
+    manifest: str | None = None,
+    force: bool = False,
+    replaces_own: bool = True,
 ) -> None:
     """Refuse an output file that would replace what it must not.
 
@@ -270,11 +275,11 @@ def check_output(
         ledger: this batch's, never replaced; nor is any other ledger.
         manifest: this batch's, never replaced; ``"-"`` and names of no file are no matter.
         force: another file may be replaced, whatever it is.
+        replaces_own: so may a file whose first line shows that it is results or a report.
 
     Raises:
         ConfigurationError: it is a ledger (or belongs to one), this batch's manifest, or a
-            folder; or it exists, ``force`` is not set, and neither is it empty nor does its
-            first line show that deslaunch wrote it as results or as a report.
+            folder; or it is another file that is not empty and must not be replaced.
     """
     # By inode and name first: to open and close a ledger that this process has open would drop
     # the locks that SQLite holds on it.
@@ -289,8 +294,8 @@ def check_output(
         why = "this is a folder"
     elif output.is_file() and (first := _first_line(output)).startswith(b"SQLite format 3\0"):
         why = "this is a SQLite database, which is never replaced"
-    elif first and not force and not is_own(first):
-        why = "this file exists and was not written by deslaunch"
+    elif first and not force and not (replaces_own and is_own(first)):
+        why = f"this file exists{' and was not written by deslaunch' * replaces_own}"
         hint = f"{hint}, or add --force to replace this one"
     else:
         return
@@ -324,9 +329,9 @@ def is_own(first_line: bytes) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def open_beside(ledger: Reader, output: Path, *, force: bool) -> AsyncIterator[BinaryIO]:
+async def open_beside(ledger: Reader, output: Path, **allowed: Any) -> AsyncIterator[BinaryIO]:
     """Write a batch's output file as :func:`open_output` does, without blocking the event loop."""
-    opening = open_output(output, ledger=ledger.place, manifest=ledger.batch.manifest, force=force)
+    opening = open_output(output, ledger=ledger.place, manifest=ledger.batch.manifest, **allowed)
     stream = await to_thread.run_sync(opening.__enter__)
 
     try:
@@ -342,12 +347,7 @@ async def open_beside(ledger: Reader, output: Path, *, force: bool) -> AsyncIter
 
 @contextlib.contextmanager
 def open_output(
-    output: Path,
-    *,
-    ledger: str | None = None,
-    manifest: str | None = None,
-    force: bool = False,
-    sync: Callable[[int], None] = os.fsync,
+    output: Path, *, sync: Callable[[int], None] = os.fsync, **allowed: Any
 ) -> Iterator[BinaryIO]:
     """Write a file that takes its place as a whole when the block ends.
 
@@ -357,16 +357,14 @@ def open_output(
 
     Args:
         output: the file.
-        ledger: see :func:`check_output`.
-        manifest: likewise.
-        force: likewise.
         sync: brings a descriptor's file to disk.
+        **allowed: what it may replace: see :func:`check_output`.
 
     Raises:
         ConfigurationError: the file must not be replaced (:func:`check_output`), or can't be
             written: no permission, no folder, a full disk.
     """
-    check_output(output, ledger=ledger, manifest=manifest, force=force)
+    check_output(output, **allowed)
 
     try:
         is_stream = output.exists() and not output.is_file()
