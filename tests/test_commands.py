@@ -498,6 +498,16 @@ class TestAnEndedBatch:
         assert (refused.code, forced.code) == (2, 0)
         assert "kept.csv: this file exists\n" in refused.err
 
+    @pytest.mark.parametrize(
+        "argv", [["results", "night.ledger.db"], ["template", POS_USAGE, "--format", "jsonl"]]
+    )
+    def test_a_name_for_compressed_output_is_refused(self, argv: list[str], night: Here) -> None:
+        done = night.call(*argv, "-o", "made.jsonl.gz", "--force")
+
+        assert done.code == 2
+        assert done.err.endswith("output is not compressed\n  name a file without .gz\n")
+        assert not (night.place.folder / "made.jsonl.gz").exists()
+
     def test_findings_that_a_person_filled_in_are_kept(self, night: Here) -> None:
         listing = ("status", "night.ledger.db", "--unknown", "-o", "findings.csv")
         done = [night.call(*listing).code for _ in range(2)]

@@ -279,14 +279,17 @@ def check_output(
 
     Raises:
         ConfigurationError: it is a ledger (or belongs to one), this batch's manifest, or a
-            folder; or it is another file that is not empty and must not be replaced.
+            folder; or it is another file that is not empty and must not be replaced; or its name
+            ends in ``.gz``.
     """
     # By inode and name first: to open and close a ledger that this process has open would drop
     # the locks that SQLite holds on it.
     beside = [] if ledger is None else [f"{ledger}{suffix}" for suffix in _BESIDE_LEDGER]
     first, hint = b"", "name another file with -o"
 
-    if any(_is_same(output, file) for file in beside):
+    if output.suffix == ".gz":
+        why, hint = "output is not compressed", "name a file without .gz"
+    elif any(_is_same(output, file) for file in beside):
         why = "this file belongs to the batch's ledger, which is never replaced"
     elif manifest is not None and _is_same(output, manifest):
         why = "this is the batch's manifest, which is never replaced"
