@@ -428,6 +428,20 @@ async def test_a_batch_yields_each_end_after_its_launch(place: Place) -> None:
     assert all(status.finished for status in ended)
 
 
+async def test_the_rate_of_a_launch_limits_starts_alone(place: Place) -> None:
+    place.write(rows(1))
+
+    async with service(place) as (_, des):
+        async with place.open(des, rate=50.0) as opened:
+            await opened.run()
+            after_launch = opened.watch().settings.rate
+
+        async with watch_batch(place.ledger, des, settings=quick(rate=40.0)) as opened:
+            alone = opened.watch().settings.rate
+
+    assert (after_launch, alone) == (None, 40.0)
+
+
 async def test_a_watch_that_ended_early_says_so(place: Place) -> None:
     place.write(rows(3))
 

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
@@ -362,8 +362,9 @@ class Batch:
                 "there are no runs: the batch has no rows", hint="launch a manifest that has rows"
             )
 
-        setup = self._setup
-        watch = Watch(self.ledger, setup.clients, setup.settings, emit=_both(on_event, setup.emit))
+        setup, settings = self._setup, self._setup.settings
+        settings = settings if self.plan is None else replace(settings, rate=None)  # of starts
+        watch = Watch(self.ledger, setup.clients, settings, emit=_both(on_event, setup.emit))
         self._attach(watch)
         return watch
 
