@@ -986,6 +986,19 @@ def test_a_second_launcher_is_told_who_is_at_work(slow: Workplace) -> None:
     assert ended(first).returncode == 0
 
 
+def test_no_command_is_told_that_is_refused_beside_a_launcher(slow: Workplace) -> None:
+    first = slow.start("run", "night.jsonl", "--concurrency", "4")
+    assert slow.wait_for_runs(first, 5)
+
+    withdrawn = slow.run("withdraw", "night.ledger.db", "row-50")
+    reported = slow.run("report", "night.ledger.db", "-o", "night.html")
+    release(slow)
+
+    assert (withdrawn.returncode, reported.returncode) == (0, 0)
+    assert "deslaunch resume" not in withdrawn.stderr
+    assert "deslaunch resume" not in (slow.folder / "night.html").read_text()
+
+
 def test_status_tells_that_the_last_launcher_was_killed(slow: Workplace) -> None:
     first = slow.start("run", "night.jsonl", "--concurrency", "4")
     assert slow.wait_for_runs(first, 5)

@@ -522,6 +522,8 @@ def test_a_copy_is_told_by_whoever_looks_at_it(place: Workplace) -> None:
         "and no resume"
     )
     assert (status.returncode, status.stdout.count("2 started, 4 pending")) == (0, 1)
+    assert place.run("report", "night.ledger.db", "-o", "night.html").stderr.startswith(lacks)
+    assert "deslaunch resume" not in (place.folder / "night.html").read_text()
 
     (place.folder / "newer.db").rename(place.ledger)
     assert place.run("status", "night.ledger.db").stderr.startswith("send the remaining rows: ")

@@ -317,7 +317,8 @@ async def _print_change(given: Given, ledger: "Ledger", summary: Summary) -> Non
         given.printer.outcome_json(_as_status(summary))
     else:
         kept = options.kept_words(ledger.batch.options)
-        commands = [] if is_copy else render.next_commands(summary, kept)
+        is_refused = is_copy or await ledger.launchers()
+        commands = [] if is_refused else render.next_commands(summary, kept)
         given.printer.say(*render.summary_lines(summary), *render.command_lines(commands))
 
 
@@ -500,7 +501,8 @@ async def report(given: Given) -> int:
         from deslaunch.report.page import write_report  # noqa: PLC0415
 
     async with await _open(given) as ledger:
-        commands = _commands(ledger, await _runs_of(ledger, given))
+        is_refused = await _warn_of_copy(given, ledger) or await ledger.launchers()
+        commands = [] if is_refused else _commands(ledger, await _runs_of(ledger, given))
         await write_report(ledger, given["output"], commands=commands, force=given["force"])
 
     given.printer.say(f"the report is in {given['output']}")
