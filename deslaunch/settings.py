@@ -185,7 +185,8 @@ def parse_duration(text: str) -> float:
     Raises:
         ConfigurationError: it is not a duration above 0.
     """
-    match = re.fullmatch(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s?)?", text, re.ASCII)
+    whole = f"{text}s" if text.isdecimal() else text
+    match = re.fullmatch(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s)?", whole)
     hours, minutes, seconds = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
 
     if found := 3600.0 * hours + 60 * minutes + seconds:

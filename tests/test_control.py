@@ -224,7 +224,9 @@ def test_a_duration_is_read(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "0", "0h", "-1", "h", "1d", "1.5h", "30m1h", "\uff14h"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "0h", "-1", "h", "1d", "1.5h", "30m1h", "1h30", "\uff14h"]
+)
 def test_what_is_no_duration_is_refused(text: str) -> None:
     with pytest.raises(ConfigurationError, match="--stop-after takes a duration such as 4h"):
         Settings(stop_after=text)
