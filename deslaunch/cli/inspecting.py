@@ -467,10 +467,8 @@ def _parse_control(word: str) -> Iterable[tuple[str, Any]]:
     if name not in {"concurrency", "rate"}:
         near = get_close_matches(name, [*_CONTROLS, "concurrency", "rate"], n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
-        raise click.UsageError(
-            f"expected pause, go, stop, concurrency=N or rate=R, got {word!r}{meant}",
-            click.get_current_context(),
-        )
+        expected = "pause, go, stop, concurrency=N or rate=R"
+        raise click.UsageError(f"expected {expected}, got {word!r}{meant}")
 
     option = OPTIONS[name]
 
@@ -478,8 +476,7 @@ def _parse_control(word: str) -> Iterable[tuple[str, Any]]:
         if option.fits(number := option.kind(text)):
             return {name: number}.items()
 
-    message = f"{name} takes {option.range}, got {text!r}"
-    raise click.UsageError(message, click.get_current_context())
+    raise click.UsageError(f"{name} takes {option.range}, got {text!r}")
 
 
 @options.command(

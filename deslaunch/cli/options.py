@@ -141,9 +141,7 @@ def _read_place(context: click.Context, parameter: click.Parameter, place: str |
     if has_password(place):
         raise click.BadParameter(
             f"a password does not belong on a command line: set PGPASSWORD or {VARIABLE}, or "
-            "write it to ~/.pgpass",
-            context,
-            parameter,
+            "write it to ~/.pgpass"
         )
 
     return place

@@ -368,7 +368,7 @@ async def open_clients(
         yield clients
 
 
-def clients_of(given: Given, *, needs_token: bool = False) -> dict[str, "DesClient"]:
+def clients_of(given: Given, *, needs_token: bool) -> dict[str, "DesClient"]:
     """Return the clients of :func:`open_clients`, not yet open."""
     from deslaunch.des.client import DesClient  # noqa: PLC0415  # aiohttp is slow to import
     from deslaunch.des.http import proxy_of  # noqa: PLC0415
