@@ -73,8 +73,8 @@ LEDGER = "night.ledger.db"
 
 
 def outcome(number: int, state: RowState = RowState.STARTED, **more: Any) -> Outcome:
-    result = None if state is RowState.INVALID else Result(state.value)
-    return Outcome(number, 1, f"row-{number}", "default", JOB, result, state, **more)
+    known = (number, 1, f"row-{number}", "default", JOB)
+    return Outcome(*known, Result(state.value), state, **more)
 
 
 def summary(ledger: str = LEDGER, **counts: Any) -> Summary:
@@ -447,12 +447,6 @@ def test_more_causes_than_a_person_reads_are_counted_together() -> None:
 
     assert lines[0] == "50 rows rejected: other causes (first: row 200, key row-200)"
     assert (len(lines), lines[-1]) == (11, "191 rows for 191 other causes: see results")
-
-
-def test_an_invalid_row_names_its_line() -> None:
-    row = outcome(3, RowState.INVALID, problems=(problem(4),))
-
-    assert str(count_cause({}, row)) == "invalid: is wrong (first: row 3, line 4, key row-3)"
 
 
 class Session:

@@ -409,11 +409,9 @@ def count_cause(causes: Causes, row: Outcome) -> str | None:
     if row.state is RowState.STARTED:
         return None
 
-    text = row.problems[0].message if row.problems else row.error
-    status = f"HTTP {row.status}: " if row.status and "HTTP" not in text else ""
-    line = f", line {row.problems[0].line:,}" if row.problems else ""
-    place = f"row {row.row:,}{line}{f', key {row.key}' if row.key else ''}"
-    cause = add_cause(causes, row.state.value, one_line(f"{status}{text}", 160), place)
+    status = f"HTTP {row.status}: " if row.status and "HTTP" not in row.error else ""
+    place = f"row {row.row:,}, key {row.key}"
+    cause = add_cause(causes, row.state.value, one_line(f"{status}{row.error}", 160), place)
     return _cause_text(cause) if cause["count"] == 1 else None
 
 
@@ -542,7 +540,7 @@ class Progress:
         if self.whole is None or not self.rate:
             return None
 
-        left = max(0, self.whole - self.counts.total() + self.counts[RowState.INVALID])
+        left = max(0, self.whole - self.counts.total())
         longest = max([0.0, *(until - now for until, _ in self._pauses.values())])
         return left / self.rate + longest
 
