@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import NamedTuple
 
-from deslaunch.model import Outcome, Problem, RowState, RunStatus
+from deslaunch.model import Outcome, Problem, RowState, RunStatus, count
 
 
 class StopReason(StrEnum):
@@ -64,8 +64,8 @@ class Control(NamedTuple):
         said = {
             "paused": self.is_paused,
             "stopped": self.is_stopped,
-            f"{self.concurrency} slots": self.concurrency,
-            f"at most {self.rate:g} starts a second" if self.rate else "": self.rate,
+            count(self.concurrency or 0, "slot"): self.concurrency,
+            f"at most {count(self.rate or 0, 'start')} a second": self.rate,
         }
         return ", ".join(text for text, holds in said.items() if holds)
 

@@ -450,6 +450,6 @@ def parameters_text(parameters: Mapping[str, Any]) -> str:
     return ", ".join(words) or "-"
 
 
-def count(number: int, noun: str) -> str:
+def count(number: float, noun: str) -> str:
     """Return a number with its noun, in the plural unless it is one."""
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,.15g} {noun}{'s' * (number != 1)}"

@@ -273,6 +273,19 @@ async def test_what_is_told_adds_up_and_ends_with_the_launcher(batch_place: str)
         assert await again.control() == Control()
 
 
+@pytest.mark.parametrize(
+    ("control", "text"),
+    [
+        (Control(concurrency=1, rate=1.0), "1 slot, at most 1 start a second"),
+        (Control(concurrency=1024), "1,024 slots"),
+        (Control(is_paused=True, rate=1234567.5), "paused, at most 1,234,567.5 starts a second"),
+        (Control(), ""),
+    ],
+)
+def test_settings_read_as_a_person_says_them(control: Control, text: str) -> None:
+    assert str(control) == text
+
+
 # The command.
 
 

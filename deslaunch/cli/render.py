@@ -294,7 +294,7 @@ def _pace_lines(plan: events.Plan) -> Iterator[str]:
     pace = "; duration unknown until the first responses"
 
     if plan.seconds:
-        pace = f", {plan.rate:g} a second: {duration(plan.seconds)} or longer"
+        pace = f", {plan.rate:,.15g} a second: {duration(plan.seconds)} or longer"
 
     yield f"pace: up to {count(plan.concurrency, 'concurrent start')}{pace}"
 
