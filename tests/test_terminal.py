@@ -503,6 +503,19 @@ def test_how_a_session_is_getting_on() -> None:
     assert len([*progress.lines(31.1)]) == 3  # the pause is over
 
 
+@pytest.mark.parametrize(
+    ("rows", "seconds", "told"),
+    [(1, 10, "0.1"), (1, 3, "0.33"), (1, 2, "0.5"), (32, 10, "3.2"), (996, 100, "10")],
+)
+def test_a_low_rate_is_told_too(rows: int, seconds: int, told: str) -> None:
+    session = Session()
+    session.tell(0.0, Planned(plan(rows=999, ready=999)))
+    session.end(float(seconds), rows)
+
+    *_, pace = session.progress.lines(float(seconds))
+    assert f", {told} rows/s, " in pace
+
+
 def test_the_time_that_a_drain_has_left_is_told() -> None:
     session = Session()
     session.tell(1.0, Pulse(4, 0, drain=12.0))

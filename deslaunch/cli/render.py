@@ -556,7 +556,8 @@ class Progress:
         if counted := ", ".join(f"{number:,} {how}" for how, number in counts if number):
             yield counted
 
-        pace = [f"{self.rate:,.0f} {self.noun}s/s"]
+        form = ".2g" if self.rate < 10 else ",.0f"  # noqa: PLR2004  # two digits at least
+        pace = [f"{self.rate:{form}} {self.noun}s/s"]
 
         if pulse is not None:
             slots = f"{count(pulse.slots, 'slot')} now"
