@@ -536,6 +536,11 @@ class TestAnEndedBatch:
         assert [(entry["key"], entry["result"]) for entry in one] == [("row-2", "unknown")]
         assert not [name for entry in every for name in entry if name.endswith("Ms")]
 
+    def test_a_key_that_no_entry_has_is_told(self, night: Here) -> None:
+        done = night.call("log", "night.ledger.db", "--key", "nope")
+
+        assert (done.code, done.out, done.err) == (0, "", "no entry of the log matches\n")
+
     def test_a_report_is_one_page(self, night: Here) -> None:
         done = night.call("report", "night.ledger.db", "-o", "night.html")
 

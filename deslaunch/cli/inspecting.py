@@ -250,6 +250,7 @@ async def log(given: Given) -> int:
                     recent = {line: ms for line, ms in recent.items() if ms > after}
 
             if not follows:
+                given.printer.say(*([] if recent else ["no entry of the log matches"]))
                 return 0
 
             # Closed between two looks: a reader keeps a launcher from leaving one file behind.
