@@ -38,12 +38,14 @@ _LAST_TICK: Final = 94.0
 
 def duration(ms: float) -> str:
     """Return a duration in at most two units: ``23 ms``, ``1.2 s``, ``4 min 7 s``."""
+    ms = round(ms, -2) if round(ms) >= _SECOND else round(ms)  # first: 59,960 ms are 1 min
+
     for unit, name, part, part_name in _UNITS:
         if ms >= unit:
             whole, rest = int(ms // unit), int(ms % unit // part)
             return f"{whole:,} {name} {rest} {part_name}" if rest else f"{whole:,} {name}"
 
-    return f"{ms:.0f} ms" if ms < _SECOND else f"{ms / _SECOND:.1f} s".replace(".0 s", " s")
+    return f"{ms} ms" if ms < _SECOND else f"{ms / _SECOND:g} s"
 
 
 def percent(part: float, whole: float) -> str:
