@@ -108,7 +108,7 @@ async def test_a_stop_drains() -> None:
     await bench.finish()
 
     assert bench.started() == {"r1"}
-    assert bench.session.stops == [Stop(StopReason.CONTROL, "stopped by deslaunch control")]
+    assert bench.session.stops == [Stop(StopReason.CONTROL, "deslaunch control stop was run")]
 
 
 async def test_a_launch_stops_after_its_time() -> None:
@@ -310,7 +310,7 @@ def test_a_launch_is_paused_and_stopped_from_another_terminal(tmp_path: Path) ->
         _, err = launch.communicate(timeout=30)
 
         assert launch.returncode == 5
-        assert "stopped by deslaunch control" in err
+        assert "stopped: deslaunch control stop was run\n" in err
         refused = place.run("control", "night.ledger.db", "go")
         assert (refused.returncode, "no launcher is at work" in refused.stderr) == (2, True)
         [_, command] = refused.stderr.strip().split("start one: ")

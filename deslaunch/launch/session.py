@@ -569,7 +569,7 @@ class Session(Loop):
             target.throttle.resize(self._slots_of(name, self._slots))
 
         if control.is_stopped and not self._is_draining:
-            self.drain(Stop(StopReason.CONTROL, "stopped by deslaunch control"))
+            self.drain(Stop(StopReason.CONTROL, "deslaunch control stop was run"))
         else:
             self._emit(events.Noted(f"deslaunch control: {str(control) or 'go on'}"))
 
