@@ -312,13 +312,12 @@ async def _print_change(given: Given, ledger: "Ledger", summary: Summary) -> Non
 
     code = int(str(_as_status(summary)["exitCode"]))
     await note_change(History.of_user(given.printer.warn), ledger, summary, code)
-    is_copy = await _warn_of_copy(given, ledger)
+    is_refused = await _warn_of_copy(given, ledger) or await ledger.launchers()
 
     if given["as_json"]:
         given.printer.outcome_json(_as_status(summary))
     else:
         kept = options.kept_words(ledger.batch.options)
-        is_refused = is_copy or await ledger.launchers()
         commands = [] if is_refused else render.next_commands(summary, kept)
         given.printer.say(*render.summary_lines(summary), *render.command_lines(commands))
 
@@ -436,9 +435,8 @@ async def control(given: Given) -> int:
     changes = dict(pairs)
 
     if len(changes) < len(pairs):
-        raise click.UsageError(
-            f"expected each setting once (pause and go are one), got {' '.join(given['words'])}"
-        )
+        why = f"expected each setting once (pause and go are one), got {' '.join(given['words'])}"
+        raise click.UsageError(why)
 
     async with await _open(given) as ledger:
         now = await ledger.tell_launchers(changes)
@@ -468,8 +466,8 @@ def _parse_control(word: str) -> Iterable[tuple[str, Any]]:
     if name not in {"concurrency", "rate"}:
         near = get_close_matches(name, [*_CONTROLS, "concurrency", "rate"], n=1)
         meant = f"; did you mean {near[0]}?" if near else ""
-        expected = "pause, go, stop, concurrency=N or rate=R"
-        raise click.UsageError(f"expected {expected}, got {word!r}{meant}")
+        why = f"expected pause, go, stop, concurrency=N or rate=R, got {word!r}{meant}"
+        raise click.UsageError(why)
 
     option = OPTIONS[name]
 

@@ -153,9 +153,8 @@ async def resume(given: Given) -> int:
     if given["dry_run"] and given["corrections"] is not None:
         raise click.UsageError("--dry-run can't show corrections: resume shows the plan and asks")
 
-    ledger, corrections = given["ledger"], given["corrections"]
-    file = {"corrections": corrections, "add_rows": given["add_rows"]}
-    opening = partial(batch.resume_batch, ledger, **file)
+    ledger, file = given["ledger"], given["corrections"]
+    opening = partial(batch.resume_batch, ledger, corrections=file, add_rows=given["add_rows"])
 
     async with telling_end(given) as told:
         return await _launch(given, ledger, opening, told)

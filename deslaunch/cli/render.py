@@ -376,10 +376,9 @@ def job_lines(jobs: Iterable[Job]) -> Iterator[str]:
 def unknown_lines(row: "UnknownRow") -> Iterator[str]:
     """Yield what is needed to look up an unknown row in DES's web interface."""
     target = f" target {row.target}" if row.target != DEFAULT_TARGET else ""
-    parameters = json.loads(row.says).get("parameters", {})
     yield f"unknown: key {row.key} row {row.row:,}{target}"
     yield f"  job {_job_text(row.job_name, row.job_id)}"
-    yield f"  parameters {parameters_text(parameters)}"
+    yield f"  parameters {parameters_text(json.loads(row.says).get('parameters', {}))}"
     yield f"  look for a run created from {utc(row.from_ms)} to {utc(row.until_ms)}"
     yield f"  because {one_line(row.error) or 'its launcher ended before a response came'}"
 
@@ -540,9 +539,8 @@ class Progress:
         if self.whole is None or not self.rate:
             return None
 
-        left = max(0, self.whole - self.counts.total())
         longest = max([0.0, *(until - now for until, _ in self._pauses.values())])
-        return left / self.rate + longest
+        return max(0, self.whole - self.counts.total()) / self.rate + longest
 
     def lines(self, now: float) -> Iterator[str]:
         """Yield the share that ended, the counts, the pace and the pauses."""
