@@ -250,7 +250,9 @@ async def log(given: Given) -> int:
                     recent = {line: ms for line, ms in recent.items() if ms > after}
 
             if not follows:
-                given.printer.say(*([] if recent else ["no entry of the log matches"]))
+                if after < 0:
+                    given.printer.say("no entry of the log matches")
+
                 return 0
 
             # Closed between two looks: a reader keeps a launcher from leaving one file behind.

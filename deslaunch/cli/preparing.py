@@ -10,6 +10,7 @@ import os
 import textwrap
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -183,8 +184,8 @@ async def template(given: Given) -> int:
         found = making.rows_of(job, each, target)
         parts = making.write_rows(found, form, names_target=target != DEFAULT_TARGET)
 
-    allowed = {"force": given["force"], "replaces_own": False}
-    stream = printer.binary() if output is None else open_output(output, **allowed)
+    opening = partial(open_output, force=given["force"], replaces_own=False)
+    stream = printer.binary() if output is None else opening(output)
 
     with stream as opened:
         opened.writelines(parts)

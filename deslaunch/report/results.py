@@ -18,7 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Literal, NamedTuple
+from typing import Any, BinaryIO, Final, Literal, NamedTuple, TypedDict, Unpack
 
 import orjson
 from anyio import CancelScope, to_thread
@@ -260,22 +260,29 @@ async def split_results(
 # Output files.
 
 
-def check_output(
-    output: Path,
-    *,
-    ledger: str | None = None,
-    manifest: str | None = None,
-    force: bool = False,
-    replaces_own: bool = True,
-) -> None:
+class Allowed(TypedDict, total=False):
+    """What an output file may replace.
+
+    Attributes:
+        ledger: this batch's, never replaced; nor is any other ledger.
+        manifest: this batch's, never replaced; ``"-"`` and names of no file are no matter.
+        force: another file may be replaced, whatever it is; default: False.
+        replaces_own: so may a file whose first line shows that it is results or a report;
+            default: True.
+    """
+
+    ledger: str | None
+    manifest: str | None
+    force: bool
+    replaces_own: bool
+
+
+def check_output(output: Path, **allowed: Unpack[Allowed]) -> None:
     """Refuse an output file that would replace what it must not.
 
     Args:
         output: the file; a symbolic link stands for what it leads to.
-        ledger: this batch's, never replaced; nor is any other ledger.
-        manifest: this batch's, never replaced; ``"-"`` and names of no file are no matter.
-        force: another file may be replaced, whatever it is.
-        replaces_own: so may a file whose first line shows that it is results or a report.
+        **allowed: see :class:`Allowed`.
 
     Raises:
         ConfigurationError: it is a ledger (or belongs to one), this batch's manifest, or a
@@ -284,6 +291,8 @@ def check_output(
     """
     # By inode and name first: to open and close a ledger that this process has open would drop
     # the locks that SQLite holds on it.
+    ledger, manifest = allowed.get("ledger"), allowed.get("manifest")
+    replaces_own, force = allowed.get("replaces_own", True), allowed.get("force", False)
     beside = [] if ledger is None else [f"{ledger}{suffix}" for suffix in _BESIDE_LEDGER]
     first, hint = b"", "name another file with -o"
 
@@ -332,9 +341,12 @@ def is_own(first_line: bytes) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def open_beside(ledger: Reader, output: Path, **allowed: Any) -> AsyncIterator[BinaryIO]:
+async def open_beside(
+    reader: Reader, output: Path, **allowed: Unpack[Allowed]
+) -> AsyncIterator[BinaryIO]:
     """Write a batch's output file as :func:`open_output` does, without blocking the event loop."""
-    opening = open_output(output, ledger=ledger.place, manifest=ledger.batch.manifest, **allowed)
+    allowed |= {"ledger": reader.place, "manifest": reader.batch.manifest}
+    opening = open_output(output, **allowed)
     stream = await to_thread.run_sync(opening.__enter__)
 
     try:
@@ -350,7 +362,7 @@ async def open_beside(ledger: Reader, output: Path, **allowed: Any) -> AsyncIter
 
 @contextlib.contextmanager
 def open_output(
-    output: Path, *, sync: Callable[[int], None] = os.fsync, **allowed: Any
+    output: Path, *, sync: Callable[[int], None] = os.fsync, **allowed: Unpack[Allowed]
 ) -> Iterator[BinaryIO]:
     """Write a file that takes its place as a whole when the block ends.
 
@@ -361,7 +373,7 @@ def open_output(
     Args:
         output: the file.
         sync: brings a descriptor's file to disk.
-        **allowed: what it may replace: see :func:`check_output`.
+        **allowed: see :class:`Allowed`.
 
     Raises:
         ConfigurationError: the file must not be replaced (:func:`check_output`), or can't be
