@@ -501,6 +501,43 @@ def test_a_mount_point_with_a_blank_is_read() -> None:
         check_file_system("/my data/night.db", ROOT + "\n" + mount(r"/my\040data", "nfs"))
 
 
+@pytest.mark.parametrize("is_mounted", [False, True], ids=["hard link", "mount"])
+async def test_a_file_with_another_name_is_not_written(
+    place: Path, is_mounted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await make(place, 1)).aclose()
+    other = place.with_name("my other.db")
+    os.link(place, other)
+
+    if is_mounted:
+        place.unlink()
+        mounts = ROOT + "\n" + mount(str(other).replace(" ", r"\040"), "ext4")
+        monkeypatch.setattr(sqlite, "_list_mounts", lambda: mounts)
+
+    with pytest.raises(LedgerError, match="another name"):
+        await take_ledger(str(other))
+
+    async with await open_ledger(str(other)) as reader:
+        assert len(await read(reader)) == 1
+
+        with pytest.raises(LedgerError, match="another name"):
+            await reader.withdraw(None)
+
+    place.unlink(missing_ok=True)
+    other.rename(place)
+
+    async with await take_ledger(str(place)) as ledger:
+        assert await states(ledger) == {"k1": "pending"}
+
+
+async def test_the_name_of_an_import_that_was_killed_at_its_end_is_none(place: Path) -> None:
+    await (await make(place, 1)).aclose()
+    os.link(place, f"{place}.new")
+
+    async with await open_ledger(str(place)) as reader:
+        assert (await reader.withdraw(None)).changed == 1
+
+
 async def test_a_finding_is_taken_beside_a_launcher(place: Path) -> None:
     launcher = at_work(
         place,

@@ -137,6 +137,7 @@ class SqliteStore(Store):
 
         with _locked(place) as warning:
             _remove_new(place)  # of an import that was killed when it had just got its name
+            _refuse_other_names(place)
             # Where a page is lost, rows could seem never to have been sent.
             connection = _connect(place, "rw", _CHECK, *_WRITER, busy=1.0)
             return cls(place, connection, is_launcher=True, warning=warning)
@@ -245,6 +246,9 @@ class SqliteStore(Store):
         if self.is_launcher:
             yield self
             return
+
+        with _translated(self.place):
+            _refuse_other_names(self.place)
 
         with closing(_connect(self.place, "rw", *_GUEST, busy=1.0)) as connection:
             yield SqliteStore(self.place, connection)
@@ -498,6 +502,19 @@ def _require(place: str) -> str:
     return place
 
 
+def _refuse_other_names(place: str) -> None:
+    """Refuse a file that has other names: a lock and a ``-wal`` go by one."""
+    known = 1 + (_identify(f"{place}.new") == _identify(place))  # of an import, at its very end
+    is_mounted = _find_mount(place, _list_mounts())[0] == place
+
+    if is_mounted or os.stat(place).st_nlink > known:  # noqa: PTH116  # never by a descriptor
+        raise errors.LedgerError(
+            f"{place}: the file has another name, under which another launcher may be at work",
+            hint="use the name that it was made with, and remove any other hard link (a copy is "
+            "made with deslaunch export); in a container mount its folder, not the file",
+        )
+
+
 def _remove_new(place: str) -> None:
     for leftover in (f"{place}.new", f"{place}.new-journal"):
         Path(leftover).unlink(missing_ok=True)
@@ -625,7 +642,7 @@ def check_file_system(place: str, mounts: str | None = None) -> str:
         LedgerError: SQLite's WAL does not work there, often without an error.
     """
     folder = os.path.realpath(Path(place).parent)
-    kind = _find_type(folder, _list_mounts() if mounts is None else mounts)
+    _, kind = _find_mount(folder, _list_mounts() if mounts is None else mounts)
 
     if _UNFIT.fullmatch(kind):
         raise errors.LedgerError(
@@ -650,19 +667,19 @@ def _list_mounts() -> str:
     return ""
 
 
-def _find_type(folder: str, mounts: str) -> str:
-    """Return the type of the mount with the longest path above ``folder``; of two, the later."""
+def _find_mount(path: str, mounts: str) -> tuple[str, str]:
+    """Return path and type of the mount with the longest path to ``path``; of two, the later."""
     found = ("", "")
 
     for line in mounts.splitlines():
         if match := re.match(r"\S+ \S+ \S+ \S+ (\S+) .*? - (\S+) ", line):  # mountinfo
-            path, kind = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), match[1]), match[2]
+            point, kind = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), match[1]), match[2]
         elif match := re.match(r".+? on (/.*) \((\w+)[,)]", line):  # macOS
-            path, kind = match[1], match[2]
+            point, kind = match[1], match[2]
         else:
             continue
 
-        if f"{folder}/".startswith(path.rstrip("/") + "/") and len(path) >= len(found[0]):
-            found = (path, kind)
+        if f"{path}/".startswith(point.rstrip("/") + "/") and len(point) >= len(found[0]):
+            found = (point, kind)
 
-    return found[1]
+    return found
