@@ -664,6 +664,26 @@ async def test_rows_of_a_stopped_target_do_not_hold_up_the_others(place: Place) 
     ]
 
 
+async def test_rows_that_were_withdrawn_do_not_hold_up_the_others(place: Place) -> None:
+    withdrawn = 0
+
+    async with (
+        service(place, fault("status", 1, status=503, seconds=1.0)) as (simulator, des),
+        place.open(des, rows(12), concurrency=1) as opened,
+        await open_ledger(place.ledger) as other,
+    ):
+        work = asyncio.create_task(opened.run())
+
+        while withdrawn < 4:  # all that the batch takes before one has ended
+            withdrawn += (await other.withdraw(None)).changed
+
+        with anyio.fail_after(30):
+            summary = await work
+
+    assert runs_of(simulator) == once(range(5, 13))
+    assert counts(summary) == {"started": 8, "withdrawn": 4}
+
+
 @pytest.mark.parametrize("is_async", [True, False])
 async def test_a_source_that_raises_ends_the_batch_and_nothing_is_lost(
     place: Place, is_async: bool

@@ -357,6 +357,9 @@ class Feed:
                 left = self._waiting.items()
                 self._waiting = {number: name for number, name in left if name not in stopped}
 
+            if self.session.is_idle:  # what waits was withdrawn, or is another launcher's
+                self._waiting.clear()
+
             room = UNREAD_PER_SLOT * self.session.settings.concurrency - len(self._waiting)
 
             if room > 0 and not self.session.is_held_back():

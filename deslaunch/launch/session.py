@@ -218,6 +218,11 @@ class Session(Loop):
 
         self._news.set()
 
+    @property
+    def is_idle(self) -> bool:
+        """No row is in flight, and none is left to claim, as far as the ledger told."""
+        return not self._open and not self._lanes.has_rows()
+
     def wake(self) -> None:
         """Check again whether rows may be claimed."""
         self._news.set()
