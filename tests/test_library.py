@@ -643,6 +643,23 @@ async def test_rows_that_a_batch_has_take_no_room_from_others(place: Place) -> N
     assert ahead == 16  # of which 8 are new: 4 a slot
 
 
+async def test_rows_are_sent_that_were_added_by_a_commit_without_a_reply(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add = Ledger.add
+
+    async def add_again(self: Ledger, rows: Any) -> Any:
+        await add(self, rows)
+        return await add(self, rows)
+
+    monkeypatch.setattr(Ledger, "add", add_again)
+
+    async with service(place) as (simulator, des):
+        summary = await place.launch(des, rows(20))
+
+    assert (runs_of(simulator), counts(summary)) == (once(range(1, 21)), {"started": 20})
+
+
 async def test_rows_of_a_stopped_target_do_not_hold_up_the_others(place: Place) -> None:
     said = [row(n, target="acme" if n <= 60 else "default") for n in range(1, 70)]
 

@@ -386,7 +386,9 @@ class Feed:
                 new[number] = row.row.target
 
         self._waiting |= new
-        self.session.feed(goes_on=True, targets=set(new.values()))
+        # Also of those that the batch had: the reply to the commit that added them may be lost.
+        targets = {row.row.target for row in checked if isinstance(row, CheckedRow)}
+        self.session.feed(goes_on=True, targets=targets)
 
 
 async def _next_rows(source: Any, most: int) -> list[Any]:
