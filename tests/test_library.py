@@ -968,6 +968,9 @@ async def test_a_ledger_that_is_deleted_is_rescued(tmp_path: Path) -> None:
     started = [line for line in (await place.lines()).values() if line.state == "started"]
     assert len(started) == len(simulator.runs)
 
+    async with await open_ledger(place.ledger) as ledger:
+        assert [session.exit_code for session in await ledger.sessions()] == [7]
+
 
 async def test_targets_fail_apart(place: Place) -> None:
     place.write([row(n, target="acme" if n % 2 else "default") for n in range(1, 21)])

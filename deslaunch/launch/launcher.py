@@ -311,19 +311,7 @@ class Batch:
         """Record the session's end, and return the batch's counts."""
         stops, unrecorded = tuple(session.stops), tuple(session.unrecorded)
         ledger, place = session.ledger, session.ledger.place
-
-        if not await ledger.is_in_place():
-            with suppress(errors.LedgerError):
-                place = await ledger.rescue()  # what has the old name now may be an older copy
-                self._warn(f"what the ledger held is in {place}")
-
-        if unrecorded:
-            path = await run_sync(_write_unrecorded, unrecorded)
-            self._warn(
-                f"{count(len(unrecorded), 'run')} could not be recorded; they stand in {path}, "
-                f"for: {printed('resolve', place_word(place), '--from', path)}"
-            )
-
+        path = await run_sync(_write_unrecorded, unrecorded) if unrecorded else ""
         summary = Summary(Counts(), place, {}, session.started_now, seconds, stops, unrecorded)
 
         try:
@@ -340,7 +328,18 @@ class Batch:
             if not any(stop.reason is StopReason.LEDGER for stop in stops):
                 summary = summary._replace(stops=(*stops, Stop(StopReason.LEDGER, str(exc))))
 
-        return summary
+        if not await ledger.is_in_place():
+            with suppress(errors.LedgerError):
+                place = await ledger.rescue()  # what has the old name now may be an older copy
+                self._warn(f"what the ledger held is in {place}")
+
+        if unrecorded:
+            self._warn(
+                f"{count(len(unrecorded), 'run')} could not be recorded; they stand in {path}, "
+                f"for: {printed('resolve', place_word(place), '--from', path)}"
+            )
+
+        return summary._replace(ledger=place)
 
     def _warn(self, text: str) -> None:
         with suppress(Exception):  # what it is about goes on all the same
