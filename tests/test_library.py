@@ -274,14 +274,17 @@ async def test_auto_rows_of_one_job_are_refused_unless_that_is_allowed(place: Pl
     assert (counts(summary), len(simulator.runs)) == ({"started": 2}, 2)
 
 
-async def test_a_second_launch_sends_nothing_and_names_the_resume_command(place: Place) -> None:
+@pytest.mark.parametrize("joins", [False, True])
+async def test_a_second_launch_sends_nothing_and_names_the_resume_command(
+    place: Place, joins: bool
+) -> None:
     place.write(rows(2))
 
     async with service(place) as (simulator, des):
         await place.launch(des)
 
-        with pytest.raises(LedgerExists) as refused:
-            await place.launch(des)
+        with anyio.fail_after(10), pytest.raises(LedgerExists) as refused:
+            await place.launch(des, join=joins)
 
     assert f"deslaunch resume {as_word(place.ledger)}" in refused.value.hint
     assert "resume=True" in refused.value.hint

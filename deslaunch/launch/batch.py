@@ -138,7 +138,7 @@ async def _begin(
 
             return await _import(stack, source, place, setup)
         except errors.LedgerExists:  # another launcher has just imported it
-            if not setup.joins:
+            if not (setup.joins and resume):
                 raise
         except errors.LedgerError as exc:
             # One that waits for an import waits for a server that is away as well.
