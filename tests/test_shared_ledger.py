@@ -13,10 +13,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
+import anyio
 import psycopg
 import pytest
 from ledgers import Hands, ask, checked, make, outcome, read, send, session, states
 from postgres import wait_until
+from proxy import Proxy
 
 from deslaunch.errors import LedgerMissing, LedgerWriteFailed, ManifestError
 from deslaunch.ledger import postgres
@@ -399,6 +401,21 @@ async def test_a_connection_that_is_lost_each_time_is_given_up(place: str, is_tu
 
         with pytest.raises(LedgerWriteFailed, match="terminating connection"):
             await (ledger.exchange([], {}) if is_turn else ledger.note("pause", None, "away"))
+
+
+async def test_a_server_that_is_silent_in_the_end_is_not_waited_for(
+    place: str, postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await make(place, 1)).aclose()
+    monkeypatch.setattr("deslaunch.ledger.postgres.TELL_AFTER", 0.2)
+
+    with Proxy(postgres.port) as proxy:
+        ledger = await launcher(place.replace(f":{postgres.port}/", f":{proxy.port}/"))
+        await ledger.end_session(0, [])
+        proxy.frozen = True
+
+        with anyio.fail_after(10):
+            assert await ledger.aclose() == ""
 
 
 async def test_an_intent_of_one_found_dead_is_never_sent(database: str) -> None:

@@ -518,7 +518,10 @@ class PostgresStore(Store):
 
     def close(self) -> str:
         """Close the connection: its locks are freed, and uncommitted changes are rolled back."""
-        with suppress(psycopg.Error):  # the server frees them too, but only some ms later
+        self.give_up_after = 0.0  # a silent server is not waited for
+
+        # The server frees them too, but only some ms later.
+        with suppress(psycopg.Error, TryAgain):
             if self.is_launcher:
                 self._connection.execute("SELECT pg_advisory_unlock_all()")
 
