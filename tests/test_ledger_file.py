@@ -538,6 +538,38 @@ async def test_the_name_of_an_import_that_was_killed_at_its_end_is_none(place: P
         assert (await reader.withdraw(None)).changed == 1
 
 
+@pytest.mark.parametrize("launches", [True, False])
+async def test_a_reader_keeps_nobody_from_writing(place: Path, launches: bool) -> None:
+    await (await make(place, 1)).aclose()
+
+    async def write() -> None:
+        async with await (take_ledger if launches else open_ledger)(str(place)) as ledger:
+            await ledger.withdraw(None)
+
+    with closing(sqlite3.connect(place, isolation_level=None)) as other:
+        other.execute("BEGIN").execute("SELECT count(*) FROM row").fetchone()
+        task = asyncio.create_task(write())
+        done, _ = await asyncio.wait({task}, timeout=1.5)
+
+    await task
+    assert done == set()
+
+
+async def test_whoever_is_kept_out_is_told_by_what(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await (await make(place, 1)).aclose()
+    monkeypatch.setattr(sqlite, "_WRITER", ("PRAGMA busy_timeout=0", *sqlite._WRITER))
+
+    with closing(sqlite3.connect(place, isolation_level=None)) as other:
+        other.execute("BEGIN").execute("SELECT count(*) FROM row").fetchone()
+
+        with pytest.raises(LedgerError, match="locked") as told:
+            await take_ledger(str(place))
+
+    assert told.value.hint.startswith("another program reads or writes it")
+
+
 async def test_a_finding_is_taken_beside_a_launcher(place: Path) -> None:
     launcher = at_work(
         place,

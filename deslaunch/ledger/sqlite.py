@@ -56,12 +56,13 @@ _MARK_EXPORTED: Final = (
     "UPDATE batch SET options = json_set(options, '$.exported', strftime('%s', 'now') * 1000)"
 )
 _CHECK: Final = "PRAGMA quick_check(1)"  # 0.4 s for a million rows
-_WRITER: Final = (  # with busy=1.0: a wait for the write lock is looked at once a second
+_WRITER: Final = (
     "PRAGMA synchronous=FULL",
     _SYNCED,
     "PRAGMA checkpoint_fullfsync=1",
     "PRAGMA journal_size_limit=67108864",
-    _WAL,
+    _WAL,  # waits for readers
+    "PRAGMA busy_timeout=1000",  # a wait for the write lock is looked at once a second
 )
 _GUEST: Final = (
     "PRAGMA synchronous=EXTRA",  # without a WAL, FULL does not sync the removal of the journal
@@ -72,6 +73,7 @@ _VALUES: Final = re.compile(r"(?<=VALUES )\([?, ]+\)")
 _ROWS_AT_ONCE: Final = 512  # SQLite takes 32,766 values
 _BUSY: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 _WHICH: Final = "pass the file that run wrote: for night.csv it is night.ledger.db"
+_IN_USE: Final = "another program reads or writes it: end that program, or wait until it has ended"
 _WRITABLE: Final = "check write permission for the ledger and its folder, and free disk space"
 
 _UNFIT: Final = re.compile(
@@ -139,7 +141,7 @@ class SqliteStore(Store):
             _remove_new(place)  # of an import that was killed when it had just got its name
             _refuse_other_names(place)
             # Where a page is lost, rows could seem never to have been sent.
-            connection = _connect(place, "rw", _CHECK, *_WRITER, busy=1.0)
+            connection = _connect(place, "rw", _CHECK, *_WRITER)
             return cls(place, connection, is_launcher=True, warning=warning)
 
     @classmethod
@@ -170,7 +172,7 @@ class SqliteStore(Store):
             _name(new, self.place)
             _remove_new(self.place)
 
-        self._connection = _connect(self.place, "rw", *_WRITER, busy=1.0)
+        self._connection = _connect(self.place, "rw", *_WRITER)
         self._file = _identify(self.place)
 
     def fetch(self, query: str, parameters: Any = ()) -> list[Any]:
@@ -203,15 +205,16 @@ class SqliteStore(Store):
 
         Where it is not kept, it is rolled back too: the block was a look at what would be.
 
-        Being kept from the write lock (a ``resolve`` beside a launcher) is no failure: it waits.
+        Being kept from a lock (by a ``resolve`` beside a launcher, by a reader) is no failure: it
+        waits.
 
         Raises:
             LedgerWriteFailed: it may or may not be durable; or the write lock was never free.
         """
         try:
-            self._begin()
+            self._retry_while_busy("BEGIN IMMEDIATE")
             yield
-            self._execute("COMMIT" if is_kept else "ROLLBACK")
+            self._retry_while_busy("COMMIT" if is_kept else "ROLLBACK")
         except BaseException as exc:
             with suppress(sqlite3.Error):  # after some errors SQLite has rolled back by itself
                 self._connection.execute("ROLLBACK")
@@ -221,12 +224,13 @@ class SqliteStore(Store):
 
             raise
 
-    def _begin(self) -> None:
+    def _retry_while_busy(self, statement: str) -> None:
+        """Run a BEGIN, or a COMMIT, for which readers must have ended where there is no WAL."""
         began, is_told = time.monotonic(), False
 
         while True:
             try:
-                self._execute("BEGIN IMMEDIATE")
+                self._execute(statement)
             except errors.LedgerError as exc:
                 waited = time.monotonic() - began
 
@@ -457,7 +461,8 @@ def _error_of(place: str, exc: sqlite3.Error) -> errors.LedgerError:
     if _code_of(exc) == sqlite3.SQLITE_CORRUPT or is_no_text:
         return _is_damaged(place, str(exc))
 
-    return errors.LedgerError(f"{place}: {exc}", hint=_WRITABLE)
+    hint = _IN_USE if _code_of(exc) in _BUSY else _WRITABLE
+    return errors.LedgerError(f"{place}: {exc}", hint=hint)
 
 
 def _is_damaged(place: str, why: str) -> errors.LedgerDamaged:
