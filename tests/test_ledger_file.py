@@ -108,8 +108,20 @@ class TestNames:
     async def test_only_its_owner_may_read_it(self, place: Path) -> None:
         async with await make(place) as ledger:
             await ledger.begin_session(session())
-            modes = {stat.S_IMODE(path.stat().st_mode) for path in place.parent.glob("night*")}
-            assert modes == {0o600}
+            modes = {
+                name: stat.S_IMODE(Path(f"{place}{name}").stat().st_mode) for name in names(place)
+            }
+            assert modes == {"": 0o600, "-shm": 0o600, "-wal": 0o600}
+
+    async def test_everybody_may_see_its_launcher(self, place: Path) -> None:
+        umask = os.umask(0o022)
+
+        try:
+            await (await make(place)).aclose()
+        finally:
+            os.umask(umask)
+
+        assert stat.S_IMODE(Path(f"{place}.lock").stat().st_mode) == 0o644
 
     async def test_a_left_over_import_is_made_anew(self, place: Path) -> None:
         for ending in (".new", ".new-journal"):

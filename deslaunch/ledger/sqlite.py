@@ -595,7 +595,8 @@ def _take_lock(place: str) -> bool:
         if path in _HELD:
             return False
 
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        # Empty: whoever may read a ledger must be able to see whether a launcher is at work.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         stack.callback(os.close, descriptor)
 
         with suppress(BlockingIOError, PermissionError):
