@@ -573,9 +573,10 @@ async def _go_on(
         plan = await correct(corrections, dry_run=True)
 
     if consents.failed_runs:
-        left = [key for _row, _job, is_left, key in await ledger.query("failed_runs") if is_left]
+        runs = await ledger.query("failed_runs")
+        left = [key for _row, _job, is_left, key in runs if is_left]
         warnings += [_left_out(left)] if left else []
-        failed = len(await ledger.query("failed_runs")) - len(left)
+        failed = len(runs) - len(left)
         known = "gets another run" if failed == 1 else "get another run each"
         setup.emit(Noted(f"{count(failed, 'row')} whose run failed (as of the last watch) {known}"))
 
