@@ -207,7 +207,7 @@ class MemoryLedger:
         self._lost: list[tuple[int, int]] = []
         self._released = asyncio.Event()
 
-    def give_up(self, *, at_once: bool = False) -> None:
+    def give_up(self, *, at_once: bool) -> None:
         """It waits for nothing."""
         self.given_up.append(at_once)
 

@@ -161,7 +161,7 @@ def believe_dead(ledger: Ledger, place: str, other: Ledger) -> Callable[[], None
         store = store_of(other)
 
         with store.transaction():
-            cast("Any", other)._lose_attempts(store.lose_sessions(0))
+            cast("Any", other)._lose_attempts(store.lose_sessions(0, at_once=True))
 
     def act() -> None:
         store_of(ledger)._execute("SELECT pg_advisory_unlock_all()")

@@ -73,7 +73,7 @@ class RunsLedger:
     def wait_up_to(self, seconds: float) -> None:
         """It waits for nothing."""
 
-    def give_up(self, *, at_once: bool = False) -> None:
+    def give_up(self, *, at_once: bool) -> None:
         """It waits for nothing."""
 
     async def runs_to_ask(self, after: int) -> list[RunToAsk]:

@@ -113,7 +113,7 @@ class PostgresStore(Store):
             return store
 
     @classmethod
-    def take(cls, place: str, *, joins: bool = False, launches: bool = True) -> Self:
+    def take(cls, place: str, *, joins: bool, launches: bool) -> Self:
         """Open a batch for writing; as a launcher with a session's number and its lock."""
         store = cls.read(place)
 
@@ -352,7 +352,7 @@ class PostgresStore(Store):
         """Return True if no other session is at work, in a transaction that lost the dead ones."""
         return not self.fetch("silent_sessions", (as_json([self._number]),))
 
-    def lose_sessions(self, now: int, *, at_once: bool = True) -> Sequence[int]:
+    def lose_sessions(self, now: int, *, at_once: bool) -> Sequence[int]:
         """Note which sessions are dead; see :class:`Store`."""
         living = [number for (number,) in self.fetch("living_sessions")]
         silent = [number for (number,) in self.fetch("silent_sessions", (as_json(living),))]
@@ -412,7 +412,7 @@ class PostgresStore(Store):
                 self._is_given_up = self._is_hurried.is_set()
                 raise errors.LedgerWriteFailed(str(error), hint=error.hint) from error
 
-    def give_up(self, *, at_once: bool = False) -> None:
+    def give_up(self, *, at_once: bool) -> None:
         """Stop waiting for the database; may be called from any thread."""
         super().give_up(at_once=at_once)
 

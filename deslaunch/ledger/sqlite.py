@@ -127,7 +127,7 @@ class SqliteStore(Store):
             return cls(place, connection, is_launcher=True, warning=warning)
 
     @classmethod
-    def take(cls, place: str, *, joins: bool = False, launches: bool = True) -> Self:  # noqa: ARG003
+    def take(cls, place: str, *, joins: bool, launches: bool) -> Self:  # noqa: ARG003
         """Take the lock and open the ledger for writing, until :meth:`close`."""
         if joins:
             raise errors.ConfigurationError(

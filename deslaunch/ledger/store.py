@@ -151,7 +151,7 @@ class Store(ABC):
         """
         raise NotImplementedError
 
-    def give_up(self, *, at_once: bool = False) -> None:  # noqa: ARG002
+    def give_up(self, *, at_once: bool) -> None:  # noqa: ARG002
         """Stop waiting for the database; may be called from any thread.
 
         Args:
@@ -189,7 +189,7 @@ class Store(ABC):
         """Return the numbers under which this launcher wrote intents."""
         return [self.session]
 
-    def lose_sessions(self, now: int, *, at_once: bool = True) -> Sequence[int]:  # noqa: ARG002
+    def lose_sessions(self, now: int, *, at_once: bool) -> Sequence[int]:  # noqa: ARG002
         """Note, in a transaction, which sessions are dead whose end was not noted; return them.
 
         Args:
