@@ -106,7 +106,8 @@ def wait_after(failures: int, max_wait: float, rng: Random, asked: float | None 
     ``asked``. The jitter spreads requests that failed together.
 
     Args:
-        failures: earlier 5XX responses of the row, or earlier pauses of the target; at least 0.
+        failures: 5XX responses of the row with this one, or earlier pauses of the target; at
+            least 0.
         max_wait: limit of the computed wait, seconds, above 0.
         rng: the source of jitter.
         asked: seconds of Retry-After, or None.

@@ -234,8 +234,8 @@ SELECT t.id, j.id FROM job j JOIN target t ON t.id = j.target WHERE t.name = ? A
 UPDATE job SET name = ?3, parameters = ?4, from_des = ?5
 WHERE target = (SELECT id FROM target WHERE name = ?1) AND job_id = ?2;
 
--- A row of it has no body yet: its rows are checked before the first is sent.
 -- name: forget_job
+-- A row of it has no body yet: its rows are checked before the first is sent.
 UPDATE job SET parameters = NULL WHERE id = ?;
 
 -- name: jobs

@@ -222,7 +222,8 @@ class LogEntry(NamedTuple):
 
     Attributes:
         ms: when it ended or happened, ms since 1970; of an open attempt, when it was meant.
-        kind: ``attempt``, ``session``, ``resolution``, ``correction`` or an event's kind.
+        kind: ``attempt``, ``event``, ``resolution``, ``correction``; of a session ``began`` or
+            ``ended``.
         session: number, or None.
         key: of the row, or None.
         target: or None.
@@ -303,7 +304,7 @@ class Reader:
     """One batch, read from its ledger, in a thread of its own.
 
     Attributes:
-        place: path of the ledger's file.
+        place: path of the ledger's file, or postgresql://…#batch.
         warning: about the file system that it lies on, or ``""``.
         thread: the ledger's.
         batch: what is known of the batch.
