@@ -613,19 +613,16 @@ class TestRowsOfAProgram:
             await ledger.add([checked(2, target="acme")])
             assert (await ledger.targets())["acme"].base_url == "https://acme.example"
 
-    async def test_the_batch_is_whole_once_the_last_was_added(self, place: str) -> None:
-        batch = await begin_import(place, NewBatch("<rows>", {}, is_whole=False))
+    async def test_a_batch_may_begin_without_rows(self, place: str) -> None:
+        batch = await begin_import(place, NewBatch("<rows>", {}))
 
         async with await batch.publish() as ledger:
-            assert not ledger.batch.is_whole
             await ledger.begin_session(session())
             await ledger.add([checked(1)])
             assert [s.row for s in (await ledger.exchange([], {"default": 9})).starts] == [1]
-            await ledger.set_whole()
 
         async with await take_ledger(place) as ledger:
             assert ledger.batch[:3] == ("night", "<rows>", "")
-            assert ledger.batch.is_whole
 
 
 class TestImport:

@@ -168,8 +168,8 @@ def test_without_a_grant_it_is_told_where_grants_are(exports: Database) -> None:
 
 FILL: Final = """
 SET search_path = deslaunch;
-INSERT INTO batches (name, manifest, digest, rows, options, is_whole, imported_ms)
-VALUES ('{name}', '', '', 0, '{{}}', true, 0);
+INSERT INTO batches (name, manifest, digest, rows, options, imported_ms)
+VALUES ('{name}', '', '', 0, '{{}}', 0);
 SELECT set_config('deslaunch.batch', (SELECT max(id) FROM batches)::text, false);
 INSERT INTO targets (name) VALUES ('default');
 INSERT INTO jobs (target, job_id) SELECT id, 'j' FROM target;

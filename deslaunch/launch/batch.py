@@ -440,7 +440,7 @@ async def _held(opening: Awaitable[Ledger], on_event: OnEvent | None) -> AsyncIt
 
 async def _import(stack: AsyncExitStack, source: Source, place: str, setup: Setup) -> Batch:
     """Make a batch of a manifest, or of rows that a program will add."""
-    name, new = ROWS, NewBatch(ROWS, setup.kept, is_whole=False)
+    name, new = ROWS, NewBatch(ROWS, setup.kept)
     known: dict[str, Any] = {}
 
     if isinstance(source, Manifest):

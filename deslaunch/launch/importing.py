@@ -342,8 +342,6 @@ class Feed:
                         self.session.stop_unchecked(target, why)
 
                     await self._add(await run_sync(check.take, read))
-
-            await ledger.set_whole()
         except BaseException:
             self.session.drain()
             raise

@@ -60,12 +60,10 @@ class NewBatch(NamedTuple):
         manifest: as it was named: a path, ``"-"`` for stdin, ``"<rows>"``.
         options: what its command line gave of the options that are kept, and of those that
             say how its rows were read; JSON values.
-        is_whole: no rows are added later; False for rows of a program.
     """
 
     manifest: str
     options: Mapping[str, Any]
-    is_whole: bool = True
 
 
 class JobLane(NamedTuple):
@@ -570,12 +568,6 @@ class Ledger(Reader):
         changes.write_jobs(self._store, target, jobs, from_des=from_des)
         self._look_at_rows()
 
-    @in_transaction
-    def set_whole(self) -> None:
-        """Note that the program has given its last row."""
-        self._store.run("set_whole", (True,))
-        self.batch = self.batch._replace(is_whole=True)
-
     @in_thread
     def correct(
         self,
@@ -703,7 +695,7 @@ async def begin_import(place: str, batch: NewBatch, *, clock: Clock = _SYSTEM) -
 
     def make(store: Store, thread: ThreadPoolExecutor) -> Import:
         names = (store.batch_name, store.path_value(batch.manifest))
-        known = (secrets.token_hex(16), *names, json.dumps(batch.options), batch.is_whole)
+        known = (secrets.token_hex(16), *names, json.dumps(batch.options))
         store.run("add_batch", (*known, round(1000 * _wall(store, clock))))
         return Import(store, thread, clock)
 

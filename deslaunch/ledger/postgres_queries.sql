@@ -119,7 +119,7 @@ ANALYZE rows, contents;
 
 -- name: add_batch
 WITH new AS (
-  INSERT INTO batches (uid, name, manifest, digest, rows, options, is_whole, imported_ms) VALUES (?, ?, ?, '', 0, ?, ?, ?) RETURNING id
+  INSERT INTO batches (uid, name, manifest, digest, rows, options, imported_ms) VALUES (?, ?, ?, '', 0, ?, ?) RETURNING id
 )
 SELECT set_config('deslaunch.batch', id::text, false)::int FROM new;
 
@@ -150,6 +150,7 @@ WHERE s.state NOT IN ('sending', 'unknown', 'started') OR s.state = 'started' AN
 ON CONFLICT (batch, row) DO UPDATE SET copied = 1, duplicate = greatest(states.duplicate, excluded.duplicate);
 
 -- name: same_rows
+-- Other batches of the same bytes in this database.
 SELECT name FROM batches WHERE digest = ? AND id <> this_batch() ORDER BY id;
 
 -- name: pending_rows

@@ -27,7 +27,6 @@ CREATE TABLE batches (
   columns text,                         -- JSON: header of a CSV manifest
   rows int NOT NULL,                    -- that the import brought
   options text NOT NULL,                -- JSON: what later sessions go on with
-  is_whole boolean NOT NULL,            -- false: a program may still add rows
   imported_ms bigint NOT NULL,
   control text NOT NULL DEFAULT '{}'     -- JSON: what the launchers at work were told by a person
 );

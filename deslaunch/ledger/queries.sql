@@ -277,13 +277,13 @@ CREATE UNIQUE INDEX row_key ON row (key);
 CREATE INDEX state_due ON state (target, due_ms) WHERE due_ms IS NOT NULL;
 
 -- name: add_batch
-INSERT INTO batch (id, uid, name, manifest, digest, rows, options, is_whole, imported_ms) VALUES (1, ?, ?, ?, '', 0, ?, ?, ?);
+INSERT INTO batch (id, uid, name, manifest, digest, rows, options, imported_ms) VALUES (1, ?, ?, ?, '', 0, ?, ?);
 
 -- name: complete_batch
 UPDATE batch SET digest = ?, columns = ?, rows = (SELECT count(*) FROM row);
 
 -- name: batch
-SELECT name, manifest, digest, columns, rows, options, imported_ms, is_whole, uid FROM batch;
+SELECT name, manifest, digest, columns, rows, options, imported_ms, uid FROM batch;
 
 -- name: last_known
 -- What a copy that was made earlier lacks.
@@ -297,10 +297,6 @@ FROM standing s LEFT JOIN run u ON u.row = s.row AND u.attempt = s.shown
 WHERE s.state NOT IN ('sending', 'unknown', 'started') OR s.state = 'started' AND u.finished AND NOT u.success
 ON CONFLICT (row) DO UPDATE SET copied = 1, duplicate = max(duplicate, excluded.duplicate);
 
--- name: same_rows
--- Other batches of the same bytes in this database.
-SELECT name FROM batch WHERE digest = ? AND id <> 1;
-
 -- name: set_options
 UPDATE batch SET options = ?;
 
@@ -309,9 +305,6 @@ SELECT control FROM batch;
 
 -- name: set_control
 UPDATE batch SET control = ?;
-
--- name: set_whole
-UPDATE batch SET is_whole = ?;
 
 -- name: rows_by_key
 -- Two forms of a row that has no body yet are told apart by what they say.

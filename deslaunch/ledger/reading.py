@@ -87,14 +87,13 @@ class BatchInfo(NamedTuple):
     """A batch's properties, as its ledger keeps them.
 
     Attributes:
-        name: of the batch: its file's name without ``.ledger.db``.
+        name: of the batch: its file's name without ``.ledger.db``, or what follows ``#``.
         manifest: as it was named at the import.
         digest: SHA-256 of its uncompressed bytes, hex; ``""`` for rows of a program.
         columns: header of a CSV manifest as it was written; None for JSONL.
         rows: rows that the import brought.
         options: as in :class:`NewBatch`, with what later command lines gave.
         imported_ms: ms since 1970, UTC.
-        is_whole: no more rows are to be added by a program.
         uid: of the batch, the same in each copy of its ledger.
     """
 
@@ -105,7 +104,6 @@ class BatchInfo(NamedTuple):
     rows: int
     options: dict[str, Any]
     imported_ms: int
-    is_whole: bool
     uid: str
 
 
@@ -318,10 +316,10 @@ class Reader:
         self._store = store
         self._clock = clock
         self._is_open = True
-        [(name, manifest, digest, columns, rows, options, ms, is_whole, uid)] = store.fetch("batch")
+        [(name, manifest, digest, columns, rows, options, ms, uid)] = store.fetch("batch")
         header = columns and tuple(json.loads(columns))
         said = (os.fsdecode(manifest), digest, header, rows, json.loads(options), ms)
-        self.batch = BatchInfo(name, *said, bool(is_whole), uid)
+        self.batch = BatchInfo(name, *said, uid)
 
     async def __aenter__(self) -> Self:
         return self

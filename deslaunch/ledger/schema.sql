@@ -11,7 +11,6 @@ CREATE TABLE batch (
   columns TEXT,                         -- JSON: header of a CSV manifest
   rows INTEGER NOT NULL,                -- that the import brought
   options TEXT NOT NULL,                -- JSON: what later sessions go on with
-  is_whole INTEGER NOT NULL,            -- 0: a program may still add rows
   control TEXT NOT NULL DEFAULT '{}',   -- JSON: what the launchers at work were told by a person
   imported_ms INTEGER NOT NULL
 );
