@@ -62,7 +62,7 @@ _WRITER: Final = (
     "PRAGMA checkpoint_fullfsync=1",
     "PRAGMA journal_size_limit=67108864",
     _WAL,  # waits for readers
-    "PRAGMA busy_timeout=1000",  # a wait for the write lock is looked at once a second
+    "PRAGMA busy_timeout=1000",  # ms: a wait for the write lock is looked at once a second
 )
 _GUEST: Final = (
     "PRAGMA synchronous=EXTRA",  # without a WAL, FULL does not sync the removal of the journal
@@ -139,7 +139,6 @@ class SqliteStore(Store):
 
         with _locked(place) as warning:
             _remove_new(place)  # of an import that was killed when it had just got its name
-            _refuse_other_names(place)
             # Where a page is lost, rows could seem never to have been sent.
             connection = _connect(place, "rw", _CHECK, *_WRITER)
             return cls(place, connection, is_launcher=True, warning=warning)
@@ -251,10 +250,7 @@ class SqliteStore(Store):
             yield self
             return
 
-        with _translated(self.place):
-            _refuse_other_names(self.place)
-
-        with closing(_connect(self.place, "rw", *_GUEST, busy=1.0)) as connection:
+        with closing(_connect(self.place, "rw", *_GUEST)) as connection:
             yield SqliteStore(self.place, connection)
 
     def owners(self, told: Sequence[tuple[str, int]]) -> dict[str, tuple[int, str]]:
@@ -378,9 +374,7 @@ class SqliteStore(Store):
             return self._connection.execute(sql, parameters)
 
 
-def _connect(
-    path: str, mode: str, *statements: str, busy: float = 5.0, is_new: bool = False
-) -> sqlite3.Connection:
+def _connect(path: str, mode: str, *statements: str, is_new: bool = False) -> sqlite3.Connection:
     """Connect to a new file, or to a ledger of the known version."""
     if sqlite3.sqlite_version_info < (3, 34, 0):
         raise errors.LedgerError(
@@ -391,7 +385,10 @@ def _connect(
     uri = f"file:{quote(os.fsencode(path))}?mode={mode}"
 
     with ExitStack() as stack, _translated(path):
-        connection = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=busy)
+        if mode == "rw" and not is_new:
+            _refuse_other_names(path)
+
+        connection = sqlite3.connect(uri, uri=True, isolation_level=None)
         stack.callback(connection.close)
         connection.execute("PRAGMA mmap_size=0")  # a full disk: an error, not a SIGBUS
 
@@ -510,9 +507,9 @@ def _require(place: str) -> str:
 def _refuse_other_names(place: str) -> None:
     """Refuse a file that has other names: a lock and a ``-wal`` go by one."""
     known = 1 + (_identify(f"{place}.new") == _identify(place))  # of an import, at its very end
-    is_mounted = _find_mount(place, _list_mounts())[0] == place
 
-    if is_mounted or os.stat(place).st_nlink > known:  # noqa: PTH116  # never by a descriptor
+    # Never by a descriptor, see above.
+    if os.stat(place).st_nlink > known or _find_mount(place)[0] == place:  # noqa: PTH116
         raise errors.LedgerError(
             f"{place}: the file has another name, under which another launcher may be at work",
             hint="use the name that it was made with, and remove any other hard link (a copy is "
@@ -647,8 +644,7 @@ def check_file_system(place: str, mounts: str | None = None) -> str:
     Raises:
         LedgerError: SQLite's WAL does not work there, often without an error.
     """
-    folder = os.path.realpath(Path(place).parent)
-    _, kind = _find_mount(folder, _list_mounts() if mounts is None else mounts)
+    _, kind = _find_mount(os.path.realpath(Path(place).parent), mounts)
 
     if _UNFIT.fullmatch(kind):
         raise errors.LedgerError(
@@ -673,11 +669,11 @@ def _list_mounts() -> str:
     return ""
 
 
-def _find_mount(path: str, mounts: str) -> tuple[str, str]:
+def _find_mount(path: str, mounts: str | None = None) -> tuple[str, str]:
     """Return path and type of the mount with the longest path to ``path``; of two, the later."""
     found = ("", "")
 
-    for line in mounts.splitlines():
+    for line in (_list_mounts() if mounts is None else mounts).splitlines():
         if match := re.match(r"\S+ \S+ \S+ \S+ (\S+) .*? - (\S+) ", line):  # mountinfo
             point, kind = re.sub(r"\\([0-7]{3})", lambda m: chr(int(m[1], 8)), match[1]), match[2]
         elif match := re.match(r".+? on (/.*) \((\w+)[,)]", line):  # macOS
