@@ -352,10 +352,9 @@ class Feed:
         """Return how many more rows may be added, once there are any."""
         while True:
             if stopped := {stop.target for stop in self.session.stops}:  # their rows will not end
-                left = self._waiting.items()
-                self._waiting = {number: name for number, name in left if name not in stopped}
+                self._waiting = {n: t for n, t in self._waiting.items() if t not in stopped}
 
-            if self.session.is_idle:  # what waits was withdrawn, or is another launcher's
+            if self.session.is_idle():  # what waits was withdrawn, or is another launcher's
                 self._waiting.clear()
 
             room = UNREAD_PER_SLOT * self.session.settings.concurrency - len(self._waiting)
@@ -372,7 +371,6 @@ class Feed:
 
         added = await self.session.ledger.add(checked)
         last = max(added.numbers) - (len(checked) - added.same)  # that the batch had before
-        new: dict[int, str] = {}
 
         for row, number in zip(checked, added.numbers, strict=True):
             if isinstance(row, InvalidRow):
@@ -381,9 +379,8 @@ class Feed:
                 outcome = Outcome(*known, None, RowState.INVALID, error=text, problems=row.problems)
                 self._emit(RowEnded(outcome))
             elif number > last:
-                new[number] = row.row.target
+                self._waiting[number] = row.row.target
 
-        self._waiting |= new
         # Also of those that the batch had: the reply to the commit that added them may be lost.
         targets = {row.row.target for row in checked if isinstance(row, CheckedRow)}
         self.session.feed(goes_on=True, targets=targets)

@@ -218,9 +218,8 @@ class Session(Loop):
 
         self._news.set()
 
-    @property
     def is_idle(self) -> bool:
-        """No row is in flight, and none is left to claim, as far as the ledger told."""
+        """Return True if no row is in flight, or left to claim, as far as the ledger told."""
         return not self._open and not self._lanes.has_rows()
 
     def wake(self) -> None:
@@ -229,8 +228,7 @@ class Session(Loop):
 
     async def note_clocks(self) -> None:
         """Write each target's clock offset to the ledger, if one changed by more than 1 s."""
-        clients = self.clients.items()
-        offsets = {name: s for name, c in clients if (s := c.clock_offset) is not None}
+        offsets = {name: s for name, c in self.clients.items() if (s := c.clock_offset) is not None}
 
         if any(abs(s - self._clocks.get(name, math.inf)) > 1 for name, s in offsets.items()):
             self._clocks = offsets

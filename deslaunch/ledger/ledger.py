@@ -328,9 +328,7 @@ class Ledger(Reader):
         handed_back = list({(o.row, o.attempt): o for o in self._handed_back}.values())
         self._handed_back = []
         turn = Exchange([], [], {})
-        positions = dict(self._positions)
-
-        in_flight = self._in_flight
+        positions, in_flight = dict(self._positions), self._in_flight
 
         try:
             with self._store.transaction():

@@ -317,9 +317,8 @@ class Reader:
         self._clock = clock
         self._is_open = True
         [(name, manifest, digest, columns, rows, options, ms, uid)] = store.fetch("batch")
-        header = columns and tuple(json.loads(columns))
-        said = (os.fsdecode(manifest), digest, header, rows, json.loads(options), ms)
-        self.batch = BatchInfo(name, *said, uid)
+        said = (digest, columns and tuple(json.loads(columns)), rows, json.loads(options), ms, uid)
+        self.batch = BatchInfo(name, os.fsdecode(manifest), *said)
 
     async def __aenter__(self) -> Self:
         return self
