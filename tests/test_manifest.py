@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from deslaunch.model import Format
 
 GOOD = f'{{"jobId": "{JOB}", "parameters": {{"Text": "x"}}}}'
+EMBEDDED = f'{{"jobId": "{JOB}", "parameters": {{"Text": "[{{\\"shop\\":1}},{{\\"shop\\":2}}]"}}}}'
 
 
 class Trickle(io.RawIOBase):
@@ -140,6 +141,9 @@ def test_a_file_in_the_wrong_form_is_told_once(form: Format, content: str, says:
         pytest.param("jsonl", f"nonsense, this\n{GOOD}\n", [False, True], id="first line only"),
         pytest.param("jsonl", f"[1]\n{GOOD}\n", [False, True], id="first line an array"),
         pytest.param("jsonl", f'{{"key": \n{GOOD}\n', [False, True], id="first line cut"),
+        pytest.param("jsonl", EMBEDDED, [True], id="JSON with a comma in a text"),
+        pytest.param("jsonl", f"{EMBEDDED}\n{EMBEDDED}", [True, True], id="two such rows"),
+        pytest.param("jsonl", f"{GOOD}, {GOOD}", [False], id="two objects in one line"),
         pytest.param("csv", "a\n1\n2\n", [True, True], id="one column"),
         pytest.param("csv", "a,b\n1,2,3\n1,2\n", [False, True], id="one ragged row"),
         pytest.param("csv", "a,b\n1,2,3\n", [False], id="only a ragged row"),

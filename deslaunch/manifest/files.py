@@ -59,7 +59,7 @@ _NO_OBJECTS: Final = r"(?![{\[]|.*\n\s*\{)"  # neither the first line nor the se
 _NO_JSONL: Final[Mapping[str, str]] = {
     r'\{(?=.*"state":)(?=.*"jobRunId":)(?=.*"attempts":)(?!.*"deslaunch":)': _RESULTS_ALONE,
     r"\[(?!.*\]\s*\n)": "a JSON array; write one element per line: jq -c '.[]' OLD > NEW.jsonl",
-    r"\{.*\}\s*,\s*(?:\{|\Z)": "JSON whose lines end in a comma; remove it: sed 's/,$//' OLD > NEW",
+    r"\{.*\}\s*,\s*\n": "JSON whose lines end in a comma; remove it: sed 's/,$//' OLD > NEW",
     r"\{(?:.*[{\[,])?\s*\n": "JSON over several lines; write one per line: jq -c . OLD > NEW.jsonl",
     rf"{_NO_OBJECTS}.*[,;\t|]": "probably CSV; pass --format csv, or rename the file to .csv",
     rf"{_NO_OBJECTS}.": "not JSONL; write one object per line, or pass --format csv for CSV",
