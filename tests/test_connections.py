@@ -28,6 +28,7 @@ from peer import (
     Peer,
     Step,
     Tunnel,
+    chunked,
     client_of,
     refused,
     response,
@@ -771,6 +772,60 @@ async def test_a_second_response_at_once_leaves_its_row_in_doubt(first: bytes) -
     assert OTHER_RUN in error.response
     assert (len(runs), peer.connections, len(notes)) == (2, 3, 1)
     assert OTHER_RUN in notes[0]
+
+
+IN_CHUNKS: Final = chunked(b"%x\r\n%b\r\n0\r\n\r\n" % (len(STARTED), STARTED))
+
+
+@pytest.mark.usefixtures("quickly")
+@pytest.mark.parametrize("length", [1, 17, 30])
+@pytest.mark.parametrize(
+    ("first", "run_id"),
+    [
+        pytest.param(OK, RUN, id="a good one"),
+        pytest.param(IN_CHUNKS, RUN, id="in chunks"),
+        pytest.param(response(429), "", id="without a body"),
+    ],
+)
+async def test_the_beginning_of_a_second_response_leaves_its_row_in_doubt(
+    first: bytes, run_id: str, length: int
+) -> None:
+    """Whoever would use the connection next would get the rest of it."""
+    script = [first + SECOND[:length]]
+
+    async with Peer([script, [OK]]).listening() as peer, client_of(peer) as client:
+        notes = noting(client)
+        error, sent = await refused(client)
+        runs = [await client.start(start_of()) for _ in range(2)]
+
+    assert (type(error), error.job_run_id or "", sent) == (OutcomeUnknown, run_id, True)
+    assert (len(runs), peer.connections, len(notes)) == (2, 3, 1)
+
+
+@pytest.mark.usefixtures("quickly", "without_rest")
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(OK + b"\r\n", id="line break"),
+        pytest.param(IN_CHUNKS, id="in chunks"),
+        pytest.param(IN_CHUNKS[:-2] + b"X: y\r\n\r\n", id="with a trailer"),
+        pytest.param(OK.replace(b"\r\n", b"\n"), id="lines without CR"),
+        pytest.param(response(200, STARTED + b"\r\n"), id="a body with a line break"),
+        pytest.param(response(200, STARTED + b" " * 500_000), id="long"),
+    ],
+)
+@pytest.mark.parametrize("cut", [None, -1, -3, -9])
+async def test_what_follows_no_response_is_no_second_one(first: bytes, cut: int | None) -> None:
+    pieces: Script = [first] if cut is None else [first[:cut], Step.LATER, first[cut:]]
+
+    async with Peer([pieces, [OK]]).listening() as peer, client_of(peer) as client:
+        run = asyncio.create_task(client.start(start_of()))
+        await peer.arrived.wait()
+        await turns()
+        peer.later.set()
+        runs = [await run, await client.start(start_of())]
+
+    assert (runs, peer.connections) == ([StartedRun(JOB, RUN)] * 2, 1)
 
 
 @pytest.mark.usefixtures("quickly")

@@ -134,6 +134,7 @@ class _Connection(asyncio.Protocol):
         self._heads = heads
         self._on_unreliable = on_unreliable
         self._exchange: Exchange | None = None
+        self._last = b""  # what was received last
         self._connection = connection
         self._handler, self._transport = handler, transport
         self._feed = handler.data_received
@@ -150,6 +151,8 @@ class _Connection(asyncio.Protocol):
                 self._on_unreliable("a response was received without a request", data)
 
             return
+
+        self._last = data
 
         if not exchange.received:
             head, _, body = data.partition(_END)
@@ -191,12 +194,11 @@ class _Connection(asyncio.Protocol):
 
         exchange.status, exchange.headers = message.code, message.headers
 
-        if (
-            content is not aiohttp.EMPTY_PAYLOAD
-        ):  # else there is no body, or data_received() has set it
+        # Otherwise there is no body, or data_received() has set it.
+        if content is not aiohttp.EMPTY_PAYLOAD:
             await self._read_body(exchange, message, content)
 
-        if len(handler):
+        if len(handler) or not self._is_at_end(message, exchange.body):
             exchange.body = exchange.received
             reason = "a request got two responses"
             self._on_unreliable(reason, exchange.received)
@@ -221,6 +223,18 @@ class _Connection(asyncio.Protocol):
                 self._heads.clear()
 
             self._heads[head, len(body)] = message
+
+    def _is_at_end(self, message: Any, body: bytes) -> bool:
+        """Return True if nothing but line breaks follows the response in what was received last.
+
+        The parser says nothing of the beginning of another response: it waits for the rest.
+        """
+        end, last = body.rstrip(b"\r\n"), self._last.rstrip(b"\r\n")
+
+        if message.chunked or not body:
+            end, last = _END, self._last
+
+        return last.endswith(end) or end.endswith(last)
 
     def is_clean(self) -> bool:
         """Return True if the request and its response are complete."""
