@@ -367,11 +367,16 @@ LONG_HEADER: Final = b"X: " + b"y" * 70_000 + b"\r\n"
 MANY_HEADERS: Final = b"".join(b"X-%d: y\r\n" % n for n in range(600))
 
 
+PACKED_TWICE: Final = gzip.compress(STARTED[:30]) + gzip.compress(STARTED[30:])
+
+
 @pytest.mark.parametrize(
     ("packed", "encoding"),
     [
         pytest.param(gzip.compress(STARTED), "gzip", id="gzip"),
         pytest.param(gzip.compress(STARTED), "X-GZip", id="x-gzip"),
+        pytest.param(PACKED_TWICE, "gzip", id="gzip, two members"),
+        pytest.param(PACKED_TWICE + b"junk", "gzip", id="gzip and something else"),
         pytest.param(zlib.compress(STARTED), "deflate", id="deflate"),
         pytest.param(zlib.compress(STARTED)[2:-4], "deflate", id="deflate without its frame"),
         pytest.param(b"\xef\xbb\xbf" + STARTED, "identity", id="a BOM"),
@@ -394,7 +399,13 @@ async def test_a_bomb_is_unpacked_to_a_mebibyte() -> None:
         run = await client.start(start_of())
 
     assert run == StartedRun(JOB, RUN)
-    assert len(http.unpacked(bomb, "gzip")) == 2**20
+    assert len(http.unpacked(bomb, "gzip", 2**20)) == 2**20
+
+
+def test_many_small_members_take_no_time() -> None:
+    members = gzip.compress(b"x") * 40_000
+
+    assert len(http.unpacked(members, "gzip", 2**20)) == 100
 
 
 BINARY: Final = b"\x1f\x8b\xff\x00" + TOKEN.encode() + b"\x00\xfe"
@@ -723,10 +734,13 @@ async def test_a_token_that_is_a_part_of_a_word_spoils_no_jobs() -> None:
     assert job.parameters[0].type == 2
 
 
-async def test_query_jobs_reads_more_than_a_start_does() -> None:
-    padded = JOBS + b" " * 2**21
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+async def test_query_jobs_reads_more_than_a_start_does(encoding: str) -> None:
+    padded = b" " * 2**21 + JOBS
+    body = gzip.compress(padded) if encoding == "gzip" else padded
+    good = response(200, body, f"Content-Encoding: {encoding}")
 
-    async with Peer([[response(200, padded)]]).listening() as peer, client_of(peer) as client:
+    async with Peer([[good]]).listening() as peer, client_of(peer) as client:
         assert len(await client.query_jobs()) == 1
 
 

@@ -395,7 +395,8 @@ class DesClient:
             self._last_date = date, self._now()
 
         if "Content-Encoding" in headers:
-            exchange.body = http.unpacked(exchange.body, headers["Content-Encoding"])
+            encoding = headers["Content-Encoding"]
+            exchange.body = http.unpacked(exchange.body, encoding, exchange.limit)
 
         if exchange.status != HTTPStatus.OK or exchange.error is not None:
             raise self._verdict(path, exchange, generation) from self._cause(exchange.error)

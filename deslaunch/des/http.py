@@ -42,9 +42,6 @@ LINE: Final = 65_536
 HEADERS: Final = 500
 """Headers of a response that are read."""
 
-UNPACKED: Final = 1024 * 1024
-"""The most bytes that a compressed response is unpacked to."""
-
 _BOOTTIME: Final = time.CLOCK_MONOTONIC if sys.platform == "darwin" else time.CLOCK_BOOTTIME
 
 boottime: Final[Callable[[], float]] = partial(time.clock_gettime, _BOOTTIME)
@@ -483,19 +480,28 @@ def _calling(note: Callable[[Exchange], None]) -> Callable[..., Awaitable[None]]
     return hook
 
 
-def unpacked(body: bytes, encoding: str) -> bytes:
+def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
     """Return a decompressed body; the body itself if that fails or the encoding is unknown.
 
     Every request asks for no encoding, but some gateways compress all the same. An incomplete body
-    is decompressed as far as possible, and none beyond 1 MiB.
+    is decompressed as far as possible, and none beyond ``limit`` bytes.
     """
     windows = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
 
     for window in windows.get(encoding.strip().lower(), ()):
+        found, rest = b"", body
+
         try:
-            return zlib.decompressobj(window).decompress(body, UNPACKED)
+            for _ in range(100):  # gzip may have several members; more would only take time
+                if rest and len(found) < limit:
+                    member = zlib.decompressobj(window)
+                    found += member.decompress(rest, limit - len(found))
+                    rest = member.unused_data
         except zlib.error:
-            continue
+            if not found:
+                continue
+
+        return found
 
     return body
 

@@ -392,7 +392,8 @@ class OAuthToken:
         finally:
             await sender.aclose()
 
-        exchange.body = http.unpacked(exchange.body, exchange.headers.get("Content-Encoding", ""))
+        encoding = exchange.headers.get("Content-Encoding", "")
+        exchange.body = http.unpacked(exchange.body, encoding, _GRANT_LIMIT)
         return exchange
 
     def _granted(self, response: http.Exchange) -> dict[str, str]:
