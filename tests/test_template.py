@@ -184,6 +184,25 @@ def test_there_is_a_row_for_each_combination(form: Format) -> None:
     assert said_in(taken[3]) == {"from": "1", "day": "2026-03-01", "shop": "b"}
 
 
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+@pytest.mark.parametrize(
+    "shops",
+    [
+        pytest.param(["a~b", "c"], id="the mark of repeated rows"),
+        pytest.param([" a", "c"], id="a blank at an end"),
+        pytest.param(["a\u200b", "c"], id="an invisible character"),
+        pytest.param(["a" * 257, "c"], id="too long"),
+        pytest.param(["a" * 250, "c"], id="too long together"),
+    ],
+)
+def test_rows_have_numbers_where_the_values_make_no_key(form: Format, shops: list[str]) -> None:
+    values = f"shop={','.join(shops)}", "day=2026-01-30..2026-01-31"
+    taken = each(SALES, "from=1", *values, form=form)
+
+    assert [one.key for one in taken] == ["1", "2", "3", "4"]
+    assert [said_in(one)["shop"] for one in taken] == [shop for shop in shops for _ in range(2)]
+
+
 def test_values_are_read_from_ranges_and_files(tmp_path: Path) -> None:
     (tmp_path / "shops.txt").write_text("\ufeffMain, south\n\nNorth\nNorth\n")
 

@@ -1,6 +1,7 @@
 """A manifest to begin with: of a job's parameters, or of every combination of values for them.
 
-What is written passes the check. Only what a job requires has a value: DES may refuse a row that
+What is written passes the check; several rows with an auto value of one job need
+``--allow-repeated-auto`` there. Only what a job requires has a value: DES may refuse a row that
 says both of what excludes each other, and declares no such rule.
 """
 
@@ -174,7 +175,9 @@ def _range(text: str, first: str, last: str) -> list[str]:
 
 
 def rows_of(job: Job, each: Mapping[str, Sequence[str]], target: str) -> Iterator[Row]:
-    """Yield a row for every combination of values; its key is made of those that differ.
+    """Yield a row for every combination of values.
+
+    Its key is made of those that differ, or is its number if that would be no key.
 
     Args:
         job: whose runs the rows start.
@@ -199,7 +202,11 @@ def rows_of(job: Job, each: Mapping[str, Sequence[str]], target: str) -> Iterato
     _check_values(job, each, target)
     varying = [name for name, values in each.items() if len(values) > 1] or list(each)
     texts = [text for name in varying for text in each[name]]
-    mark = next((mark for mark in "-_/|,; " if not any(mark in text for text in texts)), None)
+    marks = (mark for mark in "-_/|,; " if not any(mark in text for text in texts))
+    keys = [*texts, "-".join(max(each[name], key=len) for name in varying)]
+    keyed, rules = ({"key": key, "jobId": job.job_id} for key in keys), rows.RowRules()
+    are_keys = all(isinstance(rows.row_from_object(one, 1, rules), Row) for one in keyed)
+    mark = next(marks, None) if are_keys else None
 
     for number, values in enumerate(product(*each.values()), 1):
         chosen = dict(zip(each, values, strict=True))
