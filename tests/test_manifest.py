@@ -147,6 +147,8 @@ def test_a_file_in_the_wrong_form_is_told_once(form: Format, content: str, says:
         pytest.param("csv", "a\n1\n2\n", [True, True], id="one column"),
         pytest.param("csv", "a,b\n1,2,3\n1,2\n", [False, True], id="one ragged row"),
         pytest.param("csv", "a,b\n1,2,3\n", [False], id="only a ragged row"),
+        pytest.param("csv", "a,b\n1,2,\n3,4,\n", [False, False], id="only delimiters at the ends"),
+        pytest.param("csv", "a,b,c\n1,2\n3,4\n", [False, False], id="only short rows"),
         pytest.param("csv", "key,a\n1\n1\n", [False, False], id="ragged below a good header"),
         pytest.param("csv", "parameters.2026,b\n1,2\n", [True], id="a parameter called as data"),
     ],

@@ -312,8 +312,8 @@ def _no_column(names: list[str], following: list[list[str]]) -> str | None:
     if set(RESERVED) & set(names):
         return None
 
-    widths = {len(cells) for cells in following}
-    is_title = len(following) > 1 and len(widths) == 1 and len(names) not in widths
+    beyond = [cells[len(names) :] for cells in following]
+    is_title = len(beyond) > 1 and len({*map(len, beyond)}) == 1 and any(map(any, beyond))
     is_title |= not any(names[1:]) and any(any(cells[1:]) for cells in following)  # padded
     title = names[0] if is_title or names[0].startswith("#") else None
     return next((name for name in names if _DATA.fullmatch(name)), title)
