@@ -149,12 +149,16 @@ class JsonlReader(RowReader):
         self._repeated.clear()
 
         try:
-            value = self._decode(line.decode().strip())
+            value = self._decode(line.decode().rstrip())
         except UnicodeDecodeError as exc:
             text = line.decode("utf-8", "replace")
             return self.invalid(_undecodable(text, exc.start, self.line))
         except (json.JSONDecodeError, RecursionError) as exc:
-            why = f"not JSON: {exc}" if isinstance(exc, ValueError) else "nested too deeply"
+            why = "nested too deeply"
+
+            if isinstance(exc, ValueError):
+                why = f"not JSON: {exc.msg} (character {exc.pos + 1})"
+
             message = f"this is {why}; fix the line"
             return self.invalid(rows.Fault("", "one JSON object", line.decode().strip(), message))
 
