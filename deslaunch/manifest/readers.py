@@ -1,7 +1,7 @@
 r"""Lines of bytes to rows, and rows to lines again: JSON Lines, and CSV with its cells and escapes.
 
 Pure. A reader numbers the rows, remembers the line where each begins, and gives an item for
-every one; where it can't go on it says so in one more item, and tells that it ended early.
+every one; where it can't go on it raises ``Unreadable``, of which ``Manifest`` makes one more item.
 
 The cells of CSV: an empty cell is left out; ``\N`` is null, ``\A`` the auto value, ``\E`` the
 empty string; ``\\…`` begins with a backslash; any other leading backslash is an error. A key and
@@ -96,11 +96,11 @@ class RowReader:
         self._rules = rules
         self.warnings = rows.Groups(rules.file)
         self.number = 0
-        self.line = 0
+        self.line = 1
 
     def invalid(self, *faults: rows.Fault) -> InvalidRow:
         """Return the present row, or the file, of which nothing else is known."""
-        return self._rules.invalid(faults, self.number, max(self.line, 1))
+        return self._rules.invalid(faults, self.number, self.line)
 
 
 class JsonlReader(RowReader):
@@ -133,11 +133,11 @@ class JsonlReader(RowReader):
     def read(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
         """Yield an item for every line that is not blank."""
         for line in chain.from_iterable(blocks):
-            self.line += 1
-
             if not line.isspace():
                 self.number += 1
                 yield self._row(line)
+
+            self.line += 1
 
     def _row(self, line: bytes) -> Item:
         if len(line) > MAX_RECORD:
@@ -227,7 +227,6 @@ class CsvReader(RowReader):
 
     def read(self, blocks: Iterator[list[bytes]]) -> Iterator[Item]:
         """Yield an item for every record below the header that is not blank."""
-        self.line = 1
         texts = self._texts(chain.from_iterable(blocks))
 
         try:
