@@ -983,6 +983,23 @@ def test_the_quick_way_is_imported_where_a_part_is_gone(
     assert runpy.run_path(quick.__file__)["IS_KNOWN"] is False
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "client_proto.ResponseHandler.should_close",
+        "connector.Connection.protocol",
+        "connector.Connection.transport",
+        "EMPTY_PAYLOAD",
+    ],
+)
+def test_what_is_only_looked_at_is_a_part_too(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.delattr(f"aiohttp.{name}")
+        known = quick.is_known()
+
+    assert (known, quick.is_known()) == (False, True)
+
+
 async def test_another_aiohttp_is_left_to_make_its_own_requests(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

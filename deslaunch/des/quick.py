@@ -63,14 +63,18 @@ _READS: Final[Mapping[str, Any]] = {
 PARTS: Final[Mapping[str, str]] = {
     "aiohttp:ClientRequest.__init__": "self method url loop proxy proxy_headers",
     "aiohttp:TCPConnector.connect": "self req traces timeout",
+    "aiohttp:EMPTY_PAYLOAD.is_eof": "",
     "aiohttp.connector:Connection.close": "self",
+    "aiohttp.connector:Connection.protocol.fget": "self",
+    "aiohttp.connector:Connection.transport.fget": "self",
     "aiohttp.client_proto:ResponseHandler.set_response_params": f"self {' '.join(_READS)}",
     "aiohttp.client_proto:ResponseHandler.read": "self",
     "aiohttp.client_proto:ResponseHandler.__len__": "self",
     "aiohttp.client_proto:ResponseHandler.data_received": "self data",
     "aiohttp.client_proto:ResponseHandler.feed_data": "self data",
+    "aiohttp.client_proto:ResponseHandler.should_close.fget": "self",
 }
-"""The parts of aiohttp that are called here, with the parameters that are passed."""
+"""Parts of aiohttp that are used here, with the parameters that are passed."""
 
 
 def is_known(parts: Mapping[str, str] = PARTS) -> bool:
