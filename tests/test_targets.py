@@ -308,6 +308,7 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
         pytest.param(None, "can't be read", id="gone"),
         pytest.param(b" \n", "is empty", id="blank"),
         pytest.param(b"\xffs3cret", "not in UTF-8", id="latin"),
+        pytest.param(b"s3cret" * 20_000, "over 64 KiB", id="large"),
     ],
 )
 def test_a_secret_that_is_not_there(content: bytes | None, told: str, tmp_path: Path) -> None:

@@ -182,6 +182,23 @@ async def test_a_file_that_holds_no_token(tmp_path: Path, content: bytes | None)
     assert TOKEN not in told(caught.value)
 
 
+async def test_a_large_file_is_no_token_file(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("t" * 65_537)
+
+    with pytest.raises(CredentialsRefused, match="can't be read: it is over 64 KiB"):
+        await FileToken(path).fetch()
+
+
+async def test_a_token_may_come_through_a_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    os.mkfifo(path)
+    fetched = asyncio.create_task(FileToken(path).fetch())
+    await asyncio.to_thread(path.write_text, TOKEN)
+
+    assert await fetched == Token(TOKEN)
+
+
 async def test_a_folder_is_no_token_file(tmp_path: Path) -> None:
     with pytest.raises(CredentialsRefused, match="can't be read"):
         await FileToken(str(tmp_path)).fetch()

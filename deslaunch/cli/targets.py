@@ -433,11 +433,13 @@ def read_secret(login: Mapping[str, str], name: str) -> str:
     Raises:
         CredentialsRefused: it is not there; the message shows nothing of it.
     """
+    from deslaunch.des import tokens  # noqa: PLC0415  # aiohttp is slow to import
+
     variable, file = login.get(f"{name}_env"), login.get(f"{name}_file", "")
     place = f"the variable {variable}" if variable else f"the file {file}"
 
     try:
-        text = os.environ.get(variable, "") if variable else Path(file).read_text("utf-8")
+        text = os.environ.get(variable, "") if variable else tokens.read_small(file).decode()
     except (OSError, UnicodeDecodeError) as exc:
         why = f"can't be read: {exc.strerror}" if isinstance(exc, OSError) else "is not in UTF-8"
     else:

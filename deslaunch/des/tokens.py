@@ -36,7 +36,7 @@ _VISIBLE: Final = re.compile(r"[!-~]+")
 _SECRET_LIKE: Final = re.compile(r"\S{20,}")
 _SHORT: Final = 8  # characters: a token below that may be a part of any word
 _LINE_LIMIT: Final = 200
-_OUTPUT_LIMIT: Final = 65_536  # bytes of a command's output that are read
+_OUTPUT_LIMIT: Final = 65_536  # bytes of a file, or of a command's output, that are read
 _CLOSE_TIMEOUT: Final = 1.0  # seconds after a command's end in which its output must close
 _GRANT_LIMIT: Final = 65_536  # bytes of the auth server's response that are read
 _RETRY_PAUSE: Final = 1.0
@@ -147,10 +147,11 @@ class FileToken:
         """Return the file's content.
 
         Raises:
-            CredentialsRefused: the file can't be read, or its content can't be a token.
+            CredentialsRefused: the file can't be read or is over 64 KiB, or its content can't be a
+                token.
         """
         try:
-            content = await asyncio.to_thread(Path(self.path).read_bytes)
+            content = await asyncio.to_thread(read_small, self.path)
         except OSError as exc:
             raise errors.CredentialsRefused(
                 f"the token file {str(self.path)!r} can't be read: {exc.strerror}",
@@ -158,6 +159,21 @@ class FileToken:
             ) from exc
 
         return Token(content.decode("utf-8", "replace"))
+
+
+def read_small(path: Path | str) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        OSError: it can't be read, or is over 64 KiB.
+    """
+    with Path(path).open("rb") as file:
+        content = file.read(_OUTPUT_LIMIT + 1)
+
+    if len(content) > _OUTPUT_LIMIT:
+        raise OSError(0, "it is over 64 KiB")
+
+    return content
 
 
 class CommandToken:
