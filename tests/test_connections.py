@@ -368,6 +368,7 @@ async def test_what_a_proxy_says_is_told() -> None:
         error, _ = await refused(client)
 
     assert str(error) == "https://des.example: the proxy refused to connect (Who are you)"
+    assert "Authorization" not in repr(error.__cause__)  # the headers that were sent
 
 
 async def test_a_proxy_that_refuses_connections_sent_nothing() -> None:

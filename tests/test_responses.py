@@ -473,6 +473,7 @@ async def test_what_came_is_kept_where_it_is_no_http(odd: bytes) -> None:
         error, sent = await refused(client)
 
     assert (type(error), sent, len(peer.heads)) == (OutcomeUnknown, True, 1)
+    assert TOKEN not in repr(error.__cause__)
 
     if quick.IS_KNOWN:
         assert error.job_run_id == RUN

@@ -452,8 +452,8 @@ class DesClient:
         return self._error(kind, exchange, f"{where} {text}")
 
     def _cause(self, exc: Exception | None) -> Exception | None:
-        """Return ``exc`` for chaining, or None if its text quotes a token."""
-        if exc is None:
+        """Return ``exc`` for chaining, or None if it quotes a token."""
+        if (exc := http.cause_of(exc)) is None:
             return None
 
         text = "".join(traceback.format_exception(exc, limit=0))

@@ -534,6 +534,11 @@ _NO_RESPONSE: Final[Sequence[tuple[_Kinds, type[NotSent], str]]] = (
 )
 
 
+def cause_of(exc: Exception | None) -> Exception | None:
+    """Return an exception for chaining, or None for one that holds headers, and so secrets."""
+    return None if isinstance(exc, aiohttp.ClientResponseError) else exc
+
+
 def failure_of(exc: Exception, sent: Sent) -> tuple[type[NotSent], str]:
     """Return the verdict on a request without a response, and a text.
 

@@ -399,10 +399,11 @@ class OAuthToken:
         try:
             async with asyncio.timeout(self.timeout):
                 await sender.post(self._route, exchange)
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001  # as for a start
             if not exchange.status:
                 kind, text = http.failure_of(exc, exchange.sent)
-                raise kind(f"the auth server {self.auth_url}: {text}", hint=_UNREACHED) from exc
+                text = f"the auth server {self.auth_url}: {text}"
+                raise kind(text, hint=_UNREACHED) from http.cause_of(exc)
 
             exchange.body = b""  # the status is enough
         finally:
