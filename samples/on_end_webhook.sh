@@ -11,6 +11,8 @@ if [ -n "${DESLAUNCH_ROWS:-}" ]; then # it is not there where the launch did not
     text="$text $DESLAUNCH_UNKNOWN unknown ($DESLAUNCH_LEDGER)"
 fi
 
+text=$(printf %s "$text" | sed 's/["\\]/\\&/g') # of a ledger's name, for JSON
+
 curl --silent --show-error --fail --max-time 20 \
     --header 'Content-Type: application/json' \
     --data "{\"text\": \"$text\"}" "$WEBHOOK_URL"

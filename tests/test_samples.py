@@ -403,12 +403,14 @@ def test_a_webhook_is_told_how_a_launch_ended(place: Workplace) -> None:
     hook = str(SAMPLES / "on_end_webhook.sh")
 
     place.run("run", "night.jsonl", "--yes", "--on-end", hook)
+    place.run("run", "night.jsonl", "--yes", "--ledger", r'a "\b".db', "--on-end", hook)
     place.run("run", "none.jsonl", "--yes", "--on-end", hook)
     server.shutdown()
     server.server_close()
 
     assert [posted["text"] for posted in Hook.posted] == [
         "deslaunch: exit code 0, 3 of 3 rows started, 0 unknown (night.ledger.db)",
+        r'deslaunch: exit code 0, 3 of 3 rows started, 0 unknown (a "\b".db)',
         "deslaunch: exit code 2",
     ]
 
