@@ -269,6 +269,22 @@ def test_a_bad_object_is_told_by_line_and_column(line: str, column: str, says: s
 
 
 @pytest.mark.parametrize(
+    ("members", "key"),
+    [
+        pytest.param('"key": "a", "key": "b"', None, id="its key"),
+        pytest.param('"key": "a", "parameters": {"key": 1, "key": 2}', "a", id="a parameter"),
+        pytest.param('"parameters": {"key": 1, "key": 2}, "key": "a"', "a", id="before its key"),
+        pytest.param('"key": "a", "target": "t", "target": "u"', "a", id="its target"),
+    ],
+)
+def test_a_row_keeps_its_key_unless_that_is_given_twice(members: str, key: str | None) -> None:
+    (row,) = items_of("jsonl", jsonl_with(members))
+
+    assert isinstance(row, InvalidRow)
+    assert row.key == key
+
+
+@pytest.mark.parametrize(
     ("value", "says"),
     [
         pytest.param("[1]", "can't be a parameter's value", id="list"),

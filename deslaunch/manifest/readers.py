@@ -109,6 +109,7 @@ class JsonlReader(RowReader):
     def __init__(self, rules: rows.RowRules) -> None:
         super().__init__(rules)
         self._repeated: list[rows.Fault] = []
+        self._pairs: list[tuple[str, object]] = []  # of the object that was read last
         self._decode = json.JSONDecoder(
             object_pairs_hook=self._object,
             parse_float=rows.Number,
@@ -117,7 +118,7 @@ class JsonlReader(RowReader):
         ).decode
 
     def _object(self, pairs: list[tuple[str, object]]) -> dict[str, object]:
-        members = dict(pairs)
+        members, self._pairs = dict(pairs), pairs
 
         if len(members) < len(pairs):
             counts = Counter(name for name, _ in pairs)
@@ -168,7 +169,7 @@ class JsonlReader(RowReader):
         if not isinstance(row, InvalidRow) or not self._repeated:
             return row
 
-        is_key_known = all(fault.column != "key" for fault in self._repeated)
+        is_key_known = [name for name, _ in self._pairs].count("key") < 2  # noqa: PLR2004
         return row._replace(key=row.key if is_key_known else None, says=rows.UNREAD)
 
     def _read_plain(self, line: bytes) -> Row | None:
