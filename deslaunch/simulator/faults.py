@@ -185,13 +185,11 @@ class SimulatorError(Exception):
 
     Attributes:
         where: place of the value, like ``faults[2].share``, or ``""`` for the whole file.
-        expected: what is allowed there.
     """
 
     def __init__(self, where: str, *, expected: str, got: object) -> None:
         super().__init__(f"{where or 'the file'}: expected {expected}, got {shorten(got)}")
         self.where = where
-        self.expected = expected
 
 
 def load_json(path: str | os.PathLike[str]) -> Any:
@@ -446,7 +444,7 @@ RULES: Final[Mapping[str, tuple[str, _Test]]] = {
         ("bytes", "a whole number from 0", _number(int, least=0)),
         ("status", "a status from 200 to 599", _number(int, least=200, most=599)),
         ("share", "a number from 0 to 1", _number(int, float, least=0, most=1)),
-        ("retryAfterDate", "a number of seconds", _is_number),
+        ("retryAfterDate", "seconds from -1e9 to 1e9", _number(int, float, least=-1e9, most=1e9)),
         ("latency finishAfter seconds after", "a number of seconds from 0", _is_duration),
         ("start", "true or false", _is(bool)),
         ("fault", *_one_of(KINDS)),
