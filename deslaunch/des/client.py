@@ -395,8 +395,7 @@ class DesClient:
             self._last_date = date, self._now()
 
         if "Content-Encoding" in headers:
-            encoding = headers["Content-Encoding"]
-            exchange.body = http.unpacked(exchange.body, encoding, exchange.limit)
+            exchange.body = http.unpacked(exchange)
 
         if exchange.status != HTTPStatus.OK or exchange.error is not None:
             raise self._verdict(path, exchange, generation) from self._cause(exchange.error)

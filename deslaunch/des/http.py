@@ -480,22 +480,23 @@ def _calling(note: Callable[[Exchange], None]) -> Callable[..., Awaitable[None]]
     return hook
 
 
-def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
-    """Return a decompressed body; the body itself if that fails or the encoding is unknown.
+def unpacked(response: Exchange) -> bytes:
+    """Return the body, decompressed unless that fails or the encoding is unknown.
 
     Every request asks for no encoding, but some gateways compress all the same. An incomplete body
-    is decompressed as far as possible, and none beyond ``limit`` bytes.
+    is decompressed as far as possible, and none beyond the response's limit.
     """
     windows = {"gzip": (31,), "x-gzip": (31,), "deflate": (15, -15)}
+    encoding = response.headers.get("Content-Encoding", "").strip().lower()
 
-    for window in windows.get(encoding.strip().lower(), ()):
-        found, rest = b"", body
+    for window in windows.get(encoding, ()):
+        found, rest = b"", response.body
 
         try:
             for _ in range(100):  # gzip may have several members; more would only take time
-                if rest and len(found) < limit:
+                if rest and len(found) < response.limit:
                     member = zlib.decompressobj(window)
-                    found += member.decompress(rest, limit - len(found))
+                    found += member.decompress(rest, response.limit - len(found))
                     rest = member.unused_data
         except zlib.error:
             if not found:
@@ -503,7 +504,7 @@ def unpacked(body: bytes, encoding: str, limit: int) -> bytes:
 
         return found
 
-    return body
+    return response.body
 
 
 # -- Exceptions of aiohttp, as verdicts and texts ----------------------------------------------

@@ -409,8 +409,7 @@ class OAuthToken:
         finally:
             await sender.aclose()
 
-        encoding = exchange.headers.get("Content-Encoding", "")
-        exchange.body = http.unpacked(exchange.body, encoding, _GRANT_LIMIT)
+        exchange.body = http.unpacked(exchange)
         return exchange
 
     def _granted(self, response: http.Exchange) -> dict[str, str]:
