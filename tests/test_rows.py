@@ -28,7 +28,7 @@ from deslaunch.manifest.readers import (
     MAX_RECORD,
     columns_of,
     csv_cells,
-    csv_line,
+    csv_lines,
     header_of,
     json_object,
 )
@@ -614,8 +614,8 @@ def test_what_the_ledger_keeps_is_the_row(row: Row) -> None:
 def test_what_is_written_as_csv_is_read_as_the_same_rows(rows: list[Row], delimiter: str) -> None:
     told = [(dump_row(row), row.key) for row in rows]
     header = header_of((), [column for says, _ in told for column in columns_of(says)])
-    table = csv_line(header, delimiter)
-    table += b"".join(csv_line(csv_cells(says, header, key), delimiter) for says, key in told)
+    cells = (csv_cells(says, header, key) for says, key in told)
+    table = csv_lines([header, *cells], delimiter)
     items = items_of("csv", table, delimiter=delimiter, is_batch_output_allowed=True)
 
     assert [item._replace(number=1, line=1) for item in items] == rows
@@ -636,7 +636,7 @@ def test_a_value_that_could_not_be_read_is_no_text_in_csv(value: str) -> None:
     (invalid,) = items_of("jsonl", jsonl_with(f'"key": "k", "parameters": {{"a": {value}}}'))
     assert isinstance(invalid, InvalidRow)
     header = ["key", "target", "jobId", "a"]
-    table = csv_line(header) + csv_line(csv_cells(invalid.says, header, "k"))
+    table = csv_lines([header, csv_cells(invalid.says, header, "k")])
     (again,) = items_of("csv", table)
 
     assert isinstance(again, InvalidRow)
@@ -689,7 +689,7 @@ def test_an_invalid_row_that_is_written_again_is_invalid_until_it_is_fixed(table
     (invalid,) = items_of("csv", table)
     assert isinstance(invalid, InvalidRow)
     header = ["key", "target", "jobId", "a"]
-    cells = csv_line(header) + csv_line(csv_cells(invalid.says, header, "k"))
+    cells = csv_lines([header, csv_cells(invalid.says, header, "k")])
     line = orjson.dumps(json_object(invalid.says, "k"))
 
     for form, content in (("csv", cells), ("jsonl", line)):

@@ -146,7 +146,7 @@ class _Connection(asyncio.Protocol):
         transport.set_protocol(self)
 
     def data_received(self, data: bytes) -> None:
-        exchange = self._exchange
+        exchange, self._last = self._exchange, data
 
         if exchange is None:
             self.expires = 0.0
@@ -155,8 +155,6 @@ class _Connection(asyncio.Protocol):
                 self._on_unreliable("a response was received without a request", data)
 
             return
-
-        self._last = data
 
         if not exchange.received:
             head, _, body = data.partition(_END)
@@ -204,9 +202,8 @@ class _Connection(asyncio.Protocol):
 
         if len(handler) or not self._is_at_end(message, exchange.body):
             exchange.body = exchange.received
-            reason = "a request got two responses"
-            self._on_unreliable(reason, exchange.received)
-            raise ExtraResponse(reason)
+            self._on_unreliable("a request got two responses", exchange.received)
+            raise ExtraResponse
 
         self._exchange = None
 
@@ -349,11 +346,7 @@ class QuickSender:
 
     async def _connect(self, route: Route) -> _Connection:
         request = aiohttp.ClientRequest(
-            "POST",
-            route.url,
-            loop=self._loop,
-            proxy=route.proxy,
-            proxy_headers=route.proxy_headers,
+            "POST", route.url, loop=self._loop, proxy=route.proxy, proxy_headers=route.proxy_headers
         )
 
         try:

@@ -155,11 +155,8 @@ class JsonlReader(RowReader):
             text = line.decode("utf-8", "replace")
             return self.invalid(_undecodable(text, exc.start, self.line))
         except (json.JSONDecodeError, RecursionError) as exc:
-            why = "nested too deeply"
-
-            if isinstance(exc, ValueError):
-                why = f"not JSON: {exc.msg} (character {exc.pos + 1})"
-
+            at = f"{exc.msg} (character {exc.pos + 1})" if isinstance(exc, ValueError) else ""
+            why = f"not JSON: {at}" if at else "nested too deeply"
             message = f"this is {why}; fix the line"
             return self.invalid(rows.Fault("", "one JSON object", line.decode().strip(), message))
 
@@ -499,11 +496,6 @@ def csv_lines(rows: Iterable[Iterable[object]], delimiter: str = ",") -> bytes:
     lines = io.StringIO()
     csv.writer(lines, delimiter=delimiter).writerows(rows)
     return lines.getvalue().encode()
-
-
-def csv_line(cells: Iterable[object], delimiter: str = ",") -> bytes:
-    """Return a line of CSV with its newline."""
-    return csv_lines([cells], delimiter)
 
 
 def json_object(says: str, key: str | None) -> dict[str, Any]:

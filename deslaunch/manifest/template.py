@@ -17,7 +17,7 @@ import orjson
 from deslaunch.des import wire
 from deslaunch.errors import ConfigurationError
 from deslaunch.manifest import readers, rows
-from deslaunch.manifest.readers import column_of, csv_line, csv_lines
+from deslaunch.manifest.readers import column_of, csv_lines
 from deslaunch.manifest.schema import KINDS, UNKNOWN_KIND, Schema
 from deslaunch.model import (
     DEFAULT_TARGET,
@@ -57,7 +57,7 @@ def manifest_of(job: Job, form: Format, target: str = DEFAULT_TARGET) -> str:
     if form == "csv":
         header = [*said, *(column_of(parameter.name) for parameter in job.parameters)]
         cells = [values.get(parameter.name, "") for parameter in job.parameters]
-        return (csv_line(header) + csv_line([*said.values(), *cells])).decode()
+        return csv_lines([header, [*said.values(), *cells]]).decode()
 
     numbers = {p.name for p in job.parameters if p.type in (wire.INTEGER, wire.DECIMAL)}
     parameters = {
@@ -202,11 +202,11 @@ def rows_of(job: Job, each: Mapping[str, Sequence[str]], target: str) -> Iterato
     _check_values(job, each, target)
     varying = [name for name, values in each.items() if len(values) > 1] or list(each)
     texts = [text for name in varying for text in each[name]]
-    marks = (mark for mark in "-_/|,; " if not any(mark in text for text in texts))
     keys = [*texts, "-".join(max(each[name], key=len) for name in varying)]
     keyed, rules = ({"key": key, "jobId": job.job_id} for key in keys), rows.RowRules()
     are_keys = all(isinstance(rows.row_from_object(one, 1, rules), Row) for one in keyed)
-    mark = next(marks, None) if are_keys else None
+    marks = "-_/|,; " if are_keys else ""
+    mark = next((mark for mark in marks if not any(mark in text for text in texts)), None)
 
     for number, values in enumerate(product(*each.values()), 1):
         chosen = dict(zip(each, values, strict=True))
@@ -259,7 +259,8 @@ def write_rows(found: Iterable[Row], form: Format, *, names_target: bool) -> Ite
             continue
 
         texts = [orjson.dumps(one).decode() for one in said]
-        header = b"" if columns else csv_line(columns := [*reserved, *readers.columns_of(texts[0])])
+        needed = [*reserved, *readers.columns_of(texts[0])]
+        header = b"" if columns else csv_lines([columns := needed])
         pairs = zip(texts, some, strict=True)
         yield header + csv_lines(readers.csv_cells(text, columns, row.key) for text, row in pairs)
 

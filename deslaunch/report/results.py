@@ -128,11 +128,8 @@ async def write_results(
 
 def csv_header(names: Sequence[str] | None = None) -> bytes:
     """Return the line above those of :func:`csv_results`."""
-    return readers.csv_line(
-        COLUMNS
-        if names is None
-        else [*names, *(f"{readers.NOTE_PREFIX}{name}" for name in COLUMNS)]
-    )
+    notes = (f"{readers.NOTE_PREFIX}{name}" for name in COLUMNS)
+    return readers.csv_lines([COLUMNS if names is None else [*names, *notes]])
 
 
 def csv_results(names: Sequence[str] | None, rows: Collection[ResultRow]) -> bytes:

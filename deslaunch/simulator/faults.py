@@ -229,7 +229,6 @@ def _list_of(holds: _Test, least: int = 0) -> _Test:
 
 is_whole: Final = _number(int)
 _is_count: Final = _number(int, least=1)
-_is_number: Final = _number(int, float)
 _is_duration: Final = _number(int, float, least=0)
 _is_text: Final = _is(str)
 
@@ -247,7 +246,7 @@ def _is_ascii(value: Any) -> bool:
 
 
 def _is_wait(value: Any) -> bool:
-    return _is_number(value) or _is_ascii(value)
+    return type(value) in (int, float) or _is_ascii(value)
 
 
 def _are_headers(value: Any) -> bool:
