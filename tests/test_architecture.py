@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 PACKAGE: Final = Path(deslaunch.__file__).parent
 # About what the whole design may take.
 MOST_MODULES: Final = 53
-MOST_LINES: Final = 11_900
+MOST_LINES: Final = 11_930
 MOST_LINES_OF_A_MODULE: Final = 450
 _NO_CODE: Final = {
     tokenize.COMMENT,
