@@ -34,7 +34,7 @@ from deslaunch.ledger.ledger import NewBatch, begin_import, open_ledger, take_le
 from deslaunch.ledger.sqlite import check_file_system, find_holder
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
 
     from deslaunch.ledger.ledger import Ledger
 
@@ -451,9 +451,27 @@ class TestWhatIsRefused:
 
         assert find_holder(str(place)) is None
 
-    async def test_one_whose_text_is_none(self, place: Path) -> None:
+    @pytest.mark.parametrize(
+        "spoiled",
+        [
+            pytest.param({b"default": b"d\xff\xfeault"}, id="a value"),
+            # SQLite's message has the name.
+            pytest.param(
+                {b"indexrow_key": b"indexrow\x91key", b"CREATE U": b"CREATEXU"}, id="a name"
+            ),
+        ],
+    )
+    async def test_one_whose_text_is_none(
+        self, spoiled: Mapping[bytes, bytes], place: Path
+    ) -> None:
         await (await make(place)).aclose()
-        place.write_bytes(place.read_bytes().replace(b"default", b"d\xff\xfeault"))
+        held = place.read_bytes()
+
+        for word, other in spoiled.items():
+            assert word in held
+            held = held.replace(word, other)
+
+        place.write_bytes(held)
 
         with pytest.raises(LedgerDamaged, match="UTF-8"):
             await open_ledger(str(place))

@@ -443,6 +443,8 @@ def _translated(place: str) -> Iterator[None]:
         yield
     except sqlite3.Error as exc:
         raise _error_of(place, exc) from exc
+    except UnicodeDecodeError as exc:
+        raise _is_damaged(place, "SQLite's message is not in UTF-8") from exc
     except FileExistsError as exc:
         raise _exists(place) from exc
     except OSError as exc:
