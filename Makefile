@@ -41,7 +41,7 @@ unit: $(VENV)/.test ## Run the tests
 	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 .PHONY: torture
-torture: $(VENV)/.test ## Attack it for twenty minutes, and show what held (Linux, strace)
+torture: $(VENV)/.test ## Attack it for about 16 minutes, and show what held (Linux, strace)
 	@PYTHONPATH=tests $(BIN)/python -m torture $(TORTURE)
 
 .PHONY: bench

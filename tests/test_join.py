@@ -288,7 +288,7 @@ def test_all_other_commands_work_beside_launchers(night: Night) -> None:
     log = night.call("log", night.ledger).lines
     report = night.call("report", night.ledger, "-o", "night.html")
     watched = night.call("watch", night.ledger, "--json")
-    run = night.place.simulator.runs[1].job_run_id
+    [run] = night.judge.starts_by_row[2]
     resolved = night.call("resolve", night.ledger, "row-2", "--started", run)
     busy_row = night.call("resolve", night.ledger, "row-4", "--not-started", "--early")
     who = f"at work: process {first.pid} on {socket.gethostname()} since "
