@@ -335,7 +335,8 @@ class Simulator:
         task.add_done_callback(self._drop)
 
     def _drop(self, task: asyncio.Task[None]) -> None:
-        self._clients.pop(task).transport.abort()
+        with suppress(AttributeError):  # Python 3.11.2 can't abort TLS that was closed twice
+            self._clients.pop(task).transport.abort()
 
         if not task.cancelled() and (failure := task.exception()) is not None:
             self._failures.append(failure)
