@@ -276,8 +276,7 @@ async def _errors_of_start(new_place: str | None) -> AsyncIterator[None]:
         raise
     finally:
         if new_place is not None and not await to_thread.run_sync(Path(new_place).exists):
-            lock = Path(f"{new_place}.lock")
-            await to_thread.run_sync(partial(lock.unlink, missing_ok=True))
+            await to_thread.run_sync(partial(Path(f"{new_place}.lock").unlink, missing_ok=True))
 
 
 def _parse_value(argument: str) -> tuple[str, Any]:

@@ -146,10 +146,8 @@ def stop_line(stop: events.Stop) -> str:
 
 def stop_lines(summary: events.Summary, sessions: "Sequence[SessionInfo]") -> Iterator[str]:
     """Yield why the last session left rows, where no launcher is at work."""
-    for last in sessions[-1:]:
-        if last.ended_ms is None:
-            who = f"process {last.pid} on {last.host} since {utc(last.began_ms)}"
-            yield f"stopped: {who} recorded no end: it was killed, or its machine or disk failed"
+    for who in (one.launcher for one in sessions[-1:] if one.ended_ms is None):
+        yield f"stopped: {who} recorded no end: it was killed, or its machine or disk failed"
 
     if summary.counts.pending:
         yield from map(stop_line, summary.stops)

@@ -132,6 +132,11 @@ class SessionInfo(NamedTuple):
     options: dict[str, Any]
     targets: dict[str, str]
 
+    @property
+    def launcher(self) -> Launcher:
+        """The process whose session it is, or was."""
+        return Launcher(self.pid, self.host, self.began_ms)
+
 
 class ResultRow(NamedTuple):
     """One row of the view ``results``; flags are 0, 1 or None, times RFC 3339 in UTC.
